@@ -10,6 +10,7 @@ import typer
 
 from jobs import terminal
 from jobs.options import AsJson, File, Set
+from spin.errors import UserError
 from spin.settings import load_settings
 
 if TYPE_CHECKING:
@@ -35,8 +36,13 @@ def forget(
     forgotten = forget_documents(load_settings(settings, set), wanted, output, dry_run=dry_run)
     if as_json:
         terminal.plain(asdict(forgotten))
-        return
-    _print_forgotten(forgotten, len(wanted), dry_run)
+    else:
+        _print_forgotten(forgotten, len(wanted), dry_run)
+    unreadable = [error for model in forgotten.registries for error in model.unreadable.values()]
+    if unreadable:
+        raise UserError(
+            f"{len(unreadable)} versions could not be read, so what they name is not known: {unreadable[0]}"
+        )
 
 
 def _print_forgotten(forgotten: Forgotten, ids: int, dry_run: bool) -> None:
@@ -46,7 +52,7 @@ def _print_forgotten(forgotten: Forgotten, ids: int, dry_run: bool) -> None:
     held = ("would be emptied" if dry_run else "emptied") if forgotten.emptied else "holds none of the documents"
     terminal.say(f"          store: {held}{'; the next training begins anew' if forgotten.emptied else ''}")
     for model in forgotten.registries:
-        versions = f", of version {', '.join(model.versions)} the top documents" if model.versions else ""
+        versions = f", neurons of versions {', '.join(model.versions)}" if model.versions else ""
         terminal.say(
             f"          model {model.model}: {model.evaluation:,} documents of the evaluation set, "
             f"{model.nights:,} logged reports{versions}"

@@ -48,11 +48,14 @@ class ForgottenIds:
         return [at for at, id in enumerate(ids) if id is not None and _hash(id, self.salt) in self.hashes]
 
 
+NOTHING_FORGOTTEN = ForgottenIds()
+
+
 def read_forgotten(store: Store) -> ForgottenIds:
     """The ids that are forgotten in an output or in the store of a training; none where nothing was forgotten."""
     salt = store.read(_SALT)
     if salt is None:
-        return ForgottenIds()
+        return NOTHING_FORGOTTEN
     stored = store.read_many(store.list(_HASHES)).values()
     return ForgottenIds(
         salt, frozenset(data[at : at + _BYTES] for data in stored for at in range(0, len(data), _BYTES))

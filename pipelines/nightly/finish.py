@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.intake import FileOutcome, NightPlan
-from pipelines.data.spool import SPOOL
+from pipelines.data.spool import FORGOTTEN, SPOOL
 from pipelines.nightly.report.night_report import (
     LISTED_FILES,
     REPORT,
@@ -32,7 +32,7 @@ from pipelines.nightly.report.run_report import render_reports
 from pipelines.nightly.report.throughput import busy_seconds
 from pipelines.nightly.review.checked_labels import list_scores
 from pipelines.nightly.steps.classify_job import ENDINGS, SAMPLE
-from pipelines.nightly.steps.classify_step import FORGOTTEN, work_digest
+from pipelines.nightly.steps.classify_step import work_digest
 from pipelines.nightly.steps.run_records import ClassifyCounts
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import RUNS, NightRecord, find_night, finish_run

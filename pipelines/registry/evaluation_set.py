@@ -90,14 +90,19 @@ def replace_frozen(client: Any, name: str, tags: Mapping[str, str], evaluation_s
         path, digest = _write(evaluation_set, Path(folder))
         client.set_registered_model_tag(name, _NEXT_TAG, digest)
         client.log_artifact(tags[_RUN_TAG], str(path), str(Path(_FILE).parent))
-    settle_frozen(client, name, {_NEXT_TAG: digest})
+    settle_frozen(client, name, {_NEXT_TAG: digest}, evaluation_set)
 
 
-def settle_frozen(client: Any, name: str, tags: Mapping[str, str]) -> None:
-    """End a replacement of the frozen set; nothing to do where the model's tags say that none was begun."""
-    if _NEXT_TAG in tags:
+def settle_frozen(client: Any, name: str, tags: Mapping[str, str], stored: EvaluationSet) -> None:
+    """End a replacement of the frozen set, if the model's tags say that one was begun, given the set that is stored.
+
+    Where that is the announced one, its digest becomes that of the model.
+    """
+    if _NEXT_TAG not in tags:
+        return
+    if hashlib.sha256(stored.to_json()).hexdigest() == tags[_NEXT_TAG]:
         client.set_registered_model_tag(name, _DIGEST_TAG, tags[_NEXT_TAG])
-        client.delete_registered_model_tag(name, _NEXT_TAG)
+    client.delete_registered_model_tag(name, _NEXT_TAG)
 
 
 def _write(evaluation_set: EvaluationSet, folder: Path) -> tuple[Path, str]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from pipelines.registry import evaluation_set, packaging
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.versions import ARTIFACT_TAG, MODEL_TAG, NEXT, Registry
-from spin.errors import UserError
 
-_TAGS = (ARTIFACT_TAG, MODEL_TAG)
+_PARTS = {MODEL_TAG: "", ARTIFACT_TAG: packaging.SPIN}
+"""folder in the logged model by the tag with its digest: the digest of the artifact is announced last"""
 
 
 def replace_version_file(
@@ -25,8 +24,7 @@ def replace_version_file(
     """Replace a file of the artifact of a version by what `rewrite` makes of it, and return whether that differs.
 
     A version without this file, or one whose file `rewrite` returns None for, stays as it is. With `dry_run`, nothing
-    is changed. Raises UserError where the files of the version are not those that were registered, or where they are
-    not those of a logged model.
+    is changed. Raises UserError where the files of the version are not those that were registered.
     """
     with tempfile.TemporaryDirectory() as scratch:
         artifact = Path(scratch) / "artifact"
@@ -34,12 +32,13 @@ def replace_version_file(
         content = rewrite((artifact / name).read_bytes()) if (artifact / name).is_file() else None
         if dry_run:
             return content is not None
+        _settle(registry, number, packaging.folder_digest(artifact))
         if content is not None:
             model = registry.download_model(number, Path(scratch))
             (model / packaging.SPIN / name).write_bytes(content)
-            _announce(registry, number, model)
+            digest = _announce(registry, number, model)
             _upload(registry, number, model / packaging.SPIN / name)
-    _settle(registry, number)
+            _settle(registry, number, digest)
     return content is not None
 
 
@@ -50,16 +49,16 @@ def replace_evaluation_set(
 
     With `dry_run`, nothing is changed.
     """
-    frozen = registry.evaluation_set()
+    frozen, client = registry.evaluation_set(), registry.tracking.client
     if frozen is None:
         return 0
-    left, tags, client = rewrite(frozen), registry.tags(), registry.tracking.client
+    left = rewrite(frozen)
     removed = len(frozen) - len(left)
-    with registry.tracking.session():
-        if removed and not dry_run:
-            evaluation_set.replace_frozen(client, registry.name, tags, left)
-        elif not dry_run:
-            evaluation_set.settle_frozen(client, registry.name, tags)
+    if not dry_run:
+        with registry.tracking.session():
+            evaluation_set.settle_frozen(client, registry.name, registry.tags(), frozen)
+            if removed:
+                evaluation_set.replace_frozen(client, registry.name, registry.tags(), left)
     return removed
 
 
@@ -78,7 +77,10 @@ def replace_night_files(
         files = None if text is None else rewrite(text)
         changed += files is not None
         with registry.tracking.session():
-            for file, content in ({} if dry_run or files is None else files).items():
+            replaced = {} if dry_run or files is None else files
+            for file, content in sorted(
+                replaced.items(), key=lambda pair: pair[0] == name
+            ):  # the one that is read last
                 registry.tracking.client.log_text(run, content, file)
     return changed
 
@@ -101,33 +103,34 @@ def _night_runs(registry: Registry) -> list[str]:
         return runs
 
 
-def _announce(registry: Registry, number: str, model: Path) -> None:
-    """Tag a version with the digests that its files will have."""
-    parts = {ARTIFACT_TAG: model / packaging.SPIN, MODEL_TAG: model}
-    digests = {tag: packaging.folder_digest(folder) for tag, folder in parts.items()}
+def _announce(registry: Registry, number: str, model: Path) -> str:
+    """Tag a version with the digests that its files will have; return that of its artifact."""
+    digests = {tag: packaging.folder_digest(model / part) for tag, part in _PARTS.items()}
     with registry.tracking.session():
         for tag, digest in digests.items():
             registry.tracking.client.set_model_version_tag(registry.name, number, tag + NEXT, digest)
+    return digests[ARTIFACT_TAG]
 
 
 def _upload(registry: Registry, number: str, file: Path) -> None:
+    """Replace a file of the logged model of a version."""
     with registry.tracking.session():
-        client: Any = registry.tracking.client
-        model_id = client.get_model_version(registry.name, number).model_id
-        if not model_id:
-            raise UserError(
-                f"version {number} of {registry.name} was registered by another version of MLflow, which keeps its "
-                "files with a run; delete the version in MLflow"
-            )
+        client = registry.tracking.client
+        model_id = client.get_model_version(registry.name, number).source.removeprefix("models:/")
         client.log_model_artifact(model_id, str(file), packaging.SPIN)
 
 
-def _settle(registry: Registry, number: str) -> None:
-    """Make announced digests those of the version."""
+def _settle(registry: Registry, number: str, digest: str) -> None:
+    """End the replacement of a file of a version, if one was begun, given the digest that its artifact has.
+
+    Where that is the announced one, the announced digests become those of the version.
+    """
     with registry.tracking.session():
         client = registry.tracking.client
         tags = client.get_model_version(registry.name, number).tags
-        for tag in _TAGS:
-            if tag + NEXT in tags:
-                client.set_model_version_tag(registry.name, number, tag, tags[tag + NEXT])
-                client.delete_model_version_tag(registry.name, number, tag + NEXT)
+        announced = {tag: tags[tag + NEXT] for tag in _PARTS if tag + NEXT in tags}
+        if announced.get(ARTIFACT_TAG) == digest:
+            for tag, each in announced.items():
+                client.set_model_version_tag(registry.name, number, tag, each)
+        for tag in announced:
+            client.delete_model_version_tag(registry.name, number, tag + NEXT)

@@ -303,8 +303,7 @@ def _require_none_forgotten(settings: Settings, labelled: LabelledCorpus) -> Non
     found = read_forgotten(Store(settings.store)).find(labelled.ids)
     if found:
         raise UserError(
-            f"data.train holds {len(found)} documents that `spin forget` was given, such as "
-            f"'{labelled.ids[found[0]]}'; remove them from the corpus"
+            f"data.train holds {len(found)} documents whose ids `spin forget` was given; remove them from the corpus"
         )
 
 

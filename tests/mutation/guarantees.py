@@ -526,9 +526,9 @@ GUARANTEES = (
             ),
             Cut(
                 f"{FORGET}::test_a_night_after_a_crash_leaves_the_documents_out",
-                "pipelines/nightly/classify_pass.py",
-                "forgotten = read_forgotten(shared.tables.out)",
-                "forgotten = type(read_forgotten(shared.tables.out))()",
+                "pipelines/data/forgotten_ids.py",
+                "stored = store.read_many(store.list(_HASHES)).values()",
+                "stored: list[bytes] = []",
             ),
             Cut(
                 f"{FORGET}::test_a_driver_that_slept_meanwhile_publishes_nothing",
@@ -538,14 +538,14 @@ GUARANTEES = (
             ),
             Cut(
                 f"{FORGET}::test_all_models_of_an_output_forget",
-                f"{FORGETTING}/forget_nights.py",
-                "unused += [key for key, name in owners.items() if is_pass_name(name)]",
+                f"{FORGETTING}/unused_objects.py",
+                "return {name for name, each in runs.items() if all(is_run_of(run, models) for run in each)}",
+                "return set()",
             ),
             Cut(
                 f"{FORGET}::test_later_nights_leave_the_documents_out",
-                "pipelines/nightly/steps/classify_step.py",
-                "named = {row for row in rows if dead[row][0] != FORGOTTEN}",
-                "named = set(rows)",
+                "pipelines/data/spool.py",
+                "shown[gone] = False",
             ),
         ),
     ),

@@ -8,33 +8,30 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from pipelines.data.forgotten_ids import FOLDER, ForgottenIds, add_forgotten
-from pipelines.nightly.finish import is_work
 from pipelines.nightly.forget.held_rows import WITH_IDS, HeldRows, RunFiles, find_held
 from pipelines.nightly.forget.rewritten_run import Rewriting
+from pipelines.nightly.forget.unused_objects import find_unused
 from pipelines.nightly.report.newest_report import hide_report, show_newest_report
 from pipelines.nightly.review.checked_labels import remove_labels, rescore_nights
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import (
     ABANDONED,
-    RUN,
     RUNS,
     abandon_run,
     find_nights,
-    is_run_name,
+    is_run_of,
     lease_model,
     list_run_names,
     now,
 )
 from pipelines.nightly.tables.night_tables import (
     PREDICTIONS,
-    TABLES,
     NightTables,
     PublishedRun,
     was_published,
 )
 from pipelines.nightly.tables.old_layout import refuse_old_layout
-from pipelines.nightly.tables.passes import is_pass_name
-from pipelines.nightly.tables.publication import claim, clean_side_tables, published_files
+from pipelines.nightly.tables.publication import claim, clean_side_tables, published_files, require_claim
 from pipelines.nightly.tables.vacuum import models_of
 from pipelines.storage.lease import user_name
 from pipelines.storage.object_store import Store
@@ -43,8 +40,6 @@ from spin.settings import RaySettings
 
 _RETRY_SECONDS = RaySettings().retry_seconds
 """for which a commit is tried again while the store does not answer"""
-_MARKS = (RUN, ABANDONED)
-"""records that stay of a run that was given up"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,37 +66,51 @@ class ForgottenRows:
     """labels that were removed"""
 
 
+def announce_forgotten(output: str, ids: Collection[str]) -> ForgottenIds:
+    """Store the hashes of ids in an output: a night that begins from then on leaves their documents out.
+
+    Raises UserError if the output holds no night.
+    """
+    return add_forgotten(_open_tables(output).out, ids)
+
+
 def forget_in_output(output: str, ids: Collection[str], *, dry_run: bool = False) -> ForgottenRows:
     """Remove documents from all nights of an output, and return what was removed; later nights leave them out.
 
-    The hashes of the ids are stored first, so that a night that begins from then on leaves the documents out, whatever
-    happens to this process; the same command then completes what it has begun. Each night that holds one of them is
-    written again as a new run and published in one commit. Unfinished runs are given up, since they have read what is
-    to be forgotten, and so are replaced runs that hold one. What was replaced is deleted at once: a reader that has
-    opened the tables before must open them again. With `dry_run`, nothing is changed.
+    The hashes of the ids are stored before anything is removed, and the same command completes what a process that
+    ended in between has begun. Each night that holds one of the documents is written again as a new run and published
+    in one commit. Unfinished runs are given up, since they have read what is to be forgotten, and so are replaced runs
+    that hold one. What was replaced is deleted at once: a reader that has opened the tables before must open them
+    again. With `dry_run`, nothing is changed.
 
     Raises HeldError while a night is at work in the output: run the command again after it. Raises UserError if the
     output holds no night.
     """
-    out = Store(output)
-    refuse_old_layout(out)
-    tables = NightTables(out)
-    tables.open(PREDICTIONS)
+    tables = _open_tables(output)
     if dry_run:
         return _plan(tables, ForgottenIds.of(ids))
-    forgotten = add_forgotten(out, ids)
+    forgotten = announce_forgotten(output, ids)
     with ExitStack() as leases:
         claims = _claim_all(tables, leases)
         done = _forget(tables, forgotten, claims)
         name = f"{done.at.replace(':', '')}-{max(claims.values(), default=0)}"
-        out.write_json(f"{FOLDER}/records/{name}.json", to_json(done))
+        tables.out.write_json(f"{FOLDER}/records/{name}.json", to_json(done))
     return done
+
+
+def _open_tables(output: str) -> NightTables:
+    out = Store(output)
+    refuse_old_layout(out)
+    tables = NightTables(out)
+    tables.open(PREDICTIONS)
+    return tables
 
 
 def _claim_all(tables: NightTables, leases: ExitStack) -> dict[str, int]:
     """Take the lease and a claim of every model; one that has begun a night meanwhile is among them.
 
-    A night that begins later reads the hashes of the ids after its beginning was recorded.
+    The first night of a model that begins later reads the hashes of the ids after its beginning was recorded, and is
+    left alone.
     """
     claims: dict[str, int] = {}
     while missing := [model for model in models_of(tables) if model not in claims]:
@@ -113,17 +122,18 @@ def _claim_all(tables: NightTables, leases: ExitStack) -> dict[str, int]:
 
 def _plan(tables: NightTables, forgotten: ForgottenIds) -> ForgottenRows:
     """What would be removed."""
+    models = models_of(tables)
     held = {night.run: _find_rows(tables, night, forgotten)[1] for night in list_nights(tables)}
     found = {run: rows for run, rows in held.items() if rows}
     return ForgottenRows(
         output=tables.out.uri,
         at=now(),
         by=user_name(),
-        models=tuple(models_of(tables)),
+        models=tuple(models),
         ids=len(forgotten),
         rows=_count_rows(found.values()),
         rewritten=dict.fromkeys(found, ""),
-        given_up=tuple(_runs_to_give_up(tables, forgotten)),
+        given_up=tuple(_runs_to_give_up(tables, models, forgotten)),
         labels=remove_labels(tables.out, forgotten, dry_run=True),
     )
 
@@ -132,19 +142,15 @@ def _forget(tables: NightTables, forgotten: ForgottenIds, claims: Mapping[str, i
     """Remove the documents under the claims of all models."""
     removed: list[HeldRows] = []
     rewritten: dict[str, str] = {}
-    labels = remove_labels(tables.out, forgotten)
-    for night in list_nights(tables):
+    for night in [night for night in list_nights(tables) if night.model in claims]:
         files, held = _find_rows(tables, night, forgotten)
         if held:
             rewriting = Rewriting(tables, night, files, held, forgotten)
             record = rewriting.publish(claims[night.model], retry_seconds=_RETRY_SECONDS)
             removed.append(held)
             rewritten[night.run] = record.run
-    given_up = _runs_to_give_up(tables, forgotten)
-    for run in given_up:
-        abandon_run(tables.out, run)
-    clean_side_tables(tables, claims, retry_seconds=_RETRY_SECONDS)
-    _delete_given_up(tables)
+    given_up = _give_up_and_delete(tables, forgotten, claims)
+    labels = remove_labels(tables.out, forgotten)
     hide_report(tables)
     show_newest_report(tables)
     rescore_nights(tables, rewritten)
@@ -166,11 +172,11 @@ def _find_rows(tables: NightTables, night: PublishedRun, forgotten: ForgottenIds
     return files, find_held(tables, files, forgotten)
 
 
-def _runs_to_give_up(tables: NightTables, forgotten: ForgottenIds) -> list[str]:
-    """The runs that are not published and must not be any more: unfinished ones, and replaced ones with the rows."""
+def _runs_to_give_up(tables: NightTables, models: Collection[str], forgotten: ForgottenIds) -> list[str]:
+    """The runs of models that are not published and must not be any more: unfinished ones, and those with the rows."""
     predictions = tables.open(PREDICTIONS)
     named = {night.run for night in list_nights(tables)}
-    others = [run for run in list_run_names(tables.out) if run not in named]
+    others = [run for run in list_run_names(tables.out) if run not in named and is_run_of(run, models)]
     marked = tables.out.read_many([f"{RUNS}/{run}/{ABANDONED}" for run in others])
     others = [run for run in others if f"{RUNS}/{run}/{ABANDONED}" not in marked]
     records = find_nights(tables.out, others)
@@ -188,18 +194,21 @@ def _holds(tables: NightTables, run: str, files: RunFiles, forgotten: ForgottenI
     return bool(find_held(tables, files, forgotten))
 
 
-def _delete_given_up(tables: NightTables) -> None:
-    """Delete the files of all runs that were given up, and what others and passes have worked with."""
-    out = tables.out
-    keys = [item.key for folder in (RUNS, *TABLES) for item in out.list_objects(folder)]
-    given_up = {key.split("/")[1] for key in keys if key.startswith(f"{RUNS}/") and key.endswith(f"/{ABANDONED}")}
-    marks = {f"{RUNS}/{run}/{mark}" for run in given_up for mark in _MARKS}
-    owners = {key: key.split("/")[1] for key in keys if key.count("/") > 1}
-    unused = [key for key, name in owners.items() if name in given_up and key not in marks]
-    unused += [key for key, name in owners.items() if is_pass_name(name)]
-    kept = [key for key, name in owners.items() if is_run_name(name) and name not in given_up]
-    unused += [key for key in kept if key.startswith(f"{RUNS}/") and is_work(key.split("/", 2)[2])]
-    out.delete_many(unused)
+def _give_up_and_delete(tables: NightTables, forgotten: ForgottenIds, claims: Mapping[str, int]) -> list[str]:
+    """Give up runs, delete what no run needs that is left, and return the names of the runs.
+
+    What is deleted is listed before the claims are checked: if this process is suspended in between and others claim
+    the models, it deletes nothing, and of what they write nothing is in the list.
+    """
+    given_up = _runs_to_give_up(tables, claims, forgotten)
+    for model, token in claims.items():
+        require_claim(tables, model, token)
+    for run in given_up:
+        abandon_run(tables.out, run)
+    unused = find_unused(tables, claims)
+    clean_side_tables(tables, claims, retry_seconds=_RETRY_SECONDS)
+    tables.out.delete_many(unused)
+    return given_up
 
 
 def _count_rows(held: Collection[HeldRows]) -> dict[str, int]:

@@ -19,10 +19,13 @@ from pipelines.nightly.report.run_report import render_reports
 from pipelines.nightly.tables.night_records import (
     RUNS,
     NightRecord,
+    RunRecord,
+    abandon_run,
     begin_run,
     find_night,
     find_runs,
     finish_run,
+    revive_run,
     run_name,
 )
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, PublishedRun
@@ -51,18 +54,26 @@ class Rewriting:
     def publish(self, token: int, *, retry_seconds: float) -> NightRecord:
         """Write the run that replaces the old one, publish it under the claim `token`, and return its record.
 
-        Its records are written after its files: of a process that ends in between, files are left that nothing names.
-        Raises as `publish_night` does.
+        Until it is complete it counts as given up: nobody goes on with it if this process ends in between. Raises as
+        `publish_night` does.
         """
-        out, old = self.tables.out, self.night.run
-        name = run_name(self.night.date, self.night.model, token)
+        out, name = self.tables.out, run_name(self.night.date, self.night.model, token)
+        abandon_run(out, name)
         files = {table: self._write_table(table, name) for table in self.files}
         store = out / f"{RUNS}/{name}"
-        _copy_plan(out / f"{RUNS}/{old}", store)
+        _copy_plan(out / f"{RUNS}/{self.night.run}", store)
         self._write_reports(store, name, token)
-        before, finished = find_runs(out, [old]).get(old), find_night(out, old)
-        known = before or finished  # neither is there if the folder of the run was deleted
-        run = begin_run(
+        record = finish_run(out, self._begin(token), token=token, files=files)
+        kept = schema_of(store.read_json(KEPT) or {})
+        revive_run(out, name)
+        publish_night(self.tables, record, token=token, kept=kept, retry_seconds=retry_seconds)
+        return record
+
+    def _begin(self, token: int) -> RunRecord:
+        """The beginning of the new run, with what is known of the old one."""
+        out, old = self.tables.out, self.night.run
+        known = find_runs(out, [old]).get(old) or find_night(out, old)  # neither, if its folder was deleted
+        return begin_run(
             out,
             date=self.night.date,
             model=self.night.model,
@@ -70,10 +81,6 @@ class Rewriting:
             token=token,
             incremental=known is not None and known.incremental,
         )
-        record = finish_run(out, run, token=token, files=files)
-        kept = schema_of(store.read_json(KEPT) or {})
-        publish_night(self.tables, record, token=token, kept=kept, retry_seconds=retry_seconds)
-        return record
 
     def _write_table(self, table: str, run: str) -> list[DataFile]:
         """The files of a table for the new run; the predictions keep a file also where no row is left in it."""

@@ -190,9 +190,13 @@ class NightReport:
 
 
 def find_report(run: Store) -> NightReport | None:
-    """The report in the folder of a run, None if there is none."""
+    """The report in the folder of a run, None if there is none, or one of a version that reported less."""
     stored = run.read_json(REPORT)
-    return None if stored is None else NightReport.from_json(stored)
+    try:
+        return None if stored is None else NightReport.from_json(stored)
+    except ValidationError:
+        _log.debug("%s/%s is of another version", run.uri, REPORT, exc_info=True)
+        return None
 
 
 def create_report(run: Store, report: NightReport) -> NightReport:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.data.forgotten_ids import ForgottenIds
+from pipelines.data.forgotten_ids import ForgottenIds, read_forgotten
 from pipelines.nightly.report.night_report import find_report
 from pipelines.nightly.report.scored_night import ScoredNight
 from pipelines.nightly.review.label_file import LabelRow, read_label_file
@@ -71,6 +71,8 @@ def add_labels(output: str, file: Path, *, date: str | None = None, model: str |
     file that cannot be read or lacks a column.
     """
     tables, rows = NightTables(Store(output)), read_label_file(file)
+    gone = set(read_forgotten(tables.out).find(row.id for row in rows))
+    rows = [row for at, row in enumerate(rows) if at not in gone]
     nights = list_nights(tables)
     if not nights:
         raise UserError(f"{output} has no published night; `spin classify` makes one")

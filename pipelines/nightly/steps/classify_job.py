@@ -76,7 +76,7 @@ class ClassifyJob:
     record: PassRecord | None = None
     """the pass, None for a run that classifies alone"""
     forgotten: ForgottenIds = field(default_factory=ForgottenIds)
-    """ids of the documents that are not read, and of which nothing is written"""
+    """ids of documents of which nothing is read or written but their place in the input"""
 
     def takers(self, shard: Shard) -> list[int]:
         """The numbers of the models whose runs take a shard."""

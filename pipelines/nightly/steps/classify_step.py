@@ -46,9 +46,6 @@ from spin.settings import Settings
 _log = logging.getLogger(__name__)
 DeadRow = tuple[str, str]
 """the reason and a message for a row that cannot be classified"""
-FORGOTTEN = "forgotten"
-"""reason of the dead letters of documents that were forgotten"""
-_FORGOTTEN_MESSAGE = "its id is among those that `spin forget` was given, so it is not classified"
 _SOUND = "This is a short and simple text."
 """classified by every new worker, and before a document is blamed for an error"""
 
@@ -106,12 +103,11 @@ class ClassifyStep:
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[Any]:
         takers = self.job.takers(shard)
         try:
-            documents = read_rows(shard, self.data, self.job.kept)
+            documents = read_rows(shard, self.data, self.job.kept, self.job.forgotten)
         except BadFileError as error:
             bad = replace(_count(shard, CheckedRows(), {}, []), bad=error.reason)
             return self.job.combine({number: StepResult({}, bad) for number in takers})
-        forgotten = dict.fromkeys(self.job.forgotten.find(documents.ids), (FORGOTTEN, _FORGOTTEN_MESSAGE))
-        dead = {number: self._find_dead(number, shard, documents) | forgotten for number in takers}
+        dead = {number: self._find_dead(number, shard, documents) for number in takers}
         results: dict[int, StepResult[ClassifyCounts]] = {}
         for members in _with_equal_rows(dead):
             results |= self._classify(shard, documents, {number: dead[number] for number in members}, attempt)
@@ -233,24 +229,18 @@ class ClassifyStep:
         return _with_kept(pa.table(columns), documents, rows)
 
     def _dead_letters(self, documents: CheckedRows, dead: Mapping[int, DeadRow]) -> pa.Table:
-        """One row per dead letter; `dead` holds the reason and the message by row.
-
-        Of a forgotten document only its place in the input is written.
-        """
+        """One row per dead letter; `dead` holds the reason and the message by row."""
         rows = sorted(dead)
-        named = {row for row in rows if dead[row][0] != FORGOTTEN}
         columns = {
-            "id": pa.array([documents.ids[row] if row in named else None for row in rows], pa.string()),
+            "id": pa.array([documents.ids[row] for row in rows], pa.string()),
             "file": pa.array([documents.files[row] for row in rows], pa.string()),
             "first": pa.array([documents.firsts[row] for row in rows], pa.int64()),
             "row": pa.array([documents.rows[row] for row in rows], pa.int64()),
             "reason": pa.array([dead[row][0] for row in rows], pa.string()),
             "message": pa.array([dead[row][1] for row in rows], pa.string()),
-            "text": pa.array(
-                [documents.texts[row] if self.keep_text and row in named else None for row in rows], pa.string()
-            ),
+            "text": pa.array([documents.texts[row] if self.keep_text else None for row in rows], pa.string()),
         }
-        return _with_kept(pa.table(columns), documents, [row if row in named else None for row in rows])
+        return _with_kept(pa.table(columns), documents, rows)
 
     def _to_files(self, number: int, tables: Mapping[str, pa.Table]) -> dict[str, bytes]:
         """The files of a model by ending; tables without rows have none."""
@@ -313,8 +303,8 @@ def _scores_by_class(predictions: Predictions, classes: Sequence[str]) -> pa.Arr
     )
 
 
-def _with_kept(table: pa.Table, documents: CheckedRows, rows: Sequence[int | None]) -> pa.Table:
-    """The rows with their kept columns, null in place of those of a row that is None."""
+def _with_kept(table: pa.Table, documents: CheckedRows, rows: Sequence[int]) -> pa.Table:
+    """The rows with their kept columns."""
     for name in documents.kept.column_names:
         table = table.append_column(name, documents.kept[name].take(pa.array(rows, pa.int64())))
     return table

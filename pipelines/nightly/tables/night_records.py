@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -88,6 +88,11 @@ def lease_model(out: Store, model: str) -> Lease:
 def is_run_name(name: str) -> bool:
     """Whether a folder of `_runs/` is that of a run."""
     return _RUN_NAME.fullmatch(name) is not None
+
+
+def is_run_of(name: str, models: Collection[str]) -> bool:
+    """Whether a name is that of a run of one of some models."""
+    return is_run_name(name) and name[11:].rpartition("-")[0] in {model_slug(model) for model in models}
 
 
 def begin_run(
@@ -175,6 +180,11 @@ def find_nights(out: Store, runs: Sequence[str]) -> dict[str, NightRecord]:
 def abandon_run(out: Store, run: str) -> None:
     """Mark a run as given up: from then on it is neither resumed nor restored, so its files may be deleted."""
     out.create(f"{RUNS}/{run}/{ABANDONED}", json.dumps({"at": now()}).encode())
+
+
+def revive_run(out: Store, run: str) -> None:
+    """Take back that a run was given up, once it is complete."""
+    out.delete(f"{RUNS}/{run}/{ABANDONED}")
 
 
 def is_abandoned(out: Store, run: str) -> bool:

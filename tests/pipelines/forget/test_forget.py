@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.forget import training_store
 from pipelines.forget.forget import forget_documents, read_ids
 from pipelines.nightly.classify import run_classify
 from pipelines.registry import evaluation_set, file_replacement
@@ -19,6 +20,7 @@ from pipelines.registry.versions import Registry
 from pipelines.service_errors import HeldError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
+from pipelines.training import extract_features
 from pipelines.training.neurons import NEURONS
 from pipelines.training.workflow import run_workflow
 from spin.errors import UserError
@@ -92,8 +94,9 @@ def test_a_search_over_every_file_finds_nothing(tmp_path: Path) -> None:
     again = forget_documents(settings, ids, [output])
     assert not again.emptied
     assert (again.registries[0].evaluation, again.registries[0].versions, again.outputs[0].rows) == (0, (), {})
+    assert not find_in_files(tmp_path / "store" / "mlflow", [row["text"] for row in rows if row["id"] in ids[-2:]])
 
-    with pytest.raises(UserError, match=f"holds {len(set(ids))} documents that `spin forget` was given"):
+    with pytest.raises(UserError, match=f"holds {len(set(ids))} documents whose ids `spin forget` was given"):
         run_workflow(settings)
     left = [row for row in rows if row["id"] not in ids]
     settings = train(tmp_path, left)
@@ -108,6 +111,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings]:
     """A training with one version."""
     folder = tmp_path_factory.mktemp("trained")
     return folder, train(folder, make_corpus())
+
+
+def crash() -> None:
+    raise SystemError("the process ends here")
 
 
 STEPS = {
@@ -130,15 +137,17 @@ def test_a_version_loads_wherever_a_process_has_ended(trained: tuple[Path, Setti
     rows = json.loads((folder / f"before-{place}" / NEURONS).read_text())
     ids = [frozen.ids[0], next(row["top"][0]["id"] for row in rows if row["top"])]
 
-    def crash() -> None:
-        raise SystemError("the process ends here")
-
     with before_call(*STEPS[step], action=crash), pytest.raises(SystemError):
         forget_documents(settings, ids, [])
     registry.download("1", folder / f"between-{place}")
-    registry.download_model("1", folder)
+    registry.download_model("1", folder / f"between-{place}")
     assert registry.evaluation_set() is not None
+    forget_documents(settings, ["Xyzzy-unknown"], [])
+    registry.download("1", folder / f"other-{place}")
+    registry.download_model("1", folder / f"other-{place}")
     forget_documents(settings, ids, [])
+    (folder / f"model-{place}").mkdir()
+    registry.download_model("1", folder / f"model-{place}")
     registry.download("1", folder / f"after-{place}")
     after = json.loads((folder / f"after-{place}" / NEURONS).read_text())
     named = {document["id"] for row in after for document in row["top"]}
@@ -154,12 +163,25 @@ def test_a_version_loads_wherever_a_process_has_ended(trained: tuple[Path, Setti
 def test_a_training_at_work_is_not_disturbed(trained: tuple[Path, Settings]) -> None:
     folder, settings = trained
     features = Store(settings.store) / "features"
-    features.write("parts/0.documents.parquet", _documents("Xyzzy-held"))
     with Lease(features), pytest.raises(HeldError):
+        forget_documents(settings, ["Xyzzy-held"], [])
+    features.write("parts/0.documents.parquet", _documents("Xyzzy-held"))
+    with before_call(training_store, "clear_stage", action=crash), pytest.raises(SystemError):
         forget_documents(settings, ["Xyzzy-held"], [])
     assert find_in_files(folder, ["Xyzzy-held"])
     assert forget_documents(settings, ["Xyzzy-held"], []).emptied
     assert not find_in_files(folder, ["Xyzzy-held"])
+
+
+def test_an_extraction_that_was_interrupted_is_not_continued(tmp_path: Path) -> None:
+    """Its plan was made before the documents were forgotten; shards with them may still be missing."""
+    rows = make_corpus()
+    with before_call(extract_features, "read_corpus", action=crash), pytest.raises(SystemError):
+        train(tmp_path, rows)
+    settings = small_training.make_settings(tmp_path, tmp_path / "store")
+    assert forget_documents(settings, [rows[-1]["id"]], []).emptied
+    with pytest.raises(UserError, match="holds 1 documents whose ids `spin forget` was given"):
+        train(tmp_path, rows)
 
 
 def _documents(id: str) -> bytes:
@@ -169,8 +191,8 @@ def _documents(id: str) -> bytes:
 
 
 def test_ids_are_read_from_lines(tmp_path: Path) -> None:
-    (tmp_path / "ids.txt").write_text("a\n\nb c\na\n", encoding="utf-8")
-    assert read_ids(tmp_path / "ids.txt") == ["a", "b c"]
+    (tmp_path / "ids.txt").write_bytes("\ufeffa\r\n\nb c\na\nd\u2028e\n".encode())
+    assert read_ids(tmp_path / "ids.txt") == ["a", "b c", "d\u2028e"]
     (tmp_path / "ids.txt").write_text("\n", encoding="utf-8")
     with pytest.raises(UserError, match="is empty; expected an id per line"):
         read_ids(tmp_path / "ids.txt")

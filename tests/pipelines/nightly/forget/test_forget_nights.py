@@ -36,15 +36,18 @@ DATA = {"keep": ["note"]}
 LIMITS = {"dead_letter_text": True}
 STEPS = {
     "before it claims": (forget_nights, "claim"),
-    "before labels are removed": (forget_nights, "remove_labels"),
     "before a night is written": (rewritten_run, "run_name"),
+    "before it counts as given up": (rewritten_run, "abandon_run"),
     "before the plan is copied": (rewritten_run, "_copy_plan"),
     "before the records": (rewritten_run, "begin_run"),
     "between the records": (rewritten_run, "finish_run"),
+    "before it counts as complete": (rewritten_run, "revive_run"),
     "before it publishes": (rewritten_run, "publish_night"),
+    "before claims are checked": (forget_nights, "require_claim"),
     "before runs are given up": (forget_nights, "abandon_run"),
+    "before files are listed": (forget_nights, "find_unused"),
     "before side tables are cleaned": (forget_nights, "clean_side_tables"),
-    "before files are deleted": (forget_nights, "_delete_given_up"),
+    "before labels are removed": (forget_nights, "remove_labels"),
     "before the report is shown": (forget_nights, "show_newest_report"),
     "before nights are scored": (forget_nights, "rescore_nights"),
 }
@@ -142,6 +145,31 @@ def test_a_night_after_a_crash_leaves_the_documents_out(local_nights: FakeNights
     assert local_nights.ids() == REMAINING
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_the_same_night_after_a_crash_loses_no_row(local_nights: FakeNights, step: str) -> None:
+    """Without --restart it finds its night published, also where the input has moved away meanwhile."""
+    make_history(local_nights)
+    with before_call(*STEPS[step], action=crash), pytest.raises(SystemError):
+        forget_in_output(local_nights.output, SECRETS)
+    local_nights.store.delete("data/b.jsonl")
+    run(local_nights, DATE)
+    assert set(local_nights.ids()[DATE]) - set(SECRETS) == set(REMAINING[DATE])
+    forget_in_output(local_nights.output, SECRETS)
+    check_forgotten(local_nights)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_other_documents_are_forgotten_after_a_crash(local_nights: FakeNights, step: str) -> None:
+    make_history(local_nights)
+    with before_call(*STEPS[step], action=crash), pytest.raises(SystemError):
+        forget_in_output(local_nights.output, SECRETS)
+    forget_in_output(local_nights.output, ["a1-text-nobody-has", "c1"])
+    assert local_nights.ids()[LAST] == ["c2"]
+    forget_in_output(local_nights.output, SECRETS)
+    assert find_in_store(local_nights.out, [*SECRETS, *TEXTS]) == {}
+    assert local_nights.ids() == {**REMAINING, LAST: ["c2"]}
+
+
 @pytest.mark.parametrize("moment", WAKING)
 def test_a_driver_that_slept_meanwhile_publishes_nothing(local_nights: FakeNights, moment: str) -> None:
     """What it writes after it wakes is in a run that was given up, whose files the next call deletes."""
@@ -213,6 +241,39 @@ def test_a_night_at_work_is_not_disturbed(local_nights: FakeNights) -> None:
     assert SECRETS[0] in local_nights.ids()[DATE]
     run(local_nights, NEXT)
     assert local_nights.ids()[NEXT] == REMAINING[DATE]
+
+
+def test_a_model_that_begins_after_the_claims_is_left_alone(local_nights: FakeNights) -> None:
+    """Its first night leaves the documents out, and is published beside the ones that are written again."""
+    make_history(local_nights)
+    late = FakeRegistry("late")
+    with before_call(forget_nights, "find_unused", action=lambda: run(local_nights, NEXT, registry=late)):
+        forget_in_output(local_nights.output, SECRETS)
+    assert local_nights.ids("late") == {NEXT: REMAINING[DATE]}
+    assert local_nights.ids() == REMAINING
+    assert find_in_store(local_nights.out, [*SECRETS, *TEXTS]) == {}
+
+
+def test_a_published_run_with_a_mark_keeps_its_files(local_nights: FakeNights) -> None:
+    """A vacuum that slept may have marked a run that was published meanwhile."""
+    make_history(local_nights)
+    for each in list_output(local_nights.output):
+        if each.date == LAST:
+            local_nights.out.create(f"{RUNS}/{each.run}/abandoned.json", b"{}")
+    forget_in_output(local_nights.output, SECRETS)
+    assert local_nights.ids() == REMAINING
+
+
+def test_files_that_nothing_names_are_deleted(local_nights: FakeNights) -> None:
+    """Such as those of attempts at a shard of a published run, and temporary files of killed workers."""
+    make_history(local_nights)
+    published = [each.run for each in list_output(local_nights.output) if each.state == "published"]
+    for run_name in published:
+        local_nights.out.write(f"{PREDICTIONS}/{run_name}/stray.parquet", SECRETS[0].encode())
+        local_nights.out.write(f"{RUNS}/{run_name}/spool/.part.123", SECRETS[0].encode())
+        local_nights.out.write(f"{RUNS}/{run_name}/spool/part", SECRETS[0].encode())
+    forget_in_output(local_nights.output, SECRETS)
+    check_forgotten(local_nights)
 
 
 def test_all_models_of_an_output_forget(local_nights: FakeNights) -> None:
