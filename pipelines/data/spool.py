@@ -82,8 +82,8 @@ def read_rows(
 ) -> CheckedRows:
     """The rows of a shard of a night, whose pieces are parts of the spool or pieces of input files.
 
-    `kept` are the kept columns of the night with their types. Forgotten documents are dead letters. Raises BadFileError, naming the file, for an input file
-    that cannot be read or has changed.
+    `kept` are the kept columns of the night with their types. Forgotten documents are dead letters. Raises
+    BadFileError, naming the file, for an input file that cannot be read or has changed.
     """
     rows, opener, tables = CheckedRows(), InputOpener(), []
     for piece in shard.pieces:

@@ -47,7 +47,7 @@ RETRY_SECONDS = RaySettings().retry_seconds
 """for which a commit is tried again while the store does not answer or others commit"""
 State = Literal["published", "replaced", "unfinished", "abandoned"]
 """published: the night that readers see. replaced: published earlier, can be restored. unfinished: never published, can
-be resumed. abandoned: given up by a vacuum"""
+be resumed. abandoned: given up by a vacuum, or because it held a document that was forgotten"""
 
 
 @dataclass(frozen=True, kw_only=True)

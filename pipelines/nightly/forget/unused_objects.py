@@ -1,4 +1,4 @@
-"""The objects of an output that nothing needs once documents were forgotten, and that may hold them, whatever their age."""
+"""The objects of an output that nothing needs once documents were forgotten, whatever their age."""
 
 from __future__ import annotations
 
