@@ -78,9 +78,7 @@ def replace_night_files(
         changed += files is not None
         with registry.tracking.session():
             replaced = {} if dry_run or files is None else files
-            for file, content in sorted(
-                replaced.items(), key=lambda pair: pair[0] == name
-            ):  # the one that is read last
+            for file, content in sorted(replaced.items(), key=lambda pair: pair[0] == name):  # what is looked at: last
                 registry.tracking.client.log_text(run, content, file)
     return changed
 

@@ -14,7 +14,7 @@ from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.forgotten_ids import ForgottenIds
 from pipelines.nightly.finish import KEPT
 from pipelines.nightly.forget.held_rows import WITH_IDS, HeldRows, RunFiles
-from pipelines.nightly.report.night_report import NightReport, create_report, find_report
+from pipelines.nightly.report.night_report import NightReport, find_report
 from pipelines.nightly.report.run_report import render_reports
 from pipelines.nightly.tables.night_records import (
     RUNS,
@@ -114,7 +114,6 @@ class Rewriting:
             return
         gone = report.forgotten + self.held.in_table(PREDICTIONS)
         report = replace(without_documents(report, self.forgotten), run=run, token=token, forgotten=gone)
-        create_report(store, report)
         for name, data in render_reports(report).items():
             store.write(name, data)
 

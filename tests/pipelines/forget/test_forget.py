@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +118,20 @@ def crash() -> None:
     raise SystemError("the process ends here")
 
 
+def crash_at(call: int) -> Callable[[], None]:
+    """Return a function that ends the process when it is called for a number of times."""
+    calls = itertools.count(1)
+    return lambda: crash() if next(calls) == call else None
+
+
 STEPS = {
-    "before the evaluation set is announced": (evaluation_set, "_write"),
-    "before it is settled": (evaluation_set, "settle_frozen"),
-    "before the digests of a version are announced": (file_replacement, "_announce"),
-    "before its file is replaced": (file_replacement, "_upload"),
-    "before its digests are settled": (file_replacement, "_settle"),
+    "before the digests of a version are announced": (file_replacement, "_announce", 1),
+    "before its file is replaced": (file_replacement, "_upload", 1),
+    "before its digests are settled": (file_replacement, "_settle", 2),
+    "before the evaluation set is written": (evaluation_set, "_write", 1),
+    "before it is settled": (evaluation_set, "settle_frozen", 2),
 }
+"""functions, with the number of the call, before which a process may end"""
 
 
 @pytest.mark.parametrize(("place", "step"), list(enumerate(STEPS)))
@@ -137,7 +145,8 @@ def test_a_version_loads_wherever_a_process_has_ended(trained: tuple[Path, Setti
     rows = json.loads((folder / f"before-{place}" / NEURONS).read_text())
     ids = [frozen.ids[0], next(row["top"][0]["id"] for row in rows if row["top"])]
 
-    with before_call(*STEPS[step], action=crash), pytest.raises(SystemError):
+    target, name, call = STEPS[step]
+    with before_call(target, name, action=crash_at(call), once=False), pytest.raises(SystemError):
         forget_documents(settings, ids, [])
     registry.download("1", folder / f"between-{place}")
     registry.download_model("1", folder / f"between-{place}")
