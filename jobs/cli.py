@@ -14,6 +14,7 @@ import typer
 from jobs import terminal
 from jobs.commands import (
     audit_commands,
+    forget_command,
     job_commands,
     label_commands,
     model_commands,
@@ -199,6 +200,7 @@ _add(REGISTRY, registry_commands.rollback)
 _add(REGISTRY, registry_commands.history)
 app.add_typer(audit_commands.app, rich_help_panel=TRUST)
 _add(TRUST, roi_command.roi)
+_add(TRUST, forget_command.forget)
 _add(CLUSTER, job_commands.submit, context_settings=job_commands.PASSING_ON)
 _add(CLUSTER, job_commands.jobs)
 _add(CLUSTER, job_commands.logs)

@@ -40,6 +40,7 @@ from pipelines.data.files.readers import (
     read_piece,
 )
 from pipelines.data.files.shards import Piece, Shard
+from pipelines.data.forgotten_ids import NOTHING_FORGOTTEN, ForgottenIds
 from pipelines.data.spool import SPOOL, ReadyPiece, Save, SpoolWriter, check_rows, find_dead_rows
 from pipelines.service_errors import BadFileError, KeptTypeError
 from pipelines.storage.filesystem import PARALLEL_REQUESTS
@@ -155,14 +156,16 @@ def _windows(file: Piece) -> Iterator[Piece]:
         yield replace(file, start=start, stop=min(start + step, file.size))
 
 
-def take_in(task: Shard, data: DataSettings, documents: int, save: Save) -> IntakeReport:
+def take_in(
+    task: Shard, data: DataSettings, documents: int, save: Save, forgotten: ForgottenIds = NOTHING_FORGOTTEN
+) -> IntakeReport:
     """Read and check the files of a task, and save its parts, each worth about `documents` and at most 64 MB of text.
 
     With trusted ids those of large files are not read. Memory is bounded whatever the files hold. A part of a file that
     turns out to be bad later may be saved and does not appear in the report. If a kept column has two types in the
     files of the task, the report names that alone: of several models, only those that take these files have no night.
     """
-    spool = SpoolWriter(documents, save)
+    spool = SpoolWriter(documents, save, forgotten)
     outcomes = []
     with _open_all(task.pieces) as opened:
         for piece, open_file in opened:

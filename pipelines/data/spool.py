@@ -22,6 +22,7 @@ from pipelines.data.files.kept_columns import columns_of_type, merge_types, pars
 from pipelines.data.files.readers import Documents, opener_of, read_piece
 from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.files.text_values import is_unicode, to_unicode
+from pipelines.data.forgotten_ids import NOTHING_FORGOTTEN, ForgottenIds
 from pipelines.storage.filesystem import store_errors
 from pipelines.storage.input_opener import InputOpener
 from spin.errors import UserError
@@ -40,6 +41,11 @@ _SCHEMA = pa.schema(
         ("message", pa.string()),
     ]
 )
+
+
+FORGOTTEN = "forgotten"
+"""reason of the rows of documents that were forgotten: nothing of them is read but their place"""
+_FORGOTTEN_MESSAGE = "its id is among those that `spin forget` was given, so it is not classified"
 
 
 @dataclass
@@ -71,18 +77,21 @@ class CheckedRows:
         return [self.texts[row] or "" for row in rows]
 
 
-def read_rows(shard: Shard, data: DataSettings, kept: pa.Schema) -> CheckedRows:
+def read_rows(
+    shard: Shard, data: DataSettings, kept: pa.Schema, forgotten: ForgottenIds = NOTHING_FORGOTTEN
+) -> CheckedRows:
     """The rows of a shard of a night, whose pieces are parts of the spool or pieces of input files.
 
-    `kept` are the kept columns of the night with their types. Raises BadFileError, naming the file, for an input file
-    that cannot be read or has changed.
+    `kept` are the kept columns of the night with their types. Forgotten documents are dead letters. Raises
+    BadFileError, naming the file, for an input file that cannot be read or has changed.
     """
     rows, opener, tables = CheckedRows(), InputOpener(), []
     for piece in shard.pieces:
         before = len(rows)
         for table in _piece_tables(piece, data, opener):
-            _append(rows, table)
-            tables.append(columns_of_type(table, kept, len(table)))
+            shown = hide_forgotten(table, forgotten)
+            _append(rows, shown)
+            tables.append(columns_of_type(shown, kept, len(shown)))
         rows.piece_rows.append(len(rows) - before)
     rows.kept = pa.concat_tables(tables) if tables else kept.empty_table()
     return rows
@@ -131,6 +140,22 @@ def check_rows(documents: Documents, file: str, first: int, row: int) -> pa.Tabl
     for name in kept.column_names:
         table = table.append_column(name, kept[name])
     return table
+
+
+def hide_forgotten(table: pa.Table, forgotten: ForgottenIds) -> pa.Table:
+    """Rows of the spool in which those of forgotten documents hold their place and a reason, and nothing else."""
+    gone = forgotten.find(table["id"].to_pylist()) if len(forgotten) else []
+    if not gone:
+        return table
+    shown = np.ones(len(table), bool)
+    shown[gone] = False
+    mask, places = pa.array(shown), ("file", "first", "row")
+    told = {"reason": FORGOTTEN, "message": _FORGOTTEN_MESSAGE}
+    columns = [
+        table[name] if name in places else pc.if_else(mask, table[name], pa.scalar(told.get(name), table[name].type))
+        for name in table.column_names
+    ]
+    return pa.table(columns, schema=table.schema)
 
 
 def find_dead_rows(documents: Documents) -> dict[int, tuple[str, str]]:
@@ -188,12 +213,12 @@ class SpoolWriter:
     rejected.
     """
 
-    def __init__(self, documents: int, save: Save) -> None:
+    def __init__(self, documents: int, save: Save, forgotten: ForgottenIds = NOTHING_FORGOTTEN) -> None:
         self.ready: list[ReadyPiece] = []
         """the parts so far, and the pieces that were added between them"""
         self.types: dict[str, str] = {}
         """types of the kept columns in the accepted files"""
-        self._documents, self._save = documents, save
+        self._documents, self._save, self._forgotten = documents, save, forgotten
         self._number = 0
         self._buffer: list[pa.Table] = []
         self._rows = self._bytes = 0
@@ -203,7 +228,8 @@ class SpoolWriter:
         self._checkpoint: int | None = None
 
     def add(self, table: pa.Table) -> None:
-        """Add rows of the current file."""
+        """Add rows of the current file. Of forgotten documents nothing but their place is saved."""
+        table = hide_forgotten(table, self._forgotten)
         self._file_types = merge_types(self._file_types, types_of([_kept(table)]), "a file")
         self._held.append(table)
         self._held_bytes += table.nbytes
@@ -217,7 +243,8 @@ class SpoolWriter:
         self._begin_to_save()
         self._pour()
         self._flush()
-        self._ready(piece, ids, None, size)
+        gone = set(self._forgotten.find(ids))
+        self._ready(piece, [None if row in gone else id for row, id in enumerate(ids)] if gone else ids, None, size)
 
     def accept(self, uri: str) -> None:
         """End the current file: its rows are part of the night. Raises KeptTypeError for another type of a column."""

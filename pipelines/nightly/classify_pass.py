@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.data.files.kept_columns import schema_of
+from pipelines.data.forgotten_ids import read_forgotten
 from pipelines.data.intake import NightPlan
 from pipelines.nightly.finish import ClassifiedNight
 from pipelines.nightly.night_pass import NightPass, map_stage
@@ -124,7 +125,8 @@ def _share_models(
         documents = sum(shard.documents for shard in part.plan.shards)
         sampled = share_to_sample(shared.settings.classify, documents)
         jobs.append(ModelJob(run, artifact, rows, shadow, part.shards, sampled, part.night.model.decision))
-    return ClassifyJob(tuple(jobs), schema_of(plan.types), shared.record)
+    forgotten = read_forgotten(shared.tables.out)
+    return ClassifyJob(tuple(jobs), schema_of(plan.types), shared.record, forgotten)
 
 
 def _settle_calibration(shared: NightPass) -> bytes | None:

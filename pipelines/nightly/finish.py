@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.intake import FileOutcome, NightPlan
-from pipelines.data.spool import SPOOL
+from pipelines.data.spool import FORGOTTEN, SPOOL
 from pipelines.nightly.report.night_report import (
     LISTED_FILES,
     REPORT,
@@ -166,7 +166,11 @@ def check_files(allowed: ClassifySettings, quarantined: Mapping[str, str], total
 
 
 def check_rows(allowed: ClassifySettings, reasons: Mapping[str, int], rows: int) -> None:
-    """Raise BadRowsError if more rows than the settings allow are dead letters; `reasons` counts these by reason."""
+    """Raise BadRowsError if more rows than the settings allow are dead letters; `reasons` counts these by reason.
+
+    Forgotten documents are left out on purpose, so they do not count.
+    """
+    reasons = {reason: count for reason, count in reasons.items() if reason != FORGOTTEN}
     dead = sum(reasons.values())
     if dead > allowed.max_dead_fraction * rows:
         listed = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common(4))
@@ -243,9 +247,12 @@ def show_reports(driver: Driver, report: NightReport) -> Mapping[str, bytes]:
 
 def delete_work(folder: Store) -> None:
     """Delete what a run or a pass has worked with from its folder, once its nights are published."""
-    endings = (".ids", f".{SAMPLE}")
-    unused = [key for key in folder.list() if key.startswith(_WORK) or "/attempts/" in key or key.endswith(endings)]
-    folder.delete_many(unused)
+    folder.delete_many([key for key in folder.list() if is_work(key)])
+
+
+def is_work(key: str) -> bool:
+    """Whether nobody needs a file in the folder of a run or a pass once its nights are published."""
+    return key.startswith(_WORK) or "/attempts/" in key or key.endswith((".ids", f".{SAMPLE}"))
 
 
 def build_report(

@@ -11,6 +11,8 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
+from pipelines.nightly.report.newest_report import show_newest_report
+from pipelines.nightly.report.run_report import PAGE
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import (
     ABANDONED,
@@ -45,9 +47,7 @@ RETRY_SECONDS = RaySettings().retry_seconds
 """for which a commit is tried again while the store does not answer or others commit"""
 State = Literal["published", "replaced", "unfinished", "abandoned"]
 """published: the night that readers see. replaced: published earlier, can be restored. unfinished: never published, can
-be resumed. abandoned: given up by a vacuum"""
-_PAGE = "report.html"
-_REPORTS = (_PAGE, "report.json")
+be resumed. abandoned: given up by a vacuum, or because it held a document that was forgotten"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,7 @@ def restore(output: str, *, date: str | None = None, run: str | None = None) -> 
     with lease_model(tables.out, chosen.model):
         token = claim(tables, chosen.model, retry_seconds=RETRY_SECONDS)
         night = restore_night(tables, chosen.run, token=token, retry_seconds=RETRY_SECONDS)
-        _show_reports(tables, night)
+        show_newest_report(tables)
     return night
 
 
@@ -223,17 +223,6 @@ def _list_runs(tables: NightTables) -> list[NightRun]:
     described = [_describe_published(night, runs.get(name), dead.get(name, 0)) for name, night in published.items()]
     described += [_describe_other(runs[name], states[name], nights.get(name)) for name in others]
     return sorted(described, key=lambda night: (night.date, night.model, night.run))
-
-
-def _show_reports(tables: NightTables, night: NightRecord) -> None:
-    """Copy the reports of a restored night to the top of the output if no later night is there."""
-    newest = max(list_nights(tables), key=lambda each: (each.date, each.committed))
-    if newest.run != night.run:
-        return
-    for name in _REPORTS:
-        report = tables.out.read(f"{RUNS}/{night.run}/{name}")
-        if report is not None:
-            tables.out.write(name, report)
 
 
 def _states(tables: NightTables, runs: Sequence[str]) -> Mapping[str, State]:
@@ -292,7 +281,7 @@ def _describe_other(run: RunRecord, state: State, night: NightRecord | None) -> 
 def _details(tables: NightTables, night: NightRun) -> RunDetails:
     record = find_night(tables.out, night.run)
     files = [] if record is None else _read_inputs(tables, record)
-    report = f"{RUNS}/{night.run}/{_PAGE}"
+    report = f"{RUNS}/{night.run}/{PAGE}"
     return RunDetails(
         night=night,
         rows={} if record is None else {table: _count(record, table) for table in TABLES},

@@ -15,8 +15,8 @@ from spin.labels.label_space import Label
 
 _FILE = "evaluation/evaluation.json"
 """artifact of the MLflow run that registered the first version"""
-_RUN_TAG, _DIGEST_TAG = "spin.evaluation.run", "spin.evaluation.digest"
-"""tags of the registered model"""
+_RUN_TAG, _DIGEST_TAG, _NEXT_TAG = "spin.evaluation.run", "spin.evaluation.digest", "spin.evaluation.next"
+"""tags of the registered model; the last one is there while the set is being replaced"""
 _FIELDS = ("id", "text", "label")
 
 
@@ -60,7 +60,7 @@ def read_frozen(client: Any, name: str, tags: Mapping[str, str]) -> EvaluationSe
     with tempfile.TemporaryDirectory() as folder:
         data = Path(client.download_artifacts(tags[_RUN_TAG], _FILE, folder)).read_bytes()
     digest, expected = hashlib.sha256(data).hexdigest(), tags[_DIGEST_TAG]
-    if digest != expected:
+    if digest not in (expected, tags.get(_NEXT_TAG)):
         raise UserError(
             f"the frozen evaluation set of {name} has digest {digest[:12]}, expected {expected[:12]}; restore {_FILE} "
             f"of run {tags[_RUN_TAG]}"
@@ -72,13 +72,44 @@ def freeze(client: Any, name: str, tags: Mapping[str, str], run_id: str, evaluat
     """Store the set with an MLflow run and tag the registered model with it, unless a set is frozen already."""
     if _RUN_TAG in tags:
         return
-    digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / Path(_FILE).name
-        with path.open("wb") as file:
-            for part in evaluation_set.json_parts():
-                file.write(part)
-                digest.update(part)
+        path, digest = _write(evaluation_set, Path(folder))
         client.log_artifact(run_id, str(path), str(Path(_FILE).parent))
-    client.set_registered_model_tag(name, _DIGEST_TAG, digest.hexdigest())
+    client.set_registered_model_tag(name, _DIGEST_TAG, digest)
     client.set_registered_model_tag(name, _RUN_TAG, run_id)
+
+
+def replace_frozen(client: Any, name: str, tags: Mapping[str, str], evaluation_set: EvaluationSet) -> None:
+    """Replace the frozen set of the registered model `name`, from which documents were forgotten.
+
+    Its digest is announced first and settled last, so that the set can be read, the old one or the new one, wherever a
+    process ends in between. Predictions of former champions that gates have stored are for the old set, and no longer
+    compared with.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path, digest = _write(evaluation_set, Path(folder))
+        client.set_registered_model_tag(name, _NEXT_TAG, digest)
+        client.log_artifact(tags[_RUN_TAG], str(path), str(Path(_FILE).parent))
+    settle_frozen(client, name, {_NEXT_TAG: digest}, evaluation_set)
+
+
+def settle_frozen(client: Any, name: str, tags: Mapping[str, str], stored: EvaluationSet) -> None:
+    """End a replacement of the frozen set, if the model's tags say that one was begun, given the set that is stored.
+
+    Where that is the announced one, its digest becomes that of the model.
+    """
+    if _NEXT_TAG not in tags:
+        return
+    if hashlib.sha256(stored.to_json()).hexdigest() == tags[_NEXT_TAG]:
+        client.set_registered_model_tag(name, _DIGEST_TAG, tags[_NEXT_TAG])
+    client.delete_registered_model_tag(name, _NEXT_TAG)
+
+
+def _write(evaluation_set: EvaluationSet, folder: Path) -> tuple[Path, str]:
+    """Write a set to a folder, a document at a time; return the file and its sha256."""
+    digest, path = hashlib.sha256(), folder / Path(_FILE).name
+    with path.open("wb") as file:
+        for part in evaluation_set.json_parts():
+            file.write(part)
+            digest.update(part)
+    return path, digest.hexdigest()

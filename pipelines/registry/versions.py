@@ -26,8 +26,10 @@ from spin.errors import UserError
 from spin.settings import BackboneSettings, Settings
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-_ARTIFACT_TAG, _MODEL_TAG = "spin.artifact", "spin.model"
+ARTIFACT_TAG, MODEL_TAG = "spin.artifact", "spin.model"
 """tags of a version: the digests of its artifact and of the whole logged model"""
+NEXT = ".next"
+"""ending of these tags while a file of the version is being replaced"""
 
 
 def model_name(reference: str) -> str | None:
@@ -108,8 +110,8 @@ class Registry:
                     run.info.run_id,
                     tags={
                         "spin.fingerprint": record.fingerprint,
-                        _ARTIFACT_TAG: packaging.folder_digest(artifact),
-                        _MODEL_TAG: packaging.folder_digest(folder),
+                        ARTIFACT_TAG: packaging.folder_digest(artifact),
+                        MODEL_TAG: packaging.folder_digest(folder),
                     },
                     description=packaging.version_description(artifact),
                     model_id=model.model_id,
@@ -252,7 +254,7 @@ class Registry:
         Raises UserError, with nothing written there, where the digest is not the registered one.
         """
         with tempfile.TemporaryDirectory() as scratch:
-            artifact = self._fetch(number, packaging.SPIN, _ARTIFACT_TAG, scratch)
+            artifact = self._fetch(number, packaging.SPIN, ARTIFACT_TAG, scratch)
             shutil.copytree(artifact, folder, dirs_exist_ok=True)
 
     def download_model(self, number: str, folder: Path) -> Path:
@@ -261,7 +263,7 @@ class Registry:
         Raises UserError, with nothing written there, where the digest is not the registered one.
         """
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            return self._fetch(number, "", _MODEL_TAG, scratch).rename(folder / f"model-{number}")
+            return self._fetch(number, "", MODEL_TAG, scratch).rename(folder / f"model-{number}")
 
     def _fetch(self, number: str, part: str, tag: str, scratch: str) -> Path:
         """Part of a version's logged model, checked against the digest in a tag."""
@@ -269,7 +271,8 @@ class Registry:
 
         with self.tracking.session():
             version = f"version {number} of {self.name}"
-            expected = self._client.get_model_version(self.name, number).tags.get(tag)
+            tags = self._client.get_model_version(self.name, number).tags
+            expected = tags.get(tag)
             if expected is None:
                 raise UserError(
                     f"{version} has no tag {tag}, so its files cannot be checked against what was registered; promote "
@@ -283,10 +286,10 @@ class Registry:
                 (folder / "registered_model_meta").unlink(missing_ok=True)
                 shutil.rmtree(folder / "__pycache__", ignore_errors=True)
             digest = packaging.folder_digest(folder)
-            if digest != expected:
+            if digest not in (expected, tags.get(tag + NEXT)):
                 raise UserError(
                     f"{version} was changed since it was registered: expected digest {expected[:12]} of its "
-                    f"{'model' if tag == _MODEL_TAG else 'artifact'}, found {digest[:12]}; promote another version, or "
+                    f"{'model' if tag == MODEL_TAG else 'artifact'}, found {digest[:12]}; promote another version, or "
                     "train again"
                 )
             return folder

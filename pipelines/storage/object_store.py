@@ -115,14 +115,16 @@ class Store:
 
     def list(self, prefix: str = "") -> list[str]:
         """The keys below a prefix, sorted, without temporary files."""
+        return [key for key in self.list_all(prefix) if not key.rpartition("/")[2].startswith(".")]
+
+    def list_all(self, prefix: str = "") -> Sequence[str]:
+        """The keys below a prefix, sorted, with the temporary files that interrupted writes have left on a disk."""
         with store_errors(f"{self.uri}/{prefix}"):
-            base = self.path(prefix).rstrip("/")
             try:
-                paths = self._call("find", base)
+                paths = self._call("find", self.path(prefix).rstrip("/"))
             except FileNotFoundError:
                 return []
-            keys = [path[len(self.root) :].lstrip("/") for path in paths]
-            return sorted(key for key in keys if not key.rpartition("/")[2].startswith("."))
+            return sorted(path[len(self.root) :].lstrip("/") for path in paths)
 
     def list_objects(self, prefix: str = "") -> Sequence[StoredObject]:
         """The objects below a prefix, sorted by key, without temporary files; no request per object."""

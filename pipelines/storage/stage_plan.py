@@ -105,7 +105,7 @@ def write_plan(
     if stored is not None and not restart:
         _refuse(store, stage, metadata, stored)
     plan = StagePlan(stage, metadata, derive())
-    _clear(store, lease)
+    clear_stage(store, lease)
     lease.check()
     store.write_json(PLAN, {"stage": stage, "facts": metadata, "detail": to_json(plan.derived)})
     return plan
@@ -189,7 +189,7 @@ def _stored_fingerprint(stored: dict[str, Any]) -> str:
     return plan_fingerprint(stored["stage"], stored["facts"])
 
 
-def _clear(store: Store, lease: Lease) -> None:
+def clear_stage(store: Store, lease: Lease) -> None:
     """Delete everything but the lease. The manifest goes first, so that a half-cleared store never looks finished.
 
     The lease is confirmed again and again: a driver that was suspended meanwhile stops, before it deletes more of what

@@ -21,6 +21,7 @@ from pipelines.data.feature_store import DOCUMENTS, FEATURES, FeaturePlan, Featu
 from pipelines.data.files import input_files, readers, sharding
 from pipelines.data.files.input_files import InputFile
 from pipelines.data.files.shards import Shard
+from pipelines.data.forgotten_ids import read_forgotten
 from pipelines.data.labelled_corpus import LabelledCorpus
 from pipelines.data.training_labels import NOTHING_FROZEN, split_all
 from pipelines.storage.lease import Lease
@@ -271,6 +272,7 @@ def _survey(settings: Settings, files: list[InputFile], *, sampled: bool) -> Fea
     """
     shards = sharding.plan_shards(files, settings.ray.shard_documents, settings.data)
     labelled = labelled_corpus.read_labelled(shards, settings.data, keep_texts=_SURVEYED)
+    _require_none_forgotten(settings, labelled)
     sample = _choose_sample(settings, labelled, extracts_all=not sampled)
     backbone = load_backbone(settings.backbone)
     probed = feature_columns(backbone, settings.sites, settings.poolings)
@@ -294,6 +296,15 @@ def _survey(settings: Settings, files: list[InputFile], *, sampled: bool) -> Fea
         causal=backbone.causal,
         sample=None if sample is None else _split_by_shard(sample, sizes),
     )
+
+
+def _require_none_forgotten(settings: Settings, labelled: LabelledCorpus) -> None:
+    """Raise UserError if the corpus holds documents that were forgotten in the store of this training."""
+    found = read_forgotten(Store(settings.store)).find(labelled.ids)
+    if found:
+        raise UserError(
+            f"data.train holds {len(found)} documents whose ids `spin forget` was given; remove them from the corpus"
+        )
 
 
 def _choose_sample(settings: Settings, labelled: LabelledCorpus, *, extracts_all: bool) -> Rows | None:

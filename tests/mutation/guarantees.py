@@ -81,6 +81,8 @@ INTAKE, WORKFLOW, WORKERS, ISOLATION, SIGNALS = (
     "tests/pipelines/workers/test_fault_isolation.py",
     "tests/jobs/test_signals.py",
 )
+FORGET = "tests/pipelines/nightly/forget/test_forget_nights.py"
+FORGETTING = "pipelines/nightly/forget"
 OVERTAKEN = "tests/pipelines/training/test_overtaken_training.py"
 TABLES = "pipelines/nightly/tables"
 
@@ -495,7 +497,7 @@ GUARANTEES = (
             ),
             Cut(
                 f"{VACUUM}::test_a_driver_that_wakes_after_a_vacuum_names_no_deleted_file",
-                f"{TABLES}/vacuum.py",
+                f"{TABLES}/publication.py",
                 "for commit in (claim_side_tables, remove_replaced_rows):",
                 "for commit in (remove_replaced_rows,):",
             ),
@@ -504,6 +506,46 @@ GUARANTEES = (
                 f"{TABLES}/vacuum.py",
                 "delete += [item for item in unused if item.key not in contents.keys]",
                 "delete += unused",
+            ),
+        ),
+    ),
+    Guarantee(
+        "a document that was forgotten is in no object of an output, and no later night reads it",
+        (
+            Cut(
+                f"{FORGET}::test_documents_are_found_in_no_object",
+                f"{FORGETTING}/forget_nights.py",
+                "kept = {run for run in restorable if not _holds(tables, run, records[run].files, forgotten)}",
+                "kept = set(restorable)",
+            ),
+            Cut(
+                f"{FORGET}::test_after_a_crash_the_same_command_completes_it",
+                f"{FORGETTING}/forget_nights.py",
+                "for run in given_up:",
+                "for run in given_up[:0]:",
+            ),
+            Cut(
+                f"{FORGET}::test_a_night_after_a_crash_leaves_the_documents_out",
+                "pipelines/data/forgotten_ids.py",
+                "stored = store.read_many(store.list(_HASHES)).values()",
+                "stored: list[bytes] = []",
+            ),
+            Cut(
+                f"{FORGET}::test_a_driver_that_slept_meanwhile_publishes_nothing",
+                f"{FORGETTING}/forget_nights.py",
+                "claims[model] = claim(tables, model, retry_seconds=_RETRY_SECONDS)",
+                "claims[model] = tables.open(PREDICTIONS).last_transaction('spin:' + model) or 0",
+            ),
+            Cut(
+                f"{FORGET}::test_all_models_of_an_output_forget",
+                f"{FORGETTING}/unused_objects.py",
+                "return {name for name, each in runs.items() if all(is_run_of(run, models) for run in each)}",
+                "return set()",
+            ),
+            Cut(
+                f"{FORGET}::test_later_nights_leave_the_documents_out",
+                "pipelines/data/spool.py",
+                "shown[gone] = False",
             ),
         ),
     ),

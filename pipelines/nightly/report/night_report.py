@@ -156,6 +156,8 @@ class NightReport:
     """largest share of wrong labels that the settings promise, None if they promise none"""
     before: EarlierNight | None = None
     """the night before of the same model, None if there is none"""
+    forgotten: int = 0
+    """predictions that were removed since by `spin forget`; all figures are those of the night as it was classified"""
     shadow: _ShadowJson | None = None
     """agreement with the shadow, None for a night without one"""
     counts: NightCounts
@@ -188,9 +190,13 @@ class NightReport:
 
 
 def find_report(run: Store) -> NightReport | None:
-    """The report in the folder of a run, None if there is none."""
+    """The report in the folder of a run, None if there is none, or one of a version that reported less."""
     stored = run.read_json(REPORT)
-    return None if stored is None else NightReport.from_json(stored)
+    try:
+        return None if stored is None else NightReport.from_json(stored)
+    except ValidationError:
+        _log.debug("%s/%s is of another version", run.uri, REPORT, exc_info=True)
+        return None
 
 
 def create_report(run: Store, report: NightReport) -> NightReport:

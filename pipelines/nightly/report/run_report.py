@@ -15,6 +15,8 @@ from spin.pages.rendering import render
 from spin.pages.stylesheet import report_css
 from spin.sites import exit_name
 
+PAGE = "report.html"
+"""name of the page beside the report"""
 _CLASSES = 30
 """classes listed, the most frequent first"""
 _DISAGREEMENTS = 12
@@ -43,7 +45,7 @@ def render_reports(report: NightReport) -> dict[str, bytes]:
     """Return the files of the report by name."""
     return {
         REPORT: json.dumps(report.to_json(), indent=2).encode() + b"\n",
-        "report.html": report_page(report).encode(),
+        PAGE: report_page(report).encode(),
     }
 
 

@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.data.forgotten_ids import ForgottenIds, read_forgotten
 from pipelines.nightly.report.night_report import find_report
 from pipelines.nightly.report.scored_night import ScoredNight
 from pipelines.nightly.review.label_file import LabelRow, read_label_file
@@ -69,6 +71,8 @@ def add_labels(output: str, file: Path, *, date: str | None = None, model: str |
     file that cannot be read or lacks a column.
     """
     tables, rows = NightTables(Store(output)), read_label_file(file)
+    gone = set(read_forgotten(tables.out).find(row.id for row in rows))
+    rows = [row for at, row in enumerate(rows) if at not in gone]
     nights = list_nights(tables)
     if not nights:
         raise UserError(f"{output} has no published night; `spin classify` makes one")
@@ -132,22 +136,66 @@ def _given_labels(tables: NightTables, night: PublishedRun, ids: set[str]) -> Gi
     return given
 
 
+def remove_labels(out: Store, forgotten: ForgottenIds, *, dry_run: bool = False) -> int:
+    """Remove the labels of forgotten documents, and return how many; with `dry_run`, only count them."""
+    removed = 0
+    for key, labels in _read_files(out).items():
+        gone = forgotten.find(labels["id"].to_pylist())
+        removed += len(gone)
+        if gone and not dry_run:
+            remaining = np.ones(len(labels), bool)
+            remaining[gone] = False
+            if remaining.any():
+                _write_file(out, labels.filter(pa.array(remaining)))
+            out.delete(key)
+    return removed
+
+
+def rescore_nights(tables: NightTables, replaced: Mapping[str, str]) -> None:
+    """Score the nights that have a score by the labels that are left.
+
+    `replaced` are the runs that took the place of others, by the names of these: a night keeps a score where the run
+    before had one.
+    """
+    out, scored = tables.out, set(tables.out.list_names(_SCORES))
+    former = {new: old for old, new in replaced.items()}
+    labels = read_labels(out) if scored else {}
+    for night in list_nights(tables):
+        names = [f"{run}.json" for run in (night.run, former.get(night.run)) if run is not None]
+        if scored.isdisjoint(names):
+            continue
+        rows = labels.get((night.date, night.model), [])
+        if any(row.true_labels is not None for row in rows):
+            _score(tables, night, rows)
+            names.remove(f"{night.run}.json")
+        out.delete_many([f"{_SCORES}/{name}" for name in names])
+
+
 def _store(out: Store, rows: Sequence[LabelRow]) -> None:
-    """Store labels under a name that follows from them: the same ones are stored once, as the last that were added."""
-    records = [asdict(row) for row in rows]
-    digest = hashlib.sha256(json.dumps(records).encode()).hexdigest()[:32]
+    """Store labels with the time at which they were added."""
     added = datetime.now(UTC).isoformat(timespec="microseconds")
-    table = pa.Table.from_pylist(records, _SCHEMA.with_metadata({_ADDED: added.encode()}))
+    _write_file(
+        out, pa.Table.from_pylist([asdict(row) for row in rows], _SCHEMA.with_metadata({_ADDED: added.encode()}))
+    )
+
+
+def _write_file(out: Store, labels: pa.Table) -> None:
+    """Write labels under a name that follows from them: the same ones are stored once, as the last that were added."""
+    digest = hashlib.sha256(json.dumps(labels.to_pylist()).encode()).hexdigest()[:32]
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(labels, sink, compression="zstd")
     out.write(f"{LABELS}/{digest}.parquet", sink.getvalue().to_pybytes())
+
+
+def _read_files(out: Store) -> dict[str, pa.Table]:
+    """The files of labels by key."""
+    keys = [key for key in out.list(LABELS) if key.endswith(".parquet")]
+    return {key: pq.read_table(io.BytesIO(data)) for key, data in out.read_many(keys).items()}
 
 
 def read_labels(out: Store) -> dict[tuple[str, str], list[LabelRow]]:
     """The rows of nights by date and model, one per document: its last label, and the stratum of its last review."""
-    keys = [key for key in out.list(LABELS) if key.endswith(".parquet")]
-    files = [pq.read_table(io.BytesIO(data)) for data in out.read_many(keys).values()]
-    files.sort(key=lambda table: table.schema.metadata[_ADDED])
+    files = sorted(_read_files(out).values(), key=lambda table: table.schema.metadata[_ADDED])
     merged: dict[tuple[str, str], dict[str, LabelRow]] = {}
     for row in (row for table in files for row in table.to_pylist()):
         labels = None if row["true_labels"] is None else tuple(row["true_labels"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines.data.files.shards import Shard
+from pipelines.data.forgotten_ids import ForgottenIds
 from pipelines.nightly.steps.dedup import DuplicateRows
 from pipelines.nightly.steps.run_records import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.shadow import ShadowSpec
@@ -74,6 +75,8 @@ class ClassifyJob:
     """kept columns with their types"""
     record: PassRecord | None = None
     """the pass, None for a run that classifies alone"""
+    forgotten: ForgottenIds = field(default_factory=ForgottenIds)
+    """ids of documents of which nothing is read or written but their place in the input"""
 
     def takers(self, shard: Shard) -> list[int]:
         """The numbers of the models whose runs take a shard."""

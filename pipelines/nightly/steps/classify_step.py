@@ -103,7 +103,7 @@ class ClassifyStep:
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[Any]:
         takers = self.job.takers(shard)
         try:
-            documents = read_rows(shard, self.data, self.job.kept)
+            documents = read_rows(shard, self.data, self.job.kept, self.job.forgotten)
         except BadFileError as error:
             bad = replace(_count(shard, CheckedRows(), {}, []), bad=error.reason)
             return self.job.combine({number: StepResult({}, bad) for number in takers})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -88,6 +88,11 @@ def lease_model(out: Store, model: str) -> Lease:
 def is_run_name(name: str) -> bool:
     """Whether a folder of `_runs/` is that of a run."""
     return _RUN_NAME.fullmatch(name) is not None
+
+
+def is_run_of(name: str, models: Collection[str]) -> bool:
+    """Whether a name is that of a run of one of some models."""
+    return is_run_name(name) and name[11:].rpartition("-")[0] in {model_slug(model) for model in models}
 
 
 def begin_run(
@@ -177,6 +182,11 @@ def abandon_run(out: Store, run: str) -> None:
     out.create(f"{RUNS}/{run}/{ABANDONED}", json.dumps({"at": now()}).encode())
 
 
+def revive_run(out: Store, run: str) -> None:
+    """Take back that a run was given up, once it is complete."""
+    out.delete(f"{RUNS}/{run}/{ABANDONED}")
+
+
 def is_abandoned(out: Store, run: str) -> bool:
     """Whether a run was given up."""
     return out.exists(f"{RUNS}/{run}/{ABANDONED}")
@@ -185,7 +195,7 @@ def is_abandoned(out: Store, run: str) -> bool:
 def require_not_abandoned(out: Store, run: str) -> None:
     """Raise UserError if a run was given up."""
     if is_abandoned(out, run):
-        raise UserError(f"run {run} was given up by `spin nights vacuum`; start over with --restart")
+        raise UserError(f"run {run} was given up by `spin nights vacuum` or `spin forget`; start over with --restart")
 
 
 def now() -> str:

@@ -174,6 +174,18 @@ def published_files(tables: NightTables, *, date: str, model: str, run: str) -> 
     return {table: tables.open(table).files(partition_of(table, date=date, model=model, run=run)) for table in TABLES}
 
 
+def clean_side_tables(tables: NightTables, claims: Mapping[str, int], *, retry_seconds: float) -> None:
+    """Remove the rows of replaced runs from the side tables, before their files are deleted.
+
+    `claims` holds the token of the claim of every model of the output. The claims are committed to the side tables
+    before rows are removed there, so that no driver of an earlier claim adds rows later, whose files would be gone.
+    Raises HeldError if a model has been claimed again.
+    """
+    for model, token in claims.items():
+        for commit in (claim_side_tables, remove_replaced_rows):
+            retry_commits(retry_seconds)(commit, tables, model, token)
+
+
 def remove_replaced_rows(tables: NightTables, model: str, token: int) -> None:
     """Remove the rows of a model's runs that the predictions do not name from the side tables.
 

@@ -25,8 +25,7 @@ from pipelines.nightly.tables.night_tables import (
     was_published,
 )
 from pipelines.nightly.tables.passes import find_passes, is_pass_name
-from pipelines.nightly.tables.publication import claim_side_tables, remove_replaced_rows
-from pipelines.storage.delta_table import retry_commits
+from pipelines.nightly.tables.publication import clean_side_tables
 from pipelines.storage.object_store import StoredObject
 from spin.errors import UserError
 
@@ -95,16 +94,13 @@ def plan_vacuum(tables: NightTables, *, now: datetime, age: timedelta) -> Vacuum
 def run_vacuum(tables: NightTables, plan: VacuumPlan, claims: Mapping[str, int], *, retry_seconds: float) -> None:
     """Carry out a plan. `claims` holds the token of the claim of every model in `models_of`.
 
-    Runs are given up before their files are deleted, and `remove_replaced_rows` checks the claims in between: a driver
+    Runs are given up before their files are deleted, and `clean_side_tables` checks the claims in between: a driver
     that has claimed its model by then stops the vacuum, and one that claims it later sees that the run was given up.
-    The claims are committed to the side tables before rows are removed there, so that no driver of an earlier claim
-    adds rows later, whose files would be gone. Raises HeldError if a model has been claimed again.
+    Raises HeldError if a model has been claimed again.
     """
     for run in plan.abandon:
         abandon_run(tables.out, run)
-    for model, token in claims.items():
-        for commit in (claim_side_tables, remove_replaced_rows):
-            retry_commits(retry_seconds)(commit, tables, model, token)
+    clean_side_tables(tables, claims, retry_seconds=retry_seconds)
     tables.out.delete_many(plan.delete)
 
 

@@ -1,0 +1,1 @@
+"""Forget documents everywhere: in outputs, in the store of a training, and in the registry."""

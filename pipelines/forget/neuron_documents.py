@@ -1,0 +1,19 @@
+"""The documents that activate the neurons of a version most, without those that are forgotten."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from pipelines.data.forgotten_ids import ForgottenIds
+from pipelines.training.neurons import NeuronRow, neurons_to_json
+
+
+def without_top_documents(content: bytes, forgotten: ForgottenIds) -> bytes | None:
+    """The content of `neurons.json` without forgotten documents; None if it names none."""
+    rows = [NeuronRow.from_json(entry) for entry in json.loads(content)]
+    named = [document.id for row in rows for document in row.top]
+    gone = {named[at] for at in forgotten.find(named)}
+    if not gone:
+        return None
+    return neurons_to_json([replace(row, top=tuple(each for each in row.top if each.id not in gone)) for row in rows])

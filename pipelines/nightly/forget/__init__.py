@@ -1,0 +1,1 @@
+"""Forget documents: remove them from all nights of an output."""

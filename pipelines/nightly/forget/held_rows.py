@@ -1,0 +1,50 @@
+"""Where the tables of an output hold documents: the rows of a run with one of some ids, by table and file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow.parquet as pq
+
+from pipelines.data.forgotten_ids import ForgottenIds
+from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, NightTables
+from pipelines.storage.delta_table import DataFile
+from pipelines.storage.object_store import Store
+
+WITH_IDS = (PREDICTIONS, DEAD_LETTERS, DISAGREEMENTS)
+"""tables whose rows are documents"""
+_FILES_AT_ONCE = 8
+"""files that are read at a time; of each, only the column of the ids"""
+RunFiles = Mapping[str, Sequence[DataFile]]
+"""the files of a run by table"""
+
+
+@dataclass(frozen=True)
+class HeldRows:
+    """The rows of a run whose ids are forgotten."""
+
+    by_file: Mapping[tuple[str, str], int]
+    """number of rows by table and path of the file; files without such rows are left out"""
+
+    def __bool__(self) -> bool:
+        return bool(self.by_file)
+
+    def in_table(self, table: str) -> int:
+        """Number of rows in a table."""
+        return sum(rows for (name, _), rows in self.by_file.items() if name == table)
+
+
+def find_held(tables: NightTables, files: RunFiles, forgotten: ForgottenIds) -> HeldRows:
+    """The rows of a run whose ids are forgotten. Raises UserError if a file of the run is missing."""
+    listed = [(table, file.path) for table in WITH_IDS for file in files.get(table, ())]
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
+        counts = threads.map(lambda each: _count_held(tables.store(each[0]), each[1], forgotten), listed)
+        return HeldRows({each: count for each, count in zip(listed, counts, strict=True) if count})
+
+
+def _count_held(store: Store, path: str, forgotten: ForgottenIds) -> int:
+    with store.open(path) as source:
+        batches = pq.ParquetFile(source).iter_batches(columns=["id"])
+        return sum(len(forgotten.find(batch["id"].to_pylist())) for batch in batches)

@@ -1,0 +1,138 @@
+"""A published night written again without forgotten documents, as a new run that replaces the old one."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.data.files.kept_columns import schema_of
+from pipelines.data.forgotten_ids import ForgottenIds
+from pipelines.nightly.finish import KEPT
+from pipelines.nightly.forget.held_rows import WITH_IDS, HeldRows, RunFiles
+from pipelines.nightly.report.night_report import NightReport, find_report
+from pipelines.nightly.report.run_report import render_reports
+from pipelines.nightly.tables.night_records import (
+    RUNS,
+    NightRecord,
+    RunRecord,
+    abandon_run,
+    begin_run,
+    find_night,
+    find_runs,
+    finish_run,
+    revive_run,
+    run_name,
+)
+from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, PublishedRun
+from pipelines.nightly.tables.publication import publish_night
+from pipelines.storage.delta_table import DataFile
+from pipelines.storage.object_store import Store
+from pipelines.storage.stage_plan import PLAN
+from spin.monitor.drift import Drift
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """A night that is written again."""
+
+    tables: NightTables
+    """tables of the output"""
+    night: PublishedRun
+    """the night, with the run that is published"""
+    files: RunFiles
+    """files of that run"""
+    held: HeldRows
+    """its rows that are left out"""
+    forgotten: ForgottenIds
+    """ids of these rows"""
+
+    def publish(self, token: int, *, retry_seconds: float) -> NightRecord:
+        """Write the run that replaces the old one, publish it under the claim `token`, and return its record.
+
+        Until it is complete it counts as given up: nobody goes on with it if this process ends in between. Raises as
+        `publish_night` does.
+        """
+        out, name = self.tables.out, run_name(self.night.date, self.night.model, token)
+        abandon_run(out, name)
+        files = {table: self._write_table(table, name) for table in self.files}
+        store = out / f"{RUNS}/{name}"
+        _copy_plan(out / f"{RUNS}/{self.night.run}", store)
+        self._write_reports(store, name, token)
+        record = finish_run(out, self._begin(token), token=token, files=files)
+        kept = schema_of(store.read_json(KEPT) or {})
+        revive_run(out, name)
+        publish_night(self.tables, record, token=token, kept=kept, retry_seconds=retry_seconds)
+        return record
+
+    def _begin(self, token: int) -> RunRecord:
+        """The beginning of the new run, with what is known of the old one."""
+        out, old = self.tables.out, self.night.run
+        known = find_runs(out, [old]).get(old) or find_night(out, old)  # neither, if its folder was deleted
+        return begin_run(
+            out,
+            date=self.night.date,
+            model=self.night.model,
+            model_version="" if known is None else known.model_version,
+            token=token,
+            incremental=known is not None and known.incremental,
+        )
+
+    def _write_table(self, table: str, run: str) -> list[DataFile]:
+        """The files of a table for the new run; the predictions keep a file also where no row is left in it."""
+        written = [self._write_file(table, file, run) for file in self.files[table]]
+        return [file for file in written if file.rows or table == PREDICTIONS]
+
+    def _write_file(self, table: str, file: DataFile, run: str) -> DataFile:
+        """A file of the new run: a copy of the old one, or its remaining rows."""
+        store, path = self.tables.store(table), f"{run}/{file.path.rpartition('/')[2]}"
+        if table == PREDICTIONS and (table, file.path) not in self.held.by_file:
+            store.copy(file.path, path)
+            return replace(file, path=path)
+        with store.open(file.path) as source:
+            rows = pq.ParquetFile(source).read()
+        if table in WITH_IDS:
+            remaining = np.ones(len(rows), bool)
+            remaining[self.forgotten.find(rows["id"].to_pylist())] = False
+            rows = rows.filter(pa.array(remaining))
+        if "run" in rows.column_names:  # the files of side tables hold their partition
+            at = rows.column_names.index("run")
+            rows = rows.set_column(at, rows.schema.field(at), pa.repeat(pa.scalar(run, pa.string()), len(rows)))
+        sink = io.BytesIO()
+        pq.write_table(rows, sink, compression="zstd")
+        store.write(path, sink.getvalue())
+        return DataFile(path, len(sink.getvalue()), len(rows))
+
+    def _write_reports(self, store: Store, run: str, token: int) -> None:
+        """Write the reports of the old run, if it has any, for the new one."""
+        report = find_report(self.tables.out / f"{RUNS}/{self.night.run}")
+        if report is None:
+            return
+        gone = report.forgotten + self.held.in_table(PREDICTIONS)
+        report = replace(without_documents(report, self.forgotten), run=run, token=token, forgotten=gone)
+        for name, data in render_reports(report).items():
+            store.write(name, data)
+
+
+def without_documents(report: NightReport, forgotten: ForgottenIds) -> NightReport:
+    """A report that names no forgotten document as a cause of drift. Its figures are those of the night as it was."""
+    return replace(report, drift=tuple(_without_causes(drift, forgotten) for drift in report.drift))
+
+
+def _without_causes(drift: Drift, forgotten: ForgottenIds) -> Drift:
+    moved = []
+    for shift in drift.moved:
+        gone = set(forgotten.find(shift.documents))
+        moved.append(replace(shift, documents=tuple(id for at, id in enumerate(shift.documents) if at not in gone)))
+    return replace(drift, moved=tuple(moved))
+
+
+def _copy_plan(old: Store, new: Store) -> None:
+    """Copy the plan of a run, its list of files and the types of its kept columns, as far as they are there."""
+    names: Mapping[str, bytes] = old.read_many([PLAN, KEPT, *(n for n in old.list_names() if n.startswith("files-"))])
+    for name, data in names.items():
+        new.write(name, data)

@@ -1,0 +1,134 @@
+"""Files in MLflow that are replaced after they were logged, which is done only to forget documents.
+
+The digest of what will be there is announced before a file is written and settled after it, so that a version can be
+loaded, with the old file or the new one, wherever a process ends in between.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pipelines.registry import evaluation_set, packaging
+from pipelines.registry.evaluation_set import EvaluationSet
+from pipelines.registry.versions import ARTIFACT_TAG, MODEL_TAG, NEXT, Registry
+
+_PARTS = {MODEL_TAG: "", ARTIFACT_TAG: packaging.SPIN}
+"""folder in the logged model by the tag with its digest: the digest of the artifact is announced last"""
+
+
+def replace_version_file(
+    registry: Registry, number: str, name: str, rewrite: Callable[[bytes], bytes | None], *, dry_run: bool = False
+) -> bool:
+    """Replace a file of the artifact of a version by what `rewrite` makes of it, and return whether that differs.
+
+    A version without this file, or one whose file `rewrite` returns None for, stays as it is. With `dry_run`, nothing
+    is changed. Raises UserError where the files of the version are not those that were registered.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        artifact = Path(scratch) / "artifact"
+        registry.download(number, artifact)
+        content = rewrite((artifact / name).read_bytes()) if (artifact / name).is_file() else None
+        if dry_run:
+            return content is not None
+        _settle(registry, number, packaging.folder_digest(artifact))
+        if content is not None:
+            model = registry.download_model(number, Path(scratch))
+            (model / packaging.SPIN / name).write_bytes(content)
+            digest = _announce(registry, number, model)
+            _upload(registry, number, model / packaging.SPIN / name)
+            _settle(registry, number, digest)
+    return content is not None
+
+
+def replace_evaluation_set(
+    registry: Registry, rewrite: Callable[[EvaluationSet], EvaluationSet], *, dry_run: bool = False
+) -> int:
+    """Replace the frozen set by what `rewrite` leaves of it, and return the number of documents that are removed.
+
+    With `dry_run`, nothing is changed.
+    """
+    frozen, client = registry.evaluation_set(), registry.tracking.client
+    if frozen is None:
+        return 0
+    left = rewrite(frozen)
+    removed = len(frozen) - len(left)
+    if not dry_run:
+        with registry.tracking.session():
+            evaluation_set.settle_frozen(client, registry.name, registry.tags(), frozen)
+            if removed:
+                evaluation_set.replace_frozen(client, registry.name, registry.tags(), left)
+    return removed
+
+
+def replace_night_files(
+    registry: Registry, name: str, rewrite: Callable[[str], Mapping[str, str] | None], *, dry_run: bool = False
+) -> int:
+    """Replace files of the runs of nights, and return the number of runs whose files differ.
+
+    `rewrite` returns for the text of the file `name` of a run the texts of the files that replace others, by name, or
+    None to keep all. Runs that were deleted in MLflow and not yet removed are among them. With `dry_run`, nothing is
+    changed.
+    """
+    changed = 0
+    for run in _night_runs(registry):
+        text = registry.read_run_file(run, name)
+        files = None if text is None else rewrite(text)
+        changed += files is not None
+        with registry.tracking.session():
+            replaced = {} if dry_run or files is None else files
+            for file, content in sorted(replaced.items(), key=lambda pair: pair[0] == name):  # what is looked at: last
+                registry.tracking.client.log_text(run, content, file)
+    return changed
+
+
+def _night_runs(registry: Registry) -> list[str]:
+    """The ids of the MLflow runs of all nights of a model."""
+    from mlflow.entities import ViewType
+
+    with registry.tracking.session():
+        client, token, runs = registry.tracking.client, None, []
+        experiment = client.get_experiment_by_name(registry.name)
+        while experiment is not None:
+            page = client.search_runs(
+                [experiment.experiment_id], "tags.`spin.night` != ''", ViewType.ALL, page_token=token
+            )
+            runs += [run.info.run_id for run in page]
+            token = page.token
+            if not token:
+                break
+        return runs
+
+
+def _announce(registry: Registry, number: str, model: Path) -> str:
+    """Tag a version with the digests that its files will have; return that of its artifact."""
+    digests = {tag: packaging.folder_digest(model / part) for tag, part in _PARTS.items()}
+    with registry.tracking.session():
+        for tag, digest in digests.items():
+            registry.tracking.client.set_model_version_tag(registry.name, number, tag + NEXT, digest)
+    return digests[ARTIFACT_TAG]
+
+
+def _upload(registry: Registry, number: str, file: Path) -> None:
+    """Replace a file of the logged model of a version."""
+    with registry.tracking.session():
+        client = registry.tracking.client
+        model_id = client.get_model_version(registry.name, number).source.removeprefix("models:/")
+        client.log_model_artifact(model_id, str(file), packaging.SPIN)
+
+
+def _settle(registry: Registry, number: str, digest: str) -> None:
+    """End the replacement of a file of a version, if one was begun, given the digest that its artifact has.
+
+    Where that is the announced one, the announced digests become those of the version.
+    """
+    with registry.tracking.session():
+        client = registry.tracking.client
+        tags = client.get_model_version(registry.name, number).tags
+        announced = {tag: tags[tag + NEXT] for tag in _PARTS if tag + NEXT in tags}
+        if announced.get(ARTIFACT_TAG) == digest:
+            for tag, each in announced.items():
+                client.set_model_version_tag(registry.name, number, tag, each)
+        for tag in announced:
+            client.delete_model_version_tag(registry.name, number, tag + NEXT)

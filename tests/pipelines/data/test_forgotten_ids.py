@@ -1,0 +1,37 @@
+"""The hashes of forgotten ids: they recognise these ids and no others, and do not contain them."""
+
+from __future__ import annotations
+
+import hashlib
+
+from pipelines.data.forgotten_ids import FOLDER, ForgottenIds, add_forgotten, read_forgotten
+from pipelines.storage.object_store import Store
+from tests.support.object_search import find_in_store
+
+IDS = ["mail-4711", "ümläut/ß", "with space"]
+
+
+def test_stored_ids_are_recognised_and_not_contained(store_uri: str) -> None:
+    store = Store(store_uri)
+    assert len(read_forgotten(store)) == 0
+    assert read_forgotten(store).find(IDS) == []
+    added = add_forgotten(store, IDS[:2])
+    assert added.find(["other", None, *IDS]) == [2, 3]
+    add_forgotten(store, IDS[2:])
+    assert read_forgotten(store).find(["other", None, *IDS, "mail-471", "mail-47111"]) == [2, 3, 4]
+    assert find_in_store(store, IDS) == {}
+
+
+def test_the_same_ids_are_stored_once(store_uri: str) -> None:
+    store = Store(store_uri)
+    first = add_forgotten(store, IDS)
+    objects = store.list(FOLDER)
+    assert add_forgotten(store, list(reversed(IDS))) == first
+    assert store.list(FOLDER) == objects
+    assert read_forgotten(store) == first
+
+
+def test_hashes_are_those_of_keyed_blake2b() -> None:
+    forgotten = ForgottenIds.of(["a"])
+    assert forgotten.hashes == {hashlib.blake2b(b"a", digest_size=16, key=forgotten.salt).digest()}
+    assert ForgottenIds.of(["a"]).hashes != forgotten.hashes

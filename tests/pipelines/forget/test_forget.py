@@ -1,0 +1,209 @@
+"""Documents are forgotten in the store, the registry and the nights of a training, and all of it works afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.forget import training_store
+from pipelines.forget.forget import forget_documents, read_ids
+from pipelines.nightly.classify import run_classify
+from pipelines.registry import evaluation_set, file_replacement
+from pipelines.registry.promotion import promote
+from pipelines.registry.versions import Registry
+from pipelines.service_errors import HeldError
+from pipelines.storage.lease import Lease
+from pipelines.storage.object_store import Store
+from pipelines.training import extract_features
+from pipelines.training.neurons import NEURONS
+from pipelines.training.workflow import run_workflow
+from spin.errors import UserError
+from spin.settings import Settings
+from tests.support import small_training, tiny
+from tests.support.fake_nights import before_call
+from tests.support.object_search import find_in_files
+
+NIGHT = "2026-03-01"
+
+
+def make_corpus() -> list[dict[str, Any]]:
+    """Documents with ids that stand for nothing else, some with a wrong label."""
+    rows = [
+        {**row, "id": f"Xyzzy-{n:04d}-id", "split": ("train", "valid", "test")[(n % 10) // 4]}
+        for n, row in enumerate(tiny.make_documents(900))
+    ]
+    for row in rows[:20]:
+        row["label"] = {"good": "bad", "bad": "good"}[row["label"]]
+    return rows
+
+
+def train(folder: Path, rows: Sequence[dict[str, Any]], *, restart: bool = False) -> Settings:
+    tiny.save_bert(folder / "bert")
+    corpus = folder / "train.parquet"
+    pq.write_table(pa.Table.from_pylist(list(rows)), corpus, row_group_size=100)
+    search = {"etas": [0.9], "strengths": [1], "l1": [], "head": "linear"}
+    data = {"train": str(corpus), "split": "split"}
+    settings = small_training.make_settings(
+        folder, folder / "store", search=search, data=data, registry={"include_backbone": False}
+    )
+    run_workflow(settings, restart=restart)
+    return settings
+
+
+def choose_ids(folder: Path, registry: Registry) -> list[str]:
+    """Documents that are named wherever one can be: as suspects, by neurons, and in the evaluation set."""
+    suspects = pq.read_table(folder / "store/suspects.parquet")["id"].to_pylist()
+    artifact = folder / "artifact"
+    registry.download("1", artifact)
+    neurons = json.loads((artifact / NEURONS).read_text())
+    frozen = registry.evaluation_set()
+    assert frozen is not None
+    (artifact / NEURONS).unlink()
+    return [suspects[0], neurons[0]["top"][0]["id"], neurons[-1]["top"][-1]["id"], *frozen.ids[:2]]
+
+
+@pytest.mark.usefixtures("gate_in_process")
+def test_a_search_over_every_file_finds_nothing(tmp_path: Path) -> None:
+    rows = make_corpus()
+    settings = train(tmp_path, rows)
+    registry, output = Registry(settings), str(tmp_path / "nights")
+    promote.promote(registry, "1", "the first")
+    ids = choose_ids(tmp_path, registry)
+    night = [{"id": row["id"], "text": row["text"]} for row in rows[:300]] + [{"id": ids[-1], "text": "good day"}]
+    pq.write_table(pa.Table.from_pylist(night), tmp_path / "tonight.parquet")
+    run_classify(settings, registry, str(tmp_path / "tonight.parquet"), output, night=NIGHT)
+    inputs = {"train.parquet", "tonight.parquet"}
+    places = {name.split("/")[0] for name in find_in_files(tmp_path, ids)} - inputs
+    assert places == {"store", "nights"}
+
+    before = find_in_files(tmp_path, ids)
+    planned = forget_documents(settings, ids, [output], dry_run=True)
+    assert find_in_files(tmp_path, ids) == before
+    done = forget_documents(settings, ids, [output])
+    assert find_in_files(tmp_path, ids).keys() == inputs
+    assert done.emptied
+    assert done.registries == planned.registries
+    [of_model] = done.registries
+    assert (of_model.evaluation, of_model.versions) == (2, ("1",))
+    again = forget_documents(settings, ids, [output])
+    assert not again.emptied
+    assert (again.registries[0].evaluation, again.registries[0].versions, again.outputs[0].rows) == (0, (), {})
+    assert not find_in_files(tmp_path / "store" / "mlflow", [row["text"] for row in rows if row["id"] in ids[-2:]])
+
+    with pytest.raises(UserError, match=f"holds {len(set(ids))} documents whose ids `spin forget` was given"):
+        run_workflow(settings)
+    left = [row for row in rows if row["id"] not in ids]
+    settings = train(tmp_path, left)
+    assert promote.promote(registry, "2", "without them").to_version == "2"
+    report = run_classify(settings, registry, str(tmp_path / "tonight.parquet"), output, night="2026-03-02")
+    assert report.counts.reasons["forgotten"] >= 1
+    assert find_in_files(tmp_path, ids).keys() == {"tonight.parquet"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings]:
+    """A training with one version."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, train(folder, make_corpus())
+
+
+def crash() -> None:
+    raise SystemError("the process ends here")
+
+
+def crash_at(call: int) -> Callable[[], None]:
+    """Return a function that ends the process when it is called for a number of times."""
+    calls = itertools.count(1)
+    return lambda: crash() if next(calls) == call else None
+
+
+STEPS = {
+    "before the digests of a version are announced": (file_replacement, "_announce", 1),
+    "before its file is replaced": (file_replacement, "_upload", 1),
+    "before its digests are settled": (file_replacement, "_settle", 2),
+    "before the evaluation set is written": (evaluation_set, "_write", 1),
+    "before it is settled": (evaluation_set, "settle_frozen", 2),
+}
+"""functions, with the number of the call, before which a process may end"""
+
+
+@pytest.mark.parametrize(("place", "step"), list(enumerate(STEPS)))
+def test_a_version_loads_wherever_a_process_has_ended(trained: tuple[Path, Settings], place: int, step: str) -> None:
+    """Each step forgets other documents of the same training."""
+    folder, settings = trained
+    registry = Registry(settings)
+    frozen = registry.evaluation_set()
+    assert frozen is not None
+    registry.download("1", folder / f"before-{place}")
+    rows = json.loads((folder / f"before-{place}" / NEURONS).read_text())
+    ids = [frozen.ids[0], next(row["top"][0]["id"] for row in rows if row["top"])]
+
+    target, name, call = STEPS[step]
+    with before_call(target, name, action=crash_at(call), once=False), pytest.raises(SystemError):
+        forget_documents(settings, ids, [])
+    registry.download("1", folder / f"between-{place}")
+    registry.download_model("1", folder / f"between-{place}")
+    assert registry.evaluation_set() is not None
+    forget_documents(settings, ["Xyzzy-unknown"], [])
+    registry.download("1", folder / f"other-{place}")
+    registry.download_model("1", folder / f"other-{place}")
+    forget_documents(settings, ids, [])
+    (folder / f"model-{place}").mkdir()
+    registry.download_model("1", folder / f"model-{place}")
+    registry.download("1", folder / f"after-{place}")
+    after = json.loads((folder / f"after-{place}" / NEURONS).read_text())
+    named = {document["id"] for row in after for document in row["top"]}
+    left = registry.evaluation_set()
+    assert left is not None
+    assert named.isdisjoint(ids)
+    assert set(left.ids) == set(frozen.ids) - set(ids)
+    assert not [tag for tag in registry.tags() if tag.endswith(".next")]
+    tags = registry.tracking.client.get_model_version(registry.name, "1").tags
+    assert not [tag for tag in tags if tag.endswith(".next")]
+
+
+def test_a_training_at_work_is_not_disturbed(trained: tuple[Path, Settings]) -> None:
+    folder, settings = trained
+    features = Store(settings.store) / "features"
+    with Lease(features), pytest.raises(HeldError):
+        forget_documents(settings, ["Xyzzy-held"], [])
+    features.write("parts/0.documents.parquet", _documents("Xyzzy-held"))
+    with before_call(training_store, "clear_stage", action=crash), pytest.raises(SystemError):
+        forget_documents(settings, ["Xyzzy-held"], [])
+    assert find_in_files(folder, ["Xyzzy-held"])
+    assert forget_documents(settings, ["Xyzzy-held"], []).emptied
+    assert not find_in_files(folder, ["Xyzzy-held"])
+
+
+def test_an_extraction_that_was_interrupted_is_not_continued(tmp_path: Path) -> None:
+    """Its plan was made before the documents were forgotten; shards with them may still be missing."""
+    rows = make_corpus()
+    with before_call(extract_features, "read_corpus", action=crash), pytest.raises(SystemError):
+        train(tmp_path, rows)
+    settings = small_training.make_settings(tmp_path, tmp_path / "store")
+    assert forget_documents(settings, [rows[-1]["id"]], []).emptied
+    with pytest.raises(UserError, match="holds 1 documents whose ids `spin forget` was given"):
+        train(tmp_path, rows)
+
+
+def _documents(id: str) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"id": [id]}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def test_ids_are_read_from_lines(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_bytes("\ufeffa\r\n\nb c\na\nd\u2028e\n".encode())
+    assert read_ids(tmp_path / "ids.txt") == ["a", "b c", "d\u2028e"]
+    (tmp_path / "ids.txt").write_text("\n", encoding="utf-8")
+    with pytest.raises(UserError, match="is empty; expected an id per line"):
+        read_ids(tmp_path / "ids.txt")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_ids(tmp_path / "none.txt")
