@@ -352,9 +352,10 @@ def test_the_card_says_why_nights_have_no_estimate() -> None:
     assert read_trust()["Quality of nights without labels"] == (
         "There were no test documents, so a night does not estimate how many of its labels are right."
     )
-    assert "Fewer than 100 of them get a label, which is too few" in read_trust(quality=few)[
-        "Quality of nights without labels"
-    ]
+    assert (
+        "Fewer than 100 of them get a label, which is too few"
+        in read_trust(quality=few)["Quality of nights without labels"]
+    )
     unproven = read_trust(quality=few, promise=ErrorPromise(0.05, 1390, None))
     assert unproven["Quality of nights without labels"].endswith("of one group, one is kept.")
 
