@@ -17,7 +17,7 @@ def measure(champion: Champion, *, quick: bool = False) -> dict[str, RobustnessR
     for name, exits in (("as shipped", True), ("full depth", False)):
         spin = champion.classifier(exits=exits)
         y, metric = spin.label_space.index(labels), champion.settings.metric
-        reports[name] = measure_robustness(spin.predict_all, spin.decision_rule, texts, y, metric)
+        reports[name] = measure_robustness(spin.predict_all, spin.decision_rule, texts, y, metric).report
         print(f"robustness, {name}: {100 * reports[name].mean_loss:.1f} points", flush=True)
     return reports
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipelines.audit.audit_robustness import RobustnessAudit
     from spin.audit.privacy import PrivacyReport
     from spin.audit.robustness import RobustnessReport
+    from spin.audit.robustness_comparison import RobustnessComparison
 
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="also write the report as a page")]
 
@@ -38,6 +39,12 @@ def robustness(
     documents: Annotated[
         int, typer.Option(min=1, metavar="N", help="number of evaluation documents that are perturbed")
     ] = 1000,
+    without_champion: Annotated[
+        bool,
+        typer.Option(
+            "--without-champion", help="do not measure the champion beside another version, which takes as long again"
+        ),
+    ] = False,
     html: Html = None,
     as_json: AsJson = False,
     set: Set = [],  # noqa: B006
@@ -48,9 +55,15 @@ def robustness(
         check_writable(html)
     from pipelines.audit.audit_robustness import audit_robustness
 
-    audited = audit_robustness(loaded, open_registry(loaded), model=model, documents=documents)
+    audited = audit_robustness(
+        loaded, open_registry(loaded), model=model, documents=documents, with_champion=not without_champion
+    )
     if not as_json:
         _print_robustness(audited.report)
+        if audited.champion is not None:
+            _print_comparison(audited.champion)
+        if audited.note is not None:
+            terminal.say(audited.note)
     _finish(audited, html, as_json)
 
 
@@ -125,4 +138,27 @@ def _print_robustness(report: RobustnessReport) -> None:
         judged = [f"{100 * row.score:.1f}", f"{100 * row.loss:+.1f}", f"{100 * row.flips:.1f} %", f"{row.ece:.3f}"]
         shown = judged if row.keeps_label else ["–", "–", f"{100 * row.flips_of_right:.1f} %", "–"]
         table.add_row(escape(row.name), SEVERITIES[row.severity], f"{row.documents:,}", *shown)
+    terminal.out.print(table)
+
+
+def _print_comparison(champion: RobustnessComparison) -> None:
+    """Print a row per perturbation that keeps the class and severity: the scores of both and their difference."""
+    from spin.audit.perturbations import SEVERITIES
+    from spin.pages.number_format import signed
+
+    table = Table(title=f"against the champion, version {champion.champion}: {champion.report.metric}")
+    table.add_column("perturbation", no_wrap=True)
+    table.add_column("severity", no_wrap=True)
+    for name in ("version", "champion", "difference", f"{100 * champion.confidence:.4g} % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in champion.differences:
+        difference = row.difference
+        table.add_row(
+            escape(row.name),
+            SEVERITIES[row.severity],
+            f"{100 * row.score:.1f}",
+            f"{100 * row.champion_score:.1f}",
+            signed(100 * difference.value, 1),
+            f"{signed(100 * difference.low, 1)} to {signed(100 * difference.high, 1)}",
+        )
     terminal.out.print(table)

@@ -34,11 +34,13 @@ def roi(
         ),
     ] = None,
     label_mix: Annotated[
-        str | None,
+        list[str],
         typer.Option(
-            metavar="A=SHARE,B=SHARE", help="shares of the classes to come; default: those of the evaluation set"
+            metavar="A=SHARE,B=SHARE",
+            help="shares of the classes to come, or a YAML or JSON file with them; for names with commas once per "
+            "class as NAME=SHARE; default: those of the evaluation set",
         ),
-    ] = None,
+    ] = [],  # noqa: B006
     llm_price: Annotated[
         float | None, typer.Option(metavar="PRICE", help="price of a thousand documents that a language model labels")
     ] = None,
@@ -57,7 +59,8 @@ def roi(
     loaded = load_settings(settings, set)
     if html is not None:
         check_writable(html)
-    from pipelines.planning.roi import RoiTerms, estimate_roi, parse_label_mix, read_cost_matrix
+    from pipelines.planning.label_mix import read_label_mix
+    from pipelines.planning.roi import RoiTerms, estimate_roi, read_cost_matrix
 
     terms = RoiTerms(
         volume=volume,
@@ -66,7 +69,7 @@ def roi(
         cpu_hour=cpu_hour,
         cost_label=cost_label,
         pairs=read_cost_matrix(cost_matrix) if cost_matrix is not None else {},
-        label_mix=parse_label_mix(label_mix) if label_mix is not None else {},
+        label_mix=read_label_mix(label_mix),
         llm_price=llm_price,
         llm_accuracy=llm_accuracy,
     )

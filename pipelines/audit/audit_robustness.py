@@ -1,39 +1,58 @@
-"""`spin audit robustness`: perturb the frozen evaluation set and compare a version's labels."""
+"""`spin audit robustness`: perturb the frozen evaluation set, and compare the labels of a version and the champion."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import logging
+from dataclasses import astuple, dataclass
 
 from pipelines.audit.audited_version import open_audited
 from pipelines.registry.audit_record import AuditRecord
+from pipelines.registry.promotion.promised_error import settle_promise
 from pipelines.registry.versions import Registry
 from pipelines.workers.progress import progress
-from spin.audit.robustness import MODERATE, RobustnessReport, count_predictions, measure_robustness
+from spin.audit.robustness import (
+    MODERATE,
+    RobustnessMeasurement,
+    RobustnessReport,
+    count_predictions,
+    measure_robustness,
+)
+from spin.audit.robustness_comparison import RobustnessComparison, compare_robustness
 from spin.audit.robustness_page import robustness_page
+from spin.errors import UserError
 from spin.pages.number_format import signed
-from spin.settings import Settings
+from spin.settings import Settings, mask_credentials
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RobustnessAudit:
-    """The robustness of one version."""
+    """The robustness of one version, and beside it that of the champion."""
 
     model: str
     """registered name"""
     version: str
     report: RobustnessReport
+    champion: RobustnessComparison | None = None
+    """None where the version is the champion itself, there is none, or it was not measured"""
+    note: str | None = None
+    """why the champion could not be measured"""
 
     def page(self) -> str:
         """The report as one HTML page."""
-        return robustness_page(self.report, f"Robustness of {self.model}, version {self.version}")
+        title = f"Robustness of {self.model}, version {self.version}"
+        return robustness_page(self.report, title, champion=self.champion, note=self.note)
 
     def to_json(self) -> dict[str, object]:
         """The content of `robustness.json`."""
-        return {"model": self.model, "version": self.version, **self.report.to_json()}
+        champion = None if self.champion is None else self.champion.to_json()
+        named = {"model": self.model, "version": self.version}
+        return {**named, **self.report.to_json(), "champion": champion, "note": self.note}
 
     def summary(self) -> str:
-        """The main figures in two sentences."""
+        """The main figures in some sentences."""
         report, worst = self.report, self.report.worst
         text = (
             f"Moderate perturbations that keep the class change the {report.metric} of {100 * report.score:.1f} by "
@@ -42,11 +61,16 @@ class RobustnessAudit:
         )
         if worst is not None and worst.loss > 0:
             text += f" The largest loss is {100 * worst.loss:.1f} points, by {worst.name}."
-        return text
+        return text if self.champion is None else f"{text} {_summarise(self.champion)}"
 
     def record(self) -> AuditRecord:
         """What is kept with the version."""
         figures = {f"{row.name}_loss": row.loss for row in self.report.at(MODERATE)}
+        if self.champion is not None:
+            champion = self.champion.report
+            figures |= {"champion_score": champion.score, "champion_mean_loss": champion.mean_loss}
+            moderate = [row for row in self.champion.differences if row.severity == MODERATE]
+            figures |= {f"{row.name}_difference": row.difference.value for row in moderate}
         return AuditRecord(
             "robustness",
             self.summary(),
@@ -56,18 +80,63 @@ class RobustnessAudit:
 
 
 def audit_robustness(
-    settings: Settings, registry: Registry, *, model: str | None = None, documents: int | None = None
+    settings: Settings,
+    registry: Registry,
+    *,
+    model: str | None = None,
+    documents: int | None = None,
+    with_champion: bool = True,
 ) -> RobustnessAudit:
     """Measure a version, by default the champion, on perturbed texts, and log the result with it.
 
     `documents` are the number of evaluation documents that are drawn, by default all. The version decides as in a
-    night with these settings, early exits included, but gives a label also where a night would abstain. Raises
-    UserError where no evaluation set is frozen, or the version does not know one of its classes.
+    night with these settings, early exits included, but gives a label also where a night would abstain. Another version
+    than the champion is compared with it on the same texts, which takes the time of a second measurement, unless
+    `with_champion` is false; a champion that cannot be measured leaves a note. Raises UserError where no evaluation set
+    is frozen, or the version does not know one of its classes.
     """
-    audited = open_audited(registry, model, documents)
+    number = registry.resolve(model)
+    measured = _measure(settings, registry, number, documents, "audit")
+    champion = registry.champion() if with_champion else None
+    compared, note = None, None
+    if champion is not None and champion != number:
+        try:
+            compared = _compare(settings, registry, measured, champion, documents)
+        except UserError as error:
+            logger.warning("the champion, version %s of %s, cannot be measured: %s", champion, registry.name, error)
+            reason = mask_credentials(str(error))
+            note = f"The champion, version {champion}, is not compared, because it cannot be measured: {reason}"
+    audit = RobustnessAudit(registry.name, number, measured.report, compared, note)
+    registry.log_audit(number, audit.record())
+    return audit
+
+
+def _compare(
+    settings: Settings,
+    registry: Registry,
+    measured: RobustnessMeasurement,
+    champion: str,
+    documents: int | None,
+) -> RobustnessComparison:
+    """Measure the champion on the same texts, and compare a version with it.
+
+    As in the gate, the champion has its own abstention band under `decision.max_error`, or none where its test
+    documents prove none. Raises UserError where it does not load or does not know a class of the evaluation set.
+    """
+    own = Registry(settle_promise(registry, champion)[0], registry.name)
+    of_champion = _measure(settings, own, champion, documents, "champion")
+    significance = settings.promote.significance
+    return compare_robustness(measured, of_champion, champion, significance=significance, seed=settings.seed)
+
+
+def _measure(
+    settings: Settings, registry: Registry, number: str, documents: int | None, stage: str
+) -> RobustnessMeasurement:
+    """Measure one version on the perturbed texts; `stage` names its progress. Raises UserError as `open_audited`."""
+    audited = open_audited(registry, f"models:/{registry.name}/{number}", documents)
     spin = audited.spin
-    with progress("audit", count_predictions(len(audited.texts)), "texts") as advance:
-        report = measure_robustness(
+    with progress(stage, count_predictions(len(audited.texts)), "texts") as advance:
+        return measure_robustness(
             spin.predict_all,
             spin.decision_rule,
             audited.texts,
@@ -76,6 +145,17 @@ def audit_robustness(
             seed=settings.seed,
             progress=advance,
         )
-    audit = RobustnessAudit(registry.name, audited.number, report)
-    registry.log_audit(audited.number, audit.record())
-    return audit
+
+
+def _summarise(champion: RobustnessComparison) -> str:
+    """The main figures of the champion, and where the version falls furthest behind."""
+    mean = signed(-100 * champion.report.mean_loss, 1)
+    text = f"The champion, version {champion.champion}, changes by {mean} points on average."
+    lowest = champion.lowest
+    if lowest is not None and lowest.difference.value < 0:
+        value, low, high = (signed(100 * share, 1) for share in astuple(lowest.difference))
+        text += (
+            f" The version falls furthest behind it by {lowest.name}: {value} points "
+            f"({100 * champion.confidence:.4g} % interval {low} to {high})."
+        )
+    return text

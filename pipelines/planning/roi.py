@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pipelines.audit.audited_version import open_audited
+from pipelines.planning.label_mix import weigh_classes
 from pipelines.planning.operations import measure_operations
+from pipelines.planning.terms_file import read_terms
 from pipelines.registry.audit_record import AuditRecord
 from pipelines.registry.versions import Registry
 from spin.arrays import Floats
@@ -78,7 +79,7 @@ def estimate_roi(
     audited = open_audited(registry, model, documents)
     label_space, y = audited.spin.label_space, audited.y
     prices = Prices(ErrorCosts.of(label_space, terms.cost_error, terms.pairs), terms.cost_review, terms.cpu_hour)
-    mix = _label_mix(terms.label_mix, label_space, y)
+    mix = weigh_classes(terms.label_mix, label_space, y)
     points: list[OperatingPoint] = []
     bests: list[OperatingPoint] = []
     for operation in measure_operations(settings, registry, audited.number, audited.texts):
@@ -106,52 +107,15 @@ def estimate_roi(
 
 def read_cost_matrix(path: Path) -> CostMatrix:
     """Read costs by true and given class from a YAML or JSON file. Raises UserError for another content."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    rows = content.items() if isinstance(content, dict) else [("", None)]
-    for true, costs in rows:
+    expected = "costs by true and then given class, such as {spam: {ham: 2.5}}"
+    matrix: dict[str, dict[str, float]] = {}
+    for true, costs in read_terms(path, expected).items():
         if not isinstance(costs, dict) or not all(isinstance(cost, (int, float)) for cost in costs.values()):
-            raise UserError(f"{path}: expected costs by true and then given class, such as {{spam: {{ham: 2.5}}}}")
-        if not isinstance(true, str) or not all(isinstance(given, str) for given in costs):
+            raise UserError(f"{path}: found {costs!r:.40} for class '{true}'; expected {expected}")
+        if not all(isinstance(given, str) for given in costs):
             raise UserError(f"{path}: expected names of classes; put quotes around names such as yes, no or 1")
-    return dict(rows)
-
-
-def parse_label_mix(text: str) -> dict[str, float]:
-    """Parse shares of classes such as `spam=0.2,ham=0.8`. Raises UserError for another form."""
-    mix: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, share = part.rpartition("=")
-        name, known = name.strip(), set(mix)
-        try:
-            mix[name] = float(share)
-        except ValueError:
-            equals = ""
-        if not equals or name in known:
-            raise UserError(f"--label-mix {text}: expected a share of each class, such as spam=0.2,ham=0.8")
-    return mix
-
-
-def _label_mix(mix: Mapping[str, float], label_space: LabelSpace, y: Targets) -> Floats | None:
-    """(K,) the shares of the classes to come; None if they are those of the evaluation set."""
-    if not mix:
-        return None
-    if label_space.multilabel:
-        raise UserError("--label-mix: the documents have lists of classes, whose shares do not add up to 1")
-    if set(mix) != set(label_space.classes):
-        raise UserError(f"--label-mix: found {', '.join(mix)}; expected a share of {', '.join(label_space.classes)}")
-    shares = np.array([mix[name] for name in label_space.classes])
-    if (shares < 0).any() or not np.isclose(shares.sum(), 1, atol=1e-3):
-        raise UserError(f"--label-mix: the shares add up to {shares.sum():g}; expected shares from 0 that add up to 1")
-    unseen = [name for k, name in enumerate(label_space.classes) if shares[k] and not (y == k).any()]
-    if unseen:
-        raise UserError(
-            f"--label-mix: the evaluation set has no document of class '{unseen[0]}', so its errors are unknown"
-        )
-    normalised: Floats = shares / shares.sum()
-    return normalised
+        matrix[true] = costs
+    return matrix
 
 
 def _shares(label_space: LabelSpace, y: Targets, mix: Floats | None) -> Floats:

@@ -13,7 +13,7 @@ from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
 from spin.arrays import Floats, Rows
 from spin.classifier import SpinClassifier
-from spin.heads.abstention import choose_band, describe_failure
+from spin.heads.abstention import ErrorPromise, choose_band, describe_failure
 from spin.heads.fitted import FittedClassifier
 from spin.heads.held_out import HeldOutLogits
 from spin.labels.sampling import one_per_group
@@ -52,18 +52,25 @@ def write_test_logits(collected: Mapping[Choice, HeldOutLogits]) -> bytes:
     return bytes(save_tensors(tensors))
 
 
-def describe_promise(settings: Settings, spin: SpinClassifier, held_out: HeldOutLogits) -> tuple[str, ...]:
-    """A note on what `decision.max_error` costs the classifier in use, or that it cannot be promised."""
+def promise_error(settings: Settings, spin: SpinClassifier, held_out: HeldOutLogits) -> ErrorPromise | None:
+    """What the test documents prove of `decision.max_error` for the classifier in use; None where it is not set."""
     max_error = settings.decision.max_error
     if max_error is None:
-        return ()
+        return None
     exits = spin.fitted.exits if settings.classify.cascade else ()
-    band = choose_band(held_out, exits, spin.decision_rule, max_error)
+    return ErrorPromise(max_error, len(held_out), choose_band(held_out, exits, spin.decision_rule, max_error))
+
+
+def describe_promise(promise: ErrorPromise | None) -> tuple[str, ...]:
+    """A note on what a promise costs, or that the error cannot be promised; none without a promise."""
+    if promise is None:
+        return ()
+    band = promise.band
     if band is None:
-        return (describe_failure(held_out, max_error),)
+        return (describe_failure(promise.documents, promise.max_error),)
     return (
-        f"decision.max_error {max_error:g}: {100 * band.coverage:.1f} % of the test documents get a label, of which "
-        f"{100 * band.error:.1f} % are wrong; the others are within an abstention band of {band.abstain:.3f}",
+        f"decision.max_error {promise.max_error:g}: {100 * band.coverage:.1f} % of the test documents get a label, of "
+        f"which {100 * band.error:.1f} % are wrong; the others are within an abstention band of {band.abstain:.3f}",
     )
 
 

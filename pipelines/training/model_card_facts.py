@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 
 from pipelines.data.feature_store import FeatureShards
@@ -10,9 +11,15 @@ from pipelines.data.training_labels import Labels
 from pipelines.training.neurons import NEURONS, describe_neurons, neurons_to_json
 from spin.classifier import SpinClassifier
 from spin.heads import persistence
+from spin.heads.abstention import ErrorPromise
+from spin.heads.held_out import HeldOutLogits
 from spin.labels.metrics import ClassFigures
-from spin.pages.model_card import CARD, CardFacts, ContenderResult, model_card
+from spin.monitor.quality import BREAKS_ESTIMATE, LEAST_DOCUMENTS, expect_quality
+from spin.pages.model_card import CARD, CardFacts, ContenderResult, QualityFacts, model_card
 from spin.settings import Settings
+
+_NIGHT = 10_000
+"""documents of the night for which the card expects intervals"""
 
 
 def describe_artifact(
@@ -24,12 +31,15 @@ def describe_artifact(
     table: Sequence[ContenderResult],
     per_class: Mapping[str, ClassFigures],
     test_ece: float | None,
+    held_out: HeldOutLogits,
+    promise: ErrorPromise | None = None,
     notes: Sequence[str] = (),
     fingerprint: str,
 ) -> dict[str, bytes]:
     """Return `neurons.json` and `MODEL_CARD.md` by name; neither contains the text of a document.
 
-    `table`, `per_class` and `test_ece` are the figures on the test documents, empty or None without any; `notes` are
+    `table`, `per_class` and `test_ece` are the figures on the test documents, empty or None without any; `held_out` are
+    the logits of those that the version carries, and `promise` is what they prove of `decision.max_error`; `notes` are
     sentences on the table; `fingerprint` is that of the probes.
     """
     neurons = describe_neurons(spin, features, labels)
@@ -60,9 +70,33 @@ def describe_artifact(
         test_ece=test_ece,
         decision=spin.fitted.applied_settings(labels.label_space, settings.decision),
         cap=result.cap,
+        quality=_quality_facts(settings, spin, held_out, promise),
+        promise=promise,
         versions={name: version(name) for name in persistence.LIBRARIES},
     )
     return {NEURONS: neurons_to_json(neurons), CARD: model_card(facts).encode()}
+
+
+def _quality_facts(
+    settings: Settings, spin: SpinClassifier, held_out: HeldOutLogits, promise: ErrorPromise | None
+) -> QualityFacts | None:
+    """Return what a night under these settings estimates its quality by; None without test documents."""
+    if not len(held_out):
+        return None
+    decision, expected = spin.decision_rule, None
+    if promise is not None and promise.band is not None:
+        decision = replace(decision, abstain=promise.band.abstain)
+    if promise is None or promise.band is not None:
+        exits = spin.fitted.exits if settings.classify.cascade else ()
+        expected = expect_quality(held_out.probabilities(exits, decision), held_out.y, decision, _NIGHT)
+    return QualityFacts(
+        documents=len(held_out),
+        night=_NIGHT,
+        accuracy_width=None if expected is None else expected.accuracy.width,
+        macro_f1_width=None if expected is None else expected.macro_f1.width,
+        least_labelled=LEAST_DOCUMENTS,
+        breaking_drift=BREAKS_ESTIMATE,
+    )
 
 
 def _tested(spin: SpinClassifier, table: Sequence[ContenderResult]) -> ContenderResult | None:

@@ -35,7 +35,7 @@ from pipelines.training.drift_reference import choose_reference, describe_refere
 from pipelines.training.extract_features import ExtractManifest, ExtractPlan, load_features
 from pipelines.training.fit_heads import HeadsJob, RefitJob, run_integrate, run_refit
 from pipelines.training.fit_probes import ProbeManifest, load_probes
-from pipelines.training.held_out_logits import collect_test_logits, describe_promise, write_test_logits
+from pipelines.training.held_out_logits import collect_test_logits, describe_promise, promise_error, write_test_logits
 from pipelines.training.keep_neurons import run_keep
 from pipelines.training.model_card_facts import describe_artifact
 from pipelines.training.neurons import NEURONS
@@ -239,8 +239,8 @@ def _fit(
     suspects = check_labels(features, spin.training_result.choices["accuracy"], labels, settings.seed)
     counts = {split: labels.splits.count(split) for split in SPLITS}
     test_logits = collect_test_logits(spin, features, labels, test_words)
-    promise = describe_promise(settings, spin, test_logits[settings.choose])
-    notes = (*labels.overlap.notes(counts["test"], settings.data), *figures.notes, *promise)
+    promise = promise_error(settings, spin, test_logits[settings.choose])
+    notes = (*labels.overlap.notes(counts["test"], settings.data), *figures.notes)
     described = describe_artifact(
         settings,
         spin,
@@ -249,6 +249,8 @@ def _fit(
         table=figures.table,
         per_class=figures.per_class,
         test_ece=figures.test_ece,
+        held_out=test_logits[settings.choose],
+        promise=promise,
         notes=notes,
         fingerprint=probe_fingerprint,
     )
@@ -266,7 +268,7 @@ def _fit(
         counts=counts,
         suspects=len(suspects),
         overlap=labels.overlap,
-        notes=notes,
+        notes=(*notes, *describe_promise(promise)),
         seconds=TrainSeconds(integrated, evaluated),
         artifact={name: hashlib.sha256(content).hexdigest() for name, content in artifact.items()},
     )

@@ -108,6 +108,31 @@ class RobustnessReport:
 
 
 @dataclass(frozen=True)
+class ChangedLabels:
+    """The labels that a classifier gives to the texts that one perturbation changed at one severity."""
+
+    rows: NDArray[np.int64]
+    """(m,) row numbers of these texts among all, ascending"""
+    given: Targets
+    """(m,) or (m, K) predicted for the changed texts, without the abstention band"""
+
+
+@dataclass(frozen=True)
+class RobustnessMeasurement:
+    """The report on a classifier, and the labels that it rests on, by which two classifiers can be compared."""
+
+    report: RobustnessReport
+    label_space: LabelSpace
+    """of all targets here"""
+    y: Targets
+    """(n,) or (n, K) true"""
+    given: Targets
+    """(n,) or (n, K) predicted for the original texts, without the abstention band"""
+    changed: tuple[ChangedLabels, ...]
+    """in the order of `report.figures`"""
+
+
+@dataclass(frozen=True)
 class _Judged:
     """The predictions for some texts, and how they compare with the true labels."""
 
@@ -146,7 +171,7 @@ def measure_robustness(
     *,
     seed: int = 0,
     progress: Callable[[int], object] = lambda documents: None,
-) -> RobustnessReport:
+) -> RobustnessMeasurement:
     """Perturb n texts with true targets `y` in every way, and compare the predictions for them with those before.
 
     Labels are those without the abstention band. `progress` is called with the numbers of texts that were predicted;
@@ -154,7 +179,7 @@ def measure_robustness(
     """
     before = _Judged.of(decision, y, predict(texts))
     progress(len(texts))
-    figures = []
+    figures, labels = [], []
     for perturbation in PERTURBATIONS:
         for severity in SEVERITIES:
             changed = perturbation.apply(texts, severity, seed)
@@ -162,9 +187,11 @@ def measure_robustness(
             if len(rows):
                 after = _Judged.of(decision, y[rows], predict([changed[row] for row in rows]))
                 figures.append(_compare(perturbation, severity, metric, before.part(rows), after))
+                labels.append(ChangedLabels(rows, after.given))
             progress(len(texts))
     score_before = score(metric, y, before.given)
-    return RobustnessReport(metric, len(texts), score_before, before.ece, tuple(figures))
+    report = RobustnessReport(metric, len(texts), score_before, before.ece, tuple(figures))
+    return RobustnessMeasurement(report, decision.label_space, y, before.given, tuple(labels))
 
 
 def count_predictions(documents: int) -> int:

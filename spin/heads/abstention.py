@@ -37,6 +37,18 @@ class PromisedBand:
     """share of wrong labels among these"""
 
 
+@dataclass(frozen=True)
+class ErrorPromise:
+    """What the test documents of a version prove of `decision.max_error`."""
+
+    max_error: float
+    """largest share of wrong labels among those that are given, from 0 to 1"""
+    documents: int
+    """test documents"""
+    band: PromisedBand | None
+    """the band that keeps the promise; None where they prove none, and no night begins"""
+
+
 def choose_band(
     held_out: HeldOutLogits, exits: Sequence[EarlyExit], decision: Decision, max_error: float
 ) -> PromisedBand | None:
@@ -86,15 +98,15 @@ def keep_promise(
     exits = fitted.exits if early else ()
     band = choose_band(held_out, exits, fitted.decision(label_space, settings), settings.max_error)
     if band is None:
-        raise UserError(describe_failure(held_out, settings.max_error))
+        raise UserError(describe_failure(len(held_out), settings.max_error))
     return settings.model_copy(update={"abstain": band.abstain, "max_error": None})
 
 
-def describe_failure(held_out: HeldOutLogits, max_error: float) -> str:
-    """Why an error cannot be promised, and what to do."""
+def describe_failure(documents: int, max_error: float) -> str:
+    """Why an error cannot be promised with so many test documents, and what to do."""
     return (
         f"decision.max_error {max_error:g} cannot be promised: not even for the documents with the most certain labels "
-        f"do {len(held_out):,} test documents prove it; raise it, label more test documents, or set decision.abstain"
+        f"do {documents:,} test documents prove it; raise it, label more test documents, or set decision.abstain"
     )
 
 

@@ -33,8 +33,21 @@ def lower_bound(
     least -margin shows that `candidate` is not worse by more than the margin. 0 for equal predictions. A smaller
     `significance` takes more samples than 500, so that 25 lie below the quantile.
     """
+    return difference_interval(metric, y, candidate, baseline, significance, seed)[0]
+
+
+def difference_interval(
+    metric: str, y: Targets, candidate: Targets, baseline: Targets, significance: float, seed: int
+) -> tuple[float, float]:
+    """The lower and the upper confidence bound of how much higher `candidate` scores than `baseline`.
+
+    The lower one is `lower_bound`, and the upper one is its counterpart, the quantile 1 - `significance`. Together they
+    are an interval with the confidence 1 - 2 `significance`.
+    """
     draws = min(max(_DRAWS, math.ceil(_TAIL / significance)), _MAX_DRAWS)
-    return float(np.quantile(_differences(metric, y, candidate, baseline, seed, draws), significance))
+    differences = _differences(metric, y, candidate, baseline, seed, draws)
+    low, high = np.quantile(differences, [significance, 1 - significance]).tolist()
+    return low, high
 
 
 def _differences(

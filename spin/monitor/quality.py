@@ -17,7 +17,7 @@ _PARTS = 20
 """parts of the test documents; each is left out once to estimate a standard error"""
 _QUANTILE = 2.093
 """of Student's t with `_PARTS` - 1 degrees of freedom, for an interval of 95 %"""
-_LEAST = 100
+LEAST_DOCUMENTS = 100
 """test documents with a label from which on there is an estimate"""
 _PRIOR = 10.0
 """documents, as many as which a class's correction must rest on to be applied by half"""
@@ -75,6 +75,10 @@ class QualitySums:
     def __add__(self, other: QualitySums) -> QualitySums:
         return QualitySums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
+    def scaled(self, factor: float) -> QualitySums:
+        """The sums of `factor` times as many documents of the same kind."""
+        return QualitySums(*(factor * getattr(self, f.name) for f in fields(self)))
+
     def to_tensors(self, prefix: str) -> dict[str, NDArray[Any]]:
         """The sums as arrays by name."""
         return {f"{prefix}{f.name}": np.asarray(getattr(self, f.name), np.float64) for f in fields(self)}
@@ -93,6 +97,11 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    @property
+    def width(self) -> float:
+        """The width of the interval, from 0 to 1."""
+        return self.high - self.low
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ def estimate_quality(now: QualitySums, probabilities: Floats, y: Targets, decisi
     get one.
     """
     parts = _divide(probabilities, y, decision)
-    if not now.labelled or sum(part.expected.labelled for part in parts) < _LEAST:
+    if not now.labelled or sum(part.expected.labelled for part in parts) < LEAST_DOCUMENTS:
         return None
     whole = _figures(now, parts)
     without = np.stack([_figures(now, parts[:at] + parts[at + 1 :]) for at in range(len(parts))])
@@ -156,6 +165,18 @@ def estimate_quality(now: QualitySums, probabilities: Floats, y: Targets, decisi
         for k in range(count)
     )
     return QualityEstimate(int(now.labelled), estimates[0], estimates[1], classes)
+
+
+def expect_quality(probabilities: Floats, y: Targets, decision: Decision, documents: int) -> QualityEstimate | None:
+    """The estimate to expect for a night of some documents that are like the test documents.
+
+    `probabilities` (m, K) and targets `y` are those of the test documents; the labels of the night are in their shares.
+    None where `estimate_quality` returns none.
+    """
+    given, abstains = decision.decide(probabilities)
+    labelled = QualitySums.of(decision.label_space, given[~abstains], probabilities[~abstains])
+    night = labelled.scaled(documents / max(1, len(probabilities)))
+    return estimate_quality(night, probabilities, y, decision)
 
 
 def _divide(probabilities: Floats, y: Targets, decision: Decision) -> list[_Part]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from spin.heads.abstention import RISK, ErrorPromise
 from spin.heads.candidate import CandidateSummary
 from spin.heads.fitted import ChoiceSummary, LeakageCap
 from spin.heads.selection import Selection
@@ -42,6 +43,24 @@ class ContenderResult:
     """blocks of the backbone"""
     docs_per_s: float
     """documents per second, from text to label"""
+
+
+@dataclass(frozen=True)
+class QualityFacts:
+    """What nights estimate the quality of their labels by, and how exactly they can."""
+
+    documents: int
+    """test documents whose logits and classes the version carries; each is independent of the others"""
+    night: int
+    """documents of the night for which the widths are expected"""
+    accuracy_width: float | None
+    """expected width of the interval of accuracy, from 0 to 1; None where there is no estimate"""
+    macro_f1_width: float | None
+    """the same of macro-F1"""
+    least_labelled: int
+    """test documents that must get a label for an estimate"""
+    breaking_drift: Sequence[str]
+    """properties of a night whose drift withdraws its estimate"""
 
 
 @dataclass(frozen=True)
@@ -96,6 +115,10 @@ class CardFacts:
     """tokens of a window that the next one repeats"""
     cap: LeakageCap | None = None
     """the cap on what the neurons reveal, and what it costs; None without one"""
+    quality: QualityFacts | None = None
+    """by what nights estimate their quality; None without test documents"""
+    promise: ErrorPromise | None = None
+    """of `decision.max_error`; None where it is not set"""
 
 
 @dataclass(frozen=True)
@@ -119,6 +142,7 @@ def model_card(facts: CardFacts) -> str:
         chosen=facts.choices[facts.choose],
         exits=[f"{100 * e.valid_share:.0f} % {exit_name(e.depth)}" for e in facts.choices[facts.choose].exits],
         neurons=_neuron_table(facts.selection),
+        confidence=1 - RISK,
     )
     return str(ModelCard(f"---\n{_metadata(facts).to_yaml()}\n---\n\n{body}"))
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save as save_tensors
 
+from pipelines.audit.audit_robustness import audit_robustness
 from pipelines.audit.audited_version import draw_rows, open_audited
 from pipelines.registry.evaluation_set import EvaluationSet
-from pipelines.registry.versions import Registry
+from pipelines.registry.versions import CHAMPION, Registry
 from spin.audit.perturbations import PERTURBATIONS
 from spin.errors import UserError
+from spin.heads.held_out import HELD_OUT, HeldOutLogits
+from spin.integrate.bootstrap import lower_bound
 from spin.labels.metrics import score
 from spin.settings import parse_settings
 from tests.support import tiny
 from tests.support.command_line import run_spin
-from tests.support.registry_fixture import RegistryFixture, build_evaluation_set
+from tests.support.registry_fixture import RegistryFixture, build_evaluation_set, build_quick_classifier
 
 ROWS = tiny.make_documents(80, seed=5)
 
@@ -114,3 +120,159 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
     settings = str(audited.folder / "settings.yaml")
     message = run_spin(capsys, monkeypatch, "audit", "robustness", settings, "--html", "/nowhere/page.html", status=2)
     assert "there is no directory /nowhere" in message
+
+
+@pytest.fixture(scope="module")
+def with_champion(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> RegistryFixture:
+    """A registry whose champion, version 2, learned from labels of which every third is wrong."""
+    folder = tmp_path_factory.mktemp("with_champion")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    fixture = RegistryFixture(folder, backbone_folder, uri, evaluation_set=build_evaluation_set(ROWS))
+    rows = tiny.make_documents(120, seed=8)
+    swapped = {"good": "bad", "bad": "good"}
+    labels = [row["label"] if number % 3 else swapped[row["label"]] for number, row in enumerate(rows)]
+    build_quick_classifier(fixture.settings.backbone).fit([row["text"] for row in rows], labels).save(
+        folder / "artifact"
+    )
+    assert fixture.register() == "2"
+    fixture.registry.set_alias(CHAMPION, "2")
+    tree = fixture.settings.model_dump(mode="json", exclude_unset=True)
+    (folder / "settings.yaml").write_text(yaml.safe_dump(tree))
+    return fixture
+
+
+@pytest.fixture
+def broken_champion(with_champion: RegistryFixture) -> Iterator[RegistryFixture]:
+    """The same, but version 1 is the champion, and one of its files was changed."""
+    with_champion.registry.set_alias(CHAMPION, "1")
+    with_champion.change(lambda model: (model / "artifacts" / "spin" / "config.json").write_text("{}"))
+    yield with_champion
+    with_champion.restore()
+    with_champion.registry.set_alias(CHAMPION, "2")
+
+
+def test_the_champion_beside_a_version_has_the_figures_of_its_own_audit(with_champion: RegistryFixture) -> None:
+    fixture = with_champion
+    beside = audit_robustness(fixture.settings, fixture.registry, model=f"models:/{fixture.name}/1")
+    alone = audit_robustness(fixture.settings, fixture.registry)
+    assert (beside.version, alone.version) == ("1", "2")
+    assert alone.champion is None
+    assert beside.champion is not None
+    assert beside.champion.champion == "2"
+    assert beside.champion.report == alone.report
+    assert beside.report != alone.report
+    scores = [row.champion_score for row in beside.champion.differences]
+    assert scores == pytest.approx([row.score for row in alone.report.figures if row.keeps_label])
+    settings = beside.champion.to_json()
+    assert {name: settings[name] for name in alone.report.to_json()} == alone.report.to_json()
+
+
+def test_the_difference_to_the_champion_is_that_which_the_gate_would_bound(with_champion: RegistryFixture) -> None:
+    """By the labels that both versions give when they are opened by themselves."""
+    fixture = with_champion
+    audit = audit_robustness(fixture.settings, fixture.registry, model=f"models:/{fixture.name}/1")
+    assert audit.champion is not None
+    typos = next(p for p in PERTURBATIONS if p.name == "typos")
+    texts = [row["text"] for row in ROWS]
+    changed = typos.apply(texts, 3, fixture.settings.seed)
+    rows = [number for number, text in enumerate(texts) if changed[number] != text]
+    space = fixture.spin.label_space
+    y = space.index([ROWS[number]["label"] for number in rows])
+    given, others = (
+        space.index(fixture.registry.load(number).predict([changed[row] for row in rows])) for number in ("1", "2")
+    )
+    [found] = [row for row in audit.champion.differences if (row.name, row.severity) == ("typos", 3)]
+    assert found.score == pytest.approx(score("macro_f1", y, given))
+    assert found.champion_score == pytest.approx(score("macro_f1", y, others))
+    bound = lower_bound("macro_f1", y, given, others, fixture.settings.promote.significance, fixture.settings.seed)
+    assert found.difference.low == pytest.approx(bound)
+    assert found.difference.low <= found.difference.value <= found.difference.high
+
+
+def test_the_command_prints_and_logs_the_champion_beside_a_version(
+    with_champion: RegistryFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    fixture, page = with_champion, tmp_path / "robustness.html"
+    words = ["audit", "robustness", str(fixture.folder / "settings.yaml"), "--model", f"models:/{fixture.name}/1"]
+    printed = run_spin(capsys, monkeypatch, *words, "--html", str(page))
+    report = json.loads(run_spin(capsys, monkeypatch, *words, "--json"))
+    _, _, second = printed.partition("against the champion, version 2: macro_f1")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in second.splitlines() if line.startswith("│")]
+    differences = report["champion"]["differences"]
+    assert len(rows) == len(differences) == len([row for row in report["figures"] if row["keeps_label"]])
+    for cells, row in zip(rows, differences, strict=True):
+        assert cells[0] == row["name"]
+        assert cells[2:4] == [f"{100 * row['score']:.1f}", f"{100 * row['champion_score']:.1f}"]
+        assert " to " in cells[5]
+    assert "The champion, version 2, changes by" in printed
+    assert "Against the champion" in page.read_text()
+    client = fixture.registry.tracking.client
+    runs = client.search_runs([fixture.registry.tracking.experiment()], "tags.`spin.audit` = 'robustness'")
+    logged = runs[0].data.metrics
+    assert logged["champion_mean_loss"] == pytest.approx(report["champion"]["mean_loss"])
+    [typos] = [row for row in differences if (row["name"], row["severity"]) == ("typos", 2)]
+    assert logged["typos_difference"] == pytest.approx(typos["difference"]["value"])
+
+
+@pytest.mark.parametrize("options", [["--model", "models:/{name}/1", "--without-champion"], []])
+def test_only_one_version_is_measured_where_that_suffices(
+    with_champion: RegistryFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: list[str],
+) -> None:
+    """The champion is not measured beside itself, nor where the option says so."""
+    fixture, loaded, page = with_champion, [], tmp_path / "robustness.html"
+    load = Registry.load
+    monkeypatch.setattr(Registry, "load", lambda self, number, **more: loaded.append(number) or load(self, number))
+    words = ["audit", "robustness", str(fixture.folder / "settings.yaml"), "--documents", "10", "--html", str(page)]
+    printed = run_spin(capsys, monkeypatch, *words, *(option.format(name=fixture.name) for option in options))
+    assert loaded == ["1" if options else "2"]
+    assert "champion" not in printed
+    assert "champion" not in page.read_text()
+
+
+def test_a_champion_that_does_not_load_leaves_a_note(
+    broken_champion: RegistryFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    """On the terminal, on the page and in the JSON; the version has its figures all the same."""
+    fixture, page = broken_champion, tmp_path / "robustness.html"
+    words = ["audit", "robustness", str(fixture.folder / "settings.yaml"), "--model", f"models:/{fixture.name}/2"]
+    words += ["--documents", "10"]
+    printed = run_spin(capsys, monkeypatch, *words, "--html", str(page))
+    note = "The champion, version 1, is not compared, because it cannot be measured: version 1 of"
+    assert note in printed
+    assert note in page.read_text()
+    assert f"the champion, version 1 of {fixture.name}, cannot be measured" in caplog.text
+    report = json.loads(run_spin(capsys, monkeypatch, *words, "--json"))
+    assert report["champion"] is None
+    assert report["note"].startswith(note)
+    assert report["documents"] == 10
+
+
+def test_a_champion_that_cannot_keep_the_promise_is_measured_without_a_band(with_champion: RegistryFixture) -> None:
+    """As in the gate: only the version has test documents that prove `decision.max_error`."""
+    fixture = with_champion
+    rows = tiny.make_documents(200, seed=9)
+    logits = fixture.spin.predict_logits([row["text"] for row in rows])
+    stops = len(fixture.spin.fitted.exits) + 1
+    right = HeldOutLogits(np.stack([logits] * stops), fixture.spin.label_space.predict(logits))
+    fixture.spin.save(fixture.folder / "artifact")
+    held_out = fixture.folder / "artifact" / HELD_OUT
+    held_out.write_bytes(save_tensors(right.to_tensors("accuracy")))
+    number = fixture.register()
+    held_out.unlink()
+    tree = fixture.settings.model_dump(mode="json", exclude_unset=True)
+    promising = parse_settings({**tree, "decision": {"max_error": 0.2}})
+    audit = audit_robustness(promising, Registry(promising), model=f"models:/{fixture.name}/{number}", documents=20)
+    assert audit.note is None
+    assert audit.champion is not None
+    assert audit.champion.report == audit_robustness(fixture.settings, fixture.registry, documents=20).report

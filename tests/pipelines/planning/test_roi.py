@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipelines.planning import operations
-from pipelines.planning.roi import RoiTerms, estimate_roi, parse_label_mix, read_cost_matrix
+from pipelines.planning.roi import RoiTerms, estimate_roi, read_cost_matrix
 from spin import SpinClassifier
 from spin.backbone.loading import load_backbone
 from spin.errors import UserError
@@ -111,9 +111,16 @@ def test_the_command_prints_the_best_point_and_its_settings(
     [
         (["--volume", "0"], "--volume 0: expected a number above 0"),
         (["--volume", "1", "--label-mix", "good"], "expected a share of each class, such as spam=0.2,ham=0.8"),
-        (["--volume", "1", "--label-mix", "good=1,good=0"], "expected a share of each class"),
+        (["--volume", "1", "--label-mix", "good=1,good=0"], "found 'good' twice; expected a share of each class once"),
+        (
+            ["--volume", "1", "--label-mix", "good=0.5", "--label-mix", "bad,worse=0.5"],
+            "found 'good', 'bad,worse'; expected a share of 'bad', 'good'",
+        ),
         (["--volume", "1", "--cost-label", "-1"], "--cost-label -1: expected a number from 0 on"),
-        (["--volume", "1", "--label-mix", "good=1"], "--label-mix: found good; expected a share of bad, good"),
+        (
+            ["--volume", "1", "--label-mix", "good=1"],
+            "--label-mix: found 'good'; expected a share of 'bad', 'good'; name each of them once",
+        ),
         (["--volume", "1", "--label-mix", "good=1,bad=1"], "the shares add up to 2; expected"),
         (["--volume", "1", "--llm-accuracy", "95"], "--llm-accuracy 95: expected a share from 0 to 1"),
         (["--volume", "1", "--cost-matrix", "/nowhere.yaml"], "/nowhere.yaml cannot be read"),
@@ -139,11 +146,6 @@ def test_a_cost_matrix_of_another_form_is_refused(tmp_path: Path, content: str) 
     file.write_text(content)
     with pytest.raises(UserError, match="costs.yaml"):
         read_cost_matrix(file)
-
-
-def test_a_label_mix_is_parsed_by_its_last_equals_sign() -> None:
-    """Names of classes may hold one."""
-    assert parse_label_mix("a=b=0.25, c=0.75") == {"a=b": 0.25, "c": 0.75}
 
 
 def test_classes_without_documents_cannot_be_mixed_in(

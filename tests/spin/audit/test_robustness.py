@@ -56,7 +56,7 @@ class Spotter:
 
 def measure(decision: Decision, texts: Sequence[str], y: Any, metric: str = "macro_f1") -> RobustnessReport:
     counted: list[int] = []
-    report = measure_robustness(Spotter(decision), decision, texts, y, metric, progress=counted.append)
+    report = measure_robustness(Spotter(decision), decision, texts, y, metric, progress=counted.append).report
     assert sum(counted) == count_predictions(len(texts))
     return report
 

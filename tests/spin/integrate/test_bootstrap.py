@@ -8,7 +8,7 @@ from scipy.stats import binomtest, norm
 from sklearn.metrics import f1_score
 
 import spin.integrate.bootstrap
-from spin.integrate.bootstrap import bootstrap_p_value, lower_bound
+from spin.integrate.bootstrap import bootstrap_p_value, difference_interval, lower_bound
 
 
 def make_predictions(better: int, worse: int, n: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -152,3 +152,13 @@ def test_predictions_worse_by_the_margin_seldom_pass(monkeypatch: pytest.MonkeyP
         candidate, baseline = (np.where(draw.random(100) < share, 1 - y, y) for share in (0.35, 0.30))
         passed += lower_bound("accuracy", y, candidate, baseline, 0.05, seed) >= -0.05
     assert 1 <= passed <= 8
+
+
+def test_an_interval_lies_between_the_bounds_of_both_directions() -> None:
+    """Its lower end is the lower bound, and its upper end that of the baseline against the candidate, negated."""
+    y, candidate, baseline = make_predictions(30, 10)
+    low, high = difference_interval("accuracy", y, candidate, baseline, 0.05, 0)
+    assert low == lower_bound("accuracy", y, candidate, baseline, 0.05, 0)
+    assert high == pytest.approx(-lower_bound("accuracy", y, baseline, candidate, 0.05, 0))
+    assert low < 20 / 400 < high
+    assert difference_interval("accuracy", y, candidate, candidate.copy(), 0.05, 0) == (0.0, 0.0)

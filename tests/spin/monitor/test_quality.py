@@ -12,7 +12,7 @@ from spin.arrays import Floats
 from spin.heads.decision import Decision
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
-from spin.monitor.quality import QualityEstimate, QualitySums, estimate_quality
+from spin.monitor.quality import LEAST_DOCUMENTS, QualityEstimate, QualitySums, estimate_quality, expect_quality
 from spin.settings import DecisionSettings
 
 SINGLE, SEVERAL = LabelSpace(("a", "b", "c")), LabelSpace(("a", "b", "c"), multilabel=True)
@@ -129,3 +129,30 @@ def test_there_is_no_estimate_without_labels_or_without_test_documents() -> None
     sums = QualitySums.of(SINGLE, decision.decide(p)[0], p)
     assert estimate_quality(sums, p[:0], y[:0], decision) is None
     assert estimate_quality(sums, p, y, decide(SINGLE, 0.999999)) is None
+
+
+@pytest.mark.parametrize(("space", "abstain"), [(SINGLE, 0.0), (SINGLE, 0.3), (SEVERAL, 0.1)])
+def test_the_expected_estimate_is_that_of_a_night_of_such_documents(space: LabelSpace, abstain: float) -> None:
+    """Its interval is about as wide as those of nights that are drawn, of which the same share gets a label."""
+    decision = decide(space, abstain)
+    p, y = draw_documents(500, 1, space)
+    expected = expect_quality(p, y, decision, 10_000)
+    assert expected is not None
+    night = np.tile(p, (20, 1))
+    given, abstains = decision.decide(night)
+    repeated = estimate_quality(QualitySums.of(space, given[~abstains], night[~abstains]), p, y, decision)
+    assert repeated is not None
+    assert expected.documents == repeated.documents == (~abstains).sum()
+    for one, other in ((expected.accuracy, repeated.accuracy), (expected.macro_f1, repeated.macro_f1)):
+        assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high), abs=2e-4)
+    drawn, _ = draw_documents(10_000, 2, space)
+    given, abstains = decision.decide(drawn)
+    another = estimate_quality(QualitySums.of(space, given[~abstains], drawn[~abstains]), p, y, decision)
+    assert another is not None
+    assert expected.accuracy.width == pytest.approx(another.accuracy.width, rel=0.2)
+
+
+def test_nothing_is_expected_of_too_few_test_documents() -> None:
+    p, y = draw_documents(LEAST_DOCUMENTS - 1, 0, SINGLE)
+    assert expect_quality(p, y, decide(SINGLE), 10_000) is None
+    assert expect_quality(p[:0], y[:0], decide(SINGLE), 10_000) is None

@@ -12,11 +12,12 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spin.heads.abstention import ErrorPromise, PromisedBand
 from spin.heads.fitted import ExitSummary, LeakageCap, UncappedChoice
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import ClassFigures
-from spin.pages.model_card import CardFacts, ContenderResult, card_text, model_card
+from spin.pages.model_card import CardFacts, ContenderResult, QualityFacts, card_text, model_card
 from spin.settings import DecisionSettings
 from spin.sites import FeatureColumn
 from tests.support.summaries import build_choice_summary
@@ -156,7 +157,7 @@ def test_the_card_contains_every_fact() -> None:
     assert by_name["library"] == {"library": ["version"], "torch": ["2.9.0"], "numpy": ["2.3"]}
     assert "on 3 documents of the same corpus" in card
     for untested in ("other domains", "other languages", "drift", "adversarial", "fairness"):
-        assert card.index(untested) > card.index("Not tested:")
+        assert card.index(f"- {untested}") > card.index("Not tested:")
 
 
 def test_the_card_names_what_the_neurons_reveal_and_what_the_cap_costs() -> None:
@@ -171,6 +172,7 @@ def test_the_card_names_what_the_neurons_reveal_and_what_the_cap_costs() -> None
     assert by_name["depth"]["1"][-1] == "10.0 %"
     assert by_name["choice"]["accuracy (this card)"][-2:] == ["38.2 %", "linear"]
     assert by_name["without the cap"]["accuracy"] == ["54.8 %", "85.0 %", "3.8"]
+    assert "The neurons of this choice reveal 38.2 % of the content words of a text, under" in card
     for figure in ("1,500 validation documents", "2,000 training documents", "reveals 8.1 %", "at most 40.0 %"):
         assert figure in card
     assert "eakage" not in model_card(make_facts())
@@ -299,4 +301,77 @@ def test_the_card_says_how_long_texts_are_read() -> None:
     assert (
         "It reads a text in windows of 1,256 tokens, of which each repeats 32 of the one before, up to 16 windows. ##"
         in windows
+    )
+
+
+QUALITY = QualityFacts(
+    documents=1390,
+    night=10_000,
+    accuracy_width=0.0364,
+    macro_f1_width=0.0412,
+    least_labelled=100,
+    breaking_drift=("labels", "scores", "neurons"),
+)
+BAND = PromisedBand(abstain=0.1234, coverage=0.832, error=0.031)
+
+
+def read_trust(**changes: Any) -> dict[str, str]:
+    """The points of the section on trust by their names, each in one line."""
+    _, _, rest = model_card(make_facts(**changes)).partition("\n## Trust\n\n")
+    section, _, _ = rest.partition("\n## ")
+    points = [" ".join(point.split()) for point in re.split(r"^- ", section, flags=re.MULTILINE)[1:]]
+    pairs = (re.fullmatch(r"\*\*(.+?)\.\*\* (.+)", point) for point in points)
+    return {pair[1]: pair[2] for pair in pairs if pair is not None}
+
+
+def test_the_section_on_trust_names_what_training_knows_and_the_commands_that_measure() -> None:
+    """For each of the commands, in this order; the results of audits are in the description of the version."""
+    trust = read_trust(quality=QUALITY)
+    assert list(trust) == ["Quality of nights without labels", "Robustness", "Privacy", "Costs"]
+    for name, command in (("Robustness", "audit robustness"), ("Privacy", "audit privacy")):
+        assert trust[name].startswith(f"Not measured in training. `spin {command}` measures ")
+    assert trust["Costs"].startswith(
+        "Of the test documents 25.0 % get a wrong label, at 432 documents per second. `spin roi` weighs "
+    )
+    assert trust["Costs"].endswith("in MLflow, under “Audits”.")
+    untested = read_trust(table=[], tested=None, per_class={}, test_ece=None)
+    assert untested["Costs"].startswith("Not measured in training. `spin roi` weighs ")
+
+
+def test_the_card_names_what_the_estimate_of_a_night_rests_on_and_how_wide_its_intervals_are() -> None:
+    quality = read_trust(quality=QUALITY)["Quality of nights without labels"]
+    assert quality.startswith("A night estimates the quality of its labels by 1,390 of 3 test documents, whose logits")
+    assert "For a night of 10,000 documents like them, the interval of 95 % is expected to be 3.6 points" in quality
+    assert "wide for accuracy and 4.1 points for macro-F1." in quality
+    assert "withdrawn where labels, scores or neurons of a night drift from training (`classify.max_psi`)" in quality
+
+
+def test_the_card_says_why_nights_have_no_estimate() -> None:
+    """Without test documents, or with too few that get a label."""
+    few = replace(QUALITY, accuracy_width=None, macro_f1_width=None)
+    assert read_trust()["Quality of nights without labels"] == (
+        "There were no test documents, so a night does not estimate how many of its labels are right."
+    )
+    assert (
+        "Fewer than 100 of them get a label, which is too few"
+        in read_trust(quality=few)["Quality of nights without labels"]
+    )
+    unproven = read_trust(quality=few, promise=ErrorPromise(0.05, 1390, None))
+    assert unproven["Quality of nights without labels"].endswith("of one group, one is kept.")
+
+
+def test_the_card_holds_the_promised_error() -> None:
+    """Only where one is promised, with its price, or that it cannot be kept."""
+    assert "Promised error" not in read_trust(quality=QUALITY)
+    kept, unproven = (
+        read_trust(quality=QUALITY, promise=ErrorPromise(0.05, 1390, band))["Promised error"] for band in (BAND, None)
+    )
+    assert kept == (
+        "`decision.max_error` 0.05: of the labels that are given, at most 5 % are wrong, with 95 % confidence for "
+        "documents like the test documents. Of these, 83.2 % get a label, of which 3.1 % are wrong; the others are "
+        "within an abstention band of 0.123."
+    )
+    assert unproven == (
+        "`decision.max_error` 0.05 cannot be promised: 1,390 test documents do not prove it. With this setting no "
+        "night begins."
     )
