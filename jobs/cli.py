@@ -97,7 +97,7 @@ def init(
             "spin init: expected the name of a settings file to write, or --schema to print the JSON Schema"
         )
     write_settings(path)
-    terminal.say(f"wrote {path}; set backbone.model, data.train and store, then: spin run {path}")
+    terminal.say(f"wrote {path}; set backbone.model, data.train and store.uri, then: spin run {path}")
 
 
 @app.command(cls=PipelinesCommand, rich_help_panel=TRAIN)

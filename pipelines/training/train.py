@@ -175,7 +175,7 @@ def run_train(
     Decision.of(labels.label_space, settings.decision)
     probed, probes, ridge, words = load_probes(settings, extract_plan, labels)
     corpus = Corpus(extract_plan.derived.shards, settings.data)
-    store = Store(settings.store) / "model"
+    store = Store(settings.store.uri) / "model"
     metadata = {
         "format": FORMAT,
         "probes": probed.fingerprint,
@@ -206,7 +206,7 @@ def run_train(
         registered = _register_once(settings, registry, labels, corpus, store, plan, manifest)
         report = TrainReport(manifest.fingerprint, manifest.results, registered, settings.choose)
         lease.check()
-        Store(settings.store).write_json("report.json", report.to_json(extracted, probed))
+        Store(settings.store.uri).write_json("report.json", report.to_json(extracted, probed))
         return report
 
 
@@ -273,7 +273,7 @@ def _fit(
     lease.check()
     for name, content in artifact.items():
         store.write(name, content)
-    Store(settings.store).write(SUSPECTS, to_parquet(suspects))
+    Store(settings.store.uri).write(SUSPECTS, to_parquet(suspects))
     lease.check()
     return write_manifest(store, plan, results)
 
