@@ -19,6 +19,7 @@ from jobs.commands import (
     model_commands,
     night_commands,
     plan_command,
+    purge_command,
     registry_commands,
     roi_command,
 )
@@ -185,6 +186,7 @@ def _add(panel: str, function: Callable[..., None], *, needs_pipelines: bool = T
     app.command(cls=PipelinesCommand if needs_pipelines else None, rich_help_panel=panel, **options)(function)
 
 
+_add(TRAIN, purge_command.purge)
 app.add_typer(night_commands.app, rich_help_panel=USE)
 _add(USE, label_commands.review)
 app.add_typer(label_commands.app, rich_help_panel=USE)
