@@ -183,6 +183,7 @@ def run_train(
         "search": settings.search.model_dump(exclude_none=True),  # a cap that is not set changes nothing
         "cascade": settings.cascade.model_dump(),
         "thresholds": settings.decision.thresholds,  # under which the exits are chosen
+        **({"keep_texts": True} if settings.train.keep_texts else {}),  # texts that are not kept change nothing
     }
     with Lease(store) as lease:
         plan = write_plan(store, "train", metadata, NothingDerived, NothingDerived, lease=lease, restart=restart)
@@ -236,7 +237,8 @@ def _fit(
     test_words = _read_words(spin, corpus, test_rows)
     figures = _evaluate(settings, features, probes, labels, corpus, spin, test_words)
     evaluated = round(time.perf_counter() - start - integrated, 1)
-    suspects = check_labels(features, spin.training_result.choices["accuracy"], labels, settings.seed)
+    texts = corpus if settings.train.keep_texts else None
+    suspects = check_labels(features, spin.training_result.choices["accuracy"], labels, settings.seed, texts)
     counts = {split: labels.splits.count(split) for split in SPLITS}
     test_logits = collect_test_logits(spin, features, labels, test_words)
     promise = describe_promise(settings, spin, test_logits[settings.choose])
@@ -251,6 +253,7 @@ def _fit(
         test_ece=figures.test_ece,
         notes=notes,
         fingerprint=probe_fingerprint,
+        texts=texts,
     )
     reference = choose_reference(test_rows, test_words, words, data.folds)
     described[REFERENCE] = describe_reference(spin, features, corpus, *reference)
