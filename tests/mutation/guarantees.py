@@ -563,8 +563,8 @@ GUARANTEES = (
         ),
     ),
     Guarantee(
-        "a purge deletes nothing while a stage of the training is at work, and what it leaves half-deleted never counts "
-        "as finished",
+        "a purge deletes nothing while a stage of the training is at work, and what it leaves half-deleted never "
+        "counts as finished",
         (
             Cut(
                 f"{PURGE}::test_a_purge_deletes_nothing_while_any_stage_is_at_work",

@@ -28,9 +28,7 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def purge(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
+def purge(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """A function that runs `spin purge` and returns its output, or the line of its error."""
     settings = tmp_path / "settings.yaml"
     settings.write_text(f"backbone: {{model: m}}\ndata: {{train: t}}\nstore: {{uri: {store.uri}, retention: 30}}\n")

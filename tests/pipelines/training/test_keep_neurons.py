@@ -107,7 +107,9 @@ def test_both_ways_give_the_same_classifier(in_one_pass: Training, in_two_passes
     np.testing.assert_allclose(
         in_two_passes.spin.predict_logits(texts), in_one_pass.spin.predict_logits(texts), atol=2e-3
     )
-    neurons = [Store(training.settings.store.uri).read("model/neurons.json") for training in (in_one_pass, in_two_passes)]
+    neurons = [
+        Store(training.settings.store.uri).read("model/neurons.json") for training in (in_one_pass, in_two_passes)
+    ]
     assert neurons[0] == neurons[1]
 
 

@@ -80,6 +80,8 @@ def test_flipped_labels_are_listed_first(
     assert rows
     for document in (*rows, *top):
         assert document.get("text") == (texts[document["id"]] if keep_texts else None)
-    assert ("keep_texts" in (tmp_path / "store/model/plan.json").read_text()) == keep_texts, "the default plan is as before"
+    assert ("keep_texts" in (tmp_path / "store/model/plan.json").read_text()) == keep_texts, (
+        "the default plan is as before"
+    )
     with pytest.raises(UserError, match=f"keep_texts is {'absent, was true' if keep_texts else 'true, was absent'}"):
         run_workflow(make_settings(tmp_path, sqlite_uri, keep_texts=not keep_texts), first="train")
