@@ -20,6 +20,7 @@ from jobs.commands import (
     model_commands,
     night_commands,
     plan_command,
+    purge_command,
     registry_commands,
     roi_command,
 )
@@ -98,7 +99,7 @@ def init(
             "spin init: expected the name of a settings file to write, or --schema to print the JSON Schema"
         )
     write_settings(path)
-    terminal.say(f"wrote {path}; set backbone.model, data.train and store, then: spin run {path}")
+    terminal.say(f"wrote {path}; set backbone.model, data.train and store.uri, then: spin run {path}")
 
 
 @app.command(cls=PipelinesCommand, rich_help_panel=TRAIN)
@@ -186,6 +187,7 @@ def _add(panel: str, function: Callable[..., None], *, needs_pipelines: bool = T
     app.command(cls=PipelinesCommand if needs_pipelines else None, rich_help_panel=panel, **options)(function)
 
 
+_add(TRAIN, purge_command.purge)
 app.add_typer(night_commands.app, rich_help_panel=USE)
 _add(USE, label_commands.review)
 app.add_typer(label_commands.app, rich_help_panel=USE)

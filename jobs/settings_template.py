@@ -21,7 +21,7 @@ _WIDTH = 110
 _EXAMPLES = {
     "backbone.model": "sentence-transformers/all-MiniLM-L6-v2",
     "data.train": "data/labelled.parquet",
-    "store": "runs/first",
+    "store.uri": "runs/first",
 }
 """values of the settings that have no default"""
 _HEAD = f"""\

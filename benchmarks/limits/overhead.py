@@ -97,7 +97,7 @@ def prepare(folder: Path, documents: int) -> Settings:
         }
     )
     seconds(ONE_WIDE, settings, folder)  # writes the plan, and reads the files into the page cache
-    shutil.copy(Path(settings.store) / "features/plan.json", folder)
+    shutil.copy(Path(settings.store.uri) / "features/plan.json", folder)
     return settings
 
 
@@ -107,7 +107,7 @@ def seconds(way: Way, settings: Settings, folder: Path) -> float:
     way_settings = settings.model_copy(update={"ray": ray})
     file = folder / "overhead.json"
     file.write_text(json.dumps({"ray": way.ray, "settings": way_settings.model_dump()}), encoding="utf-8")
-    shutil.rmtree(settings.store, ignore_errors=True)
+    shutil.rmtree(settings.store.uri, ignore_errors=True)
     process = subprocess.run(
         [sys.executable, "-m", "benchmarks.limits.overhead", str(file)], stdout=subprocess.PIPE, check=True
     )
@@ -143,7 +143,7 @@ def _loop(settings: Settings, planned: Path) -> float:
     plan = json.loads(planned.read_text(encoding="utf-8"))
     feature_plan = from_json(FeaturePlan, plan["detail"])
     step = ExtractStep(settings, plan["facts"]["backbone"]["digest"], feature_plan)
-    store = Path(settings.store)
+    store = Path(settings.store.uri)
     store.mkdir(parents=True)
     attempt = Attempt(Store(str(store)), "")
     step.check()

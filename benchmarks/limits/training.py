@@ -49,7 +49,7 @@ def train(name: str, settings: Settings, folder: Path, documents: int) -> Traini
     with subprocess.Popen(command) as process, Watch(process.pid) as watch:
         if process.wait():
             raise SystemExit(f"the training on {documents:,} documents failed")
-    store = Path(settings.store)
+    store = Path(settings.store.uri)
     plan = json.loads((store / "features" / "plan.json").read_text(encoding="utf-8"))["detail"]
     row = sum(width * np.dtype(plan["types"][column]).itemsize for column, width in plan["widths"].items())
     stored = sum(file.stat().st_size for part in ("features", "kept") for file in (store / part).rglob("*.parquet"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 import subprocess
@@ -72,8 +73,9 @@ def prepare(folder: Path, documents: int) -> str:
     backbone = tiny.save_bert(folder / "backbone", width=_WIDE, neurons=4 * _WIDE)
     ray = {"workers": _WORKERS, "shard_documents": _SHARD}
     fixture = RegistryFixture(folder, backbone, f"sqlite:///{folder}/mlflow.db", ray=ray)
-    text = fixture.settings.model_dump_json(exclude_unset=True)  # the other version may not know all settings
-    (folder / "settings.json").write_text(text, encoding="utf-8")
+    settings = fixture.settings.model_dump(mode="json", exclude_unset=True)  # the other version may not know them all
+    settings["store"] = fixture.settings.store.uri  # nor that it may be a section
+    (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     texts = [row["text"] for row in tiny.make_documents(_TEXTS)]
     size = documents // FILES
     for number in range(FILES):

@@ -180,7 +180,7 @@ def _check_locations(settings: Settings, submitted: _Submitted, passed: dict[str
 
     for override in submitted.overrides:
         check_user_part(f"--set {override.partition('=')[0]}", override.partition("=")[2])
-    locations = {"store": settings.store, **submitted.locations}
+    locations = {"store": settings.store.uri, **submitted.locations}
     if submitted.command != "classify":
         locations["data.train"] = settings.data.train
     for name, uri in locations.items():
@@ -191,7 +191,7 @@ def _check_locations(settings: Settings, submitted: _Submitted, passed: dict[str
             )
     tracking = settings.mlflow.tracking_uri or passed.get("MLFLOW_TRACKING_URI")
     check_user_part("mlflow.tracking_uri", tracking or "")
-    if tracking is None and "://" not in settings.store:
+    if tracking is None and "://" not in settings.store.uri:
         return  # the registry is in the store
     if tracking is None or not tracking.startswith(("http://", "https://", "postgresql", "mysql", "sqlite:////")):
         raise UserError(

@@ -32,7 +32,7 @@ def forget_in_store(settings: Settings, ids: Collection[str], *, dry_run: bool =
     one of the documents. An extraction that has not finished may hold any of them. With `dry_run`, nothing is changed.
     Raises HeldError while a training is at work in the store.
     """
-    store = Store(settings.store)
+    store = Store(settings.store.uri)
     if dry_run:
         return _holds(store, ForgottenIds.of(ids))
     forgotten = add_forgotten(store, ids)
@@ -45,6 +45,7 @@ def forget_in_store(settings: Settings, ids: Collection[str], *, dry_run: bool =
         store.delete_many(_FILES)
         for name in reversed(_FOLDERS):  # the features come last: they show the next call that this one has not ended
             clear_stage(store / name, held[name])
+            store.delete_many([item.key for item in store.list_temporary(name)])
     return True
 
 

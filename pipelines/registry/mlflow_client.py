@@ -31,8 +31,8 @@ class Tracking:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         self.name = settings.mlflow.model
-        self.uri = settings.mlflow.tracking_uri or _environment_uri() or _default_uri(settings.store)
-        self._store = settings.store
+        self.uri = settings.mlflow.tracking_uri or _environment_uri() or _default_uri(settings.store.uri)
+        self._store = settings.store.uri
         with self.session():
             from mlflow import MlflowClient
 

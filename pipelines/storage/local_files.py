@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -28,6 +31,11 @@ def create_file(path: Path, data: bytes) -> bool:
         temporary.unlink()
     sync_folder(path.parent)
     return True
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file has the name of one that is still being written, or that a killed process has left behind."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def _temporary(path: Path, data: bytes) -> Path:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.storage.filesystem import DEADLINE, PARALLEL_REQUESTS, open_filesystem, store_errors
-from pipelines.storage.local_files import create_file, sync_folder, write_file
+from pipelines.storage.local_files import create_file, is_temporary, sync_folder, write_file
 
 _DELETED_AT_ONCE = 1000
 """keys that one request deletes"""
@@ -115,29 +115,26 @@ class Store:
 
     def list(self, prefix: str = "") -> list[str]:
         """The keys below a prefix, sorted, without temporary files."""
-        return [key for key in self.list_all(prefix) if not key.rpartition("/")[2].startswith(".")]
-
-    def list_all(self, prefix: str = "") -> Sequence[str]:
-        """The keys below a prefix, sorted, with the temporary files that interrupted writes have left on a disk."""
-        with store_errors(f"{self.uri}/{prefix}"):
-            try:
-                paths = self._call("find", self.path(prefix).rstrip("/"))
-            except FileNotFoundError:
-                return []
-            return sorted(path[len(self.root) :].lstrip("/") for path in paths)
+        return [item.key for item in self.list_objects(prefix)]
 
     def list_objects(self, prefix: str = "") -> Sequence[StoredObject]:
         """The objects below a prefix, sorted by key, without temporary files; no request per object."""
+        return [item for item in self._find(prefix) if not _name(item).startswith(".")]
+
+    def list_temporary(self, prefix: str = "") -> Sequence[StoredObject]:
+        """The temporary files below a prefix, sorted by key: of writes in progress, and of those that were killed."""
+        return [item for item in self._find(prefix) if is_temporary(_name(item))] if self.local else []
+
+    def _find(self, prefix: str) -> Sequence[StoredObject]:
         with store_errors(f"{self.uri}/{prefix}"):
             try:
                 infos = self._call("find", self.path(prefix).rstrip("/"), detail=True)
             except FileNotFoundError:
                 return []
-            objects = [
+            return [
                 StoredObject(path[len(self.root) :].lstrip("/"), int(info["size"]), _modified(info))
                 for path, info in sorted(infos.items())
             ]
-            return [item for item in objects if not item.key.rpartition("/")[2].startswith(".")]
 
     def list_names(self, prefix: str = "") -> Sequence[str]:
         """The names directly below a prefix, sorted: those of objects and those of further prefixes."""
@@ -185,13 +182,19 @@ class Store:
             Path(self.path(key)).replace(path)
             sync_folder(path.parent)
 
-    def size(self, key: str) -> int | None:
-        """The size of an object in bytes, None if there is no object."""
+    def find_object(self, key: str) -> StoredObject | None:
+        """An object as a listing shows it, None if there is no object."""
         with store_errors(f"{self.uri}/{key}"):
             try:
-                return int(self._call("info", self.path(key))["size"])
+                info = self._call("info", self.path(key))
             except FileNotFoundError:
                 return None
+            return None if info["type"] == "directory" else StoredObject(key, int(info["size"]), _modified(info))
+
+    def size(self, key: str) -> int | None:
+        """The size of an object in bytes, None if there is no object."""
+        found = self.find_object(key)
+        return None if found is None else found.size
 
     def open(self, key: str) -> BinaryIO:
         """Open an object for reading ranges of it."""
@@ -219,6 +222,11 @@ class Store:
 def _transfer_deadline(size: int) -> float:
     """Seconds that a transfer of `size` bytes may take: at least 1 MB per second is expected."""
     return DEADLINE + size / 1e6
+
+
+def _name(item: StoredObject) -> str:
+    """The last part of the key of an object."""
+    return item.key.rpartition("/")[2]
 
 
 def _modified(info: dict[str, Any]) -> float:

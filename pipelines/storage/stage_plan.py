@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -175,6 +175,19 @@ def write_manifest(store: Store, plan: StagePlan[Any], results: R) -> StageManif
     return manifest
 
 
+def delete_objects(store: Store, keys: Sequence[str], lease: Lease) -> None:
+    """Delete objects of a stage, manifests first and then plans: what is deleted in part never looks finished.
+
+    Call it under the lease of the stage, after the objects were listed. The lease is confirmed again and again: a
+    driver that was suspended meanwhile stops, before it deletes more of what its successor has written. Raises
+    HeldError then.
+    """
+    lease.check()
+    for key in sorted(keys, key=_deletion_rank):
+        lease.check(max_age=_CONFIRMED_SECONDS)
+        store.delete(key)
+
+
 def _parse_plan(store: Store, stored: dict[str, Any], derived_type: type[D]) -> StagePlan[D]:
     try:
         return StagePlan(stored["stage"], stored["facts"], from_json(derived_type, stored["detail"]))
@@ -190,16 +203,14 @@ def _stored_fingerprint(stored: dict[str, Any]) -> str:
 
 
 def clear_stage(store: Store, lease: Lease) -> None:
-    """Delete everything but the lease. The manifest goes first, so that a half-cleared store never looks finished.
+    """Delete everything but the lease; see `delete_objects`."""
+    delete_objects(store, [key for key in store.list() if not key.startswith("_lease/")], lease)
 
-    The lease is confirmed again and again: a driver that was suspended meanwhile stops, before it deletes more of what
-    its successor has written. Raises HeldError then.
-    """
-    keys = [key for key in store.list() if not key.startswith("_lease/")]
-    lease.check()
-    for key in sorted(keys, key=lambda key: (key != MANIFEST, key != PLAN)):
-        lease.check(max_age=_CONFIRMED_SECONDS)
-        store.delete(key)
+
+def _deletion_rank(key: str) -> int:
+    """Manifests have the lowest rank, then come plans, then all other objects."""
+    name = key.rpartition("/")[2]
+    return {MANIFEST: 0, PLAN: 1}.get(name, 2)
 
 
 def _refuse(store: Store, stage: str, metadata: dict[str, Any], stored: dict[str, Any]) -> NoReturn:

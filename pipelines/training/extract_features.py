@@ -144,7 +144,7 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPl
     Raises UserError for a mistake in backbone, sites or data, HeldError if another run uses the store.
     """
     settings = with_engine(settings, "extract")
-    store = Store(settings.store) / "features"
+    store = Store(settings.store.uri) / "features"
     files = input_files.list_files(settings.data.train)
     metadata = _plan_metadata(settings, files, None if restart else store)
     start = time.perf_counter()
@@ -222,7 +222,7 @@ def load_features(settings: Settings) -> tuple[ExtractPlan, ExtractManifest, Fea
     Raises UserError if it has not finished, or finished with other settings or data.
     """
     settings = with_engine(settings, "extract")
-    store = Store(settings.store) / "features"
+    store = Store(settings.store.uri) / "features"
     metadata = _plan_metadata(settings, input_files.list_files(settings.data.train), store)
     plan, manifest = load_finished(store, "extract", metadata, FeaturePlan, ExtractResults)
     return plan, manifest, FeatureShards.of(store, plan.derived, manifest.results.shards)
@@ -300,7 +300,7 @@ def _survey(settings: Settings, files: list[InputFile], *, sampled: bool) -> Fea
 
 def _require_none_forgotten(settings: Settings, labelled: LabelledCorpus) -> None:
     """Raise UserError if the corpus holds documents that were forgotten in the store of this training."""
-    found = read_forgotten(Store(settings.store)).find(labelled.ids)
+    found = read_forgotten(Store(settings.store.uri)).find(labelled.ids)
     if found:
         raise UserError(
             f"data.train holds {len(found)} documents whose ids `spin forget` was given; remove them from the corpus"

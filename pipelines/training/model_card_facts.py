@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 
+from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
 from pipelines.training.neurons import NEURONS, describe_neurons, neurons_to_json
@@ -35,14 +36,16 @@ def describe_artifact(
     promise: ErrorPromise | None = None,
     notes: Sequence[str] = (),
     fingerprint: str,
+    texts: Corpus | None = None,
 ) -> dict[str, bytes]:
-    """Return `neurons.json` and `MODEL_CARD.md` by name; neither contains the text of a document.
+    """Return `neurons.json` and `MODEL_CARD.md` by name.
 
     `table`, `per_class` and `test_ece` are the figures on the test documents, empty or None without any; `held_out` are
     the logits of those that the version carries, and `promise` is what they prove of `decision.max_error`; `notes` are
-    sentences on the table; `fingerprint` is that of the probes.
+    sentences on the table; `fingerprint` is that of the probes. If `texts` is the corpus, `neurons.json` contains the
+    texts of documents; otherwise neither file does.
     """
-    neurons = describe_neurons(spin, features, labels)
+    neurons = describe_neurons(spin, features, labels, texts=texts)
     result = spin.training_result
     facts = CardFacts(
         name=settings.mlflow.model,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.files import input_files, sharding
 from pipelines.data.files.readers import read_shard
@@ -52,11 +53,17 @@ class TopDocument:
     label: Label
     value: float
     """activation in standard deviations above the training mean"""
+    text: str | None = None
+    """only with `train.keep_texts`"""
+
+    def to_json(self) -> dict[str, object]:
+        """An entry of `top`."""
+        return {name: value for name, value in vars(self).items() if name != "text" or value is not None}
 
 
 @dataclass(frozen=True)
 class NeuronRow:
-    """A neuron that at least one of the classifiers reads. It holds no text."""
+    """A neuron that at least one of the classifiers reads."""
 
     column: str
     """its feature column, such as `ffn.05.mean`"""
@@ -72,7 +79,7 @@ class NeuronRow:
     def to_json(self) -> dict[str, object]:
         """An entry of `neurons.json`."""
         heads = {choice: head.to_json() for choice, head in self.heads.items()}
-        return {**vars(self), "heads": heads, "top": [vars(document) for document in self.top]}
+        return {**vars(self), "heads": heads, "top": [document.to_json() for document in self.top]}
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> NeuronRow:
@@ -105,10 +112,18 @@ def neurons_to_json(rows: Sequence[NeuronRow]) -> bytes:
     return json.dumps([row.to_json() for row in rows], indent=1).encode()
 
 
-def describe_neurons(spin: SpinClassifier, features: FeatureShards, labels: Labels, count: int = 5) -> list[NeuronRow]:
+def describe_neurons(
+    spin: SpinClassifier,
+    features: FeatureShards,
+    labels: Labels,
+    count: int = 5,
+    *,
+    texts: Corpus | None = None,
+) -> list[NeuronRow]:
     """A row for each neuron that any of the classifiers reads, in order of feature column and neuron.
 
-    `count` is the number of training documents per neuron. The features of one shard are in memory at a time.
+    `count` is the number of training documents per neuron. Their texts are stored beside the ids if `texts` is the
+    corpus that they are in. The features of one shard are in memory at a time.
     """
     heads: dict[tuple[FeatureColumn, int], dict[Choice, NeuronHead]] = {}
     importance: dict[tuple[FeatureColumn, int], float] = {}
@@ -119,7 +134,7 @@ def describe_neurons(spin: SpinClassifier, features: FeatureShards, labels: Labe
             importance.setdefault((column, neuron), share)
             heads.setdefault((column, neuron), {})[choice] = NeuronHead(spin.classes[k], _round(slopes[k, i]))
     selection = Selection.merge(fitted.selection for fitted in spin.training_result.choices.values())
-    top = _find_top_documents(spin, selection, features, labels, count)
+    top = _find_top_documents(spin, selection, features, labels, count, texts)
     return [
         NeuronRow(str(column), neuron, _round(importance[column, neuron]), heads[column, neuron], tuple(documents))
         for (column, neuron, _), documents in zip(selection.rows(), top, strict=True)
@@ -127,7 +142,12 @@ def describe_neurons(spin: SpinClassifier, features: FeatureShards, labels: Labe
 
 
 def _find_top_documents(
-    spin: SpinClassifier, selection: Selection, features: FeatureShards, labels: Labels, count: int
+    spin: SpinClassifier,
+    selection: Selection,
+    features: FeatureShards,
+    labels: Labels,
+    count: int,
+    texts: Corpus | None,
 ) -> list[list[TopDocument]]:
     """For each neuron of a selection the `count` training documents that activate it most; of equal ones the first."""
     if not selection.neurons:
@@ -147,8 +167,13 @@ def _find_top_documents(
         done += len(block)
     used = np.unique(rows)
     names = dict(zip(used.tolist(), labels.label_space.names(labels.y[used]), strict=True))
+    kept: dict[int, str] = {} if texts is None else dict(zip(used.tolist(), texts.read_texts(used), strict=True))
     return [
-        [TopDocument(labels.ids[row], names[row], _round(v)) for v, row in zip(*pair, strict=True) if np.isfinite(v)]
+        [
+            TopDocument(labels.ids[row], names[row], _round(v), kept.get(row))
+            for v, row in zip(*pair, strict=True)
+            if np.isfinite(v)
+        ]
         for pair in zip(values.T.tolist(), rows.T.tolist(), strict=True)
     ]
 
@@ -180,12 +205,15 @@ def load_neurons(registry: Registry, number: str, choose: Choice) -> list[Chosen
 
 
 def read_drivers(rows: Collection[NeuronRow], settings: Settings) -> Drivers:
-    """The documents that activate the neurons of these rows most, with their texts from the corpus at `data.train`.
+    """The documents that activate the neurons of these rows most, with their texts.
 
-    The corpus is read shard by shard, up to the last text that is needed; a document that no longer exists is left out.
-    Raises UserError for a corpus that cannot be read.
+    Texts that a row holds are taken from there, the others from the corpus at `data.train`, which is read shard by
+    shard, up to the last text that is needed; a document that no longer exists is left out. Raises UserError for a
+    corpus that is needed and cannot be read.
     """
-    texts = _find_texts({document.id for row in rows for document in row.top}, settings)
+    documents = [document for row in rows for document in row.top]
+    stored = {document.id: document.text for document in documents if document.text is not None}
+    texts = stored | _find_texts({document.id for document in documents} - stored.keys(), settings)
     return {
         (FeatureColumn.parse(row.column), row.neuron): [
             Driver(document.id, _name(document.label), texts[document.id], document.value)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
 from spin.arrays import Floats, Rows
@@ -24,12 +25,15 @@ MOST_VALUES = 100_000_000
 """features of all checked documents together, at most; they are in memory at once, in float32 and about three times"""
 
 
-def check_labels(features: FeatureShards, fitted: FittedClassifier, labels: Labels, seed: int) -> pa.Table:
+def check_labels(
+    features: FeatureShards, fitted: FittedClassifier, labels: Labels, seed: int, texts: Corpus | None = None
+) -> pa.Table:
     """The suspect documents among those that train and validate, the clearest first: id, label, prediction, margin.
 
     Each document is predicted by a ridge regression on the selected neurons of all other documents. `margin` is the
     probability of the predicted class minus that of the given one. One document of each group is checked, as
     near-identical ones would vouch for each other, and where the features of all exceed `MOST_VALUES`, a random part.
+    If `texts` is the corpus that they are in, their texts are a further column.
     """
     rows = rows_in_split(labels.splits, "train", "valid")
     fitted = _without_words(fitted)
@@ -46,7 +50,7 @@ def check_labels(features: FeatureShards, fitted: FittedClassifier, labels: Labe
     order = np.flatnonzero(check.suspect)
     order = order[np.argsort(-check.margin[order], kind="stable")]
     names = pa.list_(pa.string()) if label_space.multilabel else pa.string()
-    return pa.table(
+    table = pa.table(
         {
             "id": pa.array([labels.ids[rows[row]] for row in order], pa.string()),
             "label": pa.array(label_space.names(y[order]), names),
@@ -54,6 +58,13 @@ def check_labels(features: FeatureShards, fitted: FittedClassifier, labels: Labe
             "margin": pa.array(check.margin[order], pa.float32()),
         }
     )
+    return table if texts is None else table.append_column("text", _read_texts(texts, rows[order]))
+
+
+def _read_texts(corpus: Corpus, rows: Rows) -> pa.Array:
+    """The texts of rows in any order, each of which occurs once."""
+    ascending = np.sort(rows)
+    return pa.array(corpus.read_texts(ascending), pa.large_string()).take(np.searchsorted(ascending, rows))
 
 
 def to_parquet(table: pa.Table) -> bytes:

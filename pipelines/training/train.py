@@ -175,7 +175,7 @@ def run_train(
     Decision.of(labels.label_space, settings.decision)
     probed, probes, ridge, words = load_probes(settings, extract_plan, labels)
     corpus = Corpus(extract_plan.derived.shards, settings.data)
-    store = Store(settings.store) / "model"
+    store = Store(settings.store.uri) / "model"
     metadata = {
         "format": FORMAT,
         "probes": probed.fingerprint,
@@ -183,6 +183,7 @@ def run_train(
         "search": settings.search.model_dump(exclude_none=True),  # a cap that is not set changes nothing
         "cascade": settings.cascade.model_dump(),
         "thresholds": settings.decision.thresholds,  # under which the exits are chosen
+        **({"keep_texts": True} if settings.train.keep_texts else {}),  # texts that are not kept change nothing
     }
     with Lease(store) as lease:
         plan = write_plan(store, "train", metadata, NothingDerived, NothingDerived, lease=lease, restart=restart)
@@ -206,7 +207,7 @@ def run_train(
         registered = _register_once(settings, registry, labels, corpus, store, plan, manifest)
         report = TrainReport(manifest.fingerprint, manifest.results, registered, settings.choose)
         lease.check()
-        Store(settings.store).write_json("report.json", report.to_json(extracted, probed))
+        Store(settings.store.uri).write_json("report.json", report.to_json(extracted, probed))
         return report
 
 
@@ -236,7 +237,8 @@ def _fit(
     test_words = _read_words(spin, corpus, test_rows)
     figures = _evaluate(settings, features, probes, labels, corpus, spin, test_words)
     evaluated = round(time.perf_counter() - start - integrated, 1)
-    suspects = check_labels(features, spin.training_result.choices["accuracy"], labels, settings.seed)
+    texts = corpus if settings.train.keep_texts else None
+    suspects = check_labels(features, spin.training_result.choices["accuracy"], labels, settings.seed, texts)
     counts = {split: labels.splits.count(split) for split in SPLITS}
     test_logits = collect_test_logits(spin, features, labels, test_words)
     promise = promise_error(settings, spin, test_logits[settings.choose])
@@ -253,6 +255,7 @@ def _fit(
         promise=promise,
         notes=notes,
         fingerprint=probe_fingerprint,
+        texts=texts,
     )
     reference = choose_reference(test_rows, test_words, words, data.folds)
     described[REFERENCE] = describe_reference(spin, features, corpus, *reference)
@@ -275,7 +278,7 @@ def _fit(
     lease.check()
     for name, content in artifact.items():
         store.write(name, content)
-    Store(settings.store).write(SUSPECTS, to_parquet(suspects))
+    Store(settings.store.uri).write(SUSPECTS, to_parquet(suspects))
     lease.check()
     return write_manifest(store, plan, results)
 

@@ -69,7 +69,7 @@ def run_stages(
     with shared_ray_session():
         for stage in stages:
             start = time.perf_counter()
-            before = finished_fingerprint(Store(settings.store) / STAGES[stage])
+            before = finished_fingerprint(Store(settings.store.uri) / STAGES[stage])
             if stage == "extract":
                 _, outcome = run_extract(settings, restart=restart)
             elif stage == "probe":

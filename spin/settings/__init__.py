@@ -12,6 +12,7 @@ from spin.settings.night_settings import ClassifySettings
 from spin.settings.project_settings import METRICS, Choice, Metric, Settings
 from spin.settings.registry_settings import MlflowSettings, PromoteSettings, RegistrySettings
 from spin.settings.settings_file import load_settings, parse_settings
+from spin.settings.store_settings import StoreSettings
 from spin.settings.training_settings import (
     CascadeSettings,
     DecisionSettings,
@@ -42,6 +43,7 @@ __all__ = [
     "Settings",
     "Stage",
     "StageSettings",
+    "StoreSettings",
     "TrainSettings",
     "holds_password",
     "holds_user_part",

@@ -34,7 +34,8 @@ def mask_credentials(text: str) -> str:
     return _SECRET_PARAMETER.sub(r"\1***", _USER_PART.sub("://***@", text))
 
 
-def _without_password(uri: str) -> str:
+def without_password(uri: str) -> str:
+    """The same URI. Raises ValueError for one with a password."""
     if holds_password(uri):
         raise ValueError(
             "a password stands in it; expected none: it comes from the environment "
@@ -43,5 +44,5 @@ def _without_password(uri: str) -> str:
     return uri
 
 
-Uri = Annotated[str, AfterValidator(_without_password)]
+Uri = Annotated[str, AfterValidator(without_password)]
 """a location; it may hold the name of a user but no password"""

@@ -7,11 +7,11 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, Field
 
 from spin.settings.backbone_settings import BackboneSettings, Pooling
-from spin.settings.credentials import Uri
 from spin.settings.data_settings import DataSettings
 from spin.settings.night_settings import ClassifySettings
 from spin.settings.registry_settings import MlflowSettings, PromoteSettings, RegistrySettings
 from spin.settings.section import Section, not_empty
+from spin.settings.store_settings import StoreSettings
 from spin.settings.training_settings import (
     CascadeSettings,
     DecisionSettings,
@@ -33,9 +33,7 @@ class Settings(Section):
 
     backbone: BackboneSettings
     data: DataSettings
-    store: Uri = Field(
-        description="Where features, probes, the trained model and its report are kept: a folder or s3://BUCKET/PREFIX."
-    )
+    store: StoreSettings
     sites: tuple[str, ...] = Field(
         ("resid", "ffn"),
         description="Neurons that are read. resid: the residual stream after every block; ffn: the inner neurons of "

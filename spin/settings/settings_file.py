@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from spin.errors import UserError
 from spin.settings.credentials import holds_password, mask_credentials
 from spin.settings.project_settings import Settings
+from spin.settings.store_settings import expand_uri
 
 
 def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
@@ -46,6 +47,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise UserError(f"--set {shown}: expected a.b=value")
     *parents, last = path.split(".")
+    if parents[:1] == ["store"]:
+        tree["store"] = expand_uri(tree.get("store"))
     for key in parents:
         if tree.get(key) is None:
             tree[key] = {}

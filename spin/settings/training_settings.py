@@ -133,12 +133,19 @@ class CascadeSettings(Section):
 
 
 class TrainSettings(Section):
-    """The comparison at the end of a training, on the test documents."""
+    """The end of a training: the comparison on the test documents, and what is stored of training documents."""
 
     baselines: bool = Field(
         True,
         description="Fit the simpler classifiers that the new one is compared with, on at most 20,000 training "
         "documents. It changes no classifier; a training that has finished keeps the table that it has.",
+    )
+    keep_texts: bool = Field(
+        False,
+        description="Store texts of training documents beside their ids: in the version those of the documents that "
+        "activate a neuron most (up to five per neuron), in suspects.parquet those of suspects. Explanations then need "
+        "no corpus. Whoever may read the version can read these texts for as long as it is registered; `spin purge` "
+        "deletes suspects.parquet alone. Default: ids alone. A finished training is only changed with --restart.",
     )
 
 

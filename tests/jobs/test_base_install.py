@@ -115,6 +115,7 @@ def test_packages_that_commands_check_for_are_in_the_extra_alone() -> None:
         ["nights", "list", "--output", "none"],
         ["plan", "none.yaml", "--documents", "10"],
         ["promote", "none.yaml"],
+        ["purge", "none.yaml"],
         ["submit", "run", "none.yaml"],
         ["jobs"],
         ["quickstart"],

@@ -77,8 +77,12 @@ def test_init_writes_a_schema_with_which_editors_check_the_settings(run_spin: An
         ({"probe": {"penalty": 3}}, "'penalty' was unexpected"),
         ({"backbone": None}, "None is not of type 'object'"),
         ({"search": {"etas": [1.5]}}, "1.5 is greater than the maximum"),
+        ({"store": 3}, "3 is not of type 'object', 'string'"),
+        ({"store": {"retention": 30}}, "'uri' is a required property"),
     ):
         assert [error.message for error in checker.iter_errors({**tree, **change}) if message in error.message]
+    for store in ("runs", {"uri": "runs"}, {"uri": "runs", "retention": 30}):
+        assert list(checker.iter_errors({**tree, "store": store})) == []
     assert schema["properties"]["metric"]["enum"] == list(METRICS)
     assert all(
         field["description"]

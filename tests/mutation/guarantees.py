@@ -84,6 +84,7 @@ INTAKE, WORKFLOW, WORKERS, ISOLATION, SIGNALS = (
 FORGET = "tests/pipelines/nightly/forget/test_forget_nights.py"
 FORGETTING = "pipelines/nightly/forget"
 OVERTAKEN = "tests/pipelines/training/test_overtaken_training.py"
+PURGE = "tests/pipelines/training/test_purge.py"
 TABLES = "pipelines/nightly/tables"
 
 GUARANTEES = (
@@ -586,8 +587,8 @@ GUARANTEES = (
                 "tests/pipelines/storage/test_stage_plan.py::"
                 "test_a_driver_that_sleeps_while_it_plans_a_restart_deletes_nothing_of_its_successor",
                 "pipelines/storage/stage_plan.py",
-                'keys = [key for key in store.list() if not key.startswith("_lease/")]\nlease.check()',
-                'keys = [key for key in store.list() if not key.startswith("_lease/")]',
+                "lease.check()\nfor key in sorted(keys, key=_deletion_rank):",
+                "for key in sorted(keys, key=_deletion_rank):",
             ),
             Cut(
                 "tests/pipelines/storage/test_stage_plan.py::"
@@ -600,6 +601,24 @@ GUARANTEES = (
                 "pipelines/training/train.py",
                 "return files if digests == manifest.results.artifact else None",
                 "return files",
+            ),
+        ),
+    ),
+    Guarantee(
+        "a purge deletes nothing while a stage of the training is at work, and what it leaves half-deleted never "
+        "counts as finished",
+        (
+            Cut(
+                f"{PURGE}::test_a_purge_deletes_nothing_while_any_stage_is_at_work",
+                "pipelines/training/purge.py",
+                "leases = {stage: stack.enter_context(Lease(store / stage)) for stage in _LEASES}",
+                "leases = {work.stage: stack.enter_context(Lease(store / work.stage)) for work in plan.delete[:1]}",
+            ),
+            Cut(
+                f"{PURGE}::test_a_purge_that_dies_leaves_nothing_that_looks_finished",
+                "pipelines/storage/stage_plan.py",
+                "for key in sorted(keys, key=_deletion_rank):",
+                "for key in sorted(keys):",
             ),
         ),
     ),

@@ -99,7 +99,7 @@ def test_a_corpus_that_has_changed_leaves_out_what_needs_it(
 def test_the_command_prints_writes_and_logs_the_figures(
     trained: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    settings, page = Path(trained.store).parent / "settings.yaml", tmp_path / "privacy.html"
+    settings, page = Path(trained.store.uri).parent / "settings.yaml", tmp_path / "privacy.html"
     words = ["audit", "privacy", str(settings), "--model", "models:/tiny/1"]
     printed = [run_spin(capsys, monkeypatch, *words, *more) for more in (["--html", str(page)], ["--json"])]
     report = json.loads(printed[1])

@@ -86,6 +86,19 @@ def test_list_returns_the_sorted_keys_below_a_prefix(store: Store) -> None:
     assert store.exists("d/y")
 
 
+def test_an_object_is_found_as_a_listing_shows_it(store: Store) -> None:
+    """A prefix is no object, and no temporary file is there once a write has ended."""
+    store.write("d/y", b"123")
+    [listed] = store.list_objects("d")
+    found = store.find_object("d/y")
+    assert found is not None
+    assert (found.key, found.size) == (listed.key, listed.size)
+    assert abs(found.modified - listed.modified) <= 1, "a listing may count milliseconds"
+    assert (listed.key, listed.size) == ("d/y", 3)
+    assert store.find_object("d") is store.find_object("none") is None
+    assert store.list_temporary() == []
+
+
 def test_delete_removes_all_keys_below_a_prefix_and_no_others(store: Store) -> None:
     for key in ("d/y", "d/e/z", "dd/x", "d.json"):
         store.write(key, b"")
@@ -241,12 +254,17 @@ Store(sys.argv[1]).write("a", b"new")
 
 
 def test_a_process_killed_during_a_write_keeps_the_old_object(folder: Store, tmp_path: Path) -> None:
-    """The temporary file of the dead process stays on the disk but is not listed as a key."""
+    """The temporary file of the dead process stays on the disk but is not listed as a key, only by itself."""
     folder.write("a", b"old")
     assert run_python(DIE_BEFORE_RENAME, folder.uri) == 9
     assert folder.read("a") == b"old"
     assert len(list_files(tmp_path)) == 2
     assert folder.list() == ["a"]
+    [left] = folder.list_temporary()
+    assert left.key.startswith(".a.")
+    assert left.size == 3
+    folder.delete(left.key)
+    assert len(list_files(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("write", [Store.write, Store.create])

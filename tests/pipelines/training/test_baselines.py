@@ -65,7 +65,7 @@ def make_project(probed: dict[str, Any], tmp_path: Path) -> Callable[..., Settin
 
 
 def read_report(project: Settings) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((Path(project.store) / "report.json").read_text())
+    report: dict[str, Any] = json.loads((Path(project.store.uri) / "report.json").read_text())
     return report
 
 
@@ -94,7 +94,7 @@ def test_a_baseline_that_runs_out_of_memory_is_left_out_of_the_table(
     assert record.exc_info[0] is MemoryError
     terminal.trained(report)
     assert note in capsys.readouterr().out
-    assert "tfidf is left out of the table" in (Path(project.store) / "model" / "MODEL_CARD.md").read_text()
+    assert "tfidf is left out of the table" in (Path(project.store.uri) / "model" / "MODEL_CARD.md").read_text()
 
 
 def test_a_baseline_that_fails_while_it_is_timed_is_left_out_of_the_table(
@@ -137,7 +137,7 @@ def test_chosen_thresholds_decide_the_figures_of_a_training_and_all_that_follow(
     assert [row.accuracy for row in report.results.table] == pytest.approx(
         [share] * len(report.results.table), abs=1e-4
     )
-    card = (Path(project.store) / "model" / "MODEL_CARD.md").read_text()
+    card = (Path(project.store.uri) / "model" / "MODEL_CARD.md").read_text()
     assert "Thresholds: bad from 1e-06, good from 0.999999. Validation documents chose them by macro" in card
     assert decisions, "no drift reference was made"
     assert all(decision.thresholds == pytest.approx([*thresholds.values()], rel=1e-5) for decision in decisions)

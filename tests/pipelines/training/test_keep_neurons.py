@@ -35,7 +35,7 @@ from spin.heads.held_out import HeldOutLogits
 from spin.heads.selection import Selection
 from spin.integrate.fit_words import fit_words
 from spin.monitor.profile import LENGTHS, Profile
-from spin.settings import Choice, Settings
+from spin.settings import Choice, Settings, StoreSettings
 from spin.sites import FeatureColumn
 from tests.support import small_training, tiny
 from tests.support.leases import expire_lease
@@ -66,7 +66,7 @@ class Training:
         self.report: TrainReport = run_workflow(settings)
         self.plan, self.manifest, self.features = load_features(settings)
         self.labels = Labels.of(self.features, settings)
-        self.spin = SpinClassifier.open(Path(settings.store) / "model", settings)
+        self.spin = SpinClassifier.open(Path(settings.store.uri) / "model", settings)
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +107,15 @@ def test_both_ways_give_the_same_classifier(in_one_pass: Training, in_two_passes
     np.testing.assert_allclose(
         in_two_passes.spin.predict_logits(texts), in_one_pass.spin.predict_logits(texts), atol=2e-3
     )
-    neurons = [Store(training.settings.store).read("model/neurons.json") for training in (in_one_pass, in_two_passes)]
+    neurons = [
+        Store(training.settings.store.uri).read("model/neurons.json") for training in (in_one_pass, in_two_passes)
+    ]
     assert neurons[0] == neurons[1]
 
 
 def test_the_heads_are_fitted_on_all_labelled_documents(in_two_passes: Training) -> None:
     """Not on the sample: the heads of the search differ from the registered ones."""
-    model, own = Store(in_two_passes.settings.store) / "model", in_two_passes.report.fingerprint[:16]
+    model, own = Store(in_two_passes.settings.store.uri) / "model", in_two_passes.report.fingerprint[:16]
     of_sample, of_all, registered = (
         load_tensors((model / folder).read("model.safetensors") or b"")
         for folder in (f"{own}/heads", f"{own}/heads/all", "")
@@ -129,7 +131,7 @@ def test_the_heads_are_fitted_on_all_labelled_documents(in_two_passes: Training)
 def test_the_reference_is_that_of_all_test_documents(in_two_passes: Training) -> None:
     """It is added up over shards: the labels are those that the classifier gives the texts."""
     training = in_two_passes
-    data = (Store(training.settings.store) / "model").read(REFERENCE)
+    data = (Store(training.settings.store.uri) / "model").read(REFERENCE)
     assert data is not None
     profile = Profile.from_bytes(data, "accuracy.")
     rows, _ = training.labels.part("test")
@@ -150,12 +152,12 @@ def test_the_held_out_logits_are_those_of_all_test_documents(in_two_passes: Trai
     texts = pq.read_table(training.settings.data.train)["text"].to_pylist()
     tested = [texts[row] for row in rows]
     for choice in get_args(Choice):
-        held_out = HeldOutLogits.read(Path(training.settings.store) / "model", choice)
+        held_out = HeldOutLogits.read(Path(training.settings.store.uri) / "model", choice)
         assert held_out is not None
         np.testing.assert_array_equal(held_out.y, y)
         for early in (False, True):
             spin = SpinClassifier.load(
-                Path(training.settings.store) / "model",
+                Path(training.settings.store.uri) / "model",
                 backbone=training.settings.backbone,
                 choose=choice,
                 early=early,
@@ -211,15 +213,15 @@ def test_other_neurons_replace_those_of_a_second_pass(folder: Path, tmp_path: Pa
     """A training that starts over with another search keeps other neurons; the extraction stays as it is."""
     settings = make_settings(folder, tmp_path / "store")
     run_workflow(settings)
-    kept = Store(settings.store) / "kept"
-    [before], features = folders(kept), (Store(settings.store) / "features").read_json("manifest.json")
+    kept = Store(settings.store.uri) / "kept"
+    [before], features = folders(kept), (Store(settings.store.uri) / "features").read_json("manifest.json")
     changed = make_settings(folder, tmp_path / "store", search={**SEARCH, "max_share": 0.02})
     with pytest.raises(UserError, match=r"search\.max_share is 0\.02"):
         run_train(changed, Registry(changed))
     report = run_train(changed, Registry(changed), restart=True)
     [after] = folders(kept)
     assert after != before, "the neurons of the other search are deleted"
-    assert (Store(settings.store) / "features").read_json("manifest.json") == features
+    assert (Store(settings.store.uri) / "features").read_json("manifest.json") == features
     most = 0.02 * next(row.neurons_of for row in report.results.table)
     assert all(row.neurons <= most for row in report.results.table if row.name == "spin")
 
@@ -239,7 +241,7 @@ def test_a_driver_that_wakes_after_its_successor_leaves_its_neurons_alone(
     """
     settings = make_settings(folder, tmp_path / "store")
     changed = make_settings(folder, tmp_path / "store", search={**SEARCH, "max_share": 0.05})
-    store, compute, reports = Store(settings.store), KeepStep.__call__, []
+    store, compute, reports = Store(settings.store.uri), KeepStep.__call__, []
 
     def be_overtaken(step: KeepStep, shard: Shard, attempt: Attempt) -> StepResult[Any]:
         result = compute(step, shard, attempt)
@@ -283,8 +285,8 @@ def test_a_pass_that_is_deleted_in_part_is_never_continued(
 ) -> None:
     """Wherever the process dies while it deletes: neurons that are wanted again are read from files that exist."""
     training = in_two_passes
-    settings = training.settings.model_copy(update={"store": str(tmp_path / "store")})
-    shutil.copytree(Path(training.settings.store) / "features", tmp_path / "store" / "features")
+    settings = training.settings.model_copy(update={"store": StoreSettings(uri=str(tmp_path / "store"))})
+    shutil.copytree(Path(training.settings.store.uri) / "features", tmp_path / "store" / "features")
     plan, _, features = load_features(settings)
     column = FeatureColumn.parse("ffn.01.mean")
     one, other = (Selection({column: np.array([n])}, {column: np.zeros(1)}, 1.0) for n in (3, 5))
@@ -294,7 +296,7 @@ def test_a_pass_that_is_deleted_in_part_is_never_continued(
 
     rows = np.flatnonzero(np.array(training.labels.splits) != "dropped")
     before = keep(one).read_selection(one, rows)
-    delete, deleted, folder = Store.delete, [], folders(Store(settings.store) / "kept")
+    delete, deleted, folder = Store.delete, [], folders(Store(settings.store.uri) / "kept")
 
     def die(store: Store, key: str) -> None:
         if key.split("/")[0] in folder:
@@ -406,9 +408,9 @@ def load_sample(folder: Path, store: Path) -> list[str]:
 def test_words_are_fitted_on_the_texts_of_the_sample(in_two_passes: Training, tmp_path: Path) -> None:
     """The stage numbers the sampled documents anew; the texts are those of their rows in the corpus."""
     search = {**SEARCH, "words": "on"}
-    settings = in_two_passes.settings.model_copy(update={"store": str(tmp_path / "store")})
+    settings = in_two_passes.settings.model_copy(update={"store": StoreSettings(uri=str(tmp_path / "store"))})
     settings = settings.model_copy(update={"search": settings.search.model_validate(search)})
-    shutil.copytree(Path(in_two_passes.settings.store) / "features", tmp_path / "store" / "features")
+    shutil.copytree(Path(in_two_passes.settings.store.uri) / "features", tmp_path / "store" / "features")
     run_probe(settings)
     source, _, features = load_features(settings)
     labels = Labels.of(features, settings)
@@ -448,8 +450,8 @@ def global_rows(features: FeatureShards, rows: tuple[Any, ...]) -> list[int]:
 def test_a_classifier_without_neurons_needs_no_activations(in_two_passes: Training, tmp_path: Path) -> None:
     """The second pass for words alone runs no backbone, and no column can be read afterwards."""
     training = in_two_passes
-    settings = training.settings.model_copy(update={"store": str(tmp_path / "store")})
-    shutil.copytree(Path(training.settings.store) / "features", tmp_path / "store" / "features")
+    settings = training.settings.model_copy(update={"store": StoreSettings(uri=str(tmp_path / "store"))})
+    shutil.copytree(Path(training.settings.store.uri) / "features", tmp_path / "store" / "features")
     plan, _, features = load_features(settings)
     features = run_keep(settings, plan, features, training.labels, Selection({}, {}, 0.0), [])
     rows = np.arange(N)

@@ -63,7 +63,7 @@ class Trained:
             patch.setattr(fit_heads, "fit_heads", lambda job, device: (jobs.append(job), run(job, device)))
             self.report: TrainReport = run_workflow(self.settings)
         [self.job] = jobs
-        self.spin = SpinClassifier.open(Path(self.settings.store) / "model", self.settings)
+        self.spin = SpinClassifier.open(Path(self.settings.store.uri) / "model", self.settings)
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +94,12 @@ def test_the_leakage_of_a_choice_is_that_of_its_neurons_in_the_texts(trained: Tr
 def test_the_report_the_card_and_the_terminal_name_leakage_and_price(
     trained: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    choice = json.loads((Path(trained.settings.store) / "report.json").read_text())["choice"]
+    choice = json.loads((Path(trained.settings.store.uri) / "report.json").read_text())["choice"]
     assert choice["cap"]["max_leakage"] == 0.9
     leakage = choice["choices"]["accuracy"]["leakage"]
     assert 0 < leakage <= 0.9
     assert all(0 < point["leakage"] <= 0.9 for point in choice["frontier"])
-    card = (Path(trained.settings.store) / "model/MODEL_CARD.md").read_text()
+    card = (Path(trained.settings.store.uri) / "model/MODEL_CARD.md").read_text()
     assert "`search.max_leakage`" in card
     terminal.trained(trained.report)
     assert f"reveals {100 * leakage:.1f} % of the words of a text" in capsys.readouterr().out
@@ -118,7 +118,7 @@ def test_a_training_without_a_cap_has_the_plan_and_the_report_that_it_had(folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("spin.integrate.integrate.choose_under_cap", lambda *_: pytest.fail("a cap was applied"))
         run_workflow(settings)
-    store = Store(settings.store)
+    store = Store(settings.store.uri)
     plan = read_plan(store / "model", dict[str, Any])
     assert plan is not None
     assert "max_leakage" not in plan.metadata["search"]

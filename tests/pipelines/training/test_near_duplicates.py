@@ -92,7 +92,7 @@ def test_documents_with_one_value_of_the_group_column_are_used_in_the_same_way(
     assert set(splits.values()) == {"train", "valid", "test"}
     with pytest.raises(UserError, match=r"extract: .*data\.group is null, was \"author\""):
         run_stages(project.model_copy(update={"data": project.data.model_copy(update={"group": None})}), ["extract"])
-    stored = [path.read_bytes() for path in (Path(project.store) / "features").rglob("*") if path.is_file()]
+    stored = [path.read_bytes() for path in (Path(project.store.uri) / "features").rglob("*") if path.is_file()]
     assert len(stored) > 2
     assert not any(word in data for data in stored for word in (b"writer 1", rows[0]["text"].encode()))
 
@@ -134,7 +134,7 @@ def test_the_report_says_what_a_split_column_shares_and_what_was_left_out(
     """The column keeps its word, except for the frozen texts; report.json, terminal and model card say so."""
     report, project, frozen = train_after_freezing(make_project, "split")
     assert report.results.counts == {"train": 500 - frozen, "valid": 0, "test": 7}
-    written = json.loads((Path(project.store) / "report.json").read_text())
+    written = json.loads((Path(project.store.uri) / "report.json").read_text())
     assert written["overlap"] == {"dropped": frozen, "test_texts": 7, "test_groups": 7}
     assert report.results.notes == (
         f"{frozen} documents are left out of training: a near-identical text is in the model's frozen evaluation set",
@@ -145,4 +145,4 @@ def test_the_report_says_what_a_split_column_shares_and_what_was_left_out(
     terminal.trained(report)
     printed = capsys.readouterr().out.splitlines()
     assert [note for note in report.results.notes if note not in printed] == []
-    assert "- warning: 7 of 7 test documents" in (Path(project.store) / "model" / "MODEL_CARD.md").read_text()
+    assert "- warning: 7 of 7 test documents" in (Path(project.store.uri) / "model" / "MODEL_CARD.md").read_text()

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from jobs import cli, terminal
 from jobs.commands import model_commands
+from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import Columns, FeatureShard, FeatureShards
+from pipelines.data.files import input_files, sharding
 from pipelines.data.training_labels import Labels
 from pipelines.storage.object_store import Store
 from pipelines.training.neurons import (
@@ -44,7 +46,7 @@ from spin.heads.selection import Selection
 from spin.labels.label_space import Label, LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.pages.explanation_page import Driver
-from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, parse_settings
+from spin.settings import BackboneSettings, DataSettings, ProbeSettings, SearchSettings, parse_settings
 from spin.sites import FeatureColumn
 from tests.support import tiny
 from tests.support.summaries import build_choice_summary
@@ -164,6 +166,29 @@ def test_a_neuron_has_at_most_all_training_documents(tmp_path: Path, count: int)
     assert {len(row.top) for row in rows} == {min(count, labels.splits.count("train"))}
 
 
+def open_corpus(folder: Path, ids: Sequence[str]) -> Corpus:
+    """A corpus of documents with these ids, whose texts name them, in shards of 15."""
+    texts = [f"text of {id}" for id in ids]
+    pq.write_table(pa.table({"id": ids, "text": texts, "label": ["a"] * len(ids)}), folder / "corpus.parquet")
+    data = DataSettings(train=str(folder / "corpus.parquet"))
+    return Corpus(tuple(sharding.plan_shards(input_files.list_files(data.train), 15, data)), data)
+
+
+@pytest.mark.parametrize("label_space", LABEL_SPACES[1:], ids=["three classes", "multilabel"])
+def test_top_documents_have_their_texts_only_if_these_are_kept(tmp_path: Path, label_space: LabelSpace) -> None:
+    """By default `neurons.json` has no field for them, so that the files of versions do not change."""
+    spin, labels, values = build_random_classifier(label_space)
+    features, corpus = write_features(tmp_path, labels, values), open_corpus(tmp_path, labels.ids)
+    plain, kept = describe_neurons(spin, features, labels), describe_neurons(spin, features, labels, texts=corpus)
+    rows = json.loads(neurons_to_json(kept))
+    assert [NeuronRow.from_json(row) for row in rows] == kept
+    tops = [top for row in rows for top in row["top"]]
+    assert [list(top) for top in tops] == [["id", "label", "value", "text"]] * len(tops)
+    assert [top.pop("text") for top in tops] == [f"text of {top['id']}" for top in tops]
+    assert rows == json.loads(neurons_to_json(plain))
+    assert "text" not in neurons_to_json(plain).decode()
+
+
 @dataclass
 class RegistryFixture:
     """A registry with one version, whose files are in a folder."""
@@ -227,6 +252,20 @@ def test_drivers_get_their_texts_from_the_corpus(tmp_path: Path) -> None:
     assert read_drivers([], missing) == {}
     with pytest.raises(UserError, match="no data at"):
         read_drivers(neurons, missing)
+
+
+def test_texts_that_a_version_holds_are_not_read_from_the_corpus(tmp_path: Path) -> None:
+    """The others are; a corpus that is not needed need not exist."""
+    pq.write_table(pa.table({"id": ["d0", "d1"], "text": ["text 0", "text 1"]}), tmp_path / "corpus.parquet")
+    tree = {"backbone": {"model": "m"}, "data": {"train": str(tmp_path / "corpus.parquet")}, "store": "s"}
+    stored = NeuronRow("ffn.01.mean", 4, 0.1, {}, (TopDocument("d0", "a", 2.0, "stored text"),))
+    other = NeuronRow("ffn.01.mean", 5, 0.1, {}, (TopDocument("d1", "a", 1.0),))
+    drivers = {(FFN, 4): [Driver("d0", "a", "stored text", 2.0)], (FFN, 5): [Driver("d1", "a", "text 1", 1.0)]}
+    assert read_drivers([stored, other], parse_settings(tree)) == drivers
+    missing = parse_settings({**tree, "data": {"train": str(tmp_path / "no")}})
+    assert read_drivers([stored], missing) == {(FFN, 4): drivers[FFN, 4]}
+    with pytest.raises(UserError, match="no data at"):
+        read_drivers([stored, other], missing)
 
 
 @dataclass
@@ -309,6 +348,23 @@ def test_neurons_are_listed_without_documents_if_the_corpus_is_missing(project: 
     assert "without training documents: no data at /nowhere" in output
     assert "script" not in output
     assert "neurons, by importance" in output
+
+
+def test_neurons_and_pages_show_the_texts_that_a_version_holds(project: Project, tmp_path: Path) -> None:
+    """They need no corpus then."""
+    folder, page = shutil.copytree(project.folder, tmp_path / "kept"), tmp_path / "page.html"
+    rows = json.loads((folder / "model" / NEURONS).read_text())
+    for row in rows:
+        row["top"] = [{**top, "text": f"kept text of {top['id']}"} for top in row["top"]]
+    (folder / "model" / NEURONS).write_text(json.dumps(rows))
+    kept, nowhere = Project(folder, project.monkeypatch, project.capsys), ("--set", "data.train=/nowhere")
+    output = kept.spin("neurons", *nowhere)
+    assert "kept text of d" in output
+    assert "without training documents" not in output
+    kept.spin("explain", "--text", "a fine day", "--html", str(page), *nowhere)
+    assert "kept text of d" in page.read_text("utf-8")
+    listed = json.loads(kept.spin("neurons", "--json"))
+    assert all(top["text"] == f"kept text of {top['id']}" for row in listed for top in row["top"])
 
 
 @pytest.mark.parametrize(

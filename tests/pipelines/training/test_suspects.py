@@ -13,16 +13,17 @@ import pytest
 from jobs import terminal
 from pipelines.training.train import TrainReport
 from pipelines.training.workflow import run_workflow
-from spin.settings import parse_settings
+from spin.errors import UserError
+from spin.settings import Settings, parse_settings
 from tests.support import tiny
 
 FLIPPED = 15
 
 
-def train(folder: Path, uri: str, documents: list[dict[str, Any]]) -> TrainReport:
-    pq.write_table(pa.Table.from_pylist(documents), folder / "train.parquet")
+def make_settings(folder: Path, uri: str, *, keep_texts: bool) -> Settings:
+    """Settings of a training on `train.parquet` in a folder, which also has the backbone."""
     tree = {
-        "backbone": {"model": str(tiny.save_bert(folder / "bert")), "dtype": "float32", "device": "cpu"},
+        "backbone": {"model": str(folder / "bert"), "dtype": "float32", "device": "cpu"},
         "data": {"train": str(folder / "train.parquet"), "split": "split"},
         "store": str(folder / "store"),
         "mlflow": {"model": folder.name, "tracking_uri": uri},
@@ -31,16 +32,25 @@ def train(folder: Path, uri: str, documents: list[dict[str, Any]]) -> TrainRepor
         "sites": ["resid.00", "ffn.01"],
         "probe": {"penalties": 3, "max_extra": 0},
         "search": {"etas": [0.9], "max_share": 0.5, "strengths": [1], "l1": [], "head": "linear"},
-        "train": {"baselines": False},
+        "train": {"baselines": False, "keep_texts": keep_texts},
     }
-    return run_workflow(parse_settings(tree))
+    return parse_settings(tree)
 
 
-@pytest.mark.parametrize("lists", [False, True])
+def train(folder: Path, uri: str, documents: list[dict[str, Any]], *, keep_texts: bool) -> TrainReport:
+    tiny.save_bert(folder / "bert")
+    pq.write_table(pa.Table.from_pylist(documents), folder / "train.parquet")
+    return run_workflow(make_settings(folder, uri, keep_texts=keep_texts))
+
+
+@pytest.mark.parametrize(("lists", "keep_texts"), [(False, False), (True, True)])
 def test_flipped_labels_are_listed_first(
-    tmp_path: Path, sqlite_uri: str, capsys: pytest.CaptureFixture[str], lists: bool
+    tmp_path: Path, sqlite_uri: str, capsys: pytest.CaptureFixture[str], lists: bool, keep_texts: bool
 ) -> None:
-    """With id, label, prediction and margin; the report and the terminal say how many there are."""
+    """With id, label, prediction and margin; the report and the terminal say how many there are.
+
+    Texts are stored, here and in `neurons.json`, only where they are kept, and another training keeps them or not.
+    """
     splits = ["train"] * 280 + ["valid"] * 60 + ["test"] * 60
     made = zip(tiny.make_documents(400), splits, strict=True)
     documents: list[dict[str, Any]] = [
@@ -50,9 +60,9 @@ def test_flipped_labels_are_listed_first(
     right = {d["id"]: d["label"] for d in documents}
     for document in documents[:FLIPPED]:
         document["label"] = classes[(classes.index(document["label"]) + 1) % len(classes)]
-    report = train(tmp_path, sqlite_uri, documents)
+    report = train(tmp_path, sqlite_uri, documents, keep_texts=keep_texts)
     table = pq.read_table(tmp_path / "store" / "suspects.parquet")
-    assert table.schema.names == ["id", "label", "prediction", "margin"]
+    assert table.schema.names == ["id", "label", "prediction", "margin", *(["text"] if keep_texts else [])]
     rows = table.to_pylist()
     assert [row["margin"] for row in rows] == sorted((row["margin"] for row in rows), reverse=True)
     given = {document["id"]: document["label"] for document in documents}
@@ -64,3 +74,14 @@ def test_flipped_labels_are_listed_first(
     assert json.loads((tmp_path / "store" / "report.json").read_text())["suspects"] == len(rows)
     terminal.trained(report)
     assert f"{len(rows):,} of 340 labels are contradicted" in capsys.readouterr().out
+    texts = {document["id"]: document["text"] for document in documents}
+    top = [top for row in json.loads((tmp_path / "store/model/neurons.json").read_text()) for top in row["top"]]
+    assert top
+    assert rows
+    for document in (*rows, *top):
+        assert document.get("text") == (texts[document["id"]] if keep_texts else None)
+    assert ("keep_texts" in (tmp_path / "store/model/plan.json").read_text()) == keep_texts, (
+        "the default plan is as before"
+    )
+    with pytest.raises(UserError, match=f"keep_texts is {'absent, was true' if keep_texts else 'true, was absent'}"):
+        run_workflow(make_settings(tmp_path, sqlite_uri, keep_texts=not keep_texts), first="train")

@@ -99,7 +99,7 @@ class Project:
 
 def stage_results(settings: Settings, stage: str) -> Store:
     """The folder of a stage's results, which is named after its plan."""
-    store = Store(settings.store) / stage
+    store = Store(settings.store.uri) / stage
     plan = read_plan(store, dict[str, Any])
     assert plan is not None
     return store / plan.folder
@@ -108,7 +108,7 @@ def stage_results(settings: Settings, stage: str) -> Store:
 def test_a_run_trains_and_registers_a_challenger_and_writes_its_report(project: Project) -> None:
     """Every stage runs. report.json holds the table of contenders, the fingerprint and the counts."""
     assert project.events == [("extract", False), ("probe", False), ("train", False)]
-    report = Store(project.settings.store).read_json("report.json")
+    report = Store(project.settings.store.uri).read_json("report.json")
     rows = {row["name"]: row for row in report["table"]}
     assert list(rows)[:4] == ["tfidf", "last_layer", "best_site", "spin"]
     fields = {"name", "accuracy", "macro_f1", "neurons", "neurons_of", "words", "depth", "depth_of", "docs_per_s"}
@@ -162,7 +162,7 @@ def test_a_second_run_resumes_and_computes_nothing(project: Project, monkeypatch
 
 def test_lost_shards_and_probes_are_computed_again_with_the_same_bytes(project: Project) -> None:
     """A store that has lost a shard, a probe and its manifests, as after a crash, is restored by a second run."""
-    store = Store(project.settings.store)
+    store = Store(project.settings.store.uri)
     features, probes = (stage_results(project.settings, name) for name in ("features", "probes"))
 
     def read_files() -> dict[str, bytes | None]:
@@ -400,7 +400,7 @@ def test_the_second_version_is_judged_on_the_evaluation_set_of_the_first(project
     assert evaluation_set.ids
     second = project.make_settings(store=f"{project.base}/second", seed=7, ray=WITHOUT_RAY)
     run_workflow(second)
-    counts = Store(second.store).read_json("model/manifest.json")["counts"]
+    counts = Store(second.store.uri).read_json("model/manifest.json")["counts"]
     assert counts["test"] >= len(evaluation_set.ids)
     assert project.registry.evaluation_set() == evaluation_set
     strict = Registry(project.make_settings(promote={"min_score": 1.0}))
@@ -478,7 +478,7 @@ def test_shards_are_smaller_where_features_are_wide(project: Project, monkeypatc
     monkeypatch.setattr("pipelines.training.extract_features.MAX_SHARD_BYTES", 100 * (2 * 136 + 16) * 2)
     settings = project.make_settings(store=f"{project.base}/small_shards", ray=WITHOUT_RAY)
     run_stages(settings, ["extract"])
-    plan = Store(settings.store).read_json("features/plan.json")
+    plan = Store(settings.store.uri).read_json("features/plan.json")
     shards = [from_json(Shard, shard) for shard in plan["detail"]["shards"]]
     assert max(shard.stop - shard.start for shard in shards) <= 100
     assert sum(len(readers.read_shard(shard, settings.data)) for shard in shards) == 1500

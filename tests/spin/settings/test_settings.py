@@ -20,6 +20,7 @@ from spin.settings import (
     SearchSettings,
     Settings,
     Stage,
+    StoreSettings,
     holds_user_part,
     load_settings,
     mask_credentials,
@@ -108,7 +109,11 @@ def test_a_settings_file_is_read_and_completed_with_defaults(tmp_path: Path, set
         ({"decision": {"thresholds": {"good": 1.5}}}, "'decision.thresholds.good' is 1.5: Input should be less than 1"),
         ({"backbone": None}, "'backbone.model' is missing"),
         ({"mlflow": {"model": "a/b"}}, "'mlflow.model' is 'a/b': String should match"),
-        ({"store": None}, "'store' is None: Input should be a valid string"),
+        ({"store": None}, "'store.uri' is missing"),
+        ({"store": 3}, "'store' is 3: Input should be a valid dictionary"),
+        ({"store": {"retention": 30}}, "'store.uri' is missing"),
+        ({"store": {"uri": "s", "retention": 0}}, "'store.retention' is 0: Input should be greater than or equal to 1"),
+        ({"store": {"uri": "s", "kind": "s3"}}, "unknown setting 'store.kind'"),
     ],
 )
 def test_a_mistake_is_reported_with_its_key_and_what_was_expected(change: dict[str, Any], message: str) -> None:
@@ -116,6 +121,22 @@ def test_a_mistake_is_reported_with_its_key_and_what_was_expected(change: dict[s
     line = error_message(TREE | change)
     assert message in line
     assert "; '" not in line
+
+
+def test_the_store_is_a_uri_or_a_section(tmp_path: Path) -> None:
+    """Also where settings are made in Python, and where an override sets one of its keys."""
+    alone, section = parse_settings(TREE), parse_settings({**TREE, "store": {"uri": "runs"}})
+    assert alone == section == Settings(**TREE)
+    assert alone.store == StoreSettings(uri="runs")
+    assert (alone.store.uri, alone.store.retention) == ("runs", None)
+    assert parse_settings(alone.model_dump(mode="json", exclude_unset=True)) == alone
+    assert Settings.model_validate_json(alone.model_dump_json()) == alone
+    kept = StoreSettings(uri="runs", retention=30)
+    for store in ("runs", {"uri": "runs", "retention": 7}, {"uri": "runs"}):
+        path = write_settings(tmp_path, yaml.safe_dump({**TREE, "store": store}))
+        assert load_settings(path, ["store.retention=30"]).store == kept
+        assert load_settings(path, ["store=elsewhere"]).store == StoreSettings(uri="elsewhere")
+        assert load_settings(path, ["store.uri=elsewhere"]).store.uri == "elsewhere"
 
 
 def test_an_empty_section_holds_defaults(tmp_path: Path) -> None:
@@ -130,6 +151,7 @@ def test_an_empty_section_holds_defaults(tmp_path: Path) -> None:
 URIS = {
     "mlflow.tracking_uri": lambda uri: {"mlflow": {"tracking_uri": uri}},
     "store": lambda uri: {"store": uri},
+    "store.uri": lambda uri: {"store": {"uri": uri}},
     "data.train": lambda uri: {"data": {"train": uri}},
 }
 
@@ -215,7 +237,9 @@ def test_the_last_override_of_a_key_wins(tmp_path: Path) -> None:
     [
         ("seed", "--set seed: expected a.b=value"),
         ("=3", "--set =3: expected a.b=value"),
-        ("store.kind=s3", "--set store.kind=s3: 'store' is a value, it has no 'kind'"),
+        ("data.train.kind=s3", "--set data.train.kind=s3: 'train' is a value, it has no 'kind'"),
+        ("store.kind=s3", "unknown setting 'store.kind'"),
+        ("store.uri.kind=s3", "--set store.uri.kind=s3: 'uri' is a value, it has no 'kind'"),
         ("seed=[1", "--set seed=[1: '[1' is not YAML"),
         ("store=2026-13-01", "--set store=2026-13-01: '2026-13-01' is not YAML"),
         ("seed=", "'seed' is None: Input should be a valid integer"),

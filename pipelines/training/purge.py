@@ -1,0 +1,158 @@
+"""Delete from a store what reveals the documents of a training, once it is old enough: `spin purge`.
+
+Trained models stay, as do the records of the train stage by which `spin run` sees that a model is finished and
+registered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from pipelines.storage.lease import Lease
+from pipelines.storage.object_store import Store, StoredObject
+from pipelines.storage.stage_plan import MANIFEST, delete_objects
+from pipelines.training.suspects import SUSPECTS
+from spin.errors import UserError
+from spin.heads.persistence import CONFIG
+from spin.settings import Settings
+
+FEATURES, KEPT, PROBES, MODEL = "features", "kept", "probes", "model"
+"""folders of the stages in a store"""
+HEADS = f"{MODEL}/*/heads"
+"""the heads that the search of a finished training has fitted; those of the model are among the files of the model"""
+_LEASES = (MODEL, KEPT, PROBES, FEATURES)
+"""folders in the order in which they are held; a training that holds the first takes the second later"""
+
+
+@dataclass(frozen=True)
+class StoredWork:
+    """Objects that a stage has stored and that reveal something of documents."""
+
+    name: str
+    """of the folder or file in the store, for messages"""
+    stage: str
+    """folder of the stage, whose lease protects them"""
+    keys: tuple[str, ...]
+    """in the store, in the order in which they are deleted"""
+    bytes: int
+    """size of all"""
+    age: timedelta
+    """since the newest object of the stage changed, by the clock of the store"""
+
+
+@dataclass(frozen=True)
+class PurgePlan:
+    """What a purge deletes, and what is too young for it."""
+
+    delete: tuple[StoredWork, ...]
+    leave: tuple[StoredWork, ...]
+    """too young"""
+
+    @property
+    def objects(self) -> int:
+        """Number of objects that are deleted."""
+        return sum(len(work.keys) for work in self.delete)
+
+    @property
+    def bytes(self) -> int:
+        """Size of what is deleted."""
+        return sum(work.bytes for work in self.delete)
+
+
+def run_purge(settings: Settings, *, older_than: timedelta | None = None, dry_run: bool = False) -> PurgePlan:
+    """Delete what has not changed for `older_than`, by default `store.retention`, and return what was done.
+
+    The leases of all stages are held meanwhile, since each stage reads what the ones before it have stored. With
+    `dry_run`, nothing is changed and no lease is taken. Raises UserError if neither age is given, HeldError, before
+    anything is deleted, if a stage is at work.
+    """
+    age, store = _choose_age(settings, older_than), Store(settings.store.uri)
+    plan = plan_purge(store, now=datetime.now(UTC), age=age)
+    if dry_run or not plan.delete:
+        return plan
+    with ExitStack() as stack:
+        leases = {stage: stack.enter_context(Lease(store / stage)) for stage in _LEASES}
+        plan = plan_purge(store, now=datetime.now(UTC), age=age)  # a stage may have run before its lease was held
+        for work in plan.delete:
+            delete_objects(store, work.keys, leases[work.stage])
+    return plan
+
+
+def plan_purge(store: Store, *, now: datetime, age: timedelta) -> PurgePlan:
+    """What a purge deletes: the work of stages that have not changed for `age`."""
+    found = (
+        _find_folder(store, FEATURES, now),
+        _find_folder(store, KEPT, now),
+        _find_folder(store, PROBES, now),
+        _find_model_work(store, now),
+        _find_suspects(store, now),
+    )
+    work = [each for each in found if each is not None]
+    return PurgePlan(
+        delete=tuple(each for each in work if each.age >= age), leave=tuple(each for each in work if each.age < age)
+    )
+
+
+def _choose_age(settings: Settings, older_than: timedelta | None) -> timedelta:
+    if older_than is not None:
+        return older_than
+    if settings.store.retention is None:
+        raise UserError(
+            "the age of what is deleted is not given: expected a number of days in store.retention or --older-than"
+        )
+    return timedelta(days=settings.store.retention)
+
+
+def _find_folder(store: Store, stage: str, now: datetime) -> StoredWork | None:
+    """All that a stage has stored, None if there is nothing."""
+    objects = _list_stage(store, stage)
+    return _describe(stage, stage, objects, objects, now) if objects else None
+
+
+def _find_model_work(store: Store, now: datetime) -> StoredWork | None:
+    """What the train stage has stored besides the model; all that it has stored if it has not finished.
+
+    The files of the model are those of the registered version. The manifest and the records of registrations keep
+    `spin run` from training and registering it again. None if there is nothing to delete.
+    """
+    objects = _list_stage(store, MODEL)
+    if not any(item.key == f"{MODEL}/{MANIFEST}" for item in objects):
+        return _describe(MODEL, MODEL, objects, objects, now) if objects else None
+    # the file that marks heads as complete goes first
+    heads = sorted((item for item in objects if _is_of_search(item)), key=lambda item: not item.key.endswith(CONFIG))
+    return _describe(HEADS, MODEL, heads, objects, now) if heads else None
+
+
+def _find_suspects(store: Store, now: datetime) -> StoredWork | None:
+    """The table of suspects, which the train stage writes; None if there is none."""
+    table = store.find_object(SUSPECTS)
+    return None if table is None else _describe(SUSPECTS, MODEL, [table], [table], now)
+
+
+def _list_stage(store: Store, stage: str) -> list[StoredObject]:
+    """The objects of a stage, with what killed writes have left behind, and without its lease."""
+    objects = [*store.list_objects(stage), *store.list_temporary(stage)]
+    return [item for item in objects if not item.key.startswith(f"{stage}/_lease/")]
+
+
+def _is_of_search(item: StoredObject) -> bool:
+    """Whether an object of the train stage is in a folder `model/PLAN/heads`, or a temporary file."""
+    parts = item.key.split("/")
+    return parts[2:3] == ["heads"] or parts[-1].startswith(".")
+
+
+def _describe(
+    name: str, stage: str, objects: Sequence[StoredObject], of_stage: Sequence[StoredObject], now: datetime
+) -> StoredWork:
+    """The work that consists of some objects, as old as the newest of `of_stage`."""
+    newest = max(item.modified for item in of_stage)
+    return StoredWork(
+        name=name,
+        stage=stage,
+        keys=tuple(item.key for item in objects),
+        bytes=sum(item.size for item in objects),
+        age=max(timedelta(0), now - datetime.fromtimestamp(newest, UTC)),  # the clock of the store may be ahead
+    )
