@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.data.files.kept_columns import schema_of
-from pipelines.data.forgotten_ids import read_forgotten
 from pipelines.data.intake import NightPlan
 from pipelines.nightly.finish import ClassifiedNight
 from pipelines.nightly.night_pass import NightPass, map_stage
@@ -125,8 +124,7 @@ def _share_models(
         documents = sum(shard.documents for shard in part.plan.shards)
         sampled = share_to_sample(shared.settings.classify, documents)
         jobs.append(ModelJob(run, artifact, rows, shadow, part.shards, sampled, part.night.model.decision))
-    forgotten = read_forgotten(shared.tables.out)
-    return ClassifyJob(tuple(jobs), schema_of(plan.types), shared.record, forgotten)
+    return ClassifyJob(tuple(jobs), schema_of(plan.types), shared.record, shared.forgotten)
 
 
 def _settle_calibration(shared: NightPass) -> bytes | None:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from pipelines.data.files.shards import Shard
+from pipelines.data.forgotten_ids import ForgottenIds, read_forgotten
 from pipelines.nightly.finish import Driver
 from pipelines.nightly.night_models import NightModel
 from pipelines.nightly.steps.classify_job import data_layout, pass_layout
@@ -74,6 +75,11 @@ class NightPass:
         """What this driver must hold to go on: the lease of one of the models."""
         leases = [night.driver.lease for night in self.nights]
         return leases[0] if len(leases) == 1 else LeaseGroup(leases)
+
+    @cached_property
+    def forgotten(self) -> ForgottenIds:
+        """Documents that are left out. `spin forget` adds to them while no run that has begun is at work."""
+        return read_forgotten(self.tables.out)
 
     @property
     def store(self) -> Store:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 from pipelines.data.files.kept_columns import schema_of, type_text
 from pipelines.data.files.shards import Shard
-from pipelines.data.forgotten_ids import read_forgotten
 from pipelines.data.intake import NightPlan, plan_intake, plan_night
 from pipelines.nightly.finish import KEPT, ClassifiedNight, check_files, check_rows
 from pipelines.nightly.night_pass import ModelNight, NightPass, map_stage
@@ -72,7 +71,7 @@ def take_in(shared: NightPass) -> PassIntake:
         shared.settings.data,
         shared.settings.ray.shard_documents,
         shared.number,
-        read_forgotten(shared.tables.out),
+        shared.forgotten,
         documents=size // _BYTES_PER_DOCUMENT,
         here=size <= FEW_BYTES and len(files) <= FEW_FILES,
     )

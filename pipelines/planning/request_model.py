@@ -32,8 +32,8 @@ _CHECK = _READ + _LIST
 TABLES = Traffic(list=22, get=44)
 """the four tables are opened: to create them, to claim, to plan and to commit"""
 
-_BEGIN = _ABSENT * 5 + _LIST_NOTHING * 4 + _WRITE * 5 + _CHECK + _READ * 3
-"""the lease is taken, the tables are created and claimed, and a new run is planned"""
+_BEGIN = _ABSENT * 6 + _LIST_NOTHING * 4 + _WRITE * 5 + _CHECK + _READ * 3
+"""the lease is taken, the tables are created and claimed, a new run is planned, and nothing was ever forgotten"""
 
 _END = _CHECK * 3 + _WRITE * 7 + _READ * 2 + _READ_RANGE * 3 + _LIST * 5
 """the records of the run are written, it is committed to four tables, its reports are written, its spool is deleted"""

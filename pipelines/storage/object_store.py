@@ -115,7 +115,13 @@ class Store:
 
     def list(self, prefix: str = "") -> list[str]:
         """The keys below a prefix, sorted, without temporary files."""
-        return [item.key for item in self.list_objects(prefix)]
+        with store_errors(f"{self.uri}/{prefix}"):
+            try:
+                paths = self._call("find", self.path(prefix).rstrip("/"))
+            except FileNotFoundError:
+                return []
+            keys = [path[len(self.root) :].lstrip("/") for path in paths]
+            return sorted(key for key in keys if not key.rpartition("/")[2].startswith("."))
 
     def list_objects(self, prefix: str = "") -> Sequence[StoredObject]:
         """The objects below a prefix, sorted by key, without temporary files; no request per object."""

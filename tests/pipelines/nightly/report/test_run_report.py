@@ -122,6 +122,7 @@ def make_report(**changes: Any) -> dict[str, Any]:
             {**make_score(), "date": "2026-02-28", "accuracy": {"value": 0.9, "low": 0.85, "high": 0.95}},
         ],
         "max_error": 0.05,
+        "forgotten": 0,
         "throughput": {**to_json(measure_throughput(outcomes)), "mean": 30.0, "seconds": 411.5},
         "slowest": to_json(slowest_shards(outcomes, range(len(outcomes)))),
         "before": {
