@@ -11,6 +11,7 @@ import typer
 from jobs import terminal
 from jobs.options import AsJson, File, Set
 from spin.errors import UserError
+from spin.pages.number_format import counted
 from spin.settings import load_settings
 
 if TYPE_CHECKING:
@@ -40,13 +41,12 @@ def forget(
         _print_forgotten(forgotten, len(wanted), dry_run)
     unreadable = [error for model in forgotten.registries for error in model.unreadable.values()]
     if unreadable:
-        raise UserError(
-            f"{len(unreadable)} versions could not be read, so what they name is not known: {unreadable[0]}"
-        )
+        versions = counted(len(unreadable), "version")
+        raise UserError(f"{versions} could not be read, so it is not known what they name: {unreadable[0]}")
 
 
 def _print_forgotten(forgotten: Forgotten, ids: int, dry_run: bool) -> None:
-    terminal.say(f"forget    {ids:,} ids{', nothing is changed' if dry_run else ''}")
+    terminal.say(f"forget    {counted(ids, 'id')}{', nothing is changed' if dry_run else ''}")
     for output in forgotten.outputs:
         _print_output(output)
     held = ("would be emptied" if dry_run else "emptied") if forgotten.emptied else "holds none of the documents"
@@ -54,14 +54,16 @@ def _print_forgotten(forgotten: Forgotten, ids: int, dry_run: bool) -> None:
     for model in forgotten.registries:
         versions = f", neurons of versions {', '.join(model.versions)}" if model.versions else ""
         terminal.say(
-            f"          model {model.model}: {model.evaluation:,} documents of the evaluation set, "
-            f"{model.nights:,} logged reports{versions}"
+            f"          model {model.model}: {counted(model.evaluation, 'document')} of the evaluation set, "
+            f"{counted(model.nights, 'logged report')}{versions}"
         )
     terminal.say("          the input of nights and the corpus are not changed: remove the documents there too")
 
 
 def _print_output(output: ForgottenRows) -> None:
-    rows = ", ".join(f"{count:,} {table.replace('_', ' ')}" for table, count in output.rows.items()) or "no rows"
-    terminal.say(f"          {output.output}: {rows} of {len(output.rewritten):,} nights, {output.labels:,} labels")
+    names = {table: table.replace("_", " ").removesuffix("s") for table in output.rows}
+    rows = ", ".join(counted(count, names[table]) for table, count in output.rows.items()) or "no rows"
+    nights, labels = counted(len(output.rewritten), "night"), counted(output.labels, "label")
+    terminal.say(f"          {output.output}: {rows} of {nights}, {labels}")
     for run in output.given_up:
         terminal.say(f"          given up: {run}")

@@ -45,10 +45,10 @@ def test_what_is_forgotten_is_printed(
     printed = run_spin(capsys, monkeypatch, *words)
     assert calls == [(["a", "b"], ["s3://bucket/out"], dry_run)]
     assert ("2 ids, nothing is changed" in printed) == dry_run
-    assert "s3://bucket/out: 3 predictions, 1 dead letters of 1 nights, 1 labels" in printed
+    assert "s3://bucket/out: 3 predictions, 1 dead letter of 1 night, 1 label" in printed
     assert "given up: 2026-03-01-tweets-000001" in printed
     assert ("would be emptied" in printed) == dry_run
-    assert "model tweets: 1 documents of the evaluation set, 2 logged reports, neurons of versions 1, 3" in printed
+    assert "model tweets: 1 document of the evaluation set, 2 logged reports, neurons of versions 1, 3" in printed
     assert json.loads(run_spin(capsys, monkeypatch, *words, "--json"))["emptied"]
 
 
@@ -61,4 +61,4 @@ def test_versions_that_cannot_be_read_are_an_error_at_the_end(
     monkeypatch.setattr(forget_command, "load_settings", lambda *_: None)
     (tmp_path / "ids.txt").write_text("a\n", encoding="utf-8")
     error = run_spin(capsys, monkeypatch, "forget", "settings.yaml", "--ids", str(tmp_path / "ids.txt"), status=2)
-    assert "1 versions could not be read, so what they name is not known: version 2 has lost its files" in error
+    assert "1 version could not be read, so it is not known what they name: version 2 has lost its files" in error
