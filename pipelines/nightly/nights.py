@@ -35,7 +35,7 @@ from pipelines.nightly.tables.night_tables import (
     PublishedRun,
     was_published,
 )
-from pipelines.nightly.tables.old_layout import ImportReport, has_old_layout, import_old_layout, refuse_old_layout
+from pipelines.nightly.tables.old_layout import ImportReport, has_old_layout, import_old_layout, open_output
 from pipelines.nightly.tables.publication import claim, restore_night
 from pipelines.nightly.tables.vacuum import VacuumPlan, models_of, plan_vacuum, run_vacuum
 from pipelines.storage.lease import Lease
@@ -109,7 +109,7 @@ def list_output(output: str) -> list[NightRun]:
 
     Raises UserError where no night was begun, or if the output holds nights of version 0.2.
     """
-    return _list_runs(_open_tables(output))
+    return _list_runs(open_output(output))
 
 
 def resumable_runs(runs: Sequence[NightRun]) -> list[NightRun]:
@@ -135,7 +135,7 @@ def models_to_resume(run: NightRun, runs: Sequence[NightRun]) -> list[str]:
 
 def describe_run(output: str, run: str) -> RunDetails:
     """The details of one run. Raises UserError if the output has no such run."""
-    tables = _open_tables(output)
+    tables = open_output(output)
     night = next((night for night in _list_runs(tables) if night.run == run), None)
     if night is None:
         raise UserError(f"{output} has no run {run}; {_hint(output)}")
@@ -144,7 +144,7 @@ def describe_run(output: str, run: str) -> RunDetails:
 
 def describe_night(output: str, date: str) -> list[RunDetails]:
     """The details of the published runs of a date, one per model. Raises UserError if there are none."""
-    tables = _open_tables(output)
+    tables = open_output(output)
     runs = [run for run in _list_runs(tables) if run.date == date]
     nights = [run for run in runs if run.state == "published"]
     if not nights:
@@ -164,7 +164,7 @@ def restore(output: str, *, date: str | None = None, run: str | None = None) -> 
     Without `run`, it is the one run of the date that was replaced. Raises UserError if that is not exactly one, if the
     run is of another date or cannot be restored, and HeldError while another run works in the output.
     """
-    tables = _open_tables(output)
+    tables = open_output(output)
     chosen = _find_restorable(tables, output, date=date, run=run)
     with lease_model(tables.out, chosen.model):
         token = claim(tables, chosen.model, retry_seconds=RETRY_SECONDS)
@@ -179,7 +179,7 @@ def vacuum(output: str, *, older_than: timedelta, dry_run: bool = False) -> Vacu
     With `dry_run`, nothing is changed. Raises HeldError while a run works in the output, UserError if `older_than` is
     less than a day.
     """
-    tables = _open_tables(output)
+    tables = open_output(output)
     if dry_run:
         return plan_vacuum(tables, now=datetime.now(UTC), age=older_than)
     models = models_of(tables)
@@ -202,15 +202,6 @@ def import_nights(output: str) -> ImportReport | None:
         return None
     with Lease(out):  # the lease that nights of version 0.2 hold
         return import_old_layout(out, retry_seconds=RETRY_SECONDS)
-
-
-def _open_tables(output: str) -> NightTables:
-    """The tables of an output. Raises UserError where no night was begun, or if it holds nights of version 0.2."""
-    out = Store(output)
-    refuse_old_layout(out)
-    tables = NightTables(out)
-    tables.open(PREDICTIONS)
-    return tables
 
 
 def _list_runs(tables: NightTables) -> list[NightRun]:

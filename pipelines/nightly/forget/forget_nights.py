@@ -30,11 +30,10 @@ from pipelines.nightly.tables.night_tables import (
     PublishedRun,
     was_published,
 )
-from pipelines.nightly.tables.old_layout import refuse_old_layout
+from pipelines.nightly.tables.old_layout import open_output
 from pipelines.nightly.tables.publication import claim, clean_side_tables, published_files, require_claim
 from pipelines.nightly.tables.vacuum import models_of
 from pipelines.storage.lease import user_name
-from pipelines.storage.object_store import Store
 from pipelines.storage.records import to_json
 from spin.settings import RaySettings
 
@@ -71,7 +70,7 @@ def announce_forgotten(output: str, ids: Collection[str]) -> ForgottenIds:
 
     Raises UserError if the output holds no night.
     """
-    return add_forgotten(_open_tables(output).out, ids)
+    return add_forgotten(open_output(output).out, ids)
 
 
 def forget_in_output(output: str, ids: Collection[str], *, dry_run: bool = False) -> ForgottenRows:
@@ -86,7 +85,7 @@ def forget_in_output(output: str, ids: Collection[str], *, dry_run: bool = False
     Raises HeldError while a night is at work in the output: run the command again after it. Raises UserError if the
     output holds no night.
     """
-    tables = _open_tables(output)
+    tables = open_output(output)
     if dry_run:
         return _plan(tables, ForgottenIds.of(ids))
     forgotten = announce_forgotten(output, ids)
@@ -96,14 +95,6 @@ def forget_in_output(output: str, ids: Collection[str], *, dry_run: bool = False
         name = f"{done.at.replace(':', '')}-{max(claims.values(), default=0)}"
         tables.out.write_json(f"{FOLDER}/records/{name}.json", to_json(done))
     return done
-
-
-def _open_tables(output: str) -> NightTables:
-    out = Store(output)
-    refuse_old_layout(out)
-    tables = NightTables(out)
-    tables.open(PREDICTIONS)
-    return tables
 
 
 def _claim_all(tables: NightTables, leases: ExitStack) -> dict[str, int]:

@@ -65,6 +65,15 @@ def has_old_layout(out: Store) -> bool:
     return "_delta_log" not in names and any(name.startswith("date=") for name in names)
 
 
+def open_output(output: str) -> NightTables:
+    """The tables of an output. Raises UserError where no night was begun, or if it holds nights of version 0.2."""
+    out = Store(output)
+    refuse_old_layout(out)
+    tables = NightTables(out)
+    tables.open(PREDICTIONS)
+    return tables
+
+
 def refuse_old_layout(out: Store) -> None:
     """Raise UserError if an output holds nights of version 0.2."""
     if has_old_layout(out):

@@ -120,11 +120,16 @@ def crash() -> None:
     raise SystemError("the process ends here")
 
 
+def forget_and_crash(nights: FakeNights, step: str) -> None:
+    """Forget documents of a history in a process that ends before a step."""
+    make_history(nights)
+    with before_call(*STEPS[step], action=crash), pytest.raises(SystemError):
+        forget_in_output(nights.output, SECRETS)
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_after_a_crash_the_same_command_completes_it(local_nights: FakeNights, step: str) -> None:
-    make_history(local_nights)
-    with before_call(*STEPS[step], action=crash), pytest.raises(SystemError):
-        forget_in_output(local_nights.output, SECRETS)
+    forget_and_crash(local_nights, step)
     assert {date: set(ids) - set(SECRETS) for date, ids in local_nights.ids().items()} == {
         date: set(ids) for date, ids in REMAINING.items()
     }
@@ -135,9 +140,7 @@ def test_after_a_crash_the_same_command_completes_it(local_nights: FakeNights, s
 @pytest.mark.parametrize("step", STEPS)
 def test_a_night_after_a_crash_leaves_the_documents_out(local_nights: FakeNights, step: str) -> None:
     """The hashes are stored before anything else, so that nights need not wait for the command to be repeated."""
-    make_history(local_nights)
-    with before_call(*STEPS[step], action=crash), pytest.raises(SystemError):
-        forget_in_output(local_nights.output, SECRETS)
+    forget_and_crash(local_nights, step)
     run(local_nights, DATE, restart=True)
     assert local_nights.ids()[DATE] == REMAINING[DATE]
     forget_in_output(local_nights.output, SECRETS)
@@ -148,9 +151,7 @@ def test_a_night_after_a_crash_leaves_the_documents_out(local_nights: FakeNights
 @pytest.mark.parametrize("step", STEPS)
 def test_the_same_night_after_a_crash_loses_no_row(local_nights: FakeNights, step: str) -> None:
     """Without --restart it finds its night published, also where the input has moved away meanwhile."""
-    make_history(local_nights)
-    with before_call(*STEPS[step], action=crash), pytest.raises(SystemError):
-        forget_in_output(local_nights.output, SECRETS)
+    forget_and_crash(local_nights, step)
     local_nights.store.delete("data/b.jsonl")
     run(local_nights, DATE)
     assert set(local_nights.ids()[DATE]) - set(SECRETS) == set(REMAINING[DATE])
@@ -160,9 +161,7 @@ def test_the_same_night_after_a_crash_loses_no_row(local_nights: FakeNights, ste
 
 @pytest.mark.parametrize("step", STEPS)
 def test_other_documents_are_forgotten_after_a_crash(local_nights: FakeNights, step: str) -> None:
-    make_history(local_nights)
-    with before_call(*STEPS[step], action=crash), pytest.raises(SystemError):
-        forget_in_output(local_nights.output, SECRETS)
+    forget_and_crash(local_nights, step)
     forget_in_output(local_nights.output, ["a1-text-nobody-has", "c1"])
     assert local_nights.ids()[LAST] == ["c2"]
     forget_in_output(local_nights.output, SECRETS)
