@@ -95,6 +95,8 @@ def forget_documents(
 
 def _forget_in_registry(registry: Registry, forgotten: ForgottenIds, *, dry_run: bool) -> ForgottenInRegistry:
     """Remove documents from the evaluation set, the versions and the logged nights of a registered model."""
+    evaluation = replace_evaluation_set(registry, partial(_shorten, forgotten), dry_run=dry_run)
+    nights = replace_night_files(registry, REPORT, partial(_without_causes, forgotten), dry_run=dry_run)
     rewrite = partial(without_top_documents, forgotten=forgotten)
     changed: list[str] = []
     unreadable: dict[str, str] = {}
@@ -107,9 +109,9 @@ def _forget_in_registry(registry: Registry, forgotten: ForgottenIds, *, dry_run:
             unreadable[version.number] = str(error)
     return ForgottenInRegistry(
         registry.name,
-        evaluation=replace_evaluation_set(registry, partial(_shorten, forgotten), dry_run=dry_run),
+        evaluation=evaluation,
         versions=tuple(changed),
-        nights=replace_night_files(registry, REPORT, partial(_without_causes, forgotten), dry_run=dry_run),
+        nights=nights,
         unreadable=unreadable,
     )
 

@@ -6,12 +6,16 @@ import json
 from dataclasses import replace
 
 from pipelines.data.forgotten_ids import ForgottenIds
-from pipelines.training.neurons import NeuronRow, neurons_to_json
+from pipelines.training.neurons import NEURONS, NeuronRow, neurons_to_json
+from spin.errors import UserError
 
 
 def without_top_documents(content: bytes, forgotten: ForgottenIds) -> bytes | None:
-    """The content of `neurons.json` without forgotten documents; None if it names none."""
-    rows = [NeuronRow.from_json(entry) for entry in json.loads(content)]
+    """The content of `neurons.json` without forgotten documents; None if it names none. Raises UserError if damaged."""
+    try:
+        rows = [NeuronRow.from_json(entry) for entry in json.loads(content)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{NEURONS} is damaged or of another version ({error!r}); delete the version") from None
     named = [document.id for row in rows for document in row.top]
     gone = {named[at] for at in forgotten.find(named)}
     if not gone:

@@ -13,14 +13,12 @@ from pipelines.data.forgotten_ids import ForgottenIds, add_forgotten
 from pipelines.forget.neuron_documents import without_top_documents
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.stage_plan import clear_stage, finished_fingerprint
+from pipelines.storage.stage_plan import delete_objects, finished_fingerprint
 from pipelines.training.neurons import NEURONS
+from pipelines.training.purge import FEATURES, MODEL, STAGE_FOLDERS, list_stage
 from pipelines.training.suspects import SUSPECTS
-from pipelines.training.workflow import STAGES
 from spin.settings import Settings
 
-_FOLDERS = (*STAGES.values(), "kept")
-"""folders of the stages in order, and of the second pass of an extraction, whose lease is taken within the last"""
 _FILES = (SUSPECTS, "report.json")
 
 
@@ -29,23 +27,23 @@ def forget_in_store(settings: Settings, ids: Collection[str], *, dry_run: bool =
 
     Features follow from all documents of a shard, and heads from all features, so nothing of the training is kept but
     the versions that it has registered; the next training begins anew. Its extraction refuses a corpus that still holds
-    one of the documents. An extraction that has not finished may hold any of them. With `dry_run`, nothing is changed.
-    Raises HeldError while a training is at work in the store.
+    one of the documents. Values whose documents are not known may be of any: those of an extraction that has not
+    finished, and those that outlive the features. With `dry_run`, nothing is changed. Raises HeldError while a training
+    is at work in the store.
     """
     store = Store(settings.store.uri)
     if dry_run:
         return _holds(store, ForgottenIds.of(ids))
     forgotten = add_forgotten(store, ids)
-    if not any(store.list(name) for name in _FOLDERS):
+    if not any(store.list(name) for name in STAGE_FOLDERS):  # not even a lease of a training that has just begun
         return False
     with ExitStack() as leases:
-        held = {name: leases.enter_context(Lease(store / name)) for name in _FOLDERS}
+        held = {name: leases.enter_context(Lease(store / name)) for name in STAGE_FOLDERS}
         if not _holds(store, forgotten):
             return False
         store.delete_many(_FILES)
-        for name in reversed(_FOLDERS):  # the features come last: they show the next call that this one has not ended
-            clear_stage(store / name, held[name])
-            store.delete_many([item.key for item in store.list_temporary(name)])
+        for name in STAGE_FOLDERS:  # the features come last, by which the next call sees what this one has left
+            delete_objects(store, [item.key for item in list_stage(store, name)], held[name])
     return True
 
 
@@ -54,13 +52,14 @@ def _holds(store: Store, forgotten: ForgottenIds) -> bool:
     suspects = store.read(SUSPECTS)
     if suspects is not None and _find_in(suspects, forgotten):
         return True
-    neurons = store.read(f"{STAGES['train']}/{NEURONS}")
+    neurons = store.read(f"{MODEL}/{NEURONS}")
     if neurons is not None and without_top_documents(neurons, forgotten) is not None:
         return True
-    keys = [key for key in store.list(STAGES["extract"]) if "/_lease/" not in key]
-    if keys and finished_fingerprint(store / STAGES["extract"]) is None:
+    keys = [item.key for name in STAGE_FOLDERS for item in list_stage(store, name)]
+    values = [key for key in keys if not key.startswith(f"{MODEL}/") or "/heads/" in key]
+    if values and finished_fingerprint(store / FEATURES) is None:
         return True
-    documents = (store.read(key) for key in keys if key.endswith(f".{DOCUMENTS}"))
+    documents = (store.read(key) for key in values if key.endswith(f".{DOCUMENTS}"))
     return any(_find_in(data, forgotten) for data in documents if data is not None)
 
 

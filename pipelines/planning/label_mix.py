@@ -21,7 +21,7 @@ def read_label_mix(values: Sequence[str]) -> dict[str, float]:
     A single value is a list such as `spam=0.2,ham=0.8`, or the name of a YAML or JSON file that holds a mapping. Of
     several values each is one class with its share, such as `spam=0.2`, in which a comma is part of the name. A mix
     has at least two classes, so a single value can only be a list of them. The last `=` divides a class from its share.
-    Raises UserError for another form, and for a class that is given twice.
+    Raises UserError for another form, and for a class that is given twice; in a file, the last one counts.
     """
     if len(values) == 1 and values[0].endswith(SUFFIXES):
         return _read_file(Path(values[0]))

@@ -110,7 +110,7 @@ def read_cost_matrix(path: Path) -> CostMatrix:
     expected = "costs by true and then given class, such as {spam: {ham: 2.5}}"
     matrix: dict[str, dict[str, float]] = {}
     for true, costs in read_terms(path, expected).items():
-        if not isinstance(costs, dict) or not all(isinstance(cost, (int, float)) for cost in costs.values()):
+        if not isinstance(costs, dict) or not all(map(_is_number, costs.values())):
             raise UserError(f"{path}: found {costs!r:.40} for class '{true}'; expected {expected}")
         if not all(isinstance(given, str) for given in costs):
             raise UserError(f"{path}: expected names of classes; put quotes around names such as yes, no or 1")
@@ -180,3 +180,8 @@ def break_even_sentences(report: RoiReport) -> Sequence[str]:
         else:
             sentences.append(f"{cost}, more expensive from {volume:,.0f} documents on")
     return sentences
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value of a file is a number; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -72,7 +72,7 @@ def replace_night_files(
     changed.
     """
     changed = 0
-    for run in _night_runs(registry):
+    for run in (each.info.run_id for each in registry.search_runs("tags.`spin.night` != ''")):
         text = registry.read_run_file(run, name)
         files = None if text is None else rewrite(text)
         changed += files is not None
@@ -81,24 +81,6 @@ def replace_night_files(
             for file, content in sorted(replaced.items(), key=lambda pair: pair[0] == name):  # what is looked at: last
                 registry.tracking.client.log_text(run, content, file)
     return changed
-
-
-def _night_runs(registry: Registry) -> list[str]:
-    """The ids of the MLflow runs of all nights of a model."""
-    from mlflow.entities import ViewType
-
-    with registry.tracking.session():
-        client, token, runs = registry.tracking.client, None, []
-        experiment = client.get_experiment_by_name(registry.name)
-        while experiment is not None:
-            page = client.search_runs(
-                [experiment.experiment_id], "tags.`spin.night` != ''", ViewType.ALL, page_token=token
-            )
-            runs += [run.info.run_id for run in page]
-            token = page.token
-            if not token:
-                break
-        return runs
 
 
 def _announce(registry: Registry, number: str, model: Path) -> str:

@@ -219,17 +219,22 @@ class Registry:
 
     def find_gate_tags(self, tags: Mapping[str, str]) -> list[dict[str, str]]:
         """The tags of all runs of gates that have these tags, also of those that were deleted in MLflow."""
+        condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        return [dict(run.data.tags) for run in self.search_runs(condition)]
+
+    def search_runs(self, condition: str) -> list[Any]:
+        """MLflow's records of all runs of the model that meet a condition, also of those that were deleted there."""
         from mlflow.entities import ViewType
 
-        condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         with self.tracking.session():
-            experiment, found, token = self.tracking.experiment(), [], None
-            while True:
-                runs = self._client.search_runs([experiment], condition, ViewType.ALL, page_token=token)
-                found += [dict(run.data.tags) for run in runs]
+            experiment, found, token = self._client.get_experiment_by_name(self.name), [], None
+            while experiment is not None:
+                runs = self._client.search_runs([experiment.experiment_id], condition, ViewType.ALL, page_token=token)
+                found += runs
                 token = runs.token
                 if not token:
-                    return found
+                    break
+            return found
 
     def training_report(self, number: str) -> Mapping[str, Any]:
         """The manifest of the train stage that a version was registered with; empty if its run no longer exists."""

@@ -140,6 +140,7 @@ class Store:
             return [
                 StoredObject(path[len(self.root) :].lstrip("/"), int(info["size"]), _modified(info))
                 for path, info in sorted(infos.items())
+                if info["type"] != "directory"  # what s3fs finds while the last object of a prefix is deleted
             ]
 
     def list_names(self, prefix: str = "") -> Sequence[str]:

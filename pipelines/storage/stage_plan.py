@@ -105,7 +105,7 @@ def write_plan(
     if stored is not None and not restart:
         _refuse(store, stage, metadata, stored)
     plan = StagePlan(stage, metadata, derive())
-    clear_stage(store, lease)
+    _clear(store, lease)
     lease.check()
     store.write_json(PLAN, {"stage": stage, "facts": metadata, "detail": to_json(plan.derived)})
     return plan
@@ -202,7 +202,7 @@ def _stored_fingerprint(stored: dict[str, Any]) -> str:
     return plan_fingerprint(stored["stage"], stored["facts"])
 
 
-def clear_stage(store: Store, lease: Lease) -> None:
+def _clear(store: Store, lease: Lease) -> None:
     """Delete everything but the lease; see `delete_objects`."""
     delete_objects(store, [key for key in store.list() if not key.startswith("_lease/")], lease)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from pipelines.storage.lease import Lease
+from pipelines.storage.local_files import is_temporary
 from pipelines.storage.object_store import Store, StoredObject
 from pipelines.storage.stage_plan import MANIFEST, delete_objects
 from pipelines.training.suspects import SUSPECTS
@@ -23,7 +24,7 @@ FEATURES, KEPT, PROBES, MODEL = "features", "kept", "probes", "model"
 """folders of the stages in a store"""
 HEADS = f"{MODEL}/*/heads"
 """the heads that the search of a finished training has fitted; those of the model are among the files of the model"""
-_LEASES = (MODEL, KEPT, PROBES, FEATURES)
+STAGE_FOLDERS = (MODEL, KEPT, PROBES, FEATURES)
 """folders in the order in which they are held; a training that holds the first takes the second later"""
 
 
@@ -74,7 +75,7 @@ def run_purge(settings: Settings, *, older_than: timedelta | None = None, dry_ru
     if dry_run or not plan.delete:
         return plan
     with ExitStack() as stack:
-        leases = {stage: stack.enter_context(Lease(store / stage)) for stage in _LEASES}
+        leases = {stage: stack.enter_context(Lease(store / stage)) for stage in STAGE_FOLDERS}
         plan = plan_purge(store, now=datetime.now(UTC), age=age)  # a stage may have run before its lease was held
         for work in plan.delete:
             delete_objects(store, work.keys, leases[work.stage])
@@ -108,7 +109,7 @@ def _choose_age(settings: Settings, older_than: timedelta | None) -> timedelta:
 
 def _find_folder(store: Store, stage: str, now: datetime) -> StoredWork | None:
     """All that a stage has stored, None if there is nothing."""
-    objects = _list_stage(store, stage)
+    objects = list_stage(store, stage)
     return _describe(stage, stage, objects, objects, now) if objects else None
 
 
@@ -118,7 +119,7 @@ def _find_model_work(store: Store, now: datetime) -> StoredWork | None:
     The files of the model are those of the registered version. The manifest and the records of registrations keep
     `spin run` from training and registering it again. None if there is nothing to delete.
     """
-    objects = _list_stage(store, MODEL)
+    objects = list_stage(store, MODEL)
     if not any(item.key == f"{MODEL}/{MANIFEST}" for item in objects):
         return _describe(MODEL, MODEL, objects, objects, now) if objects else None
     # the file that marks heads as complete goes first
@@ -132,7 +133,7 @@ def _find_suspects(store: Store, now: datetime) -> StoredWork | None:
     return None if table is None else _describe(SUSPECTS, MODEL, [table], [table], now)
 
 
-def _list_stage(store: Store, stage: str) -> list[StoredObject]:
+def list_stage(store: Store, stage: str) -> list[StoredObject]:
     """The objects of a stage, with what killed writes have left behind, and without its lease."""
     objects = [*store.list_objects(stage), *store.list_temporary(stage)]
     return [item for item in objects if not item.key.startswith(f"{stage}/_lease/")]
@@ -141,7 +142,7 @@ def _list_stage(store: Store, stage: str) -> list[StoredObject]:
 def _is_of_search(item: StoredObject) -> bool:
     """Whether an object of the train stage is in a folder `model/PLAN/heads`, or a temporary file."""
     parts = item.key.split("/")
-    return parts[2:3] == ["heads"] or parts[-1].startswith(".")
+    return parts[2:3] == ["heads"] or is_temporary(parts[-1])
 
 
 def _describe(

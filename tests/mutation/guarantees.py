@@ -611,7 +611,7 @@ GUARANTEES = (
             Cut(
                 f"{PURGE}::test_a_purge_deletes_nothing_while_any_stage_is_at_work",
                 "pipelines/training/purge.py",
-                "leases = {stage: stack.enter_context(Lease(store / stage)) for stage in _LEASES}",
+                "leases = {stage: stack.enter_context(Lease(store / stage)) for stage in STAGE_FOLDERS}",
                 "leases = {work.stage: stack.enter_context(Lease(store / work.stage)) for work in plan.delete[:1]}",
             ),
             Cut(

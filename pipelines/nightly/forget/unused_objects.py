@@ -9,6 +9,7 @@ from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import ABANDONED, RUN, RUNS, find_nights, is_run_of
 from pipelines.nightly.tables.night_tables import PREDICTIONS, SIDE_TABLES, TABLES, NightTables
 from pipelines.nightly.tables.passes import find_passes, is_pass_name
+from pipelines.storage.local_files import is_temporary
 from pipelines.storage.object_store import Store
 
 _MARKS = (RUN, ABANDONED)
@@ -63,7 +64,7 @@ def _passes_of(tables: NightTables, names: Collection[str], models: Collection[s
 
 def _is_rest(name: str) -> bool:
     """Whether a file in the folder of a run is what it has worked with, or a temporary one."""
-    return is_work(name) or name.rpartition("/")[2].startswith(".")
+    return is_work(name) or is_temporary(name.rpartition("/")[2])
 
 
 def _owner(key: str) -> str:

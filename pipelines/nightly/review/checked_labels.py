@@ -146,7 +146,8 @@ def remove_labels(out: Store, forgotten: ForgottenIds, *, dry_run: bool = False)
             remaining = np.ones(len(labels), bool)
             remaining[gone] = False
             if remaining.any():
-                _write_file(out, labels.filter(pa.array(remaining)))
+                # under a name of its own: the same labels may have been added at another time
+                _write_file(out, labels.filter(pa.array(remaining)), salt=labels.schema.metadata[_ADDED])
             out.delete(key)
     return removed
 
@@ -179,9 +180,9 @@ def _store(out: Store, rows: Sequence[LabelRow]) -> None:
     )
 
 
-def _write_file(out: Store, labels: pa.Table) -> None:
+def _write_file(out: Store, labels: pa.Table, salt: bytes = b"") -> None:
     """Write labels under a name that follows from them: the same ones are stored once, as the last that were added."""
-    digest = hashlib.sha256(json.dumps(labels.to_pylist()).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(json.dumps(labels.to_pylist()).encode() + salt).hexdigest()[:32]
     sink = pa.BufferOutputStream()
     pq.write_table(labels, sink, compression="zstd")
     out.write(f"{LABELS}/{digest}.parquet", sink.getvalue().to_pybytes())

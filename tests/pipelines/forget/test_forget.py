@@ -14,6 +14,7 @@ import pytest
 
 from pipelines.forget import training_store
 from pipelines.forget.forget import forget_documents, read_ids
+from pipelines.forget.training_store import forget_in_store
 from pipelines.nightly.classify import run_classify
 from pipelines.registry import evaluation_set, file_replacement
 from pipelines.registry.promotion import promote
@@ -175,11 +176,26 @@ def test_a_training_at_work_is_not_disturbed(trained: tuple[Path, Settings]) -> 
     with Lease(features), pytest.raises(HeldError):
         forget_documents(settings, ["Xyzzy-held"], [])
     features.write("parts/0.documents.parquet", _documents("Xyzzy-held"))
-    with before_call(training_store, "clear_stage", action=crash), pytest.raises(SystemError):
+    with before_call(training_store, "delete_objects", action=crash), pytest.raises(SystemError):
         forget_documents(settings, ["Xyzzy-held"], [])
     assert find_in_files(folder, ["Xyzzy-held"])
     assert forget_documents(settings, ["Xyzzy-held"], []).emptied
     assert not find_in_files(folder, ["Xyzzy-held"])
+
+
+@pytest.mark.parametrize("left", ["kept/0/part", "probes/words", "model/0/heads/1", f"features/.part.{32 * '0'}"])
+def test_values_that_outlive_their_documents_are_deleted(tmp_path: Path, left: str) -> None:
+    """As after a purge of the features alone: nothing says of which documents they are."""
+    store = Store(str(tmp_path / "store"))
+    store.write(left, b"values")
+    store.write("model/model.safetensors", b"weights")
+    settings = small_training.make_settings(tmp_path, tmp_path / "store")
+    assert forget_in_store(settings, ["any"], dry_run=True)
+    assert forget_in_store(settings, ["any"])
+    assert {key.split("/")[0] for key in find_in_files(tmp_path, ["values", "weights"])} == set()
+    store.write("model/model.safetensors", b"weights")
+    assert not forget_in_store(settings, ["any"])
+    assert store.exists("model/model.safetensors")
 
 
 def test_an_extraction_that_was_interrupted_is_not_continued(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from tests.support.fake_nights import (
     before_call,
     make_rows,
 )
-from tests.support.object_search import find_in_store
+from tests.support.object_search import find_in_files, find_in_store
 
 SECRETS = ["Xyzzy-4711", "Xyzzy-dead", "Xyzzy-twice"]
 TEXTS = [f"text {id}" for id in SECRETS]
@@ -269,10 +269,11 @@ def test_files_that_nothing_names_are_deleted(local_nights: FakeNights) -> None:
     published = [each.run for each in list_output(local_nights.output) if each.state == "published"]
     for run_name in published:
         local_nights.out.write(f"{PREDICTIONS}/{run_name}/stray.parquet", SECRETS[0].encode())
-        local_nights.out.write(f"{RUNS}/{run_name}/spool/.part.123", SECRETS[0].encode())
+        local_nights.out.write(f"{RUNS}/{run_name}/spool/.part.{32 * '0'}", SECRETS[0].encode())
         local_nights.out.write(f"{RUNS}/{run_name}/spool/part", SECRETS[0].encode())
     forget_in_output(local_nights.output, SECRETS)
     check_forgotten(local_nights)
+    assert find_in_files(Path(local_nights.out.root), SECRETS) == {}
 
 
 def test_all_models_of_an_output_forget(local_nights: FakeNights) -> None:
@@ -313,6 +314,20 @@ def test_labels_are_removed_and_nights_scored_anew(local_nights: FakeNights, tmp
     assert forget_in_output(local_nights.output, list(given)).labels == 5
     assert list_scores(local_nights.tables) == []
     assert local_nights.ids() == {DATE: []}
+
+
+def test_labels_keep_their_order(local_nights: FakeNights, tmp_path: Path) -> None:
+    """A file that is shortened to the labels of a later one does not take its place: the last label counts."""
+    write_inputs(local_nights)
+    run(local_nights, DATE)
+    right = local_nights.predictions()[0]["label"]
+    for number, rows in enumerate(([("a1", right), (SECRETS[0], "x")], [("a1", "wrong")], [("a1", right)])):
+        file = tmp_path / f"{number}.csv"
+        file.write_text("id,true_label\n" + "".join(f"{id},{label}\n" for id, label in rows))
+        add_labels(local_nights.output, file)
+    forget_in_output(local_nights.output, SECRETS)
+    [score] = list_scores(local_nights.tables)
+    assert (score.checked, score.right) == (1, 1)
 
 
 def test_an_output_without_nights_is_refused(tmp_path: Path) -> None:
