@@ -37,6 +37,7 @@ from pipelines.nightly.tables.passes import find_pass, open_runs
 from pipelines.registry.night_summary import NightSummary, ShadowSummary
 from pipelines.service_errors import DriftError, HeldError, UnavailableError
 from pipelines.storage.lease import Lease, LeaseGroup
+from pipelines.telemetry.current_runs import CurrentRun, working_on
 from pipelines.workers.worker_faults import describe_error
 from spin.classifier import SpinClassifier
 from spin.errors import SpinError, UserError
@@ -161,18 +162,22 @@ class _Work:
 
     @contextmanager
     def keeping_failure(self, *nights: ModelNight) -> Iterator[None]:
-        """Keep an error as the failure of the nights, and go on."""
-        try:
-            yield
-        except Exception as error:
-            for night in nights:
-                failure = NightFailure(night.name, error)
-                if self.several:
-                    _log.warning("model %s: %s", night.name, failure.message)
-                self.failures.setdefault(night.name, failure)
+        """Work on nights; keep an error as their failure, and go on."""
+        with working_on([CurrentRun(night.run, night.name) for night in nights]):
+            try:
+                yield
+            except Exception as error:
+                self._keep_failure(nights, error)
+
+    def _keep_failure(self, nights: Sequence[ModelNight], error: Exception) -> None:
+        for night in nights:
+            failure = NightFailure(night.name, error)
             if self.several:
-                level = logging.DEBUG if isinstance(error, SpinError) else logging.WARNING
-                _log.log(level, "failed: %s", ", ".join(night.name for night in nights), exc_info=True)
+                _log.warning("model %s: %s", night.name, failure.message)
+            self.failures.setdefault(night.name, failure)
+        if self.several:
+            level = logging.DEBUG if isinstance(error, SpinError) else logging.WARNING
+            _log.log(level, "failed: %s", ", ".join(night.name for night in nights), exc_info=error)
 
     def publish_if_finished(self, night: ModelNight) -> None:
         """Publish a run that another driver, or an earlier command, has finished.

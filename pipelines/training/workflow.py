@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments
 from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import finished_fingerprint
+from pipelines.telemetry.current_runs import CurrentRun, working_on
 from pipelines.training.extract_features import ExtractManifest, ExtractResults, run_extract
 from pipelines.training.fit_probes import ProbeManifest, ProbeResults, run_probe
 from pipelines.training.train import TrainReport, run_train
@@ -66,7 +68,7 @@ def run_stages(
     if evaluation_set is not None:
         frozen = FrozenDocuments.of(frozenset(evaluation_set.ids), evaluation_set.texts)
     outcome: ExtractManifest | ProbeManifest | TrainReport | None = None
-    with shared_ray_session():
+    with shared_ray_session(), working_on([CurrentRun(training_name(settings), settings.mlflow.model)]):
         for stage in stages:
             start = time.perf_counter()
             before = finished_fingerprint(Store(settings.store.uri) / STAGES[stage])
@@ -80,3 +82,9 @@ def run_stages(
             results = outcome if isinstance(outcome, TrainReport) else outcome.results
             on_stage(StageEvent(stage, results, time.perf_counter() - start, before == outcome.fingerprint))
     return outcome if isinstance(outcome, TrainReport) else None
+
+
+def training_name(settings: Settings) -> str:
+    """The name of the training run of a store: the commands that resume it have the same one."""
+    digest = hashlib.sha256(Store(settings.store.uri).uri.encode()).hexdigest()
+    return f"training-{settings.mlflow.model}-{digest[:8]}"
