@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from pipelines.data.files.shards import Shard
@@ -19,6 +19,7 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from pipelines.storage.retrying import retry_unavailable
 from pipelines.storage.shard_log import Attempt, LogLayout, ShardCounts, ShardLog, ShardOutcome, StepResult
+from pipelines.telemetry.worker_logs import WorkerLog
 from pipelines.workers.fault_isolation import check_readable, run_check
 from pipelines.workers.progress import progress
 from pipelines.workers.ray_cluster import (
@@ -77,6 +78,8 @@ class ShardWork(Generic[C]):
     """number of the driver"""
     backbone: str | None = None
     """engine and precision of the backbone that the step loads, None if it loads none"""
+    log: WorkerLog = field(default_factory=WorkerLog.of_driver)
+    """what the log of the workers takes over from the driver"""
 
     def open_log(self, **node: Any) -> ShardLog:
         """The shard log of the run, whose requests are retried as the settings say."""
@@ -316,12 +319,14 @@ class _Worker:
         self.shard_log = work.open_log(node=self.node, lost_nodes=lost_nodes)
         self.counts_type = work.counts_type
         self.faults = WorkerFaults(work.store, work.layout, work.token, work.settings.retry_seconds)
+        self.log = work.log
         self.failure: WorkerError | None = None
-        try:
-            self.step = self._start(work)
-        except Exception as error:  # raised here, it would make Ray start the actor again and again
-            _log.debug("the worker cannot start", exc_info=True)
-            self.failure = WorkerError.of(_one_line(error))
+        with self.log.entered():
+            try:
+                self.step = self._start(work)
+            except Exception as error:  # raised here, it would make Ray start the actor again and again
+                _log.debug("the worker cannot start", exc_info=True)
+                self.failure = WorkerError.of(_one_line(error))
 
     def _start(self, work: ShardWork[Any]) -> Step[Any]:
         configure_worker(work.settings)
@@ -332,15 +337,18 @@ class _Worker:
             self.faults.replace_or_raise(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        shard = from_json(Shard, json.loads(row["shard"]))
+        with self.log.entered():
+            return self._answer(from_json(Shard, json.loads(row["shard"]))).to_row()
+
+    def _answer(self, shard: Shard) -> WorkerAnswer:
         if self.failure is not None:
-            return WorkerAnswer(shard.name, error=self.failure).to_row()
+            return WorkerAnswer(shard.name, error=self.failure)
         try:
             outcome = self._commit(shard)
         except Exception as error:
             _log.debug("shard %s failed", shard.name, exc_info=True)
-            return WorkerAnswer(shard.name, error=WorkerError.of(_one_line(error))).to_row()
-        return WorkerAnswer(shard.name, outcome.to_json()).to_row()
+            return WorkerAnswer(shard.name, error=WorkerError.of(_one_line(error)))
+        return WorkerAnswer(shard.name, outcome.to_json())
 
     def _commit(self, shard: Shard) -> ShardOutcome[Any]:
         try:
