@@ -24,6 +24,7 @@ from pipelines.nightly.finish_nights import (
 )
 from pipelines.nightly.night_models import NightModel, RequestedModel, choose_versions, download_model
 from pipelines.nightly.night_pass import ModelNight
+from pipelines.nightly.observed_nights import describe_night
 from pipelines.nightly.pass_intake import kept_types
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.tables.night_records import lease_model
@@ -35,6 +36,7 @@ from pipelines.registry.versions import Registry
 from pipelines.storage.delta_table import require_hard_links
 from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.storage.object_store import Store
+from pipelines.telemetry.observed_runs import observe_runs
 from pipelines.workers import weights_cache
 from pipelines.workers.ray_cluster import shared_ray_session
 from spin.errors import UserError
@@ -113,7 +115,9 @@ def classify_nights(
                 _name_unfinished(tables, each.registry.name, day)
         check_declared_types(settings.data, kept_types(tables, settings.data))
         requests = [batch.request(model, token) for model, token in zip(models, tokens, strict=True)]
-        return work_on_nights(*_choose_nights(tables, models, leases, requests))
+        nights, refused = _choose_nights(tables, models, leases, requests)
+        with observe_runs([describe_night(each) for each in nights]):
+            return work_on_nights(nights, refused)
 
 
 @dataclass(frozen=True)

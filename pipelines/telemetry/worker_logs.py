@@ -42,7 +42,7 @@ class WorkerLog:
             yield
 
 
-class _WorkerHandler(logging.StreamHandler):  # type: ignore[type-arg]
+class _WorkerHandler(logging.StreamHandler):
     """Distinguishes the handler of workers from those of other libraries."""
 
 

@@ -19,6 +19,7 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from pipelines.storage.retrying import retry_unavailable
 from pipelines.storage.shard_log import Attempt, LogLayout, ShardCounts, ShardLog, ShardOutcome, StepResult
+from pipelines.telemetry.observed_runs import observe_stage
 from pipelines.telemetry.worker_logs import WorkerLog
 from pipelines.workers.fault_isolation import check_readable, run_check
 from pipelines.workers.progress import progress
@@ -172,10 +173,15 @@ def map_shards(
     done = sum(outcome.counts.rows for outcome in outcomes.values())
     in_process = here or settings.workers == 0
     results = _run_here(work, waiting) if in_process else _run_in_actors(work, waiting, stage)
-    with progress(stage, documents, "documents", done=done) as advance, closing(results):
+    with (
+        observe_stage(stage) as observed,
+        progress(stage, documents, "documents", done=done) as advance,
+        closing(results),
+    ):
         for name, outcome in results:
             lease.check(max_age=LEASE_CHECK_SECONDS)
             outcomes[name] = outcome
+            observed.shard_ended(name, outcome)
             advance(outcome.counts.rows, dead=outcome.counts.dead_letters, retried=outcome.tries - 1)
     return [outcomes[shard.name] for shard in shards]
 
