@@ -29,7 +29,7 @@ class Lineage(Observer):
         self._ids: dict[str, UUID] = {}
         self._waiting: queue.Queue[RunEvent | None] = queue.Queue()
         self._queued = self._sent = 0
-        self._warned = False
+        self._warned = self._given_up = False
         # a daemon, since a thread that waits for an endpoint must not keep the process from ending
         self._sender = threading.Thread(target=self._send_all, daemon=True, name="lineage")
         self._sender.start()
@@ -46,6 +46,7 @@ class Lineage(Observer):
         self._sender.join()
 
     def give_up(self) -> None:
+        self._given_up = True
         lost = self._queued - self._sent
         if lost:
             _log.warning("lineage: %d of %d events were not delivered", lost, self._queued)
@@ -55,12 +56,12 @@ class Lineage(Observer):
         self._waiting.put(event)
 
     def _send_all(self) -> None:
-        while (event := self._waiting.get()) is not None:
+        while (event := self._waiting.get()) is not None and not self._given_up:
             try:
                 self._client.emit(event)
                 self._sent += 1
             except Exception as error:
-                if not self._warned:
+                if not self._warned and not self._given_up:
                     self._warned = True
                     _log.warning(
                         "lineage: an event is not accepted (%s: %s). The work goes on, and this is said once",

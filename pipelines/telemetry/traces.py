@@ -76,8 +76,9 @@ class Traces(Observer):
         attributes = {"spin.runs": [run.name for run in runs], "spin.models": [run.model for run in runs]}
         links = [Link(root.get_span_context(), {"spin.run": run.name}) for root, run in zip(roots, runs, strict=True)]
         shared = self._tracer.start_span("pass", Context(), attributes=attributes, links=links)
-        for root in filter(Span.is_recording, roots):  # that of a run that has failed is not
-            root.add_link(shared.get_span_context(), {"spin.link": "pass"})
+        for root in roots:
+            if root.is_recording():  # that of a run that has failed is not
+                root.add_link(shared.get_span_context(), {"spin.link": "pass"})
         self._nested.append(shared)
 
     def work_ended(self, error: WorkError | None) -> None:
