@@ -114,9 +114,10 @@ class Traces(Observer):
 
     def give_up(self) -> None:
         self._delivery.stop()
-        self._complaints.end()
         lost = self._processor.ended - self._delivery.delivered
-        if lost:
+        if not lost:
+            self._complaints.end()
+        else:  # a request that is broken off may still complain
             _log.warning(
                 "traces: %d of %d spans were not delivered to the collector at %s",
                 lost,
@@ -137,6 +138,8 @@ class _Delivery(SpanExporter):
         self._warned = self._stopped = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if self._stopped:
+            return SpanExportResult.FAILURE
         result = self._exporter.export(spans)
         if result is SpanExportResult.SUCCESS:
             self.delivered += len(spans)
@@ -182,6 +185,7 @@ class _Complaints(logging.Handler):
         self.last = ""
         self._dropped = False
         for logger in map(logging.getLogger, _SDK_LOGGERS):
+            logger.handlers = [other for other in logger.handlers if not isinstance(other, _Complaints)]
             logger.addHandler(self)
             logger.propagate = False
 
