@@ -430,6 +430,22 @@ def test_nothing_happens_unless_it_is_asked_for(switched_off: bool, receiver: Re
     assert receiver.bodies == []
 
 
+def test_mlflow_is_told_what_a_night_has_read(local_nights: FakeNights) -> None:
+    """The folder, the files and the documents, and a digest of the list of files; whether it is observed or not."""
+    local_nights.write("a.jsonl", make_rows(*"abcd"))
+    local_nights.run()
+    local_nights.run("2026-03-02")
+    local_nights.write("b.jsonl", make_rows("x"))
+    local_nights.run("2026-03-03")
+    data = [night.data for night in local_nights.registry.logged]
+    assert all(each is not None for each in data)
+    first, second, third = [each for each in data if each is not None]
+    assert (first.name, first.source) == ("tiny", local_nights.source)
+    assert first.profile == {"documents": 4, "files": 1}
+    assert third.profile == {"documents": 5, "files": 2}
+    assert first.digest == second.digest != third.digest
+
+
 def test_the_records_of_traces_are_in_no_ones_way(local_nights: FakeNights, receiver: Receiver) -> None:
     """A process writes one small object per run, and what lists runs and models takes no notice of it."""
     local_nights.write("a.jsonl", make_rows(*"abcd"))
