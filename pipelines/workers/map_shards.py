@@ -19,6 +19,7 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from pipelines.storage.retrying import retry_unavailable
 from pipelines.storage.shard_log import Attempt, LogLayout, ShardCounts, ShardLog, ShardOutcome, StepResult
+from pipelines.telemetry.current_runs import CurrentRun, current_runs
 from pipelines.workers.fault_isolation import check_readable, run_check
 from pipelines.workers.progress import progress
 from pipelines.workers.ray_cluster import (
@@ -31,6 +32,7 @@ from pipelines.workers.ray_cluster import (
     translate_ray_errors,
     worker_count,
 )
+from pipelines.workers.stage_metrics import StageMetrics, export_metrics
 from pipelines.workers.worker_faults import WorkerFaults, describe_error, is_fault_of_worker, worker_fault
 from spin.errors import SpinError, error_types
 from spin.settings import BackboneSettings, RaySettings
@@ -77,6 +79,10 @@ class ShardWork(Generic[C]):
     """number of the driver"""
     backbone: str | None = None
     """engine and precision of the backbone that the step loads, None if it loads none"""
+    stage: str = ""
+    """name of the stage, for metrics and log lines"""
+    runs: tuple[CurrentRun, ...] = ()
+    """what the stage works for, for metrics and log lines"""
 
     def open_log(self, **node: Any) -> ShardLog:
         """The shard log of the run, whose requests are retried as the settings say."""
@@ -161,7 +167,7 @@ def map_shards(
     if token is None:
         assert isinstance(lease, Lease)
         token = lease.number
-    work = ShardWork(make, args, counts_type, store, settings, layout, token, backbone)
+    work = ShardWork(make, args, counts_type, store, settings, layout, token, backbone, stage, current_runs())
     outcomes = work.open_log().outcomes(counts_type)
     waiting = [shard for shard in shards if shard.name not in outcomes]
     if not waiting:
@@ -169,10 +175,12 @@ def map_shards(
     done = sum(outcome.counts.rows for outcome in outcomes.values())
     in_process = here or settings.workers == 0
     results = _run_here(work, waiting) if in_process else _run_in_actors(work, waiting, stage)
-    with progress(stage, documents, "documents", done=done) as advance, closing(results):
+    shown = progress(stage, documents, "documents", done=done)
+    with export_metrics(stage, lease) as metrics, shown as advance, closing(results):
         for name, outcome in results:
             lease.check(max_age=LEASE_CHECK_SECONDS)
             outcomes[name] = outcome
+            metrics.count(outcome)
             advance(outcome.counts.rows, dead=outcome.counts.dead_letters, retried=outcome.tries - 1)
     return [outcomes[shard.name] for shard in shards]
 
@@ -312,6 +320,7 @@ class _Worker:
     """One actor: makes the step once, then computes and commits shards."""
 
     def __init__(self, work: ShardWork[Any]) -> None:
+        StageMetrics(work.stage, work.runs).export_regularly()
         self.node = current_node()
         self.shard_log = work.open_log(node=self.node, lost_nodes=lost_nodes)
         self.counts_type = work.counts_type
