@@ -43,7 +43,7 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Which label a document gets", ("decision",)),
     ("Where trained versions are registered", ("mlflow", "registry")),
     ("Where the work runs", ("ray",)),
-    ("Classifying every night", ("classify",)),
+    ("Classifying every night", ("classify", "metrics")),
     ("When a new version may replace the one in use", ("promote",)),
 )
 """headings of the file, with the settings below each"""

@@ -23,6 +23,7 @@ from pipelines.nightly.finish_nights import (
     work_on_nights,
 )
 from pipelines.nightly.night_models import NightModel, RequestedModel, choose_versions, download_model
+from pipelines.nightly.night_outcomes import export_outcomes, failures_exported
 from pipelines.nightly.night_pass import ModelNight
 from pipelines.nightly.observed_nights import describe_night
 from pipelines.nightly.pass_intake import kept_types
@@ -93,31 +94,35 @@ def classify_nights(
     `run_classify`; `incremental` is asked for each model. Raises, before anything is computed, what concerns all of
     them: HeldError if another run of one of the models is at work, UserError for settings or versions that do not fit.
     """
-    day, out = parse_date(night), _open_output(source, output)
-    source = input_files.normalise_source(source)
-    check_kept_names(settings.data)
-    with_engine = weights_cache.with_engine(settings, "classify")
-    chosen = choose_versions(requested)
-    rejected: dict[str, str] = {}
-    files = input_files.list_files(source, bad=rejected, allow_empty=True)
-    batch = _Batch(day, source, files, rejected, incremental, restart)
-    tables = NightTables(out)
-    require_hard_links(out)
-    with ExitStack() as stack:
-        # in order of name, so that two commands do not wait for each other
-        leases = [stack.enter_context(lease_model(out, each.registry.name)) for each in chosen]
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(shared_ray_session())
-        models = [download_model(each, scratch / str(n), settings, with_engine) for n, each in enumerate(chosen)]
-        tokens = [claim(tables, each.registry.name, retry_seconds=settings.ray.retry_seconds) for each in chosen]
-        if night is None:
-            for each in chosen:
-                _name_unfinished(tables, each.registry.name, day)
-        check_declared_types(settings.data, kept_types(tables, settings.data))
-        requests = [batch.request(model, token) for model, token in zip(models, tokens, strict=True)]
-        nights, refused = _choose_nights(tables, models, leases, requests)
-        with observe_runs([describe_night(each) for each in nights]):
-            return work_on_nights(nights, refused)
+    with failures_exported(settings.metrics, [model.name for model in requested]):
+        day, out = parse_date(night), _open_output(source, output)
+        source = input_files.normalise_source(source)
+        check_kept_names(settings.data)
+        with_engine = weights_cache.with_engine(settings, "classify")
+        chosen = choose_versions(requested)
+        rejected: dict[str, str] = {}
+        files = input_files.list_files(source, bad=rejected, allow_empty=True)
+        batch = _Batch(day, source, files, rejected, incremental, restart)
+        tables = NightTables(out)
+        require_hard_links(out)
+        with ExitStack() as stack:
+            # in order of name, so that two commands do not wait for each other
+            names = [each.registry.name for each in chosen]
+            leases = [stack.enter_context(lease_model(out, name)) for name in names]
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            stack.enter_context(shared_ray_session())
+            models = [download_model(each, scratch / str(n), settings, with_engine) for n, each in enumerate(chosen)]
+            tokens = [claim(tables, name, retry_seconds=settings.ray.retry_seconds) for name in names]
+            if night is None:
+                for name in names:
+                    _name_unfinished(tables, name, day)
+            check_declared_types(settings.data, kept_types(tables, settings.data))
+            requests = [batch.request(model, token) for model, token in zip(models, tokens, strict=True)]
+            nights, refused = _choose_nights(tables, models, leases, requests)
+            with observe_runs([describe_night(each) for each in nights]):
+                result = work_on_nights(nights, refused)
+            export_outcomes(settings, tables, dict(zip(names, leases, strict=True)), result)
+            return result
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from s3fs.core import set_custom_error_handler
 
 from pipelines.service_errors import UnavailableError
 from pipelines.storage.request_counting import with_counting
+from pipelines.storage.store_requests import count_requests
 from spin.errors import SpinError, UserError
 from spin.settings import holds_user_part, mask_credentials
 
@@ -169,6 +170,7 @@ def _session() -> AioSession:
     session = AioSession()
     session.register_component("data_loader", SERVICE_MODELS)
     session.unregister("before-call.s3", add_expect_header)
+    count_requests(session)
     return session
 
 

@@ -120,6 +120,11 @@ class Lease:
         if not self._holds():
             self._refuse(max(self._numbers(), default=self.number))
 
+    @property
+    def age(self) -> float:
+        """Seconds since the lease was last found to be held; infinite if it is not."""
+        return time.monotonic() - self._confirmed
+
     def _holds(self) -> bool:
         asked = time.monotonic()
         record = self._read(self.number)
@@ -200,6 +205,11 @@ class LeaseGroup:
     def __init__(self, leases: Sequence[Lease]) -> None:
         self._held = list(leases)
         self._overtaken: HeldError | None = None
+
+    @property
+    def age(self) -> float:
+        """Seconds since any of the leases was last found to be held; infinite if none is."""
+        return min((lease.age for lease in self._held), default=math.inf)
 
     def check(self, *, max_age: float = 0.0) -> None:
         """Raise HeldError if other runs have taken all of the leases; `max_age` is as in `Lease.check`.

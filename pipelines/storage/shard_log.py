@@ -28,6 +28,20 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardTally:
+    """What a committed shard adds to the counters that operators look at."""
+
+    documents: int
+    """documents read"""
+    tokens: int = 0
+    """tokens that the backbone read"""
+    dead_letters: Mapping[str, int] = field(default_factory=dict)
+    """documents that cannot be classified, by reason"""
+    exits: Mapping[str, int] = field(default_factory=dict)
+    """classified documents by the block after which they exited, in decimal digits; -1: their words alone decided"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardCounts:
     """The counts of a stage in one shard. Each stage has a frozen subclass with its own fields, all JSON values.
 
@@ -42,6 +56,10 @@ class ShardCounts:
     def dead_letters(self) -> int:
         """Documents that ended as dead letters, for the progress bar."""
         return 0
+
+    def tallies(self) -> Mapping[str | None, ShardTally]:
+        """What the shard adds to counters, by the name of a run; under None what was done for all runs at once."""
+        return {None: ShardTally(documents=self.rows)}
 
 
 C = TypeVar("C", bound=ShardCounts)

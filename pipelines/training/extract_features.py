@@ -7,7 +7,7 @@ once neurons have been chosen.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,7 +27,15 @@ from pipelines.data.training_labels import NOTHING_FROZEN, split_all
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import to_json
-from pipelines.storage.shard_log import Attempt, LogLayout, ShardCounts, ShardOutcome, StepResult, StoredOutcome
+from pipelines.storage.shard_log import (
+    Attempt,
+    LogLayout,
+    ShardCounts,
+    ShardOutcome,
+    ShardTally,
+    StepResult,
+    StoredOutcome,
+)
 from pipelines.storage.stage_plan import (
     StageManifest,
     StagePlan,
@@ -76,6 +84,9 @@ class ExtractCounts(ShardCounts):
     """texts that were not read to their end"""
     windows: int = 0
     """windows in which the backbone read the texts, 0 where long texts are cut"""
+
+    def tallies(self) -> Mapping[str | None, ShardTally]:
+        return {None: ShardTally(documents=self.rows, tokens=self.tokens)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ from pipelines.workers.ray_cluster import (
     translate_ray_errors,
     worker_count,
 )
+from pipelines.workers.stage_metrics import StageMetrics, export_metrics
 from pipelines.workers.worker_faults import WorkerFaults, describe_error, is_fault_of_worker, worker_fault
 from spin.errors import SpinError, error_types
 from spin.settings import BackboneSettings, RaySettings
@@ -79,8 +80,10 @@ class ShardWork(Generic[C]):
     """number of the driver"""
     backbone: str | None = None
     """engine and precision of the backbone that the step loads, None if it loads none"""
+    stage: str = ""
+    """name of the stage, for metrics"""
     log: WorkerLog = field(default_factory=WorkerLog.of_driver)
-    """what the log of the workers takes over from the driver"""
+    """the runs that the stage works for, for metrics and log lines, and how the workers log"""
 
     def open_log(self, **node: Any) -> ShardLog:
         """The shard log of the run, whose requests are retried as the settings say."""
@@ -165,7 +168,7 @@ def map_shards(
     if token is None:
         assert isinstance(lease, Lease)
         token = lease.number
-    work = ShardWork(make, args, counts_type, store, settings, layout, token, backbone)
+    work = ShardWork(make, args, counts_type, store, settings, layout, token, backbone, stage)
     outcomes = work.open_log().outcomes(counts_type)
     waiting = [shard for shard in shards if shard.name not in outcomes]
     if not waiting:
@@ -173,14 +176,17 @@ def map_shards(
     done = sum(outcome.counts.rows for outcome in outcomes.values())
     in_process = here or settings.workers == 0
     results = _run_here(work, waiting) if in_process else _run_in_actors(work, waiting, stage)
+    shown = progress(stage, documents, "documents", done=done)
     with (
         observe_stage(stage) as observed,
-        progress(stage, documents, "documents", done=done) as advance,
+        export_metrics(stage, lease) as metrics,
+        shown as advance,
         closing(results),
     ):
         for name, outcome in results:
             lease.check(max_age=LEASE_CHECK_SECONDS)
             outcomes[name] = outcome
+            metrics.count(outcome)
             observed.shard_ended(name, outcome)
             advance(outcome.counts.rows, dead=outcome.counts.dead_letters, retried=outcome.tries - 1)
     return [outcomes[shard.name] for shard in shards]
@@ -321,6 +327,7 @@ class _Worker:
     """One actor: makes the step once, then computes and commits shards."""
 
     def __init__(self, work: ShardWork[Any]) -> None:
+        StageMetrics(work.stage, work.log.runs).export_regularly()
         self.node = current_node()
         self.shard_log = work.open_log(node=self.node, lost_nodes=lost_nodes)
         self.counts_type = work.counts_type

@@ -77,6 +77,7 @@ def cluster(settings: RaySettings) -> Iterator[None]:
             "address": "local",
             "num_cpus": max(4, wanted + 2, os.cpu_count() or 1),
             "include_dashboard": False,
+            "_metrics_export_port": settings.metrics_port,
         }
     with ExitStack() as own:
         ending = _shared.get() or own

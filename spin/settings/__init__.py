@@ -8,6 +8,7 @@ from __future__ import annotations
 from spin.settings.backbone_settings import POOLINGS, TRAINED_SETTINGS, BackboneSettings, Pooling
 from spin.settings.credentials import holds_password, holds_user_part, mask_credentials
 from spin.settings.data_settings import DataSettings
+from spin.settings.metrics_settings import MetricsSettings
 from spin.settings.night_settings import ClassifySettings
 from spin.settings.project_settings import METRICS, Choice, Metric, Settings
 from spin.settings.registry_settings import MlflowSettings, PromoteSettings, RegistrySettings
@@ -33,6 +34,7 @@ __all__ = [
     "DataSettings",
     "DecisionSettings",
     "Metric",
+    "MetricsSettings",
     "MlflowSettings",
     "Pooling",
     "ProbeSettings",

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from spin.settings.backbone_settings import BackboneSettings, Pooling
 from spin.settings.data_settings import DataSettings
+from spin.settings.metrics_settings import MetricsSettings
 from spin.settings.night_settings import ClassifySettings
 from spin.settings.registry_settings import MlflowSettings, PromoteSettings, RegistrySettings
 from spin.settings.section import Section, not_empty
@@ -73,4 +74,5 @@ class Settings(Section):
     registry: RegistrySettings = Field(default_factory=RegistrySettings)
     ray: RaySettings = Field(default_factory=RaySettings)
     classify: ClassifySettings = Field(default_factory=ClassifySettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     promote: PromoteSettings = Field(default_factory=PromoteSettings)

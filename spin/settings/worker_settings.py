@@ -72,6 +72,13 @@ class RaySettings(Section):
         description="Documents per shard, the unit of work that a worker takes; fewer where the activations of a "
         "document are large, or where they hold more than 64 MB of text.",
     )
+    metrics_port: int | None = Field(
+        None,
+        ge=1024,
+        le=65535,
+        description="Port on which a Ray that starts on this machine serves the metrics of a command while it runs, "
+        "for Prometheus. Default: any free port. On a cluster `ray start --metrics-export-port` sets it.",
+    )
     extract: StageSettings = Field(default_factory=StageSettings)
     probe: StageSettings = Field(default_factory=StageSettings)
     train: StageSettings = Field(default_factory=StageSettings)

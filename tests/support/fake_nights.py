@@ -131,6 +131,8 @@ class FakeNights:
         self.store, self.registry = Store(uri), FakeRegistry()
         self.source, self.output = f"{uri}/data", f"{uri}/out"
         self.tables = NightTables(Store(self.output))
+        self.metrics: Mapping[str, Any] = {}
+        """where figures of nights are exported to"""
 
     @property
     def out(self) -> Store:
@@ -182,8 +184,7 @@ class FakeNights:
             **options,
         )
 
-    @staticmethod
-    def settings(documents: int, data: Mapping[str, Any] | None, limits: Mapping[str, Any] | None) -> Settings:
+    def settings(self, documents: int, data: Mapping[str, Any] | None, limits: Mapping[str, Any] | None) -> Settings:
         """The settings of a night in this process."""
         tree = {
             "backbone": {"model": "nowhere", "engine": "torch", "device": "cpu"},
@@ -191,6 +192,7 @@ class FakeNights:
             "store": "nowhere",
             "ray": {"workers": 0, "shard_documents": documents, "retry_seconds": 0.5},
             "classify": {"max_bad_files": 0.9, "max_dead_fraction": 0.9, **(limits or {})},
+            "metrics": self.metrics,
         }
         return parse_settings(tree)
 

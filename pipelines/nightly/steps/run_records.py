@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.data.intake import IntakeReport
-from pipelines.storage.shard_log import ShardCounts
+from pipelines.storage.shard_log import ShardCounts, ShardTally
 from spin.monitor.agreement import AgreementCounts
 
 
@@ -67,6 +67,10 @@ class ClassifyCounts(ShardCounts):
     def dead_letters(self) -> int:
         return self.dead
 
+    def tallies(self) -> Mapping[str | None, ShardTally]:
+        tally = ShardTally(documents=self.rows, tokens=self.tokens, dead_letters=self.reasons, exits=self.depths)
+        return {None: tally}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PassCounts(ShardCounts):
@@ -83,6 +87,9 @@ class PassCounts(ShardCounts):
     @property
     def dead_letters(self) -> int:
         return max((counts.dead for counts in self.models.values()), default=0)
+
+    def tallies(self) -> Mapping[str | None, ShardTally]:
+        return {run: counts.tallies()[None] for run, counts in self.models.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

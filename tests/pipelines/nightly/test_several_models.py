@@ -486,7 +486,7 @@ def test_int8_is_scaled_by_the_texts_of_the_first_model_with_which_the_pass_bega
         jobs.append(share(*args))
         return jobs[-1]
 
-    monkeypatch.setattr(FakeNights, "settings", staticmethod(in_int8))
+    monkeypatch.setattr(FakeNights, "settings", in_int8)
     monkeypatch.setattr(classify_pass, "_share_models", keep_job)
     local_nights.write("a.jsonl", make_rows("a"))
     registries = [CalibratedRegistry(name) for name in NAMES]
@@ -516,7 +516,7 @@ class CalibratedRegistry(FakeRegistry):
 def test_several_shadows_are_refused(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
     requested = [RequestedModel(each, None, "models:/x/2") for each in (A, B)]  # type: ignore[arg-type]
-    settings = FakeNights.settings(4, None, None)
+    settings = local_nights.settings(4, None, None)
     with pytest.raises(UserError, match="--shadow: a-model, b's/model have one each"):
         classify.classify_nights(settings, requested, local_nights.source, local_nights.output)
     assert local_nights.out.list() == []

@@ -595,7 +595,8 @@ def test_one_of_eight_runs_takes_over_a_released_lease(store: Store) -> None:
 
     with ThreadPoolExecutor(8) as threads:
         assert sorted(threads.map(take, range(8))) == ["in"] + ["out"] * 7
-    assert store.list() == ["_lease/000002"]
+    # a run that listed while 1 was deleted and before 2 was made may have made 1 again, which holds nothing
+    assert store.list()[-1] == "_lease/000002"
 
 
 def test_an_overtaken_holder_stays_fenced(store: Store) -> None:

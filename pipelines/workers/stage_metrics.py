@@ -1,0 +1,132 @@
+"""The metrics of a stage, which Ray exports to Prometheus under the prefix `ray_`.
+
+The driver counts committed shards, each of them once; drivers and workers count their requests to the store. Without a
+running Ray nothing is exported: `ray.workers: 0` computes in the process of the command.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipelines.storage.lease import Lease, LeaseGroup
+from pipelines.storage.shard_log import ShardOutcome, ShardTally
+from pipelines.storage.store_requests import request_totals
+from pipelines.telemetry.current_runs import CurrentRun, current_runs
+
+_log = logging.getLogger(__name__)
+EXPORT_SECONDS = 5.0
+"""between two exports of the counted requests and of the age of the lease"""
+SHARD_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+"""upper bounds of the buckets of the shards' seconds"""
+
+
+class StageMetrics:
+    """The metrics of one stage in one process. `model` is of several models their names, joined by commas."""
+
+    def __init__(self, stage: str, runs: tuple[CurrentRun, ...]) -> None:
+        self.stage, self.models = stage, {run.name: run.model for run in runs}
+        self.all_models = ",".join(self.models.values())
+        self._requests = request_totals()
+        self._instruments: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def count(self, outcome: ShardOutcome[Any]) -> None:
+        """Count a shard that was committed just now."""
+        if not _ray_runs():
+            return
+        with self._recording():
+            for run, tally in outcome.counts.tallies().items():
+                self._count_tally(tally, self.all_models if run is None else self.models.get(run, run))
+            self._add("shards", "committed shards", 1)
+            self._add("retries", "tries at committed shards that came before the last one", outcome.tries - 1)
+            self._add("busy_seconds", "seconds that workers took for committed shards", outcome.seconds)
+            seconds = self._instrument(
+                "Histogram", "shard_seconds", "seconds of the last try at a shard", boundaries=list(SHARD_SECONDS)
+            )
+            seconds.observe(outcome.seconds, tags=self._tags())
+
+    def _count_tally(self, tally: ShardTally, model: str) -> None:
+        self._add("documents", "documents read", tally.documents, model=model)
+        self._add("tokens", "tokens that the backbone read", tally.tokens, model=model)
+        for reason, count in tally.dead_letters.items():
+            self._add("dead_letters", "documents that cannot be classified", count, model=model, reason=reason)
+        for depth, count in tally.exits.items():
+            self._add("exits", "classified documents by the block of exit", count, model=model, depth=depth)
+
+    def export(self, lease: Lease | LeaseGroup | None = None) -> None:
+        """Export the requests since the last export, and the age of a lease."""
+        if not _ray_runs():
+            return
+        with self._recording():
+            totals = request_totals()
+            new, self._requests = totals.since(self._requests), totals
+            for operation, count in new.requests.items():
+                self._add("store_requests", "requests to the store, each attempt", count, operation=operation)
+            for (operation, error), count in new.errors.items():
+                self._add("store_errors", "requests to the store that failed", count, operation=operation, error=error)
+            if lease is not None:
+                age = self._instrument("Gauge", "lease_age_seconds", "seconds since the lease was found to be held")
+                age.set(lease.age, tags=self._tags())
+
+    def export_regularly(self, lease: Lease | LeaseGroup | None = None) -> None:
+        """Export in a thread of its own until `stop` is called or the process ends."""
+
+        def run() -> None:
+            while not self._ended.wait(EXPORT_SECONDS):
+                self.export(lease)
+
+        threading.Thread(target=run, daemon=True, name="metrics").start()
+
+    def stop(self, lease: Lease | LeaseGroup | None = None) -> None:
+        """End the thread and export a last time."""
+        self._ended.set()
+        self.export(lease)
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Let one thread record at a time; an error is logged and ends there, since nothing depends on a metric."""
+        with self._lock:
+            try:
+                yield
+            except Exception:
+                _log.debug("stage %s: metrics could not be recorded", self.stage, exc_info=True)
+
+    def _add(self, name: str, description: str, amount: float, *, model: str | None = None, **labels: str) -> None:
+        """Add to a counter; Ray accepts only positive amounts."""
+        if amount > 0:
+            self._instrument("Counter", name, description, *labels).inc(amount, tags=self._tags(model, **labels))
+
+    def _tags(self, model: str | None = None, **labels: str) -> dict[str, str]:
+        return {"model": self.all_models if model is None else model, "stage": self.stage, **labels}
+
+    def _instrument(self, kind: str, name: str, description: str, *labels: str, **options: Any) -> Any:
+        """The counter, gauge or histogram of a name, made at its first use."""
+        from ray.util import metrics
+
+        if name not in self._instruments:
+            keys = ("model", "stage", *labels)
+            self._instruments[name] = getattr(metrics, kind)(f"spin_{name}", description, tag_keys=keys, **options)
+        return self._instruments[name]
+
+
+@contextmanager
+def export_metrics(stage: str, lease: Lease | LeaseGroup) -> Iterator[StageMetrics]:
+    """Export the metrics of a stage of the current runs while the context lasts."""
+    metrics = StageMetrics(stage, current_runs())
+    metrics.export_regularly(lease)
+    try:
+        yield metrics
+    finally:
+        metrics.stop(lease)
+
+
+def _ray_runs() -> bool:
+    """Whether this process is connected to Ray; Ray is not imported to find out."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
