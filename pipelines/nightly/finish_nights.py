@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipelines.nightly.classify_pass import classify_pass
 from pipelines.nightly.finish import (
@@ -268,7 +268,8 @@ class _Work:
                 self.shown.add(night.name)
                 with self.keeping_failure(night), overtaken_first(night.driver.lease):
                     model = night.model
-                    model.registry.log_night(model.version, _summary(night, report), show_reports(night.driver, report))
+                    summary = replace(_summary(report), data=_describe_data(night, report))
+                    model.registry.log_night(model.version, summary, show_reports(night.driver, report))
                 end_run(night.run)
 
     def delete_work_of_passes(self) -> None:
@@ -354,9 +355,9 @@ def _delete_work_of_pass(tables: NightTables, name: str) -> None:
         _log.debug("the work of the pass could not be deleted", exc_info=True)
 
 
-def _summary(night: ModelNight, report: NightReport) -> NightSummary:
+def _summary(report: NightReport) -> NightSummary:
     """The figures of a night that MLflow logs."""
-    counts, shadow, run = report.counts, report.shadow, night.driver.run
+    counts, shadow = report.counts, report.shadow
     return NightSummary(
         date=report.date,
         run=report.run,
@@ -376,12 +377,16 @@ def _summary(night: ModelNight, report: NightReport) -> NightSummary:
         psi={drift.name: drift.psi for drift in report.drift},
         quality=_quality_metrics(report),
         shadow=None if shadow is None else ShadowSummary(shadow.version, shadow.agreement),
-        data=LoggedData(
-            name=night.name,
-            source=input_of(night),
-            digest=run.plan.derived.sha256,
-            profile={"documents": counts.rows, "files": report.files.taken},
-        ),
+    )
+
+
+def _describe_data(night: ModelNight, report: NightReport) -> LoggedData:
+    """What a night has read, as an input of its MLflow run."""
+    return LoggedData(
+        name=night.name,
+        source=input_of(night),
+        digest=night.driver.run.plan.derived.sha256,
+        profile={"documents": report.counts.rows, "files": report.files.taken},
     )
 
 
