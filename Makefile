@@ -31,6 +31,7 @@ quickstart: setup  ## train on tweets, promote and classify, on this machine
 test: setup  ## all tests, with the S3 and MLflow servers that they need
 	infra/browser.sh
 	infra/kustomize.sh
+	infra/monitoring/install.sh >/dev/null
 	MLFLOW=$(CURDIR)/$(BIN)/mlflow infra/s3/run.sh infra/mlflow/run.sh $(MAKE) --no-print-directory test-here
 
 test-here:  # within the servers; several Ray nodes on one machine want it for themselves
