@@ -51,7 +51,7 @@ def place_model(model: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """
     placed = copy.deepcopy(model)
     for weights in placed.parameters():
-        weights.data = weights.data.to(device, dtype)
+        weights.data = weights.data.to(dtype)
     return placed.to(device)
 
 

@@ -55,8 +55,8 @@ def tiny_shapes() -> list[Shape]:
         "hidden_size": 32,
         "num_attention_heads": 4,
         "max_position_embeddings": 512,
+        "initializer_range": 0.2,
     }
-    sizes |= {"initializer_range": 0.2}
     return [
         Shape("tiny BERT", BertConfig(**sizes, **_OF_ENCODER, num_hidden_layers=3, intermediate_size=64), causal=False),
         Shape(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -21,6 +21,7 @@ from spin.backbone.model import Backbone
 
 SPIN, SAME_SPIN, EXITS, FROM_TEXT, ALL_NEURONS = "SPIN", "SPIN again", "SPIN, exits", "SPIN, from text", "all neurons"
 SORTED, IN_ORDER = "transformers, sorted", "transformers, in order"
+_ROOT = Path(__file__).resolve().parents[2]
 _IN_ORDER_BATCHES, _EXTRACTED_BATCHES = 64, 2
 """batches that the slow contenders are timed on"""
 
@@ -162,5 +163,10 @@ def find_waits(device: torch.device, work: Callable[[], object]) -> dict[str, in
             work()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    lines = (f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message))
-    return dict(Counter(re.sub(r"^.*?((spin|transformers|torch)/)", r"\1", line) for line in lines).most_common())
+    lines = (f"{_short(w.filename)}:{w.lineno}" for w in caught if "synchroniz" in str(w.message))
+    return dict(Counter(lines).most_common())
+
+
+def _short(file: str) -> str:
+    """The name of a file within its package's folder."""
+    return file.rpartition("site-packages/")[2].removeprefix(f"{_ROOT}/")

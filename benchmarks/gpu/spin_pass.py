@@ -142,6 +142,7 @@ class SpinPass:
             return ~should_exit(LABEL_SPACE, DECISION, heads.threshold, heads.early.logits(values))
 
         features = read_activations(self.divided, texts, keep_mask=keep_mask)
+        assert features.depth is not None
         values, exited = features.values, np.equal(features.depth, self.exit_depth)
         logits = np.empty((len(texts), TOPICS), np.float32)
         logits[exited], logits[~exited] = heads.early.logits(values[exited]), heads.full.logits(values[~exited])
