@@ -38,7 +38,7 @@ def measure_gemm(device: torch.device, sizes: Sequence[tuple[int, int, int]], re
     rates = []
     for rows, inner, columns in sizes:
         pairs = [(_random(rows, inner, device), _random(inner, columns, device)) for _ in range(_SETS)]
-        products = [partial(torch.mm, *pair, out=torch.empty_like(pairs[0][0] @ pairs[0][1])) for pair in pairs]
+        products = [partial(torch.mm, *pair, out=_random(rows, columns, device)) for pair in pairs]
         rates.append(GemmRate((rows, inner, columns), time_queued(device, products, repeats)))
     return rates
 

@@ -1,7 +1,7 @@
 """`make bench-gpu`: SPIN's pass, heads and solvers on a GPU, beside plain transformers and the card's matrix products.
 
-It needs no installed package, no files and no network, but torch, transformers and what these bring. The models have
-random weights. Without a GPU, tiny models show on the processor that everything runs and that results agree.
+It needs torch, transformers and what these bring, but no other package, no files and no network. The models have random
+weights. Without a GPU, tiny models show on the processor that everything runs and that results agree.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from benchmarks.gpu.speed_rounds import IN_ORDER, SORTED, SPIN, Rivals, Workload
 from benchmarks.gpu.spin_pass import SpinPass, TopicHeads, choose_neurons
 from spin.backbone.model import Backbone
 
-_FOLDER, _PAGE = Path("runs/bench/gpu"), Path("benchmarks/gpu.md")
+_FOLDER, _PAGE = Path("runs/bench/gpu"), Path(__file__).resolve().parents[1] / "gpu.md"
 _EXPECTED_SHARE = 0.4
 """of the rate of matrix products, by which the number of documents is chosen"""
 
@@ -63,7 +63,7 @@ class Plan:
 def make_plan(device: torch.device, *, quick: bool) -> Plan:
     """The plan for a device: tiny on a processor, and on a GPU eight minutes at most, or with `quick` about two."""
     if device.type != "cuda":
-        return Plan(tiny_shapes(), SMALL_SIZES, small_problems(), 2, 0.0, 2_000, 5.0, 100, 12)
+        return Plan(tiny_shapes(), SMALL_SIZES, small_problems(), 2, 0.0, 2_000, 3.0, 60, 12)
     problems = full_problems()
     if quick:
         few = {solver: each[:1] for solver, each in problems.items()}
@@ -80,8 +80,7 @@ class Run:
 
     def measure(self) -> Results:
         """Measure all parts; an error ends its part alone."""
-        folder = self.file.parent
-        folder.mkdir(parents=True, exist_ok=True)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         self._part("matrix products", self._measure_gemm)
         for shape in self.plan.shapes:
             self._part(shape.name, partial(self._measure_shape, shape))
@@ -187,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help="cuda, cuda:N or cpu; default: a GPU if torch sees one")
     parser.add_argument("--out", type=Path, default=_FOLDER, help=f"folder of gpu.json; default: {_FOLDER}")
     parser.add_argument(
-        "--page", type=Path, help=f"default: {_PAGE}, gpu.md in the folder for --quick, none on a processor"
+        "--page", type=Path, help="default: benchmarks/gpu.md, gpu.md in the folder for --quick, none on a processor"
     )
     options = parser.parse_args(arguments)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -196,11 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = Run(device, make_plan(device, quick=options.quick), options.out, quick=options.quick)
     results = run.measure()
     page = options.page or (None if not results.on_gpu else options.out / "gpu.md" if options.quick else _PAGE)
-    if page is not None:
-        page.write_text(render(results), encoding="utf-8")
-        print(f"written to {page}")
     for reached, goal in judge(results):
         print(f"{'reached' if reached else 'missed'}: {goal}")
     print(f"numbers in {run.file}; {results.seconds:.0f} s")
+    if page is not None:
+        page.write_text(render(results), encoding="utf-8")
+        print(f"written to {page}")
     if failed := results.failures + results.disagreements():
         raise SystemExit("failed: " + "; ".join(failed))
