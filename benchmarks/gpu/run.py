@@ -92,7 +92,7 @@ class Run:
     def _part(self, name: str, measure: Callable[[], None]) -> None:
         try:
             measure()
-        except Exception as error:  # a lent GPU may not come back soon: keep what the other parts show
+        except Exception as error:  # time on a GPU is dear: the other parts still show something
             traceback.print_exc()
             self.results.failures.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
         gc.collect()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ import transformers.masking_utils
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.gpu import random_backbone
 from benchmarks.gpu.deviations import Deviation, Expected, measure_deviation
 from benchmarks.gpu.documents import LONG, MAX_TOKENS, SHORT, Documents, build_tokenizer, draw_documents
 from benchmarks.gpu.gemm import GemmRate
@@ -38,9 +42,10 @@ from benchmarks.gpu.speed_rounds import (
     SPIN,
     Speed,
     WorkloadSpeed,
+    find_waits,
 )
 from benchmarks.gpu.spin_pass import SpinPass, TopicHeads, choose_neurons
-from benchmarks.gpu.timer import Times
+from benchmarks.gpu.timer import Times, time_queued
 from spin.activations.engines import encoder
 from spin.activations.engines.encoder import NeuronEncoder, split_segments
 from spin.backbone.model import Backbone
@@ -279,6 +284,79 @@ def test_solvers_agree_and_a_difference_is_noticed(monkeypatch: pytest.MonkeyPat
 
         monkeypatch.setitem(solver_times._SOLVERS, solver, drift)
         assert not measure_solver(solver, problem, CPU, 1).holds
+
+
+# ---------------------------------------------------------------- what only a GPU has, simulated
+
+
+def test_waits_are_counted_by_line_in_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def wait(_: int) -> None:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    def work() -> None:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(wait, range(3)))
+
+    [(line, count)] = find_waits(torch.device("cuda"), work).items()
+    assert line.startswith("tests/benchmarks/test_gpu.py:")
+    assert count == 3
+    assert modes == ["warn", "default"]
+
+
+def test_queued_work_is_timed_by_events_per_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("record")
+
+        def synchronize(self) -> None:
+            log.append("wait")
+
+        def elapsed_time(self, _end: Event) -> float:
+            return 6.0  # milliseconds
+
+    log: list[str] = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: log.append("idle"))
+    works = [lambda: log.append("work")] * 3
+    times = time_queued(torch.device("cuda"), works, 2)
+    assert times.seconds == (0.002, 0.002)
+    assert log == ["work"] * 3 + ["idle", "record", *["work"] * 3, "record", "wait"] * 2
+
+
+def test_a_card_is_named_even_if_its_driver_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(name="NVIDIA H100", total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setenv("PATH", "")
+    machine = GpuMachine.of(torch.device("cuda"))
+    assert (machine.device, machine.memory, machine.driver) == ("NVIDIA H100", 80 << 30, "unknown")
+
+
+def test_batches_have_room_in_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the product's where nothing else is on the card, and no larger than half of what is free."""
+    backbone = open_random_backbone(tiny_shapes()[0], random_model(tiny_shapes()[0]))
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), element_size=lambda: 2)
+    fake = SimpleNamespace(
+        sites=backbone.sites,
+        width=backbone.width,
+        max_tokens=512,
+        device=on_gpu.device,
+        model=SimpleNamespace(config=backbone.model.config, parameters=lambda: iter([on_gpu])),
+    )
+    free = [80 << 30]
+    monkeypatch.setattr(random_backbone, "choose_batch_tokens", lambda *_: 1 << 16)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free[0], 80 << 30))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: 0)
+    assert random_backbone._batch_tokens(fake) == 1 << 16  # type: ignore[arg-type]
+    free[0] = 1 << 28
+    assert 1 < random_backbone._batch_tokens(fake) < 1 << 16  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- goals and page
