@@ -64,10 +64,6 @@ def main_options(
     if log not in ("auto", "json"):
         raise UserError(f"--log {log}: expected auto or json")
     configure_logging(as_json=log == "json")
-    if log == "json":
-        from pipelines.workers.progress import log_as_json
-
-        log_as_json()
 
 
 @app.command(cls=PipelinesCommand, rich_help_panel=START)

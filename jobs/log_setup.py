@@ -5,12 +5,11 @@ What may be a credential in a URI is masked, also in tracebacks.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-from datetime import UTC, datetime
 
+from pipelines.telemetry.json_lines import JsonFormatter, log_as_json
 from spin.errors import UserError
 from spin.settings import mask_credentials
 
@@ -25,11 +24,14 @@ LEVELS = ("warning", "info", "debug")
 def configure_logging(*, as_json: bool = False) -> None:
     """Send log records to stderr: of SPIN from the level in SPIN_LOG on, of all libraries from warnings on.
 
+    With `as_json`, progress and the log of workers are JSON lines too.
+
     Call it once per process; a second call replaces the first. Raises UserError for an unknown level.
     """
     level = os.environ.get("SPIN_LOG", "warning").lower()
     if level not in LEVELS:
         raise UserError(f"SPIN_LOG is '{level}'; expected one of {', '.join(LEVELS)}")
+    log_as_json(as_json)
     handler = _StderrHandler()
     handler.setFormatter(JsonFormatter() if as_json else LineFormatter(tracebacks=level == "debug"))
     root = logging.getLogger()
@@ -54,21 +56,6 @@ class LineFormatter(logging.Formatter):
         if self.tracebacks and record.exc_info:
             line = f"{line}\n{self.formatException(record.exc_info)}"
         return mask_credentials(line)
-
-
-class JsonFormatter(logging.Formatter):
-    """Formats a record as one JSON object: time in UTC, level, logger, message, and a traceback if it has one."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": mask_credentials(record.getMessage()),
-        }
-        if record.exc_info:
-            entry["traceback"] = mask_credentials(self.formatException(record.exc_info))
-        return json.dumps(entry, ensure_ascii=False)
 
 
 class _StderrHandler(logging.Handler):

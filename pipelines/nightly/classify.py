@@ -25,6 +25,7 @@ from pipelines.nightly.finish_nights import (
 from pipelines.nightly.night_models import NightModel, RequestedModel, choose_versions, download_model
 from pipelines.nightly.night_outcomes import export_outcomes, failures_exported
 from pipelines.nightly.night_pass import ModelNight
+from pipelines.nightly.observed_nights import describe_night
 from pipelines.nightly.pass_intake import kept_types
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.tables.night_records import lease_model
@@ -36,6 +37,7 @@ from pipelines.registry.versions import Registry
 from pipelines.storage.delta_table import require_hard_links
 from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.storage.object_store import Store
+from pipelines.telemetry.observed_runs import observe_runs
 from pipelines.workers import weights_cache
 from pipelines.workers.ray_cluster import shared_ray_session
 from spin.errors import UserError
@@ -116,7 +118,9 @@ def classify_nights(
                     _name_unfinished(tables, name, day)
             check_declared_types(settings.data, kept_types(tables, settings.data))
             requests = [batch.request(model, token) for model, token in zip(models, tokens, strict=True)]
-            result = work_on_nights(*_choose_nights(tables, models, leases, requests))
+            nights, refused = _choose_nights(tables, models, leases, requests)
+            with observe_runs([describe_night(each) for each in nights]):
+                result = work_on_nights(nights, refused)
             export_outcomes(settings, tables, dict(zip(names, leases, strict=True)), result)
             return result
 

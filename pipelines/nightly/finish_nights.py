@@ -25,6 +25,7 @@ from pipelines.nightly.finish import (
     show_reports,
 )
 from pipelines.nightly.night_pass import ModelNight, enter_pass, form_passes
+from pipelines.nightly.observed_nights import describe_published, input_of
 from pipelines.nightly.report.drift_causes import name_causes
 from pipelines.nightly.report.drift_check import measure_drift
 from pipelines.nightly.report.night_report import REPORT, NightReport
@@ -34,10 +35,12 @@ from pipelines.nightly.steps.night_profile import sum_profiles
 from pipelines.nightly.tables.night_records import RUNS, NightRecord
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.nightly.tables.passes import find_pass, open_runs
+from pipelines.registry.logged_data import LoggedData
 from pipelines.registry.night_summary import NightSummary, ShadowSummary
 from pipelines.service_errors import DriftError, HeldError, UnavailableError
 from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.telemetry.current_runs import CurrentRun, working_on
+from pipelines.telemetry.observed_runs import add_results, end_run, observe_stage, observe_work
 from pipelines.workers.worker_faults import describe_error
 from spin.classifier import SpinClassifier
 from spin.errors import SpinError, UserError
@@ -165,7 +168,8 @@ class _Work:
         """Work on nights; keep an error as their failure, and go on."""
         with working_on([CurrentRun(night.run, night.name) for night in nights]):
             try:
-                yield
+                with observe_work():
+                    yield
             except Exception as error:
                 self._keep_failure(nights, error)
 
@@ -175,6 +179,7 @@ class _Work:
             if self.several:
                 _log.warning("model %s: %s", night.name, failure.message)
             self.failures.setdefault(night.name, failure)
+            end_run(night.run, error)
         if self.several:
             level = logging.DEBUG if isinstance(error, SpinError) else logging.WARNING
             _log.log(level, "failed: %s", ", ".join(night.name for night in nights), exc_info=error)
@@ -236,7 +241,9 @@ class _Work:
         with self.keeping_failure(night), overtaken_first(night.driver.lease):
             if isinstance(classified, SpinError):
                 raise classified
-            self.publish(night, *_finish(night, classified))
+            with observe_stage("report"):
+                finished = _finish(night, classified)
+            self.publish(night, *finished)
 
     def publish(self, night: ModelNight, report: NightReport, record: NightRecord | None) -> None:
         """Publish a finished run; `record` is None if it is published already."""
@@ -248,7 +255,9 @@ class _Work:
                 report.run,
             )
         else:
-            publish(night.driver, record)
+            with observe_stage("publish"):
+                publish(night.driver, record)
+            add_results(night.run, describe_published(night, report, record))
         self.reports[night.name] = report
 
     def show_published(self) -> None:
@@ -259,7 +268,8 @@ class _Work:
                 self.shown.add(night.name)
                 with self.keeping_failure(night), overtaken_first(night.driver.lease):
                     model = night.model
-                    model.registry.log_night(model.version, _summary(report), show_reports(night.driver, report))
+                    model.registry.log_night(model.version, _summary(night, report), show_reports(night.driver, report))
+                end_run(night.run)
 
     def delete_work_of_passes(self) -> None:
         """Delete what the passes of the published nights have worked with, where none of their runs needs it."""
@@ -344,9 +354,9 @@ def _delete_work_of_pass(tables: NightTables, name: str) -> None:
         _log.debug("the work of the pass could not be deleted", exc_info=True)
 
 
-def _summary(report: NightReport) -> NightSummary:
+def _summary(night: ModelNight, report: NightReport) -> NightSummary:
     """The figures of a night that MLflow logs."""
-    counts, shadow = report.counts, report.shadow
+    counts, shadow, run = report.counts, report.shadow, night.driver.run
     return NightSummary(
         date=report.date,
         run=report.run,
@@ -366,6 +376,12 @@ def _summary(report: NightReport) -> NightSummary:
         psi={drift.name: drift.psi for drift in report.drift},
         quality=_quality_metrics(report),
         shadow=None if shadow is None else ShadowSummary(shadow.version, shadow.agreement),
+        data=LoggedData(
+            name=night.name,
+            source=input_of(night),
+            digest=run.plan.derived.sha256,
+            profile={"documents": counts.rows, "files": report.files.taken},
+        ),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pipelines.registry.logged_data import LoggedData
+
 
 @dataclass(frozen=True)
 class ShadowSummary:
@@ -51,6 +53,8 @@ class NightSummary:
     """windows in which documents were read, 0 where long ones are cut"""
     unread_tokens: int = 0
     """tokens of the documents beyond their last window"""
+    data: LoggedData | None = None
+    """what the night has read"""
 
     def tags(self, version: str) -> dict[str, str]:
         """The tags of the MLflow run; no two nights of a version have the same."""

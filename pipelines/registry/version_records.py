@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.registry.evaluation_set import EvaluationSet
+from pipelines.registry.logged_data import LoggedData
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class TrainingRecord:
     """the test rows; the first version of a model freezes them for all later ones"""
     fingerprint: str
     """of the training's plan"""
+    data: LoggedData | None = None
+    """what it was trained, validated and tested on"""
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,8 @@ class Registry:
             with mlflow.start_run(experiment_id=self.tracking.experiment()) as run:
                 mlflow.log_params(dict(record.params))
                 mlflow.log_text(record.report, "report.json")
+                if record.data is not None:
+                    self._client.log_inputs(run.info.run_id, [record.data.to_input("training")])
                 model = self._create_model(run.info, record)
                 folder = Path(scratch) / "model"
                 # saved, then logged: the digest is taken of exactly what is uploaded
@@ -169,8 +171,10 @@ class Registry:
             logged = self._client.search_runs([experiment], finished)
             if any(tags.items() <= run.data.tags.items() for run in logged):
                 return
-            with mlflow.start_run(experiment_id=experiment, run_name=f"night {night.run}", tags=tags):
+            with mlflow.start_run(experiment_id=experiment, run_name=f"night {night.run}", tags=tags) as run:
                 mlflow.log_metrics(night.metrics())
+                if night.data is not None:
+                    self._client.log_inputs(run.info.run_id, [night.data.to_input("inference")])
                 for file, data in reports.items():
                     mlflow.log_text(data.decode(), file)
 

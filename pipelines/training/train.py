@@ -15,8 +15,10 @@ import numpy as np
 from pipelines.data.arrow_strings import ArrowStrings
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
+from pipelines.data.files import input_files
 from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labels, Sample, SplitOverlap
 from pipelines.registry.evaluation_set import EvaluationSet
+from pipelines.registry.logged_data import LoggedData
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.version_records import RegisteredVersion, TrainingRecord
 from pipelines.registry.versions import Registry
@@ -28,6 +30,7 @@ from pipelines.storage.stage_plan import (
     StageManifest,
     StagePlan,
     find_manifest,
+    fingerprint,
     write_manifest,
     write_plan,
 )
@@ -204,7 +207,7 @@ def run_train(
                 probe_fingerprint=probed.fingerprint,
             )
         lease.check()
-        registered = _register_once(settings, registry, labels, corpus, store, plan, manifest)
+        registered = _register_once(settings, registry, labels, corpus, store, plan, manifest, extracted)
         report = TrainReport(manifest.fingerprint, manifest.results, registered, settings.choose)
         lease.check()
         Store(settings.store.uri).write_json("report.json", report.to_json(extracted, probed))
@@ -406,19 +409,48 @@ def _register_once(
     store: Store,
     plan: TrainPlan,
     manifest: TrainManifest,
+    extracted: ExtractManifest,
 ) -> RegisteredVersion:
     """The version that the artifact in the store is registered as; it is registered now if that was not done yet."""
     key = f"{plan.folder}/registered/{registry.key}.json"
     stored = store.read_json(key)
     if stored is not None:
         return from_json(RegisteredVersion, stored)
-    registered = _register(settings, registry, labels, corpus, store, manifest)
+    data = _describe_data(settings, labels, manifest, extracted)
+    registered = _register(settings, registry, labels, corpus, store, manifest, data)
     store.write_json(key, to_json(registered))
     return registered
 
 
+def _describe_data(
+    settings: Settings, labels: Labels, manifest: TrainManifest, extracted: ExtractManifest
+) -> LoggedData:
+    """The corpus as an input of the MLflow run. Its digest changes with its files, ids, labels and splits."""
+    files = extracted.results.inputs
+    return LoggedData(
+        name=settings.mlflow.model,
+        source=input_files.normalise_source(settings.data.train),
+        digest=fingerprint({"files": to_json(files), "labels": labels.digest}),
+        profile={
+            "documents": extracted.results.counts.rows,
+            "files": len(files),
+            "bytes": sum(file.size for file in files),
+            "classes": list(labels.classes),
+            "multilabel": labels.label_space.multilabel,
+            "splits": dict(manifest.results.counts),
+        },
+        columns={settings.data.id: "string", settings.data.text: "string"},
+    )
+
+
 def _register(
-    settings: Settings, registry: Registry, labels: Labels, corpus: Corpus, store: Store, manifest: TrainManifest
+    settings: Settings,
+    registry: Registry,
+    labels: Labels,
+    corpus: Corpus,
+    store: Store,
+    manifest: TrainManifest,
+    data: LoggedData,
 ) -> RegisteredVersion:
     """Log and register the artifact in the store; the first version's test documents become the evaluation set."""
     rows, y = labels.part("test")
@@ -446,5 +478,6 @@ def _register(
             report=json.dumps(manifest.to_json(), indent=2),
             evaluation_set=evaluation_set,
             fingerprint=manifest.fingerprint,
+            data=data,
         )
         return registry.register(Path(folder), record)

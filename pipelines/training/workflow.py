@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import finished_fingerprint
 from pipelines.telemetry.current_runs import CurrentRun, working_on
+from pipelines.telemetry.observed_runs import add_results, observe_runs, observe_stage, observe_work
 from pipelines.training.extract_features import ExtractManifest, ExtractResults, run_extract
 from pipelines.training.fit_probes import ProbeManifest, ProbeResults, run_probe
+from pipelines.training.observed_training import describe_stage, describe_training, training_name
 from pipelines.training.train import TrainReport, run_train
 from pipelines.workers.ray_cluster import shared_ray_session
 from spin.settings import Settings
@@ -68,23 +69,20 @@ def run_stages(
     if evaluation_set is not None:
         frozen = FrozenDocuments.of(frozenset(evaluation_set.ids), evaluation_set.texts)
     outcome: ExtractManifest | ProbeManifest | TrainReport | None = None
-    with shared_ray_session(), working_on([CurrentRun(training_name(settings), settings.mlflow.model)]):
+    run = CurrentRun(training_name(settings), settings.mlflow.model)
+    with shared_ray_session(), working_on([run]), observe_runs([describe_training(settings)]), observe_work():
         for stage in stages:
             start = time.perf_counter()
             before = finished_fingerprint(Store(settings.store.uri) / STAGES[stage])
-            if stage == "extract":
-                _, outcome = run_extract(settings, restart=restart)
-            elif stage == "probe":
-                _, outcome = run_probe(settings, frozen=frozen, restart=restart)
-            else:
-                assert registry is not None
-                outcome = run_train(settings, registry, frozen=frozen, restart=restart)
+            with observe_stage(stage):
+                if stage == "extract":
+                    _, outcome = run_extract(settings, restart=restart)
+                elif stage == "probe":
+                    _, outcome = run_probe(settings, frozen=frozen, restart=restart)
+                else:
+                    assert registry is not None
+                    outcome = run_train(settings, registry, frozen=frozen, restart=restart)
+            add_results(run.name, describe_stage(settings, outcome))
             results = outcome if isinstance(outcome, TrainReport) else outcome.results
             on_stage(StageEvent(stage, results, time.perf_counter() - start, before == outcome.fingerprint))
     return outcome if isinstance(outcome, TrainReport) else None
-
-
-def training_name(settings: Settings) -> str:
-    """The name of the training run of a store: the commands that resume it have the same one."""
-    digest = hashlib.sha256(Store(settings.store.uri).uri.encode()).hexdigest()
-    return f"training-{settings.mlflow.model}-{digest[:8]}"

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from pipelines.data.files.shards import Shard
@@ -19,7 +19,8 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from pipelines.storage.retrying import retry_unavailable
 from pipelines.storage.shard_log import Attempt, LogLayout, ShardCounts, ShardLog, ShardOutcome, StepResult
-from pipelines.telemetry.current_runs import CurrentRun, current_runs
+from pipelines.telemetry.observed_runs import observe_stage
+from pipelines.telemetry.worker_logs import WorkerLog
 from pipelines.workers.fault_isolation import check_readable, run_check
 from pipelines.workers.progress import progress
 from pipelines.workers.ray_cluster import (
@@ -80,9 +81,9 @@ class ShardWork(Generic[C]):
     backbone: str | None = None
     """engine and precision of the backbone that the step loads, None if it loads none"""
     stage: str = ""
-    """name of the stage, for metrics and log lines"""
-    runs: tuple[CurrentRun, ...] = ()
-    """what the stage works for, for metrics and log lines"""
+    """name of the stage, for metrics"""
+    log: WorkerLog = field(default_factory=WorkerLog.of_driver)
+    """the runs that the stage works for, for metrics and log lines, and how the workers log"""
 
     def open_log(self, **node: Any) -> ShardLog:
         """The shard log of the run, whose requests are retried as the settings say."""
@@ -167,7 +168,7 @@ def map_shards(
     if token is None:
         assert isinstance(lease, Lease)
         token = lease.number
-    work = ShardWork(make, args, counts_type, store, settings, layout, token, backbone, stage, current_runs())
+    work = ShardWork(make, args, counts_type, store, settings, layout, token, backbone, stage)
     outcomes = work.open_log().outcomes(counts_type)
     waiting = [shard for shard in shards if shard.name not in outcomes]
     if not waiting:
@@ -176,11 +177,17 @@ def map_shards(
     in_process = here or settings.workers == 0
     results = _run_here(work, waiting) if in_process else _run_in_actors(work, waiting, stage)
     shown = progress(stage, documents, "documents", done=done)
-    with export_metrics(stage, lease) as metrics, shown as advance, closing(results):
+    with (
+        observe_stage(stage) as observed,
+        export_metrics(stage, lease) as metrics,
+        shown as advance,
+        closing(results),
+    ):
         for name, outcome in results:
             lease.check(max_age=LEASE_CHECK_SECONDS)
             outcomes[name] = outcome
             metrics.count(outcome)
+            observed.shard_ended(name, outcome)
             advance(outcome.counts.rows, dead=outcome.counts.dead_letters, retried=outcome.tries - 1)
     return [outcomes[shard.name] for shard in shards]
 
@@ -320,17 +327,19 @@ class _Worker:
     """One actor: makes the step once, then computes and commits shards."""
 
     def __init__(self, work: ShardWork[Any]) -> None:
-        StageMetrics(work.stage, work.runs).export_regularly()
+        StageMetrics(work.stage, work.log.runs).export_regularly()
         self.node = current_node()
         self.shard_log = work.open_log(node=self.node, lost_nodes=lost_nodes)
         self.counts_type = work.counts_type
         self.faults = WorkerFaults(work.store, work.layout, work.token, work.settings.retry_seconds)
+        self.log = work.log
         self.failure: WorkerError | None = None
-        try:
-            self.step = self._start(work)
-        except Exception as error:  # raised here, it would make Ray start the actor again and again
-            _log.debug("the worker cannot start", exc_info=True)
-            self.failure = WorkerError.of(_one_line(error))
+        with self.log.entered():
+            try:
+                self.step = self._start(work)
+            except Exception as error:  # raised here, it would make Ray start the actor again and again
+                _log.debug("the worker cannot start", exc_info=True)
+                self.failure = WorkerError.of(_one_line(error))
 
     def _start(self, work: ShardWork[Any]) -> Step[Any]:
         configure_worker(work.settings)
@@ -341,15 +350,18 @@ class _Worker:
             self.faults.replace_or_raise(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        shard = from_json(Shard, json.loads(row["shard"]))
+        with self.log.entered():
+            return self._answer(from_json(Shard, json.loads(row["shard"]))).to_row()
+
+    def _answer(self, shard: Shard) -> WorkerAnswer:
         if self.failure is not None:
-            return WorkerAnswer(shard.name, error=self.failure).to_row()
+            return WorkerAnswer(shard.name, error=self.failure)
         try:
             outcome = self._commit(shard)
         except Exception as error:
             _log.debug("shard %s failed", shard.name, exc_info=True)
-            return WorkerAnswer(shard.name, error=WorkerError.of(_one_line(error))).to_row()
-        return WorkerAnswer(shard.name, outcome.to_json()).to_row()
+            return WorkerAnswer(shard.name, error=WorkerError.of(_one_line(error)))
+        return WorkerAnswer(shard.name, outcome.to_json())
 
     def _commit(self, shard: Shard) -> ShardOutcome[Any]:
         try:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from pipelines.telemetry.json_lines import is_logging_json, to_line
 
 console = Console(stderr=True, highlight=False)
 LINE_SECONDS = 30.0
 """seconds between two JSON lines"""
 Advance = Callable[..., None]
 """called with the number of further units, and with other counts by name: `advance(40, dead=2)`"""
-_mode = {"json": False}
-
-
-def log_as_json() -> None:
-    """Write JSON lines even if standard error is a terminal."""
-    _mode["json"] = True
 
 
 @contextmanager
@@ -32,7 +29,7 @@ def progress(stage: str, total: int, unit: str, *, done: int = 0) -> Iterator[Ad
 
     The total may be an estimate; it grows if more is done.
     """
-    shown = _bar if console.is_terminal and not _mode["json"] else _lines
+    shown = _bar if console.is_terminal and not is_logging_json() else _lines
     with shown(stage, total, unit, done) as advance:
         yield advance
 
@@ -83,9 +80,11 @@ def _lines(stage: str, total: int, unit: str, done: int) -> Iterator[Advance]:
             speed = (now - done) / (time.monotonic() - start)
             line = {"stage": stage, "done": now, "total": max(total, now), "unit": unit, "per_s": round(speed, 1)}
             remaining = round(max(0, total - now) / speed) if speed else None
-            console.print(json.dumps({**line, "remaining_s": remaining, **other}), soft_wrap=True, markup=False)
+            console.print(to_line({**line, "remaining_s": remaining, **other}), soft_wrap=True, markup=False)
 
-    writer = threading.Thread(target=write_lines, daemon=True, name="progress")
+    # in this context, whose runs the lines name
+    work = partial(copy_context().run, write_lines)
+    writer = threading.Thread(target=work, daemon=True, name="progress")
     writer.start()
     try:
         yield advance

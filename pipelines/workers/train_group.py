@@ -7,9 +7,10 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from pipelines.telemetry.worker_logs import WorkerLog
 from pipelines.workers.progress import progress
 from pipelines.workers.ray_cluster import (
     call_in_thread,
@@ -36,6 +37,8 @@ class GroupWork(Generic[J]):
     """record of what the function needs"""
     settings: RaySettings
     """of the stage"""
+    log: WorkerLog = field(default_factory=WorkerLog.of_driver)
+    """what the log of the workers takes over from the driver"""
 
     @property
     def device(self) -> str:
@@ -98,7 +101,8 @@ def _run_worker(config: dict[str, Any]) -> None:
 
     work: GroupWork[Any] = ray.get(config["work"])
     configure_worker(work.settings)
-    work.run(work.job, work.device)
+    with work.log.entered():
+        work.run(work.job, work.device)
 
 
 @contextmanager

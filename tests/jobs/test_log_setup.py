@@ -11,6 +11,8 @@ import pytest
 
 from jobs.cli import main
 from jobs.log_setup import configure_logging
+from pipelines.telemetry.current_runs import CurrentRun, working_on
+from pipelines.telemetry.current_span import CurrentSpan, within_span
 from spin.errors import UserError
 
 
@@ -61,6 +63,22 @@ def test_json_is_one_object_per_record(capsys: pytest.CaptureFixture[str]) -> No
     assert "ValueError: broken" in first.pop("traceback")
     assert first == {"level": "warning", "logger": "pipelines.nightly.anything", "message": "could not\nread a.csv"}
     assert second["logger"] == "other"
+
+
+def test_json_names_the_runs_and_the_span_at_work(capsys: pytest.CaptureFixture[str]) -> None:
+    """Models that share a pass are joined by a comma; a line outside of a run has neither entry."""
+    configure_logging(as_json=True)
+    log = logging.getLogger("pipelines.nightly.anything")
+    with working_on([CurrentRun("run-a", "a"), CurrentRun("run-b", "b")]):
+        log.warning("in a pass")
+        with within_span(CurrentSpan("0a" * 16, "0b" * 8)):
+            log.warning("in a span")
+    log.warning("outside")
+    named = [
+        [json.loads(line).get(name) for name in ("run", "trace_id", "span_id")]
+        for line in capsys.readouterr().err.splitlines()
+    ]
+    assert named == [["run-a,run-b", None, None], ["run-a,run-b", "0a" * 16, "0b" * 8], [None, None, None]]
 
 
 def test_a_user_error_prints_its_traceback_at_debug_level_only(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,11 @@ class PassCounts(ShardCounts):
     """counts of each model by the name of its run"""
 
     @property
+    def tokens(self) -> int:
+        """Tokens that the backbone read for the model that reads the most."""
+        return max((counts.tokens for counts in self.models.values()), default=0)
+
+    @property
     def dead_letters(self) -> int:
         return max((counts.dead for counts in self.models.values()), default=0)
 

@@ -5,6 +5,7 @@ The registry is SQLite, then a real MLflow server with PostgreSQL, passwords and
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -13,9 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from pipelines.registry import packaging
+from pipelines.registry.logged_data import LoggedData
 from pipelines.registry.mlflow_client import Tracking
 from pipelines.registry.night_summary import NightSummary, ShadowSummary
 from pipelines.registry.promotion import promote
@@ -228,6 +231,12 @@ def test_an_interrupted_night_is_logged_again(shared_fixture: RegistryFixture) -
         quarantined_files=0,
         seconds=2.0,
         psi={"labels": 0.25},
+        data=LoggedData(
+            name="tiny",
+            source="s3://documents/day",
+            digest="0123456789abcdef" * 4,
+            profile={"documents": 8, "files": 2},
+        ),
     )
     registry, tracking = shared_fixture.registry, shared_fixture.registry.tracking
 
@@ -256,6 +265,11 @@ def test_an_interrupted_night_is_logged_again(shared_fixture: RegistryFixture) -
         "depth_3": 1,
         "psi_labels": 0.25,
     }
+    [read] = finished[0].inputs.dataset_inputs
+    assert [(tag.key, tag.value) for tag in read.tags] == [("mlflow.data.context", "inference")]
+    assert (read.dataset.name, read.dataset.digest) == ("tiny", "0123456789abcdef")
+    assert json.loads(read.dataset.profile) == {"documents": 8, "files": 2}
+    assert mlflow.data.get_source(read.dataset).uri == "s3://documents/day"
     shadow = ShadowSummary("2", 0.75)
     registry.log_night("1", replace(night, output="s3://others", shadow=shadow), {})
     assert len(find_runs()) == 3

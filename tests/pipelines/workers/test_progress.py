@@ -9,8 +9,11 @@ import threading
 import pytest
 from rich.console import Console
 
+from pipelines.telemetry import json_lines
+from pipelines.telemetry.current_runs import CurrentRun, working_on
+from pipelines.telemetry.json_lines import log_as_json
 from pipelines.workers import progress as progress_module
-from pipelines.workers.progress import log_as_json, progress
+from pipelines.workers.progress import progress
 
 
 class ErrorStream(io.StringIO):
@@ -35,7 +38,7 @@ def test_progress_is_logged_as_json_lines(terminal: bool, monkeypatch: pytest.Mo
     stream = ErrorStream(terminal)
     monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
-    monkeypatch.setattr(progress_module, "_mode", {"json": False})
+    monkeypatch.setattr(json_lines, "_mode", {"json": False})
     if terminal:
         log_as_json()
     with progress("classify", 100, "documents", done=20) as advance:
@@ -70,10 +73,24 @@ def test_a_total_that_was_estimated_too_low_grows(monkeypatch: pytest.MonkeyPatc
     stream = ErrorStream(terminal=False)
     monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
-    monkeypatch.setattr(progress_module, "_mode", {"json": True})
+    monkeypatch.setattr(json_lines, "_mode", {"json": True})
     with progress("intake", 10, "documents") as advance:
         advance(30)
         stream.written.clear()
         assert stream.written.wait(10)
     line = json.loads(stream.getvalue().splitlines()[-1])
     assert (line["done"], line["total"], line["remaining_s"]) == (30, 30, 0)
+
+
+def test_a_line_names_the_runs_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also that of the thread which writes the lines; outside of a run it has no such entry."""
+    stream = ErrorStream(terminal=False)
+    monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
+    for runs in ([CurrentRun("run-a", "a"), CurrentRun("run-b", "b")], []):
+        with working_on(runs), progress("classify", 10, "documents"):
+            stream.written.clear()
+            assert stream.written.wait(10)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert lines[0]["run"] == "run-a,run-b"
+    assert "run" not in lines[-1]

@@ -1,0 +1,54 @@
+"""What observers, such as traces and lineage, are told of a training: what it reads, and the version that it makes."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+from pipelines.data.files.input_files import normalise_source
+from pipelines.storage.object_store import Store
+from pipelines.telemetry.current_runs import CurrentRun
+from pipelines.telemetry.run_events import DataUse, RunResults, RunStart
+from pipelines.training.extract_features import ExtractManifest
+from pipelines.training.fit_probes import ProbeManifest, ProbeResults
+from pipelines.training.train import TrainReport
+from spin.settings import Settings
+
+_RECORDS = "traces"
+"""folder in the store"""
+
+
+def training_name(settings: Settings) -> str:
+    """The name of the training run of a store: the commands that resume it have the same one."""
+    digest = hashlib.sha256(Store(settings.store.uri).uri.encode()).hexdigest()
+    return f"training-{settings.mlflow.model}-{digest[:8]}"
+
+
+def describe_training(settings: Settings) -> RunStart:
+    """The training as this process begins to work on it.
+
+    The stages have a lease each and the training none, so processes are numbered by the time, in milliseconds.
+    """
+    store = Store(settings.store.uri)
+    return RunStart(
+        run=CurrentRun(training_name(settings), settings.mlflow.model),
+        kind="training",
+        number=time.time_ns() // 1_000_000,
+        home=store.uri,
+        records=store / _RECORDS,
+        inputs=(DataUse(uri=normalise_source(settings.data.train), kind="files"),),
+        outputs=(DataUse(uri=settings.mlflow.model, kind="model"),),
+    )
+
+
+def describe_stage(settings: Settings, end: ExtractManifest | ProbeManifest | TrainReport) -> RunResults:
+    """What a stage has read, and the version that it has registered."""
+    uri = normalise_source(settings.data.train)
+    if isinstance(end, TrainReport):
+        read = DataUse(uri=uri, kind="files", rows=sum(end.results.counts.values()))
+        return RunResults((read,), (DataUse(uri=settings.mlflow.model, kind="model", version=end.registered.version),))
+    if isinstance(end.results, ProbeResults):
+        return RunResults()
+    files, rows = end.results.inputs, end.results.counts.rows
+    read = DataUse(uri=uri, kind="files", rows=rows, files=len(files), bytes=sum(file.size for file in files))
+    return RunResults((read,))
