@@ -100,7 +100,7 @@ def run_pushgateway(programs: Path) -> Iterator[Pushgateway]:
 
 @contextmanager
 def run_prometheus(programs: Path, folder: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
-    """Run a Prometheus within the context that scrapes some addresses every 5 seconds and keeps its data in a folder."""
+    """Run a Prometheus within the context that scrapes some addresses every 5 seconds, with its data in a folder."""
     address = f"127.0.0.1:{free_port()}"
     jobs = [{"job_name": "spin", "honor_labels": True, "static_configs": [{"targets": list(targets)}]}]
     rules = [str(MONITORING / "alerts.yaml")]
