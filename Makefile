@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup constraints quickstart cluster-demo test test-here test-fast soak soak-kill bench bench-method bench-regret bench-limits bench-trust lint docs dist clean
+.PHONY: help setup constraints quickstart cluster-demo test test-here test-fast soak soak-kill bench bench-method bench-regret bench-limits bench-trust bench-gpu lint docs dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,6 +31,7 @@ quickstart: setup  ## train on tweets, promote and classify, on this machine
 test: setup  ## all tests, with the S3 and MLflow servers that they need
 	infra/browser.sh
 	infra/kustomize.sh
+	infra/monitoring/install.sh >/dev/null
 	MLFLOW=$(CURDIR)/$(BIN)/mlflow infra/s3/run.sh infra/mlflow/run.sh $(MAKE) --no-print-directory test-here
 
 test-here:  # within the servers; several Ray nodes on one machine want it for themselves
@@ -67,6 +68,9 @@ bench-limits: .venv/.bench  ## measure probes, the cost of Ray and memory, into 
 
 bench-trust: setup  ## measure privacy, robustness, conflict among layers and predicted costs, into benchmarks/trust.md
 	$(BIN)/python -m benchmarks.trust
+
+bench-gpu: setup  ## measure the pass on a GPU against transformers and the card's matrix products, into benchmarks/gpu.md; BENCH=--quick for a short trial
+	$(BIN)/python -m benchmarks.gpu $(BENCH)
 
 docs: .venv/.docs  ## build the documentation as a site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -35,7 +35,6 @@ from spin.predictions import Predictions
 from spin.reason_finder import ReasonFinder, ReasonSink
 from spin.settings import (
     METRICS,
-    POOLINGS,
     TRAINED_SETTINGS,
     BackboneSettings,
     CascadeSettings,
@@ -45,7 +44,7 @@ from spin.settings import (
     SearchSettings,
     Settings,
 )
-from spin.sites import BY_WORDS, FeatureColumn, choose_sites
+from spin.sites import BY_WORDS, POOLINGS, FeatureColumn, choose_sites
 from spin.words.word_regression import WordRegression
 from spin.words_first import DecideByWords, WordsFirst, decide_none
 

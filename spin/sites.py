@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from spin.errors import UserError
 
 Kind = Literal["resid", "ffn", "final"]
+Pooling = Literal["first", "last", "mean", "max"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+"""ways to make one vector per document of the vectors of its tokens"""
 BY_WORDS = -1
 """depth of documents that their words alone decide, which the backbone does not even tokenize"""
 _PATTERN = re.compile(r"(resid|ffn|final)\.([0-9]{2}|[1-9][0-9]{2,3})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Sequence
@@ -93,7 +94,9 @@ def _set_gauges(registry: CollectorRegistry, values: Sequence[GaugeValue], label
 
 
 def _slug(labels: dict[str, str]) -> str:
-    """A part of a file name for the values of labels, for no two the same."""
-    name = "_".join(labels.values())
-    slug = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
-    return slug if slug == name else f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    """A part of a file name for labels, for no two the same: the model, and a digest where that does not tell all."""
+    model = labels["model"]
+    slug = re.sub(r"[^A-Za-z0-9_.-]", "_", model)
+    if labels == {"model": slug}:
+        return slug
+    return f"{slug}-{hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()[:6]}"

@@ -18,7 +18,8 @@ from spin.labels.label_errors import LabelCheck
 from spin.labels.metrics import score
 from spin.labels.sampling import one_per_group
 from spin.labels.splits import rows_in_split
-from spin.sparsify.ridge import PENALTIES, predict_left_out
+from spin.sparsify.ridge import PENALTIES
+from spin.sparsify.solvers.ridge_regression import predict_left_out
 
 SUSPECTS = "suspects.parquet"
 MOST_VALUES = 100_000_000

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from spin.activations.engines.host_copy import copy_to_device
 from spin.activations.engines.segment_output import SegmentOutput
 from spin.activations.feature_buffer import FeatureBuffer
 from spin.activations.merge_windows import WindowShares
@@ -44,8 +45,10 @@ class Batch:
         """Some of the documents, with the first `width` token positions; padding lies on the right."""
         assert self.hidden is not None
         assert self.values is not None
-        ids, mask, hidden = (tensor[indices, :width] for tensor in (self.ids, self.mask, self.hidden))
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        hidden = self.hidden[copy_to_device(chosen, self.hidden.device), :width]
         tokens = None if self.tokens is None else self.tokens.select(indices, width)
+        ids, mask = self.ids[chosen, :width], self.mask[chosen, :width]
         return Batch(self.rows[indices], ids, mask, hidden, self.values[indices], tokens)
 
     def advance(self, output: SegmentOutput) -> Batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spin.settings import POOLINGS
+from spin.sites import POOLINGS
 
 
 def pool(values: Tensor, mask: Tensor, pooling: str) -> Tensor:

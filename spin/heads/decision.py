@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from spin.arrays import Floats
 from spin.errors import UserError
 from spin.labels.label_space import Label, LabelSpace, Targets
-from spin.settings import DecisionSettings
+
+if TYPE_CHECKING:
+    from spin.settings import DecisionSettings
 
 
 @dataclass(frozen=True)

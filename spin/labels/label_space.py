@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
 
 from spin.arrays import Floats, Hashes
 from spin.errors import UserError
@@ -107,7 +106,12 @@ class LabelSpace:
 
     def probabilities(self, logits: Floats) -> Floats:
         """(n, K) of logits (n, K): each row sums to 1, or in a multi-label task each class is independent."""
-        return expit(logits) if self.multilabel else softmax(logits, axis=1)
+        if self.multilabel:
+            from scipy.special import expit  # the other tasks do without SciPy, which a bare GPU machine may lack
+
+            return expit(logits)
+        odds = np.exp(logits - logits.max(1, keepdims=True))
+        return odds / odds.sum(1, keepdims=True)
 
     def predict(self, logits: Floats) -> Targets:
         """The targets that logits (n, K) predict without thresholds."""

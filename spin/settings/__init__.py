@@ -5,7 +5,7 @@ The first line of each class docstring and every `description=` are what `spin i
 
 from __future__ import annotations
 
-from spin.settings.backbone_settings import POOLINGS, TRAINED_SETTINGS, BackboneSettings, Pooling
+from spin.settings.backbone_settings import TRAINED_SETTINGS, BackboneSettings
 from spin.settings.credentials import holds_password, holds_user_part, mask_credentials
 from spin.settings.data_settings import DataSettings
 from spin.settings.metrics_settings import MetricsSettings
@@ -25,7 +25,6 @@ from spin.settings.worker_settings import RaySettings, Stage, StageSettings
 
 __all__ = [
     "METRICS",
-    "POOLINGS",
     "TRAINED_SETTINGS",
     "BackboneSettings",
     "CascadeSettings",
@@ -36,7 +35,6 @@ __all__ = [
     "Metric",
     "MetricsSettings",
     "MlflowSettings",
-    "Pooling",
     "ProbeSettings",
     "PromoteSettings",
     "RaySettings",

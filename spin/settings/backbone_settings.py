@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from spin.settings.section import Section
 
-Pooling = Literal["first", "last", "mean", "max"]
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
-"""ways to make one vector per document of the vectors of its tokens"""
 TRAINED_SETTINGS = ("max_tokens", "long_texts", "window_overlap", "max_windows", "pool_special_tokens")
 """settings of a backbone that a classifier keeps from its training, since they decide what its neurons do"""
 

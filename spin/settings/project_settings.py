@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
-from spin.settings.backbone_settings import BackboneSettings, Pooling
+from spin.settings.backbone_settings import BackboneSettings
 from spin.settings.data_settings import DataSettings
 from spin.settings.metrics_settings import MetricsSettings
 from spin.settings.night_settings import ClassifySettings
@@ -21,6 +21,7 @@ from spin.settings.training_settings import (
     TrainSettings,
 )
 from spin.settings.worker_settings import RaySettings
+from spin.sites import Pooling
 
 Choice = Literal["accuracy", "balanced", "cheapest"]
 """the three classifiers that every training chooses"""

@@ -21,15 +21,13 @@ from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.sites import FeatureColumn
-from spin.sparsify.solvers.fista import full_float32
+from spin.sparsify.solvers.ridge_regression import add_products, factorize_gram, fill_upper, solve_ridge
 
 PENALTIES = (0.3, 1.0, 3.0)
 """penalties that are tried, as shares of the mean squared length of a row"""
 MOST_ROWS = 5_000
 """rows that are used at most: time grows with the square of their number, and in part with its cube"""
 
-_BLOCK = 1_000
-"""rows that are computed at once"""
 _MOST_SUSPECT = 0.25
 """share of a class that is left out at most"""
 
@@ -85,65 +83,6 @@ def fit_ridge(
     return [_importance(c, _standardized(read(c, rows), gram.device), duals, len(parts)) for c in columns]
 
 
-@dataclass(frozen=True)
-class RidgeSolution:
-    """A ridge regression with an unpenalised intercept in its dual form."""
-
-    dual: Tensor
-    """(n, K); the weights (p, K) are X^T dual"""
-    left_out: Tensor
-    """(n, K) for each row the prediction of the regression on all other rows"""
-
-
-def solve_ridge(gram: Tensor, targets: Tensor, penalty: float) -> RidgeSolution:
-    """Minimise |targets - X w - b|^2 + lam |w|^2, where lam is `penalty` times the mean squared length of a row.
-
-    `gram` (n, n) is X X^T, `targets` are (n, K). With the centred matrix G = H X X^T H the dual is
-    (G + lam I)^-1 H targets. A row's residual in the regression without it is its residual over 1 minus its leverage
-    (Hastie et al. 2009, section 7.10).
-    """
-    factor, lam = _factorize(gram, penalty)
-    inverse = torch.cholesky_inverse(factor)
-    dual = inverse @ (targets - targets.mean(0))
-    free = (lam * inverse.diagonal() - 1 / len(gram)).clamp_min(1e-6)  # 1 minus the leverage
-    return RidgeSolution(dual, targets - lam * dual / free[:, None])
-
-
-def _factorize(gram: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """The Cholesky factor (n, n) of G + lam I, and lam."""
-    means = gram.mean(0)
-    centred = gram - means - means[:, None] + means.mean()
-    lam = penalty * centred.diagonal().mean().clamp_min(1e-12)
-    centred.diagonal().add_(lam)
-    return torch.linalg.cholesky(centred), lam
-
-
-def predict_left_out(X: Floats, targets: NDArray[np.bool_], penalties: Sequence[float]) -> list[Floats]:
-    """For each penalty (n, K): each row's prediction by the ridge regression on all other rows, from features (n, p).
-
-    In the dual form or, for fewer features than rows, in the primal one: the smaller of the matrices (n, n) and (p, p)
-    is inverted.
-    """
-    features, Y = torch.from_numpy(X - X.mean(0)), torch.from_numpy(targets).float()
-    if X.shape[1] >= len(X):
-        gram = features @ features.T
-        return [solve_ridge(gram, Y, penalty).left_out.numpy() for penalty in penalties]
-    gram, products = features.T @ features, features.T @ Y
-    predictions = []
-    for penalty in penalties:
-        penalized = gram.clone()
-        penalized.diagonal().add_((penalty * gram.trace() / len(X)).clamp_min(1e-12))
-        factor = torch.linalg.cholesky(penalized)
-        residuals = Y - Y.mean(0) - features @ torch.cholesky_solve(products, factor)
-        leverages = [
-            torch.linalg.solve_triangular(factor, block.T, upper=False).square().sum(0)
-            for block in features.split(_BLOCK)
-        ]
-        free = (1 - 1 / len(X) - torch.cat(leverages)).clamp_min(1e-6)
-        predictions.append((Y - residuals / free[:, None]).numpy())
-    return predictions
-
-
 def choose_rows(data: TrainingData) -> Rows:
     """Rows that train or validate, ascending: one of each group, and of every class in each split the same share.
 
@@ -161,11 +100,8 @@ def _add_grams(read: ReadRows, columns: Sequence[FeatureColumn], rows: Rows, dev
     gram = torch.zeros(len(rows), len(rows), device=device)
     for column in columns:
         X = _standardized(read(column, rows), gram.device)
-        with full_float32():
-            for start in range(0, len(rows), _BLOCK):  # the lower triangle only, in steps
-                stop = start + _BLOCK
-                gram[start:stop, :stop].addmm_(X[start:stop], X[:stop].T)
-    return gram.tril() + gram.tril(-1).T
+        add_products(gram, X)
+    return fill_upper(gram)
 
 
 def _standardized(activations: Floats, device: torch.device) -> Tensor:
@@ -185,7 +121,7 @@ def _fit_part(gram: Tensor, targets: Tensor, data: TrainingData) -> Tensor:
     penalty = max(scores, key=lambda p: (scores[p], p))
     kept = np.full(len(has), True) if data.label_space.multilabel else _trusted(left_out[penalty], has.argmax(1))
     rows = torch.from_numpy(np.flatnonzero(kept)).to(gram.device)
-    factor, _ = _factorize(gram[rows][:, rows], penalty)
+    factor, _ = factorize_gram(gram[rows][:, rows], penalty)
     dual = torch.zeros_like(targets)
     dual[rows] = torch.cholesky_solve(targets[rows] - targets[rows].mean(0), factor)
     return dual

@@ -83,6 +83,7 @@ INTAKE, WORKFLOW, WORKERS, ISOLATION, SIGNALS = (
 )
 FORGET = "tests/pipelines/nightly/forget/test_forget_nights.py"
 FORGETTING = "pipelines/nightly/forget"
+OUTCOMES = "tests/pipelines/nightly/test_night_outcomes.py"
 OVERTAKEN = "tests/pipelines/training/test_overtaken_training.py"
 PURGE = "tests/pipelines/training/test_purge.py"
 TABLES = "pipelines/nightly/tables"
@@ -619,6 +620,27 @@ GUARANTEES = (
                 "pipelines/storage/stage_plan.py",
                 "for key in sorted(keys, key=_deletion_rank):",
                 "for key in sorted(keys):",
+            ),
+        ),
+    ),
+    Guarantee(
+        "the figures that a night exports are those of the newest night, whatever fails, sleeps or is done again",
+        (
+            Cut(
+                f"{OUTCOMES}::test_a_driver_that_slept_after_it_published_exports_nothing",
+                "pipelines/nightly/night_outcomes.py",
+                "leases[model].check()",
+            ),
+            Cut(
+                f"{OUTCOMES}::test_a_night_of_an_earlier_date_leaves_the_figures_of_the_newest",
+                "pipelines/nightly/night_outcomes.py",
+                "return report.date >= max(dates, default=report.date)",
+                "return True",
+            ),
+            Cut(
+                f"{OUTCOMES}::test_a_command_that_finds_the_output_held_exports_nothing",
+                "pipelines/nightly/night_outcomes.py",
+                "except HeldError:\nraise",
             ),
         ),
     ),

@@ -69,5 +69,5 @@ def test_lines_are_removed_or_replaced_with_the_same_indentation() -> None:
 
 
 def test_every_guarantee_has_a_cut() -> None:
-    assert len(GUARANTEES) == 25
+    assert len(GUARANTEES) == 26
     assert all(guarantee.cuts for guarantee in GUARANTEES)

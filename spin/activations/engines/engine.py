@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from spin.activations.engines.encoder import BlockSegment, NeuronEncoder
+from spin.activations.engines.host_copy import HostCopy, copy_to_device
 from spin.activations.engines.segment_output import SegmentOutput, read_tokens
 from spin.activations.engines.torch_compile import compile_if_faster
-from spin.arrays import Floats
 from spin.attribution.token_sums import TokenReadings
 from spin.backbone.hooks import HOOK_LOCK
 from spin.backbone.model import Backbone
@@ -46,28 +46,35 @@ class TorchEngine:
     `run` raises UserError if a single document does not fit.
     """
 
-    streams = 1
-
     def __init__(self, backbone: Backbone, segments: Sequence[BlockSegment]) -> None:
         self.backbone, self.segments = backbone, segments
         self.on_gpu = backbone.device.type == "cuda"
+        # while a GPU computes a batch, another thread stores the one before and queues the next
+        self.streams = 2 if self.on_gpu else 1
         encoders = [NeuronEncoder(backbone, segment, carry=segment is not segments[-1]) for segment in segments]
         self.encoders = [
             compile_if_faster(encoder) if backbone.compile and self.on_gpu else encoder for encoder in encoders
         ]
 
     def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> SegmentOutput:
-        with suppress(torch.OutOfMemoryError), torch.inference_mode(), HOOK_LOCK:
-            outputs = self.encoders[index](
-                self._to_device(ids), self._to_device(mask), *([] if hidden is None else [hidden])
-            )
-            is_last = self.segments[index] is self.segments[-1]
-            read = [self._to_numpy(each) for each in (outputs if is_last else outputs[:-1])]
-            return SegmentOutput(
-                read[0], None if is_last else outputs[-1], read_tokens(self.segments[index], read, mask.shape[1])
-            )
+        with suppress(torch.OutOfMemoryError):
+            copy, following = self._queue(index, ids, mask, hidden)
+            read = copy.wait()
+            return SegmentOutput(read[0], following, read_tokens(self.segments[index], read, mask.shape[1]))
         # outside the context, where nothing refers to the tensors of the failed attempt any more
         return self._run_in_halves(index, ids, mask, hidden)
+
+    def _queue(self, index: int, ids: Tensor, mask: Tensor, hidden: Any) -> tuple[HostCopy, Any]:
+        """The outputs of a segment on their way to the processor, and the hidden states; a GPU has yet to compute them.
+
+        The lock is free again while it does, so that another thread can queue the next batch.
+        """
+        device = self.backbone.device
+        with torch.inference_mode(), HOOK_LOCK:
+            inputs = copy_to_device(ids, device), copy_to_device(mask, device)
+            outputs = self.encoders[index](*inputs, *([] if hidden is None else [hidden]))
+            is_last = self.segments[index] is self.segments[-1]
+            return HostCopy(outputs if is_last else outputs[:-1]), None if is_last else outputs[-1]
 
     def _run_in_halves(self, index: int, ids: Tensor, mask: Tensor, hidden: Any) -> SegmentOutput:
         if len(ids) == 1:
@@ -84,16 +91,6 @@ class TorchEngine:
             None if out[0] is None else torch.cat(out),
             None if tokens[0] is None else TokenReadings.stack(tokens),
         )
-
-    def _to_device(self, values: Tensor) -> Tensor:
-        """Values on the backbone's device; a GPU copies from pinned memory while the processor goes on."""
-        return values.pin_memory().to(self.backbone.device, non_blocking=True) if self.on_gpu else values
-
-    def _to_numpy(self, values: Tensor) -> Floats:
-        """Values on the processor; from a GPU they are copied to pinned memory."""
-        if not self.on_gpu:
-            return values.numpy()
-        return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values).numpy()
 
 
 def open_engine(backbone: Backbone, segments: Sequence[BlockSegment], *, calibration: Sequence[str] = ()) -> Engine:

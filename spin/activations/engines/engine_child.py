@@ -28,8 +28,8 @@ from spin.backbone.engine_trial import TOLERANCES, TrialReport, TrialRequest
 from spin.backbone.loading import open_backbone
 from spin.backbone.model import Backbone
 from spin.errors import UserError
-from spin.settings import POOLINGS, BackboneSettings
-from spin.sites import FeatureColumn, Site
+from spin.settings import BackboneSettings
+from spin.sites import POOLINGS, FeatureColumn, Site
 
 _TEXT = (
     "The crew was lovely and the film was fine, but on the seventh day of a long and cold journey the train stood "

@@ -241,6 +241,17 @@ def test_what_cannot_be_written_is_a_warning(
     assert [record.levelname for record in caplog.records if "metrics." in record.getMessage()] == ["WARNING"] * 2
 
 
+def test_figures_that_a_newer_night_lacks_are_gone(local_nights: FakeNights, exported: Callable[[], Figures]) -> None:
+    """An estimate of the night before is none of a night without one."""
+    settings = MetricsSettings.model_validate(local_nights.metrics)
+    estimate = GaugeValue("spin_night_estimated_accuracy", "estimate", 0.9, {"bound": "value"})
+    export_gauges(settings, "tiny", [GaugeValue("spin_night_status", "status", 0), estimate], replace=True)
+    assert exported()[estimate.name] == {(("bound", "value"), ("model", "tiny")): 0.9}
+    local_nights.write("a.jsonl", ROWS)
+    local_nights.run()
+    assert estimate.name not in exported()
+
+
 def test_a_damaged_file_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "spin_night_tiny.prom").write_text("{ this is no exposition")
     settings = MetricsSettings(textfile=str(tmp_path))
@@ -250,8 +261,9 @@ def test_a_damaged_file_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert _read_files(tmp_path) == {"spin_night_status": {TINY: 0}}
 
 
-def test_models_whose_names_look_alike_in_paths_have_files_of_their_own(tmp_path: Path) -> None:
-    settings = MetricsSettings(textfile=str(tmp_path))
-    for number, name in enumerate(("a b", "a_b", "a\nb", "ä_b")):
+def test_no_two_models_or_projects_share_a_file(tmp_path: Path) -> None:
+    names = ("a b", "a_b", "a\nb", "ä_b", "b")
+    for number, (name, labels) in enumerate([*((name, {}) for name in names), ("b", {"x": "a"}), ("b", {"y": "a"})]):
+        settings = MetricsSettings(textfile=str(tmp_path), labels=labels)
         export_gauges(settings, name, [GaugeValue("spin_night_status", "status", number)], replace=True)
-    assert sorted(_read_files(tmp_path)["spin_night_status"].values()) == [0, 1, 2, 3]
+    assert sorted(_read_files(tmp_path)["spin_night_status"].values()) == list(range(7))

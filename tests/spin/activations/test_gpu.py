@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig
 
 from pipelines.workers.ray_cluster import _check_gpus, configure_worker, worker_count
@@ -155,6 +157,60 @@ def test_a_document_that_does_not_fit_is_an_error(llama: Path) -> None:
     engine.encoders = [LimitedEncoder(encoder, 0) for encoder in engine.encoders]
     with pytest.raises(UserError, match=r"no room for a single text of 2 tokens; lower backbone\.max_tokens"):
         read_activations(engine, TEXTS)
+
+
+# ---------------------------------------------------------------- waiting for the device
+
+
+class WaitCounter(TorchDispatchMode):
+    """Counts the operations for whose result the processor would wait if the tensors were on a GPU."""
+
+    names = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in self.names or by_mask:
+            self.counted[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_reading_neurons_waits_for_the_device_no_more_often_than_the_model(backbone_folder: Path, llama: Path) -> None:
+    """The model itself looks whether a batch has padding; hooks, poolings and gathers look at nothing."""
+    for folder in (backbone_folder, llama):
+        for long_texts in ({}, {"long_texts": "windows", "max_tokens": 4, "window_overlap": 1}):
+            backbone = load(folder, **long_texts)
+            ids, mask = backbone.pad_tokens(backbone.tokenize(TEXTS), range(2))
+            segments = split_into_two_segments(backbone)
+            first = NeuronEncoder(backbone, segments[0], carry=True)
+            second = NeuronEncoder(backbone, segments[1])
+            with torch.inference_mode():
+                hidden = first(ids, mask)[-1]
+                with WaitCounter() as of_model:
+                    backbone.model(input_ids=ids, attention_mask=(mask > 0).long(), **backbone.forward_options)
+                for encoder, inputs in ((first, (ids, mask)), (second, (ids, mask, hidden))):
+                    with WaitCounter() as of_encoder:
+                        encoder(*inputs)
+                    assert of_encoder.counted == of_model.counted
+
+
+def test_two_streams_of_torch_give_the_values_of_one(llama: Path) -> None:
+    """A GPU has two: one thread queues a batch while the other waits for its own."""
+    backbone = load(llama, batch_tokens=8)
+    texts = [text for text in TEXTS for _ in range(20)]
+    for keep_mask in (None, lambda _index, rows, _values: rows % 3 > 0):
+        engine = TorchEngine(backbone, split_into_two_segments(backbone))
+        assert engine.streams == 1
+        expected = read_activations(engine, texts, keep_mask=keep_mask)
+        engine.streams = 2
+        actual = read_activations(engine, texts, keep_mask=keep_mask)
+        np.testing.assert_array_equal(actual.values, expected.values)
+        if keep_mask is not None:
+            np.testing.assert_array_equal(actual.depth, expected.depth)
 
 
 # ---------------------------------------------------------------- torch.compile

@@ -45,8 +45,8 @@ from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.backbone.pooling import pool, token_position
 from spin.errors import UserError
-from spin.settings import POOLINGS, BackboneSettings
-from spin.sites import FeatureColumn, Site, choose_sites
+from spin.settings import BackboneSettings
+from spin.sites import POOLINGS, FeatureColumn, Site, choose_sites
 from tests.support import tiny
 
 TEXTS = (

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from spin.errors import UserError
 from spin.labels.splits import SPLITS, assign_split, rows_in_split
 from spin.settings import (
-    POOLINGS,
     BackboneSettings,
     SearchSettings,
     Settings,
@@ -26,7 +25,7 @@ from spin.settings import (
     mask_credentials,
     parse_settings,
 )
-from spin.sites import FeatureColumn, Site, choose_sites
+from spin.sites import POOLINGS, FeatureColumn, Site, choose_sites
 
 sites = st.one_of(
     st.builds(Site, st.integers(0, 9999), st.sampled_from(["resid", "final"])),

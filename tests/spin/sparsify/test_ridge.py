@@ -15,8 +15,9 @@ from spin.labels.cross_validation import Fold
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.training_data import TrainingData
 from spin.sites import FeatureColumn
-from spin.sparsify.ridge import ReadRows, RidgeImportance, choose_rows, fit_ridge, predict_left_out, solve_ridge
+from spin.sparsify.ridge import ReadRows, RidgeImportance, choose_rows, fit_ridge
 from spin.sparsify.select import Ranking
+from spin.sparsify.solvers.ridge_regression import predict_left_out, solve_ridge
 
 COLUMNS = [FeatureColumn.parse(text) for text in ("ffn.01.mean", "resid.01.mean", "ffn.02.mean")]
 THREE = LabelSpace(("a", "b", "c"))

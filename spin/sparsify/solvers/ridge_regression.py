@@ -1,0 +1,89 @@
+"""Ridge regression by matrix products, in its dual form or, for fewer features than rows, in the primal one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spin.arrays import Floats
+from spin.sparsify.solvers.fista import full_float32
+
+_BLOCK = 1_000
+"""rows that are computed at once"""
+
+
+def add_products(gram: Tensor, X: Tensor) -> None:
+    """Add X X^T of features X (n, p) to the lower triangle of `gram` (n, n), in place and without TF32."""
+    with full_float32():
+        for start in range(0, len(X), _BLOCK):
+            stop = start + _BLOCK
+            gram[start:stop, :stop].addmm_(X[start:stop], X[:stop].T)
+
+
+def fill_upper(gram: Tensor) -> Tensor:
+    """The symmetric matrix (n, n) whose lower triangle is that of `gram`."""
+    return gram.tril() + gram.tril(-1).T
+
+
+@dataclass(frozen=True)
+class RidgeSolution:
+    """A ridge regression with an unpenalised intercept in its dual form."""
+
+    dual: Tensor
+    """(n, K); the weights (p, K) are X^T dual"""
+    left_out: Tensor
+    """(n, K) for each row the prediction of the regression on all other rows"""
+
+
+def solve_ridge(gram: Tensor, targets: Tensor, penalty: float) -> RidgeSolution:
+    """Minimise |targets - X w - b|^2 + lam |w|^2, where lam is `penalty` times the mean squared length of a row.
+
+    `gram` (n, n) is X X^T, `targets` are (n, K). With the centred matrix G = H X X^T H the dual is
+    (G + lam I)^-1 H targets. A row's residual in the regression without it is its residual over 1 minus its leverage
+    (Hastie et al. 2009, section 7.10).
+    """
+    factor, lam = factorize_gram(gram, penalty)
+    inverse = torch.cholesky_inverse(factor)
+    dual = inverse @ (targets - targets.mean(0))
+    free = (lam * inverse.diagonal() - 1 / len(gram)).clamp_min(1e-6)  # 1 minus the leverage
+    return RidgeSolution(dual, targets - lam * dual / free[:, None])
+
+
+def factorize_gram(gram: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """The Cholesky factor (n, n) of G + lam I, and lam."""
+    means = gram.mean(0)
+    centred = gram - means - means[:, None] + means.mean()
+    lam = penalty * centred.diagonal().mean().clamp_min(1e-12)
+    centred.diagonal().add_(lam)
+    return torch.linalg.cholesky(centred), lam
+
+
+def predict_left_out(X: Floats, targets: NDArray[np.bool_], penalties: Sequence[float]) -> list[Floats]:
+    """For each penalty (n, K): each row's prediction by the ridge regression on all other rows, from features (n, p).
+
+    In the dual form or, for fewer features than rows, in the primal one: the smaller of the matrices (n, n) and (p, p)
+    is inverted.
+    """
+    features, Y = torch.from_numpy(X - X.mean(0)), torch.from_numpy(targets).float()
+    if X.shape[1] >= len(X):
+        gram = features @ features.T
+        return [solve_ridge(gram, Y, penalty).left_out.numpy() for penalty in penalties]
+    gram, products = features.T @ features, features.T @ Y
+    predictions = []
+    for penalty in penalties:
+        penalized = gram.clone()
+        penalized.diagonal().add_((penalty * gram.trace() / len(X)).clamp_min(1e-12))
+        factor = torch.linalg.cholesky(penalized)
+        residuals = Y - Y.mean(0) - features @ torch.cholesky_solve(products, factor)
+        leverages = [
+            torch.linalg.solve_triangular(factor, block.T, upper=False).square().sum(0)
+            for block in features.split(_BLOCK)
+        ]
+        free = (1 - 1 / len(X) - torch.cat(leverages)).clamp_min(1e-6)
+        predictions.append((Y - residuals / free[:, None]).numpy())
+    return predictions
