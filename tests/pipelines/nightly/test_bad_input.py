@@ -108,7 +108,7 @@ def test_a_corrupt_parquet_file_is_named_in_the_error(damage: str, run_spin: Run
 
 
 SETTINGS_CASES: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown setting": ({"metrics": "accuracy"}, "unknown setting 'metrics'"),
+    "unknown setting": ({"measure": "accuracy"}, "unknown setting 'measure'"),
     "unknown metric": (
         {"metric": "auc"},
         "'metric' is 'auc': Input should be 'accuracy', 'balanced_accuracy' or 'macro_f1'",
