@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 import spin.backbone.engine_choice
@@ -22,6 +23,9 @@ from tests.support import tiny
 from tests.support.browser import launch_chromium
 
 silence_libraries()
+# a busy machine may take longer for an example than Hypothesis allows
+hypothesis.settings.register_profile("spin", parent=hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("spin")
 # `engine: auto` chooses torch in tests, because OpenVINO compiles for a second; tests of OpenVINO name it
 spin.backbone.engine_choice.OPENVINO_FAMILIES = frozenset()
 # a trial of an engine runs a process for some seconds; test_engine_trial.py restores the real function
