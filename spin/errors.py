@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""exit status after Ctrl-C: 128 and the number of the signal"""
+
 
 class SpinError(Exception):
     """An error whose message says what was found, what was expected and what to do; shown without a traceback."""
@@ -17,6 +20,13 @@ class UserError(SpinError):
 
 class NotFiniteError(UserError):
     """Activations that are not finite numbers."""
+
+
+def exit_status(error: BaseException) -> int:
+    """The exit status of a command that an error ends: its own, 130 after Ctrl-C, else 1."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return int(getattr(error, "status", SpinError.status))
 
 
 def error_types() -> dict[str, type[SpinError]]:

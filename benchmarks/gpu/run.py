@@ -67,7 +67,7 @@ def make_plan(device: torch.device, *, quick: bool) -> Plan:
     problems = full_problems()
     if quick:
         few = {solver: each[:1] for solver, each in problems.items()}
-        return Plan(full_shapes(), SIZES[:2], few, 2, 0.3, 50_000, 5.0, 500, 16)
+        return Plan(full_shapes(), SIZES[:2], few, 2, 0.3, 50_000, 5.0, 500, 48)
     return Plan(full_shapes(), SIZES, problems, 5, 1.0, 200_000, 22.0, 1500, 48)
 
 

@@ -109,8 +109,6 @@ def measure_speed(
     contenders = list_contenders(rivals, documents, all_neurons)
     for contender in contenders.values():
         contender.run()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     start = time.perf_counter()
     for number in range(rounds):
@@ -130,7 +128,7 @@ def measure_speed(
         {name: Speed(contenders[name].tokens, Times(tuple(seconds))) for name, seconds in times.items()},
         rivals.spin.label_with_exits(documents.texts, rivals.heads)[1],
         find_waits(device, contenders[SPIN].run),
-        torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
+        measure_peak(device, contenders[SPIN].run),
     )
 
 
@@ -152,6 +150,15 @@ def list_contenders(rivals: Rivals, documents: Documents, all_neurons: bool) -> 
     return contenders
 
 
+def measure_peak(device: torch.device, work: Callable[[], object]) -> int:
+    """The most bytes of a GPU that tensors hold during some work, 0 on a processor."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return int(torch.cuda.max_memory_allocated(device))
+
+
 def find_waits(device: torch.device, work: Callable[[], object]) -> dict[str, int]:
     """The calls for whose result the processor waits for the device during some work, by file and line."""
     if device.type != "cuda":
@@ -163,7 +170,7 @@ def find_waits(device: torch.device, work: Callable[[], object]) -> dict[str, in
             work()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    lines = (f"{_short(w.filename)}:{w.lineno}" for w in caught if "synchroniz" in str(w.message))
+    lines = (f"{_short(w.filename)}:{w.lineno}" for w in caught if "called a synchronizing" in str(w.message))
     return dict(Counter(lines).most_common())
 
 

@@ -23,7 +23,7 @@ from pipelines.nightly.finish_nights import (
     work_on_nights,
 )
 from pipelines.nightly.night_models import NightModel, RequestedModel, choose_versions, download_model
-from pipelines.nightly.night_outcomes import export_outcomes, failures_exported
+from pipelines.nightly.night_outcomes import NightOutcomes
 from pipelines.nightly.night_pass import ModelNight
 from pipelines.nightly.observed_nights import describe_night
 from pipelines.nightly.pass_intake import kept_types
@@ -94,8 +94,9 @@ def classify_nights(
     `run_classify`; `incremental` is asked for each model. Raises, before anything is computed, what concerns all of
     them: HeldError if another run of one of the models is at work, UserError for settings or versions that do not fit.
     """
-    with failures_exported(settings.metrics, [model.name for model in requested]):
-        day, out = parse_date(night), _open_output(source, output)
+    day = parse_date(night)
+    with NightOutcomes(settings, [model.name for model in requested], output, day) as outcomes:
+        out = _open_output(source, output)
         source = input_files.normalise_source(source)
         check_kept_names(settings.data)
         with_engine = weights_cache.with_engine(settings, "classify")
@@ -109,6 +110,7 @@ def classify_nights(
             # in order of name, so that two commands do not wait for each other
             names = [each.registry.name for each in chosen]
             leases = [stack.enter_context(lease_model(out, name)) for name in names]
+            outcomes.hold(dict(zip(names, leases, strict=True)))
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.enter_context(shared_ray_session())
             models = [download_model(each, scratch / str(n), settings, with_engine) for n, each in enumerate(chosen)]
@@ -120,8 +122,8 @@ def classify_nights(
             requests = [batch.request(model, token) for model, token in zip(models, tokens, strict=True)]
             nights, refused = _choose_nights(tables, models, leases, requests)
             with observe_runs([describe_night(each) for each in nights]):
-                result = work_on_nights(nights, refused)
-            export_outcomes(settings, tables, dict(zip(names, leases, strict=True)), result)
+                result = work_on_nights(nights, refused, on_published=outcomes.export_published)
+            outcomes.export_failures(result.failures)
             return result
 
 

@@ -6,7 +6,7 @@ A model that fails keeps no other one from being published: its error is kept un
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -43,13 +43,15 @@ from pipelines.telemetry.current_runs import CurrentRun, working_on
 from pipelines.telemetry.observed_runs import add_results, end_run, observe_stage, observe_work
 from pipelines.workers.worker_faults import describe_error
 from spin.classifier import SpinClassifier
-from spin.errors import SpinError, UserError
+from spin.errors import SpinError, UserError, exit_status
 from spin.heads.held_out import HeldOutLogits
 from spin.monitor.agreement import ShadowAgreement, total_agreement
 from spin.monitor.drift import Drift
 from spin.settings import BackboneSettings
 
 _log = logging.getLogger(__name__)
+OnPublished = Callable[[ModelNight, NightReport], None]
+"""called with a night that is published and its report"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class NightFailure:
     @property
     def status(self) -> int:
         """Exit status of the error."""
-        return self.error.status if isinstance(self.error, SpinError) else SpinError.status
+        return exit_status(self.error)
 
     @property
     def message(self) -> str:
@@ -118,12 +120,18 @@ def refuse_run(model: str, lease: Lease, error: UserError) -> NightFailure:
         return NightFailure(model, found)
 
 
-def work_on_nights(nights: Sequence[ModelNight], refused: Sequence[NightFailure] = ()) -> CommandResult:
+def work_on_nights(
+    nights: Sequence[ModelNight],
+    refused: Sequence[NightFailure] = (),
+    *,
+    on_published: OnPublished = lambda night, report: None,
+) -> CommandResult:
     """Publish the runs that are finished, classify the others in passes and publish them, then show and log all.
 
-    `refused` are the failures of the models of the command whose runs cannot go on.
+    `refused` are the failures of the models of the command whose runs cannot go on. `on_published` is called for each
+    night as soon as it is published.
     """
-    work = _Work(nights, failures={failure.model: failure for failure in refused})
+    work = _Work(nights, on_published, failures={failure.model: failure for failure in refused})
     for night in nights:
         work.publish_if_finished(night)
     work.show_published()
@@ -147,6 +155,8 @@ class _Work:
     """The state of the nights of a command."""
 
     nights: Sequence[ModelNight]
+    on_published: OnPublished
+    """called for each night as soon as it is published"""
     reports: dict[str, NightReport] = field(default_factory=dict)
     """of the nights that are published, by model"""
     failures: dict[str, NightFailure] = field(default_factory=dict)
@@ -168,21 +178,25 @@ class _Work:
         """Work on nights; keep an error as their failure, and go on."""
         with working_on([CurrentRun(night.run, night.name) for night in nights]):
             try:
-                with observe_work():
+                with observe_work(), self._logging_failure(nights):
                     yield
             except Exception as error:
-                self._keep_failure(nights, error)
+                for night in nights:
+                    self.failures.setdefault(night.name, NightFailure(night.name, error))
+                    end_run(night.run, error)
 
-    def _keep_failure(self, nights: Sequence[ModelNight], error: Exception) -> None:
-        for night in nights:
-            failure = NightFailure(night.name, error)
+    @contextmanager
+    def _logging_failure(self, nights: Sequence[ModelNight]) -> Iterator[None]:
+        """Log an error if there are several models: that of a single one ends the command, which prints it."""
+        try:
+            yield
+        except Exception as error:
             if self.several:
-                _log.warning("model %s: %s", night.name, failure.message)
-            self.failures.setdefault(night.name, failure)
-            end_run(night.run, error)
-        if self.several:
-            level = logging.DEBUG if isinstance(error, SpinError) else logging.WARNING
-            _log.log(level, "failed: %s", ", ".join(night.name for night in nights), exc_info=error)
+                for night in nights:
+                    _log.warning("model %s: %s", night.name, NightFailure(night.name, error).message)
+                level = logging.DEBUG if isinstance(error, SpinError) else logging.WARNING
+                _log.log(level, "failed: %s", ", ".join(night.name for night in nights), exc_info=True)
+            raise
 
     def publish_if_finished(self, night: ModelNight) -> None:
         """Publish a run that another driver, or an earlier command, has finished.
@@ -267,6 +281,7 @@ class _Work:
             if report is not None and night.name not in self.shown:
                 self.shown.add(night.name)
                 with self.keeping_failure(night), overtaken_first(night.driver.lease):
+                    self.on_published(night, report)
                     model = night.model
                     summary = replace(_summary(report), data=_describe_data(night, report))
                     model.registry.log_night(model.version, summary, show_reports(night.driver, report))

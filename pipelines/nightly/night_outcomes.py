@@ -4,83 +4,101 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from types import TracebackType
 
-from pipelines.nightly.finish_nights import CommandResult
-from pipelines.nightly.report.night_gauges import list_figures, list_status
+from pipelines.nightly.finish_nights import NightFailure
+from pipelines.nightly.night_pass import ModelNight
+from pipelines.nightly.report.night_gauges import list_end, list_figures, list_status
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_tables import NightTables
-from pipelines.service_errors import DriftError, HeldError
+from pipelines.service_errors import DriftError, HeldError, UnavailableError
 from pipelines.storage.lease import Lease
-from pipelines.telemetry.gauge_export import export_gauges
-from spin.errors import SpinError
-from spin.settings import MetricsSettings, Settings
+from pipelines.storage.object_store import Store
+from pipelines.telemetry.gauge_export import GaugeValue, export_gauges
+from spin.errors import exit_status
+from spin.settings import Settings
 
 _log = logging.getLogger(__name__)
-_INTERRUPTED = 130
-"""exit status after Ctrl-C"""
 
 
-@contextmanager
-def failures_exported(settings: MetricsSettings, models: Sequence[str]) -> Iterator[None]:
-    """Export the exit status of an error that ends the context, for all models.
+class NightOutcomes:
+    """A context that exports the figures of each night once it is published, and the status of each that fails.
 
-    HeldError is not exported: the run that holds the output exports its own outcome, perhaps before this one fails.
+    An error that ends the context is the outcome of all models without one. Nothing is exported for a model whose lease
+    another run has taken: this process may have slept while that run published a later night. A night of an earlier
+    date than the newest leaves the figures and the status of the newest as they are.
     """
-    try:
-        yield
-    except HeldError:
-        raise
-    except BaseException as error:
-        for model in models:
-            export_gauges(settings, model, list_status(_exit_status(error), time.time()), replace=False)
-        raise
 
+    def __init__(self, settings: Settings, models: Sequence[str], output: str, date: str) -> None:
+        self.settings, self.output, self.date = settings, output, date
+        self.waiting = list(models)
+        """models without an outcome"""
+        self._leases: Mapping[str, Lease] = {}
 
-def export_outcomes(
-    settings: Settings, tables: NightTables, leases: Mapping[str, Lease], result: CommandResult
-) -> None:
-    """Export the status of each model's night, and the figures of a night if it is the newest of its model.
+    def __enter__(self) -> NightOutcomes:
+        return self
 
-    A model whose lease another run has taken is left out: this process may have slept while that run published a later
-    night. `leases` are those of the models by name.
-    """
-    if settings.metrics.pushgateway is None and settings.metrics.textfile is None:
-        return
-    failed = {failure.model: failure.status for failure in result.failures}
-    reports = {report.model: report for report in result.reports}
-    for model in result.models:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            for model in list(self.waiting):
+                self.export_failure(model, error)
+
+    def hold(self, leases: Mapping[str, Lease]) -> None:
+        """From now on the command holds the leases of its models, which are checked before anything is exported."""
+        self._leases = leases
+
+    def export_published(self, night: ModelNight, report: NightReport) -> None:
+        """Export the figures of a published night."""
+        drifted = self.settings.classify.fail_on_drift and any(drift.drifted for drift in report.drift)
+        now = time.time()
+        figures = [*list_status(DriftError.status if drifted else 0), *list_end(now), *list_figures(report, now)]
+        self._export(night.name, figures, replace=True)
+
+    def export_failure(self, model: str, error: BaseException) -> None:
+        """Export the exit status of an error.
+
+        That of HeldError is not: the run that holds the output exports its own outcome, perhaps before this one fails.
+        """
+        if isinstance(error, HeldError):
+            self._finish(model)
+        else:
+            values = [*list_status(exit_status(error)), *list_end(time.time())]
+            # a store that does not answer is not asked whether there is a newer night
+            self._export(model, values, replace=False, ask=not isinstance(error, UnavailableError))
+
+    def export_failures(self, failures: Sequence[NightFailure]) -> None:
+        """Export the exit statuses of the models that have failed."""
+        for failure in failures:
+            self.export_failure(failure.model, failure.error)
+
+    def _export(self, model: str, values: Sequence[GaugeValue], *, replace: bool, ask: bool = True) -> None:
+        """Export gauges of a model; those of a night that is not the newest are only the end of its command."""
+        self._finish(model)
+        metrics = self.settings.metrics
+        if metrics.pushgateway is None and metrics.textfile is None:
+            return
         try:
-            leases[model].check()
-            newest = _is_newest(tables, reports.get(model))
-        except SpinError as error:
-            _log.warning("the figures of the night of model %s are not exported: %s", model, error)
-            _log.debug("the figures of a night are not exported", exc_info=True)
-            continue
-        report = reports.get(model)
-        status = failed.get(model, DriftError.status if settings.classify.fail_on_drift and _drifted(report) else 0)
-        values = list_status(status, time.time())
-        if report is not None and newest:
-            values += list_figures(report, time.time())
-        export_gauges(settings.metrics, model, values, replace=report is not None and newest)
+            if ask and self._is_older(model):
+                values, replace = list_end(time.time()), False
+            if ask and model in self._leases:
+                self._leases[model].check()
+        except HeldError as error:
+            _log.warning("model %s: the figures of its night are not exported: %s", model, error)
+            return
+        except Exception:  # without an answer of the store the figures are worth more than their order
+            _log.debug("model %s: its newest night is not known", model, exc_info=True)
+        export_gauges(metrics, model, self.output, values, replace=replace)
 
+    def _is_older(self, model: str) -> bool:
+        """Whether a night of the model with a later date is published."""
+        nights = list_nights(NightTables(Store(self.output)))
+        return any(night.model == model and night.date > self.date for night in nights)
 
-def _is_newest(tables: NightTables, report: NightReport | None) -> bool:
-    """Whether no night of the model has a later date."""
-    if report is None:
-        return False
-    dates = [night.date for night in list_nights(tables) if night.model == report.model]
-    return report.date >= max(dates, default=report.date)
-
-
-def _drifted(report: NightReport | None) -> bool:
-    return report is not None and any(drift.drifted for drift in report.drift)
-
-
-def _exit_status(error: BaseException) -> int:
-    """The exit status of a command that this error ends."""
-    if isinstance(error, KeyboardInterrupt):
-        return _INTERRUPTED
-    return int(getattr(error, "status", SpinError.status))
+    def _finish(self, model: str) -> None:
+        """Note that a model has an outcome."""
+        if model in self.waiting:
+            self.waiting.remove(model)

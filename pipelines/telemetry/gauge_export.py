@@ -6,10 +6,13 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from filelock import FileLock
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway, pushadd_to_gateway, write_to_textfile
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -19,8 +22,8 @@ from spin.settings import MetricsSettings, mask_credentials
 _log = logging.getLogger(__name__)
 JOB = "spin_night"
 """value of the label `job` of all figures on a Pushgateway"""
-_TIMEOUT = 10.0
-"""seconds for a Pushgateway to answer"""
+EXPORT_SECONDS = 10.0
+"""for which a command waits for a Pushgateway or a file"""
 
 
 @dataclass(frozen=True)
@@ -36,42 +39,59 @@ class GaugeValue:
     """beside those that all gauges of an export have"""
 
 
-def export_gauges(settings: MetricsSettings, model: str, values: Sequence[GaugeValue], *, replace: bool) -> None:
-    """Export gauges of a model wherever the settings say; what cannot be written is logged as a warning.
+def export_gauges(
+    settings: MetricsSettings, model: str, output: str, values: Sequence[GaugeValue], *, replace: bool
+) -> None:
+    """Export gauges of a model in an output wherever the settings say, for at most `EXPORT_SECONDS` each.
 
     With `replace`, these are all gauges of the model from then on; else the others keep the values of earlier exports.
+    What cannot be written is logged as a warning: nothing depends on it.
     """
-    labels = {**settings.labels, "model": model}
+    labels = {**settings.labels, "model": model, "output": mask_credentials(output)}
     if settings.pushgateway is not None:
-        try:
-            _push(settings.pushgateway, labels, values, replace=replace)
-        except (OSError, ValueError) as error:
-            _log.warning("metrics.pushgateway %s: %s", mask_credentials(settings.pushgateway), error)
-            _log.debug("the figures of the night could not be pushed", exc_info=True)
+        push = partial(_push, settings.pushgateway, labels, values, replace=replace)
+        _try_export(f"metrics.pushgateway {mask_credentials(settings.pushgateway)}", push)
     if settings.textfile is not None:
+        write = partial(_write_file, Path(settings.textfile), labels, values, replace=replace)
+        _try_export(f"metrics.textfile {settings.textfile}", write)
+
+
+def _try_export(target: str, export: Callable[[], None]) -> None:
+    """Call a function in a thread, which a server that answers slowly keeps from ending, but not the caller."""
+
+    def run() -> None:
         try:
-            _write_file(Path(settings.textfile), labels, values, replace=replace)
-        except (OSError, ValueError) as error:
-            _log.warning("metrics.textfile %s: %s", settings.textfile, error)
-            _log.debug("the figures of the night could not be written", exc_info=True)
+            export()
+        except Exception as error:
+            _log.warning("%s: %s; the figures of the night are not there", target, mask_credentials(str(error)))
+            _log.debug("the figures of the night could not be exported", exc_info=True)
+
+    thread = threading.Thread(target=run, daemon=True, name="gauges")
+    thread.start()
+    thread.join(EXPORT_SECONDS)
+    if thread.is_alive():
+        _log.warning("%s: no answer for %g s; the figures of the night may not be there", target, EXPORT_SECONDS)
 
 
 def _push(gateway: str, labels: dict[str, str], values: Sequence[GaugeValue], *, replace: bool) -> None:
     registry = CollectorRegistry()
     _set_gauges(registry, values, {})
     push = push_to_gateway if replace else pushadd_to_gateway
-    push(gateway, job=JOB, registry=registry, grouping_key=labels, timeout=_TIMEOUT)
+    push(gateway, job=JOB, registry=registry, grouping_key=labels, timeout=EXPORT_SECONDS)
 
 
 def _write_file(folder: Path, labels: dict[str, str], values: Sequence[GaugeValue], *, replace: bool) -> None:
     path = folder / f"{JOB}_{_slug(labels)}.prom"
     registry = CollectorRegistry()
-    if not replace and path.exists():
-        written = {value.name for value in values}
-        families = text_string_to_metric_families(path.read_text(encoding="utf-8"))
-        registry.register(_Kept([family for family in families if family.name not in written]))
-    _set_gauges(registry, values, labels)
-    write_to_textfile(str(path), registry)
+    if not folder.is_dir():
+        raise FileNotFoundError("there is no such folder")
+    with FileLock(f"{path}.lock", timeout=EXPORT_SECONDS):  # another command of the model may end at the same time
+        if not replace and path.exists():
+            written = {value.name for value in values}
+            families = text_string_to_metric_families(path.read_text(encoding="utf-8"))
+            registry.register(_Kept([family for family in families if family.name not in written]))
+        _set_gauges(registry, values, labels)
+        write_to_textfile(str(path), registry)
 
 
 class _Kept:
@@ -94,9 +114,6 @@ def _set_gauges(registry: CollectorRegistry, values: Sequence[GaugeValue], label
 
 
 def _slug(labels: dict[str, str]) -> str:
-    """A part of a file name for labels, for no two the same: the model, and a digest where that does not tell all."""
-    model = labels["model"]
-    slug = re.sub(r"[^A-Za-z0-9_.-]", "_", model)
-    if labels == {"model": slug}:
-        return slug
-    return f"{slug}-{hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()[:6]}"
+    """A part of a file name for labels: the model, and a digest of all labels."""
+    slug = re.sub(r"[^A-Za-z0-9_.-]", "_", labels["model"])
+    return f"{slug}-{hashlib.sha256(json.dumps(labels, sort_keys=True).encode()).hexdigest()[:16]}"

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from pipelines.service_errors import HeldError
 from pipelines.telemetry.current_runs import CurrentRun
 from pipelines.telemetry.current_span import CurrentSpan
-from spin.errors import SpinError
+from spin.errors import SpinError, exit_status
 from spin.settings import mask_credentials
 
 
@@ -106,7 +106,7 @@ class WorkError:
     @classmethod
     def of(cls, error: BaseException) -> WorkError:
         """What observers are told of an error."""
-        kind, status = type(error).__name__, int(getattr(error, "status", SpinError.status))
+        kind, status = type(error).__name__, exit_status(error)
         aborted = isinstance(error, HeldError) or not isinstance(error, Exception)
         if isinstance(error, SpinError) or not isinstance(error, Exception):  # these are a line of SPIN's own
             message = " ".join(str(error).split()) or kind

@@ -327,7 +327,8 @@ class _Worker:
     """One actor: makes the step once, then computes and commits shards."""
 
     def __init__(self, work: ShardWork[Any]) -> None:
-        StageMetrics(work.stage, work.log.runs).export_regularly()
+        self.metrics = StageMetrics(work.stage, work.log.runs)
+        self.metrics.export_regularly()
         self.node = current_node()
         self.shard_log = work.open_log(node=self.node, lost_nodes=lost_nodes)
         self.counts_type = work.counts_type
@@ -351,7 +352,9 @@ class _Worker:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         with self.log.entered():
-            return self._answer(from_json(Shard, json.loads(row["shard"]))).to_row()
+            answer = self._answer(from_json(Shard, json.loads(row["shard"])))
+        self.metrics.export()  # the process may end before the next regular export
+        return answer.to_row()
 
     def _answer(self, shard: Shard) -> WorkerAnswer:
         if self.failure is not None:

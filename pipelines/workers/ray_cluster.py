@@ -7,6 +7,7 @@ import math
 import os
 import queue
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -77,7 +78,7 @@ def cluster(settings: RaySettings) -> Iterator[None]:
             "address": "local",
             "num_cpus": max(4, wanted + 2, os.cpu_count() or 1),
             "include_dashboard": False,
-            "_metrics_export_port": settings.metrics_port,
+            "_metrics_export_port": _choose_metrics_port(settings.metrics_port),
         }
     with ExitStack() as own:
         ending = _shared.get() or own
@@ -90,6 +91,20 @@ def cluster(settings: RaySettings) -> Iterator[None]:
             raise UnavailableError(f"Ray cluster {settings.address or 'here'}: {_line(error)}; try again") from None
         _silence_ray()
         yield
+
+
+def _choose_metrics_port(wanted: int | None) -> int | None:
+    """The port for metrics, None for any: Ray would not start on one that another program listens on."""
+    if wanted is None:
+        return None
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("", wanted))
+        except OSError as error:
+            _log.warning("ray.metrics_port %d: %s; metrics are served on another port", wanted, error.strerror)
+            return None
+    return wanted
 
 
 def _shut_down() -> None:

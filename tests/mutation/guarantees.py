@@ -557,8 +557,8 @@ GUARANTEES = (
             Cut(
                 f"{CLASSIFY}::test_labels_do_not_depend_on_the_shard_size",
                 "spin/backbone/model.py",
-                "mask = torch.arange(width) < lengths.unsqueeze(1)",
-                "mask = torch.ones_like(ids, dtype=torch.bool)",
+                "return torch.full(mask.shape, self.pad_id).masked_scatter_(mask, tokens), mask",
+                "return torch.full(mask.shape, self.pad_id).masked_scatter_(mask, tokens), torch.ones_like(mask)",
             ),
         ),
     ),
@@ -627,20 +627,22 @@ GUARANTEES = (
         "the figures that a night exports are those of the newest night, whatever fails, sleeps or is done again",
         (
             Cut(
-                f"{OUTCOMES}::test_a_driver_that_slept_after_it_published_exports_nothing",
+                f"{OUTCOMES}::test_a_driver_that_slept_while_or_after_it_published_exports_nothing",
                 "pipelines/nightly/night_outcomes.py",
-                "leases[model].check()",
+                "self._leases[model].check()",
+                "pass",
             ),
             Cut(
                 f"{OUTCOMES}::test_a_night_of_an_earlier_date_leaves_the_figures_of_the_newest",
                 "pipelines/nightly/night_outcomes.py",
-                "return report.date >= max(dates, default=report.date)",
-                "return True",
+                "return any(night.model == model and night.date > self.date for night in nights)",
+                "return False",
             ),
             Cut(
                 f"{OUTCOMES}::test_a_command_that_finds_the_output_held_exports_nothing",
                 "pipelines/nightly/night_outcomes.py",
-                "except HeldError:\nraise",
+                "if isinstance(error, HeldError):",
+                "if False:",
             ),
         ),
     ),

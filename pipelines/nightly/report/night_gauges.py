@@ -10,8 +10,8 @@ from pipelines.telemetry.gauge_export import GaugeValue
 from spin.monitor.quality import QualityEstimate
 
 NIGHT_GAUGES: Mapping[str, str] = {
-    "status": "exit status of the last command for a night, 0 after success",
-    "last_run_timestamp_seconds": "end of the last command for a night",
+    "status": "exit status of the last command for the newest night or a later one, 0 after success",
+    "last_run_timestamp_seconds": "end of the last command for any night",
     "last_success_timestamp_seconds": "end of the last command that published the newest night, or found it published",
     "date_timestamp_seconds": "date of the newest night, at midnight in UTC",
     "info": "1; its labels name the run and the version of the model",
@@ -30,9 +30,14 @@ NIGHT_GAUGES: Mapping[str, str] = {
 """what each gauge shows, by its name after `spin_night_`"""
 
 
-def list_status(status: int, ended: float) -> list[GaugeValue]:
-    """How a command for a night has ended; `ended` is in seconds since 1970."""
-    return [_gauge("status", status), _gauge("last_run_timestamp_seconds", ended)]
+def list_status(status: int) -> list[GaugeValue]:
+    """The exit status of a command for a night."""
+    return [_gauge("status", status)]
+
+
+def list_end(ended: float) -> list[GaugeValue]:
+    """The end of a command for a night, in seconds since 1970."""
+    return [_gauge("last_run_timestamp_seconds", ended)]
 
 
 def list_figures(report: NightReport, ended: float) -> list[GaugeValue]:
@@ -48,8 +53,8 @@ def list_figures(report: NightReport, ended: float) -> list[GaugeValue]:
         _gauge("quarantined_files", report.files.quarantined),
         _gauge("tokens", counts.tokens),
         _gauge("seconds", report.seconds),
-        _gauge("documents_per_second", counts.rows / max(report.seconds, 1e-3)),
-        _gauge("coverage", report.coverage),
+        *([_gauge("documents_per_second", counts.rows / max(report.seconds, 1e-3))] if counts.rows else []),
+        *([_gauge("coverage", report.coverage)] if counts.predicted else []),
         *(_gauge("psi", drift.psi, property=drift.name) for drift in report.drift),
         *(_gauge("drifted", drift.drifted, property=drift.name) for drift in report.drift),
         *_list_quality(report.quality),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.signals import Stopped
-from pipelines.nightly import classify, finish_nights
+from pipelines.nightly import finish_nights, night_outcomes
 from pipelines.nightly.tables.night_records import lease_model
 from pipelines.service_errors import BadRowsError, HeldError, UnavailableError
+from pipelines.telemetry import gauge_export
 from pipelines.telemetry.gauge_export import GaugeValue, export_gauges
 from spin.errors import UserError
 from spin.settings import MetricsSettings
@@ -44,21 +47,25 @@ def exported(request: pytest.FixtureRequest, local_nights: FakeNights, tmp_path:
 
 
 def _of_test(figures: Figures, test: str) -> Figures:
-    """The figures with the label of a test, without it."""
-    own = {
-        name: {
-            tuple(p for p in labels if p[0] != "test"): v for labels, v in values.items() if ("test", test) in labels
-        }
-        for name, values in figures.items()
-    }
-    return {name: values for name, values in own.items() if values}
+    """The figures with the label of a test, without this label and that of the output."""
+    own: Figures = {}
+    for name, values in figures.items():
+        for labels, value in values.items():
+            if ("test", test) in labels:
+                own.setdefault(name, {})[_without(labels, "test", "output")] = value
+    return own
+
+
+def _without(labels: tuple[tuple[str, str], ...], *names: str) -> tuple[tuple[str, str], ...]:
+    return tuple(pair for pair in labels if pair[0] not in names)
 
 
 def _read_files(folder: Path) -> Figures:
     figures: Figures = {}
     for file in folder.glob("*.prom"):
         for name, values in read_samples(file.read_text(), "spin_night_").items():
-            figures.setdefault(name, {}).update(values)
+            for labels, value in values.items():
+                figures.setdefault(name, {})[_without(labels, "output")] = value
     return figures
 
 
@@ -111,16 +118,21 @@ def test_a_failed_night_leaves_the_figures_of_the_newest(
     assert figures_of_night(exported()) != before
 
 
+@pytest.mark.parametrize("fails", [False, True])
 def test_a_night_of_an_earlier_date_leaves_the_figures_of_the_newest(
-    local_nights: FakeNights, exported: Callable[[], Figures]
+    local_nights: FakeNights, exported: Callable[[], Figures], fails: bool
 ) -> None:
+    """Whether it succeeds or not, and whatever the newest night has ended with."""
     local_nights.write("a.jsonl", ROWS)
     local_nights.run(NEXT)
-    before = figures_of_night(exported())
-    local_nights.write("a.jsonl", ROWS[:5])
-    local_nights.run(DATE)
-    assert figures_of_night(exported()) == before
-    assert status_of(exported()) == 0
+    local_nights.write("a.jsonl", [*ROWS, {"id": "x", "text": ""}])
+    with pytest.raises(BadRowsError):
+        local_nights.run(LAST, limits={"max_dead_fraction": 0})
+    before = exported()
+    with pytest.raises(BadRowsError) if fails else nullcontext():
+        local_nights.run(DATE, limits={"max_dead_fraction": 0 if fails else 1})
+    assert figures_of_night(exported()) == figures_of_night(before)
+    assert status_of(exported()) == status_of(before) == 4
 
 
 def test_a_redo_of_the_newest_night_replaces_its_figures(
@@ -156,7 +168,7 @@ def test_whatever_ends_a_night_its_status_is_exported(
 
 def test_an_error_before_a_night_begins_is_exported(local_nights: FakeNights, exported: Callable[[], Figures]) -> None:
     with pytest.raises(UserError):
-        local_nights.run("2026-13-01")
+        local_nights.run(source=local_nights.output)
     assert status_of(exported()) == 2
 
 
@@ -196,11 +208,13 @@ def _lease_store(nights: FakeNights) -> Any:
     return lease_model(nights.out, "tiny").store
 
 
-@pytest.mark.parametrize("place", [(finish_nights, "show_reports"), (classify, "export_outcomes")])
-def test_a_driver_that_slept_after_it_published_exports_nothing(
+@pytest.mark.parametrize(
+    "place", [(finish_nights, "publish"), (night_outcomes, "list_figures"), (finish_nights, "show_reports")]
+)
+def test_a_driver_that_slept_while_or_after_it_published_exports_nothing(
     local_nights: FakeNights, exported: Callable[[], Figures], place: tuple[Any, str]
 ) -> None:
-    """Its night is published and the command succeeds, but a later night is the newest now."""
+    """Whether the command then fails or succeeds, the figures are those of the later night."""
     local_nights.write("a.jsonl", ROWS)
     after: list[Figures] = []
 
@@ -209,9 +223,57 @@ def test_a_driver_that_slept_after_it_published_exports_nothing(
         local_nights.run(LAST)
         after.append(exported())
 
-    with before_call(*place, sleep):
+    with before_call(*place, sleep), suppress(HeldError):
         local_nights.run(DATE)
     assert exported() == after[0]
+
+
+def test_an_overtaken_driver_that_fails_otherwise_exports_nothing(
+    local_nights: FakeNights, exported: Callable[[], Figures]
+) -> None:
+    """It is ended by a signal when it wakes, after the night of its successor was published."""
+    local_nights.write("a.jsonl", ROWS)
+    after: list[Figures] = []
+
+    def sleep() -> None:
+        expire_lease(_lease_store(local_nights))
+        local_nights.run(NEXT)
+        after.append(exported())
+        raise Stopped(signal.SIGTERM)
+
+    with before_call(finish_nights, "classify_pass", sleep), pytest.raises(Stopped):
+        local_nights.run(NEXT)
+    assert exported() == after[0]
+
+
+def test_a_night_is_exported_before_another_model_ends(
+    local_nights: FakeNights, exported: Callable[[], Figures]
+) -> None:
+    """A command that is killed while it works on another model has left the figures of the first."""
+    a, b = FakeRegistry("a"), FakeRegistry("b", backbone="1")
+    local_nights.write("a.jsonl", ROWS)
+    seen: list[Figures] = []
+    original = finish_nights.classify_pass
+
+    def look_before_b(shared: Any, waiting: Any) -> Any:
+        if "b" in waiting:
+            seen.append(exported())
+        return original(shared, waiting)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish_nights, "classify_pass", look_before_b)
+        local_nights.run_several(a, b)
+    assert seen[0]["spin_night_documents"] == {(("model", "a"),): 9}
+    assert set(exported()["spin_night_documents"]) == {(("model", "a"),), (("model", "b"),)}
+
+
+def test_an_empty_night_has_neither_a_speed_nor_a_coverage(
+    local_nights: FakeNights, exported: Callable[[], Figures]
+) -> None:
+    local_nights.store.write("data/.keep", b"")
+    local_nights.run()
+    assert exported()["spin_night_documents"] == {TINY: 0}
+    assert not {"spin_night_documents_per_second", "spin_night_coverage"} & set(exported())
 
 
 def test_each_model_has_its_own_status(local_nights: FakeNights, exported: Callable[[], Figures]) -> None:
@@ -245,25 +307,62 @@ def test_figures_that_a_newer_night_lacks_are_gone(local_nights: FakeNights, exp
     """An estimate of the night before is none of a night without one."""
     settings = MetricsSettings.model_validate(local_nights.metrics)
     estimate = GaugeValue("spin_night_estimated_accuracy", "estimate", 0.9, {"bound": "value"})
-    export_gauges(settings, "tiny", [GaugeValue("spin_night_status", "status", 0), estimate], replace=True)
+    export_gauges(
+        settings, "tiny", local_nights.output, [GaugeValue("spin_night_status", "status", 0), estimate], replace=True
+    )
     assert exported()[estimate.name] == {(("bound", "value"), ("model", "tiny")): 0.9}
     local_nights.write("a.jsonl", ROWS)
     local_nights.run()
     assert estimate.name not in exported()
 
 
+@pytest.mark.parametrize("address", ["http://pushgateway:PORT", "http://127.0.0.1:9", "nonsense"])
+def test_no_address_costs_a_night(local_nights: FakeNights, caplog: pytest.LogCaptureFixture, address: str) -> None:
+    local_nights.metrics = {"pushgateway": address}
+    local_nights.write("a.jsonl", ROWS)
+    assert local_nights.run().counts.rows == 9
+    assert "metrics.pushgateway" in caplog.text
+
+
+def test_a_gateway_that_hangs_is_waited_for_a_limited_time(
+    local_nights: FakeNights, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gauge_export, "EXPORT_SECONDS", 0.2)
+    released = threading.Event()
+    monkeypatch.setattr(gauge_export, "_push", lambda *args, **options: released.wait())
+    local_nights.metrics = {"pushgateway": "http://127.0.0.1:9"}
+    local_nights.write("a.jsonl", ROWS)
+    assert local_nights.run().counts.rows == 9
+    assert "no answer for 0.2 s" in caplog.text
+    released.set()
+
+
 def test_a_damaged_file_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "spin_night_tiny.prom").write_text("{ this is no exposition")
-    settings = MetricsSettings(textfile=str(tmp_path))
-    export_gauges(settings, "tiny", [GaugeValue("spin_night_status", "status", 0)], replace=False)
+    settings, status = MetricsSettings(textfile=str(tmp_path)), [GaugeValue("spin_night_status", "status", 0)]
+    export_gauges(settings, "tiny", "out", status, replace=True)
+    [file] = tmp_path.glob("*.prom")
+    file.write_text("{ this is no exposition")
+    export_gauges(settings, "tiny", "out", status, replace=False)
     assert "metrics.textfile" in caplog.text
-    export_gauges(settings, "tiny", [GaugeValue("spin_night_status", "status", 0)], replace=True)
+    export_gauges(settings, "tiny", "out", status, replace=True)
     assert _read_files(tmp_path) == {"spin_night_status": {TINY: 0}}
 
 
-def test_no_two_models_or_projects_share_a_file(tmp_path: Path) -> None:
-    names = ("a b", "a_b", "a\nb", "ä_b", "b")
-    for number, (name, labels) in enumerate([*((name, {}) for name in names), ("b", {"x": "a"}), ("b", {"y": "a"})]):
+def test_no_two_models_outputs_or_projects_share_a_file(tmp_path: Path) -> None:
+    cases: list[tuple[str, str, dict[str, str]]] = [
+        *((name, "out", {}) for name in ("a b", "a_b", "a\nb", "ä_b", "b")),
+        ("b", "other", {}),
+        ("b", "out", {"x": "a"}),
+        ("b", "out", {"y": "a"}),
+    ]
+    for number, (name, output, labels) in enumerate(cases):
         settings = MetricsSettings(textfile=str(tmp_path), labels=labels)
-        export_gauges(settings, name, [GaugeValue("spin_night_status", "status", number)], replace=True)
-    assert sorted(_read_files(tmp_path)["spin_night_status"].values()) == list(range(7))
+        export_gauges(settings, name, output, [GaugeValue("spin_night_status", "status", number)], replace=True)
+    values = [line.rpartition(" ")[2] for file in tmp_path.glob("*.prom") for line in file.read_text().splitlines()]
+    assert sorted(float(value) for value in values if value[0].isdigit()) == list(range(8))
+
+
+@pytest.mark.parametrize("name", ["deploy-env", "1st", "__x", "reason", "model"])
+def test_labels_that_prometheus_refuses_or_figures_have_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is no label"):
+        MetricsSettings(labels={name: "x"})
