@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from jobs import terminal
 from jobs.log_setup import PACKAGES
 from jobs.signals import StopOnSignals, Stopped
-from spin.errors import SpinError
+from spin.errors import INTERRUPTED, SpinError
 
 _log = logging.getLogger(__name__)
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -28,7 +28,7 @@ _ROOT = Path(__file__).parents[1]
 class _Interrupted(SpinError):
     """Ctrl-C, which Typer would turn into a status without a line."""
 
-    status = 130
+    status = INTERRUPTED
 
 
 class CommandGroup(TyperGroup):
@@ -56,7 +56,7 @@ def run_command(app: typer.Typer) -> NoReturn:
     except Stopped as stopped:
         _end(stopped, str(stopped), stopped.status)
     except KeyboardInterrupt as error:
-        _end(error, _INTERRUPTED, 130)
+        _end(error, _INTERRUPTED, INTERRUPTED)
     except _CommandLineError as error:
         _end(error, _describe_usage(error), 2)
     except typer.Abort as error:

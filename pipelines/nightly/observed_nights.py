@@ -1,4 +1,4 @@
-"""What observers, such as traces and lineage, are told of nights: what they read and write."""
+"""What is reported of nights to observers, such as traces and lineage: what they read and write."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Lineage(Observer):
                 if not self._warned and not self._given_up:
                     self._warned = True
                     _log.warning(
-                        "lineage: an event is not accepted (%s: %s). The work goes on, and this is said once",
+                        "lineage: an event is not accepted (%s: %s). The work goes on; reported once",
                         type(error).__name__,
                         mask_credentials(" ".join(str(error).split()))[:200],
                     )

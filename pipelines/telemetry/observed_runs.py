@@ -1,4 +1,4 @@
-"""Tell traces and lineage of the work of this process, if the environment asks for them.
+"""Report the work of this process to traces and lineage, if the environment asks for them.
 
 A command wraps its work in `observe_runs`. Below that, `observe_work` marks work on one run or a pass, and
 `observe_stage` a stage, from anywhere in the same context. Where neither is asked for, all three do nothing. An
@@ -26,7 +26,7 @@ FLUSH_SECONDS = 5.0
 
 @contextmanager
 def observe_runs(starts: Sequence[RunStart]) -> Iterator[None]:
-    """Tell observers that this process works on some runs, which end with the context unless `end_run` ends them."""
+    """Report that this process works on some runs, which end with the context unless `end_run` ends them."""
     observers = _open_observers() if starts else []
     if not observers:
         yield
@@ -47,7 +47,7 @@ def observe_runs(starts: Sequence[RunStart]) -> Iterator[None]:
 
 @contextmanager
 def observe_work() -> Iterator[None]:
-    """Tell observers of work on `current_runs()`: a run, or several at once."""
+    """Report work on `current_runs()`: a run, or several at once."""
     observation, runs = _observation.get(), current_runs()
     if observation is None or not observation.knows([run.name for run in runs]):
         yield
@@ -58,7 +58,7 @@ def observe_work() -> Iterator[None]:
 
 @contextmanager
 def observe_stage(stage: str) -> Iterator[ObservedStage]:
-    """Tell observers of a stage of the current work. A stage within one of the same name is part of that one."""
+    """Report a stage of the current work to observers. A stage within one of the same name is part of that one."""
     observation = _observation.get()
     if observation is None or observation.stages[-1:] == [stage]:
         yield ObservedStage(observation)
@@ -79,22 +79,22 @@ def add_results(run: str, results: RunResults) -> None:
 
 
 def end_run(run: str, error: BaseException | None = None) -> None:
-    """Tell observers that the work on a run has ended, unless they were told before."""
+    """Report to observers that the work on a run has ended, unless that was reported before."""
     observation = _observation.get()
     if observation is not None:
         observation.end(run, error)
 
 
 class ObservedStage:
-    """A stage of which observers are told."""
+    """A stage that is reported to observers."""
 
     def __init__(self, observation: _Observation | None) -> None:
         self._observation = observation
 
     def shard_ended(self, name: str, shard: ShardEnd) -> None:
-        """Tell observers that a worker has committed a shard."""
+        """Report to observers that a worker has committed a shard."""
         if self._observation is not None:
-            self._observation.tell(lambda each: each.shard_ended(name, shard))
+            self._observation.notify(lambda each: each.shard_ended(name, shard))
 
 
 class _Observation:
@@ -108,14 +108,14 @@ class _Observation:
         self.results: dict[str, RunResults] = {}
         self.stages: list[str] = []
         for start in starts:
-            self.tell(lambda each, start=start: each.run_started(start))  # type: ignore[misc]
+            self.notify(lambda each, start=start: each.run_started(start))  # type: ignore[misc]
 
     def knows(self, runs: Sequence[str]) -> bool:
-        """Whether observers were told of all of some runs, and there are any."""
+        """Whether all of some runs were reported to observers, and there are any."""
         return bool(runs) and self._known.issuperset(runs)
 
-    def tell(self, event: Callable[[Observer], None]) -> None:
-        """Tell all observers something; one that fails hears no more."""
+    def notify(self, event: Callable[[Observer], None]) -> None:
+        """Report an event to all observers; one that fails is removed."""
         for observer in list(self._observers):
             try:
                 event(observer)
@@ -129,25 +129,25 @@ class _Observation:
     def within(
         self, begin: Callable[[Observer], None], end: Callable[[Observer, WorkError | None], None]
     ) -> Iterator[None]:
-        """Tell observers of the beginning and the end of the context."""
-        self.tell(begin)
+        """Report the beginning and the end of the context to observers."""
+        self.notify(begin)
         span = next((span for each in self._observers if (span := each.current_span()) is not None), None)
         try:
             with nullcontext() if span is None else within_span(span):
                 yield
         except BaseException as error:
-            told = WorkError.of(error)
-            self.tell(lambda each: end(each, told))
+            work_error = WorkError.of(error)
+            self.notify(lambda each: end(each, work_error))
             raise
         else:
-            self.tell(lambda each: end(each, None))
+            self.notify(lambda each: end(each, None))
 
     def end(self, run: str, error: BaseException | None) -> None:
         start = self._open.pop(run, None)
         if start is not None:
-            told = None if error is None else WorkError.of(error)
-            end = RunEnd(told, self.results.get(run, RunResults()))
-            self.tell(lambda each: each.run_ended(start, end))
+            work_error = None if error is None else WorkError.of(error)
+            end = RunEnd(work_error, self.results.get(run, RunResults()))
+            self.notify(lambda each: each.run_ended(start, end))
 
     def end_all(self, error: BaseException | None) -> None:
         """End the runs that are open, with the error that ends the context."""
@@ -163,7 +163,7 @@ class _Observation:
             thread.start()
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        self.tell(lambda each: each.give_up())
+        self.notify(lambda each: each.give_up())
 
 
 _observation: ContextVar[_Observation | None] = ContextVar("observation", default=None)

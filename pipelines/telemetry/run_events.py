@@ -1,4 +1,4 @@
-"""What observers of a process are told: which runs it works on, their stages and shards, and how each run ends."""
+"""What a process reports to observers: which runs it works on, their stages and shards, and how each run ends."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class WorkError:
 
     @classmethod
     def of(cls, error: BaseException) -> WorkError:
-        """What observers are told of an error."""
+        """What is reported of an error."""
         kind, status = type(error).__name__, exit_status(error)
         aborted = isinstance(error, HeldError) or not isinstance(error, Exception)
         if isinstance(error, SpinError) or not isinstance(error, Exception):  # these are a line of SPIN's own
@@ -152,16 +152,16 @@ class ShardEnd(Protocol):
 
 
 class Observer:
-    """Is told of the work of a process; by default it ignores what it is told.
+    """Receives what a process reports of its work; by default it ignores everything.
 
-    Work and stages are told of as they are nested: the one that began last ends first.
+    Work and stages are nested: the one that began last ends first.
     """
 
     def run_started(self, start: RunStart) -> None:
         """The process begins to work on a run."""
 
     def run_ended(self, start: RunStart, end: RunEnd) -> None:
-        """The process has ended its work on a run; it is told once."""
+        """The process has ended its work on a run; this is reported once."""
 
     def work_started(self, runs: Sequence[CurrentRun]) -> None:
         """What follows is work on one run, or on several runs at once: on a pass."""

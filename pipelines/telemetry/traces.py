@@ -39,8 +39,8 @@ class Traces(Observer):
     """Makes spans of the work of this process."""
 
     def __init__(self) -> None:
-        self._complaints = _Complaints()
-        self._delivery = _Delivery(OTLPSpanExporter(), self._complaints)
+        self._messages = _SdkMessages()
+        self._delivery = _Delivery(OTLPSpanExporter(), self._messages)
         self._processor = _CountingProcessor(self._delivery)
         self._provider = TracerProvider(resource=_describe_service(), shutdown_on_exit=False)
         self._provider.add_span_processor(self._processor)
@@ -116,8 +116,8 @@ class Traces(Observer):
         self._delivery.stop()
         lost = self._processor.ended - self._delivery.delivered
         if not lost:
-            self._complaints.end()
-        else:  # a request that is broken off may still complain
+            self._messages.end()
+        else:  # a request that is broken off may still log something
             _log.warning(
                 "traces: %d of %d spans were not delivered to the collector at %s",
                 lost,
@@ -132,8 +132,8 @@ class Traces(Observer):
 class _Delivery(SpanExporter):
     """Hands spans to the exporter, counts those that arrive, and warns once of those that do not."""
 
-    def __init__(self, exporter: SpanExporter, complaints: _Complaints) -> None:
-        self._exporter, self._complaints = exporter, complaints
+    def __init__(self, exporter: SpanExporter, messages: _SdkMessages) -> None:
+        self._exporter, self._messages = exporter, messages
         self.delivered = 0
         self._warned = self._stopped = False
 
@@ -147,9 +147,9 @@ class _Delivery(SpanExporter):
             self._warned = True
             _log.warning(
                 "traces: the collector at %s does not take spans (%s); expected one that speaks OTLP over HTTP. The "
-                "work goes on, and this is said once",
+                "work goes on; reported once",
                 _endpoint(),
-                self._complaints.last or "no answer",
+                self._messages.last or "no answer",
             )
         return result
 
@@ -177,7 +177,7 @@ class _CountingProcessor(BatchSpanProcessor):
         super().on_end(span)
 
 
-class _Complaints(logging.Handler):
+class _SdkMessages(logging.Handler):
     """Keeps the last message of the SDK about its delivery, instead of a line for every request and span."""
 
     def __init__(self) -> None:
@@ -185,7 +185,7 @@ class _Complaints(logging.Handler):
         self.last = ""
         self._dropped = False
         for logger in map(logging.getLogger, _SDK_LOGGERS):
-            logger.handlers = [other for other in logger.handlers if not isinstance(other, _Complaints)]
+            logger.handlers = [other for other in logger.handlers if not isinstance(other, _SdkMessages)]
             logger.addHandler(self)
             logger.propagate = False
 

@@ -1,4 +1,4 @@
-"""What observers, such as traces and lineage, are told of a training: what it reads, and the version that it makes."""
+"""What is reported of a training to observers, such as traces and lineage: its inputs and the version that it makes."""
 
 from __future__ import annotations
 

@@ -124,11 +124,11 @@ def test_the_sdk_writes_its_own_lines_again_afterwards(receiver: Receiver, tmp_p
     run_shards(tmp_path)
     logger = logging.getLogger("opentelemetry.exporter.otlp")
     assert logger.propagate
-    assert not any(isinstance(handler, traces._Complaints) for handler in logger.handlers)
+    assert not any(isinstance(handler, traces._SdkMessages) for handler in logger.handlers)
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "reported"),
     [
         (UserError("s3://a:b@c is no store"), WorkError("UserError", "s3://***@c is no store", 2, False)),
         (SpinError("two\n lines"), WorkError("SpinError", "two lines", 1, False)),
@@ -137,5 +137,5 @@ def test_the_sdk_writes_its_own_lines_again_afterwards(receiver: Receiver, tmp_p
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_observers_are_told_of_errors_in_one_line(error: BaseException, told: WorkError) -> None:
-    assert WorkError.of(error) == told
+def test_errors_are_reported_in_one_line(error: BaseException, reported: WorkError) -> None:
+    assert WorkError.of(error) == reported
