@@ -133,7 +133,7 @@ def test_the_sdk_writes_its_own_lines_again_afterwards(receiver: Receiver, tmp_p
         (UserError("s3://a:b@c is no store"), WorkError("UserError", "s3://***@c is no store", 2, False)),
         (SpinError("two\n lines"), WorkError("SpinError", "two lines", 1, False)),
         (KeyError("a text"), WorkError("KeyError", "KeyError; the log has its message", 1, False)),
-        (KeyboardInterrupt(), WorkError("KeyboardInterrupt", "KeyboardInterrupt", 1, True)),
+        (KeyboardInterrupt(), WorkError("KeyboardInterrupt", "KeyboardInterrupt", 130, True)),
     ],
     ids=lambda value: type(value).__name__,
 )
