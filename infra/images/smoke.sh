@@ -7,7 +7,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd) target=$1 image=$2 path
 say() { echo "images: $target: $*" >&2; }
 die() { say "$*"; exit 1; }
 work=$(mktemp -d "${TMPDIR:-/tmp}/spin-smoke.XXXXXX") server=
-trap '[ -z "$server" ] || podman rm --force --time 2 "$server" >/dev/null; rm -rf "$work"' EXIT
+trap '[ -z "$server" ] || podman rm --force --time 0 "$server" >/dev/null; rm -rf "$work"' EXIT
 try() { podman run --rm --network none --cap-drop all --security-opt no-new-privileges "$@"; }
 
 [ "$(try "$image" id -u)" = 10001 ] || die "runs as uid $(try "$image" id -u); expected 10001"
