@@ -11,26 +11,34 @@ say() { echo "images: $*" >&2; }
 die() { say "$*"; exit 1; }
 (($#)) || set -- cpu mlflow cuda
 for target; do [[ $target =~ ^(cpu|mlflow|cuda)$ ]] || die "no target $target; expected cpu, mlflow or cuda"; done
+show() { printf '%-28s %8.2f GB %6d s\n' "$1" "$(podman image inspect "$1" --format '{{.Size}}' | awk '{print $1 / 1e9}')" "$took"; }
+list_containers() { podman ps --all --external --quiet --filter ancestor="$BASE" 2>/dev/null | sort || :; }
+finish() { # an interrupted build leaves its containers
+  list_containers | comm -13 <(echo "$before") - | xargs -r podman rm --force >/dev/null
+  rm -rf "$work"
+}
 
+before=
 work=$(mktemp -d "${TMPDIR:-/tmp}/spin-images.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+trap finish EXIT
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$root/pyproject.toml")
 if [ -z "${BASE:-}" ]; then
   BASE=localhost/spin-base:python$("$PYTHON" -Ic 'import sys; print("%d.%d" % sys.version_info[:2])')
-  podman image exists "$BASE" || "$here/base.sh" "$BASE"
+  if ! podman image exists "$BASE"; then
+    "$here/base.sh" "$BASE"
+    took=$SECONDS
+    show "$BASE"
+  fi
 fi
+before=$(list_containers)
 
 # pip installs from where it installs on this machine: its configuration is a secret, what that names is mounted
 "$PYTHON" "$here/pip_config.py" "$work/pip.conf" >"$work/paths"
-index=$(sed -n 's/^index-url = //p' "$work/pip.conf")
-if [ -z "${TORCH_INDEX:-}" ]; then
-  TORCH_INDEX=$PYTORCH
-  curl -sfI -m 20 -o /dev/null "$PYTORCH/torch/" || TORCH_INDEX=${index:-https://pypi.org/simple}
-fi
+if [ -z "${TORCH_INDEX:-}" ] && curl -sfI -m 20 -o /dev/null "$PYTORCH/torch/"; then TORCH_INDEX=$PYTORCH; fi
 # else buildah asks for more than a process without CAP_SYS_RESOURCE may have
 limit() { local value; value=$(ulimit -H"$1"); echo "${value/unlimited/-1}"; }
 common=(--format docker --build-arg BASE="$BASE" --ulimit nofile="$(limit n):$(limit n)" --ulimit nproc="$(limit u):$(limit u)")
-options=("${common[@]}" --layers --build-arg TORCH_INDEX="$TORCH_INDEX")
+options=("${common[@]}" --layers --build-arg TORCH_INDEX="${TORCH_INDEX:-}") mounts=()
 while IFS= read -r path; do [ -z "$path" ] || mounts+=(--volume "$path:$path:ro"); done <"$work/paths"
 
 build() { # a name, then what podman builds; the output is shown if it fails
@@ -39,7 +47,6 @@ build() { # a name, then what podman builds; the output is shown if it fails
   podman build "$@" >"$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; die "$name could not be built"; }
   took=$((SECONDS - start))
 }
-show() { printf '%-28s %8.2f GB %6d s\n' "$1" "$(podman image inspect "$1" --format '{{.Size}}' | awk '{print $1 / 1e9}')" "$took"; }
 
 # first what is common to the images, without mounts, each of which would leave an empty folder in it
 build "their common part" "${options[@]}" --file "$root/infra/Dockerfile" --target run "$root"
