@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup constraints quickstart cluster-demo test test-here test-fast soak soak-kill bench bench-method bench-regret bench-limits bench-trust bench-gpu lint docs dist clean
+.PHONY: help setup constraints quickstart cluster-demo test test-here test-fast soak soak-kill bench bench-method bench-regret bench-limits bench-trust bench-gpu lint docs dist clean images compose-demo
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -49,6 +49,12 @@ soak-kill: setup  ## nights whose processes and S3 server are killed; SOAK="--do
 
 cluster-demo: setup  ## train, classify, lose a node, promote and roll back on three Ray nodes with real servers
 	DEMO_STARTED=$$(date +%s) infra/s3/run.sh infra/mlflow/run.sh $(BIN)/python -m infra.demo
+
+images:  ## build the images of infra/Dockerfile without Docker and try them; TARGETS="cpu mlflow" for some, BASE=… for a registry's Python
+	PYTHON="$(PYTHON)" BASE="$(BASE)" infra/images/podman.sh infra/images/build.sh $(TARGETS)
+
+compose-demo: setup  ## train, classify and lose a worker on the containers of infra/compose.yaml; needs `make images`
+	infra/images/podman.sh $(BIN)/python -m infra.compose_demo
 
 bench: .venv/.bench  ## measure speed against alternatives, into benchmarks/speed.md; TASK=debian or manuals for others; BENCH=--quick for a short trial
 	$(BIN)/python -m benchmarks.speed --task $(TASK) $(BENCH)

@@ -8,7 +8,9 @@
 # takes PORT+1 and the osd PORT+10..PORT+49 (these are fixed when DATADIR is first created).
 set -euo pipefail
 D=${S3_DATA_DIR:-${TMPDIR:-/tmp}/spin-s3} PORT=${S3_PORT:-7480} GB=${S3_SIZE_GB:-10}
-STORE=bluestore AK=spinkey SK=spinsecret BUCKET=spin REGION=us-east-1
+STORE=bluestore REGION=us-east-1
+# for a server that others than this machine reach, as in a container
+HOST=${S3_HOST:-127.0.0.1} AK=${S3_ACCESS_KEY:-spinkey} SK=${S3_SECRET_KEY:-spinsecret} BUCKET=${S3_BUCKET:-spin}
 while getopts d:p:s:m o; do case $o in d) D=$OPTARG;; p) PORT=$OPTARG;; s) GB=$OPTARG;; m) STORE=memstore;; *) exit 2;; esac; done
 say() { echo "s3: $*" >&2; }
 die() { say "$*"; tail -n 5 "$D"/log/*.log >&2 2>/dev/null || :; exit 1; }
@@ -125,17 +127,17 @@ wait_for() { # what, name, then a command that says yes: up to 60 s
 }
 osd_active() { timeout 10 ceph --admin-daemon "$D/run/osd.0.asok" status | grep -q '"state": "active"'; }
 if ! running client.rgw; then ! in_use "$PORT" || die "port $PORT is in use"
-elif [[ "$(cmdline client.rgw)" != *"endpoint=127.0.0.1:$PORT "* ]]; then die "radosgw of $D runs on another port"; fi
+elif [[ "$(cmdline client.rgw)" != *"endpoint=$HOST:$PORT "* ]]; then die "radosgw of $D runs on another port"; fi
 start mon.a ceph-mon -c "$C" -i a
 start osd.0 ceph-osd -c "$C" -i 0
 wait_for active osd.0 osd_active         # no pool can be made before
-start client.rgw radosgw -c "$C" -n client.rgw --rgw-frontends "beast endpoint=127.0.0.1:$PORT tcp_nodelay=1"
+start client.rgw radosgw -c "$C" -n client.rgw --rgw-frontends "beast endpoint=$HOST:$PORT tcp_nodelay=1"
 URL=http://127.0.0.1:$PORT
 s3() { curl -s -m 30 --noproxy '*' --aws-sigv4 "aws:amz:$REGION:s3" -u "$AK:$SK" "$@"; }
 wait_for answering client.rgw curl -sf -m 5 --noproxy '*' "$URL/"
 if [ "$(s3 -o /dev/null -w '%{http_code}' "$URL/")" != 200 ]; then
   radosgw-admin -c "$C" -n client.admin user create --uid spin --display-name spin \
-    --access-key $AK --secret-key $SK >/dev/null 2>>"$LOG" 9>&- || die "could not create the user"
+    --access-key "$AK" --secret-key "$SK" >/dev/null 2>>"$LOG" 9>&- || die "could not create the user"
 fi
 s3 -f -o /dev/null -X PUT "$URL/$BUCKET" || die "could not create bucket $BUCKET"
 if [ ! -e "$D/small" ]; then             # a bucket that is soon full

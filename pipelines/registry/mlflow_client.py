@@ -29,6 +29,9 @@ class Tracking:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        # else files come from the store by the address that the server has for it, which may be unknown here
+        os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+        os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         self.name = settings.mlflow.model
         self.uri = settings.mlflow.tracking_uri or _environment_uri() or _default_uri(settings.store.uri)

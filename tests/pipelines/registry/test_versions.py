@@ -305,6 +305,22 @@ def test_the_tracking_uri_comes_from_the_settings_then_the_environment_then_sqli
     assert "hunter2" not in str(error.value)
 
 
+def test_files_come_through_the_server_since_its_address_of_the_store_may_be_unknown_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's client would ask the server for URLs of the store, which only the server's own network may resolve."""
+    from mlflow.environment_variables import (
+        MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD,
+        MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD,
+    )
+
+    for variable in (MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD, MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD):
+        monkeypatch.delenv(variable.name, raising=False)
+        Tracking(build_settings(tmp_path, None))
+        assert variable.is_set()
+        assert variable.get() is False
+
+
 def test_a_token_in_the_tracking_uri_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match=r"registry http://\*\*\*@127\.0\.0\.1:9") as error:
         Registry(build_settings(tmp_path, "http://hush@127.0.0.1:9")).champion()
