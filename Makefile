@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup constraints quickstart cluster-demo test test-here test-fast soak soak-kill bench bench-method bench-regret bench-limits bench-trust bench-gpu lint docs dist clean images compose-demo
+.PHONY: help setup constraints quickstart cluster-demo images compose-demo test test-here test-fast soak soak-kill bench bench-method bench-regret bench-limits bench-trust bench-gpu lint docs dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
