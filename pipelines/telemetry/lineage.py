@@ -6,6 +6,7 @@ A thread of its own sends them, so that no night waits for an endpoint.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 from uuid import UUID
@@ -21,11 +22,20 @@ from spin.settings import mask_credentials
 _log = logging.getLogger(__name__)
 
 
+def _create_client() -> OpenLineageClient:
+    """The client, without the variables that it adds to the environment: a later client would take their values."""
+    before = set(os.environ)
+    client = OpenLineageClient()
+    for name in set(os.environ) - before:
+        del os.environ[name]
+    return client
+
+
 class Lineage(Observer):
     """Sends an event when the work of this process on a run begins, and another one when it ends."""
 
     def __init__(self) -> None:
-        self._client = OpenLineageClient()
+        self._client = _create_client()
         self._ids: dict[str, UUID] = {}
         self._waiting: queue.Queue[RunEvent | None] = queue.Queue()
         self._queued = self._sent = 0

@@ -127,7 +127,7 @@ def test_a_failure_of_ray_costs_nothing(recorded: Recorded, caplog: pytest.LogCa
         def age(self) -> float:
             raise RuntimeError("Ray ended")
 
-    with caplog.at_level(logging.DEBUG), export_metrics("classify", Broken()):  # type: ignore[arg-type]
+    with caplog.at_level(logging.DEBUG, stage_metrics.__name__), export_metrics("classify", Broken()):  # type: ignore[arg-type]
         pass
     assert "metrics could not be recorded" in caplog.text
 
