@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
+from pipelines.workers import ray_cluster
 from pipelines.workers.ray_cluster import call_in_thread, signal_handlers_kept
 from tests.support.repository import ROOT
 
@@ -62,6 +64,7 @@ def test_a_signal_interrupts_the_wait_for_a_call_in_a_thread() -> None:
     """In the main thread Ray Train would replace the handler; the call goes on in its thread."""
     code = """
 import os, signal, sys, threading
+from pipelines.workers import ray_cluster
 from pipelines.workers.ray_cluster import call_in_thread
 
 def end(number, frame):
@@ -128,3 +131,13 @@ print(ray.is_initialized())
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False", done.stdout + done.stderr
     assert "RaySystemError" in done.stdout
+
+
+def test_a_metrics_port_that_is_taken_costs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Ray would not start on it."""
+    with socket.create_server(("", 0)) as other:
+        taken = other.getsockname()[1]
+        assert ray_cluster._choose_metrics_port(taken) is None
+    assert f"ray.metrics_port {taken}" in caplog.text
+    assert ray_cluster._choose_metrics_port(taken) == taken
+    assert ray_cluster._choose_metrics_port(None) is None
