@@ -41,8 +41,8 @@ class Nodes:
                 "temp_dir": self._folder("head"),
                 "object_store_memory": _STORE,
                 "include_dashboard": True,
-                "dashboard_port": _free_port(),
-                "dashboard_agent_listen_port": _free_port(),  # another Ray may have the default port
+                "dashboard_port": free_port(),
+                "dashboard_agent_listen_port": free_port(),  # another Ray may have the default port
             },
         )
         for _ in range(self.workers):
@@ -95,7 +95,7 @@ class Nodes:
         return str(folder)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -84,7 +84,7 @@ class NightOutcomes:
         try:
             if ask and self._is_older(model):
                 values, replace = list_end(time.time()), False
-            if ask and model in self._leases:
+            if model in self._leases:
                 self._leases[model].check()
         except HeldError as error:
             _log.warning("model %s: the figures of its night are not exported: %s", model, error)

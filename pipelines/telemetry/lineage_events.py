@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 import attr
@@ -126,23 +127,24 @@ def _run_facets(start: RunStart, error: WorkError | None) -> dict[str, RunFacet]
 
 
 def _input(use: DataUse) -> InputDataset:
-    name = name_dataset(use)
-    statistics = {}
-    if (use.rows, use.files, use.bytes) != (None, None, None):
-        statistics["inputStatistics"] = input_statistics_input_dataset.InputStatisticsInputDatasetFacet(
-            rowCount=use.rows, size=use.bytes, fileCount=use.files, producer=PRODUCER
-        )
+    name, kind = name_dataset(use), input_statistics_input_dataset.InputStatisticsInputDatasetFacet
+    statistics = {"inputStatistics": kind(**_statistics(use))} if _is_counted(use) else {}
     return InputDataset(name.namespace, name.name, facets=_dataset_facets(use), inputFacets=statistics)
 
 
 def _output(use: DataUse) -> OutputDataset:
-    name = name_dataset(use)
-    statistics = {}
-    if (use.rows, use.files, use.bytes) != (None, None, None):
-        statistics["outputStatistics"] = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
-            rowCount=use.rows, size=use.bytes, fileCount=use.files, producer=PRODUCER
-        )
+    name, kind = name_dataset(use), output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet
+    statistics = {"outputStatistics": kind(**_statistics(use))} if _is_counted(use) else {}
     return OutputDataset(name.namespace, name.name, facets=_dataset_facets(use), outputFacets=statistics)
+
+
+def _is_counted(use: DataUse) -> bool:
+    return (use.rows, use.files, use.bytes) != (None, None, None)
+
+
+def _statistics(use: DataUse) -> dict[str, Any]:
+    """The fields that the statistics of inputs and outputs have in common."""
+    return {"rowCount": use.rows, "size": use.bytes, "fileCount": use.files, "producer": PRODUCER}
 
 
 def _dataset_facets(use: DataUse) -> dict[str, object]:

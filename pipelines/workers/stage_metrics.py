@@ -28,7 +28,9 @@ SHARD_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 5
 class StageMetrics:
     """The metrics of one stage in one process. `model` is of several models their names, joined by commas."""
 
-    def __init__(self, stage: str, runs: tuple[CurrentRun, ...]) -> None:
+    def __init__(self, stage: str, runs: tuple[CurrentRun, ...], lease: Lease | LeaseGroup | None = None) -> None:
+        self.lease = lease
+        """that the process must hold, None in a worker"""
         self.stage, self.models = stage, {run.name: run.model for run in runs}
         self.all_models = ",".join(self.models.values())
         self._requests = request_totals()
@@ -59,8 +61,8 @@ class StageMetrics:
         for depth, count in tally.exits.items():
             self._add("exits", "classified documents by the block of exit", count, model=model, depth=depth)
 
-    def export(self, lease: Lease | LeaseGroup | None = None) -> None:
-        """Export the requests since the last export, and the age of a lease."""
+    def export(self) -> None:
+        """Export the requests since the last export, and the age of the lease."""
         if not _ray_runs():
             return
         with self._recording():
@@ -70,23 +72,23 @@ class StageMetrics:
                 self._add("store_requests", "requests to the store, each attempt", count, operation=operation)
             for (operation, error), count in new.errors.items():
                 self._add("store_errors", "requests to the store that failed", count, operation=operation, error=error)
-            if lease is not None:
+            if self.lease is not None:
                 age = self._instrument("Gauge", "lease_age_seconds", "seconds since the lease was found to be held")
-                age.set(lease.age, tags=self._tags())
+                age.set(self.lease.age, tags=self._tags())
 
-    def export_regularly(self, lease: Lease | LeaseGroup | None = None) -> None:
+    def export_regularly(self) -> None:
         """Export in a thread of its own until `stop` is called or the process ends."""
 
         def run() -> None:
             while not self._ended.wait(EXPORT_SECONDS):
-                self.export(lease)
+                self.export()
 
         threading.Thread(target=run, daemon=True, name="metrics").start()
 
-    def stop(self, lease: Lease | LeaseGroup | None = None) -> None:
+    def stop(self) -> None:
         """End the thread and export a last time."""
         self._ended.set()
-        self.export(lease)
+        self.export()
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
@@ -118,12 +120,12 @@ class StageMetrics:
 @contextmanager
 def export_metrics(stage: str, lease: Lease | LeaseGroup) -> Iterator[StageMetrics]:
     """Export the metrics of a stage of the current runs while the context lasts."""
-    metrics = StageMetrics(stage, current_runs())
-    metrics.export_regularly(lease)
+    metrics = StageMetrics(stage, current_runs(), lease)
+    metrics.export_regularly()
     try:
         yield metrics
     finally:
-        metrics.stop(lease)
+        metrics.stop()
 
 
 def _ray_runs() -> bool:

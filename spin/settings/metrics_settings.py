@@ -29,7 +29,7 @@ class MetricsSettings(Section):
     )
     labels: dict[str, str] = Field(
         {},
-        description="Labels by which the figures of several projects are told apart, such as {environment: staging}: "
+        description="Labels that distinguish the figures of several projects, such as {environment: staging}: "
         "figures with the same labels, model and output replace each other.",
     )
 

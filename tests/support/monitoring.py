@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
@@ -20,6 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from infra.nodes import free_port
 from tests.support.repository import ROOT
 
 MONITORING = ROOT / "infra" / "monitoring"
@@ -131,10 +131,3 @@ def wait_until(check: Any, failure: type[BaseException] | tuple[type[BaseExcepti
 
 def _wait_for_answer(url: str) -> None:
     wait_until(lambda: urllib.request.urlopen(url, timeout=5).close(), OSError)
-
-
-def free_port() -> int:
-    """A port that no process of this machine listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

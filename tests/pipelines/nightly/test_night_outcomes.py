@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jobs.signals import Stopped
-from pipelines.nightly import finish_nights, night_outcomes
+from pipelines.nightly import classify, finish_nights, night_outcomes
 from pipelines.nightly.tables.night_records import lease_model
 from pipelines.service_errors import BadRowsError, HeldError, UnavailableError
 from pipelines.telemetry import gauge_export
@@ -228,10 +228,17 @@ def test_a_driver_that_slept_while_or_after_it_published_exports_nothing(
     assert exported() == after[0]
 
 
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ((finish_nights, "classify_pass"), Stopped(signal.SIGTERM)),
+        ((classify, "check_declared_types"), UnavailableError("its connection was lost meanwhile")),
+    ],
+)
 def test_an_overtaken_driver_that_fails_otherwise_exports_nothing(
-    local_nights: FakeNights, exported: Callable[[], Figures]
+    local_nights: FakeNights, exported: Callable[[], Figures], place: tuple[Any, str], error: BaseException
 ) -> None:
-    """It is ended by a signal when it wakes, after the night of its successor was published."""
+    """It fails when it wakes, after the night of its successor was published."""
     local_nights.write("a.jsonl", ROWS)
     after: list[Figures] = []
 
@@ -239,9 +246,9 @@ def test_an_overtaken_driver_that_fails_otherwise_exports_nothing(
         expire_lease(_lease_store(local_nights))
         local_nights.run(NEXT)
         after.append(exported())
-        raise Stopped(signal.SIGTERM)
+        raise error
 
-    with before_call(finish_nights, "classify_pass", sleep), pytest.raises(Stopped):
+    with before_call(*place, sleep), pytest.raises(type(error)):
         local_nights.run(NEXT)
     assert exported() == after[0]
 

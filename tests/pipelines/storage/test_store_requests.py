@@ -7,12 +7,12 @@ import uuid
 
 import pytest
 
+from infra.nodes import free_port
 from pipelines.service_errors import UnavailableError
 from pipelines.storage import filesystem
 from pipelines.storage.input_opener import InputOpener
 from pipelines.storage.object_store import Store
 from pipelines.storage.store_requests import RequestTotals, request_totals
-from tests.support.monitoring import free_port
 from tests.support.proxy import run_proxy
 
 

@@ -96,11 +96,11 @@ def test_requests_count_from_the_start_of_the_stage(recorded: Recorded, monkeypa
     """Those of an earlier stage of the process are not counted again, and each is counted once."""
     totals = RequestTotals(Counter(GetObject=5))
     monkeypatch.setattr(stage_metrics, "request_totals", lambda: RequestTotals(+totals.requests, +totals.errors))
-    metrics = StageMetrics("classify", (A,))
+    metrics = StageMetrics("classify", (A,), FixedLease())  # type: ignore[arg-type]
     totals.requests["GetObject"] += 2
     totals.errors["GetObject", "503"] += 1
     for _ in range(2):
-        metrics.export(FixedLease())  # type: ignore[arg-type]
+        metrics.export()
     labels = "model=a operation=GetObject stage=classify"
     assert recorded["spin_store_requests", labels] == 2
     assert recorded["spin_store_errors", f"error=503 {labels}"] == 1
