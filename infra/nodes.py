@@ -96,6 +96,7 @@ class Nodes:
 
 
 def free_port() -> int:
+    """A port that no process of this machine listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
