@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from spin.pages.number_format import significant
 from spin.settings import mask_credentials
 from spin.sites import FeatureColumn, exit_name
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pipelines.training.train import TrainReport
     from pipelines.training.workflow import StageEvent
     from spin.heads.fitted import ChoiceSummary, TrainingSummary, UncappedChoice
+    from spin.heads.selection import Rule
     from spin.monitor.agreement import ShadowAgreement
     from spin.monitor.drift import NeuronShift
     from spin.monitor.quality import Estimate
@@ -37,6 +39,10 @@ _EXCERPT = 80
 """characters shown of a training document"""
 _DISAGREEMENTS = 3
 """number of disagreements between a model and its shadow that are shown, the most frequent first"""
+_IMPORTANCE: dict[Rule, str] = {
+    "l1": "share of the weights of its probe",
+    "ridge": "share of the weights of a ridge regression on all neurons",
+}
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _CHOICES: tuple[Choice, ...] = ("accuracy", "balanced", "cheapest")
 
@@ -291,11 +297,12 @@ def neurons(chosen: Sequence[ChosenNeuron], drivers: Drivers, count: int) -> Non
         row, head = neuron.row, neuron.head
         best = next(iter(drivers.get((FeatureColumn.parse(row.column), row.neuron), ())), None)
         text = "–" if best is None else f"{best.value:+.1f} σ  {' '.join(best.text.split())[:_EXCERPT]}"
-        figures = f"{100 * row.importance:.1f} %", f"{head.slope:+.3f}"
+        figures = f"{significant(100 * head.importance, 2)} %", f"{head.slope:+.3f}"
         table.add_row(f"{row.column}[{row.neuron}]", *figures, escape(head.class_name), escape(text))
     out.print(table)
+    measures = sorted({_IMPORTANCE[neuron.head.rule] for neuron in chosen})
     say(
-        f"{len(chosen):,} of {count:,} neurons, by importance (share of the weights of its probe) times slope "
+        f"{len(chosen):,} of {count:,} neurons, by importance ({', '.join(measures)}) times slope "
         "(change of the class's logit per standard deviation)"
     )
 

@@ -87,26 +87,28 @@ def roi(
 def _print_report(report: RoiReport) -> None:
     """Print the best point of every classifier, the alternatives, and the settings of the best point."""
     from pipelines.planning.roi import break_even_sentences, summarise
-    from spin.roi.roi_page import operation_name
+    from spin.pages.number_format import significant
+    from spin.roi.operating_points import THOUSAND, rank_cost
 
-    table = Table(title="costs per thousand documents")
-    table.add_column("classifier", no_wrap=True)
-    for name in ("band", "reviewed", "wrong", "compute", "review", "errors", "total"):
+    table = Table(title="costs per thousand documents, the least expected first")
+    for name in ("choose", "exits"):
+        table.add_column(name, no_wrap=True)
+    for name in ("band", "reviewed", "wrong", "compute", "expected", "realised"):
         table.add_column(name, justify="right", no_wrap=True)
-    for point in report.bests:
+    for point in sorted(report.bests, key=rank_cost):
         table.add_row(
-            operation_name(point),
+            point.choose,
+            "yes" if point.exits else "no",
             f"{point.abstain:g}",
             f"{100 * point.reviewed:.1f} %",
             f"{100 * point.errors:.1f} %",
-            f"{point.compute:.2g}",
-            f"{point.review:,.2f}",
-            f"{point.realised:,.2f}",
-            f"{point.total:,.2f}",
+            significant(point.compute, 2),
+            significant(point.expected_total),
+            significant(point.total),
         )
     terminal.out.print(table)
     terminal.say(f"{report.model} version {report.version}: {summarise(report)}")
-    terminal.say(f"{report.volume:,.0f} documents: {report.best.total * report.volume / 1000:,.2f}")
+    terminal.say(f"{report.volume:,.0f} documents: {significant(report.best.total * report.volume / THOUSAND)}")
     for sentence in break_even_sentences(report):
         terminal.say(f"  {sentence}")
     terminal.say(f"\nSettings of this point:\n\n{report.settings()}")

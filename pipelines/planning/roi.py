@@ -19,6 +19,7 @@ from pipelines.registry.versions import Registry
 from spin.arrays import Floats
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace, Targets
+from spin.pages.number_format import significant
 from spin.roi.error_costs import CostMatrix, ErrorCosts
 from spin.roi.operating_points import THOUSAND, OperatingPoint, Prices, best_point, weigh_points, with_interval
 from spin.roi.roi_page import roi_page
@@ -158,11 +159,12 @@ def summarise(report: RoiReport) -> str:
     assert interval is not None
     exits = "with" if best.exits else "without"
     return (
-        f"The point with the least expected cost, `{best.choose}` {exits} early exits and an abstention band of "
-        f"{best.abstain:g}, costs {best.total:,.2f} per thousand documents by their labels (95 % interval "
-        f"{interval.low:,.2f} to {interval.high:,.2f}). "
+        f"The point with the least expected cost is `{best.choose}` {exits} early exits and an abstention band of "
+        f"{best.abstain:g}: {significant(best.expected_total)} per thousand documents by the probabilities, and "
+        f"{significant(best.total)} by the labels of {report.documents:,} documents (95 % interval of those to come "
+        f"{significant(interval.low)} to {significant(interval.high)}). "
         f"People then label {100 * best.reviewed:.1f} % of the documents, and {100 * best.errors:.1f} % get a wrong "
-        f"label ({report.documents:,} documents)."
+        "label."
     )
 
 
@@ -170,7 +172,7 @@ def break_even_sentences(report: RoiReport) -> Sequence[str]:
     """From how many documents the best point is cheaper than each alternative."""
     sentences = []
     for other in report.alternatives:
-        cost, volume = f"{other.name}: {other.total:,.2f} per thousand", report.break_even(other)
+        cost, volume = f"{other.name}: {significant(other.total)} per thousand", report.break_even(other)
         if other.total <= report.best.total:
             sentences.append(f"{cost}, cheaper at any volume")
         elif volume is None:
@@ -178,7 +180,7 @@ def break_even_sentences(report: RoiReport) -> Sequence[str]:
         elif volume == 0:
             sentences.append(f"{cost}, more expensive at any volume")
         else:
-            sentences.append(f"{cost}, more expensive from {volume:,.0f} documents on")
+            sentences.append(f"{cost}, more expensive from {significant(volume)} documents on")
     return sentences
 
 

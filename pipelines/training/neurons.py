@@ -20,7 +20,7 @@ from pipelines.registry.versions import Registry
 from spin.arrays import Floats, Rows
 from spin.classifier import SpinClassifier
 from spin.errors import UserError
-from spin.heads.selection import Selection
+from spin.heads.selection import Rule, Selection
 from spin.labels.label_space import Label
 from spin.labels.standardizer import Standardizer
 from spin.pages.explanation_page import Driver
@@ -40,9 +40,13 @@ class NeuronHead:
     """class whose logit the neuron raises most, `class` in JSON"""
     slope: float
     """change of that class's logit per standard deviation of the neuron, at the training mean"""
+    importance: float
+    """share of the weights of its probe, or by the rule `ridge` of those of all neurons"""
+    rule: Rule
+    """what measured the importance for this classifier"""
 
     def to_json(self) -> dict[str, str | float]:
-        return {"class": self.class_name, "slope": self.slope}
+        return {"class": self.class_name, "slope": self.slope, "importance": self.importance, "rule": self.rule}
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,6 @@ class NeuronRow:
     """its feature column, such as `ffn.05.mean`"""
     neuron: int
     """its index in the site"""
-    importance: float
-    """share of the weights of its probe, or by the rule `ridge` of those of all neurons"""
     heads: Mapping[Choice, NeuronHead]
     """by the choices that read it"""
     top: tuple[TopDocument, ...]
@@ -84,9 +86,13 @@ class NeuronRow:
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> NeuronRow:
         """The row of an entry of `neurons.json`."""
-        heads = {choice: NeuronHead(head["class"], head["slope"]) for choice, head in entry["heads"].items()}
+        heads = {
+            # until 0.2 there is one importance for all choices, whose rule is not known
+            choice: NeuronHead(head["class"], head["slope"], (entry | head)["importance"], head.get("rule", "l1"))
+            for choice, head in entry["heads"].items()
+        }
         top = tuple(TopDocument(**document) for document in entry["top"])
-        return cls(entry["column"], entry["neuron"], entry["importance"], heads, top)
+        return cls(entry["column"], entry["neuron"], heads, top)
 
 
 @dataclass(frozen=True)
@@ -99,11 +105,11 @@ class ChosenNeuron:
 
     @property
     def influence(self) -> float:
-        """Importance in the probe times the size of the slope in the head."""
-        return self.row.importance * abs(self.head.slope)
+        """Importance times the size of the slope in the head."""
+        return self.head.importance * abs(self.head.slope)
 
     def to_json(self) -> dict[str, object]:
-        """The entry of `neurons.json` with `class` and `slope` of the classifier in use, as `spin neurons --json`."""
+        """The entry of `neurons.json` with `class`, `slope`, `importance` and `rule` of the classifier in use."""
         return self.row.to_json() | self.head.to_json()
 
 
@@ -126,17 +132,17 @@ def describe_neurons(
     corpus that they are in. The features of one shard are in memory at a time.
     """
     heads: dict[tuple[FeatureColumn, int], dict[Choice, NeuronHead]] = {}
-    importance: dict[tuple[FeatureColumn, int], float] = {}
     for choice, fitted in spin.training_result.choices.items():
         slopes = fitted.head.slopes(np.zeros(len(fitted.selection), np.float32))
         for i, (column, neuron, share) in enumerate(fitted.selection.rows(), fitted.selection.words):
             k = int(slopes[:, i].argmax())
-            importance.setdefault((column, neuron), share)
-            heads.setdefault((column, neuron), {})[choice] = NeuronHead(spin.classes[k], _round(slopes[k, i]))
+            heads.setdefault((column, neuron), {})[choice] = NeuronHead(
+                spin.classes[k], _round(slopes[k, i]), _round(share), fitted.selection.rule
+            )
     selection = Selection.merge(fitted.selection for fitted in spin.training_result.choices.values())
     top = _find_top_documents(spin, selection, features, labels, count, texts)
     return [
-        NeuronRow(str(column), neuron, _round(importance[column, neuron]), heads[column, neuron], tuple(documents))
+        NeuronRow(str(column), neuron, heads[column, neuron], tuple(documents))
         for (column, neuron, _), documents in zip(selection.rows(), top, strict=True)
     ]
 

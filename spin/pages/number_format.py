@@ -1,6 +1,8 @@
-"""Numbers as text: signed contributions, percentages and counts."""
+"""Numbers as text: signed contributions, percentages, counts and amounts of money."""
 
 from __future__ import annotations
+
+import math
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -22,3 +24,12 @@ def grouped(value: float, digits: int = 0) -> str:
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun, as `1 document` or `12,345 documents`; `plural` is by default the noun and s."""
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Return a number rounded to so many significant digits, with commas: `1,230,000`, `12.3`, `0.0432`."""
+    if not value:
+        return "0"
+    rounded = float(f"{value:.{digits}g}")
+    decimals = digits - 1 - math.floor(math.log10(abs(rounded)))
+    return f"{rounded:,.{max(0, decimals)}f}"

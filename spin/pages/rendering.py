@@ -81,6 +81,7 @@ def _environment(finalize: Callable[[object], object]) -> Environment:
         "percent": number_format.percent,
         "grouped": number_format.grouped,
         "counted": number_format.counted,
+        "significant": number_format.significant,
     }
     return environment
 

@@ -122,7 +122,12 @@ def weigh_points(operation: Operation, y: Targets, prices: Prices, mix: Floats |
 
 def best_point(points: Sequence[OperatingPoint]) -> OperatingPoint:
     """The point with the least expected cost; of equals the one with fewer reviews."""
-    return min(points, key=lambda point: (point.expected_total, point.reviewed))
+    return min(points, key=rank_cost)
+
+
+def rank_cost(point: OperatingPoint) -> tuple[float, float]:
+    """The key by which points are in order, that with the least expected cost first."""
+    return point.expected_total, point.reviewed
 
 
 def with_interval(

