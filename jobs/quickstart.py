@@ -53,7 +53,9 @@ def run_quickstart(folder: Path, *, full: bool = False) -> None:
     _show_five(settings, registry, night, output)
     file = folder / "settings.yaml"
     terminal.say("\nNext:")
-    terminal.say(f'  .venv/bin/spin explain {file} --text "the crew was lovely but we sat on the runway for hours"')
+    terminal.say(
+        f'  .venv/bin/spin explain {file} --deep --text "the crew was lovely but we sat on the runway for hours"'
+    )
     terminal.say(f"  .venv/bin/spin evaluate {file} --input {folder / 'test.parquet'}")
     terminal.say(f"  .venv/bin/spin models {file}")
     terminal.say(

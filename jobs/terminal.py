@@ -253,6 +253,8 @@ def explanation(explanation: Explanation, *, neurons: int = 8) -> None:
     say(
         f"{', '.join(explanation.classes[k] for k in explanation.chosen) or 'no class reaches its threshold'}: {listed}"
     )
+    if explanation.exit_note:
+        say(explanation.exit_note)
     for k in explanation.chosen or explanation.ranked[:1]:
         label = explanation.classes[k]
         out.print(_shaded(explanation, k), soft_wrap=True)

@@ -241,6 +241,7 @@ class SpinClassifier:
             backbone=self.backbone,
             choose=choose,
             decision=self.decision,
+            calibration=self.calibration,
         )
 
     def share_backbone(self, other: SpinClassifier) -> None:
@@ -394,8 +395,13 @@ class SpinClassifier:
         """n labels by probabilities (n, K) and the thresholds of `decision` and those that training chose."""
         return self.decision_rule.labels(probabilities)
 
-    def explain(self, text: str) -> Explanation:
-        """The logits of one text as a sum over neurons and terms, and over words, at the exit where the text stops."""
+    def explain(self, text: str, *, deep: bool = False) -> Explanation:
+        """The logits of one text as a sum over neurons and terms, and over words, at the exit where the text stops.
+
+        With `deep` it does not stop: the explanation is that of full depth, whose label may be another one.
+        """
+        if deep and self.exits_early:
+            return self.choosing(self.choose).explain(text)
         [text] = checked_texts([text])
         features = self.features([text])
         depths = [exit.depth for exit in self.fitted.exits]
@@ -404,7 +410,8 @@ class SpinClassifier:
         of_neurons = np.concatenate([np.empty(0, np.float32), *(values[0] for values in features.columns.values())])
         pooled = of_neurons[: part.selection.neuron_count]
         words = self.training_result.words
-        return explain(self.backbone, part, self.label_space, text, pooled, words, self.decision_rule)
+        explanation = explain(self.backbone, part, self.label_space, text, pooled, words, self.decision_rule)
+        return replace(explanation, exit=int(depth)) if depth < self.depth else explanation
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; no pickle, and not the backbone."""

@@ -69,6 +69,9 @@ def explain(
     ],
     text: Annotated[str, typer.Option(help="text to explain")],
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="also write the explanation as a page")] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="read the whole model, also where the text would exit by its words or early")
+    ] = False,
     model: Model = None,
     set: Set = [],  # noqa: B006
 ) -> None:
@@ -76,9 +79,9 @@ def explain(
     if html is not None:
         check_writable(html)
     if Path(settings).is_dir():
-        _explain_saved(Path(settings), text, html, model, set)
+        _explain_saved(Path(settings), text, html, model, set, deep=deep)
     else:
-        _explain_registered(settings, text, html, model, set)
+        _explain_registered(settings, text, html, model, set, deep=deep)
 
 
 def export(
@@ -112,7 +115,9 @@ def export(
     terminal.say(f"wrote {folder}: {', '.join(files)}; {size}")
 
 
-def _explain_saved(folder: Path, text: str, html: Path | None, model: str | None, overrides: Sequence[str]) -> None:
+def _explain_saved(
+    folder: Path, text: str, html: Path | None, model: str | None, overrides: Sequence[str], *, deep: bool
+) -> None:
     """Explain by a saved classifier, which needs neither settings nor registry."""
     if model is not None or overrides:
         given = f"--model {model}" if model is not None else f"--set {overrides[0]}"
@@ -120,21 +125,21 @@ def _explain_saved(folder: Path, text: str, html: Path | None, model: str | None
     from pipelines.registry.open_model import open_classifier
 
     with open_classifier(str(folder)) as spin:
-        explanation = spin.explain(text)
+        explanation = spin.explain(text, deep=deep)
     terminal.explanation(explanation)
     if html is not None:
         _write_explanation(html, explanation, {}, title=folder.name)
 
 
 def _explain_registered(
-    settings: str, text: str, html: Path | None, model: str | None, overrides: Sequence[str]
+    settings: str, text: str, html: Path | None, model: str | None, overrides: Sequence[str], *, deep: bool
 ) -> None:
     """Explain by a version of the registry; the page also shows training documents per neuron."""
     loaded = load_settings(settings, overrides)
     require_pipelines("spin explain of a registered model")
     registry = open_registry(loaded)
     number = registry.resolve(model)
-    explanation = registry.load(number).explain(text)
+    explanation = registry.load(number).explain(text, deep=deep)
     terminal.explanation(explanation)
     if html is not None:
         from pipelines.training.neurons import load_neurons

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -24,10 +25,12 @@ from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier
 from spin.labels.label_space import LabelSpace
 from spin.settings import DecisionSettings
-from spin.sites import FeatureColumn, Site
+from spin.sites import BY_WORDS, FeatureColumn, Site, exit_name
 from spin.words.word_regression import Place, TermContribution, WordRegression
 
 Where = TypeVar("Where", Site, int)
+_EDGES = re.compile(r"^\W+|\W+$")
+"""what is no part of a word at its ends"""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,17 @@ class Explanation:
     """whether the text is longer than the backbone reads"""
     decision: Decision | None = None
     """how the classifier turns probabilities into labels; None: the most probable class, or those from one half on"""
+    exit: int | None = None
+    """the blocks after which the text stopped early, or `BY_WORDS`; None at full depth"""
+
+    @property
+    def exit_note(self) -> str | None:
+        """What was not read of the model because the text stopped early; None at full depth."""
+        if self.exit is None:
+            return None
+        if self.exit == BY_WORDS:
+            return "decided by words; the model was not read; --deep adds neurons"
+        return f"decided {exit_name(self.exit)}; what follows was not read; --deep reads the whole model"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -132,11 +146,26 @@ class Explanation:
         start, end = self.words[index]
         return self.text[start:end] or "(special)"
 
+    @property
+    def whole_terms(self) -> dict[str, Floats]:
+        """The contributions (K,) of words and word pairs by their text; strings of characters count with their word."""
+        sums: dict[str, Floats] = {}
+        for term in self.terms:
+            names = [term.term] if term.unit == "words" else [self._word_at(*place) for place in term.places]
+            for name in names:
+                sums[name] = sums.get(name, 0) + term.logits / len(names)
+        return sums
+
+    def _word_at(self, start: int, end: int) -> str:
+        """Return what stands at a place of a term, as words are written in the vocabulary."""
+        word = self.text[start:end].lower()
+        return _EDGES.sub("", word) or word
+
     def top_terms(self, count: int, label: str | None = None) -> list[tuple[str, float]]:
-        """Return the terms with the largest contributions for or against a class, by default the predicted one."""
+        """Return the words and word pairs that count most for or against a class, by default the predicted one."""
         k = self.classes.index(label or self.label)
-        largest = sorted(self.terms, key=lambda term: -abs(term.logits[k]))[:count]
-        return [(term.term, float(term.logits[k])) for term in largest]
+        largest = sorted(self.whole_terms.items(), key=lambda term: -abs(term[1][k]))[:count]
+        return [(term, float(logits[k])) for term, logits in largest]
 
     def top(self, count: int, label: str | None = None) -> list[NeuronContribution]:
         """Return the neurons with the largest contributions for or against a class, by default the predicted one."""

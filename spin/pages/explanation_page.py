@@ -110,9 +110,9 @@ class Panel:
     layers: LayerMap
     waterfall: Waterfall
     terms: tuple[tuple[str, float], ...]
-    """the terms with the largest contributions"""
+    """the words and word pairs with the largest contributions"""
     terms_of: int
-    """number of terms in the text"""
+    """number of words and word pairs in the text that contribute"""
     other_terms: float
     """contribution of the terms that are not listed"""
     neurons: tuple[tuple[NeuronContribution, tuple[Driver, ...]], ...]
@@ -157,6 +157,7 @@ def explanation_page(
         title=title,
         chosen=[scores[ranked.index(k)] for k in explanation.chosen],
         no_class=_NO_CLASS,
+        exit_note=explanation.exit_note,
         selectable=scores[:SELECTABLE_CLASSES],
         other_classes=scores[SELECTABLE_CLASSES:],
         panels=[_panel(explanation, drivers or {}, k, neurons) for k in ranked[:SELECTABLE_CLASSES]],
@@ -186,7 +187,7 @@ def _panel(explanation: Explanation, drivers: Drivers, k: int, count: int) -> Pa
         layers=layers,
         waterfall=waterfall(layers.rows, bias, logit, of_terms if explanation.terms else None),
         terms=tuple(terms),
-        terms_of=len(explanation.terms),
+        terms_of=len(explanation.whole_terms),
         other_terms=of_terms - sum(contribution for _, contribution in terms),
         neurons=tuple((neuron, tuple(drivers.get((neuron.column, neuron.neuron), ()))) for neuron in top),
         neurons_of=len(explanation.neurons),

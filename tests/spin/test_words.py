@@ -97,8 +97,21 @@ def test_words_may_decide_alone(spin: SpinClassifier, folder: Path) -> None:
     np.testing.assert_allclose(cheapest.predict_logits(TEXTS), weight * regression.logits(TEXTS), rtol=1e-5)
     explanation = cheapest.explain("a lovely day for the crew")
     assert explanation.neurons == ()
-    assert {term for term, _ in explanation.top_terms(3, "good")} & {"lovely", "lov", "ove", "vely", " lov"}
+    assert {term for term, _ in explanation.top_terms(3, "good")} & {"lovely"}
     np.testing.assert_allclose(explanation.word_contributions.sum(0) + explanation.bias, explanation.logits, atol=1e-5)
+
+
+def test_strings_of_characters_count_with_the_word_that_they_stand_in(folder: Path) -> None:
+    """No piece of a word is listed by itself, and nothing of the sum is lost."""
+    spin = SpinClassifier.load(folder, choose="cheapest")
+    explanation = spin.explain("We sat for hours, hours; and it was LOVELY!")
+    whole = explanation.whole_terms
+    words = {"we", "sat", "for", "hours", "and", "it", "was", "lovely"}
+    assert {name for name in whole if " " not in name} <= words
+    pieces = [term for term in explanation.terms if term.unit == "characters" and term.term.strip() not in words]
+    assert pieces, "the vocabulary holds strings of characters"
+    np.testing.assert_allclose(sum(whole.values()), explanation.term_contribution, atol=1e-6)
+    assert {term for term, _ in explanation.top_terms(99)} == set(whole)
 
 
 def test_an_explanation_covers_the_words_that_the_backbone_does_not_read(spin: SpinClassifier, folder: Path) -> None:

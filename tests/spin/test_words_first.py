@@ -230,6 +230,21 @@ def test_an_explanation_of_a_document_that_words_decide_has_terms_alone(spin: Sp
         assert bool(explanation.terms) == (depth == BY_WORDS or spin.fitted.selection.words > 0)
 
 
+def test_a_deep_explanation_reads_the_model_whatever_decides(spin: SpinClassifier) -> None:
+    """It is that of a classifier without exits, and has neurons; otherwise it says what was not read."""
+    depths, _ = loop_exits(spin)
+    whole = assemble(spin, early=False)
+    for depth, note in ((BY_WORDS, "decided by words; the model was not read; --deep adds neurons"), (3, None)):
+        text = TEXTS[depths.index(depth)]
+        assert spin.explain(text).exit_note == note
+        deep, expected = spin.explain(text, deep=True), whole.explain(text)
+        assert deep.exit_note is None
+        assert deep.neurons
+        np.testing.assert_allclose(deep.logits, expected.logits, atol=1e-4)
+        np.testing.assert_allclose(deep.contributions, expected.contributions, atol=1e-4)
+    assert (spin.explain(TEXTS[depths.index(1)]).exit_note or "").startswith("decided after block 1;")
+
+
 def test_the_exit_is_saved_and_loaded(spin: SpinClassifier, tmp_path: Path) -> None:
     spin.save(tmp_path)
     loaded = SpinClassifier.load(tmp_path, early=True)

@@ -46,6 +46,7 @@ from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Rule, Selection
 from spin.labels.label_space import Label, LabelSpace
 from spin.labels.standardizer import Standardizer
+from spin.pages.explanation import Explanation
 from spin.pages.explanation_page import Driver
 from spin.settings import BackboneSettings, DataSettings, ProbeSettings, SearchSettings, parse_settings
 from spin.sites import FeatureColumn
@@ -387,6 +388,20 @@ def test_neurons_and_pages_show_the_texts_that_a_version_holds(project: Project,
     assert "kept text of d" in page.read_text("utf-8")
     listed = json.loads(kept.spin("neurons", "--json"))
     assert all(top["text"] == f"kept text of {top['id']}" for row in listed for top in row["top"])
+
+
+def test_deep_is_asked_for_on_the_command_line(project: Project) -> None:
+    asked: list[bool] = []
+    explain = SpinClassifier.explain
+
+    def record(spin: SpinClassifier, text: str, *, deep: bool = False) -> Explanation:
+        asked.append(deep)
+        return explain(spin, text, deep=deep)
+
+    project.monkeypatch.setattr(SpinClassifier, "explain", record)
+    project.spin("explain", "--text", "fine")
+    project.spin("explain", "--text", "fine", "--deep")
+    assert asked == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs import terminal
 from spin import SpinClassifier
 from spin.labels.label_space import LabelSpace
 from spin.pages.explanation import Explanation, stretches
@@ -26,7 +27,8 @@ from spin.pages.layer_map import LayerCell, layer_map, rounded_levels
 from spin.pages.number_format import counted, grouped, percent, signed
 from spin.pages.stylesheet import SELECTABLE_CLASSES, shade
 from spin.settings import BackboneSettings
-from spin.sites import FeatureColumn
+from spin.sites import BY_WORDS, FeatureColumn
+from spin.words.word_regression import TermContribution
 from tests.pipelines.training.test_neurons import Project, train
 from tests.support import tiny
 from tests.support.browser import open_page
@@ -434,3 +436,26 @@ def test_words_that_share_a_span_are_shown_once() -> None:
     doubled = np.insert(explanation.word_contributions, 2, 0.25, axis=0)
     twice = replace(explanation, words=((0, 0), (0, 2), (0, 2), (0, 0)), word_contributions=doubled)
     assert explanation_page(twice).count('title="+1.250">ab</span>') == 1
+
+
+def test_terminal_and_page_say_what_was_not_read(capsys: pytest.CaptureFixture[str]) -> None:
+    note = "decided by words; the model was not read; --deep adds neurons"
+    whole = make_explanation()
+    early = replace(whole, exit=BY_WORDS)
+    for explanation, said in ((whole, False), (early, True)):
+        assert (f"This text was {note}." in explanation_page(explanation)) == said
+        terminal.explanation(explanation)
+        assert (note in capsys.readouterr().out.splitlines()) == said
+
+
+def test_words_and_their_pieces_are_one_row(capsys: pytest.CaptureFixture[str]) -> None:
+    """Strings of characters have no row of their own."""
+    start = TEXT.index("hours,")
+    pieces = [TermContribution("characters", term, np.full(3, 0.25), ((start, start + 6),)) for term in (" hou", "hou")]
+    word = TermContribution("words", "hours", np.full(3, 0.5), ((start, start + 5),))
+    explanation = replace(make_explanation(), terms=(word, *pieces))
+    page = explanation_page(explanation)
+    assert re.findall(r'<bdi class="term">(.*?)</bdi>', page) == ["hours"] * 3
+    terminal.explanation(explanation)
+    [row] = [line for line in capsys.readouterr().out.splitlines() if "“" in line]
+    assert row.split()[1:4:2] == ["“hours”", "+1.000"]
