@@ -69,7 +69,7 @@ bench-method: setup  ## measure the method and other libraries on the same texts
 bench-regret: setup  ## what the default loses to the best row of any task measured so far, into benchmarks/regret.md
 	$(BIN)/python -m benchmarks.method.regret
 
-bench-limits: .venv/.bench  ## measure probes, the cost of Ray and memory, into benchmarks/limits.md
+bench-limits: .venv/.bench  ## measure small fits, probes, the cost of Ray and memory, into benchmarks/limits.md
 	$(BIN)/python -m benchmarks.limits
 
 bench-trust: setup  ## measure privacy, robustness, conflict among layers and predicted costs, into benchmarks/trust.md

@@ -1,4 +1,4 @@
-"""`make bench-limits`: probes against the paper's recipe and other solvers, Ray's cost, memory, many and large files.
+"""`make bench-limits`: small fits, probes against other solvers, Ray's cost, memory, many and large files.
 
 It writes limits.md; `--only` measures a part alone and replaces its section of that page.
 """
@@ -11,7 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.limits import large_backbone, many_files, overhead, recipe, scale, solvers, training, versions
+from benchmarks.limits import (
+    large_backbone,
+    many_files,
+    overhead,
+    recipe,
+    scale,
+    small_fits,
+    solvers,
+    training,
+    versions,
+)
 from benchmarks.section_page import Part, write_page
 
 _FOLDER = Path("runs/bench/limits")
@@ -29,6 +39,7 @@ class Measurement(Protocol):
 
 
 _PARTS: Mapping[str, tuple[str, Measurement]] = {
+    "small": ("Small fits", small_fits),
     "probes": ("Probes against the paper's recipe", recipe),
     "solvers": ("Solvers at the same certificate", solvers),
     "ray": ("The cost of Ray", overhead),

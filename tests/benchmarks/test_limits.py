@@ -16,13 +16,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.limits import large_backbone, many_files, overhead, recipe, scale, solvers, training, versions
+from benchmarks.limits import (
+    large_backbone,
+    many_files,
+    overhead,
+    recipe,
+    scale,
+    small_fits,
+    solvers,
+    training,
+    versions,
+)
 from benchmarks.limits.delay_proxy import run_delay_proxy
 from benchmarks.limits.large_backbone import LargeBackboneCost
 from benchmarks.limits.many_files import FileCosts, NightCost, Publication
 from benchmarks.limits.overhead import WAYS, Way
 from benchmarks.limits.recipe import Race, Races
 from benchmarks.limits.scale import WORKERS, Scale, _speed
+from benchmarks.limits.small_fits import FitTime, SmallFits
 from benchmarks.limits.solvers import (
     LIBLINEAR,
     SAGA,
@@ -96,6 +107,27 @@ def test_trainings_hold_if_memory_is_flat_and_small_and_few_features_are_stored(
     text, verdicts = training.section([TRAINING, replace(TRAINING, **{**LARGE, **change}), TRAINING])
     assert sum(not holds for holds, _ in verdicts) == missed
     assert "| tiny, 1,000 | 1 | 2 | 3 | 900 | 1,000 | 500 | 600 | 0.50 | 50% |" in text
+
+
+@pytest.mark.parametrize(("seconds", "quickstart", "missed"), [(7.9, 149.0, 0), (8.1, 149.0, 1), (7.9, 151.0, 1)])
+def test_a_small_fit_holds_if_its_median_round_is_fast(seconds: float, quickstart: float, missed: int) -> None:
+    times = [FitTime(fit=fit, process=fit + 2, accuracy=0.75) for fit in (seconds, 1.0, 100.0)]
+    text, verdicts = small_fits.section(SmallFits({"140 short texts, 2 classes": times}, quickstart))
+    assert [holds for holds, _ in verdicts].count(False) == missed
+    assert f"| {seconds} | {seconds}, 1.0, 100.0 | {seconds + 2:.1f} | 75.0 |" in text
+
+
+def test_texts_of_small_fits_are_of_one_class_each() -> None:
+    """As many of each class, in the same mixed order whatever the order in which they were found."""
+    found = {name: [f"what the function {name} {n} of {n} returns" for n in range(40)] for name in ("a", "b")}
+    found = {name: [*texts, texts[0], "a text of both of the classes", "too short"] for name, texts in found.items()}
+    texts = small_fits.choose_texts(found, 30, trained=40)
+    assert texts == small_fits.choose_texts({name: found[name][::-1] for name in ("b", "a")}, 30, trained=40)
+    assert len(set(texts.texts)) == len(texts.labels) == 60
+    assert [f"function {label} " in text for text, label in zip(texts.texts, texts.labels, strict=True)] == [True] * 60
+    assert set(texts.labels[:40]) == set(texts.labels[40:]) == {"a", "b"}
+    with pytest.raises(SystemExit, match="a: this Python has 40 such texts, expected at least 41"):
+        small_fits.choose_texts(found, 41, trained=40)
 
 
 @pytest.mark.parametrize(("wide", "holds"), [(40.0, True), (60.0, False)])
