@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,7 +59,10 @@ def main_options(
     ] = False,
     log: Annotated[
         str,
-        typer.Option(metavar="auto|json", help="json: progress and log as JSON lines on standard error"),
+        typer.Option(
+            metavar="auto|json",
+            help="json: progress and log on standard error as JSON lines; auto: as text, on a terminal with a bar",
+        ),
     ] = "auto",
 ) -> None:
     """Classify text with the salient inner neurons of a frozen language model."""
@@ -208,7 +213,19 @@ _add(CLUSTER, job_commands.stop)
 def main() -> None:
     """Run the command and end the process with its exit status; see `run_command` for errors."""
     silence_libraries()
+    if not sys.stdout.isatty() and (len(sys.argv) < 3 or "--help" in sys.argv):
+        _print_help_without_boxes()
     run_command(app)
+
+
+def _print_help_without_boxes() -> None:
+    """Let Typer print its panels without lines, since standard output is a pipe or a file."""
+    import typer.rich_utils  # loads for a fifth of a second
+    from rich.box import Box
+    from rich.panel import Panel
+
+    blank = Box("    \n" * 8)
+    typer.rich_utils.Panel = partial(Panel, box=blank)  # type: ignore[misc, assignment]
 
 
 def silence_libraries() -> None:

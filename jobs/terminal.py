@@ -6,12 +6,15 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Column, Table
 from rich.text import Text
 
-from spin.pages.number_format import significant
+from spin.pages.number_format import counted, significant
 from spin.settings import mask_credentials
 from spin.sites import FeatureColumn, exit_name
 
@@ -55,6 +58,59 @@ def say(text: str) -> None:
     out.print(escape(mask_credentials(text)), soft_wrap=True)
 
 
+def show(table: Table) -> None:
+    """Print a table: on a terminal with lines, elsewhere as columns that spaces align, of any width.
+
+    In a terminal that is too narrow, the first cell of each row is a line of its own and the others follow below it. So
+    the name in it is whole, and can be copied to the next command.
+    """
+    if not out.is_terminal:
+        _show_plain(table)
+    elif _least_width(table) <= out.width:
+        out.print(table)
+    else:
+        _show_rows(table)
+
+
+def _least_width(table: Table) -> int:
+    """The width in which no cell is cut, and none is wrapped that must not be; the rest of a text may be left out."""
+
+    def width(column: Column) -> int:
+        if column.ratio:
+            return cell_len(str(column.header))
+        cells = (Text.from_markup(str(cell)) for cell in (column.header, *column.cells))
+        sizes = [Measurement.get(out, out.options, cell) for cell in cells]
+        return max(size.maximum if column.no_wrap else size.minimum for size in sizes)
+
+    return sum(width(column) + 3 for column in table.columns) + 1
+
+
+def _show_plain(table: Table) -> None:
+    """Print a table without lines, for a pipe or a file."""
+    columns = [
+        [Text.from_markup(str(cell)).plain for cell in (column.header, *column.cells)] for column in table.columns
+    ]
+    rights = [column.justify == "right" for column in table.columns]
+    widths = [max(map(cell_len, cells)) for cells in columns]
+    lines = [] if table.title is None else [Text.from_markup(str(table.title)).plain]
+    for row in zip(*columns, strict=True):
+        pads = (" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        cells = (pad + cell if right else cell + pad for cell, pad, right in zip(row, pads, rights, strict=True))
+        lines.append("  ".join(cells).rstrip())
+    raw("".join(f"{line}\n" for line in lines))
+
+
+def _show_rows(table: Table) -> None:
+    """Print each row of a table as its first cell, whole, and the others with their names below it."""
+    if table.title is not None:
+        out.print(table.title)
+    headers = [column.header for column in table.columns]
+    for first, *others in zip(*(column.cells for column in table.columns), strict=True):
+        out.print(first, soft_wrap=True)
+        named = (f"{header} {cell}".strip() for header, cell in zip(headers[1:], others, strict=True) if cell)
+        out.print(Padding(Text.from_markup(", ".join(named)), (0, 0, 0, 2), expand=False))
+
+
 def failure(text: str) -> None:
     """Print an error in one line on standard error, without what may be a credential in a URI."""
     _err.print(f"[red]error:[/red] {escape(mask_credentials(' '.join(text.split())))}", soft_wrap=True)
@@ -69,7 +125,7 @@ def stage(event: StageEvent) -> None:
     if isinstance(results, ExtractResults):
         produced = _extracted(results.counts)
     elif isinstance(results, ProbeResults):
-        produced = f"{len(results.probes)} probes of {len(results.classes)} classes"
+        produced = f"{counted(len(results.probes), 'probe')} of {counted(len(results.classes), 'class', 'classes')}"
     else:
         produced = _chosen(results)
     say(f"{event.stage:<9} {produced}" + (" — finished before" if event.resumed else f" — {event.seconds:.0f} s"))
@@ -78,19 +134,19 @@ def stage(event: StageEvent) -> None:
 def trained(report: TrainReport) -> None:
     """Print accuracy by compute, the comparison table, and the version under which the classifier is registered."""
     choice = report.results.choice
-    out.print(_frontier(choice))
+    show(_frontier(choice))
     for name in _CHOICES:
         say(f"{name:<9} {_choice(choice.choices[name])}")
         if choice.cap is not None:
             say(f"{'':<9} {_leakage(choice.choices[name], choice.cap.uncapped[name])}")
     if report.results.table:
-        out.print(_table(report.results.table))
+        show(_table(report.results.table))
     for note in report.results.notes:
         say(note)
     if report.results.suspects:
         labelled = sum(report.results.counts[split] for split in ("train", "valid"))
-        share = f"{report.results.suspects:,} of {labelled:,}"
-        say(f"{share} labels are contradicted by those of similar documents; suspects.parquet in the store lists them")
+        share = f"{report.results.suspects:,} of {counted(labelled, 'label')}"
+        say(f"{share} contradicted by those of similar documents; suspects.parquet in the store lists them")
     say(f"registered {report.registered.model} version {report.registered.version} as challenger")
 
 
@@ -98,21 +154,22 @@ def night(report: NightReport, output: str, *, named: bool = False) -> None:
     """Print the counts of a night and where its output is; `named` adds the name of its model."""
     counts, files = report.counts, report.files
     mix = ", ".join(f"{label} {count:,}" for label, count in sorted(counts.labels.items()))
-    share = f"{counts.predicted:,} of {counts.rows:,} documents"
+    share = f"{counts.predicted:,} of {counted(counts.rows, 'document')}"
     name = f"{report.model} " if named else ""
     say(f"classify  {share} by {name}version {report.model_version}{f': {mix}' if mix else ''}")
     if files.skipped:
-        say(f"          {files.skipped:,} files skipped that other nights have taken")
+        say(f"          {counted(files.skipped, 'file')} skipped that other nights have taken")
     for file in report.quarantined:
         say(f"          quarantined: {file.reason}")
     if files.quarantined > len(report.quarantined):
         command = f"spin nights show {report.run} --output {output} --json"
-        say(f"          quarantined: {files.quarantined:,} files in all; `{command}` lists them")
+        say(f"          quarantined: {counted(files.quarantined, 'file')} in all; `{command}` lists them")
     if counts.dead:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.reasons.items()))
-        say(f"          {counts.dead:,} dead letters: {reasons}")
+        say(f"          {counted(counts.dead, 'dead letter')}: {reasons}")
     if counts.abstained:
-        say(f"          {counts.abstained:,} documents without a label: coverage {100 * report.coverage:.1f} %")
+        without = counted(counts.abstained, "document")
+        say(f"          {without} without a label: coverage {100 * report.coverage:.1f} %")
     if report.max_error is not None:
         share = f"{100 * report.max_error:g} % of the labels are wrong"
         say(f"          decision.max_error: at most {share}, for documents like the test documents")
@@ -121,10 +178,10 @@ def night(report: NightReport, output: str, *, named: bool = False) -> None:
     if counts.truncated:
         percent = 100 * counts.truncated_share
         if counts.windows:
-            beyond = f"longer than backbone.max_windows windows, {counts.unread_tokens:,} tokens not read"
+            beyond = f"longer than backbone.max_windows windows, {counted(counts.unread_tokens, 'token')} not read"
         else:
             beyond = "cut at backbone.max_tokens"
-        say(f"          {counts.truncated:,} texts ({percent:.1f} %) {beyond}")
+        say(f"          {counted(counts.truncated, 'text')} ({percent:.1f} %) {beyond}")
     if len(counts.depths) > 1:
         depths = sorted(counts.depths.items(), key=lambda item: int(item[0]))
         say(f"          exits: {', '.join(f'{n:,} {exit_name(int(depth))}' for depth, n in depths)}")
@@ -154,7 +211,8 @@ def _quality(report: NightReport) -> list[str]:
 
 def check(compared: int, agreed: int) -> None:
     """Print how many labels of a night are the same in float32."""
-    say(f"check     {agreed:,} of {compared:,} labels ({100 * agreed / compared:.2f} %) are the same in float32")
+    labels = counted(compared, "label")
+    say(f"check     {agreed:,} of {labels} ({100 * agreed / compared:.2f} %) the same in float32")
 
 
 def _causes(neuron: NeuronShift) -> str:
@@ -180,7 +238,7 @@ def _shadow(shadow: ShadowAgreement) -> str:
     share = "none" if shadow.agreement is None else f"{100 * shadow.agreement:.1f} %"
     failed = f", failed on {counts.failed:,}" if counts.failed else ""
     return (
-        f"shadow version {shadow.version} agrees on {share} of {counts.compared:,} documents{failed}"
+        f"shadow version {shadow.version} agrees on {share} of {counted(counts.compared, 'document')}{failed}"
         + (f": {listed}" if listed else "")
         + (", …" if len(pairs) > _DISAGREEMENTS else "")
     )
@@ -192,15 +250,15 @@ def evaluation(report: EvaluationReport) -> None:
     for name, figures in report.per_class.items():
         shown = [f"{100 * value:.1f}" for value in (figures.precision, figures.recall, figures.f1)]
         table.add_row(escape(name), *shown, f"{figures.support:,.0f}")
-    out.print(table)
+    show(table)
     metrics = ", ".join(f"{name} {100 * value:.1f}" for name, value in report.metrics.items()) or "no labels"
-    say(f"version {report.model_version} on {report.documents:,} documents: {metrics}")
+    say(f"version {report.model_version} on {counted(report.documents, 'document')}: {metrics}")
     decision = report.decision
     thresholds = ", ".join(f"{name} {threshold:g}" for name, threshold in decision.thresholds.items()) or "default"
     say(f"decided as a night does: thresholds {thresholds}, abstention band {decision.abstain:g}")
     if report.abstained:
         share = 100 * report.abstained / report.documents
-        say(f"{report.abstained:,} documents ({share:.1f} %) got no label; the figures above leave them out")
+        say(f"{counted(report.abstained, 'document')} ({share:.1f} %) got no label; the figures above leave them out")
 
 
 def gate(checks: Sequence[GateCheck]) -> None:
@@ -209,7 +267,7 @@ def gate(checks: Sequence[GateCheck]) -> None:
     for check in checks:
         mark = "[green]passed[/green]" if check.passed else "[red]failed[/red]"
         table.add_row(check.name, escape(check.measured), escape(check.expected), mark)
-    out.print(table)
+    show(table)
     for check in checks:
         if not check.passed:
             say(f"{check.name}: {check.remedy}")
@@ -228,11 +286,17 @@ def models(name: str, versions: Sequence[Version]) -> None:
     if not versions:
         say(f"{name} has no versions; `spin train` registers one")
         return
-    table = Table("version", "aliases", "created", "metrics", "fingerprint")
+    table = Table()
+    table.add_column("version", no_wrap=True)
+    table.add_column("aliases")
+    table.add_column("created (UTC)", no_wrap=True)
+    table.add_column("metrics")
+    table.add_column("fingerprint", no_wrap=True)
     for version in versions:
         figures = ", ".join(f"{k} {v:.4f}" for k, v in sorted(version.metrics.items()))
-        table.add_row(version.number, ", ".join(version.aliases), version.created, figures, version.fingerprint[:12])
-    out.print(table)
+        aliases, created = ", ".join(version.aliases), version.created[:16].replace("T", " ")
+        table.add_row(version.number, aliases, created, figures, version.fingerprint[:12])
+    show(table)
 
 
 def history(name: str, events: Sequence[ChampionEvent]) -> None:
@@ -263,13 +327,13 @@ def explanation(explanation: Explanation, *, neurons: int = 8) -> None:
             table.columns[1].justify = "right"
             for top in explanation.top(neurons, label):
                 table.add_row(f"{top.column}[{top.neuron}]", f"{top.contribution:+.3f}", escape(top.word))
-            out.print(table)
+            show(table)
         if explanation.terms:
             table = Table("term", "adds to logit", title=f"terms for and against {escape(label)}")
             table.columns[1].justify = "right"
             for term, contribution in explanation.top_terms(neurons, label):
                 table.add_row(escape(f"“{term}”"), f"{contribution:+.3f}")
-            out.print(table)
+            show(table)
 
 
 def _shaded(explanation: Explanation, k: int) -> Text:
@@ -301,10 +365,10 @@ def neurons(chosen: Sequence[ChosenNeuron], drivers: Drivers, count: int) -> Non
         text = "–" if best is None else f"{best.value:+.1f} σ  {' '.join(best.text.split())[:_EXCERPT]}"
         figures = f"{significant(100 * head.importance, 2)} %", f"{head.slope:+.3f}"
         table.add_row(f"{row.column}[{row.neuron}]", *figures, escape(head.class_name), escape(text))
-    out.print(table)
+    show(table)
     measures = sorted({_IMPORTANCE[neuron.head.rule] for neuron in chosen})
     say(
-        f"{len(chosen):,} of {count:,} neurons, by importance ({', '.join(measures)}) times slope "
+        f"{len(chosen):,} of {counted(count, 'neuron')}, by importance ({', '.join(measures)}) times slope "
         "(change of the class's logit per standard deviation)"
     )
 
@@ -320,7 +384,7 @@ def jobs(entries: Sequence[Any]) -> None:
     for job in entries:
         shown = ("" if value is None else f"{value:.0f}" for value in (job.seconds, job.exit_status))
         table.add_row(escape(job.id), *shown, job.status.lower(), job.started)
-    out.print(table)
+    show(table)
 
 
 def raw(text: str) -> None:
@@ -362,9 +426,9 @@ def _extracted(counts: CorpusCounts) -> str:
     share = 100 * counts.truncated_share
     how = "not read to their end" if counts.windows else "cut at max_tokens"
     cut = f", {counts.truncated:,} ({share:.1f} %) {how}" if counts.truncated else ""
-    windows = f" in {counts.windows:,} windows" if counts.windows else ""
-    documents = f"{counts.rows:,}" if counts.extracted == counts.rows else f"{counts.extracted:,} of {counts.rows:,}"
-    return f"{documents} documents, {counts.tokens:,} tokens{windows}{cut}"
+    windows = f" in {counted(counts.windows, 'window')}" if counts.windows else ""
+    part = "" if counts.extracted == counts.rows else f"{counts.extracted:,} of "
+    return f"{part}{counted(counts.rows, 'document')}, {counted(counts.tokens, 'token')}{windows}{cut}"
 
 
 def _chosen(report: TrainReport) -> str:
@@ -375,15 +439,19 @@ def _chosen(report: TrainReport) -> str:
     l1 = f", L1 {choice.l1:g}" if choice.l1 else ""
     words = "words and " if choice.words else ""
     return (
-        f"{words}{choice.neurons:,} neurons of {choice.depth} blocks by {choice.rule}, eta {choice.eta:.2f}, "
+        f"{words}{_size(choice)} by {choice.rule}, eta {choice.eta:.2f}, "
         f"{choice.head} head, strength {choice.strength:g}{l1}"
     )
+
+
+def _size(choice: ChoiceSummary) -> str:
+    return f"{counted(choice.neurons, 'neuron')} of {counted(choice.depth, 'block')}"
 
 
 def _choice(choice: ChoiceSummary) -> str:
     """Return the score, compute and size of one of the three classifiers."""
     what = f" ({' and '.join(choice.part)} only)" if choice.part else ""
-    size = f"{'words and ' if choice.words else ''}{choice.neurons:,} neurons of {choice.depth} blocks"
+    size = f"{'words and ' if choice.words else ''}{_size(choice)}"
     if not choice.neurons:
         size = "words alone, without neurons"
     exits = [f"; {100 * exit.valid_share:.0f} % exit {exit_name(exit.depth)}" for exit in choice.exits]

@@ -101,28 +101,34 @@ def _finish(audited: RobustnessAudit | PrivacyAudit, html: Path | None, as_json:
 
 
 def _print_privacy(report: PrivacyReport) -> None:
-    """Print a row per kind of stored numbers: the words and the attributes that it reveals."""
+    """Print a row per kind of stored numbers: the words that it reveals; and another table of attributes."""
     from spin.audit.word_recovery import BANDS
 
     table = Table()
-    table.add_column("stored", no_wrap=True)
-    for name in ("numbers", "words", *BANDS, *report.attributes):
+    table.add_column("stored")
+    for name in ("numbers", "words", *BANDS):
         table.add_column(name, justify="right", no_wrap=True)
     for figure in report.figures:
-        bands = [figure.recovery.by_band.get(name) for name in BANDS]
-        areas = [figure.attributes.get(name) for name in report.attributes]
-        table.add_row(
-            figure.name,
-            f"{figure.numbers:,}",
-            f"{100 * figure.recovery.every:.1f} %",
-            *("–" if share is None else f"{100 * share:.1f} %" for share in bands),
-            *("–" if area is None else f"{area:.2f}" for area in areas),
-        )
-    terminal.out.print(table)
-    terminal.say(
-        "words: share of the content words that an attacker names, by how frequent they are; attributes: area "
-        "under the ROC curve"
-    )
+        bands = (figure.recovery.by_band.get(name) for name in BANDS)
+        shares = ("–" if share is None else f"{100 * share:.1f} %" for share in (figure.recovery.every, *bands))
+        table.add_row(figure.name, f"{figure.numbers:,}", *shares)
+    terminal.show(table)
+    terminal.say("words: share of the content words that an attacker names, by how frequent they are")
+    if report.attributes:
+        _print_attributes(report)
+
+
+def _print_attributes(report: PrivacyReport) -> None:
+    """Print a row per kind of stored numbers: how well it tells whether a text has an attribute."""
+    table = Table()
+    table.add_column("stored")
+    for name in report.attributes:
+        table.add_column(name, justify="right", no_wrap=True)
+    for figure in report.figures:
+        areas = (figure.attributes.get(name) for name in report.attributes)
+        table.add_row(figure.name, *("–" if area is None else f"{area:.2f}" for area in areas))
+    terminal.show(table)
+    terminal.say("attributes: area under the ROC curve, 0.5 by chance")
 
 
 def _print_robustness(report: RobustnessReport) -> None:
@@ -138,7 +144,7 @@ def _print_robustness(report: RobustnessReport) -> None:
         judged = [f"{100 * row.score:.1f}", f"{100 * row.loss:+.1f}", f"{100 * row.flips:.1f} %", f"{row.ece:.3f}"]
         shown = judged if row.keeps_label else ["–", "–", f"{100 * row.flips_of_right:.1f} %", "–"]
         table.add_row(escape(row.name), SEVERITIES[row.severity], f"{row.documents:,}", *shown)
-    terminal.out.print(table)
+    terminal.show(table)
 
 
 def _print_comparison(champion: RobustnessComparison) -> None:
@@ -161,4 +167,4 @@ def _print_comparison(champion: RobustnessComparison) -> None:
             signed(100 * difference.value, 1),
             f"{signed(100 * difference.low, 1)} to {signed(100 * difference.high, 1)}",
         )
-    terminal.out.print(table)
+    terminal.show(table)

@@ -15,6 +15,7 @@ from jobs import terminal
 from jobs.extras import PipelinesCommand
 from jobs.options import AsJson, Date, File, Output, Set
 from spin.errors import UserError
+from spin.pages.number_format import counted
 from spin.settings import load_settings
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def review(
     reasons = sample.rows["reason"].to_pylist()
     counts = ", ".join(f"{reasons.count(name)} {name}" for name in dict.fromkeys(reasons))
     night = f"the night of {sample.night.date} of {sample.night.model}"
-    terminal.say(f"review    {len(reasons)} documents of {night}: {counts}")
+    terminal.say(f"review    {counted(len(reasons), 'document')} of {night}: {counts}")
     if texts is not None and len(texts) < len(reasons):
         terminal.say(f"          the input of {len(reasons) - len(texts)} of them is not there any more")
     terminal.say(f"          wrote {to}; fill in the column true_label, then: spin labels add {to} --output {output}")
@@ -74,16 +75,22 @@ def add(
     output: Output,
     date: Date = None,
     model: Name = None,
+    new_class: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME", help="class that the model does not have, whose labels count as wrong; may be repeated"
+        ),
+    ] = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
     """Add labels to the nights that predicted their documents, and print the accuracy of these nights."""
     from pipelines.nightly.review.checked_labels import add_labels
 
-    added = add_labels(output, file, date=date, model=model)
+    added = add_labels(output, file, date=date, model=model, new_classes=new_class)
     if as_json:
         terminal.plain(asdict(added))
         return
-    terminal.say(f"labels    {added.added:,} added, {added.empty:,} rows without a label")
+    terminal.say(f"labels    {added.added:,} added, {counted(added.empty, 'row')} without a label")
     if added.unknown:
         terminal.say(f"          {added.unknown:,} of documents to which no published night gave a label")
     if added.foreign:
@@ -120,7 +127,7 @@ def export(
     from pipelines.nightly.review.labelled_texts import export_labels
 
     written, lost = export_labels(load_settings(settings, set).data, output, to, model=model)
-    terminal.say(f"labels    wrote {written:,} labelled documents to {to}")
+    terminal.say(f"labels    wrote {counted(written, 'labelled document')} to {to}")
     if lost:
         terminal.say(f"          the input of {lost:,} more is not there any more")
 
@@ -138,4 +145,4 @@ def _print_scores(scores: Sequence[ScoredNight]) -> None:
         right = f"{score.right:,} of {score.checked:,}"
         figures = map(terminal.format_estimate, (score.accuracy, score.estimated))
         table.add_row(score.date, escape(model), right, *figures)
-    terminal.out.print(table)
+    terminal.show(table)

@@ -13,6 +13,7 @@ from jobs.extras import require_pipelines
 from jobs.options import File, Input, Model, Set, open_registry
 from jobs.page_file import check_writable, write_page
 from spin.errors import UserError
+from spin.pages.number_format import counted
 from spin.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def export(
     check_target(folder, format)
     with open_classifier(model, load_settings(settings, set) if settings is not None else None) as spin:
         files = write(spin, folder, format)
-        size = f"{spin.fitted.selection.neuron_count:,} neurons of {spin.depth} blocks"
+        size = f"{counted(spin.fitted.selection.neuron_count, 'neuron')} of {counted(spin.depth, 'block')}"
     terminal.say(f"wrote {folder}: {', '.join(files)}; {size}")
 
 

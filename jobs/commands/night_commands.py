@@ -15,6 +15,7 @@ from jobs import terminal
 from jobs.extras import PipelinesCommand
 from jobs.options import AsJson, Date, Output
 from spin.errors import UserError
+from spin.pages.number_format import counted
 
 if TYPE_CHECKING:
     from pipelines.nightly.nights import NightRun, RunDetails
@@ -106,7 +107,7 @@ def vacuum(
     plan = run_vacuum(output, older_than=timedelta(days=older_than), dry_run=dry_run)
     for run in plan.abandon:
         terminal.say(f"{'would give' if dry_run else 'gave'} up {run}; it can be neither resumed nor restored")
-    deleted = f"{len(plan.delete):,} objects, {terminal.format_bytes(plan.bytes)}"
+    deleted = f"{counted(len(plan.delete), 'object')}, {terminal.format_bytes(plan.bytes)}"
     terminal.say(f"{'would delete' if dry_run else 'deleted'} {deleted}")
 
 
@@ -127,8 +128,8 @@ def import_nights(output: Output) -> None:
 
 def _print_runs(runs: Sequence[NightRun], output: str) -> None:
     table = Table()
-    table.add_column("run", overflow="fold")  # the only column that gives way in a narrow terminal
-    table.add_column("state", no_wrap=True)
+    for name in ("run", "state"):
+        table.add_column(name, no_wrap=True)
     for name in ("version", "rows", "dead"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("published (UTC)", no_wrap=True)
@@ -136,7 +137,7 @@ def _print_runs(runs: Sequence[NightRun], output: str) -> None:
         counts = ("" if count is None else f"{count:,}" for count in (run.predictions, run.dead_letters))
         published = (run.published or "")[:16].replace("T", " ")
         table.add_row(escape(run.run), run.state, run.model_version or "", *counts, published)
-    terminal.out.print(table)
+    terminal.show(table)
     from pipelines.nightly.nights import models_to_resume, resumable_runs
 
     for run in resumable_runs(runs):
@@ -155,12 +156,12 @@ def _print_details(details: RunDetails) -> None:
     ]
     terminal.say(f"          {', '.join(times)}")
     if details.rows:
-        rows = ", ".join(
-            f"{count:,} {table.replace('_', ' ')}" for table, count in details.rows.items() if table != "inputs"
-        )
+        names = {table: table.replace("_", " ").removesuffix("s") for table in details.rows if table != "inputs"}
+        rows = ", ".join(counted(details.rows[table], name) for table, name in names.items())
         terminal.say(f"          {rows}")
     if details.files_taken is not None:
-        terminal.say(f"          {details.files_taken:,} input files taken, {len(details.quarantined):,} quarantined")
+        taken, quarantined = counted(details.files_taken, "input file"), len(details.quarantined)
+        terminal.say(f"          {taken} taken, {quarantined:,} quarantined")
     for file in details.quarantined[:_LISTED]:
         named = file.reason.startswith(file.uri)  # most reasons begin with the file
         terminal.say(f"          quarantined: {file.reason if named else f'{file.uri}: {file.reason}'}")

@@ -9,6 +9,7 @@ import typer
 
 from jobs import terminal
 from jobs.options import AsJson, File, Model, Set, open_registry
+from spin.pages.number_format import counted
 from spin.settings import load_settings
 
 if TYPE_CHECKING:
@@ -45,13 +46,13 @@ def plan(
 
 def _show(estimate: Estimate) -> None:
     sample, rates, hours, store = estimate.sample, estimate.sample.documents_per_s, estimate.hours, estimate.store
-    threads = f"{sample.threads} torch thread{'s' * (sample.threads != 1)}"
+    threads = counted(sample.threads, "torch thread")
     terminal.say(
-        f"sample    {sample.documents:,} documents of {estimate.source}{', all of it,' * sample.whole} in "
+        f"sample    {counted(sample.documents, 'document')} of {estimate.source}{', all of it,' * sample.whole} in "
         f"{_rate(sample.seconds)} s by version {estimate.model_version}, {threads}"
     )
     terminal.say(
-        f"          {_rate(rates.median)} documents/s per worker (median of {sample.pieces} parts, "
+        f"          {_rate(rates.median)} documents/s per worker (median of {counted(sample.pieces, 'part')}, "
         f"{_rate(rates.lowest)} to {_rate(rates.highest)}); "
         f"{sample.tokens_per_document:.1f} tokens per document"
         + f" in {sample.windows_per_document:.1f} windows"
@@ -62,7 +63,8 @@ def _show(estimate: Estimate) -> None:
         terminal.say(f"          {100 * sample.dead_share:.1f} % dead letters")
     each = estimate.documents / estimate.shards
     intake = estimate.intake
-    terminal.say(f"night     {estimate.documents:,} documents in {estimate.shards:,} shards of about {each:,.0f}")
+    documents, shards = counted(estimate.documents, "document"), counted(estimate.shards, "shard")
+    terminal.say(f"night     {documents} in {shards} of about {each:,.0f}")
     terminal.say(
         f"          they are read and checked first, at {_rate(intake.documents_per_s)} documents/s per worker"
     )
@@ -82,7 +84,7 @@ def _needed(estimate: Estimate) -> str:
     workers, within = estimate.deadline.workers, f"within {_time(estimate.deadline.hours)}"
     if workers is None:
         return f"no number of workers finishes {within}: one shard or the ids take longer; lower ray.shard_documents"
-    return f"{workers:,} worker{'s' * (workers != 1)} to finish {within}"
+    return f"{counted(workers, 'worker')} to finish {within}"
 
 
 def _time(hours: float) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from jobs import terminal
 from jobs.options import File, Set
+from spin.pages.number_format import counted
 from spin.settings import load_settings
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def purge(
 
 
 def _count(objects: int, size: int) -> str:
-    return f"{objects:,} objects, {terminal.format_bytes(size)}"
+    return f"{counted(objects, 'object')}, {terminal.format_bytes(size)}"
 
 
 def _days(work: StoredWork) -> str:

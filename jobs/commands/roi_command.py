@@ -106,7 +106,7 @@ def _print_report(report: RoiReport) -> None:
             significant(point.expected_total),
             significant(point.total),
         )
-    terminal.out.print(table)
+    terminal.show(table)
     terminal.say(f"{report.model} version {report.version}: {summarise(report)}")
     terminal.say(f"{report.volume:,.0f} documents: {significant(report.best.total * report.volume / THOUSAND)}")
     for sentence in break_even_sentences(report):

@@ -33,6 +33,7 @@ from spin.errors import UserError
 from spin.heads.calibration import log_losses
 from spin.labels.label_space import Targets
 from spin.labels.splits import rows_in_split
+from spin.pages.number_format import counted
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 
@@ -70,7 +71,9 @@ class PrivacyAudit:
         recovered = ", ".join(
             f"{shares[name]} from {name}" for name in (FREQUENCY, LAST, EVERY, KEPT) if name in shares
         )
-        text = f"Of the content words of a text, an attacker recovers {recovered} ({report.judged:,} documents)."
+        text = (
+            f"Of the content words of a text, an attacker recovers {recovered} ({counted(report.judged, 'document')})."
+        )
         if report.membership is not None:
             auroc = report.membership.auroc
             text += f" Losses tell training documents from others with an area under the curve of {auroc:.2f}."

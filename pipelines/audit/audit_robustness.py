@@ -21,7 +21,7 @@ from spin.audit.robustness import (
 from spin.audit.robustness_comparison import RobustnessComparison, compare_robustness
 from spin.audit.robustness_page import robustness_page
 from spin.errors import UserError
-from spin.pages.number_format import signed
+from spin.pages.number_format import counted, signed
 from spin.settings import Settings, mask_credentials
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class RobustnessAudit:
         text = (
             f"Moderate perturbations that keep the class change the {report.metric} of {100 * report.score:.1f} by "
             f"{signed(-100 * report.mean_loss, 1)} points on average, and flip {100 * report.mean_flips:.1f} % of "
-            f"the labels ({report.documents:,} documents)."
+            f"the labels ({counted(report.documents, 'document')})."
         )
         if worst is not None and worst.loss > 0:
             text += f" The largest loss is {100 * worst.loss:.1f} points, by {worst.name}."

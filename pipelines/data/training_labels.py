@@ -18,6 +18,7 @@ from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.split_groups import hash_text
 from spin.labels.splits import DROPPED, assign_split, rows_in_split
 from spin.labels.training_data import TrainingData
+from spin.pages.number_format import counted
 from spin.settings import DataSettings, Settings
 
 _HASHED = 10_000
@@ -57,7 +58,7 @@ class SplitOverlap:
         """A sentence for each number that is not zero; `test` is the number of test documents."""
         notes = []
         if self.dropped:
-            documents = "1 document is" if self.dropped == 1 else f"{self.dropped:,} documents are"
+            documents = counted(self.dropped, "document is", "documents are")
             notes.append(
                 f"{documents} left out of training: a near-identical text is in the model's frozen evaluation set"
             )
@@ -65,8 +66,8 @@ class SplitOverlap:
         if data.group:
             shared.append((self.test_groups, f"the same {data.group}"))
         notes += [
-            f"warning: {count:,} of {test:,} test documents ({100 * count / test:.1f} %) have {what} among those that "
-            "trained, so the figures may be too good"
+            f"warning: {count:,} of {counted(test, 'test document')} ({100 * count / test:.1f} %) have {what} among "
+            "those that trained, so the figures may be too good"
             for count, what in shared
             if count
         ]

@@ -62,6 +62,7 @@ from pipelines.storage.shard_log import ShardOutcome
 from spin.errors import SpinError
 from spin.monitor.agreement import ShadowAgreement
 from spin.monitor.drift import Drift
+from spin.pages.number_format import counted
 from spin.settings import ClassifySettings, Settings
 
 _log = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ def check_files(allowed: ClassifySettings, quarantined: Mapping[str, str], total
     """Raise BadRowsError if more of the listed files than the settings allow could not be read."""
     if len(quarantined) > allowed.max_bad_files * total:
         raise BadRowsError(
-            f"{len(quarantined)} of {total} files cannot be classified, more than classify.max_bad_files "
+            f"{len(quarantined):,} of {counted(total, 'file')} cannot be classified, more than classify.max_bad_files "
             f"{allowed.max_bad_files} allows: {next(iter(quarantined.values()))}; mend them and start over with "
             "--restart, or raise it and run again"
         )
@@ -175,7 +176,7 @@ def check_rows(allowed: ClassifySettings, reasons: Mapping[str, int], rows: int)
     if dead > allowed.max_dead_fraction * rows:
         listed = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common(4))
         raise BadRowsError(
-            f"{dead} of {rows} rows cannot be classified ({listed}), more than classify.max_dead_fraction "
+            f"{dead:,} of {counted(rows, 'row')} cannot be classified ({listed}), more than classify.max_dead_fraction "
             f"{allowed.max_dead_fraction} allows; mend them and start over with --restart, or raise it and run again"
         )
 

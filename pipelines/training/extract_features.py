@@ -63,6 +63,7 @@ from spin.labels.label_space import LabelSpace
 from spin.labels.split_groups import choose_group, hash_text
 from spin.labels.splits import rows_in_split
 from spin.labels.training_data import TrainingData
+from spin.pages.number_format import counted
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 
@@ -314,7 +315,8 @@ def _require_none_forgotten(settings: Settings, labelled: LabelledCorpus) -> Non
     found = read_forgotten(Store(settings.store.uri)).find(labelled.ids)
     if found:
         raise UserError(
-            f"data.train holds {len(found)} documents whose ids `spin forget` was given; remove them from the corpus"
+            f"data.train holds {counted(len(found), 'document')} whose ids `spin forget` was given; remove them from "
+            "the corpus"
         )
 
 

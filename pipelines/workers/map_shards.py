@@ -36,6 +36,7 @@ from pipelines.workers.ray_cluster import (
 from pipelines.workers.stage_metrics import StageMetrics, export_metrics
 from pipelines.workers.worker_faults import WorkerFaults, describe_error, is_fault_of_worker, worker_fault
 from spin.errors import SpinError, error_types
+from spin.pages.number_format import counted
 from spin.settings import BackboneSettings, RaySettings
 
 _log = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ def commit_shard(
 def _describe_shard(shard: Shard) -> str:
     """The name of a shard and its first file, for messages."""
     files = list(dict.fromkeys(piece.uri for piece in shard.pieces))
-    more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+    more = f" and {counted(len(files) - 1, 'more file')}" if len(files) > 1 else ""
     return f"shard {shard.name} ({files[0]}{more})" if files else f"shard {shard.name}"
 
 

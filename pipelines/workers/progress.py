@@ -1,14 +1,15 @@
-"""Show the progress of a stage: a bar on a terminal, elsewhere a JSON line every 30 seconds."""
+"""Show the progress of a stage: a bar on a terminal, elsewhere a line every 30 seconds, in JSON if the log is."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -18,7 +19,7 @@ from pipelines.telemetry.json_lines import is_logging_json, to_line
 
 console = Console(stderr=True, highlight=False)
 LINE_SECONDS = 30.0
-"""seconds between two JSON lines"""
+"""seconds between two lines"""
 Advance = Callable[..., None]
 """called with the number of further units, and with other counts by name: `advance(40, dead=2)`"""
 
@@ -64,9 +65,16 @@ def _bar(stage: str, total: int, unit: str, done: int) -> Iterator[Advance]:
         yield advance
 
 
+def _describe(line: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+    """The entries of a JSON line for people."""
+    shown = "progress: {stage} {done:,} of {total:,} {unit}, {per_s:,} per second".format_map(line)
+    left = [] if line["remaining_s"] is None else [f"{line['remaining_s']:,} s left"]
+    return ", ".join([shown, *left, *(f"{name} {count:,}" for name, count in counts.items() if count)])
+
+
 @contextmanager
 def _lines(stage: str, total: int, unit: str, done: int) -> Iterator[Advance]:
-    """Write a JSON line every `LINE_SECONDS` seconds."""
+    """Write a line every `LINE_SECONDS` seconds, as JSON under `--log json`."""
     ended, start, now = threading.Event(), time.monotonic(), done
     other: Counter[str] = Counter()
 
@@ -78,9 +86,17 @@ def _lines(stage: str, total: int, unit: str, done: int) -> Iterator[Advance]:
     def write_lines() -> None:
         while not ended.wait(LINE_SECONDS):
             speed = (now - done) / (time.monotonic() - start)
-            line = {"stage": stage, "done": now, "total": max(total, now), "unit": unit, "per_s": round(speed, 1)}
+            line: dict[str, Any] = {
+                "stage": stage,
+                "done": now,
+                "total": max(total, now),
+                "unit": unit,
+                "per_s": round(speed, 1),
+            }
             remaining = round(max(0, total - now) / speed) if speed else None
-            console.print(to_line({**line, "remaining_s": remaining, **other}), soft_wrap=True, markup=False)
+            line["remaining_s"] = remaining
+            shown = to_line({**line, **other}) if is_logging_json() else _describe(line, other)
+            console.print(shown, soft_wrap=True, markup=False)
 
     # in this context, whose runs the lines name
     work = partial(copy_context().run, write_lines)

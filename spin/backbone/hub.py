@@ -79,10 +79,11 @@ def _download(model: str, revision: str | None, include_code: bool) -> Path:
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except (OSError, HFValidationError) as error:  # no such model, no permission, or no network
-        reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"backbone '{model}' is not a directory here and could not be downloaded from the hub ({reason}); "
-            "check backbone.model, or point it at a directory"
+            f"backbone '{model}' is not a directory here and could not be downloaded from the hub "
+            f"({' '.join(str(error).split())}). Check backbone.model; without a connection, let it name a local folder "
+            f"with the model's files, or fill the hub's cache where there is one (`hf download {model}`), copy that "
+            "cache to HF_HOME on this machine and set HF_HUB_OFFLINE=1"
         ) from None
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from spin.errors import UserError
 from spin.settings.credentials import holds_password, mask_credentials
 from spin.settings.project_settings import Settings
+from spin.settings.section import Section
 from spin.settings.store_settings import expand_uri
 
 
@@ -65,10 +67,30 @@ def _override(tree: dict[str, Any], override: str) -> None:
 def _describe_mistake(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown setting '{key}'"
+        nearest = _find_nearest(key)
+        return f"unknown setting '{key}'" + (f" (did you mean '{nearest}'?)" if nearest else "")
     if error["type"] == "missing":
         return f"'{key}' is missing"
     return f"'{key}' is {_mask_password(error['input'])}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _find_nearest(key: str) -> str | None:
+    """The setting that an unknown one may stand for: one like it in its section, or of its name in another."""
+    section, _, name = key.rpartition(".")
+    places = [each.rpartition(".") for each in _list_settings(Settings)]
+    siblings = [own for place, _, own in places if place == section]
+    for near in get_close_matches(name, siblings, n=1):
+        return f"{section}.{near}".removeprefix(".")
+    return next((f"{place}.{own}".removeprefix(".") for place, _, own in places if own == name), None)
+
+
+def _list_settings(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """The names of all settings of a section and of the sections in it, such as `search.l1`."""
+    for name, setting in section.model_fields.items():
+        yield f"{prefix}{name}"
+        for kind in (setting.annotation, *get_args(setting.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                yield from _list_settings(kind, f"{prefix}{name}.")
 
 
 def _mask_password(value: object) -> str:

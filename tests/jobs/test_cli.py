@@ -27,7 +27,8 @@ def run_spin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
             main()
         out, error = capsys.readouterr()
         assert exit_info.value.code == 0, error
-        assert all(line.startswith('{"stage"') for line in error.splitlines()), error  # a slow machine reports progress
+        # a slow machine reports progress
+        assert all(line.startswith("progress: ") for line in error.splitlines()), error
         return out
 
     return run
@@ -103,3 +104,10 @@ def test_init_overwrites_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert exit_info.value.code == 2
         assert message in capsys.readouterr().err
     assert path.read_text("utf-8") == "existing"
+
+
+def test_help_in_a_pipe_has_headings_without_boxes(run_spin: Any) -> None:
+    printed = run_spin("--help")
+    assert "Use a model" in printed
+    assert "quickstart" in printed
+    assert not set(printed) & set("╭│─╮")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 
 from jobs import terminal
+from jobs.commands import audit_commands, label_commands, night_commands
 from pipelines.data.training_labels import SplitOverlap
 from pipelines.registry.version_records import RegisteredVersion
 from pipelines.training.train import TrainReport, TrainResults, TrainSeconds
 from pipelines.training.workflow import StageEvent
+from spin.audit.attribute_probes import ATTRIBUTES
 from spin.heads.candidate import CandidateSummary
 from spin.heads.fitted import ChoiceSummary, ExitSummary, LeakageCap, TrainingSummary, UncappedChoice
 from spin.settings import Choice
@@ -128,11 +134,111 @@ def test_nothing_about_leakage_is_printed_without_a_cap(capsys: pytest.CaptureFi
     assert "reveals" not in printed
 
 
-@pytest.mark.parametrize(("choose", "neurons", "depth"), [("accuracy", "400", "4"), ("cheapest", "100", "1")])
-def test_a_stage_prints_the_choice_in_use(
-    capsys: pytest.CaptureFixture[str], choose: Choice, neurons: str, depth: str
-) -> None:
+@pytest.mark.parametrize(
+    ("choose", "size"), [("accuracy", "400 neurons of 4 blocks"), ("cheapest", "100 neurons of 1 block")]
+)
+def test_a_stage_prints_the_choice_in_use(capsys: pytest.CaptureFixture[str], choose: Choice, size: str) -> None:
     report = build_train_report(choose, accuracy=4, balanced=2, cheapest=1)
     terminal.stage(StageEvent("train", report, 12.3, resumed=False))
-    line = f"train {neurons} neurons of {depth} blocks by l1, eta 0.50, mlp head, strength 1, L1 0.03 — 12 s"
+    line = f"train {size} by l1, eta 0.50, mlp head, strength 1, L1 0.03 — 12 s"
     assert read_printed_words(capsys) == [line.split()]
+
+
+# Tables in a terminal of 80 columns, and in a pipe
+
+RUN = "2026-11-27-customer-messages-by-topic-full-000012"
+JOB = "classify-customer-messages-by-topic-full-2026-11-27-3f2a1b2c-2"
+MODEL = "customer-messages-by-topic-full"
+CLASS = "delivery-late-or-missing-and-refund-requested"
+Record = SimpleNamespace
+SHARE = Record(value=0.981, low=0.972, high=0.987)
+
+
+def print_runs() -> None:
+    published = {"state": "published", "published": "2026-11-28T02:10:00", "model_version": "12"}
+    run = Record(run=RUN, predictions=12_345_678, dead_letters=12_345, model=MODEL, date="2026-11-27", **published)
+    night_commands._print_runs([run], "out")  # type: ignore[list-item]
+
+
+def print_scores() -> None:
+    score = Record(date="2026-11-27", model=MODEL, model_version="12", right=1_180, checked=1_200)
+    score.accuracy = score.estimated = SHARE
+    label_commands._print_scores([score])  # type: ignore[list-item]
+
+
+def print_jobs() -> None:
+    terminal.jobs([Record(id=JOB, seconds=12_345, exit_status=143, status="SUCCEEDED", started="2026-11-27 02:10")])
+
+
+def print_models() -> None:
+    metrics = {"test_accuracy": 0.7512, "test_macro_f1": 0.7112, "seconds": 1234.5}
+    version = Record(number="12", aliases=("challenger", "champion"), metrics=metrics, fingerprint="0123456789ab" * 4)
+    version.created = "2026-11-27T02:10:11+00:00"
+    terminal.models(MODEL, [version])  # type: ignore[list-item]
+
+
+def print_evaluation() -> None:
+    figures = Record(precision=1.0, recall=1.0, f1=1.0, support=12_345)
+    report = Record(per_class={CLASS: figures, "x": figures}, metrics={}, model_version="1", documents=9, abstained=0)
+    report.decision = Record(thresholds={}, abstain=0)
+    terminal.evaluation(report)  # type: ignore[arg-type]
+
+
+def print_frontier() -> None:
+    report = build_train_report("accuracy", accuracy=4, balanced=4, cheapest=4).results.choice
+    points = tuple(point.model_copy(update={"leakage": 0.551, "neurons": 16_000}) for point in POINTS)
+    cap = LeakageCap(max_leakage=0.4, by_frequency=0.08, known=2000, judged=1500, uncapped={})
+    terminal.show(terminal._frontier(report.model_copy(update={"frontier": points, "cap": cap})))
+
+
+def print_robustness() -> None:
+    row = Record(name="white_space", severity=2, keeps_label=True, documents=1_000, score=0.9, loss=0.123, flips=0.12)
+    row.ece, row.flips_of_right = 0.12, 0.1
+    audit_commands._print_robustness(Record(metric="macro_f1", figures=[row]))  # type: ignore[arg-type]
+
+
+def print_comparison() -> None:
+    difference = Record(value=-0.123, low=-0.145, high=-0.101)
+    row = Record(name="white_space", severity=2, score=0.9, champion_score=0.9, difference=difference)
+    champion = Record(champion="12", report=Record(metric="macro_f1"), confidence=0.95, differences=[row])
+    audit_commands._print_comparison(champion)  # type: ignore[arg-type]
+
+
+def print_privacy() -> None:
+    figure = Record(name="a fifth of the selected neurons", numbers=27_648, attributes=dict.fromkeys(ATTRIBUTES, 0.71))
+    figure.recovery = Record(every=0.412, by_band={"rare": 0.112, "common": 0.312})
+    audit_commands._print_privacy(Record(figures=[figure], attributes=list(ATTRIBUTES)))  # type: ignore[arg-type]
+
+
+TABLES: dict[str, tuple[Callable[[], None], list[str]]] = {
+    "runs": (print_runs, [RUN, "published", "12,345,678"]),
+    "scores": (print_scores, [f"{MODEL} 12", "98.1 [97.2–98.7]"]),
+    "jobs": (print_jobs, [JOB, "succeeded", "143"]),
+    "models": (print_models, ["0123456789ab", "2026-11-27 02:10", "challenger", "0.7512"]),
+    "evaluation": (print_evaluation, [CLASS, "12,345"]),
+    "frontier": (print_frontier, ["16,000", "55.1 %", "cheapest"]),
+    "robustness": (print_robustness, ["white_space", "12.0 %"]),
+    "comparison": (print_comparison, ["white_space", "−14.5 to −10.1"]),
+    "privacy": (print_privacy, ["27,648", "41.2 %", "0.71"]),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_fits_80_columns_and_cuts_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names that other commands take are whole in one line, also long ones."""
+    monkeypatch.setattr(terminal, "out", Console(force_terminal=True, color_system=None, width=80, highlight=False))
+    print_table, whole = TABLES[name]
+    print_table()
+    lines = capsys.readouterr().out.splitlines()
+    for text in whole:
+        assert any(text in line for line in lines), (text, lines)
+    assert [line for line in lines if cell_len(line) > 80 and not line.startswith(("version", "words:"))] == []
+
+
+def test_a_table_in_a_pipe_is_aligned_columns_without_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.jobs([Record(id=JOB, seconds=9, exit_status=0, status="SUCCEEDED", started="2026-11-27 02:10")])
+    header, row = capsys.readouterr().out.splitlines()
+    assert header == f"{'job':<{len(JOB)}}  seconds  exit status  status     started (UTC)"
+    assert row == f"{JOB}        9            0  succeeded  2026-11-27 02:10"

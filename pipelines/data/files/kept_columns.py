@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pipelines.data.files.text_values import column_to_text, to_text, to_unicode
 from pipelines.service_errors import BadFileError, KeptTypeError
 from spin.errors import UserError
+from spin.pages.number_format import counted
 from spin.settings import DataSettings
 
 _log = logging.getLogger(__name__)
@@ -203,7 +204,7 @@ def settle_types(
     columns = {}
     for name, declared in data.keep.items():
         if any_rows and name not in seen and name not in (known or {}):
-            more = f"; {len(unreadable)} files could not be read: {unreadable[0]}" if unreadable else ""
+            more = f"; {counted(len(unreadable), 'file')} could not be read: {unreadable[0]}" if unreadable else ""
             raise UserError(
                 f"data.keep: no file has a column '{name}', expected it in at least one{more}. Correct the name or the "
                 "files, or remove it from data.keep; then start over with --restart"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,8 @@ _SCHEMA = pa.schema(
 )
 _ADDED = b"added"
 """key of the file's metadata with the time at which its labels were added"""
+_NAMED = 10
+"""unknown classes that a message names"""
 Given = Mapping[str, frozenset[str]]
 """the classes that a night gave documents, by id"""
 
@@ -62,13 +65,16 @@ class AddedLabels:
     """classes that the model of a night does not have, sorted: labels with one of them count as wrong"""
 
 
-def add_labels(output: str, file: Path, *, date: str | None = None, model: str | None = None) -> AddedLabels:
+def add_labels(
+    output: str, file: Path, *, date: str | None = None, model: str | None = None, new_classes: Collection[str] = ()
+) -> AddedLabels:
     """Store the labels in a CSV or Parquet file, and score the nights that they belong to.
 
     The file has the columns `id` and `true_label`, and what `spin review` has written beside them. Rows without a date
     and a model are of the night of `date` and `model`, by default of all published nights that have the document.
     Adding a file twice changes nothing; of several labels for a document, the last one counts. Raises UserError for a
-    file that cannot be read or lacks a column.
+    file that cannot be read or lacks a column, and before anything is stored for a class that the model of a night does
+    not have, unless it is among `new_classes`.
     """
     tables, rows = NightTables(Store(output)), read_label_file(file)
     gone = set(read_forgotten(tables.out).find(row.id for row in rows))
@@ -77,16 +83,19 @@ def add_labels(output: str, file: Path, *, date: str | None = None, model: str |
     if not nights:
         raise UserError(f"{output} has no published night; `spin classify` makes one")
     known: set[str] = set()
-    touched = []
+    found, touched = [], []
     for night in nights:
         own = list(_rows_of(night, rows, date, model))
         given = _given_labels(tables, night, {row.id for row in own})
         own = [row for row in own if row.id in given]
-        if own:
-            _store(tables.out, own)
         known |= {row.id for row in own}
+        if own:
+            found.append(own)
         if any(row.true_labels is not None for row in own):
             touched.append(night)
+            _check_classes(tables, night, own, new_classes, file)
+    for own in found:
+        _store(tables.out, own)
     stored = read_labels(tables.out) if touched else {}
     scored = [_score(tables, night, stored[night.date, night.model]) for night in touched]
     labelled = [row.id for row in rows if row.true_labels is not None]
@@ -97,6 +106,24 @@ def add_labels(output: str, file: Path, *, date: str | None = None, model: str |
         unknown=len(labelled) - added,
         nights=tuple(score for score, _ in scored),
         foreign=tuple(sorted({name for _, names in scored for name in names})),
+    )
+
+
+def _check_classes(
+    tables: NightTables, night: PublishedRun, rows: Sequence[LabelRow], new_classes: Collection[str], file: Path
+) -> None:
+    """Raise UserError for labels with a class that neither the model of a night has, as its report says, nor is new."""
+    report = find_report(tables.out / f"{RUNS}/{night.run}")
+    names = {name for row in rows for name in row.true_labels or ()}
+    unknown = [] if report is None else sorted(names - {*report.classes, *new_classes})
+    if report is None or not unknown:
+        return
+    near = {name: get_close_matches(name, report.classes, n=1) for name in unknown}
+    shown = [f"'{name}'" + (f" (did you mean '{near[name][0]}'?)" if near[name] else "") for name in unknown]
+    more = f" and {len(unknown) - _NAMED:,} more" if len(unknown) > _NAMED else ""
+    raise UserError(
+        f"{file}: {', '.join(shown[:_NAMED])}{more}: {night.model}, the model of the night of {night.date}, has no "
+        f"such class; it has {', '.join(report.classes)}. Correct the label, or add the class with --new-class NAME"
     )
 
 

@@ -67,7 +67,7 @@ def test_from_a_review_to_training_data(
     added = spin("labels", "add", review, "--output", out)
     assert "labels    50 added, 0 rows without a label" in added
     right = sum(row["label"] == row["true_label"] for row in rows)
-    assert f"│ 2026-03-01 │ tiny 1 │ {right} of 50 │" in added
+    assert f"2026-03-01  tiny 1  {right} of 50  " in added
     [score] = json.loads(spin("labels", "show", "--output", out, "--json"))
     assert (score["checked"], score["right"]) == (50, right)
     every = {row["id"]: row["label"] for row in project.read_rows()}

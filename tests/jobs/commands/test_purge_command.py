@@ -42,17 +42,17 @@ def purge(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 def test_what_is_deleted_and_what_is_too_young_is_printed(purge: Run, store: Store) -> None:
     planned = purge("--dry-run").splitlines()
     assert planned == [
-        "would delete features: 1 objects, 2.0 kB, unchanged for 40.0 days",
+        "would delete features: 1 object, 2.0 kB, unchanged for 40.0 days",
         "left probes: unchanged for 3.0 days only",
-        "would delete 1 objects, 2.0 kB",
+        "would delete 1 object, 2.0 kB",
     ]
     assert store.exists("features")
     assert purge().splitlines() == [line.replace("would delete", "deleted") for line in planned]
     assert store.list("features/a") == []
     assert purge().splitlines()[-1] == "deleted 0 objects, 0 B"
     assert purge("--older-than", "2").splitlines() == [
-        "deleted probes: 1 objects, 2.0 kB, unchanged for 3.0 days",
-        "deleted 1 objects, 2.0 kB",
+        "deleted probes: 1 object, 2.0 kB, unchanged for 3.0 days",
+        "deleted 1 object, 2.0 kB",
     ]
 
 

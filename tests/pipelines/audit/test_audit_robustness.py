@@ -22,7 +22,7 @@ from spin.integrate.bootstrap import lower_bound
 from spin.labels.metrics import score
 from spin.settings import parse_settings
 from tests.support import tiny
-from tests.support.command_line import run_spin
+from tests.support.command_line import read_cells, run_spin
 from tests.support.registry_fixture import RegistryFixture, build_evaluation_set, build_quick_classifier
 
 ROWS = tiny.make_documents(80, seed=5)
@@ -54,12 +54,13 @@ def test_the_audit_prints_writes_and_logs_the_same_figures(
     assert report["score"] == pytest.approx(score("macro_f1", y, predicted))
     assert report["documents"] == 80
     assert {row["name"] for row in report["figures"]} <= {p.name for p in PERTURBATIONS}
-    rows = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
+    names = {row["name"] for row in report["figures"]}
+    rows = [cells for cells in read_cells(printed) if cells[0] in names]
     assert len(rows) == len(report["figures"])
     for cells, row in zip(rows, report["figures"], strict=True):
-        assert cells[1].strip() == row["name"]
+        assert cells[0] == row["name"]
         flips = row["flips"] if row["keeps_label"] else row["flips_of_right"]
-        assert cells[6].strip() == f"{100 * flips:.1f} %"
+        assert cells[5] == f"{100 * flips:.1f} %"
     summary = printed.splitlines()[-2]
     assert summary.startswith(f"{audited.name} version 1: Moderate perturbations")
     assert f"wrote {page}" in printed
@@ -200,8 +201,9 @@ def test_the_command_prints_and_logs_the_champion_beside_a_version(
     printed = run_spin(capsys, monkeypatch, *words, "--html", str(page))
     report = json.loads(run_spin(capsys, monkeypatch, *words, "--json"))
     _, _, second = printed.partition("against the champion, version 2: macro_f1")
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in second.splitlines() if line.startswith("│")]
     differences = report["champion"]["differences"]
+    names = {row["name"] for row in differences}
+    rows = [cells for cells in read_cells(second) if cells[0] in names]
     assert len(rows) == len(differences) == len([row for row in report["figures"] if row["keeps_label"]])
     for cells, row in zip(rows, differences, strict=True):
         assert cells[0] == row["name"]

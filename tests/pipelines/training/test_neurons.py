@@ -304,7 +304,6 @@ class Project:
         fixture = RegistryFixture(self.folder / "model")
         self.monkeypatch.setattr(model_commands, "open_registry", lambda settings: fixture)
         self.monkeypatch.setattr(sys, "argv", ["spin", words[0], str(self.folder / "settings.yaml"), *words[1:]])
-        self.monkeypatch.setattr(terminal.out, "_width", 160)
         with pytest.raises(SystemExit) as exit_info:
             cli.main()
         out, error = self.capsys.readouterr()

@@ -73,7 +73,7 @@ def test_flipped_labels_are_listed_first(
     assert sum(row["prediction"] == right[row["id"]] for row in found) >= 0.7 * len(found)
     assert json.loads((tmp_path / "store" / "report.json").read_text())["suspects"] == len(rows)
     terminal.trained(report)
-    assert f"{len(rows):,} of 340 labels are contradicted" in capsys.readouterr().out
+    assert f"{len(rows):,} of 340 labels contradicted" in capsys.readouterr().out
     texts = {document["id"]: document["text"] for document in documents}
     top = [top for row in json.loads((tmp_path / "store/model/neurons.json").read_text()) for top in row["top"]]
     assert top

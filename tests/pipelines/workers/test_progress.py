@@ -1,9 +1,10 @@
-"""Progress without a terminal: JSON lines for a log."""
+"""Progress without a terminal: lines for a log, in JSON if the log is."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 
 import pytest
@@ -34,13 +35,12 @@ class ErrorStream(io.StringIO):
 
 @pytest.mark.parametrize("terminal", [False, True], ids=["log", "terminal"])
 def test_progress_is_logged_as_json_lines(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line holds counts, rate and remaining time. On a terminal lines are written only after `log_as_json`."""
+    """A line holds counts, rate and remaining time. On a terminal, too, lines are written after `log_as_json`."""
     stream = ErrorStream(terminal)
     monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
     monkeypatch.setattr(json_lines, "_mode", {"json": False})
-    if terminal:
-        log_as_json()
+    log_as_json()
     with progress("classify", 100, "documents", done=20) as advance:
         advance(30, dead=2, retried=0)
         advance(10, dead=1, retried=1)
@@ -57,6 +57,22 @@ def test_progress_is_logged_as_json_lines(terminal: bool, monkeypatch: pytest.Mo
     }
     assert line["per_s"] > 0
     assert line["remaining_s"] >= 0
+
+
+def test_progress_in_a_pipe_is_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the log is JSON; counts of zero are left out."""
+    stream = ErrorStream(terminal=False)
+    monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
+    monkeypatch.setattr(json_lines, "_mode", {"json": False})
+    with progress("classify", 2_000, "documents", done=900) as advance:
+        advance(100, dead=2, retried=0)
+        stream.written.clear()
+        assert stream.written.wait(10)
+    line = stream.getvalue().splitlines()[-1]
+    assert re.fullmatch(
+        r"progress: classify 1,000 of 2,000 documents, [\d,.]+ per second, [\d,]+ s left, dead 2", line
+    ), line
 
 
 def test_a_short_stage_logs_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +103,7 @@ def test_a_line_names_the_runs_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = ErrorStream(terminal=False)
     monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
+    monkeypatch.setattr(json_lines, "_mode", {"json": True})
     for runs in ([CurrentRun("run-a", "a"), CurrentRun("run-b", "b")], []):
         with working_on(runs), progress("classify", 10, "documents"):
             stream.written.clear()

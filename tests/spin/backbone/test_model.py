@@ -733,18 +733,19 @@ def test_a_missing_gguf_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_failed_download_ends_with_a_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A hub id is downloaded at its revision, and Python files only if code may run."""
+    """It is whole and says how to work offline. An id is downloaded at its revision, Python files if code may run."""
     requests: list[Any] = []
 
     def download(model: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         requests.append((model, revision, "*.py" in allow_patterns))
         if model == "existing/model":
             return str(tmp_path)
-        raise OSError("no\nnetwork")
+        raise OSError("no\nnetwork " + 20 * "in a long sentence " + "at all")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert locate_model("existing/model", "abc") == tmp_path
-    with pytest.raises(UserError, match=r"'missing/model' is not a directory here .*\(no network\)"):
+    whole = r"'missing/model' is not a directory here .*\(no network in .* at all\)\. .* local .*HF_HUB_OFFLINE=1$"
+    with pytest.raises(UserError, match=whole):
         locate_model("missing/model")
     assert locate_model("existing/model", include_code=True) == tmp_path
     assert requests == [

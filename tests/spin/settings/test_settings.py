@@ -80,7 +80,9 @@ def test_a_settings_file_is_read_and_completed_with_defaults(tmp_path: Path, set
     ("change", "message"),
     [
         ({"nonsense": 1}, "unknown setting 'nonsense'"),
-        ({"probe": {"penalty": 3}}, "unknown setting 'probe.penalty'"),
+        ({"probe": {"penalty": 3}}, "unknown setting 'probe.penalty' (did you mean 'probe.penalties'?)"),
+        ({"max_tokens": 3}, "unknown setting 'max_tokens' (did you mean 'backbone.max_tokens'?)"),
+        ({"sed": 3}, "unknown setting 'sed' (did you mean 'seed'?)"),
         ({"backbone": {}}, "'backbone.model' is missing"),
         ({"backbone": "bert"}, "'backbone' is 'bert'"),
         ({"seed": "many"}, "'seed' is 'many': Input should be a valid integer"),

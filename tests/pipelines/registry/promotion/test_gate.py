@@ -20,6 +20,7 @@ from pipelines.registry.promotion.gate_check import GateCheck
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from pipelines.service_errors import StalledError
 from spin.settings import Settings, parse_settings
+from tests.support.command_line import read_cells
 
 N = 400
 TRUTH = ["bad" if row % 2 else "good" for row in range(N)]
@@ -306,7 +307,7 @@ def test_the_printed_table_shows_all_checks(capsys: pytest.CaptureFixture[str]) 
     model = replace(build_reply(TENTH, confidence=0.6), input_columns={"[bold]": "long"})
     terminal.gate(judge(build_settings(), TRUTH, model, None).checks)
     output = capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
+    rows = read_cells(output)
     assert ["schema", "[bold]: long", "text: string", "failed"] in rows
     assert ["score", "90.0 accuracy", "above 50.0, one label for all", "passed"] in rows
     assert ["calibration", "error 30.0", "at most 10.0", "failed"] in rows
