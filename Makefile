@@ -28,7 +28,7 @@ constraints: setup .venv/.docs  ## rewrite constraints.txt from the versions in 
 quickstart: setup  ## train on tweets, promote and classify, on this machine
 	$(BIN)/spin quickstart
 
-test: setup  ## all tests, with the S3 and MLflow servers that they need
+test: setup docs  ## all tests, with the S3 and MLflow servers that they need
 	infra/browser.sh
 	infra/kustomize.sh
 	infra/monitoring/install.sh >/dev/null

@@ -18,6 +18,7 @@ from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+import spin
 from jobs.cli import app
 from jobs.settings_template import settings_schema
 from spin.settings import Settings
@@ -270,9 +271,8 @@ def _api_path(package: str) -> str:
 
 
 def _api_index() -> str:
-    public = ["SpinClassifier", "classify_many", "SharedPass", "Settings", "load_settings", "Explanation", "SpinError"]
     rows = "\n".join(f"- [`{name}`]({_api_path(name).rpartition('/')[2]})" for name in api_packages())
-    names = ", ".join(f"`{name}`" for name in public)
+    names = ", ".join(f"[`{name}`][{getattr(spin, name).__module__}.{name}]" for name in spin.__all__)
     return (
         "# Python API\n\n`from spin import …` gives the public names: "
         f"{names}. All other modules are documented for those who change the code; they may change between versions."
@@ -287,4 +287,6 @@ def _api_page(package: str) -> str:
     if "." in package:
         inner = sorted(path for path in folder.glob("*/*.py") if path.stem != "__init__")
         modules += [f"{path.parent.name}.{path.stem}" for path in inner]
-    return f"# {package}\n\n" + "\n".join(f"::: {package}.{module}\n" for module in modules)
+    # a section of the settings has no description of its own in `Settings`
+    options = "    options: {show_if_no_docstring: true}\n" if package == "spin.settings" else ""
+    return f"# {package}\n\n" + "\n".join(f"::: {package}.{module}\n{options}" for module in modules)

@@ -41,7 +41,7 @@ MLFLOW = os.environ.setdefault("SPIN_TEST_MLFLOW", os.environ.pop("MLFLOW_TRACKI
 """the URI of the server that infra/mlflow/run.sh started, also in child processes; all other tests use SQLite"""
 
 
-SLOW_FIXTURES = {"ray_session", "s3_server", "mlflow_server", "browser"}
+SLOW_FIXTURES = {"ray_session", "s3_server", "mlflow_server", "browser", "site"}
 """`--fast` leaves out tests that use one of these fixtures or have one of the markers below"""
 SLOW_MARKERS = ("s3", "mlflow", "server", "real", "ray", "wheel")
 
