@@ -17,6 +17,8 @@ PACKAGES = ("spin", "pipelines", "jobs")
 """each has a logger of its name, the parent of those of its modules"""
 RETRYING_LIBRARIES = ("urllib3",)
 """each warns of every request that it retries, while SPIN's error after the last one reports it in one line"""
+NOTICES = "spin.engine"
+"""logger of what a command says at every level, of the engine that runs"""
 LEVELS = ("warning", "info", "debug")
 """values of the environment variable SPIN_LOG; debug also shows tracebacks"""
 
@@ -40,19 +42,24 @@ def configure_logging(*, as_json: bool = False) -> None:
     root.addHandler(handler)
     for package in PACKAGES:
         logging.getLogger(package).setLevel(level.upper())
+    logging.getLogger(NOTICES).setLevel(logging.INFO)
     for library in RETRYING_LIBRARIES:
         logging.getLogger(library).setLevel(logging.ERROR)
 
 
 class LineFormatter(logging.Formatter):
-    """Formats a record as one line, `warning: message`; its traceback follows only if `tracebacks` is set."""
+    """Formats a record as one line, `warning: message`, a notice without the level.
+
+    Its traceback follows only if `tracebacks` is set.
+    """
 
     def __init__(self, *, tracebacks: bool) -> None:
         super().__init__()
         self.tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{record.levelname.lower()}: {' '.join(record.getMessage().split())}"
+        lead = "" if record.name == NOTICES else f"{record.levelname.lower()}: "
+        line = f"{lead}{' '.join(record.getMessage().split())}"
         if self.tracebacks and record.exc_info:
             line = f"{line}\n{self.formatException(record.exc_info)}"
         return mask_credentials(line)

@@ -17,7 +17,7 @@ from spin.activations.features import Features
 from spin.activations.word_reader import WordSink
 from spin.arrays import Floats
 from spin.backbone.flops import relative_flops
-from spin.backbone.loading import load_backbone
+from spin.backbone.loading import announce_backbone, load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
 from spin.heads import persistence
@@ -155,6 +155,7 @@ class SpinClassifier:
         label_space = LabelSpace.of(given, splits, groups)
         Decision.of(label_space, self.decision)
         backbone = load_backbone(self.settings)
+        announce_backbone(self.settings, backbone, calibrated=False)
         columns = feature_columns(backbone, self.sites, self.poolings)
         features = extract(backbone, texts, columns).columns
         data = TrainingData.from_splits(
@@ -256,6 +257,7 @@ class SpinClassifier:
         """
         if self._engine is None:
             self._engine = open_calibrated(self.backbone, self._segments(), self.calibration)
+            announce_backbone(self.settings, self.backbone, calibrated=True)
         return self._engine
 
     def prepare(self) -> None:

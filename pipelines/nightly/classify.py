@@ -114,6 +114,8 @@ def classify_nights(
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.enter_context(shared_ray_session())
             models = [download_model(each, scratch / str(n), settings, with_engine) for n, each in enumerate(chosen)]
+            for each in models:
+                weights_cache.announce_workers(settings, each.settings, "classify")
             tokens = [claim(tables, name, retry_seconds=settings.ray.retry_seconds) for name in names]
             if night is None:
                 for name in names:

@@ -42,7 +42,8 @@ def to_line(entries: Mapping[str, object]) -> str:
 class JsonFormatter(logging.Formatter):
     """Formats a record as one JSON object: time in UTC, level, logger, message, and a traceback if it has one.
 
-    `run` names the runs at work, `trace_id` and `span_id` the span. What may be a credential in a URI is masked.
+    Its attribute `fields`, a mapping, adds entries. `run` names the runs at work, `trace_id` and `span_id` the span.
+    What may be a credential in a URI is masked.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -52,6 +53,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": mask_credentials(record.getMessage()),
         }
+        entry |= getattr(record, "fields", {})
         if record.exc_info:
             entry["traceback"] = mask_credentials(self.formatException(record.exc_info))
         return to_line(entry)

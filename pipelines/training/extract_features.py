@@ -48,7 +48,7 @@ from pipelines.storage.stage_plan import (
 )
 from pipelines.workers import weights_cache
 from pipelines.workers.map_shards import C, Step, describe_backbone, map_shards
-from pipelines.workers.weights_cache import activation_settings, with_engine
+from pipelines.workers.weights_cache import activation_settings, announce_workers, with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engines.engine import open_engine
 from spin.activations.extract import choose_column_types, read_activations, single_segment
@@ -155,7 +155,7 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPl
 
     Raises UserError for a mistake in backbone, sites or data, HeldError if another run uses the store.
     """
-    settings = with_engine(settings, "extract")
+    given, settings = settings, with_engine(settings, "extract")
     store = Store(settings.store.uri) / "features"
     files = input_files.list_files(settings.data.train)
     metadata = _plan_metadata(settings, files, None if restart else store)
@@ -165,6 +165,7 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPl
         plan = write_plan(store, "extract", metadata, FeaturePlan, survey, lease=lease, restart=restart)
         if manifest := find_manifest(store, plan, ExtractResults):
             return plan, manifest
+        announce_workers(given, settings, "extract")
         outcomes = read_corpus(
             ExtractStep, (), settings, plan.derived, store, lease, ExtractCounts, stage="extract", folder=plan.folder
         )

@@ -13,7 +13,7 @@ from filelock import FileLock
 from pipelines.service_errors import UnavailableError
 from pipelines.storage.object_store import Store
 from spin.backbone.digest import cached_digest, compute_digest, list_model_files
-from spin.backbone.engine_choice import choose_engine, preferred_engine
+from spin.backbone.engine_choice import announce_engine, choose_engine, model_family, preferred_engine
 from spin.backbone.hub import locate_model
 from spin.backbone.loading import find_backbone
 from spin.backbone.local_cache import cache_folder
@@ -65,9 +65,8 @@ def with_engine(settings: Settings, stage: Stage) -> Settings:
     device that the workers of the stage are not given; UnavailableError if the trial ran out of time or memory.
     """
     backbone, ray = settings.backbone, settings.ray.for_stage(stage)
-    on_gpu = ray.gpus_per_worker > 0
-    device = {"auto": "cuda" if on_gpu else "cpu"}.get(backbone.device, backbone.device)
-    if device.startswith("cuda") and not on_gpu:
+    device = _worker_device(settings, stage)
+    if device.startswith("cuda") and not ray.gpus_per_worker:
         raise UserError(
             f"backbone.device: {device}, and the workers of {stage} are given no GPU; set ray.gpus_per_worker to 1, or "
             "to a fraction of one that several workers share"
@@ -85,6 +84,30 @@ def with_engine(settings: Settings, stage: Stage) -> Settings:
         engine = choice.engine
     chosen = {"engine": engine, "device": device if ray.workers == 0 else backbone.device}
     return settings.model_copy(update={"backbone": backbone.model_copy(update=chosen)})
+
+
+def announce_workers(given: Settings, settings: Settings, stage: Stage) -> None:
+    """Log which engine and precision the workers of a stage run; see `announce_engine`.
+
+    `settings` are the `given` ones with an engine. On a cluster the processor of each worker decides the precision.
+    Raises UserError where the engine or precision does not run on this machine, if the workers do.
+    """
+    backbone, device, folder = settings.backbone, _worker_device(settings, stage), _local_folder(settings.backbone)
+    precision: str | None = None if backbone.dtype == "auto" else backbone.dtype
+    if settings.ray.address is None and folder is not None:
+        digest = cached_digest(folder, include_code=backbone.trust_remote_code)
+        choice = choose_engine(backbone, device, folder, digest)
+        precision = choice.precision
+        if precision == "int8" and stage == "extract":  # there are no texts to calibrate it with
+            precision = choice.uncalibrated_precision
+    family = None if folder is None else model_family(folder)
+    announce_engine(given.backbone.engine, backbone.engine, precision, device, family)
+
+
+def _worker_device(settings: Settings, stage: Stage) -> str:
+    """The device of the settings, by default that of the workers of a stage."""
+    on_gpu = settings.ray.for_stage(stage).gpus_per_worker > 0
+    return {"auto": "cuda" if on_gpu else "cpu"}.get(settings.backbone.device, settings.backbone.device)
 
 
 def _local_folder(backbone: BackboneSettings) -> Path | None:

@@ -27,6 +27,8 @@ OPENVINO_FAMILIES = frozenset({"bert", "distilbert", "gemma2", "gpt2", "gpt_neox
 OpenVINO computes them as torch does; it does not where attention has a sliding window.
 """
 _log = logging.getLogger(__name__)
+_notices = logging.getLogger("spin.engine")
+"""the command shows its records whatever SPIN_LOG says"""
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,19 @@ def preferred_engine(engine: str, device: str, folder: Path | None) -> str:
         raise UserError(f"backbone.engine: openvino runs on the processor, backbone.device is {device}; set torch")
     if engine != "auto":
         return engine
-    supported = folder is not None and _model_family(folder) in OPENVINO_FAMILIES
+    supported = folder is not None and model_family(folder) in OPENVINO_FAMILIES
     return "openvino" if on_cpu and installed and supported else "torch"
+
+
+def announce_engine(wanted: str, engine: str, precision: str | None, device: str, family: str | None) -> None:
+    """Log which engine and precision run, and which engine to install if a faster one is not there; once in a process.
+
+    `wanted` is the setting `engine`, `family` that of the model. Without a precision, each worker chooses its own.
+    """
+    shown = precision or "in the precision that the processor of each worker is fast in"
+    _announce_once(f"engine: {engine}, {shown}", engine, precision)
+    if wanted == "auto" and device == "cpu" and find_spec("openvino") is None and family in OPENVINO_FAMILIES:
+        _announce_once("OpenVINO usually runs this model faster: pip install openvino", engine, precision)
 
 
 def fast_precision(device: str) -> str:
@@ -152,7 +165,13 @@ def _warn_once(message: str) -> None:
     _log.warning(message)
 
 
-def _model_family(folder: Path) -> str | None:
+@cache
+def _announce_once(message: str, engine: str, precision: str | None) -> None:
+    """Log what is said of an engine, which is a field of JSON lines too."""
+    _notices.info(message, extra={"fields": {"engine": engine, "precision": precision}})
+
+
+def model_family(folder: Path) -> str | None:
     """The `model_type` that transformers knows the model in a folder by; None if its config does not say."""
     try:
         return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])

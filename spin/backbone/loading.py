@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 
 from spin.backbone.digest import cached_digest
-from spin.backbone.engine_choice import EngineChoice, choose_engine
+from spin.backbone.engine_choice import EngineChoice, announce_engine, choose_engine
 from spin.backbone.hub import locate_model, silence_transformers
 from spin.backbone.model import Backbone
 from spin.errors import UserError
@@ -57,6 +57,15 @@ def open_backbone(settings: BackboneSettings, folder: Path, digest: str, device:
         uncalibrated_precision=choice.uncalibrated_precision,
         compile=settings.compile,
     )
+
+
+def announce_backbone(settings: BackboneSettings, backbone: Backbone, *, calibrated: bool) -> None:
+    """Log, as `announce_engine` does, what a loaded backbone runs with; int8 runs only where it is calibrated."""
+    precision = backbone.precision
+    if precision == "int8" and not calibrated:
+        precision = backbone.uncalibrated_precision
+    family = getattr(backbone.model.config, "model_type", None)
+    announce_engine(settings.engine, backbone.engine, precision, backbone.device.type, family)
 
 
 def find_backbone(settings: BackboneSettings, *, expect_digest: str | None = None) -> tuple[Path, str]:

@@ -65,6 +65,16 @@ def test_json_is_one_object_per_record(capsys: pytest.CaptureFixture[str]) -> No
     assert second["logger"] == "other"
 
 
+def test_the_engine_is_named_at_every_level(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a line without a level, and as fields of a JSON line."""
+    for as_json in (False, True):
+        configure_logging(as_json=as_json)
+        logging.getLogger("spin.engine").info("engine: torch", extra={"fields": {"engine": "torch"}})
+    line, entry = capsys.readouterr().err.splitlines()
+    assert line == "engine: torch"
+    assert json.loads(entry)["engine"] == "torch"
+
+
 def test_json_names_the_runs_and_the_span_at_work(capsys: pytest.CaptureFixture[str]) -> None:
     """Models that share a pass are joined by a comma; a line outside of a run has neither entry."""
     configure_logging(as_json=True)
