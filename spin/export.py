@@ -30,6 +30,7 @@ from spin.heads.fitted import FittedClassifier
 from spin.heads.mlp_head import MlpHead
 from spin.words.vocabulary import CHARACTERS_READ, UNITS, Unit
 from spin.words.word_regression import WordRegression
+from spin_neurons import install_command
 
 REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
 """the packages that write and run each format"""
@@ -137,7 +138,7 @@ def check_target(folder: Path, kind: str) -> None:
     missing = [name for name in REQUIRED_PACKAGES[kind] if find_spec(name) is None]
     if missing:
         extra = "export" if kind == "onnx" else "openvino"
-        raise UserError(f"format {kind}: {missing[0]} is not installed; pip install 'spin-neurons[{extra}]'")
+        raise UserError(f"format {kind}: {missing[0]} is not installed; run: {install_command(extra)}")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a new or empty folder")
     if folder.is_dir() and any(folder.iterdir()):

@@ -87,7 +87,7 @@ def test_distributions_are_valid_and_the_wheel_holds_its_data_files(distribution
     run([sys.executable, "-m", "twine", "check", "--strict", *map(str, files)])
     [wheel] = distributions.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"{package}/py.typed" for package in ("spin", "pipelines", "jobs")} <= names
+    assert {f"{package}/py.typed" for package in ("spin", "pipelines", "jobs", "spin_neurons")} <= names
     data = [
         p
         for package in ("spin", "pipelines")
@@ -99,7 +99,7 @@ def test_distributions_are_valid_and_the_wheel_holds_its_data_files(distribution
 
 
 def test_the_base_install_runs_the_method_without_pipelines(
-    environment: Path, backbone_folder: Path, tmp_path: Path
+    distributions: Path, environment: Path, backbone_folder: Path, tmp_path: Path
 ) -> None:
     """It trains, saves, loads, predicts and explains. Commands that need the extra print how to install it."""
     packages = json.loads(run([str(environment / "pip"), "list", "--format", "json"]).stdout)
@@ -119,7 +119,8 @@ def test_the_base_install_runs_the_method_without_pipelines(
     for words in (["run", "settings.yaml"], ["models", "settings.yaml"]):
         [line] = run([command, *words], cwd=tmp_path, status=2).stderr.splitlines()
         assert line.startswith(f"error: spin {words[0]} needs ray, mlflow, ")
-        assert line.endswith("run: pip install 'spin-neurons[pipelines]'")
+        [wheel] = distributions.glob("*.whl")  # the command works as it is printed
+        assert line.endswith(f"run: pip install '{wheel}[pipelines]'")
 
 
 def test_a_served_version_requires_neither_ray_nor_s3_clients(

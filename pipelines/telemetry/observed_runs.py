@@ -18,6 +18,7 @@ from pipelines.telemetry.current_runs import current_runs
 from pipelines.telemetry.current_span import within_span
 from pipelines.telemetry.run_events import Observer, RunEnd, RunResults, RunStart, ShardEnd, WorkError
 from pipelines.telemetry.telemetry_settings import wants_lineage, wants_traces
+from spin_neurons import install_command
 
 _log = logging.getLogger(__name__)
 FLUSH_SECONDS = 5.0
@@ -192,11 +193,10 @@ def _open_observers() -> list[Observer]:
 def _warn_not_open(name: str, extra: str, error: Exception) -> None:
     if isinstance(error, ImportError):
         _log.warning(
-            "%s: the environment asks for it, but %s is not installed: pip install 'spin-neurons[%s]'; the work goes "
-            "on without",
+            "%s: the environment asks for it, but %s is not installed: %s; the work goes on without",
             name,
             error.name or "a package",
-            extra,
+            install_command(extra),
         )
     else:
         _log.warning("%s: cannot be set up (%s); the work goes on without", name, type(error).__name__)

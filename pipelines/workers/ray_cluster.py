@@ -27,6 +27,7 @@ from tenacity import (
 from pipelines.service_errors import UnavailableError
 from spin.errors import SpinError, UserError
 from spin.settings import RaySettings, Stage
+from spin_neurons import find_conflict
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -59,8 +60,11 @@ def shared_ray_session() -> Iterator[None]:
 def cluster(settings: RaySettings) -> Iterator[None]:
     """Connect to the cluster of the settings, or start Ray here, until this or the shared context ends.
 
-    A session that the process already has is used and left open. Raises UnavailableError if Ray does not answer.
+    A session that the process already has is used and left open. Raises UnavailableError if Ray does not answer, and
+    UserError if its workers would find other packages in place of ours, since they look into the working directory.
     """
+    if conflict := find_conflict([os.getcwd()], ("spin", "pipelines")):
+        raise UserError(f"Ray's workers look for modules in the working directory first: {conflict}")
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
     import ray
 

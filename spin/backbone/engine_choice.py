@@ -20,6 +20,7 @@ from spin.backbone import engine_trial
 from spin.backbone.engine_trial import TrialRequest, Verdict
 from spin.errors import UserError
 from spin.settings import BackboneSettings
+from spin_neurons import install_command
 
 OPENVINO_FAMILIES = frozenset({"bert", "distilbert", "gemma2", "gpt2", "gpt_neox", "llama", "opt", "qwen3", "roberta"})
 """model families (`model_type` of transformers) that `auto` may run in OpenVINO
@@ -86,9 +87,7 @@ def preferred_engine(engine: str, device: str, folder: Path | None) -> str:
     """
     on_cpu, installed = device == "cpu", find_spec("openvino") is not None
     if engine == "openvino" and not installed:
-        raise UserError(
-            "backbone.engine: openvino is not installed; pip install 'spin-neurons[openvino]', or set torch"
-        )
+        raise UserError(f"backbone.engine: openvino is not installed; run: {install_command('openvino')}, or set torch")
     if engine == "openvino" and not on_cpu:
         raise UserError(f"backbone.engine: openvino runs on the processor, backbone.device is {device}; set torch")
     if engine != "auto":

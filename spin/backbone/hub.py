@@ -17,6 +17,7 @@ from transformers.utils import logging
 from spin.backbone.digest import cached_hashes
 from spin.backbone.local_cache import cache_folder
 from spin.errors import UserError
+from spin_neurons import install_command
 
 
 def locate_model(model: str, revision: str | None = None, *, include_code: bool = False) -> Path:
@@ -95,7 +96,7 @@ def _convert_gguf(path: Path) -> Path:
     if target.is_dir():
         return target
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
-        raise UserError("backbone: a .gguf file needs the extra: pip install 'spin-neurons[gguf]'")
+        raise UserError(f"backbone: a .gguf file needs the extra; run: {install_command('gguf')}")
     cache.mkdir(parents=True, exist_ok=True)
     converted = Path(tempfile.mkdtemp(dir=cache))
     try:

@@ -15,6 +15,7 @@ import pytest
 from jobs.extras import PIPELINES
 from spin.classifier import SpinClassifier
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
+from spin_neurons import install_command
 from tests.support import tiny
 from tests.support.repository import ROOT
 
@@ -129,7 +130,7 @@ def test_a_command_without_its_extra_prints_how_to_install_it(words: list[str]) 
     assert done.returncode == 2, done.stderr
     [line] = done.stderr.splitlines()
     assert line.startswith(f"error: spin {words[0]}")
-    assert "not installed here; run: pip install 'spin-neurons[pipelines]'" in line
+    assert line.endswith(f"not installed here; run: {install_command('pipelines')}")
     assert done.stdout == ""
 
 

@@ -21,6 +21,7 @@ from spin.backbone.hooks import HOOK_LOCK
 from spin.backbone.hub import silence_transformers
 from spin.backbone.model import Backbone
 from spin.errors import UserError
+from spin_neurons import install_command
 
 _HINT = {"float32": "f32", "bfloat16": "bf16"}
 """OpenVINO's names of the precisions"""
@@ -131,7 +132,7 @@ def _quantize(graph: Any, batches: Sequence[Any]) -> Any:
         import nncf
     except ImportError:
         raise UserError(
-            "backbone.dtype int8 needs NNCF; pip install 'spin-neurons[openvino]', or set bfloat16"
+            f"backbone.dtype int8 needs NNCF; run: {install_command('openvino')}, or set bfloat16"
         ) from None
     logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf.quantize(

@@ -46,7 +46,7 @@ def run_spin(
 
 def read_error_line(error: str) -> str:
     """Return the error message, which must be the only line on standard error apart from lines of progress."""
-    lines = [line for line in error.strip().splitlines() if not line.startswith("progress: ")]
+    lines = [line for line in error.strip().splitlines() if not line.startswith(("progress: ", "engine: "))]
     assert len(lines) == 1, error
     assert lines[0].startswith("error: ")
     assert "Traceback" not in error

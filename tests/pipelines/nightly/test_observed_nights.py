@@ -18,6 +18,7 @@ from pipelines.service_errors import BadRowsError, HeldError, UnavailableError
 from pipelines.telemetry import observed_runs
 from pipelines.telemetry.json_lines import JsonFormatter
 from pipelines.telemetry.traces import Traces
+from spin_neurons import install_command
 from tests.support.collectors import ReceivedSpan, Receiver, receiving
 from tests.support.fake_nights import DATE, FakeNights, FakeRegistry, FakeStep, before_call, make_rows
 from tests.support.repository import ROOT
@@ -394,8 +395,8 @@ def test_a_missing_package_is_named(
     assert local_nights.ids() == {DATE: ["a", "b", "c", "d"]}
     messages = warnings_of_spin(caplog)
     assert len(messages) == 2
-    assert "pip install 'spin-neurons[otel]'" in messages[0]
-    assert "pip install 'spin-neurons[lineage]'" in messages[1]
+    assert install_command("otel") in messages[0]
+    assert install_command("lineage") in messages[1]
     assert receiver.bodies == []
 
 
