@@ -6,10 +6,10 @@ import importlib.metadata
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,7 @@ from jobs.commands import (
     model_commands,
     night_commands,
     plan_command,
+    predict_command,
     purge_command,
     registry_commands,
     roi_command,
@@ -29,9 +30,12 @@ from jobs.commands import (
 from jobs.exit_status import CommandGroup, run_command
 from jobs.extras import PipelinesCommand
 from jobs.log_setup import configure_logging
-from jobs.options import File, Input, Models, Output, Restart, Set
+from jobs.options import File, Input, Models, Output, Restart, Set, open_registry, repeat_overrides
 from spin.errors import UserError
-from spin.settings import load_settings
+from spin.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from pipelines.training.train import TrainReport
 
 START, TRAIN, USE = "Start here", "Train a model", "Use a model"
 REGISTRY, TRUST, CLUSTER = "Choose the model that is used", "Know what a model is worth", "Run on a cluster"
@@ -88,16 +92,26 @@ def init(
     schema: Annotated[
         bool, typer.Option("--schema", help="print the JSON Schema of settings files instead, for editors and programs")
     ] = False,
+    example: Annotated[
+        bool,
+        typer.Option("--example", help="also write labelled reviews and a batch to classify, with settings for them"),
+    ] = False,
 ) -> None:
     """Write a settings file with every setting and a comment that explains it, and its JSON Schema for editors."""
-    from jobs.settings_template import settings_schema, write_settings
+    from jobs.settings_template import settings_schema, write_example, write_settings
 
     if schema and path is None:
         terminal.raw(settings_schema())
         return
+    if example and not schema:
+        path = path or Path("settings.yaml")
+        reviews, batch = write_example(path)
+        terminal.say(f"wrote {path}, {reviews} (labelled) and {batch} (to classify)")
+        terminal.next_command("run", str(path))
+        return
     if schema or path is None:
         raise UserError(
-            "spin init: expected the name of a settings file to write, or --schema to print the JSON Schema"
+            "spin init: expected the name of a settings file to write, --example, or --schema to print the JSON Schema"
         )
     write_settings(path)
     terminal.say(f"wrote {path}; set backbone.model, data.train and store.uri, then: spin run {path}")
@@ -109,7 +123,7 @@ def run(settings: File, set: Set = [], restart: Restart = False) -> None:  # noq
     loaded = load_settings(settings, set)
     from pipelines.training.workflow import run_workflow
 
-    terminal.trained(run_workflow(loaded, restart=restart, on_stage=terminal.stage))
+    _print_training(run_workflow(loaded, restart=restart, on_stage=terminal.stage), loaded, settings, set)
 
 
 @app.command(cls=PipelinesCommand, rich_help_panel=TRAIN)
@@ -119,6 +133,7 @@ def extract(settings: File, set: Set = [], restart: Restart = False) -> None:  #
     from pipelines.training.workflow import run_stages
 
     run_stages(loaded, ["extract"], restart=restart, on_stage=terminal.stage)
+    terminal.next_command("probe", settings, *repeat_overrides(set))
 
 
 @app.command(cls=PipelinesCommand, rich_help_panel=TRAIN)
@@ -128,6 +143,7 @@ def probe(settings: File, set: Set = [], restart: Restart = False) -> None:  # n
     from pipelines.training.workflow import run_stages
 
     run_stages(loaded, ["probe"], restart=restart, on_stage=terminal.stage)
+    terminal.next_command("train", settings, *repeat_overrides(set))
 
 
 @app.command(cls=PipelinesCommand, rich_help_panel=TRAIN)
@@ -136,7 +152,15 @@ def train(settings: File, set: Set = [], restart: Restart = False) -> None:  # n
     loaded = load_settings(settings, set)
     from pipelines.training.workflow import run_workflow
 
-    terminal.trained(run_workflow(loaded, first="train", restart=restart, on_stage=terminal.stage))
+    report = run_workflow(loaded, first="train", restart=restart, on_stage=terminal.stage)
+    _print_training(report, loaded, settings, set)
+
+
+def _print_training(report: TrainReport, settings: Settings, file: str, overrides: Sequence[str]) -> None:
+    """Print a training, and the command that makes its version the champion unless it is."""
+    terminal.trained(report)
+    if open_registry(settings).champion() != report.registered.version:
+        terminal.next_command("promote", file, *repeat_overrides(overrides))
 
 
 @app.command(cls=PipelinesCommand, rich_help_panel=USE)
@@ -194,6 +218,7 @@ _add(USE, label_commands.review)
 app.add_typer(label_commands.app, rich_help_panel=USE)
 _add(USE, plan_command.plan)
 _add(USE, model_commands.evaluate)
+_add(USE, predict_command.predict, needs_pipelines=False)
 _add(USE, model_commands.explain, needs_pipelines=False)
 _add(USE, model_commands.neurons)
 _add(USE, model_commands.export, needs_pipelines=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,6 +38,11 @@ Output = Annotated[str, typer.Option("--output", metavar="URI", help="folder or 
 Date = Annotated[str | None, typer.Option("--date", metavar="YYYY-MM-DD", help="date of a night")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for a program")]
 Why = Annotated[str, typer.Option(help="reason, kept in the history")]
+
+
+def repeat_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return the options `--set` of a command, for the command that follows it."""
+    return [word for override in overrides for word in ("--set", override)]
 
 
 def open_registry(settings: Settings, name: str | None = None) -> Registry:

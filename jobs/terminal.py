@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
@@ -30,12 +34,14 @@ if TYPE_CHECKING:
     from pipelines.training.workflow import StageEvent
     from spin.heads.fitted import ChoiceSummary, TrainingSummary, UncappedChoice
     from spin.heads.selection import Rule
+    from spin.labels.label_space import Label
     from spin.monitor.agreement import ShadowAgreement
     from spin.monitor.drift import NeuronShift
     from spin.monitor.quality import Estimate
     from spin.pages.explanation import Explanation
     from spin.pages.explanation_page import Drivers
     from spin.pages.model_card import ContenderResult
+    from spin.predictions import Predictions
     from spin.settings import Choice
 
 _EXCERPT = 80
@@ -56,6 +62,19 @@ _err = Console(stderr=True, highlight=False)
 def say(text: str) -> None:
     """Print a line unwrapped, so that it can be copied from a terminal as one line."""
     out.print(escape(mask_credentials(text)), soft_wrap=True)
+
+
+def next_command(*words: str) -> None:
+    """Print the command to go on with, as it can be typed here."""
+    say(f"next: {program()} {shlex.join(words)}")
+
+
+def program() -> str:
+    """Return the name or path under which this command can be started again."""
+    started, found = Path(sys.argv[0]), shutil.which("spin")
+    if started.name != "spin" or not started.exists() or (found is not None and started.samefile(found)):
+        return "spin"
+    return str(started)
 
 
 def show(table: Table) -> None:
@@ -284,7 +303,7 @@ def moved(name: str, event: ChampionEvent) -> None:
 def models(name: str, versions: Sequence[Version]) -> None:
     """Print the registered versions, the newest first."""
     if not versions:
-        say(f"{name} has no versions; `spin train` registers one")
+        say(f"{name} has no versions; `spin run` registers one")
         return
     table = Table()
     table.add_column("version", no_wrap=True)
@@ -308,6 +327,19 @@ def history(name: str, events: Sequence[ChampionEvent]) -> None:
         why = f": {event.why}" if event.why else ""
         move = f"{event.move}{forced} from {event.from_version or 'none'} to {event.to_version}"
         say(f"{event.when} {event.who} {move}, run {event.run}{why}")
+
+
+def predictions(texts: Sequence[str], predicted: Predictions) -> None:
+    """Print one line per text: label, probability and the text."""
+    labels = [_label_names(label) for label in predicted.labels]
+    width = max(map(len, labels), default=0)
+    for label, score, text in zip(labels, predicted.score, texts, strict=True):
+        say(f"{label:<{width}} {score:.2f}  {' '.join(text.split())}")
+
+
+def _label_names(label: Label | None) -> str:
+    """Return a class, the classes of a multi-label task, or a dash for none."""
+    return (label if isinstance(label, str) else ", ".join(label or ())) or "–"
 
 
 def explanation(explanation: Explanation, *, neurons: int = 8) -> None:

@@ -91,7 +91,7 @@ def test_distributions_are_valid_and_the_wheel_holds_its_data_files(distribution
     data = [
         p
         for package in ("spin", "pipelines")
-        for suffix in ("j2", "css")
+        for suffix in ("j2", "css", "jsonl")
         for p in (ROOT / package).rglob(f"*.{suffix}")
     ]
     assert {path.relative_to(ROOT).as_posix() for path in data} <= names

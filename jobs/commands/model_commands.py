@@ -116,13 +116,20 @@ def export(
     terminal.say(f"wrote {folder}: {', '.join(files)}; {size}")
 
 
+def refuse_options_with(name: str, model: str | None, overrides: Sequence[str]) -> None:
+    """Raise UserError for an option that needs a settings file, where a command names a classifier in its place."""
+    if model is not None or overrides:
+        given = f"--model {model}" if model is not None else f"--set {overrides[0]}"
+        raise UserError(
+            f"{given} is for registered models that a settings file names, and {name} is a classifier; name such a file"
+        )
+
+
 def _explain_saved(
     folder: Path, text: str, html: Path | None, model: str | None, overrides: Sequence[str], *, deep: bool
 ) -> None:
     """Explain by a saved classifier, which needs neither settings nor registry."""
-    if model is not None or overrides:
-        given = f"--model {model}" if model is not None else f"--set {overrides[0]}"
-        raise UserError(f"{given} is for registered models, and {folder} is a saved classifier; name a settings file")
+    refuse_options_with(str(folder), model, overrides)
     from pipelines.registry.open_model import open_classifier
 
     with open_classifier(str(folder)) as spin:

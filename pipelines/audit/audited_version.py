@@ -38,7 +38,7 @@ def open_audited(registry: Registry, model: str | None, documents: int | None) -
     if not frozen:
         raise UserError(
             f"an audit needs labelled documents that nothing was learned from, and {registry.name} has no frozen "
-            "evaluation set; train with test documents"
+            "evaluation set; `spin run` with test documents freezes one"
         )
     settings = registry.settings
     classify = settings.classify.model_copy(update={"reasons": 0})

@@ -318,7 +318,7 @@ def _find_restorable(tables: NightTables, output: str, *, date: str | None, run:
 
 
 def _hint(output: str) -> str:
-    return f"`spin nights list --output {output}` lists the runs"
+    return f"`spin nights list --output {output}` lists the runs, `spin classify` makes one"
 
 
 def _count(night: NightRecord, table: str) -> int:

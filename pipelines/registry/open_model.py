@@ -41,7 +41,8 @@ def open_classifier(model: str, settings: Settings | None = None) -> Iterator[Sp
 def _open_folder(folder: Path, settings: Settings | None) -> SpinClassifier:
     if not folder.is_dir():
         raise UserError(
-            f"no folder {folder}; expected one that holds a classifier, models:/NAME@alias or models:/NAME/N"
+            f"no folder {folder}; expected one that `SpinClassifier.save` wrote, or a version that `spin run` "
+            "registered, as models:/NAME@alias or models:/NAME/N"
         )
     if settings is None:
         return SpinClassifier.load(folder)

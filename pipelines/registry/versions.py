@@ -74,8 +74,8 @@ class Registry:
         frozen = self.evaluation_set()
         if not frozen:
             raise UserError(
-                f"backbone.dtype int8 is scaled by the frozen evaluation set, and {self.name} has none; train with "
-                "test rows, or set bfloat16"
+                f"backbone.dtype int8 is scaled by the frozen evaluation set, and {self.name} has none; `spin run` "
+                "with test documents freezes one, or set bfloat16"
             )
         return list(frozen.texts[:CALIBRATION_TEXTS])
 
@@ -148,8 +148,10 @@ class Registry:
             return str(target)
         shown = (n + "".join(f" @{a}" for a, target in sorted(aliases.items()) if target == n) for n in numbers)
         have = ", ".join(shown) or "none"
-        remedy = "; `spin promote` makes a champion" if alias == CHAMPION else ""
-        raise UserError(f"{reference} does not exist; versions: {have}{remedy}")
+        remedy = "`spin promote` makes a champion" if alias == CHAMPION else "`spin models` lists them"
+        if not numbers:
+            remedy = "`spin run` trains and registers one"
+        raise UserError(f"{reference} does not exist; versions: {have}; {remedy}")
 
     def load(self, number: str, *, backbone: BackboneSettings | None = None) -> SpinClassifier:
         """The classifier of a version as a night uses it, from safetensors and JSON; no code of the version runs."""

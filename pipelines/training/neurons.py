@@ -204,7 +204,9 @@ def load_neurons(registry: Registry, number: str, choose: Choice) -> list[Chosen
         try:
             entries = json.loads((Path(folder) / NEURONS).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"version {number} of {registry.name} holds no {NEURONS}; train the model again") from None
+            raise UserError(
+                f"version {number} of {registry.name} holds no {NEURONS}; `spin run` trains and registers one that does"
+            ) from None
     rows = [NeuronRow.from_json(entry) for entry in entries]
     chosen = [ChosenNeuron(row, row.heads[choose]) for row in rows if choose in row.heads]
     return sorted(chosen, key=lambda neuron: -neuron.influence)

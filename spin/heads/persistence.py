@@ -149,7 +149,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"{folder} is not a classifier that can be read: {error}") from None
+        raise UserError(
+            f"{folder} is not a classifier that can be read: {error}; expected a folder that SpinClassifier.save wrote"
+        ) from None
     if config.get("format") not in _READABLE:
         given = config.get("format")
         is_newer = isinstance(given, int) and given > FORMAT

@@ -62,6 +62,15 @@ def test_the_parser_refuses_a_wrong_command_line(line: str, message: str) -> Non
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_no_command_installs_by_a_name_that_is_not_published(page: Path) -> None:
+    """Such as `pip install spin-neurons`; pages may name it in their text, for the day of the publication."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for code in read_code_blocks(page, "sh") for line in code.splitlines()]
+    lines += [line for line in text.splitlines() if line.startswith("    ")]
+    assert [line for line in lines if "pip install" in line and "spin-neurons" in line] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_yaml_blocks_are_valid_settings(page: Path) -> None:
     for code in read_code_blocks(page, "yaml"):
         parse_settings({**MINIMAL_SETTINGS, **yaml.safe_load(code)})

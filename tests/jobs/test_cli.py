@@ -61,6 +61,19 @@ def collect_keys(tree: Any) -> list[str]:
     )
 
 
+def test_init_writes_an_example_that_can_be_run(run_spin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labelled reviews, a batch to classify, and settings for both; the command to go on with comes last."""
+    monkeypatch.chdir(tmp_path)
+    assert run_spin("init", "--example").splitlines()[-1] == "next: spin run settings.yaml"
+    settings = load_settings("settings.yaml")
+    rows = [json.loads(line) for line in Path(settings.data.train).read_text("utf-8").splitlines()]
+    assert len(rows) == len({row["text"] for row in rows}) == len({row["id"] for row in rows}) == 160
+    assert sorted({row["label"] for row in rows}) == ["bad", "good"]
+    batch = [json.loads(line) for line in (tmp_path / "inbox/2026-11-24/batch.jsonl").read_text("utf-8").splitlines()]
+    assert {row["text"] for row in batch}.isdisjoint(row["text"] for row in rows)
+    assert (settings.mlflow.model, settings.ray.workers) == ("reviews", 0)
+
+
 def test_init_writes_a_schema_with_which_editors_check_the_settings(run_spin: Any, tmp_path: Path) -> None:
     """The first line names the JSON Schema file, which accepts the settings, refuses mistakes and has descriptions."""
     run_spin("init", str(tmp_path / "settings.yaml"))

@@ -85,7 +85,7 @@ def _find_night(tables: NightTables, date: str | None, model: str | None) -> Pub
     nights = [night for night in list_nights(tables) if date in (None, night.date) and model in (None, night.model)]
     if not nights:
         wanted = "".join(f" of {each}" for each in (date, model) if each is not None)
-        raise UserError(f"{tables.out.uri} has no published night{wanted}; `spin nights list` shows what it holds")
+        raise UserError(f"{tables.out.uri} has no published night{wanted}; `spin classify` makes one")
     latest = [night for night in nights if night.date == max(each.date for each in nights)]
     if len(latest) > 1:
         names = ", ".join(night.model for night in latest)

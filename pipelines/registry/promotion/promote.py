@@ -157,7 +157,9 @@ def rollback(registry: Registry, why: str, to: str | None = None) -> ChampionEve
         ]
         target = to or (replaced[-1] if replaced else None)
         if before.champion is None or target is None:
-            raise UserError(f"{registry.name} has no earlier champion to go back to; `spin models` lists the versions")
+            raise UserError(
+                f"{registry.name} has no earlier champion to go back to; `spin promote` of another version makes one"
+            )
         number = registry.resolve(f"models:/{registry.name}/{target}")
         _check_not_champion(registry, before, number)
         report = check_loads(registry, number)
