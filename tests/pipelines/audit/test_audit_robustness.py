@@ -99,7 +99,7 @@ def test_an_audit_decides_as_the_settings_say_but_gives_no_reasons(audited: Regi
 
 def test_an_audit_without_an_evaluation_set_is_refused(backbone_folder: Path, tmp_path: Path) -> None:
     fixture = RegistryFixture(tmp_path, backbone_folder, f"sqlite:///{tmp_path}/mlflow.db")
-    with pytest.raises(UserError, match="has no frozen evaluation set; train with test documents"):
+    with pytest.raises(UserError, match="has no frozen evaluation set; `spin run` with test documents freezes one"):
         open_audited(fixture.registry, f"models:/{fixture.name}/1", 30)
 
 

@@ -151,8 +151,9 @@ def test_classify_without_a_champion_is_refused(run_spin: RunSpin, tmp_path: Pat
     options = ("--input", str(tmp_path / "train.parquet"), "--output", str(tmp_path / "out"))
     status, error = run_spin("classify", *options, rows=ROWS)
     assert status == 2
-    assert "models:/tiny@champion does not exist; versions: none; `spin promote` makes a champion" in read_error_line(
-        error
+    assert (
+        "models:/tiny@champion does not exist; versions: none; `spin run` trains and registers one"
+        in read_error_line(error)
     )
     assert not (tmp_path / "out").exists()
 

@@ -216,7 +216,7 @@ def test_neurons_of_a_choice_are_sorted_by_importance_times_slope(tmp_path: Path
     rows = describe_neurons(spin, write_features(tmp_path / "store", labels, values), labels)
     (tmp_path / "model").mkdir()
     registry_fixture: Any = RegistryFixture(tmp_path / "model")
-    with pytest.raises(UserError, match="version 3 of tiny holds no neurons.json; train the model again"):
+    with pytest.raises(UserError, match="version 3 of tiny holds no neurons.json; `spin run` trains and registers one"):
         load_neurons(registry_fixture, "3", "accuracy")
     (tmp_path / "model" / NEURONS).write_bytes(neurons_to_json(rows))
     for choose in ("accuracy", "cheapest"):
