@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
 
 from spin.arrays import Floats, Rows
 from spin.heads.fitted import TrainingResult
@@ -42,12 +45,7 @@ def fit_classifiers(
     `search.max_leakage` needs an `attack`. Raises UserError as `integrate` does.
     """
     settings = search or SearchSettings()
-    probes = [
-        fitted
-        for columns in group_by_site(list(features)).values()
-        for fitted in fit_probes({c: features[c] for c in columns}, data, probe or ProbeSettings())
-    ]
-
+    probes = _fit_all_probes(features, data, probe or ProbeSettings())
     warn_of_inexact_probes([fitted.summary() for fitted in probes])
 
     def read(selection: Selection, rows: Rows) -> Iterator[Floats]:
@@ -73,6 +71,22 @@ def fit_classifiers(
     if data.not_sampled is not None:
         training_result = refit(training_result, probes, read, data, words)
     return probes, ridge, training_result
+
+
+def _fit_all_probes(
+    features: Mapping[FeatureColumn, Floats], data: TrainingData, settings: ProbeSettings
+) -> list[Probe]:
+    """The probes of all columns, on a processor those of as many sites at once as torch has threads.
+
+    A step of a probe is too small for several threads, so that NumPy has one for each site.
+    """
+
+    def fit_site(columns: Sequence[FeatureColumn]) -> list[Probe]:
+        return fit_probes({column: features[column] for column in columns}, data, settings)
+
+    threads = torch.get_num_threads() if data.device == "cpu" else 1
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        return [probe for of_site in pool.map(fit_site, group_by_site(list(features)).values()) for probe in of_site]
 
 
 def group_by_site(columns: Sequence[FeatureColumn]) -> dict[Site, list[FeatureColumn]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 from spin.arrays import Floats
 from spin.heads.linear_head import LinearHead, Penalty
@@ -61,9 +63,10 @@ class Design:
 
 _STEPS = 60
 """that a batch of heads takes, about"""
+_MOST_TOGETHER = 1 << 21
+"""features, rows times columns, of the designs that are solved together"""
 
 
-@full_float32()
 def fit_linear(
     design: Design, penalties: Sequence[Penalty], *, tolerance: float = 3e-3, max_checks: int = 20
 ) -> list[LinearHead]:
@@ -75,32 +78,96 @@ def fit_linear(
     stops weakly regularised heads early, which regularises them a little more. So the heads of the search and the final
     head must use the same tolerance.
     """
-    problem = _RowSpace.of(design) if _is_wide(design, penalties) else _FeatureSpace.of(design)
-    width = len(problem.scales) - 1
-    targets, weights = (design.tensor(values)[:, None] for values in (design.has, design.weights))
-    l2 = design.tensor(np.array([[1 / (penalty.strength * design.count) for penalty in penalties]]))
+    return _fit_together([design], penalties, tolerance, max_checks)[0]
+
+
+def fit_folds(designs: Iterable[Design], penalties: Sequence[Penalty]) -> Iterator[list[LinearHead]]:
+    """The heads of `fit_linear` for each design, in order.
+
+    Small designs are solved in one batch: on few rows the calls of a step take longer than its arithmetic.
+    """
+    batch: list[Design] = []
+    for design in designs:
+        if batch and sum(math.prod(of.features.shape) for of in (*batch, design)) > _MOST_TOGETHER:
+            yield from _fit_together(batch, penalties)
+            batch = []
+        batch.append(design)
+    yield from _fit_together(batch, penalties)
+
+
+@full_float32()
+def _fit_together(
+    designs: Sequence[Design], penalties: Sequence[Penalty], tolerance: float = 3e-3, max_checks: int = 20
+) -> list[list[LinearHead]]:
+    """The heads of each of one or more designs, of which several must be in memory."""
+    first = designs[0]
+    space = _RowSpace if all(_is_wide(design, penalties) for design in designs) else _FeatureSpace
+    problems = [space.of(design) for design in designs]
+    stack = problems[0] if len(problems) == 1 else _Stack.of(problems)
+    width = stack.scales.shape[-3] - 1
+    targets, weights = (
+        pad_sequence([design.tensor(getattr(design, name))[:, None] for design in designs], batch_first=True)
+        for name in ("has", "weights")
+    )
+    l2 = first.tensor(np.array([[1 / (penalty.strength * design.count) for penalty in penalties] for design in designs]))
     null_model = Regressions(
-        problem.blocks,
+        stack.blocks,
         targets,
         weights,
-        problem.scales,
+        stack.scales,
         torch.zeros_like(l2),
         l2,
-        exclusive=design.exclusive,
-        group=design.group,
-        basis=problem.basis,
+        exclusive=first.exclusive,
+        group=first.group,
+        basis=stack.basis,
     )
-    share = design.group.all_reduce((weights * targets).sum(0)).clamp(1e-6, 1 - 1e-6)
-    start = torch.zeros(1, width + 1, len(penalties), targets.shape[2], device=design.device)
-    start[:, width] = share.log() if design.exclusive else share.logit()
+    share = first.group.all_reduce((weights * targets).sum(1)).clamp(1e-6, 1 - 1e-6)
+    start = torch.zeros(len(designs), width + 1, len(penalties), targets.shape[-1], device=first.device)
+    start[:, width] = share.log() if first.exclusive else share.logit()
     steepest = null_model.steepest(start)
-    l1 = steepest * design.tensor(np.array([[penalty.l1 for penalty in penalties]]))
-    solution = replace(null_model, l1=l1).solve(start, tolerance * steepest, max_checks)[0]
-    coefs, intercepts = problem.coefs(solution[:width]), solution[width]
+    l1 = steepest * first.tensor(np.array([[penalty.l1 for penalty in penalties]]))
+    solutions = replace(null_model, l1=l1).solve(start, tolerance * steepest, max_checks)
+    return [_heads(problem, solution) for problem, solution in zip(problems, solutions, strict=True)]
+
+
+def _heads(problem: _RowSpace | _FeatureSpace, solution: torch.Tensor) -> list[LinearHead]:
+    """The B heads of a solution (width + 1, B, K), whose width may be padded."""
+    coefs = problem.coefs(solution[: len(problem.scales) - 1]).permute(1, 2, 0).cpu().numpy()
+    intercepts = solution[-1].cpu().numpy()
     return [
         LinearHead(np.ascontiguousarray(coef), np.ascontiguousarray(intercept))
-        for coef, intercept in zip(coefs.permute(1, 2, 0).cpu().numpy(), intercepts.cpu().numpy(), strict=True)
+        for coef, intercept in zip(coefs, intercepts, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """P problems whose features are in memory, padded with zeros to the most rows and the largest width."""
+
+    blocks: list[torch.Tensor]
+    """(P, n, width + 1)"""
+    scales: torch.Tensor
+    """(P, width + 1, 1, 1)"""
+    basis: torch.Tensor | None
+    """(P, p, width), if the problems have one"""
+
+    @classmethod
+    def of(cls, problems: Sequence[_RowSpace | _FeatureSpace]) -> _Stack:
+        designs = [block[0] for problem in problems for block in problem.blocks]
+        rows, width = (max(design.shape[axis] for design in designs) for axis in (0, 1))
+        blocks = designs[0].new_zeros(len(problems), rows, width)
+        scales = designs[0].new_ones(len(problems), width, 1, 1)
+        blocks[:, :, -1] = 1
+        for index, (problem, design) in enumerate(zip(problems, designs, strict=True)):
+            own = design.shape[1] - 1
+            blocks[index, : len(design), :own], scales[index, :own] = design[:, :-1], problem.scales[:-1]
+        bases = [problem.basis for problem in problems if problem.basis is not None]
+        if not bases:
+            return cls([blocks], scales, None)
+        basis = blocks.new_zeros(len(bases), max(map(len, bases)), width - 1)
+        for index, of_problem in enumerate(bases):
+            basis[index, : len(of_problem), : of_problem.shape[1]] = of_problem
+        return cls([blocks], scales, basis)
 
 
 def _is_wide(design: Design, penalties: Sequence[Penalty]) -> bool:

@@ -59,6 +59,12 @@ def best_per_depth(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     return tuple(best_candidate(by_depth[depth]) for depth in sorted(by_depth))
 
 
+def is_clearly_worse(candidate: Candidate, best: Candidate, folds: Sequence[Fold]) -> bool:
+    """Whether a log loss is above that of the best candidate by more than two standard errors of the difference."""
+    excess, error = _excess([candidate], best, folds, _loss)
+    return bool(excess[0] > _CLEARLY * error[0])
+
+
 def choose_candidates(
     candidates: Sequence[Candidate], settings: SearchSettings, folds: Sequence[Fold]
 ) -> dict[Choice, Candidate]:

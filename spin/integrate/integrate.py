@@ -276,8 +276,7 @@ class CandidateFitter:
             if depth < shallowest or not all(map(len, parts)):
                 continue
             ridge = Penalty(candidate.penalty.strength)
-            fits = [fold.fit(part, [ridge])[0] for fold, part in zip(self.search.folds, parts, strict=True)]
-            of_neurons = [values for _, values in fits]
+            of_neurons = [logits for [(_, logits)] in self.search.fit_folds(parts, [ridge])]
             blend = None if choice.blend is None else self.search.fit_blend(of_neurons)
             logits = np.concatenate(self.search.blended(of_neurons, blend))
             calibration = self._calibrate(logits)

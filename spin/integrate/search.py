@@ -18,10 +18,10 @@ from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Rule, Selection
 from spin.integrate.feature_matrix import FeatureCut, FeatureMatrix, Probes, selected_standardizer
 from spin.integrate.feature_rows import FeatureRows
-from spin.integrate.fit_linear import Design, fit_linear
+from spin.integrate.fit_linear import Design, fit_folds
 from spin.integrate.fit_mlp import fit_mlp
 from spin.integrate.fit_words import WordFit
-from spin.integrate.frontier import one_standard_error_choice
+from spin.integrate.frontier import is_clearly_worse, one_standard_error_choice
 from spin.integrate.head_fitter import used_features
 from spin.labels.cross_validation import Fold, jackknife_rows
 from spin.labels.label_space import Targets
@@ -56,7 +56,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class FoldSearch:
-    """Fits heads on a fold's training rows, and predicts its validation rows."""
+    """The design of a fold's training rows, and what heads predict of its validation rows."""
 
     matrix: FeatureMatrix
     cut: FeatureCut
@@ -65,10 +65,13 @@ class FoldSearch:
     """that have not seen the validation rows"""
     fold: Fold
 
-    def fit(self, part: Selection, penalties: Sequence[Penalty]) -> list[tuple[LinearHead, Floats]]:
-        """Fit one head per penalty on a selection; each with its validation logits (m, K)."""
-        heads = fit_linear(self._design(part), penalties)
-        return list(zip(heads, self._predict(self._valid_features(part), heads), strict=True))
+    def design(self, part: Selection) -> Design:
+        """The design for fitting heads on a selection."""
+        return self.matrix.design(self.cut, part, self.probes, self.fold.train)
+
+    def predict(self, part: Selection, heads: Sequence[LinearHead | MlpHead]) -> Floats:
+        """(H, m, K) the logits of all validation rows by heads on a selection."""
+        return self._predict(self._valid_features(part), heads)
 
     def fit_mlp(self, part: Selection, linear: LinearHead, strength: float) -> tuple[Floats, int]:
         """The validation logits (m, K) of an MLP head on top of a linear one, and its number of steps.
@@ -76,7 +79,7 @@ class FoldSearch:
         It is stopped by the calibrated log loss of these rows, as candidates are compared by it. Without calibration
         hidden units that only make a linear head more or less certain would improve on it step by step.
         """
-        design, features, data = self._design(part), self._valid_features(part), self.matrix.data
+        design, features, data = self.design(part), self._valid_features(part), self.matrix.data
         y = data.y[self.fold.valid]
 
         def judge(head: MlpHead) -> float:
@@ -86,9 +89,6 @@ class FoldSearch:
 
         head, steps = fit_mlp(linear, design, strength, seed=data.seed, judge=judge)
         return self._predict(features, [head])[0], steps
-
-    def _design(self, part: Selection) -> Design:
-        return self.matrix.design(self.cut, part, self.probes, self.fold.train)
 
     def _valid_features(self, part: Selection) -> FeatureRows:
         """The features of this process's share of the validation rows."""
@@ -186,8 +186,7 @@ class Search:
         """
         depth, strengths = self.depth, sorted(self.settings.strengths)
         for rule in self.rankings:
-            for eta in self._distinct_etas(rule):
-                self._try(Subset(rule, eta, depth), [Penalty(strength) for strength in strengths])
+            self._try_etas(rule, depth, strengths)
         if self.tried:
             self._try_parts_and_depths(depth, strengths)
         if self.words is not None:
@@ -195,6 +194,17 @@ class Search:
         if not self.tried:
             raise UserError("data: too few documents to choose neurons by cross-validation; label more of them")
         return self.tried
+
+    def _try_etas(self, rule: Rule, depth: int, strengths: Sequence[float]) -> None:
+        """Try a rule's etas from the largest down, for as long as fewer neurons have a smaller log loss."""
+        least = np.inf
+        for eta in reversed(self._distinct_etas(rule)):
+            before = len(self.tried)
+            self._try(Subset(rule, eta, depth), [Penalty(strength) for strength in strengths])
+            loss = min((candidate.valid_loss for candidate in self.tried[before:]), default=np.inf)
+            if loss >= least:
+                break
+            least = loss
 
     def _try_parts_and_depths(self, depth: int, strengths: list[float]) -> None:
         """Try what may be as good as the best candidate at full depth: sites, poolings, every depth, the L1 penalty."""
@@ -209,19 +219,28 @@ class Search:
         for shallower in range(depth):
             for leader in leaders:  # the rule that is best at full depth need not be so at others
                 near = [Penalty(strength) for strength in _neighbours(strengths, leader.penalty.strength)]
+                if self.data.has_few_labels:
+                    near = [leader.penalty]
                 for part in dict.fromkeys([(), best.part if leader.rule == best.rule else ()]):
                     self._try(replace(leader.subset, depth=shallower, part=part), near)
         best = self._best()
         sparser = [Penalty(best.penalty.strength, l1) for l1 in self.settings.l1]
-        self._try(best.subset, sparser)
+        self._try(best.subset, [] if self.data.has_few_labels else sparser)
 
     def _best(self) -> Candidate:
         return one_standard_error_choice(self.tried, self.data.folds)
 
     def _leaders(self) -> list[Candidate]:
-        """The best candidate of each rule, in the order of the settings, which is that of the whole group."""
-        of_rules = ([c for c in self.tried if c.rule == rule] for rule in self.rankings)
-        return [one_standard_error_choice(of_rule, self.data.folds) for of_rule in of_rules if of_rule]
+        """The best candidate of each rule that may be best at another depth, the best of all first.
+
+        Few labels hardly tell rules apart, so that the best one stands for both.
+        """
+        best = self._best()
+        if self.data.has_few_labels:
+            return [best]
+        of_rules = ([c for c in self.tried if c.rule == rule] for rule in self.rankings if rule != best.rule)
+        others = [one_standard_error_choice(of_rule, self.data.folds) for of_rule in of_rules if of_rule]
+        return [best, *(other for other in others if not is_clearly_worse(other, best, self.data.folds))]
 
     def largest_eta(self, rule: Rule, most_neurons: int) -> float:
         """The largest eta, up to those of the settings, that selects at most so many neurons for the final head."""
@@ -242,10 +261,7 @@ class Search:
         selections = self.fold_selections(subset)
         if not all(map(len, selections)):
             return
-        fits = []
-        for fold, selection in zip(self.folds, selections, strict=True):
-            fits.append(fold.fit(selection, penalties))
-            self.progress(1)
+        fits = self.fit_folds(selections, penalties)
         for index, penalty in enumerate(penalties):
             heads, logits = zip(*(of_fold[index] for of_fold in fits), strict=True)
             neurons = round(float(np.mean([head.coef.any(0).sum() for head in heads])))
@@ -260,6 +276,18 @@ class Search:
                     fitted_with=tuple(penalties),
                 )
 
+    def fit_folds(
+        self, selections: Sequence[Selection], penalties: Sequence[Penalty]
+    ) -> list[list[tuple[LinearHead, Floats]]]:
+        """For each fold one head per penalty on its selection, with its validation logits (m, K)."""
+        folds = list(zip(self.folds, selections, strict=True))
+        fits = []
+        fitted = fit_folds((fold.design(selection) for fold, selection in folds), penalties)
+        for (fold, selection), heads in zip(folds, fitted, strict=True):
+            fits.append(list(zip(heads, fold.predict(selection, heads), strict=True)))
+            self.progress(1)
+        return fits
+
     def held_out(self, candidate: Candidate) -> HeldOut:
         """What a candidate predicts of each fold's validation rows, fitted again, and by which neurons.
 
@@ -268,13 +296,12 @@ class Search:
         if not candidate.reads_neurons:
             return HeldOut(self._words_alone(candidate.blend), (), ())
         index = candidate.fitted_with.index(candidate.penalty)
-        logits, heads, selections = [], [], []
-        for fold, selection in zip(self.folds, self.fold_selections(candidate.subset), strict=True):
-            head, of_fold = fold.fit(selection, candidate.fitted_with)[index]
-            logits.append(of_fold)
-            heads.append(head)
-            selections.append(selection.keep(used_features(head)) if candidate.penalty.l1 else selection)
-        return HeldOut(self.blended(logits, candidate.blend), tuple(heads), tuple(selections))
+        selections = self.fold_selections(candidate.subset)
+        fits = self.fit_folds(selections, candidate.fitted_with)
+        heads, logits = zip(*(of_fold[index] for of_fold in fits), strict=True)
+        if candidate.penalty.l1:
+            selections = [of.keep(used_features(head)) for of, head in zip(selections, heads, strict=True)]
+        return HeldOut(self.blended(logits, candidate.blend), heads, tuple(selections))
 
     def _words_alone(self, blend: Blend | None) -> tuple[Floats, ...]:
         assert self.words is not None

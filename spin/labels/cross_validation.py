@@ -15,6 +15,8 @@ from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.splits import CROSS_VALIDATION_BELOW, FEW_LABELS
 
 _SPLITS, _REPEATS = 5, 2
+_REPEATED_BELOW = 300
+"""documents below which cross-validation is repeated: more of them make its choices steady enough"""
 _TRIES = 50
 """random divisions of groups into folds that are tried until each fold trains on every class"""
 _JACKKNIFE_PARTS = 20
@@ -35,8 +37,8 @@ def make_folds(
     """The given division as a single fold, or below `CROSS_VALIDATION_BELOW` rows cross-validation.
 
     Cross-validation pools the rows of `train` and `valid` and stratifies by class into five folds. Below `FEW_LABELS`
-    rows they are repeated once, and there are fewer where a class has fewer documents, so that each validates on every
-    class. `y` are the targets of all rows (n, …), and `groups` (n,) their groups, which are not divided. Raises
+    rows there are fewer where a class has fewer documents, so that each validates on every class; below
+    `_REPEATED_BELOW` they are repeated once. `y` are the targets of all rows (n, …), and `groups` (n,) their groups, which are not divided. Raises
     UserError if no division into groups lets each fold train on every class.
     """
     if len(train) + len(valid) >= CROSS_VALIDATION_BELOW:
@@ -59,7 +61,7 @@ def _divide_rows(strata: Rows, indicator: NDArray[np.bool_], few: bool, seed: in
 
     most = min(_SPLITS, int(np.bincount(strata).max()))
     splits = max(2, min(int(indicator.sum(0).min()), most)) if few else most
-    splitter = RepeatedStratifiedKFold(n_splits=splits, n_repeats=_REPEATS if few else 1, random_state=seed)
+    splitter = RepeatedStratifiedKFold(n_splits=splits, n_repeats=_repeats(len(strata)), random_state=seed)
     return list(splitter.split(strata, strata))
 
 
@@ -76,7 +78,7 @@ def _divide_groups(
     fewest = min(len(np.unique(groups[has])) for has in indicator.T)
     most = min(_SPLITS, len(np.unique(groups)), int(np.bincount(strata).max()))
     draw = np.random.RandomState(seed)
-    repeats = _REPEATS if few else 1
+    repeats = _repeats(len(groups))
     for n_splits in range(max(2, min(fewest, most)) if few else most, most + 1):
         parts: list[tuple[Rows, Rows]] = []
         for _ in range(_TRIES):
@@ -90,6 +92,10 @@ def _divide_groups(
         f"cross-validation: found no division of {len(groups)} documents in {len(np.unique(groups))} groups that lets "
         "every class be learned without any of its groups; label documents of more groups, or change data.group"
     )
+
+
+def _repeats(documents: int) -> int:
+    return _REPEATS if documents < _REPEATED_BELOW else 1
 
 
 def labelled_rows(folds: Sequence[Fold]) -> Rows:

@@ -26,11 +26,11 @@ class Regressions:
     """(P, m, width + 1) each: blocks of the n rows, which are gone through twice per step and may be read from a disk.
     The last column is 1: its row of V is the intercept, which is not penalised."""
     targets: Tensor
-    """(n, B, K) of 0 and 1"""
+    """(n, B, K) of 0 and 1, or (P, n, B, K) if each design has its own rows"""
     weights: Tensor
-    """(n, B, 1) or (n, B, K): s, summing to 1 over the rows of the whole group"""
+    """(n, B, 1) or (n, B, K), or those of each design: s, summing to 1 over the rows of the whole group"""
     scales: Tensor
-    """(width + 1, B, 1): d, 1 for the intercept"""
+    """(width + 1, B, 1), or that of each design: d, 1 for the intercept"""
     l1: Tensor
     """(P, B)"""
     l2: Tensor
@@ -40,7 +40,7 @@ class Regressions:
     group: ProcessGroup
     """the processes that hold the other rows"""
     basis: Tensor | None = None
-    """(p, width) orthonormal, if V are coordinates in it of weights of p features: violations and slopes are those of
+    """(p, width) or (P, p, width) orthonormal, if V are coordinates in it of weights of p features: violations and slopes are those of
     the features, as without a basis. An l1 penalty, which depends on the coordinates, must be 0 then"""
 
     def solve(self, start: Tensor, limit: Tensor, max_checks: int) -> Tensor:
@@ -48,15 +48,18 @@ class Regressions:
 
         Descends from `start` by FISTA (Beck & Teboulle 2009), restarted where the momentum points uphill (O'Donoghue &
         Candès 2015). All regressions take their steps in one batch, which converged ones leave; the step size of each
-        follows the curvature along its own path. Those that `max_checks` or float32 keeps from the limit are returned
-        as they are.
+        follows the curvature along its own path. Each solution is the first point within its limit. Those that
+        `max_checks` or float32 keeps from the limit are returned as they are.
         """
-        solution = start.clone()
+        solution, solved = start.clone(), torch.zeros_like(limit, dtype=torch.bool)
         with full_float32(), torch.no_grad():
             batch = _Batch.at(self, solution)
             for check in range(max_checks + 1):
                 violation = batch.violation(self) / limit.gather(1, batch.index)
-                solution.scatter_(2, batch.index[:, None, :, None].expand_as(batch.V), batch.V)
+                index, done = batch.index[:, None, :, None].expand_as(batch.V), solved.gather(1, batch.index)
+                solution.scatter_(2, index, torch.where(done[:, None, :, None], solution.gather(2, index), batch.V))
+                solved.scatter_(1, batch.index, done | (violation <= 1))
+                violation = violation.where(~done, 0)
                 unsolved = int((violation > 1).sum(1).max())
                 if unsolved == 0 or check == max_checks:
                     break

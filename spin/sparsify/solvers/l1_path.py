@@ -303,7 +303,7 @@ def _loss(y: Floats, s: Floats, scores: Floats) -> float:
     return float((s * losses).sum(dtype=np.float64))
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _gather(X, rows, columns, factors):  # type: ignore[no-untyped-def]
     """Some rows and columns of X (n, p), each row times its factor."""
     part = np.empty((len(rows), len(columns)), np.float32)
@@ -314,7 +314,7 @@ def _gather(X, rows, columns, factors):  # type: ignore[no-untyped-def]
     return part
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _descend(hessian, cross, total, gradient, intercept_gradient, w, b, lam, enough):  # type: ignore[no-untyped-def]
     """Coordinate descent on gradient·d + d·hessian·d/2 + lam |w + d|_1 with a free intercept, giving w + d, b + d_b.
 
