@@ -109,7 +109,9 @@ def _fit_together(
         pad_sequence([design.tensor(getattr(design, name))[:, None] for design in designs], batch_first=True)
         for name in ("has", "weights")
     )
-    l2 = first.tensor(np.array([[1 / (penalty.strength * design.count) for penalty in penalties] for design in designs]))
+    l2 = first.tensor(
+        np.array([[1 / (penalty.strength * design.count) for penalty in penalties] for design in designs])
+    )
     null_model = Regressions(
         stack.blocks,
         targets,

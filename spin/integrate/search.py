@@ -262,6 +262,7 @@ class Search:
         if not all(map(len, selections)):
             return
         fits = self.fit_folds(selections, penalties)
+        self.progress(len(fits))
         for index, penalty in enumerate(penalties):
             heads, logits = zip(*(of_fold[index] for of_fold in fits), strict=True)
             neurons = round(float(np.mean([head.coef.any(0).sum() for head in heads])))
@@ -281,12 +282,11 @@ class Search:
     ) -> list[list[tuple[LinearHead, Floats]]]:
         """For each fold one head per penalty on its selection, with its validation logits (m, K)."""
         folds = list(zip(self.folds, selections, strict=True))
-        fits = []
         fitted = fit_folds((fold.design(selection) for fold, selection in folds), penalties)
-        for (fold, selection), heads in zip(folds, fitted, strict=True):
-            fits.append(list(zip(heads, fold.predict(selection, heads), strict=True)))
-            self.progress(1)
-        return fits
+        return [
+            list(zip(heads, fold.predict(selection, heads), strict=True))
+            for (fold, selection), heads in zip(folds, fitted, strict=True)
+        ]
 
     def held_out(self, candidate: Candidate) -> HeldOut:
         """What a candidate predicts of each fold's validation rows, fitted again, and by which neurons.

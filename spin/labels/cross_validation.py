@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 from spin.arrays import Floats, Hashes, Rows
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace, Targets
-from spin.labels.splits import CROSS_VALIDATION_BELOW, FEW_LABELS
+from spin.labels.splits import CROSS_VALIDATION_BELOW, FEW_LABELS, VERY_FEW_LABELS
 
 _SPLITS, _REPEATS = 5, 2
-_REPEATED_BELOW = 300
-"""documents below which cross-validation is repeated: more of them make its choices steady enough"""
 _TRIES = 50
 """random divisions of groups into folds that are tried until each fold trains on every class"""
 _JACKKNIFE_PARTS = 20
@@ -38,7 +36,7 @@ def make_folds(
 
     Cross-validation pools the rows of `train` and `valid` and stratifies by class into five folds. Below `FEW_LABELS`
     rows there are fewer where a class has fewer documents, so that each validates on every class; below
-    `_REPEATED_BELOW` they are repeated once. `y` are the targets of all rows (n, …), and `groups` (n,) their groups, which are not divided. Raises
+    `VERY_FEW_LABELS` they are repeated once. `y` are the targets of all rows (n, …), and `groups` (n,) their groups, which are not divided. Raises
     UserError if no division into groups lets each fold train on every class.
     """
     if len(train) + len(valid) >= CROSS_VALIDATION_BELOW:
@@ -95,7 +93,7 @@ def _divide_groups(
 
 
 def _repeats(documents: int) -> int:
-    return _REPEATS if documents < _REPEATED_BELOW else 1
+    return _REPEATS if documents < VERY_FEW_LABELS else 1
 
 
 def labelled_rows(folds: Sequence[Fold]) -> Rows:

@@ -22,11 +22,13 @@ from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
 from spin.settings import ProbeSettings
 from spin.sites import FeatureColumn
-from spin.sparsify.solvers.l1_path import LassoPaths, kkt_violation
+from spin.sparsify.solvers.l1_path import TOLERANCE, LassoPaths, kkt_violation
 
 _log = logging.getLogger(__name__)
 _NOTHING_TO_LEARN = 1e-9
 """a smallest penalty without neurons up to which a class has no gradient but rounding noise"""
+_FOLD_TOLERANCE = 3e-2
+"""relative KKT violation at which the probes of several folds are accepted, which choose a penalty and are not kept"""
 NO_NEURON = -1.0
 """the score of a probe without neurons, below every metric: it never wins against a probe that has some"""
 INEXACT = 1e-2
@@ -182,7 +184,8 @@ def fit_probes(activations: Mapping[FeatureColumn, Floats], data: TrainingData, 
     them at once.
     """
     columns = range(len(activations))
-    paths = [_ColumnPaths(activations, data, fold.train, settings) for fold in data.folds]
+    tolerance = TOLERANCE if len(data.folds) == 1 else _FOLD_TOLERANCE
+    paths = [_ColumnPaths(activations, data, fold.train, settings, tolerance) for fold in data.folds]
     ratios = settings.step ** np.arange(settings.penalties)
     scores = np.empty((len(paths), 0, len(activations)))
     while True:
@@ -232,7 +235,12 @@ class _ColumnPaths:
     """The regularisation paths of all columns and classes on some training rows, as far as they have been solved."""
 
     def __init__(
-        self, activations: Mapping[FeatureColumn, Floats], data: TrainingData, rows: Rows, settings: ProbeSettings
+        self,
+        activations: Mapping[FeatureColumn, Floats],
+        data: TrainingData,
+        rows: Rows,
+        settings: ProbeSettings,
+        tolerance: float = TOLERANCE,
     ) -> None:
         self.columns, self.data = list(activations), data
         self.standardizers: list[Standardizer] = []
@@ -243,18 +251,18 @@ class _ColumnPaths:
             self.designs.append(_design(raw, self.standardizers[-1]))
         self.targets = signs(data.label_space.indicator(data.y[rows]), data.label_space)
         self.weights = class_weights(self.targets, settings.class_weights)
-        self.solver = self._open_solver()
+        self.solver = self._open_solver(tolerance)
         # (P, K); a class that all rows have, or none, is learned from rounding noise at any share of its own
         self.lam_max = np.where(self.solver.lam_max > _NOTHING_TO_LEARN, self.solver.lam_max, 1.0)
         self.ratios: Floats = np.empty(0)
         self.solutions: list[tuple[Floats, Floats]] = []
 
-    def _open_solver(self) -> _Solver:
+    def _open_solver(self, tolerance: float) -> _Solver:
         if self.data.device == "cpu":
-            return LassoPaths(self.designs, self.targets, self.weights)
+            return LassoPaths(self.designs, self.targets, self.weights, tolerance)
         from spin.sparsify.solvers.batched_l1_path import BatchedPaths
 
-        return BatchedPaths(self.designs, self.targets, self.weights, device=self.data.device)
+        return BatchedPaths(self.designs, self.targets, self.weights, tolerance, device=self.data.device)
 
     def extend(self, ratios: Floats) -> _ColumnPaths:
         """Solve at further penalties, given as shares of lam_max."""

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from spin.arrays import Floats
 from spin.process_group import ProcessGroup
 from spin.sparsify.solvers.fista import Regressions, full_float32
+from spin.sparsify.solvers.l1_path import TOLERANCE
 
-TOLERANCE = 1e-3
-"""relative KKT violation at which a solution is accepted"""
 _MAX_CHECKS = 300
 _BLOCK_BYTES = 1 << 28
 """bytes of all designs that are on a device at once if it has no room for all rows"""
@@ -23,17 +22,27 @@ _BLOCK_BYTES = 1 << 28
 class BatchedPaths:
     """The minimisers of sum_i s_ki log(1 + exp(-y_ki (x_i w + b))) + lam |w|_1 for P designs, K problems, L penalties.
 
-    Solutions that float32 keeps from reaching `TOLERANCE` are returned like the others; the caller certifies them.
+    Solutions that float32 keeps from the tolerance are returned like the others; the caller certifies them.
     """
 
     lam_max: NDArray[np.float64]
     """(P, K) for each design and problem the smallest penalty at which every coefficient is zero"""
 
-    def __init__(self, designs: Sequence[Floats], targets: Floats, weights: Floats, *, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        designs: Sequence[Floats],
+        targets: Floats,
+        weights: Floats,
+        tolerance: float = TOLERANCE,
+        *,
+        device: str = "cpu",
+    ) -> None:
         """`designs` are P arrays (n, width), float32 and standardised; `targets` (K, n) is -1 or 1.
 
-        Each row of `weights` (K, n) sums to 1.
+        Each row of `weights` (K, n) sums to 1. `tolerance` is the relative KKT violation at which a solution is
+        accepted.
         """
+        self._tolerance = tolerance
         self._positive = torch.as_tensor(targets > 0, device=device).float().T  # (n, K)
         self._weights = torch.as_tensor(weights, dtype=torch.float32, device=device).T  # (n, K)
         self._blocks = _place_rows(designs, device)
@@ -66,7 +75,7 @@ class BatchedPaths:
         problems = Regressions(
             self._blocks, positive, weights, ones, lam, torch.zeros_like(lam), exclusive=False, group=ProcessGroup()
         )
-        self._lams, self._solved = np.array(lams), problems.solve(start, TOLERANCE * lam, _MAX_CHECKS).view(shape)
+        self._lams, self._solved = np.array(lams), problems.solve(start, self._tolerance * lam, _MAX_CHECKS).view(shape)
         solutions = self._solved.permute(2, 0, 3, 1).cpu().numpy()
         return np.ascontiguousarray(solutions[..., :-1]), np.ascontiguousarray(solutions[..., -1])
 

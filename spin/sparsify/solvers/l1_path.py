@@ -48,8 +48,8 @@ class LogisticPaths:
     lam_max: NDArray[np.float64]
     """(K,) for each problem the smallest penalty whose solution is zero"""
 
-    def __init__(self, X: Floats, targets: Floats, weights: Floats) -> None:
-        self._design = _Design(X)
+    def __init__(self, X: Floats, targets: Floats, weights: Floats, tolerance: float = TOLERANCE) -> None:
+        self._design, self._tolerance = _Design(X), tolerance
         self._problems = [_Problem.at_zero(y, s, X.shape[1]) for y, s in zip(targets, weights, strict=True)]
         self.lam_max = np.abs(self._gradients(self._problems)).max(1, initial=0).astype(np.float64)
 
@@ -72,7 +72,7 @@ class LogisticPaths:
             self._take(steps)
             gradients = self._gradients([problem for problem, _ in steps])
             proposed = [
-                (problem, problem.propose(gradient, self._design))
+                (problem, problem.propose(gradient, self._design, self._tolerance))
                 for (problem, _), gradient in zip(steps, gradients, strict=True)
             ]
             steps = [(problem, step) for problem, step in proposed if step is not None]
@@ -100,12 +100,15 @@ class LassoPaths:
     lam_max: NDArray[np.float64]
     """(P, K) for each design and problem the smallest penalty at which every coefficient is zero"""
 
-    def __init__(self, designs: Sequence[Floats], targets: Floats, weights: Floats) -> None:
+    def __init__(
+        self, designs: Sequence[Floats], targets: Floats, weights: Floats, tolerance: float = TOLERANCE
+    ) -> None:
         """`designs` are P arrays (n, width), float32 and standardised; `targets` (K, n) is -1 or 1.
 
-        Each row of `weights` (K, n) sums to 1.
+        Each row of `weights` (K, n) sums to 1. `tolerance` is the relative KKT violation at which a solution is
+        accepted.
         """
-        self._paths = [LogisticPaths(X, targets, weights) for X in designs]
+        self._paths = [LogisticPaths(X, targets, weights, tolerance) for X in designs]
         self.lam_max = np.stack([paths.lam_max for paths in self._paths])
 
     def solve(self, lams: Floats) -> tuple[Floats, Floats]:
@@ -173,8 +176,8 @@ class _Problem:
         target = self.w + ahead * (self.w - w)
         return np.where(target * self.w > 0, target, 0) - self.w, ahead * (self.b - b)
 
-    def propose(self, gradient: Floats, design: _Design) -> Step | None:
-        """A step of coefficients (p,) and intercept by the gradient (p,) of the loss; None at the solution.
+    def propose(self, gradient: Floats, design: _Design, tolerance: float) -> Step | None:
+        """A step of coefficients (p,) and intercept by the gradient (p,) of the loss; None within the tolerance.
 
         An old model is used as long as it makes progress.
         """
@@ -182,7 +185,7 @@ class _Problem:
         violation = _violation(gradient, intercept_gradient, self.w, self.lam)
         slow = violation > _SLOW * self.violation
         exhausted = self.fresh and self.models >= len(_CURVED) and self.gained <= _ROUNDING * self.objective
-        if violation <= _MARGIN * TOLERANCE * self.lam or (slow and exhausted):
+        if violation <= _MARGIN * tolerance * self.lam or (slow and exhausted):
             return None
         self.violation, self.fresh = violation, slow or self.model is None
         if self.model is None or slow:

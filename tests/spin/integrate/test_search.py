@@ -31,7 +31,7 @@ from spin.integrate.fit_mlp import fit_mlp
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import best_per_depth, choose_candidates
 from spin.integrate.integrate import integrate
-from spin.integrate.search import FoldSearch, Search
+from spin.integrate.search import Search
 from spin.labels.cross_validation import Fold, jackknife_rows, labelled_rows, make_folds
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
@@ -267,19 +267,49 @@ def test_every_candidate_equals_an_independent_refit(
         assert candidate.compute == candidate.depth / 4
 
 
-def test_the_search_tries_every_eta_strength_pooling_and_depth(candidates: list[Candidate]) -> None:
-    """All etas and strengths of both rules at full depth, each pooling, every depth, and L1 penalties on the best."""
+def test_the_search_tries_strengths_poolings_and_depths(project: Project, candidates: list[Candidate]) -> None:
+    """All strengths at full depth, each pooling, every depth, and with many labels L1 penalties on the best."""
+    few = project.data.has_few_labels
+    at_depths = {(c.rule, c.depth) for c in candidates if not c.part and not c.penalty.l1}
     for rule in ("l1", "ridge"):
-        of_rule = [c for c in candidates if c.rule == rule]
-        grid = {(c.eta, c.penalty.strength) for c in of_rule if not c.part and not c.penalty.l1}
-        assert grid >= {(eta, strength) for eta in {c.eta for c in of_rule} for strength in SEARCH.strengths}
-        assert {c.depth for c in of_rule if not c.part} == {1, 2, 3, 4}
+        of_rule = [c for c in candidates if c.rule == rule and c.depth == 4 and not c.part and not c.penalty.l1]
+        grid = {(c.eta, c.penalty.strength) for c in of_rule}
+        assert grid == {(eta, strength) for eta in {c.eta for c in of_rule} for strength in SEARCH.strengths}
+    assert any(at_depths >= {(rule, depth) for depth in (1, 2, 3, 4)} for rule in ("l1", "ridge"))
+    assert len(at_depths) == (5 if few else len(at_depths)), "few labels: one rule alone below full depth"
     assert {c.part for c in candidates} == {(), ("max",), ("mean",)}
-    [sparse] = {(c.eta, c.depth, c.part, c.penalty.strength) for c in candidates if c.penalty.l1}
+    sparse = {(c.eta, c.depth, c.part, c.penalty.strength) for c in candidates if c.penalty.l1}
     best = min(c.valid_loss for c in candidates if not c.penalty.l1)
-    assert sparse in {
+    assert len(sparse) == (0 if few else 1)
+    assert sparse <= {
         (c.eta, c.depth, c.part, c.penalty.strength) for c in candidates if not c.penalty.l1 and c.valid_loss == best
     }
+
+
+def test_smaller_etas_are_tried_while_they_lower_the_loss(candidates: list[Candidate]) -> None:
+    """From the largest down, and the first that does not is the last."""
+    for rule in ("l1", "ridge"):
+        least: dict[float, float] = {}
+        for c in candidates:
+            if c.rule == rule and c.depth == 4 and not c.part and not c.penalty.l1:
+                least[c.eta] = min(c.valid_loss, least.get(c.eta, np.inf))
+        etas, losses = list(least), list(least.values())
+        assert etas == sorted(etas, reverse=True)
+        assert losses[:-1] == sorted(losses[:-1], reverse=True)
+        assert len(etas) == len(SEARCH.etas) or losses[-1] >= min(losses[:-1])
+
+
+def test_a_rule_that_is_clearly_worse_is_not_tried_at_other_depths() -> None:
+    """With many labels both rules are, unless the neurons of one are noise."""
+    project = build_project()
+    noise = np.random.default_rng(0)
+    project.ridge = [
+        replace(r, importance=(x := noise.random(len(r.importance)).astype(np.float32)), folds=(x,))
+        for r in project.ridge
+    ]
+    assert not project.data.has_few_labels
+    shallow = {c.rule for c in project.search().run() if c.depth < 4}
+    assert shallow == {"l1"}
 
 
 def test_every_depth_is_on_the_frontier(project: Project, candidates: list[Candidate], result: TrainingResult) -> None:
@@ -414,13 +444,13 @@ def test_exits_read_the_features_that_the_l1_penalty_left(
     Their cost is everything that runs up to them.
     """
     project, fits, costs = build_project(), [], []
-    fit, choose = FoldSearch.fit, spin.integrate.integrate.choose_exit_thresholds
+    fit, choose = Search.fit_folds, spin.integrate.integrate.choose_exit_thresholds
 
-    def spy(self: FoldSearch, part: Selection, penalties: Sequence[Penalty]) -> Any:
-        fits.append((self, part, penalties))
-        return fit(self, part, penalties)
+    def spy(self: Search, parts: Sequence[Selection], penalties: Sequence[Penalty]) -> Any:
+        fits.append((self, parts, penalties))
+        return fit(self, parts, penalties)
 
-    monkeypatch.setattr(FoldSearch, "fit", spy)
+    monkeypatch.setattr(Search, "fit_folds", spy)
     monkeypatch.setattr(
         spin.integrate.integrate, "choose_exit_thresholds", lambda *a, **k: costs.extend(k["costs"]) or choose(*a, **k)
     )
@@ -429,12 +459,12 @@ def test_exits_read_the_features_that_the_l1_penalty_left(
     fits.clear()
     cascade = CascadeSettings(depths=(0.25, 0.5))
     spin.integrate.integrate.CandidateFitter(project.search(settings), cascade, DecisionSettings()).fit(candidate)
-    (fold, full_selection, penalties), *exits = fits
+    (search, [full_selection], penalties), *exits = fits
     assert [penalty.l1 for penalty in penalties] == [*l1]
-    [(head, _)] = fit(fold, full_selection, [candidate.penalty])  # alone
+    [[(head, _)]] = fit(search, [full_selection], [candidate.penalty])  # alone
     nonzero_selection = full_selection.keep(head.coef.any(0))
     assert all(len(nonzero_selection.part(depth)) < len(full_selection.part(depth)) for depth in (1, 2))
-    assert [part.rows() for _, part, _ in exits] == [nonzero_selection.part(depth).rows() for depth in (1, 2)]
+    assert [part.rows() for _, [part], _ in exits] == [nonzero_selection.part(depth).rows() for depth in (1, 2)]
     assert [of_exit for _, _, of_exit in exits] == [[Penalty(candidate.penalty.strength)]] * 2
     assert costs == [READING_COST + compute for compute in (1 / 4 + 1 / 8, 2 / 4 + 1 / 8, candidate.compute)]
 
@@ -493,7 +523,7 @@ def test_an_mlp_is_stopped_by_the_calibrated_loss() -> None:
     project, strength = build_project(1), 10.0
     search = project.search()
     fold, [selection, *_] = search.folds[0], search.fold_selections(Subset("l1", 0.6, 4))
-    [(linear, _)] = fold.fit(selection, [Penalty(strength)])
+    [[(linear, _)]] = search.fit_folds([selection], [Penalty(strength)])
     certain = LinearHead(10 * linear.coef, 10 * linear.intercept)
     y = project.y[fold.fold.valid]
 
@@ -501,7 +531,7 @@ def test_an_mlp_is_stopped_by_the_calibrated_loss() -> None:
         """The least loss at any of the temperatures, after every ten steps."""
         each = []
         for steps in range(0, 301, 10):
-            head, _ = fit_mlp(certain, fold._design(selection), strength, seed=0, steps=steps)
+            head, _ = fit_mlp(certain, fold.design(selection), strength, seed=0, steps=steps)
             [logits] = fold._predict(fold._valid_features(selection), [head])
             each.append(min(log_loss(logits / temperature, y, project.label_space) for temperature in temperatures))
         return each
@@ -669,12 +699,12 @@ def test_a_layer_without_neurons_is_not_on_the_frontier() -> None:
 
 
 @pytest.mark.parametrize("folds", [1, 3])
-def test_progress_is_reported_once_per_group_of_heads_and_fold(folds: int) -> None:
+def test_progress_is_reported_once_per_group_of_heads(folds: int) -> None:
     """A group holds the heads of one rule, eta, depth and part that are fitted together."""
     project, reports = build_project(folds=folds), []
     project.integrate(progress=reports.append)
     groups = {(c.rule, c.eta, c.depth, c.part, bool(c.penalty.l1)) for c in project.search().run()}
-    assert reports == [1] * (folds * len(groups))
+    assert reports == [folds] * len(groups)
 
 
 def test_the_search_goes_depth_by_depth() -> None:

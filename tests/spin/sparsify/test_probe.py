@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 import spin.sparsify.probe
-import spin.sparsify.solvers.l1_path
+import spin.sparsify.probe
 from spin.labels.cross_validation import Fold, make_folds
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
@@ -104,7 +104,7 @@ def test_every_class_has_the_same_share_of_its_own_penalty(name: str, heads: int
 
 def test_kkt_reports_the_largest_violation_of_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the solver stops too early, `kkt` is the violation that a plain loop finds."""
-    monkeypatch.setattr(spin.sparsify.solvers.l1_path, "TOLERANCE", 0.5)
+    monkeypatch.setattr(spin.sparsify.probe, "TOLERANCE", 0.5)
     label_space = TASKS["3"]
     train, valid = make_rows(0, 150, label_space), make_rows(1, 90, label_space)
     probe = fit_probe(train, valid, label_space)
@@ -126,7 +126,7 @@ def test_a_probe_far_from_the_optimum_is_warned_of(
     label_space = TASKS["3"]
     train, valid = make_rows(0, 150, label_space), make_rows(1, 90, label_space)
     exact = fit_probe(train, valid, label_space).summary()
-    monkeypatch.setattr(spin.sparsify.solvers.l1_path, "TOLERANCE", 0.5)
+    monkeypatch.setattr(spin.sparsify.probe, "TOLERANCE", 0.5)
     inexact = fit_probe(train, valid, label_space).summary()
     warn_of_inexact_probes([exact])
     assert not caplog.records
@@ -336,11 +336,14 @@ def test_a_misleading_layer_still_gives_neurons() -> None:
 
 @pytest.mark.usefixtures("all_folds")
 @pytest.mark.parametrize("name", ["2", "3", "lists of 3"])
-def test_cross_validation_chooses_the_smallest_penalty_within_one_standard_error(name: str) -> None:
+def test_cross_validation_chooses_the_smallest_penalty_within_one_standard_error(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Scores of scikit-learn's own fits on the same grid give the same choice.
 
     Every fold's probe uses the same share of its own lam_max, and the final probe is fitted on all rows.
     """
+    monkeypatch.setattr(spin.sparsify.probe, "_FOLD_TOLERANCE", 1e-3)
     label_space = TASKS[name]
     X, y = make_rows(7, 90, label_space, width=60)
     X[:, :3] += 20 * np.random.default_rng(0).normal(size=(90, 3)) * np.geomspace(0.1, 10, 60)[:3] / 6
@@ -375,6 +378,13 @@ def test_cross_validation_chooses_the_smallest_penalty_within_one_standard_error
         np.testing.assert_allclose(part.standardizer.mean, X[fold.train].mean(0), rtol=1e-4, atol=1e-5)
     assert probe.kkt <= 1e-2
     assert max(part.kkt for part in probe.folds) <= 1e-2
+
+
+def test_the_probes_of_folds_are_solved_less_exactly_than_the_final_one() -> None:
+    X, y = make_rows(7, 90, TASKS["3"], width=60)
+    folds = make_folds(TASKS["3"], y, np.arange(60), np.arange(60, 90), seed=0)
+    [probe] = fit_probes({COLUMN: X}, TrainingData(y, folds, TASKS["3"]), ProbeSettings())
+    assert probe.kkt <= 1.01e-3 < max(part.kkt for part in probe.folds) <= 3.1e-2
 
 
 @settings(max_examples=200, deadline=None)
