@@ -36,8 +36,8 @@ def make_folds(
 
     Cross-validation pools the rows of `train` and `valid` and stratifies by class into five folds. Below `FEW_LABELS`
     rows there are fewer where a class has fewer documents, so that each validates on every class; below
-    `VERY_FEW_LABELS` they are repeated once. `y` are the targets of all rows (n, …), and `groups` (n,) their groups, which are not divided. Raises
-    UserError if no division into groups lets each fold train on every class.
+    `VERY_FEW_LABELS` they are repeated once. `y` are the targets of all rows (n, …), and `groups` (n,) their groups,
+    which are not divided. Raises UserError if no division into groups lets each fold train on every class.
     """
     if len(train) + len(valid) >= CROSS_VALIDATION_BELOW:
         return (Fold(train, valid),)

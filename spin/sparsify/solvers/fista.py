@@ -40,8 +40,8 @@ class Regressions:
     group: ProcessGroup
     """the processes that hold the other rows"""
     basis: Tensor | None = None
-    """(p, width) or (P, p, width) orthonormal, if V are coordinates in it of weights of p features: violations and slopes are those of
-    the features, as without a basis. An l1 penalty, which depends on the coordinates, must be 0 then"""
+    """(p, width) or (P, p, width) orthonormal, if V are coordinates in it of weights of p features: violations and
+    slopes are those of the features, as without a basis. An l1 penalty, which depends on the coordinates, must be 0"""
 
     def solve(self, start: Tensor, limit: Tensor, max_checks: int) -> Tensor:
         """The minimisers (P, width + 1, B, K), to within a violation of `limit` (P, B) of the optimality conditions.
