@@ -215,14 +215,13 @@ class Search:
         for names in (kinds, poolings):
             for name in names if len(names) > 1 else ():
                 self._try(replace(best.subset, depth=depth, part=(name,)), neighbours)
-        best, leaders = self._best(), self._leaders()
+        leaders = self._leaders()
         for shallower in range(depth):
             for leader in leaders:  # the rule that is best at full depth need not be so at others
                 near = [Penalty(strength) for strength in _neighbours(strengths, leader.penalty.strength)]
                 if self.data.has_few_labels:
                     near = [leader.penalty]
-                for part in dict.fromkeys([(), best.part if leader.rule == best.rule else ()]):
-                    self._try(replace(leader.subset, depth=shallower, part=part), near)
+                self._try(replace(leader.subset, depth=shallower, part=()), near)
         best = self._best()
         sparser = [Penalty(best.penalty.strength, l1) for l1 in self.settings.l1]
         self._try(best.subset, [] if self.data.has_few_labels else sparser)

@@ -48,18 +48,15 @@ class Regressions:
 
         Descends from `start` by FISTA (Beck & Teboulle 2009), restarted where the momentum points uphill (O'Donoghue &
         Candès 2015). All regressions take their steps in one batch, which converged ones leave; the step size of each
-        follows the curvature along its own path. Each solution is the first point within its limit. Those that
-        `max_checks` or float32 keeps from the limit are returned as they are.
+        follows the curvature along its own path. Those that `max_checks` or float32 keeps from the limit are returned
+        as they are.
         """
-        solution, solved = start.clone(), torch.zeros_like(limit, dtype=torch.bool)
+        solution = start.clone()
         with full_float32(), torch.no_grad():
             batch = _Batch.at(self, solution)
             for check in range(max_checks + 1):
                 violation = batch.violation(self) / limit.gather(1, batch.index)
-                index, done = batch.index[:, None, :, None].expand_as(batch.V), solved.gather(1, batch.index)
-                solution.scatter_(2, index, torch.where(done[:, None, :, None], solution.gather(2, index), batch.V))
-                solved.scatter_(1, batch.index, done | (violation <= 1))
-                violation = violation.where(~done, 0)
+                solution.scatter_(2, batch.index[:, None, :, None].expand_as(batch.V), batch.V)
                 unsolved = int((violation > 1).sum(1).max())
                 if unsolved == 0 or check == max_checks:
                     break
