@@ -87,10 +87,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--to", type=Path, default=Path("runs/example/exported"))
     options = parser.parse_args(arguments)
 
-    from spin import SpinClassifier
+    from spin import TrainedClassifier
     from spin.export import export
 
-    spin = SpinClassifier.load(options.folder)
+    spin = TrainedClassifier.load(options.folder)
     export(spin, options.to, "onnx")
     texts = ["the crew was lovely", "we sat on the runway for hours"]
     answers = GraphClassifier(options.to).predict(texts)

@@ -32,10 +32,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     for choice in ("accuracy", "balanced", "cheapest"):
         classifier = SpinClassifier.load(options.folder, choose=choice)
-        predicted = classifier.predict([text for text, _ in others])
-        right = sum(answer == label for answer, (_, label) in zip(predicted, others, strict=True))
-        neurons = classifier.fitted.selection.neuron_count
-        print(f"{choice:<9} {right / len(predicted):.1%} right, {neurons:,} neurons of {classifier.depth} blocks")
+        right = classifier.score([text for text, _ in others], [label for _, label in others])
+        trained = classifier.trained_
+        neurons = trained.fitted.selection.neuron_count
+        print(f"{choice:<9} {right:.1%} right, {neurons:,} neurons of {trained.depth} blocks")
     print(f"saved in {options.folder}")
 
 

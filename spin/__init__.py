@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spin.classifier import SpinClassifier
+    from spin.classifier import TrainedClassifier
     from spin.errors import SpinError
+    from spin.estimator import SpinClassifier
     from spin.pages.explanation import Explanation, stretches
     from spin.predictions import Predictions
     from spin.settings import Settings, load_settings
@@ -24,6 +25,7 @@ __all__ = [
     "SharedPass",
     "SpinClassifier",
     "SpinError",
+    "TrainedClassifier",
     "classify_many",
     "load_settings",
     "stretches",
@@ -34,8 +36,9 @@ _MODULES = {
     "Predictions": "spin.predictions",
     "Settings": "spin.settings",
     "SharedPass": "spin.shared_pass",
-    "SpinClassifier": "spin.classifier",
+    "SpinClassifier": "spin.estimator",
     "SpinError": "spin.errors",
+    "TrainedClassifier": "spin.classifier",
     "classify_many": "spin.shared_pass",
     "load_settings": "spin.settings",
     "stretches": "spin.pages.explanation",

@@ -1,22 +1,22 @@
-"""The whole method on one machine: fit, predict, explain, save and load."""
+"""A trained classifier on one machine: predict, explain, save and load."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spin.activations.engines.encoder import BlockSegment, split_segments
-from spin.activations.engines.engine import CALIBRATION_TEXTS, Engine, open_engine
-from spin.activations.extract import Progress, count_tokens, extract, read_activations
+from spin.activations.engines.engine import Engine, open_engine
+from spin.activations.extract import Progress, count_tokens, read_activations
 from spin.activations.features import Features
 from spin.activations.word_reader import WordSink
 from spin.arrays import Floats
-from spin.backbone.flops import relative_flops
 from spin.backbone.loading import announce_backbone, load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
@@ -27,86 +27,36 @@ from spin.heads.early_exit import should_exit
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.persistence import ClassifierMetadata
 from spin.labels.label_space import Label, LabelSpace
-from spin.labels.split_groups import hash_text
-from spin.labels.splits import assign_split
-from spin.labels.training_data import TrainingData
+from spin.labels.label_types import describe_table
 from spin.pages.explanation import Explanation, explain
 from spin.predictions import Predictions
 from spin.reason_finder import ReasonFinder, ReasonSink
-from spin.settings import (
-    METRICS,
-    TRAINED_SETTINGS,
-    BackboneSettings,
-    CascadeSettings,
-    Choice,
-    DecisionSettings,
-    ProbeSettings,
-    SearchSettings,
-    Settings,
-)
+from spin.settings import TRAINED_SETTINGS, BackboneSettings, Choice, DecisionSettings, Metric, Settings
 from spin.sites import BY_WORDS, POOLINGS, FeatureColumn, choose_sites
 from spin.words.word_regression import WordRegression
 from spin.words_first import DecideByWords, WordsFirst, decide_none
 
 
-class SpinClassifier:
-    """A text classifier that reads the salient inner neurons of a frozen language model, and the words of a text.
+class TrainedClassifier:
+    """A trained text classifier: it predicts, explains, and is saved and loaded. Its classes are named by strings.
 
-    >>> spin = SpinClassifier("sentence-transformers/all-MiniLM-L6-v2").fit(texts, labels)  # doctest: +SKIP
-    >>> spin.predict(["a fine film"])  # doctest: +SKIP
+    `SpinClassifier.fit` and `spin train` make one; nights, the registry and servers load it, without scikit-learn.
+    `digest` is that of the backbone that was trained on, which `settings` describe; `backbone` is that backbone if it
+    is loaded already. `choose` names the one of the three classifiers of a training that is used. A threshold in
+    `decision` replaces the one that training chose for its class. With `early`, documents stop at the early exits that
+    training offers. `calibration` are some hundred texts that int8 is scaled by. With `reasons` above 0, predictions
+    come with as many words and neurons per text that contribute most to the logit of its class.
 
-    `backbone` is what `backbone.model` takes in a settings file, or all settings of a backbone. Training returns three
-    classifiers, and `choose` names the one that is used: `accuracy`, `balanced` or `cheapest`. A threshold in
-    `decision` replaces the one that training chose for its class. `cascade` says how much of the metric the early exits
-    that training offers may cost; with `early`, documents stop at these exits. `calibration` are some hundred texts
-    that int8 is scaled by; `fit` sets them. With `reasons` above 0, predictions come with as many words and neurons
-    per text that contribute most to the logit of its class.
+    Raises UserError for a decision that does not fit the classes.
     """
 
     def __init__(
         self,
-        backbone: str | BackboneSettings,
-        *,
-        sites: Sequence[str] = ("resid", "ffn"),
-        poolings: Sequence[str] | None = None,
-        metric: str = "macro_f1",
-        seed: int = 0,
-        probe: ProbeSettings | None = None,
-        search: SearchSettings | None = None,
-        cascade: CascadeSettings | None = None,
-        choose: Choice = "accuracy",
-        decision: DecisionSettings | None = None,
-        early: bool = False,
-        calibration: Sequence[str] = (),
-        reasons: int = 0,
-    ) -> None:
-        if metric not in METRICS:
-            raise UserError(f"metric '{metric}': expected one of {', '.join(METRICS)}")
-        self.settings = backbone if isinstance(backbone, BackboneSettings) else BackboneSettings(model=backbone)
-        self.sites, self.poolings, self.metric, self.seed = tuple(sites), poolings, metric, seed
-        self.probe, self.search = probe or ProbeSettings(), search or SearchSettings()
-        self.cascade = cascade or CascadeSettings()
-        self.choose, self.decision, self.early = choose, decision or DecisionSettings(), early
-        if self.decision.max_error is not None:
-            raise UserError(
-                "decision.max_error: only the test documents of a version that spin train made can prove it; give the "
-                "setting to SpinClassifier.load with the folder of one, or set abstain"
-            )
-        self.calibration, self.reasons = tuple(calibration), reasons
-        self.backbone_digest: str | None = None
-        self._label_space: LabelSpace | None = None
-        self._training_result: TrainingResult | None = None
-        self._backbone: Backbone | None = None
-        self._engine: Engine | None = None
-
-    @classmethod
-    def assemble(
-        cls,
         settings: BackboneSettings,
         digest: str,
         label_space: LabelSpace,
         training_result: TrainingResult,
-        metric: str,
+        metric: Metric,
         *,
         backbone: Backbone | None = None,
         choose: Choice = "accuracy",
@@ -114,83 +64,23 @@ class SpinClassifier:
         early: bool = False,
         calibration: Sequence[str] = (),
         reasons: int = 0,
-    ) -> SpinClassifier:
-        """A fitted classifier from parts that were fitted elsewhere.
-
-        `digest` is that of the backbone that was trained on; `backbone` is that backbone if it is loaded already.
-        Raises UserError for a decision that does not fit the classes.
-        """
-        spin = cls(
-            settings,
-            metric=metric,
-            choose=choose,
-            decision=decision,
-            early=early,
-            calibration=calibration,
-            reasons=reasons,
-        )
-        Decision.of(label_space, spin.decision)
-        spin._label_space, spin.backbone_digest = label_space, digest
-        spin._training_result, spin._backbone = training_result, backbone
-        return spin
-
-    def fit(self, texts: Sequence[str], labels: Sequence[Label], *, valid_fraction: float = 0.15) -> SpinClassifier:
-        """Fit on n texts and their labels: one class each, or in a multi-label task a list of classes each.
-
-        A hash of a text decides whether it trains or validates the choices (penalty, eta, depth and head). Below 5,000
-        texts cross-validation makes the choices, and of more than `search.documents` texts a sample. Near-identical
-        texts stay on the same side. Raises UserError for texts that are not text, a single class, or a class with too
-        few texts that differ.
-        """
-        # these bring Numba and scikit-learn, which inference does not need
-        from spin.audit.selection_attack import prepare_attack
-        from spin.fit import fit_classifiers
-
-        if len(texts) != len(labels):
-            raise UserError(f"fit: found {len(texts)} texts and {len(labels)} labels; expected as many of both")
-        texts = checked_texts(texts)
-        groups = [hash_text(text) for text in texts]
-        splits = [assign_split(group, self.seed, valid_fraction, 0.0) for group in groups]
-        given = [label if isinstance(label, (list, tuple, set)) else str(label) for label in labels]
-        label_space = LabelSpace.of(given, splits, groups)
+    ) -> None:
+        self.settings, self.backbone_digest = settings, digest
+        self.label_space, self.training_result, self.metric = label_space, training_result, metric
+        self.choose, self.decision, self.early = choose, decision or DecisionSettings(), early
+        if self.decision.max_error is not None:
+            raise UserError(
+                "decision.max_error: only the test documents of a version that spin train made can prove it; give the "
+                "setting to `load` with the folder of one, or set abstain"
+            )
         Decision.of(label_space, self.decision)
-        backbone = load_backbone(self.settings)
-        announce_backbone(self.settings, backbone, calibrated=False)
-        columns = feature_columns(backbone, self.sites, self.poolings)
-        features = extract(backbone, texts, columns).columns
-        data = TrainingData.from_splits(
-            label_space.index(given),
-            splits,
-            label_space,
-            groups=np.array(groups, np.uint64),
-            metric=self.metric,
-            class_weights=self.probe.class_weights,
-            seed=self.seed,
-            device=backbone.device.type,
-            documents=self.search.documents,
-        )
-        *_, self._training_result = fit_classifiers(
-            features,
-            data,
-            compute=relative_flops(backbone),
-            probe=self.probe,
-            search=self.search,
-            cascade=self.cascade,
-            decision=self.decision,
-            texts=texts,
-            attack=prepare_attack(self.search, lambda rows: [texts[row] for row in rows.tolist()], data),
-        )
-        self.calibration = tuple(texts[:CALIBRATION_TEXTS])
-        self._label_space, self.backbone_digest = label_space, backbone.digest
-        self._backbone, self._engine = backbone, None
-        return self
+        self.calibration, self.reasons = tuple(calibration), reasons
+        self._backbone = backbone
+        self._engine: Engine | None = None
 
-    @property
-    def label_space(self) -> LabelSpace:
-        """The classes. Raises UserError before `fit`."""
-        if self._label_space is None:
-            raise UserError("the classifier is not fitted; call fit(texts, labels) or load a directory")
-        return self._label_space
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the loaded backbone and its engine, which a copy or a pickle loads again at its first use."""
+        return {**vars(self), "_backbone": None, "_engine": None}
 
     @property
     def task(self) -> LabelSpace:
@@ -203,15 +93,8 @@ class SpinClassifier:
         return self.label_space.classes
 
     @property
-    def training_result(self) -> TrainingResult:
-        """All that training returned: the three classifiers and the frontier. Raises UserError before `fit`."""
-        _ = self.label_space
-        assert self._training_result is not None
-        return self._training_result
-
-    @property
     def fitted(self) -> FittedClassifier:
-        """The classifier that `choose` names: its neurons and their head. Raises UserError before `fit`."""
+        """The classifier that `choose` names: its neurons and their head."""
         return self.training_result.choices[self.choose]
 
     @property
@@ -230,22 +113,29 @@ class SpinClassifier:
             self._backbone.truncate(self.depth)
         return self._backbone
 
-    def choosing(self, choose: Choice) -> SpinClassifier:
-        """Another of the three classifiers of the same training, with the same backbone and without early exits."""
-        assert self.backbone_digest is not None
-        return self.assemble(
+    def choosing(
+        self, choose: Choice, *, decision: DecisionSettings | None = None, early: bool = False
+    ) -> TrainedClassifier:
+        """Another of the three classifiers of the same training, with the same backbone if that is loaded so deep.
+
+        `decision` replaces the present one.
+        """
+        depth, backbone = self.training_result.choices[choose].selection.depth, self._backbone
+        return TrainedClassifier(
             self.settings,
             self.backbone_digest,
             self.label_space,
             self.training_result,
             self.metric,
-            backbone=self.backbone,
+            backbone=backbone if backbone is not None and backbone.reaches(depth) else None,
             choose=choose,
-            decision=self.decision,
+            decision=self.decision if decision is None else decision,
+            early=early,
             calibration=self.calibration,
+            reasons=self.reasons,
         )
 
-    def share_backbone(self, other: SpinClassifier) -> None:
+    def share_backbone(self, other: TrainedClassifier) -> None:
         """Use the loaded backbone of another classifier with the same weights and settings and at least this depth."""
         self._backbone, self._engine = other.backbone, None
 
@@ -423,12 +313,11 @@ class SpinClassifier:
             (folder / name).write_bytes(data)
 
     def files(self) -> dict[str, bytes]:
-        """The contents of the files that `save` writes, by name. Raises UserError before `fit`."""
-        label_space = self.label_space
-        assert self.backbone_digest is not None
+        """The contents of the files that `save` writes, by name."""
         metadata = ClassifierMetadata(
-            classes=label_space.classes,
-            multilabel=label_space.multilabel,
+            classes=self.label_space.classes,
+            multilabel=self.label_space.multilabel,
+            label_type=self.label_space.label_type,
             backbone=portable_settings(self.settings),
             backbone_digest=self.backbone_digest,
             metric=self.metric,
@@ -449,7 +338,7 @@ class SpinClassifier:
         early: bool = False,
         calibration: Sequence[str] = (),
         reasons: int = 0,
-    ) -> SpinClassifier:
+    ) -> TrainedClassifier:
         """Read what `save` wrote.
 
         `backbone` says where the same weights lie on this machine and how they are run. Without it the saved settings
@@ -467,9 +356,10 @@ class SpinClassifier:
             if weights is not None:
                 here |= {"model": str(weights), "revision": None}
             settings = saved.model_copy(update=here)
-        label_space, fitted = LabelSpace(metadata.classes, metadata.multilabel), training_result.choices[choose]
+        label_space = LabelSpace(metadata.classes, metadata.multilabel, metadata.label_type)
+        fitted = training_result.choices[choose]
         given = metadata.decision if decision is None else decision
-        return cls.assemble(
+        return cls(
             settings,
             metadata.backbone_digest,
             label_space,
@@ -490,7 +380,7 @@ class SpinClassifier:
         *,
         backbone: BackboneSettings | None = None,
         calibration: Sequence[str] = (),
-    ) -> SpinClassifier:
+    ) -> TrainedClassifier:
         """Read what `save` wrote, run and decided as a night with these settings does.
 
         `backbone` replaces the settings' own if the weights lie elsewhere. Raises UserError as `load` does.
@@ -533,9 +423,13 @@ def open_calibrated(backbone: Backbone, segments: Sequence[BlockSegment], calibr
 
 
 def checked_texts(texts: Sequence[str]) -> list[str]:
-    """The texts as a list. Raises UserError for one that is empty or no text."""
+    """The texts as a list. Raises UserError for a table, or a text that is empty or no text."""
     if isinstance(texts, str):
         raise UserError("found one string; expected a list of texts")
+    if isinstance(texts, Mapping) or getattr(texts, "ndim", 1) != 1:
+        columns = list(getattr(texts, "columns", ["text"]))
+        column = "text" if "text" in columns or not columns else columns[0]
+        raise UserError(f"found {describe_table(texts)}; expected one column of texts, such as df[{column!r}]")
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"text {row} is {text!r:.40}; expected text that is not empty")

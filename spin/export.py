@@ -24,7 +24,7 @@ from spin.backbone.hub import silence_transformers
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.backbone.windows import CONTEXT, OWN, context_of
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads.fitted import FittedClassifier
 from spin.heads.mlp_head import MlpHead
@@ -88,7 +88,7 @@ class ExportConfig:
     """versions of the packages that built the graph"""
 
 
-def export(spin: SpinClassifier, folder: str | Path, kind: str) -> list[str]:
+def export(spin: TrainedClassifier, folder: str | Path, kind: str) -> list[str]:
     """Write a classifier at full depth and in float32 as `onnx` or `openvino` into a new or empty folder.
 
     The files are the graph, from `input_ids` and `attention_mask` (B, T) int64 to calibrated `scores` (B, K);
@@ -359,7 +359,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[NDArray[np.int64
     return np.array([t.ids for t in tokens], np.int64), np.array([t.attention_mask for t in tokens], np.int64)
 
 
-def _config(spin: SpinClassifier, backbone: Backbone, kind: str) -> ExportConfig:
+def _config(spin: TrainedClassifier, backbone: Backbone, kind: str) -> ExportConfig:
     decision, selection = spin.decision_rule, spin.fitted.selection
     packages = ("spin-neurons", "torch", "transformers", *REQUIRED_PACKAGES[kind])
     return ExportConfig(

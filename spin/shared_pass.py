@@ -14,7 +14,7 @@ from spin.activations.extract import count_tokens, read_activations
 from spin.activations.features import Features
 from spin.activations.portions import ChooseRows
 from spin.arrays import Floats
-from spin.classifier import SpinClassifier, checked_texts, open_calibrated
+from spin.classifier import TrainedClassifier, checked_texts, open_calibrated
 from spin.heads.selection import Selection
 from spin.predictions import Predictions
 from spin.sites import BY_WORDS, FeatureColumn
@@ -28,7 +28,7 @@ _OF_WINDOWS = frozenset({"window_overlap", "max_windows"})
 """settings of a backbone that count only where long texts are read in windows"""
 
 
-def classify_many(classifiers: Sequence[SpinClassifier], texts: Sequence[str]) -> list[Predictions]:
+def classify_many(classifiers: Sequence[TrainedClassifier], texts: Sequence[str]) -> list[Predictions]:
     """The predictions of several classifiers for n texts, one for each classifier, in order.
 
     Classifiers with the same backbone and settings of it share a forward pass, as in `SharedPass`. To classify again
@@ -51,7 +51,7 @@ class SharedPass:
     groups: list[list[int]]
     """the indices of the classifiers that share a pass"""
 
-    def __init__(self, classifiers: Sequence[SpinClassifier]) -> None:
+    def __init__(self, classifiers: Sequence[TrainedClassifier]) -> None:
         self.classifiers = tuple(classifiers)
         backbones: dict[tuple[str | None, str], list[int]] = {}
         for index, spin in enumerate(self.classifiers):
@@ -83,7 +83,7 @@ class SharedPass:
                 spin.share_backbone(deepest)
 
     def features(self, texts: Sequence[str]) -> list[Features]:
-        """The features of each classifier, in order, with the values of `SpinClassifier.features`.
+        """The features of each classifier, in order, with the values of `TrainedClassifier.features`.
 
         In torch in float32 without exits the values are the same bit for bit: batches depend on the texts alone, and no
         block depends on the blocks above it. Otherwise they are the same up to rounding, since the documents that go on
@@ -112,7 +112,7 @@ class SharedPass:
 class _GroupPass:
     """The pass of the classifiers of one group; one that is alone has its own."""
 
-    def __init__(self, classifiers: Sequence[SpinClassifier]) -> None:
+    def __init__(self, classifiers: Sequence[TrainedClassifier]) -> None:
         self.classifiers = classifiers
         self.readers = [spin for spin in classifiers if spin.fitted.selection.neurons]
         """those that read neurons, and not words alone"""
@@ -174,7 +174,7 @@ class _Share:
     """
 
     def __init__(
-        self, spin: SpinClassifier, segments: Sequence[BlockSegment], texts: Sequence[str], decide: DecideByWords
+        self, spin: TrainedClassifier, segments: Sequence[BlockSegment], texts: Sequence[str], decide: DecideByWords
     ) -> None:
         self.spin, self.segments, count = spin, segments, len(texts)
         self.words = WordsFirst(texts, spin.word_regression, decide)
@@ -226,7 +226,7 @@ class _Share:
         )
 
 
-def _backbone_key(spin: SpinClassifier) -> tuple[str | None, str]:
+def _backbone_key(spin: TrainedClassifier) -> tuple[str | None, str]:
     """What classifiers have in common that can share a pass: the weights, and all settings that change values."""
     unused = frozenset() if spin.settings.long_texts == "windows" else _OF_WINDOWS
     return spin.backbone_digest, spin.settings.model_dump_json(exclude=set(_SOURCE | unused))
@@ -255,7 +255,7 @@ def _any(masks: Sequence[NDArray[np.bool_]], count: int) -> NDArray[np.bool_]:
     return np.logical_or.reduce(masks, axis=0) if masks else np.zeros(count, np.bool_)
 
 
-def _exit_depths(readers: Sequence[SpinClassifier]) -> list[int]:
+def _exit_depths(readers: Sequence[TrainedClassifier]) -> list[int]:
     """The depths, ascending, at which all classifiers may have decided a text, except for the deepest.
 
     Before the first of them no text can leave the pass, whatever exits some classifiers have there, and so the pass is
@@ -277,7 +277,7 @@ def _positions(neurons: Neurons, segment: BlockSegment) -> dict[FeatureColumn, N
     return positions
 
 
-def _word_logits(classifiers: Sequence[SpinClassifier], texts: Sequence[str]) -> list[Floats | None]:
+def _word_logits(classifiers: Sequence[TrainedClassifier], texts: Sequence[str]) -> list[Floats | None]:
     """The (n, K) logits of each classifier's word regression; None where it has none."""
     regressions = [spin.word_regression for spin in classifiers]
     logits = iter(predict_with_each([each for each in regressions if each is not None], texts))

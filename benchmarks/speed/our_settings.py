@@ -14,7 +14,7 @@ from benchmarks.speed.contender import Answers, Classify, Contender
 from benchmarks.speed.role import SHIPPED, OurSetting, Precision
 from benchmarks.speed.training import train_classifiers
 from benchmarks.speed.trial import Trial
-from spin import SpinClassifier
+from spin import TrainedClassifier
 from spin.activations.engines.engine import CALIBRATION_TEXTS
 from spin.arrays import Floats
 from spin.backbone.engine_choice import choose_engine
@@ -77,7 +77,7 @@ class OurSettings:
 def load(trial: Trial, setting: OurSetting) -> Classify:
     """Load the classifier of a setting; the token budget of the settings determines its batches."""
     folder = train_classifiers(trial)
-    spin = SpinClassifier.load(
+    spin = TrainedClassifier.load(
         _artifact(folder, setting),
         backbone=_settings(trial, setting.engine, setting.precision),
         choose=setting.choose,
@@ -88,7 +88,7 @@ def load(trial: Trial, setting: OurSetting) -> Classify:
     return classify_with(spin, trial.exam.corpus.flops)
 
 
-def classify_with(spin: SpinClassifier, flops: Mapping[Site, float]) -> Classify:
+def classify_with(spin: TrainedClassifier, flops: Mapping[Site, float]) -> Classify:
     """How a fitted classifier answers; `flops` are the shares of the backbone's FLOPs that reading a site takes."""
     spin.prepare()
 
@@ -100,7 +100,7 @@ def classify_with(spin: SpinClassifier, flops: Mapping[Site, float]) -> Classify
     return classify
 
 
-def _compute(flops: Mapping[Site, float], spin: SpinClassifier, depth: np.ndarray) -> Floats:
+def _compute(flops: Mapping[Site, float], spin: TrainedClassifier, depth: np.ndarray) -> Floats:
     """(n,) the share of the backbone's FLOPs that documents took which ran through `depth` (n,) blocks."""
     shares = {d: 0.0 if d <= 0 else flops[Site(d, "resid")] for d in np.unique(depth).tolist()}
     shares[spin.depth] = spin.fitted.summary.compute
@@ -109,7 +109,7 @@ def _compute(flops: Mapping[Site, float], spin: SpinClassifier, depth: np.ndarra
 
 def _fitted(folder: Path, setting: OurSetting) -> object:
     """What tells one classifier from another: figures of the search, calibration, thresholds and exits."""
-    spin = SpinClassifier.load(_artifact(folder, setting), choose=setting.choose)
+    spin = TrainedClassifier.load(_artifact(folder, setting), choose=setting.choose)
     exits = () if setting.max_loss is None else spin.fitted.summary.exits
     return spin.fitted.summary.model_copy(update={"exits": exits})
 

@@ -10,7 +10,7 @@ from benchmarks.method.contenders import FittedSpin, fit_spin, reader
 from benchmarks.method.corpora import METRIC
 from benchmarks.speed.role import SHIPPED
 from benchmarks.speed.trial import Trial
-from spin import SpinClassifier
+from spin import TrainedClassifier
 from spin.backbone.loading import load_backbone
 from spin.heads.fitted import TrainingResult
 from spin.integrate.integrate import integrate
@@ -29,7 +29,7 @@ def train_classifiers(trial: Trial) -> Path:
         digest = load_backbone(settings).digest
         for loss in trial.losses:
             result = fitted.training_result if loss == SHIPPED else with_exits(trial, fitted, loss)
-            spin = SpinClassifier.assemble(settings, digest, trial.label_space, result, METRIC)
+            spin = TrainedClassifier(settings, digest, trial.label_space, result, METRIC)
             spin.save(folder / str(loss))
 
     return trial.parts.get("-".join(["spin", *map(str, trial.losses)]), train)

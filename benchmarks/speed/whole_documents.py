@@ -22,7 +22,7 @@ from benchmarks.speed.rounds import Ready, make_ready, race
 from benchmarks.speed.row import Row
 from benchmarks.speed.trial import Sides, divide_corpus
 from benchmarks.speed.verdicts import compare, points, times
-from spin import SpinClassifier
+from spin import TrainedClassifier
 from spin.activations.extract import Features, count_tokens, extract
 from spin.arrays import Floats
 from spin.backbone.loading import load_backbone
@@ -142,7 +142,7 @@ def train(exam: Exam, settings: BackboneSettings, sites: Sequence[str], folder: 
         features[column] = np.full((len(exam.y), values.shape[1]), np.nan, np.float32)
         features[column][rows] = values
     fitted = fit_spin(replace(exam, corpus=replace(exam.corpus, features=features)))
-    spin = SpinClassifier.assemble(settings, backbone.digest, exam.corpus.label_space, fitted.training_result, METRIC)
+    spin = TrainedClassifier(settings, backbone.digest, exam.corpus.label_space, fitted.training_result, METRIC)
     spin.save(folder)
 
 
@@ -164,7 +164,7 @@ def _contenders(exam: Exam, settings: BackboneSettings, parts: Parts, sites: Seq
 
             def load(own: BackboneSettings = own, early: bool = early) -> Classify:
                 artifact = parts.get(own.long_texts, lambda folder: train(exam, own, sites, folder))
-                spin = SpinClassifier.load(artifact, backbone=own, early=early)
+                spin = TrainedClassifier.load(artifact, backbone=own, early=early)
                 return classify_with(spin, exam.corpus.flops)
 
             contenders.append(Contender(role, load))

@@ -8,7 +8,7 @@ from pathlib import Path
 from jobs.quickstart import run_quickstart
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.versions import Registry
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.settings import Settings, load_settings
 
 
@@ -21,7 +21,7 @@ class Champion:
     number: str
     evaluation_set: EvaluationSet
 
-    def classifier(self, *, exits: bool) -> SpinClassifier:
+    def classifier(self, *, exits: bool) -> TrainedClassifier:
         """The classifier, with or without early exits."""
         classify = self.settings.classify.model_copy(update={"cascade": exits})
         return Registry(self.settings.model_copy(update={"classify": classify})).load(self.number)

@@ -15,7 +15,7 @@ from benchmarks.section_page import Part, table
 from benchmarks.trust.champion import Champion
 from benchmarks.trust.layer_conflict import layer_conflict
 from spin.audit.perturbations import SEVERITIES, mix_perturbations
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.labels.metrics import score
 
 SCORES = ("1 − probability", "conflict", "drift")
@@ -94,7 +94,7 @@ def section(detections: Mapping[str, Detection]) -> Part:
     return text, [(len(beaten) == len(detections), verdict)]
 
 
-def _score(spin: SpinClassifier, texts: Sequence[str]) -> _Scored:
+def _score(spin: TrainedClassifier, texts: Sequence[str]) -> _Scored:
     features = spin.features(texts)
     predictions = spin.predict_features(features)
     values = spin.fitted.standardizer.transform(features.values)[:, spin.fitted.selection.words :]

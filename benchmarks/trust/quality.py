@@ -13,7 +13,7 @@ from benchmarks.trust.champion import Champion
 from spin.activations.features import Features
 from spin.arrays import Floats, Rows
 from spin.audit.perturbations import mix_perturbations
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.heads.abstention import RISK, choose_band
 from spin.heads.decision import Decision
 from spin.heads.held_out import HeldOutLogits
@@ -81,14 +81,14 @@ class QualityFigures:
 class _Read:
     """What the champion makes of some texts."""
 
-    spin: SpinClassifier
+    spin: TrainedClassifier
     features: Features
     logits: Floats
     values: NDArray[np.floating]
     """(n, p) features of the head"""
 
     @classmethod
-    def of(cls, spin: SpinClassifier, texts: Sequence[str]) -> _Read:
+    def of(cls, spin: TrainedClassifier, texts: Sequence[str]) -> _Read:
         features = spin.features(texts)
         return cls(spin, features, spin.predict_features(features).logits, features.values)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.versions import Registry
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.labels.label_space import Label, LabelSpace, Targets
 
@@ -19,7 +19,7 @@ class AuditedVersion:
     """A version, opened as a night opens it but without reasons, and n documents that nothing was learned from."""
 
     number: str
-    spin: SpinClassifier
+    spin: TrainedClassifier
     frozen: EvaluationSet
     """all frozen documents"""
     texts: list[str]

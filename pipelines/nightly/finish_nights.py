@@ -42,7 +42,7 @@ from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.telemetry.current_runs import CurrentRun, working_on
 from pipelines.telemetry.observed_runs import add_results, end_run, observe_stage, observe_work
 from pipelines.workers.worker_faults import describe_error
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import SpinError, UserError, exit_status
 from spin.heads.held_out import HeldOutLogits
 from spin.monitor.agreement import ShadowAgreement, total_agreement
@@ -339,7 +339,7 @@ def _assess(night: ModelNight, classified: ClassifiedNight) -> tuple[list[Drift]
     profile = sum_profiles(out, _keys(classified, PROFILE))
     if profile is None:
         return [], NightQuality(None)
-    spin, held_out = SpinClassifier.open(model, settings), HeldOutLogits.read(model, settings.choose)
+    spin, held_out = TrainedClassifier.open(model, settings), HeldOutLogits.read(model, settings.choose)
     drift = measure_drift(profile, model, spin, held_out, settings.classify.max_psi)
     drift = name_causes(drift, out, _keys(classified, SAMPLE), spin.fitted.selection, settings.classify)
     return drift, estimate_labels(profile.quality, spin, held_out, drift)

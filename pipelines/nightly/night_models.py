@@ -16,7 +16,7 @@ from pipelines.workers import weights_cache
 from pipelines.workers.artifact_copy import ArtifactCopy
 from spin.backbone.digest import cached_digest
 from spin.backbone.hub import locate_model
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads import persistence
 from spin.heads.persistence import ClassifierMetadata
@@ -150,7 +150,7 @@ def download_model(chosen: ChosenVersion, folder: Path, given: Settings, night: 
         except UserError as error:
             raise UserError(f"version {chosen.version} of {chosen.registry.name} cannot be used: {error}") from None
         settings = weights_cache.with_engine(given.model_copy(update={"backbone": own}), "classify")
-    decision = SpinClassifier.open(folder / "model", settings).decision
+    decision = TrainedClassifier.open(folder / "model", settings).decision
     shadow = None
     if chosen.shadow is not None:
         shadow_folder = _download(chosen.registry, chosen.shadow, folder / "shadow")

@@ -17,7 +17,7 @@ from pipelines.registry.versions import Registry
 from pipelines.workers.progress import progress
 from pipelines.workers.weights_cache import with_engine
 from spin.arrays import Floats
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.heads.decision import Decision
 from spin.roi.operating_points import BANDS, Operation, Outcome
 from spin.settings import Choice, Settings
@@ -42,7 +42,7 @@ def measure_operations(settings: Settings, registry: Registry, number: str, text
         with progress("roi", len(get_args(Choice)), "classifiers") as advance:
             for choose in get_args(Choice):
                 full, early = (
-                    SpinClassifier.open(Path(folder), _with_choice(settings, choose, exits), calibration=calibration)
+                    TrainedClassifier.open(Path(folder), _with_choice(settings, choose, exits), calibration=calibration)
                     for exits in (False, True)
                 )
                 if full.fitted.summary not in known:
@@ -66,7 +66,7 @@ def _with_choice(settings: Settings, choose: Choice, exits: bool) -> Settings:
 
 
 def _operate(
-    full: SpinClassifier, early: SpinClassifier, choose: Choice, texts: list[str], threads: int
+    full: TrainedClassifier, early: TrainedClassifier, choose: Choice, texts: list[str], threads: int
 ) -> Iterator[Operation]:
     """The operations of one classifier, which is opened without exits and with them.
 
@@ -89,18 +89,18 @@ def _operate(
     yield Operation(choose, True, threads, tuple(outcomes))
 
 
-def _read(spin: SpinClassifier, texts: list[str]) -> tuple[Floats, Floats | None]:
+def _read(spin: TrainedClassifier, texts: list[str]) -> tuple[Floats, Floats | None]:
     """(n, p) the values of the features at full depth, and (n, K) the words' logits, if there is a word regression."""
     values = spin.features(texts).values
     regression = spin.training_result.words
     return values, None if regression is None else regression.logits(texts)
 
 
-def _decision(spin: SpinClassifier, band: float) -> Decision:
+def _decision(spin: TrainedClassifier, band: float) -> Decision:
     return replace(spin.decision_rule, abstain=band)
 
 
-def _measure_seconds(spin: SpinClassifier, texts: list[str]) -> float:
+def _measure_seconds(spin: TrainedClassifier, texts: list[str]) -> float:
     """Seconds per document from text to label, in the second pass: in the first, engines compile."""
     timed = texts[:_TIMED]
     spin.predict_all(timed)

@@ -37,7 +37,7 @@ from pipelines.workers.artifact_copy import ArtifactCopy
 from pipelines.workers.map_shards import Step, commit_shard
 from pipelines.workers.progress import progress
 from pipelines.workers.weights_cache import with_engine
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads import persistence
 from spin.settings import Settings
@@ -215,7 +215,7 @@ def _job(run: Store, registry: Registry, version: str, model: Path, settings: Se
         run="sample", date="2000-01-01", model=registry.name, model_version=version, token=0, begun="2000-01-01"
     )
     copy = ArtifactCopy.write(run / "model", files)
-    decision = SpinClassifier.open(model, settings).decision
+    decision = TrainedClassifier.open(model, settings).decision
     job = ModelJob(record, copy, DuplicateRows.none(run), sampled=sampled, decision=decision)
     return ClassifyJob((job,), pa.schema([]))
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.settings import Settings, parse_settings
 
@@ -19,7 +19,7 @@ _URI = "MLFLOW_TRACKING_URI"
 
 
 @contextmanager
-def open_classifier(model: str, settings: Settings | None = None) -> Iterator[SpinClassifier]:
+def open_classifier(model: str, settings: Settings | None = None) -> Iterator[TrainedClassifier]:
     """Yield the classifier of a folder that `SpinClassifier.save` wrote, of `models:/NAME@alias` or `models:/NAME/N`.
 
     Settings name the registry and the backbone and decide as in a night. Without settings, a folder is used as it was
@@ -38,18 +38,20 @@ def open_classifier(model: str, settings: Settings | None = None) -> Iterator[Sp
             yield _open_served(model, Path(scratch))
 
 
-def _open_folder(folder: Path, settings: Settings | None) -> SpinClassifier:
+def _open_folder(folder: Path, settings: Settings | None) -> TrainedClassifier:
     if not folder.is_dir():
         raise UserError(
             f"no folder {folder}; expected one that `SpinClassifier.save` wrote, or a version that `spin run` "
             "registered, as models:/NAME@alias or models:/NAME/N"
         )
     if settings is None:
-        return SpinClassifier.load(folder)
-    return SpinClassifier.load(folder, backbone=settings.backbone, choose=settings.choose, decision=settings.decision)
+        return TrainedClassifier.load(folder)
+    return TrainedClassifier.load(
+        folder, backbone=settings.backbone, choose=settings.choose, decision=settings.decision
+    )
 
 
-def _open_served(model: str, scratch: Path) -> SpinClassifier:
+def _open_served(model: str, scratch: Path) -> TrainedClassifier:
     """A version of the registry that the environment names."""
     from pipelines.registry.packaging import load_bundle
     from pipelines.registry.versions import Registry

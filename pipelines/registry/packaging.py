@@ -15,7 +15,7 @@ import yaml
 from pipelines.storage.stage_plan import fingerprint
 from spin.backbone.digest import list_model_files
 from spin.backbone.loading import find_backbone
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.pages.model_card import CARD, card_text
 from spin.settings import Settings
@@ -64,7 +64,7 @@ def write_bundle(folder: Path, artifact: Path, settings: Settings, model: Any) -
     import mlflow
     import pandas as pd
 
-    spin = SpinClassifier.load(artifact)
+    spin = TrainedClassifier.load(artifact)
     parts = {"spin": list(artifact.iterdir())}
     if settings.registry.include_backbone:
         backbone, _ = find_backbone(settings.backbone, expect_digest=spin.backbone_digest)
@@ -132,12 +132,12 @@ def cut_card(text: str, limit: int) -> str:
     return text.removesuffix(more)[: limit - len(more)].rpartition("\n")[0] + more
 
 
-def load_bundle(folder: Path) -> SpinClassifier:
+def load_bundle(folder: Path) -> TrainedClassifier:
     """The classifier of a bundle as MLflow serves it, with the backbone that the bundle includes, without its code."""
     config = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
     choose = config["flavors"]["python_function"]["config"]["choose"]
     weights = folder / BACKBONE if (folder / BACKBONE).is_dir() else None
-    return SpinClassifier.load(folder / SPIN, weights=weights, choose=choose)
+    return TrainedClassifier.load(folder / SPIN, weights=weights, choose=choose)
 
 
 def folder_digest(folder: Path) -> str:

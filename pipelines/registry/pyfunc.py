@@ -10,7 +10,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from spin import Explanation, SpinClassifier, SpinError, stretches
+from spin import Explanation, SpinError, TrainedClassifier, stretches
 
 _TOP = 10
 """number of neurons, and of words, in an explanation"""
@@ -25,7 +25,7 @@ class SpinModel(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        self.spin = SpinClassifier.load(
+        self.spin = TrainedClassifier.load(
             context.artifacts["spin"],
             weights=context.artifacts.get("backbone"),
             device="auto",  # the machine that trained may have had another device

@@ -21,7 +21,7 @@ from pipelines.registry.mlflow_client import Tracking
 from pipelines.registry.night_summary import NightSummary
 from pipelines.registry.version_records import RegisteredVersion, TrainingRecord, Version
 from spin.activations.engines.engine import CALIBRATION_TEXTS
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.settings import BackboneSettings, Settings
 
@@ -153,13 +153,13 @@ class Registry:
             remedy = "`spin run` trains and registers one"
         raise UserError(f"{reference} does not exist; versions: {have}; {remedy}")
 
-    def load(self, number: str, *, backbone: BackboneSettings | None = None) -> SpinClassifier:
+    def load(self, number: str, *, backbone: BackboneSettings | None = None) -> TrainedClassifier:
         """The classifier of a version as a night uses it, from safetensors and JSON; no code of the version runs."""
         with tempfile.TemporaryDirectory() as folder:
             self.download(number, Path(folder))
             chosen = backbone or self.settings.backbone
             calibration = self.calibration() if chosen.dtype == "int8" else ()
-            return SpinClassifier.open(folder, self.settings, backbone=chosen, calibration=calibration)
+            return TrainedClassifier.open(folder, self.settings, backbone=chosen, calibration=calibration)
 
     def log_night(self, number: str, night: NightSummary, reports: Mapping[str, bytes]) -> None:
         """Log a night under a version as a run with metrics and report files, unless it is logged already."""

@@ -29,7 +29,7 @@ from spin.activations.engines.engine import open_engine
 from spin.activations.extract import read_activations, single_segment
 from spin.arrays import Floats, Rows
 from spin.backbone.model import Backbone
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
 from spin.labels.sampling import sample_rows
@@ -133,7 +133,7 @@ def best_site(features: FeatureShards, backbone: Backbone, probes: Sequence[Prob
     )
 
 
-def spin_row(features: FeatureShards, spin: SpinClassifier, labels: Labels, words: Floats | None) -> Contender:
+def spin_row(features: FeatureShards, spin: TrainedClassifier, labels: Labels, words: Floats | None) -> Contender:
     """The SPIN classifier that `choose` names, by its labels before abstention and without early exits.
 
     The most accurate one is named `spin`. `words` (m, K) are the words' logits of the test rows.

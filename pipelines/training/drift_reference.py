@@ -14,7 +14,7 @@ from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
 from spin.activations.extract import count_tokens
 from spin.arrays import Floats, Rows
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.integrate.fit_words import WordFit
 from spin.labels.cross_validation import Fold
 from spin.monitor.profile import Profile
@@ -35,7 +35,7 @@ def choose_reference(
 
 
 def describe_reference(
-    spin: SpinClassifier, features: FeatureShards, corpus: Corpus, rows: Rows, words: Floats | None
+    spin: TrainedClassifier, features: FeatureShards, corpus: Corpus, rows: Rows, words: Floats | None
 ) -> bytes:
     """The profile of each of the three classifiers over some rows, without and with exits, as safetensors.
 

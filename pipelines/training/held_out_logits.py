@@ -12,7 +12,7 @@ from safetensors.numpy import save as save_tensors
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
 from spin.arrays import Floats, Rows
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.heads.abstention import ErrorPromise, choose_band, describe_failure
 from spin.heads.fitted import FittedClassifier
 from spin.heads.held_out import HeldOutLogits
@@ -25,7 +25,7 @@ _LEAST_DOCUMENTS = 1_000
 
 
 def collect_test_logits(
-    spin: SpinClassifier, features: FeatureShards, labels: Labels, words: Floats | None
+    spin: TrainedClassifier, features: FeatureShards, labels: Labels, words: Floats | None
 ) -> dict[Choice, HeldOutLogits]:
     """The logits of the test documents by each of the three classifiers.
 
@@ -52,7 +52,7 @@ def write_test_logits(collected: Mapping[Choice, HeldOutLogits]) -> bytes:
     return bytes(save_tensors(tensors))
 
 
-def promise_error(settings: Settings, spin: SpinClassifier, held_out: HeldOutLogits) -> ErrorPromise | None:
+def promise_error(settings: Settings, spin: TrainedClassifier, held_out: HeldOutLogits) -> ErrorPromise | None:
     """What the test documents prove of `decision.max_error` for the classifier in use; None where it is not set."""
     max_error = settings.decision.max_error
     if max_error is None:

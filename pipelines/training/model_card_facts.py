@@ -10,7 +10,7 @@ from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
 from pipelines.training.neurons import NEURONS, describe_neurons, neurons_to_json
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.heads import persistence
 from spin.heads.abstention import ErrorPromise
 from spin.heads.held_out import HeldOutLogits
@@ -25,7 +25,7 @@ _NIGHT = 10_000
 
 def describe_artifact(
     settings: Settings,
-    spin: SpinClassifier,
+    spin: TrainedClassifier,
     features: FeatureShards,
     labels: Labels,
     *,
@@ -56,7 +56,7 @@ def describe_artifact(
         y=labels.y,
         splits=labels.splits,
         backbone=settings.backbone.model,
-        digest=str(spin.backbone_digest),
+        digest=spin.backbone_digest,
         max_tokens=spin.backbone.max_tokens,
         max_windows=spin.backbone.max_windows if spin.backbone.reads_windows else None,
         window_overlap=spin.backbone.window_overlap,
@@ -81,7 +81,7 @@ def describe_artifact(
 
 
 def _quality_facts(
-    settings: Settings, spin: SpinClassifier, held_out: HeldOutLogits, promise: ErrorPromise | None
+    settings: Settings, spin: TrainedClassifier, held_out: HeldOutLogits, promise: ErrorPromise | None
 ) -> QualityFacts | None:
     """Return what a night under these settings estimates its quality by; None without test documents."""
     if not len(held_out):
@@ -102,7 +102,7 @@ def _quality_facts(
     )
 
 
-def _tested(spin: SpinClassifier, table: Sequence[ContenderResult]) -> ContenderResult | None:
+def _tested(spin: TrainedClassifier, table: Sequence[ContenderResult]) -> ContenderResult | None:
     """Return the row of the classifier in use; one that is several choices has the name of the first."""
     first = next(name for name, fitted in spin.training_result.choices.items() if fitted is spin.fitted)
     name = "spin" if first == "accuracy" else first

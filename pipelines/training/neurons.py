@@ -18,7 +18,7 @@ from pipelines.data.files.readers import read_shard
 from pipelines.data.training_labels import Labels
 from pipelines.registry.versions import Registry
 from spin.arrays import Floats, Rows
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads.selection import Rule, Selection
 from spin.labels.label_space import Label
@@ -119,7 +119,7 @@ def neurons_to_json(rows: Sequence[NeuronRow]) -> bytes:
 
 
 def describe_neurons(
-    spin: SpinClassifier,
+    spin: TrainedClassifier,
     features: FeatureShards,
     labels: Labels,
     count: int = 5,
@@ -148,7 +148,7 @@ def describe_neurons(
 
 
 def _find_top_documents(
-    spin: SpinClassifier,
+    spin: TrainedClassifier,
     selection: Selection,
     features: FeatureShards,
     labels: Labels,

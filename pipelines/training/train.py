@@ -47,7 +47,7 @@ from pipelines.workers.progress import progress
 from spin.arrays import Floats, Rows
 from spin.backbone.flops import relative_flops
 from spin.backbone.loading import load_backbone
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads import persistence
 from spin.heads.calibration import calibration_error
@@ -298,7 +298,7 @@ def _fit_classifiers(
     corpus: Corpus,
     source: ExtractPlan,
     store: Store,
-) -> tuple[SpinClassifier, FeatureShards]:
+) -> tuple[TrainedClassifier, FeatureShards]:
     """The classifiers, chosen on a sample and fitted on all documents, and the features with those that this needed."""
     from spin.audit.selection_attack import prepare_attack  # brings scikit-learn, as the baselines do
 
@@ -314,10 +314,10 @@ def _fit_classifiers(
     return _assemble(settings, labels, refitted), features
 
 
-def _assemble(settings: Settings, labels: Labels, result: TrainingResult) -> SpinClassifier:
+def _assemble(settings: Settings, labels: Labels, result: TrainingResult) -> TrainedClassifier:
     """The classifier of a training result."""
     backbone = load_backbone(settings.backbone)
-    return SpinClassifier.assemble(
+    return TrainedClassifier(
         settings.backbone,
         backbone.digest,
         labels.label_space,
@@ -329,7 +329,7 @@ def _assemble(settings: Settings, labels: Labels, result: TrainingResult) -> Spi
     )
 
 
-def _read_words(spin: SpinClassifier, corpus: Corpus, rows: Rows) -> Floats | None:
+def _read_words(spin: TrainedClassifier, corpus: Corpus, rows: Rows) -> Floats | None:
     """The words' logits (m, K) of some documents; None if the classifier reads no words, or without documents."""
     regression = spin.training_result.words
     if regression is None or not len(rows):
@@ -355,7 +355,7 @@ def _evaluate(
     probes: Sequence[Probe],
     labels: Labels,
     corpus: Corpus,
-    spin: SpinClassifier,
+    spin: TrainedClassifier,
     test_words: Floats | None,
 ) -> Comparison:
     """Compare the classifiers and the baselines on the test documents, whose words' logits are `test_words` (m, K)."""

@@ -324,6 +324,10 @@ class Backbone:
         for layer in range(max(depth, 1), self.depth):
             self.blocks[layer] = nn.Identity()
 
+    def reaches(self, depth: int) -> bool:
+        """Whether no block up to `depth` was freed by `truncate`."""
+        return not any(isinstance(block, nn.Identity) for block in self.blocks[:depth])
+
     def _is_causal(self) -> bool:
         """Whether a token attends only to those before it, by a test: no list of families can be complete."""
         special = set(self.tokenizer.all_special_ids)

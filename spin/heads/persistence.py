@@ -26,8 +26,9 @@ from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.recipe import ClassifierRecipe
 from spin.heads.selection import Selection
+from spin.labels.label_types import LabelType
 from spin.labels.standardizer import Standardizer
-from spin.settings import BackboneSettings, DecisionSettings
+from spin.settings import BackboneSettings, DecisionSettings, Metric
 from spin.sites import FeatureColumn
 from spin.words.word_regression import WordRegression
 
@@ -54,11 +55,13 @@ class ClassifierMetadata(BaseModel):
 
     classes: tuple[str, ...]
     multilabel: bool
+    label_type: LabelType = "str"
+    """the type of the labels that the classes stand for; an artifact of an earlier release names none"""
     backbone: BackboneSettings
     """where the backbone lay in training and how it was run; never allows code to run"""
     backbone_digest: str
     """digest of the backbone's files"""
-    metric: str
+    metric: Metric
     decision: DecisionSettings
 
     def to_json(self) -> dict[str, Any]:
@@ -67,6 +70,7 @@ class ClassifierMetadata(BaseModel):
         return {
             "classes": self.classes,
             "multilabel": self.multilabel,
+            "label_type": self.label_type,
             "backbone": backbone,
             "metric": self.metric,
             "decision": self.decision.model_dump(exclude_none=True),
@@ -80,6 +84,7 @@ class ClassifierMetadata(BaseModel):
         return cls(
             classes=config["classes"],
             multilabel=config["multilabel"],
+            label_type=config.get("label_type", "str"),
             backbone=BackboneSettings.model_validate({**backbone, "trust_remote_code": False}),
             backbone_digest=digest,
             metric=config["metric"],

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats, Hashes
 from spin.errors import UserError
+from spin.labels.label_types import PARSERS, LabelType, LabelValue
 from spin.labels.splits import needs_cross_validation
 
 Label = str | Sequence[str]
@@ -25,12 +26,18 @@ class LabelSpace:
 
     classes: tuple[str, ...]
     multilabel: bool = False
+    label_type: LabelType = "str"
+    """the type of the labels that the names of the classes stand for"""
 
     @classmethod
     def of(
-        cls, labels: Sequence[Label], splits: Sequence[str], groups: Sequence[int] | Hashes | None = None
+        cls,
+        labels: Sequence[Label],
+        splits: Sequence[str],
+        groups: Sequence[int] | Hashes | None = None,
+        label_type: LabelType = "str",
     ) -> LabelSpace:
-        """The label space of labels that are all strings, or all lists of strings; classes are sorted.
+        """The label space of labels that are all strings, or all lists of strings; classes are sorted by value.
 
         Raises UserError unless there are at least two classes, each class has a document to train and one to validate
         (two in all where labels are few, and of two of the `groups` that cross-validation does not divide), and no
@@ -44,7 +51,7 @@ class LabelSpace:
         for label, split in zip(labels, splits, strict=True):
             of_split.setdefault(split, Counter()).update(class_names(label))
         counts = sum(of_split.values(), Counter())
-        classes = sorted(counts)
+        classes = sorted(counts, key=PARSERS[label_type])
         if len(classes) < 2:
             nothing = "no class in any list" if len(labels) else "no documents"
             actual = f"one class only, '{classes[0]}'" if classes else nothing
@@ -74,10 +81,14 @@ class LabelSpace:
                     f"labels: class {_quote(everywhere)} is in every list of the {' and '.join(part)} split; "
                     "leave it out, or add documents without it"
                 )
-        return cls(tuple(classes), multilabel)
+        return cls(tuple(classes), multilabel, label_type)
 
     def __len__(self) -> int:
         return len(self.classes)
+
+    def value(self, name: str) -> LabelValue:
+        """The label that the name of a class stands for."""
+        return PARSERS[self.label_type](name)
 
     def index(self, labels: Sequence[Label]) -> Targets:
         """The targets of labels: class indices (n,), or booleans (n, K) in a multi-label task.

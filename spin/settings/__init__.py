@@ -10,9 +10,9 @@ from spin.settings.credentials import holds_password, holds_user_part, mask_cred
 from spin.settings.data_settings import DataSettings
 from spin.settings.metrics_settings import MetricsSettings
 from spin.settings.night_settings import ClassifySettings
-from spin.settings.project_settings import METRICS, Choice, Metric, Settings
+from spin.settings.project_settings import METRICS, Choice, ClassifierSettings, Metric, Settings
 from spin.settings.registry_settings import MlflowSettings, PromoteSettings, RegistrySettings
-from spin.settings.settings_file import load_settings, parse_settings
+from spin.settings.settings_file import load_settings, parse_section, parse_settings
 from spin.settings.store_settings import StoreSettings
 from spin.settings.training_settings import (
     CascadeSettings,
@@ -29,6 +29,7 @@ __all__ = [
     "BackboneSettings",
     "CascadeSettings",
     "Choice",
+    "ClassifierSettings",
     "ClassifySettings",
     "DataSettings",
     "DecisionSettings",
@@ -49,5 +50,6 @@ __all__ = [
     "holds_user_part",
     "load_settings",
     "mask_credentials",
+    "parse_section",
     "parse_settings",
 ]

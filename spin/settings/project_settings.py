@@ -30,12 +30,10 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 """figures by which a training can make its choices"""
 
 
-class Settings(Section):
-    """Settings of a SPIN project."""
+class ClassifierSettings(Section):
+    """The settings by which a classifier is fitted and decides."""
 
     backbone: BackboneSettings
-    data: DataSettings
-    store: StoreSettings
     sites: tuple[str, ...] = Field(
         ("resid", "ffn"),
         description="Neurons that are read. resid: the residual stream after every block; ffn: the inner neurons of "
@@ -45,13 +43,6 @@ class Settings(Section):
         None,
         description="How the values of a neuron on all tokens of a text become one value: any of mean, max, first "
         "(token) and last (token). Default: mean and max for encoders, last and mean for decoders.",
-    )
-    extract: Literal["all", "two_pass", "auto"] = Field(
-        "auto",
-        description="What training stores of the documents. all: every neuron of every document, so that another "
-        "search needs no backbone. two_pass: every neuron of the search.documents that neurons are chosen on, and of "
-        "the others only the chosen neurons, by a second pass; that takes about a tenth of the space. auto: two_pass "
-        "from five times as many documents on.",
     )
     metric: Metric = Field(
         "macro_f1",
@@ -69,8 +60,22 @@ class Settings(Section):
         "search.balanced_loss or search.cheapest_loss.",
     )
     cascade: CascadeSettings = Field(default_factory=CascadeSettings)
-    train: TrainSettings = Field(default_factory=TrainSettings)
     decision: DecisionSettings = Field(default_factory=DecisionSettings)
+
+
+class Settings(ClassifierSettings):
+    """Settings of a SPIN project."""
+
+    data: DataSettings
+    store: StoreSettings
+    extract: Literal["all", "two_pass", "auto"] = Field(
+        "auto",
+        description="What training stores of the documents. all: every neuron of every document, so that another "
+        "search needs no backbone. two_pass: every neuron of the search.documents that neurons are chosen on, and of "
+        "the others only the chosen neurons, by a second pass; that takes about a tenth of the space. auto: two_pass "
+        "from five times as many documents on.",
+    )
+    train: TrainSettings = Field(default_factory=TrainSettings)
     mlflow: MlflowSettings = Field(default_factory=MlflowSettings)
     registry: RegistrySettings = Field(default_factory=RegistrySettings)
     ray: RaySettings = Field(default_factory=RaySettings)

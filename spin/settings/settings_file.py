@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -15,6 +15,8 @@ from spin.settings.credentials import holds_password, mask_credentials
 from spin.settings.project_settings import Settings
 from spin.settings.section import Section
 from spin.settings.store_settings import expand_uri
+
+S = TypeVar("S", bound=Section)
 
 
 def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
@@ -37,8 +39,13 @@ def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
 
 def parse_settings(tree: dict[str, Any], origin: str = "settings") -> Settings:
     """Return the settings of a mapping. Raises UserError with every mistake in one line."""
+    return parse_section(Settings, tree, origin)
+
+
+def parse_section(section: type[S], tree: Mapping[str, Any], origin: str) -> S:
+    """Return a section of settings with the values of a mapping. Raises UserError with every mistake in one line."""
     try:
-        return Settings.model_validate(tree)
+        return section.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{origin}: " + "; ".join(_describe_mistake(e) for e in error.errors())) from None
 

@@ -20,7 +20,7 @@ from pipelines.nightly.classify import run_classify
 from pipelines.nightly.report.night_gauges import NIGHT_GAUGES
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.storage.object_store import Store
-from spin.classifier import SpinClassifier
+from spin.estimator import SpinClassifier
 from spin.settings import parse_settings
 from tests.support import tiny
 from tests.support.chaos import KILL_ONCE, ChaosStep, FolderRegistry

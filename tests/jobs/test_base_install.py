@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from jobs.extras import PIPELINES
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
+from spin.estimator import SpinClassifier
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
 from spin_neurons import install_command
 from tests.support import tiny
@@ -92,7 +93,7 @@ def test_every_public_name_can_be_imported_from_spin() -> None:
     for name in spin.__all__:
         assert getattr(spin, name).__name__ == name
         assert name in dir(spin)
-    assert spin.SpinClassifier is SpinClassifier
+    assert spin.TrainedClassifier is TrainedClassifier
     with pytest.raises(AttributeError, match="module 'spin' has no attribute 'Nonsense'"):
         spin.Nonsense  # noqa: B018
 

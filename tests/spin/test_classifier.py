@@ -1,4 +1,4 @@
-"""SpinClassifier on one machine: fit, predict, explain, save and load."""
+"""A trained classifier on one machine: predict, explain, save and load."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from spin import SpinClassifier
+from spin import SpinClassifier, TrainedClassifier
 from spin.backbone.digest import compute_digest
 from spin.errors import UserError
 from spin.labels.metrics import score
@@ -51,26 +51,26 @@ def backbone(backbone_folder: Path, many_labels: None) -> BackboneSettings:
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def fitted(request: pytest.FixtureRequest, backbone: BackboneSettings) -> SpinClassifier:
+def fitted(request: pytest.FixtureRequest, backbone: BackboneSettings) -> TrainedClassifier:
     """A classifier of two classes, then one of three. Words, which decide these texts alone, do not count."""
     search = SearchSettings(etas=(0.5, 0.9), max_share=1, strengths=(0.3, 1, 3), head="linear", words="off")
-    return SpinClassifier(backbone, search=search).fit(*generate_documents(1200, request.param, seed=0))
+    return SpinClassifier(backbone, search=search).fit(*generate_documents(1200, request.param, seed=0)).trained_
 
 
 @pytest.fixture(scope="module")
-def ffn_classifier(backbone: BackboneSettings, all_folds: None) -> SpinClassifier:
+def ffn_classifier(backbone: BackboneSettings, all_folds: None) -> TrainedClassifier:
     """A classifier of three classes from FFN sites under all four poolings, chosen with as many folds as users get."""
     spin = SpinClassifier(backbone, sites=["ffn"], poolings=["mean", "max", "first", "last"], **QUICK)
-    return spin.fit(*generate_documents(300, 3, seed=0))
+    return spin.fit(*generate_documents(300, 3, seed=0)).trained_
 
 
 @pytest.fixture(scope="module")
-def multilabel(backbone: BackboneSettings) -> SpinClassifier:
+def multilabel(backbone: BackboneSettings) -> TrainedClassifier:
     """A classifier of texts that have any number of three classes."""
-    return SpinClassifier(backbone, **QUICK).fit(*generate_multilabel_documents(1200, seed=0))
+    return SpinClassifier(backbone, **QUICK).fit(*generate_multilabel_documents(1200, seed=0)).trained_
 
 
-def test_unseen_documents_are_classified_correctly(fitted: SpinClassifier) -> None:
+def test_unseen_documents_are_classified_correctly(fitted: TrainedClassifier) -> None:
     """Accuracy on test documents and the validation score are above 0.85."""
     texts, labels = generate_documents(300, len(fitted.classes), seed=1)
     assert fitted.classes == tuple(sorted(CLASSES[len(fitted.classes)]))
@@ -78,7 +78,7 @@ def test_unseen_documents_are_classified_correctly(fitted: SpinClassifier) -> No
     assert fitted.fitted.summary.valid_score > 0.85
 
 
-def test_labels_probabilities_and_logits_agree(fitted: SpinClassifier) -> None:
+def test_labels_probabilities_and_logits_agree(fitted: TrainedClassifier) -> None:
     """The label has the largest probability, and the probabilities are the softmax of the logits."""
     texts, _ = generate_documents(40, len(fitted.classes), seed=2)
     logits, probabilities, labels = fitted.predict_logits(texts), fitted.predict_proba(texts), fitted.predict(texts)
@@ -90,7 +90,7 @@ def test_labels_probabilities_and_logits_agree(fitted: SpinClassifier) -> None:
     assert labels == [fitted.classes[k] for k in probabilities.argmax(1)]
 
 
-def test_features_are_the_values_of_the_selected_neurons_only(fitted: SpinClassifier) -> None:
+def test_features_are_the_values_of_the_selected_neurons_only(fitted: TrainedClassifier) -> None:
     columns = fitted.features(["the film", "a fine day"]).columns
     selection = fitted.fitted.selection
     assert list(columns) == list(selection.neurons)
@@ -103,10 +103,11 @@ def test_fit_complies_with_a_cap_on_leakage(backbone: BackboneSettings, tmp_path
     texts = many_words.add_words(texts)
     reading = backbone.model_copy(update={"model": str(many_words.save_bert(tmp_path))})
 
-    def fit(max_leakage: float) -> SpinClassifier:
+    def fit(max_leakage: float) -> TrainedClassifier:
         changes = {"max_leakage": max_leakage, "etas": (0.9,), "words": "off", "l1": ()}
         search = QUICK["search"].model_copy(update=changes)
-        return SpinClassifier(reading, sites=["ffn"], search=search, probe=QUICK["probe"]).fit(texts, labels)
+        spin = SpinClassifier(reading, sites=["ffn"], search=search, probe=QUICK["probe"])
+        return spin.fit(texts, labels).trained_
 
     free = fit(0.99)
     result, before = free.training_result, free.fitted.summary
@@ -124,7 +125,7 @@ def test_fit_complies_with_a_cap_on_leakage(backbone: BackboneSettings, tmp_path
     assert uncapped.price == pytest.approx(before.valid_score - after.valid_score, abs=2e-4)
 
 
-def test_no_texts_give_empty_results(fitted: SpinClassifier) -> None:
+def test_no_texts_give_empty_results(fitted: TrainedClassifier) -> None:
     assert fitted.predict([]) == []
     assert fitted.predict_proba([]).shape == (0, len(fitted.classes))
     assert fitted.predict_logits([]).shape == (0, len(fitted.classes))
@@ -141,7 +142,9 @@ def test_no_texts_give_empty_results(fitted: SpinClassifier) -> None:
         ([["fine"]], r"text 0 is \['fine'\]"),
     ],
 )
-def test_values_that_are_not_text_are_refused(ffn_classifier: SpinClassifier, texts: list[str], message: str) -> None:
+def test_values_that_are_not_text_are_refused(
+    ffn_classifier: TrainedClassifier, texts: list[str], message: str
+) -> None:
     """All methods that read texts refuse them."""
     for method in (ffn_classifier.predict, ffn_classifier.predict_proba, ffn_classifier.predict_logits):
         with pytest.raises(UserError, match=message):
@@ -151,7 +154,7 @@ def test_values_that_are_not_text_are_refused(ffn_classifier: SpinClassifier, te
             ffn_classifier.explain(text)
 
 
-def test_a_multilabel_classifier_predicts_lists_of_classes(multilabel: SpinClassifier, tmp_path: Path) -> None:
+def test_a_multilabel_classifier_predicts_lists_of_classes(multilabel: TrainedClassifier, tmp_path: Path) -> None:
     """Lists may be empty; a loaded classifier predicts the same lists."""
     texts, labels = generate_multilabel_documents(200, seed=1)
     predicted = cast(list[list[str]], multilabel.predict(texts))
@@ -168,10 +171,10 @@ def test_a_multilabel_classifier_predicts_lists_of_classes(multilabel: SpinClass
     )
     assert predicted == [[c for c, p in zip(multilabel.classes, row, strict=True) if p >= 0.5] for row in probabilities]
     multilabel.save(tmp_path)
-    assert SpinClassifier.load(tmp_path).predict(texts) == predicted
+    assert TrainedClassifier.load(tmp_path).predict(texts) == predicted
 
 
-def test_few_labels_are_cross_validated(ffn_classifier: SpinClassifier, fitted: SpinClassifier) -> None:
+def test_few_labels_are_cross_validated(ffn_classifier: TrainedClassifier, fitted: TrainedClassifier) -> None:
     """With 300 texts the scores are those of ten folds; with 1,200 those of parts of the validation split."""
     texts, labels = generate_documents(300, 3, seed=1)
     index, valid_score = ffn_classifier.label_space.index, ffn_classifier.fitted.summary.valid_score
@@ -182,10 +185,10 @@ def test_few_labels_are_cross_validated(ffn_classifier: SpinClassifier, fitted: 
 
 
 @pytest.mark.parametrize("choose", ["accuracy", "balanced", "cheapest"])
-def test_a_saved_classifier_offers_three_choices(fitted: SpinClassifier, tmp_path: Path, choose: Choice) -> None:
+def test_a_saved_classifier_offers_three_choices(fitted: TrainedClassifier, tmp_path: Path, choose: Choice) -> None:
     """`choose` selects one at loading, with its neurons, depth and head; costlier choices compute more."""
     fitted.save(tmp_path)
-    loaded = SpinClassifier.load(tmp_path, choose=choose)
+    loaded = TrainedClassifier.load(tmp_path, choose=choose)
     choice = fitted.training_result.choices[choose]
     assert loaded.depth == choice.selection.depth == choice.summary.depth
     texts, _ = generate_documents(30, len(fitted.classes), seed=5)
@@ -196,29 +199,31 @@ def test_a_saved_classifier_offers_three_choices(fitted: SpinClassifier, tmp_pat
     assert costs == sorted(costs)
 
 
-def test_thresholds_and_abstention_change_labels_but_not_probabilities(fitted: SpinClassifier, tmp_path: Path) -> None:
+def test_thresholds_and_abstention_change_labels_but_not_probabilities(
+    fitted: TrainedClassifier, tmp_path: Path
+) -> None:
     """The decision is saved with the classifier, and loading may replace it."""
     texts, _ = generate_documents(300, len(fitted.classes), seed=6)
     fitted.save(tmp_path)
     probabilities = fitted.predict_proba(texts)
-    strict = SpinClassifier.load(tmp_path, decision=DecisionSettings(thresholds={"good": 0.9}))
+    strict = TrainedClassifier.load(tmp_path, decision=DecisionSettings(thresholds={"good": 0.9}))
     np.testing.assert_array_equal(strict.predict_proba(texts), probabilities)
     good = strict.classes.index("good")
     other_threshold = 0.1 / (len(strict.classes) - 1)
     others = np.delete(probabilities, good, 1).max(1) / other_threshold
     assert [label == "good" for label in strict.predict(texts)] == (probabilities[:, good] / 0.9 > others).tolist()
     assert strict.predict(texts).count("good") < fitted.predict(texts).count("good")
-    abstaining = SpinClassifier.load(tmp_path, decision=DecisionSettings(abstain=0.5))
+    abstaining = TrainedClassifier.load(tmp_path, decision=DecisionSettings(abstain=0.5))
     top_two = np.sort(probabilities, axis=1)[:, -2:]
     assert [label is None for label in abstaining.predict(texts)] == (top_two[:, 1] - top_two[:, 0] < 0.5).tolist()
     assert 0 < abstaining.predict(texts).count(None) < 300
     abstaining.save(tmp_path / "again")
-    assert SpinClassifier.load(tmp_path / "again").predict(texts) == abstaining.predict(texts)
+    assert TrainedClassifier.load(tmp_path / "again").predict(texts) == abstaining.predict(texts)
     with pytest.raises(UserError, match="has no class 'ugly'; it has bad, good"):
-        SpinClassifier.load(tmp_path, decision=DecisionSettings(thresholds={"ugly": 0.5}))
+        TrainedClassifier.load(tmp_path, decision=DecisionSettings(thresholds={"ugly": 0.5}))
 
 
-def test_chosen_thresholds_decide_wherever_a_classifier_gives_labels(fitted: SpinClassifier, tmp_path: Path) -> None:
+def test_chosen_thresholds_decide_wherever_a_classifier_gives_labels(fitted: TrainedClassifier, tmp_path: Path) -> None:
     """In predictions, labels of probabilities and explanations, also after saving; the settings replace them."""
     texts, _ = generate_documents(100, len(fitted.classes), seed=6)
     fitted.save(tmp_path)
@@ -227,7 +232,7 @@ def test_chosen_thresholds_decide_wherever_a_classifier_gives_labels(fitted: Spi
     for part in config["integrations"]:
         part["facts"]["thresholds"] = thresholds
     (tmp_path / "config.json").write_text(json.dumps(config))
-    decided = SpinClassifier.load(tmp_path)
+    decided = TrainedClassifier.load(tmp_path)
     assert decided.predict(texts).count("bad") < fitted.predict(texts).count("bad")
     assert decided.labels(decided.predict_proba(texts)) == decided.predict(texts)
     pairs = zip(texts, fitted.predict(texts), decided.predict(texts), strict=True)
@@ -236,9 +241,9 @@ def test_chosen_thresholds_decide_wherever_a_classifier_gives_labels(fitted: Spi
     assert [explanation.label] == decided.predict([text])
     assert [explanation.classes[k] for k in explanation.chosen] == decided.predict([text])
     decided.save(tmp_path / "again")
-    assert SpinClassifier.load(tmp_path / "again").predict(texts) == decided.predict(texts)
+    assert TrainedClassifier.load(tmp_path / "again").predict(texts) == decided.predict(texts)
     equal = DecisionSettings(thresholds=dict.fromkeys(fitted.classes, 0.5))
-    assert SpinClassifier.load(tmp_path, decision=equal).predict(texts) == fitted.predict(texts)
+    assert TrainedClassifier.load(tmp_path, decision=equal).predict(texts) == fitted.predict(texts)
 
 
 def test_a_threshold_for_an_unknown_class_is_refused_by_fit(backbone: BackboneSettings) -> None:
@@ -311,7 +316,7 @@ def test_fit_refuses_texts_that_are_all_equal_to_the_model(backbone: BackboneSet
         SpinClassifier(backbone, metric="accuracy", **QUICK).fit(texts, ["good", "good", "bad", "good"] * 25)
 
 
-@pytest.mark.parametrize("method", ["predict", "predict_proba", "predict_logits", "features", "explain", "save"])
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "predict_logits", "explain", "save"])
 def test_an_unfitted_classifier_asks_for_fit(backbone: BackboneSettings, tmp_path: Path, method: str) -> None:
     argument = {"explain": "fine", "save": tmp_path / "model"}.get(method, ["fine"])
     with pytest.raises(UserError, match="the classifier is not fitted; call fit"):
@@ -333,13 +338,16 @@ def test_numpy_arrays_and_pandas_columns_are_read_like_lists(backbone: BackboneS
 
 def test_the_same_texts_give_bitwise_the_same_classifier(backbone: BackboneSettings) -> None:
     first, second = (
-        SpinClassifier(backbone, sites=["resid"], **QUICK).fit(*generate_documents(150, 3, seed=0)) for _ in range(2)
+        SpinClassifier(backbone, sites=["resid"], **QUICK).fit(*generate_documents(150, 3, seed=0)).trained_
+        for _ in range(2)
     )
     assert first.fitted.selection.rows() == second.fitted.selection.rows()
     np.testing.assert_array_equal(first.fitted.head.coef, second.fitted.head.coef)  # type: ignore[union-attr]
 
 
-def test_logits_of_a_text_do_not_depend_on_other_texts(fitted: SpinClassifier, ffn_classifier: SpinClassifier) -> None:
+def test_logits_of_a_text_do_not_depend_on_other_texts(
+    fitted: TrainedClassifier, ffn_classifier: TrainedClassifier
+) -> None:
     """A text has the same logits alone, in another order, and next to a long text."""
     for spin in (fitted, ffn_classifier):
         texts, _ = generate_documents(60, len(spin.classes), seed=3)
@@ -352,12 +360,12 @@ def test_logits_of_a_text_do_not_depend_on_other_texts(fitted: SpinClassifier, f
         np.testing.assert_allclose(after_long_text, together[:10], atol=1e-4)
 
 
-def test_a_loaded_classifier_predicts_bitwise_the_same(fitted: SpinClassifier, tmp_path: Path) -> None:
+def test_a_loaded_classifier_predicts_bitwise_the_same(fitted: TrainedClassifier, tmp_path: Path) -> None:
     """The directory holds one JSON and one safetensors file, no pickle; saving it again gives the same files."""
     fitted.save(tmp_path / "deep" / "model")
     files = {path.name for path in (tmp_path / "deep" / "model").iterdir()}
     assert files == {"config.json", "model.safetensors"}
-    loaded = SpinClassifier.load(tmp_path / "deep" / "model")
+    loaded = TrainedClassifier.load(tmp_path / "deep" / "model")
     texts, _ = generate_documents(50, len(fitted.classes), seed=5)
     # the loaded backbone is truncated at the depth of the classifier, the fitted one is whole
     np.testing.assert_array_equal(loaded.predict_logits(texts), fitted.predict_logits(texts))
@@ -406,20 +414,20 @@ def edit_config(**changes: object) -> Callable[[Path], None]:
     ],
 )
 def test_a_damaged_directory_is_refused(
-    ffn_classifier: SpinClassifier, tmp_path: Path, damage: Callable[[Path], None], message: str
+    ffn_classifier: TrainedClassifier, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     """The format is unknown, a file or an entry is missing, or a value is wrong."""
     ffn_classifier.save(tmp_path / "model")
     damage(tmp_path / "model")
     with pytest.raises(UserError, match=message):
-        SpinClassifier.load(tmp_path / "model")
+        TrainedClassifier.load(tmp_path / "model")
 
 
-def test_loading_does_not_change_truncation_and_pooling(ffn_classifier: SpinClassifier, tmp_path: Path) -> None:
+def test_loading_does_not_change_truncation_and_pooling(ffn_classifier: TrainedClassifier, tmp_path: Path) -> None:
     """Settings given at loading may change the batch size; truncation and pooling stay those of training."""
     ffn_classifier.save(tmp_path)
     changes = {"max_tokens": 4, "pool_special_tokens": True, "batch_tokens": 64}
-    loaded = SpinClassifier.load(tmp_path, backbone=ffn_classifier.settings.model_copy(update=changes))
+    loaded = TrainedClassifier.load(tmp_path, backbone=ffn_classifier.settings.model_copy(update=changes))
     assert (loaded.settings.max_tokens, loaded.settings.pool_special_tokens) == (
         ffn_classifier.settings.max_tokens,
         False,
@@ -429,27 +437,27 @@ def test_loading_does_not_change_truncation_and_pooling(ffn_classifier: SpinClas
     np.testing.assert_allclose(loaded.predict_logits(texts), ffn_classifier.predict_logits(texts), atol=1e-4)
 
 
-def test_loading_keeps_the_windows_of_training(ffn_classifier: SpinClassifier, tmp_path: Path) -> None:
+def test_loading_keeps_the_windows_of_training(ffn_classifier: TrainedClassifier, tmp_path: Path) -> None:
     """Whatever the settings at loading; an artifact of an earlier release, whose settings name no windows, cuts."""
     windows = {"max_tokens": 8, "long_texts": "windows", "window_overlap": 2, "max_windows": 3}
-    trained = SpinClassifier.assemble(
-        ffn_classifier.settings.model_copy(update=windows), str(ffn_classifier.backbone_digest),
+    trained = TrainedClassifier(
+        ffn_classifier.settings.model_copy(update=windows), ffn_classifier.backbone_digest,
         ffn_classifier.label_space, ffn_classifier.training_result, ffn_classifier.metric,
     )  # fmt: skip
     trained.save(tmp_path)
     texts = [" ".join(generate_documents(3, 3, seed=seed)[0]) for seed in range(8)]
     assert not np.allclose(trained.predict_logits(texts), ffn_classifier.predict_logits(texts), atol=1e-2)
     for given in (None, ffn_classifier.settings, ffn_classifier.settings.model_copy(update={"max_windows": 1})):
-        loaded = SpinClassifier.load(tmp_path, backbone=given)
+        loaded = TrainedClassifier.load(tmp_path, backbone=given)
         assert {name: getattr(loaded.settings, name) for name in windows} == windows
         np.testing.assert_allclose(loaded.predict_logits(texts), trained.predict_logits(texts), atol=1e-4)
     backbone = json.loads((tmp_path / "config.json").read_text())["backbone"]
     edit_config(backbone={k: v for k, v in backbone.items() if k == "max_tokens" or k not in windows})(tmp_path)
-    assert SpinClassifier.load(tmp_path).settings.long_texts == "cut"
+    assert TrainedClassifier.load(tmp_path).settings.long_texts == "cut"
 
 
 def test_a_classifier_runs_only_on_the_weights_of_its_training(
-    ffn_classifier: SpinClassifier, backbone_folder: Path, tmp_path: Path
+    ffn_classifier: TrainedClassifier, backbone_folder: Path, tmp_path: Path
 ) -> None:
     """The weights may be in another folder; different weights or a different tokenizer are refused."""
     ffn_classifier.save(tmp_path / "model")
@@ -457,9 +465,9 @@ def test_a_classifier_runs_only_on_the_weights_of_its_training(
     shutil.copytree(backbone_folder, moved)
     texts, _ = generate_documents(20, 3, seed=6)
 
-    def load(folder: Path) -> SpinClassifier:
+    def load(folder: Path) -> TrainedClassifier:
         settings = BackboneSettings(model=str(folder), dtype="float32", device="cpu")
-        return SpinClassifier.load(tmp_path / "model", backbone=settings)
+        return TrainedClassifier.load(tmp_path / "model", backbone=settings)
 
     np.testing.assert_allclose(load(moved).predict_logits(texts), ffn_classifier.predict_logits(texts), atol=1e-4)
     with pytest.raises(UserError, match="the model was trained on .*; point backbone.model at the weights"):
@@ -470,7 +478,7 @@ def test_a_classifier_runs_only_on_the_weights_of_its_training(
         load(moved).predict(texts)
     edit_config(backbone={**ffn_classifier.settings.model_dump(), "digest": "0" * 64})(tmp_path / "model")
     with pytest.raises(UserError, match="the model was trained on 000000000000"):
-        SpinClassifier.load(tmp_path / "model").predict(texts)
+        TrainedClassifier.load(tmp_path / "model").predict(texts)
 
 
 def test_an_artifact_cannot_allow_code_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -480,7 +488,7 @@ def test_an_artifact_cannot_allow_code_to_run(tmp_path: Path, monkeypatch: pytes
     folder = tiny.save_model_with_code(tmp_path / "coded", marker)
     trusting = BackboneSettings(model=str(folder), dtype="float32", device="cpu", trust_remote_code=True)
     texts, labels = generate_documents(120, 2, seed=0)
-    spin = SpinClassifier(trusting, sites=["resid.00"], **QUICK).fit(texts, labels)
+    spin = SpinClassifier(trusting, sites=["resid.00"], **QUICK).fit(texts, labels).trained_
     spin.save(tmp_path / "model")
     marker.unlink()
     assert "trust_remote_code" not in json.loads((tmp_path / "model" / "config.json").read_text())["backbone"]
@@ -488,18 +496,18 @@ def test_an_artifact_cannot_allow_code_to_run(tmp_path: Path, monkeypatch: pytes
     for digest in (spin.backbone_digest, compute_digest(folder)):
         edit_config(backbone={**trusting.model_dump(), "digest": digest})(tmp_path / "model")
         with pytest.raises(UserError, match="trust_remote_code"):
-            SpinClassifier.load(tmp_path / "model").predict(texts)
+            TrainedClassifier.load(tmp_path / "model").predict(texts)
         with pytest.raises(UserError, match="trust_remote_code"):
-            SpinClassifier.load(tmp_path / "model", backbone=distrusting).predict(texts)
+            TrainedClassifier.load(tmp_path / "model", backbone=distrusting).predict(texts)
     assert not marker.exists()
     spin.save(tmp_path / "model")
-    assert SpinClassifier.load(tmp_path / "model", backbone=trusting).predict(texts) == spin.predict(texts)
+    assert TrainedClassifier.load(tmp_path / "model", backbone=trusting).predict(texts) == spin.predict(texts)
 
 
 def test_importing_the_classifier_loads_no_cluster_libraries() -> None:
     """Neither Ray nor MLflow nor a client of an object store is imported."""
     script = (
-        "import sys; from spin import SpinClassifier; "
+        "import sys; from spin import TrainedClassifier; "
         "print(sorted({m.split('.')[0] for m in sys.modules} "
         "& {'ray', 'mlflow', 's3fs', 'fsspec', 'botocore', 'pipelines', 'jobs'}))"
     )
@@ -507,7 +515,7 @@ def test_importing_the_classifier_loads_no_cluster_libraries() -> None:
     assert process.stdout.strip() == "[]"
 
 
-def test_threads_may_predict_and_explain_concurrently(fitted: SpinClassifier) -> None:
+def test_threads_may_predict_and_explain_concurrently(fitted: TrainedClassifier) -> None:
     """Each thread's hooks on the model see only the forward pass of that thread."""
     texts, _ = generate_documents(64, 2, seed=3)
     batches = [texts[start : start + 8] for start in range(0, 64, 8)]

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, processors
 from examples.export_and_serve import GraphClassifier, WordLogits
 from jobs.cli import main
 from pipelines.registry.open_model import open_classifier
-from spin import SpinClassifier
+from spin import TrainedClassifier
 from spin import export as exporting
 from spin.activations.extract import extract
 from spin.arrays import Floats
@@ -71,7 +71,7 @@ def build_classifier(
     windows: bool = False,
     special: bool = False,
     **options: Any,
-) -> SpinClassifier:
+) -> TrainedClassifier:
     """Build a classifier from a third of the neurons of some columns, standardised on TEXTS, with a random head.
 
     With `words`, a word regression with random weights counts, too. With `windows`, texts are read in two small ones.
@@ -101,7 +101,7 @@ def build_classifier(
     fitted = FittedClassifier(selection, standardizer, head, build_choice_summary())
     training_result = TrainingResult({"accuracy": fitted, "balanced": fitted, "cheapest": fitted}, (), 0, regression)
     label_space = LabelSpace(("bad", "good", "plain"), multilabel)
-    return SpinClassifier.assemble(settings, backbone.digest, label_space, training_result, "macro_f1", **options)
+    return TrainedClassifier(settings, backbone.digest, label_space, training_result, "macro_f1", **options)
 
 
 def open_graph(folder: Path) -> Callable[[Sequence[str]], Floats]:
@@ -133,7 +133,7 @@ def open_graph(folder: Path) -> Callable[[Sequence[str]], Floats]:
     return run
 
 
-def check_scores(spin: SpinClassifier, folder: Path, texts: tuple[str, ...] = TEXTS) -> None:
+def check_scores(spin: TrainedClassifier, folder: Path, texts: tuple[str, ...] = TEXTS) -> None:
     """Compare the scores in batches of other sizes and lengths than the traced batch, and of each text alone."""
     expected, run = spin.predict_proba(list(texts)), open_graph(folder)
     assert np.ptp(expected, axis=0).max() > 0.1, "the scores of all texts are alike"
@@ -272,7 +272,7 @@ def run_windows_of_tutorial(folder: Path, config: dict[str, Any], words: bool) -
     return np.concatenate(rows)
 
 
-def extract_unchecked(spin: SpinClassifier, texts: Sequence[str]) -> Floats:
+def extract_unchecked(spin: TrainedClassifier, texts: Sequence[str]) -> Floats:
     """Extract features without the classifier's check, which refuses blank texts."""
     neurons = spin.fitted.selection.neurons
     return extract(load_backbone(spin.settings), texts, list(neurons), keep=neurons).values
@@ -325,10 +325,8 @@ def test_the_exported_config_has_the_chosen_thresholds(backbone_folder: Path, tm
     spin = build_classifier(backbone_folder, multilabel=True, decision=DecisionSettings(thresholds={"good": 0.25}))
     summary = spin.fitted.summary.model_copy(update={"thresholds": {"bad": 0.125, "good": 0.75, "plain": 0.5}})
     result = replace(spin.training_result, choices={"accuracy": replace(spin.fitted, summary=summary)})
-    digest = str(spin.backbone_digest)
-    chosen = SpinClassifier.assemble(
-        spin.settings, digest, spin.label_space, result, "macro_f1", decision=spin.decision
-    )
+    digest = spin.backbone_digest
+    chosen = TrainedClassifier(spin.settings, digest, spin.label_space, result, "macro_f1", decision=spin.decision)
     export(chosen, tmp_path / "exported", "onnx")
     assert json.loads((tmp_path / "exported" / "config.json").read_text())["thresholds"] == [0.125, 0.25, 0.5]
 
@@ -511,7 +509,9 @@ def test_a_registered_version_is_opened_as_mlflow_would_serve_it(
     with open_classifier(f"models:/{registry_fixture.name}/1") as spin:
         assert spin.choose == "cheapest"
         assert Path(spin.settings.model) != backbone_folder
-        assert spin.predict(list(TEXTS)) == SpinClassifier.load(tmp_path / "artifact", choose="cheapest").predict(TEXTS)
+        assert spin.predict(list(TEXTS)) == TrainedClassifier.load(tmp_path / "artifact", choose="cheapest").predict(
+            TEXTS
+        )
 
 
 def test_the_command_refuses_wrong_arguments_with_a_remedy(tmp_path: Path, spin_command: Any) -> None:

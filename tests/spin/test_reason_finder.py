@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from spin import SpinClassifier
+from spin import TrainedClassifier
 from spin.activations.extract import extract
 from spin.activations.features import Features
 from spin.backbone.hooks import capture_sites
@@ -63,7 +63,7 @@ def build_classifier(
     mlp: bool = False,
     exits: Sequence[int] = (),
     decision: DecisionSettings | None = None,
-) -> SpinClassifier:
+) -> TrainedClassifier:
     """Return a classifier on every third neuron of some sites, with heads of random weights.
 
     About a third of the texts stop at each exit; at depth -1 by their words, and else by the words too if they count.
@@ -99,7 +99,7 @@ def build_classifier(
     )
     result = TrainingResult(dict.fromkeys(("accuracy", "balanced", "cheapest"), fitted), (), 0, regression)
     early = len(exits) > 0
-    return SpinClassifier.assemble(
+    return TrainedClassifier(
         settings, backbone.digest, space, result, "accuracy", backbone=backbone, early=early, decision=decision
     )
 
@@ -115,16 +115,15 @@ def set_threshold(
     return replace(fitted.exits[number], threshold=find_gap(confident, 0.65))
 
 
-def with_reasons(spin: SpinClassifier, count: int = REASONS) -> SpinClassifier:
+def with_reasons(spin: TrainedClassifier, count: int = REASONS) -> TrainedClassifier:
     """Return the classifier with reasons."""
-    assert spin.backbone_digest is not None
-    return SpinClassifier.assemble(
+    return TrainedClassifier(
         spin.settings, spin.backbone_digest, spin.label_space, spin.training_result, spin.metric,
         backbone=spin.backbone, early=spin.early, decision=spin.decision, reasons=count,
     )  # fmt: skip
 
 
-def check_reasons(spin: SpinClassifier, texts: Sequence[str] = TEXTS, tolerance: float = 1e-4) -> Any:
+def check_reasons(spin: TrainedClassifier, texts: Sequence[str] = TEXTS, tolerance: float = 1e-4) -> Any:
     """The reasons of all texts in one call are those of `explain` for each; return the predictions.
 
     Two contributions that are equal up to rounding may change places, and so may a neuron's largest two tokens.
@@ -161,7 +160,7 @@ def check_reasons(spin: SpinClassifier, texts: Sequence[str] = TEXTS, tolerance:
     return predictions
 
 
-def find_tied_share(spin: SpinClassifier, text: str, explanation: Explanation, k: int) -> float:
+def find_tied_share(spin: TrainedClassifier, text: str, explanation: Explanation, k: int) -> float:
     """Return what neurons under max contribute whose largest value two tokens have, but for rounding.
 
     Which of both it is depends on the processor and on the batch. Values that are equal exactly are so everywhere.
@@ -314,9 +313,9 @@ def test_reasons_of_a_classifier_that_reads_words_alone(settings: BackboneSettin
             exits=exits,
         )
         result = replace(both.training_result, choices=dict.fromkeys(both.training_result.choices, alone))
-        spin = SpinClassifier.assemble(
+        spin = TrainedClassifier(
             settings,
-            str(both.backbone_digest),
+            both.backbone_digest,
             both.label_space,
             result,
             "accuracy",

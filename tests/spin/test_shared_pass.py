@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import spin
-from spin import SharedPass, SpinClassifier, classify_many
+from spin import SharedPass, TrainedClassifier, classify_many
 from spin.activations.features import Features
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
@@ -75,7 +75,7 @@ def draw_classifier(
     *,
     early: bool = True,
     words: bool = False,
-) -> SpinClassifier:
+) -> TrainedClassifier:
     """Return a classifier with random depth, columns, neurons, classes and words, and exits if `early`.
 
     With `words` it has an exit by words, else it may have one.
@@ -101,7 +101,7 @@ def draw_classifier(
     )
 
 
-def draw_classifiers(seed: int, settings: BackboneSettings, backbone: Backbone) -> list[SpinClassifier]:
+def draw_classifiers(seed: int, settings: BackboneSettings, backbone: Backbone) -> list[TrainedClassifier]:
     """Return two to five classifiers with exits; of every third seed all of them exit by words."""
     draw = np.random.default_rng(seed)
     return [draw_classifier(draw, settings, backbone, words=seed % 3 == 0) for _ in range(draw.integers(2, 6))]
@@ -244,13 +244,13 @@ def test_no_head_judges_a_document_that_it_has_decided(
     """In a shared pass a head judges as many documents at each exit as alone."""
     classifiers = draw_classifiers(3, settings, backbone)
     judged: Counter[tuple[int, int]] = Counter()
-    keep_mask = SpinClassifier.keep_mask
+    keep_mask = TrainedClassifier.keep_mask
 
-    def count_and_judge(self: SpinClassifier, words: Any, index: int, rows: Any, values: Any) -> Any:
+    def count_and_judge(self: TrainedClassifier, words: Any, index: int, rows: Any, values: Any) -> Any:
         judged[id(self), index] += len(rows)
         return keep_mask(self, words, index, rows, values)
 
-    monkeypatch.setattr(SpinClassifier, "keep_mask", count_and_judge)
+    monkeypatch.setattr(TrainedClassifier, "keep_mask", count_and_judge)
     for each in classifiers:
         each.features(TEXTS)
     alone = +judged
@@ -274,7 +274,7 @@ def test_classifiers_share_a_pass_only_on_the_same_weights_and_settings(
     other_settings = settings.model_copy(update={"model": str(other_folder)})
     other = load_backbone(other_settings)
 
-    def build(settings: BackboneSettings, digest: str, site: str) -> SpinClassifier:
+    def build(settings: BackboneSettings, digest: str, site: str) -> TrainedClassifier:
         return build_classifier(settings, digest, {FeatureColumn.parse(f"{site}.mean"): np.arange(8)})
 
     classifiers = [
@@ -314,7 +314,7 @@ def test_int8_is_scaled_by_the_texts_of_any_classifier(settings: BackboneSetting
     int8 = settings.model_copy(update={"engine": "openvino", "dtype": "int8"})
     columns = [FeatureColumn.parse(name) for name in ("resid.02.mean", "ffn.03.max")]
 
-    def build(calibration: Sequence[str]) -> list[SpinClassifier]:
+    def build(calibration: Sequence[str]) -> list[TrainedClassifier]:
         return [
             build_classifier(int8, backbone.digest, {column: np.arange(9)}, calibration=texts)
             for column, texts in zip(columns, ((), calibration), strict=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spin import SpinClassifier
+from spin import SpinClassifier, TrainedClassifier
 from spin.activations.extract import extract
 from spin.heads.decision import Decision
 from spin.settings import BackboneSettings, CascadeSettings, DecisionSettings, ProbeSettings, SearchSettings
@@ -20,14 +20,14 @@ CLASSES = ("good", "bad", "plain")
 TEXTS = [d["text"] for d in tiny.make_documents(90, CLASSES, seed=3)]
 
 
-def fit(backbone: BackboneSettings, seed: int = 0, search: SearchSettings = SEARCH) -> SpinClassifier:
+def fit(backbone: BackboneSettings, seed: int = 0, search: SearchSettings = SEARCH) -> TrainedClassifier:
     """A classifier of documents whose labels are wrong now and then, so that no evidence is perfect."""
     documents = tiny.make_documents(1100, CLASSES, seed)
     draw = np.random.default_rng(seed)
     labels = [str(draw.choice(CLASSES)) if draw.random() < 0.3 else d["label"] for d in documents]
     cascade = CascadeSettings(max_loss=0.3, depths=(0.4, 0.8))
     spin = SpinClassifier(backbone, probe=ProbeSettings(penalties=4), search=search, cascade=cascade)
-    return spin.fit([d["text"] for d in documents], labels)
+    return spin.fit([d["text"] for d in documents], labels).trained_
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +36,19 @@ def backbone(backbone_folder: Path, many_labels: None) -> BackboneSettings:
 
 
 @pytest.fixture(scope="module")
-def spin(backbone: BackboneSettings) -> SpinClassifier:
+def spin(backbone: BackboneSettings) -> TrainedClassifier:
     return fit(backbone)
 
 
 @pytest.fixture(scope="module")
-def folder(spin: SpinClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(spin: TrainedClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The saved classifier."""
     path: Path = tmp_path_factory.mktemp("spin")
     spin.save(path)
     return path
 
 
-def test_features_are_the_words_logits_and_the_neurons(spin: SpinClassifier) -> None:
+def test_features_are_the_words_logits_and_the_neurons(spin: TrainedClassifier) -> None:
     """By the word regression and by an extraction of all neurons, each on its own."""
     features, selection = spin.features(TEXTS), spin.fitted.selection
     assert spin.training_result.words is not None
@@ -60,9 +60,9 @@ def test_features_are_the_words_logits_and_the_neurons(spin: SpinClassifier) -> 
     np.testing.assert_allclose(features.values[:, 3:], np.concatenate(expected, axis=1), rtol=1e-4, atol=1e-5)
 
 
-def test_documents_exit_by_words_and_neurons_together(spin: SpinClassifier, folder: Path) -> None:
+def test_documents_exit_by_words_and_neurons_together(spin: TrainedClassifier, folder: Path) -> None:
     """Depths and logits are those that the values at full depth give, document by document."""
-    early = SpinClassifier.load(folder, early=True)
+    early = TrainedClassifier.load(folder, early=True)
     assert early.exits_early
     fitted, values = early.fitted, spin.features(TEXTS).values
     depths = fitted.exit_depths(values, early.label_space, Decision.of(early.label_space, DecisionSettings()))
@@ -75,13 +75,13 @@ def test_documents_exit_by_words_and_neurons_together(spin: SpinClassifier, fold
     np.testing.assert_allclose(explanation.logits, predictions.logits[row], atol=1e-4)
 
 
-def test_a_loaded_classifier_reads_the_same_words(spin: SpinClassifier, folder: Path) -> None:
-    np.testing.assert_array_equal(SpinClassifier.load(folder).predict_logits(TEXTS), spin.predict_logits(TEXTS))
+def test_a_loaded_classifier_reads_the_same_words(spin: TrainedClassifier, folder: Path) -> None:
+    np.testing.assert_array_equal(TrainedClassifier.load(folder).predict_logits(TEXTS), spin.predict_logits(TEXTS))
 
 
-def test_words_may_decide_alone(spin: SpinClassifier, folder: Path) -> None:
+def test_words_may_decide_alone(spin: TrainedClassifier, folder: Path) -> None:
     """Where that loses little, the cheapest choice reads no neuron, runs no block and opens no engine."""
-    cheapest = SpinClassifier.load(folder, choose="cheapest", early=True)
+    cheapest = TrainedClassifier.load(folder, choose="cheapest", early=True)
     summary = cheapest.fitted.summary
     assert (summary.neurons, summary.words, summary.depth, summary.compute) == (0, True, 0, 0)
     cheapest.prepare()
@@ -103,7 +103,7 @@ def test_words_may_decide_alone(spin: SpinClassifier, folder: Path) -> None:
 
 def test_strings_of_characters_count_with_the_word_that_they_stand_in(folder: Path) -> None:
     """No piece of a word is listed by itself, and nothing of the sum is lost."""
-    spin = SpinClassifier.load(folder, choose="cheapest")
+    spin = TrainedClassifier.load(folder, choose="cheapest")
     explanation = spin.explain("We sat for hours, hours; and it was LOVELY!")
     whole = explanation.whole_terms
     words = {"we", "sat", "for", "hours", "and", "it", "was", "lovely"}
@@ -114,9 +114,9 @@ def test_strings_of_characters_count_with_the_word_that_they_stand_in(folder: Pa
     assert {term for term, _ in explanation.top_terms(99)} == set(whole)
 
 
-def test_an_explanation_covers_the_words_that_the_backbone_does_not_read(spin: SpinClassifier, folder: Path) -> None:
+def test_an_explanation_covers_the_words_that_the_backbone_does_not_read(spin: TrainedClassifier, folder: Path) -> None:
     """A word beyond the token limit has the contribution of its terms, and the sum is still exact."""
-    cut = SpinClassifier.load(folder)
+    cut = TrainedClassifier.load(folder)
     cut.settings = cut.settings.model_copy(update={"max_tokens": 8})
     text = "the crew was on it " * 3 + "lovely"
     explanation = cut.explain(text)
@@ -128,7 +128,7 @@ def test_an_explanation_covers_the_words_that_the_backbone_does_not_read(spin: S
     np.testing.assert_allclose(total, cut.predict_logits([text])[0], atol=1e-4)
 
 
-def test_classifiers_in_a_shared_pass_read_their_own_words(backbone: BackboneSettings, spin: SpinClassifier) -> None:
+def test_classifiers_in_a_shared_pass_read_their_own_words(backbone: BackboneSettings, spin: TrainedClassifier) -> None:
     other = fit(backbone, seed=1)
     features = SharedPass([spin, other]).features(TEXTS)
     for classifier, own in zip((spin, other), features, strict=True):
@@ -136,8 +136,8 @@ def test_classifiers_in_a_shared_pass_read_their_own_words(backbone: BackboneSet
     assert not np.array_equal(features[0].values[:, :3], features[1].values[:, :3])
 
 
-def test_a_choice_of_words_alone_shares_no_pass(spin: SpinClassifier, folder: Path) -> None:
-    cheapest = SpinClassifier.load(folder, choose="cheapest")
+def test_a_choice_of_words_alone_shares_no_pass(spin: TrainedClassifier, folder: Path) -> None:
+    cheapest = TrainedClassifier.load(folder, choose="cheapest")
     shared = SharedPass([spin, cheapest])
     first, second = shared.features(TEXTS)
     np.testing.assert_array_equal(first.values, spin.features(TEXTS).values)

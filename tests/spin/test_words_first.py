@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spin import SpinClassifier
+from spin import TrainedClassifier
 from spin.activations.extract import count_tokens, extract
 from spin.activations.features import Features
 from spin.backbone.loading import load_backbone
@@ -39,7 +39,7 @@ def regression() -> WordRegression:
 
 
 @pytest.fixture(scope="module", params=["neurons", "neurons and words", "multi-label"])
-def spin(request: pytest.FixtureRequest, backbone_folder: Path, regression: WordRegression) -> SpinClassifier:
+def spin(request: pytest.FixtureRequest, backbone_folder: Path, regression: WordRegression) -> TrainedClassifier:
     """A classifier of three blocks with exits by words and after the first block, which about a third each takes.
 
     The head and the exit after the first block read neurons alone, or words, too.
@@ -69,7 +69,7 @@ def spin(request: pytest.FixtureRequest, backbone_folder: Path, regression: Word
         selection, standardizer, LinearHead(coef, BIAS), build_choice_summary(), exits=tuple(exits)
     )
     result = TrainingResult({"accuracy": fitted}, (), 0, regression)
-    return SpinClassifier.assemble(settings, backbone.digest, label_space, result, "macro_f1", early=True)
+    return TrainedClassifier(settings, backbone.digest, label_space, result, "macro_f1", early=True)
 
 
 def confidence(label_space: LabelSpace, logits: Any) -> float:
@@ -78,11 +78,13 @@ def confidence(label_space: LabelSpace, logits: Any) -> float:
     return float(np.maximum(probabilities, 1 - probabilities).min() if label_space.multilabel else probabilities.max())
 
 
-def assemble(spin: SpinClassifier, engine: str = "torch", *, early: bool = True, **changes: Any) -> SpinClassifier:
+def assemble(
+    spin: TrainedClassifier, engine: str = "torch", *, early: bool = True, **changes: Any
+) -> TrainedClassifier:
     """The classifier with other settings, and a backbone of its own."""
-    return SpinClassifier.assemble(
+    return TrainedClassifier(
         spin.settings.model_copy(update={"engine": engine}),
-        str(spin.backbone_digest),
+        spin.backbone_digest,
         spin.label_space,
         changes.pop("result", spin.training_result),
         "macro_f1",
@@ -91,7 +93,7 @@ def assemble(spin: SpinClassifier, engine: str = "torch", *, early: bool = True,
     )
 
 
-def loop_exits(spin: SpinClassifier, texts: list[str] = TEXTS) -> tuple[list[int], list[Any]]:
+def loop_exits(spin: TrainedClassifier, texts: list[str] = TEXTS) -> tuple[list[int], list[Any]]:
     """Depth and logits of every text, one after another, from what is read of it at full depth."""
     fitted, depths, logits = spin.fitted, [], []
     assert spin.training_result.words is not None
@@ -116,7 +118,7 @@ def loop_exits(spin: SpinClassifier, texts: list[str] = TEXTS) -> tuple[list[int
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_documents_stop_where_a_loop_over_all_exits_stops(spin: SpinClassifier, engine: str) -> None:
+def test_documents_stop_where_a_loop_over_all_exits_stops(spin: TrainedClassifier, engine: str) -> None:
     """Depths and logits are those of the loop; documents that words decide have no tokens and no values."""
     depths, logits = loop_exits(spin)
     assert {*depths} == {BY_WORDS, 1, 3}
@@ -134,7 +136,7 @@ def test_documents_stop_where_a_loop_over_all_exits_stops(spin: SpinClassifier, 
 
 
 def test_only_documents_that_words_do_not_decide_are_tokenized(
-    spin: SpinClassifier, monkeypatch: pytest.MonkeyPatch
+    spin: TrainedClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     depths, _ = loop_exits(spin)
     early, seen, tokenize = assemble(spin), [], Backbone.tokenize
@@ -151,7 +153,7 @@ def test_only_documents_that_words_do_not_decide_are_tokenized(
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_where_words_decide_all_the_backbone_reads_nothing(
-    spin: SpinClassifier, engine: str, monkeypatch: pytest.MonkeyPatch
+    spin: TrainedClassifier, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_words = replace(spin.fitted.exits[0], threshold=0.0)
     fitted = replace(spin.fitted, exits=(by_words, *spin.fitted.exits[1:]))
@@ -169,7 +171,7 @@ def test_where_words_decide_all_the_backbone_reads_nothing(
     assert early.predict_all([]).exit_depth.tolist() == []
 
 
-def test_without_early_exits_words_cost_nothing(spin: SpinClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_early_exits_words_cost_nothing(spin: TrainedClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     """The regression is read only where the head reads it, and every document runs to full depth."""
     late = assemble(spin, early=False)
     if not spin.fitted.selection.words:
@@ -180,7 +182,7 @@ def test_without_early_exits_words_cost_nothing(spin: SpinClassifier, monkeypatc
     assert late.predict_features(features).exit_depth.tolist() == [3] * len(TEXTS)
 
 
-def test_a_document_on_which_the_decision_abstains_goes_on(spin: SpinClassifier) -> None:
+def test_a_document_on_which_the_decision_abstains_goes_on(spin: TrainedClassifier) -> None:
     band = DecisionSettings(abstain=0.45)
     cautious = assemble(spin, decision=band)
     by_words = cautious.fitted.at(0)
@@ -195,7 +197,7 @@ def test_a_document_on_which_the_decision_abstains_goes_on(spin: SpinClassifier)
     np.testing.assert_array_equal(cautious.decided_by_words(words), decided & ~abstains)
 
 
-def test_depths_and_logits_follow_from_values_at_full_depth(spin: SpinClassifier) -> None:
+def test_depths_and_logits_follow_from_values_at_full_depth(spin: TrainedClassifier) -> None:
     """As a drift reference computes them, from stored features and the words' logits."""
     depths, logits = loop_exits(spin)
     assert spin.training_result.words is not None
@@ -205,7 +207,7 @@ def test_depths_and_logits_follow_from_values_at_full_depth(spin: SpinClassifier
     np.testing.assert_allclose(spin.fitted.predict_logits(values, of_values, words), logits, atol=1e-3)
 
 
-def test_features_of_parts_are_joined(spin: SpinClassifier) -> None:
+def test_features_of_parts_are_joined(spin: TrainedClassifier) -> None:
     """Also where words decide all documents of a part, or none."""
     whole, depths = spin.features(TEXTS), np.array(loop_exits(spin)[0])
     order = np.argsort(depths, kind="stable")
@@ -217,7 +219,7 @@ def test_features_of_parts_are_joined(spin: SpinClassifier) -> None:
     np.testing.assert_allclose(joined.logits, expected.logits[order], atol=1e-4)
 
 
-def test_an_explanation_of_a_document_that_words_decide_has_terms_alone(spin: SpinClassifier) -> None:
+def test_an_explanation_of_a_document_that_words_decide_has_terms_alone(spin: TrainedClassifier) -> None:
     depths, logits = loop_exits(spin)
     for depth in (BY_WORDS, 1, 3):
         row = depths.index(depth)
@@ -230,7 +232,7 @@ def test_an_explanation_of_a_document_that_words_decide_has_terms_alone(spin: Sp
         assert bool(explanation.terms) == (depth == BY_WORDS or spin.fitted.selection.words > 0)
 
 
-def test_a_deep_explanation_reads_the_model_whatever_decides(spin: SpinClassifier) -> None:
+def test_a_deep_explanation_reads_the_model_whatever_decides(spin: TrainedClassifier) -> None:
     """It is that of a classifier without exits, and has neurons; otherwise it says what was not read."""
     depths, _ = loop_exits(spin)
     whole = assemble(spin, early=False)
@@ -245,9 +247,9 @@ def test_a_deep_explanation_reads_the_model_whatever_decides(spin: SpinClassifie
     assert (spin.explain(TEXTS[depths.index(1)]).exit_note or "").startswith("decided after block 1;")
 
 
-def test_the_exit_is_saved_and_loaded(spin: SpinClassifier, tmp_path: Path) -> None:
+def test_the_exit_is_saved_and_loaded(spin: TrainedClassifier, tmp_path: Path) -> None:
     spin.save(tmp_path)
-    loaded = SpinClassifier.load(tmp_path, early=True)
+    loaded = TrainedClassifier.load(tmp_path, early=True)
     expected, actual = spin.predict_all(TEXTS), loaded.predict_all(TEXTS)
     np.testing.assert_array_equal(actual.exit_depth, expected.exit_depth)
     np.testing.assert_array_equal(actual.logits, expected.logits)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
@@ -31,11 +31,11 @@ def build_classifier(
     head_reads_words: bool = True,
     seed: int = 0,
     **options: Any,
-) -> SpinClassifier:
+) -> TrainedClassifier:
     """Return a classifier that reads these neurons, with a random head.
 
     `exits` are depths, -1 for that by words, and the confidence from which a document exits there. It exits early if it
-    has any. `options` are those of `SpinClassifier.assemble`.
+    has any. `options` are those of `TrainedClassifier`.
     """
     draw = np.random.default_rng(seed)
     in_head = classes if words is not None and head_reads_words else 0
@@ -57,7 +57,7 @@ def build_classifier(
     )
     result = TrainingResult(dict.fromkeys(("accuracy", "balanced", "cheapest"), fitted), (), 0, words)
     space = LabelSpace(tuple(f"class {seed} {k}" for k in range(classes)), multilabel)
-    return SpinClassifier.assemble(settings, digest, space, result, "macro_f1", early=bool(exits), **options)
+    return TrainedClassifier(settings, digest, space, result, "macro_f1", early=bool(exits), **options)
 
 
 def draw_neurons(

@@ -41,7 +41,8 @@ class RegistryFixture:
         labels: Sequence[Label] = [row["label"] for row in rows]
         if multilabel:  # a third class next to good and bad
             labels = [[str(row["label"])] + ["film"] * ("film" in row["text"]) for row in rows]
-        self.spin = build_quick_classifier(self.settings.backbone).fit([row["text"] for row in rows], labels)
+        classifier = build_quick_classifier(self.settings.backbone)
+        self.spin = classifier.fit([row["text"] for row in rows], labels).trained_
         self.spin.save(folder / "artifact")
         (folder / "artifact" / "MODEL_CARD.md").write_text(CARD)
         self.labels = self.spin.predict(TEXTS)

@@ -8,14 +8,14 @@ from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.steps.night_profile import NightProfile
 from pipelines.registry.packaging import REFERENCE
 from pipelines.service_errors import DriftError
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.heads.held_out import HeldOutLogits
 from spin.monitor.drift import Drift, measure
 from spin.monitor.profile import Profile
 
 
 def measure_drift(
-    profile: NightProfile, model: Path, spin: SpinClassifier, held_out: HeldOutLogits | None, allowed: float
+    profile: NightProfile, model: Path, spin: TrainedClassifier, held_out: HeldOutLogits | None, allowed: float
 ) -> list[Drift]:
     """Return the drift of the profile of a night from the reference in the folder of a model, opened as `spin`.
 

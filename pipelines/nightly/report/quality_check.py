@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.heads.held_out import HeldOutLogits
 from spin.monitor.drift import Drift
 from spin.monitor.quality import BREAKS_ESTIMATE, QualityEstimate, QualitySums, estimate_quality
@@ -22,7 +22,7 @@ class NightQuality:
 
 
 def estimate_labels(
-    sums: QualitySums | None, spin: SpinClassifier, held_out: HeldOutLogits | None, drift: Sequence[Drift]
+    sums: QualitySums | None, spin: TrainedClassifier, held_out: HeldOutLogits | None, drift: Sequence[Drift]
 ) -> NightQuality:
     """The estimated quality of the labels of a night by their sums and the test documents of its model."""
     if sums is None or held_out is None:

@@ -34,7 +34,7 @@ from pipelines.workers import weights_cache
 from pipelines.workers.artifact_copy import ArtifactCopy
 from pipelines.workers.worker_faults import describe_error, is_fault_of_worker
 from spin.activations.features import Features
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import SpinError
 from spin.heads import persistence
 from spin.labels.label_space import Label, class_names
@@ -59,7 +59,7 @@ class ClassifyStep:
     def __init__(self, job: ClassifyJob, settings: Settings) -> None:
         self.job, self.data, self.keep_text = job, settings.data, settings.classify.dead_letter_text
         self.sample_words = settings.classify.drift_words
-        self.classifiers: list[SpinClassifier] = []
+        self.classifiers: list[TrainedClassifier] = []
         for number, model in enumerate(job.models):
             with self._naming(number):
                 decision = settings.decision if model.decision is None else model.decision
@@ -269,7 +269,7 @@ def work_digest(shard: Shard) -> str:
     return hashlib.sha256(json.dumps(to_json(shard), sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _load(artifact: ArtifactCopy, settings: Settings) -> SpinClassifier:
+def _load(artifact: ArtifactCopy, settings: Settings) -> TrainedClassifier:
     """The classifier of a run's copy of an artifact, whose digests are checked.
 
     Its backbone is copied to this node if it is not there yet, and loaded when it is first used.
@@ -280,7 +280,7 @@ def _load(artifact: ArtifactCopy, settings: Settings) -> SpinClassifier:
         calibration = Path(folder) / CALIBRATION
         texts = json.loads(calibration.read_text(encoding="utf-8")) if calibration.exists() else ()
         backbone = weights_cache.receive(settings, digest)
-        return SpinClassifier.open(folder, settings, backbone=backbone, calibration=texts)
+        return TrainedClassifier.open(folder, settings, backbone=backbone, calibration=texts)
 
 
 def _load_shadow(job: ShadowJob | None, settings: Settings) -> Shadow | None:

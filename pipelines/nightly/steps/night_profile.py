@@ -14,7 +14,7 @@ from safetensors.numpy import save as save_tensors
 
 from pipelines.storage.object_store import Store
 from spin.activations.features import Features
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.monitor.profile import Profile
 from spin.monitor.quality import QualitySums
 from spin.predictions import Predictions
@@ -35,7 +35,7 @@ class NightProfile:
     """for the quality of the labels; None where a shard is of an earlier version, which counted none"""
 
     @classmethod
-    def of(cls, spin: SpinClassifier, predictions: Predictions, features: Features) -> Self:
+    def of(cls, spin: TrainedClassifier, predictions: Predictions, features: Features) -> Self:
         """The sums of documents by their features and what a classifier predicts from these."""
         space = spin.label_space
         given, abstains = spin.decision_rule.decide(predictions.probabilities)

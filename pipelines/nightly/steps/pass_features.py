@@ -10,7 +10,7 @@ from pipelines.storage.shard_log import Attempt
 from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, isolate_failing_rows, run_check
 from pipelines.workers.worker_faults import is_fault_of_worker
 from spin.activations.features import Features
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import NotFiniteError, SpinError
 from spin.shared_pass import SharedPass
 
@@ -44,9 +44,9 @@ class PassFeatures:
     that cannot be prepared is left out: `shadow` is then None.
     """
 
-    def __init__(self, models: Sequence[SpinClassifier], shadow: SpinClassifier | None, known_good: str) -> None:
+    def __init__(self, models: Sequence[TrainedClassifier], shadow: TrainedClassifier | None, known_good: str) -> None:
         self.models, self.shadow, self._known_good = tuple(models), shadow, known_good
-        self._passes: dict[tuple[SpinClassifier, ...], SharedPass] = {}
+        self._passes: dict[tuple[TrainedClassifier, ...], SharedPass] = {}
         self._shadow_joins = False
         if not self._prepare_with_shadow():
             self._prepare_models()
@@ -93,7 +93,7 @@ class PassFeatures:
         """
         self._shared(self.models).run_backbones([self._known_good])
 
-    def together(self, classifiers: Sequence[SpinClassifier], texts: Sequence[str]) -> list[Features]:
+    def together(self, classifiers: Sequence[TrainedClassifier], texts: Sequence[str]) -> list[Features]:
         """The features of some of the classifiers, in order."""
         if len(classifiers) == 1:
             return [classifiers[0].features(texts)]
@@ -134,7 +134,7 @@ class PassFeatures:
         return {member: _rows_of(isolated, place) for place, member in enumerate(members)}
 
     def _with_shadow(
-        self, models: Sequence[SpinClassifier], shadow: SpinClassifier, texts: list[str]
+        self, models: Sequence[TrainedClassifier], shadow: TrainedClassifier, texts: list[str]
     ) -> PieceFeatures | None:
         """The features of models and shadow; None if that fails, which must not cost the models anything."""
         try:
@@ -147,14 +147,14 @@ class PassFeatures:
             _log.debug("the pass of models and shadow failed; the models run without it", exc_info=True)
             return None
 
-    def _shared(self, classifiers: tuple[SpinClassifier, ...]) -> SharedPass:
+    def _shared(self, classifiers: tuple[TrainedClassifier, ...]) -> SharedPass:
         if classifiers not in self._passes:
             self._passes[classifiers] = SharedPass(classifiers)
         return self._passes[classifiers]
 
 
 def _apart(
-    models: Sequence[SpinClassifier], texts: Sequence[str], check: Callable[[], object]
+    models: Sequence[TrainedClassifier], texts: Sequence[str], check: Callable[[], object]
 ) -> tuple[Features | str, ...]:
     """The features of one text for each model by itself, or the reason; raises the last error if all fail."""
     found: list[Features | str] = []

@@ -16,7 +16,7 @@ from pipelines.workers.fault_isolation import MAX_CRASHES
 from spin.activations.features import Features
 from spin.backbone.digest import cached_digest
 from spin.backbone.hub import locate_model
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads.persistence import ClassifierMetadata
 from spin.labels.label_space import Label
@@ -73,12 +73,12 @@ def choose_shadow(version: str, folder: Path, model: ClassifierMetadata, setting
     """
     try:
         early = settings.classify.cascade
-        spin = SpinClassifier.load(folder, choose=settings.choose, decision=settings.decision, early=early)
+        spin = TrainedClassifier.load(folder, choose=settings.choose, decision=settings.decision, early=early)
         if spin.label_space.multilabel != model.multilabel:
             forms = {True: "a list of classes", False: "one class"}
             shadow_form, model_form = forms[spin.label_space.multilabel], forms[model.multilabel]
             raise UserError(f"it gives a document {shadow_form}, the model {model_form}")
-        digest, backbone = str(spin.backbone_digest), None
+        digest, backbone = spin.backbone_digest, None
         if digest != model.backbone_digest:
             backbone = find_own_backbone(spin.settings, digest, settings.backbone)
     except UserError as error:
@@ -104,7 +104,7 @@ def find_own_backbone(trained: BackboneSettings, digest: str, night: BackboneSet
 class Shadow:
     """Compares the labels of a model with those of its shadow."""
 
-    def __init__(self, spin: SpinClassifier, version: str) -> None:
+    def __init__(self, spin: TrainedClassifier, version: str) -> None:
         self.spin, self.version = spin, version
 
     def compare(

@@ -12,7 +12,7 @@ import numpy as np
 from pipelines.registry.promotion.gate_check import GateCheck
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from pipelines.registry.versions import Registry
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.labels.label_space import Label, class_names
 from spin.settings import Settings
@@ -30,7 +30,7 @@ def settle_promise(registry: Registry, number: str) -> tuple[Settings, str | Non
         folder = Path(name)
         try:
             registry.download(number, folder)
-            decision, reason = SpinClassifier.open(folder, settings).decision, None
+            decision, reason = TrainedClassifier.open(folder, settings).decision, None
         except UserError as error:
             decision, reason = settings.decision.without_promise(), str(error)
     return settings.model_copy(update={"decision": decision}), reason

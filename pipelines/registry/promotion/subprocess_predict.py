@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from pipelines.service_errors import StalledError
 from spin.activations.engines.engine import CALIBRATION_TEXTS
 from spin.arrays import Floats
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import SpinError, UserError
 from spin.labels.label_space import Label
 from spin.settings import BackboneSettings, Choice, DecisionSettings, Settings
@@ -151,12 +151,12 @@ def _predict(model: str, request: PredictionRequest) -> PredictionReply:
     import mlflow
 
     loaded = mlflow.pyfunc.load_model(model)
-    served: SpinClassifier = loaded.unwrap_python_model().spin
+    served: TrainedClassifier = loaded.unwrap_python_model().spin
     texts = list(request.texts)
     _check_answers(loaded, served, texts[:_SAMPLE])
-    classifier = SpinClassifier.assemble(
+    classifier = TrainedClassifier(
         served.settings.model_copy(update=request.backbone.model_dump(include=_RUN)),
-        served.backbone_digest or "",
+        served.backbone_digest,
         served.label_space,
         served.training_result,
         served.metric,
@@ -183,7 +183,7 @@ def _predict(model: str, request: PredictionRequest) -> PredictionReply:
     )
 
 
-def _check_answers(loaded: Any, classifier: SpinClassifier, texts: list[str]) -> None:
+def _check_answers(loaded: Any, classifier: TrainedClassifier, texts: list[str]) -> None:
     """Raise UserError unless MLflow's public interface gives the labels and scores of the classifier in the model."""
     import pandas as pd
 

@@ -23,7 +23,7 @@ from benchmarks.speed.role import REASONS, SHIPPED, OurSetting, TransformerPeer,
 from benchmarks.speed.training import train_classifiers, with_exits
 from benchmarks.speed.trial import Sides, Trial, divide_corpus, flops, make_trial
 from benchmarks.speed.word_peers import word_contenders
-from spin import SpinClassifier
+from spin import TrainedClassifier
 from spin.backbone.loading import load_backbone
 from spin.labels.metrics import score
 from spin.settings import BackboneSettings
@@ -116,7 +116,7 @@ def test_every_setting_predicts_what_its_classifier_predicts(trial: Trial) -> No
         assert answers.compute is not None
         assert ((answers.compute >= 0) & (answers.compute <= 1)).all()
     folder = train_classifiers(trial)
-    spin = SpinClassifier.load(folder / str(SHIPPED), early=True)
+    spin = TrainedClassifier.load(folder / str(SHIPPED), early=True)
     shipped = ours.contender(ours.shipped).load()(texts, 0)
     assert trial.label_space.names(shipped.classes) == spin.predict(texts)
 
@@ -170,13 +170,13 @@ def test_a_measurement_judges_chooses_and_times(trial: Trial, monkeypatch: pytes
 def test_settings_with_reasons_are_timed_but_not_chosen(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are judged at full depth and as shipped, and their classifiers give as many reasons as their names say."""
     given: list[int] = []
-    opened = SpinClassifier.load
+    opened = TrainedClassifier.load
 
-    def record(*args: Any, **options: Any) -> SpinClassifier:
+    def record(*args: Any, **options: Any) -> TrainedClassifier:
         given.append(options.get("reasons", 0))
         return opened(*args, **options)
 
-    monkeypatch.setattr(SpinClassifier, "load", record)
+    monkeypatch.setattr(TrainedClassifier, "load", record)
     measurement = Measurement(trial, "*reasons*")
     measurement.enter_ours()
     assert ["max_loss" in ready.key for ready in measurement.ready] == [False, True]

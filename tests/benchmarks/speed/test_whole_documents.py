@@ -17,7 +17,7 @@ from benchmarks.speed.page import Conditions
 from benchmarks.speed.role import SHIPPED, OurSetting
 from benchmarks.speed.trial import Sides, divide_corpus
 from benchmarks.speed.whole_documents import Comparison, measure, section
-from spin import SpinClassifier
+from spin import TrainedClassifier
 from spin.activations.extract import Features, extract
 from spin.arrays import Rows
 from spin.backbone.model import Backbone
@@ -106,7 +106,7 @@ def test_every_row_is_of_a_classifier_that_reads_so(comparison: Comparison, corp
         assert isinstance(role, OurSetting)
         assert (role.windows, role.default, role.max_loss) == (way == "windows", early, SHIPPED if early else None)
         [artifact] = parts.glob(f"*/{way}")
-        spin = SpinClassifier.load(artifact, early=early)
+        spin = TrainedClassifier.load(artifact, early=early)
         assert (spin.settings.long_texts, spin.settings.max_tokens) == (way, 10)
         predictions = spin.predict_all(texts)
         assert corpus.label_space.names(reading.row.classes) == predictions.labels

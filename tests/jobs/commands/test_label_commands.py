@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from spin.classifier import SpinClassifier
+from spin.estimator import SpinClassifier
 from spin.settings import BackboneSettings, SearchSettings
 from tests.support import tiny
 from tests.support.chaos import FolderRegistry

@@ -28,7 +28,8 @@ from pipelines.nightly.tables.night_history import PredictionRow, list_nights, r
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, NightTables, read_rows
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
+from spin.estimator import SpinClassifier
 from spin.settings import Settings, parse_settings
 from tests.support import chaos, tiny
 from tests.support.chaos import FolderRegistry
@@ -183,7 +184,7 @@ def test_bad_documents_and_files_do_not_affect_the_others(
     assert sorted(messages) == ["computing it raised RuntimeError", "every process that computed it was killed"]
     text_by_id = {row["id"]: row["text"] for row in rows if row["id"] not in expected and row["text"]}
     assert {row["id"] for row in predicted} == {row["id"] for row in documents} | {"nul", "long"}
-    classifier = SpinClassifier.load(project.registry_fixture.folder / "1")
+    classifier = TrainedClassifier.load(project.registry_fixture.folder / "1")
     labels = dict(zip(text_by_id, classifier.predict(list(text_by_id.values())), strict=True))
     assert {row["id"]: row["label"] for row in predicted if row["id"] in labels} == labels
     check_no_secrets(project.out, os.environ["AWS_SECRET_ACCESS_KEY"], chaos.RAISE, "seen in another", "not a record")

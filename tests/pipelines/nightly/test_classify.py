@@ -22,8 +22,9 @@ from pipelines.workers.map_shards import map_shards
 from spin.activations.extract import count_tokens
 from spin.activations.word_reader import WordReader
 from spin.backbone.model import Backbone
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import NotFiniteError, SpinError, UserError
+from spin.estimator import SpinClassifier
 from spin.heads.early_exit import EarlyExit
 from spin.heads.linear_head import LinearHead
 from spin.settings import SearchSettings, load_settings
@@ -178,14 +179,16 @@ def test_documents_that_words_decide_are_marked_and_not_tokenized(project: Night
     margin = np.abs(logits[:, 0] - logits[:, 1])
     by_words = margin > np.median(margin)
     threshold = 1 / (1 + math.exp(-np.median(margin)))
-    spin = SpinClassifier(str(project.backbone), sites=["ffn"], poolings=["mean"], search=SearchSettings(words="off"))
     documents = tiny.make_documents(120)
-    spin.fit([row["text"] for row in documents], [row["label"] for row in documents])
+    classifier = SpinClassifier(
+        str(project.backbone), sites=["ffn"], poolings=["mean"], search=SearchSettings(words="off")
+    )
+    spin = classifier.fit([row["text"] for row in documents], [row["label"] for row in documents]).trained_
     exit = EarlyExit(BY_WORDS, LinearHead(np.eye(2, dtype=np.float32), np.zeros(2, np.float32)), threshold)
     choices = {name: replace(of, exits=(exit, *of.exits)) for name, of in spin.training_result.choices.items()}
     result = replace(spin.training_result, choices=choices, words=regression)
-    digest = str(spin.backbone_digest)
-    SpinClassifier.assemble(spin.settings, digest, spin.label_space, result, "macro_f1").save(
+    digest = spin.backbone_digest
+    TrainedClassifier(spin.settings, digest, spin.label_space, result, "macro_f1").save(
         project.registry_fixture.folder / "3"
     )
     project.promote("3")
@@ -208,11 +211,11 @@ def test_a_worker_checks_its_backbone_whatever_words_decide(
 ) -> None:
     """Before a document is blamed for an error, a sound text must reach the backbone, which may be broken."""
     step = object.__new__(ClassifyStep)
-    spin = SpinClassifier.load(registry_fixture.folder / "1", early=True)
+    spin = TrainedClassifier.load(registry_fixture.folder / "1", early=True)
     step.features = PassFeatures([spin], None, "a sound text")
-    monkeypatch.setattr(SpinClassifier, "exits_by_words", True)
+    monkeypatch.setattr(TrainedClassifier, "exits_by_words", True)
     regression = SimpleNamespace(intercept=np.zeros(2), logits=lambda texts: np.zeros((len(texts), 2), np.float32))
-    monkeypatch.setattr(SpinClassifier, "word_regression", regression)
+    monkeypatch.setattr(TrainedClassifier, "word_regression", regression)
     monkeypatch.setattr(spin, "decided_by_words", lambda words: np.ones(len(words), bool))
     step.check()
 
@@ -228,7 +231,7 @@ def test_a_worker_checks_that_it_finds_reasons(
     registry_fixture: FolderRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = object.__new__(ClassifyStep)
-    spin = SpinClassifier.load(registry_fixture.folder / "1", early=True, reasons=2)
+    spin = TrainedClassifier.load(registry_fixture.folder / "1", early=True, reasons=2)
     step.features = PassFeatures([spin], None, "a sound text")
     step.check()
 
@@ -306,8 +309,8 @@ def test_the_precision_check_counts_labels_that_equal_those_of_float32(project: 
     settings = load_settings(project.folder / "settings.yaml")
 
     class LoadingRegistry(FolderRegistry):
-        def load(self, number: str, *, backbone: Any) -> SpinClassifier:
-            return SpinClassifier.load(self.folder / number, backbone=backbone, early=True)
+        def load(self, number: str, *, backbone: Any) -> TrainedClassifier:
+            return TrainedClassifier.load(self.folder / number, backbone=backbone, early=True)
 
     registry: Any = LoadingRegistry(project.registry_fixture.folder)
     assert check_precision(settings, registry, report, 1000) == (90, 90)

@@ -18,7 +18,7 @@ from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE
 from pipelines.registry.packaging import REFERENCE
 from pipelines.storage.object_store import Store
 from spin.backbone.loading import load_backbone
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.labels.standardizer import Standardizer
 from spin.monitor.document_sample import is_sampled
 from spin.monitor.drift import Drift, feature_names
@@ -81,7 +81,7 @@ def save_version(
     fitted = replace(spin.fitted, summary=build_choice_summary())
     for early in (False, words):
         result = replace(spin.training_result, choices=dict.fromkeys(CHOICES, fitted))
-        spin = SpinClassifier.assemble(settings, backbone.digest, spin.label_space, result, "accuracy", early=early)
+        spin = TrainedClassifier(settings, backbone.digest, spin.label_space, result, "accuracy", early=early)
         if not early:
             values = spin.features(texts).values.astype(np.float32)
             fitted = replace(fitted, standardizer=Standardizer.fit(values))
@@ -122,7 +122,7 @@ def neurons_of(report: NightReport) -> Drift:
     return drift
 
 
-def plain_rankings(spin: SpinClassifier, rows: list[Row], drift: Drift, share: float = 1) -> list[list[str]]:
+def plain_rankings(spin: TrainedClassifier, rows: list[Row], drift: Drift, share: float = 1) -> list[list[str]]:
     """Return for each neuron the documents of the sample, the farthest first, by a plain loop."""
     sampled = [row for row in rows if is_sampled(row["id"], share)]
     values = spin.fitted.standardizer.transform(spin.features([row["text"] for row in sampled]).values)
@@ -161,7 +161,7 @@ def test_the_documents_are_those_of_a_plain_loop(
     monkeypatch.setattr("spin.monitor.document_sample._SIZE", size)
     project.promote(version)
     drift = neurons_of(run_drifting(project))
-    rows, spin = make_night(), SpinClassifier.load(project.registry_fixture.folder / version, early=True)
+    rows, spin = make_night(), TrainedClassifier.load(project.registry_fixture.folder / version, early=True)
     rankings = plain_rankings(spin, rows, drift, min(1, size / (len(rows) + 2)))
     expected = [tuple(ranking[:3]) for ranking in rankings]
     assert [shift.documents for shift in drift.moved] == expected + [()] * (len(drift.moved) - len(expected))
@@ -191,7 +191,7 @@ def test_words_are_named_where_a_setting_allows_it(project: NightProject) -> Non
     """The word of the new source is among them; no id need be named."""
     named = neurons_of(run_drifting(project, drift_words=True, drift_documents=1))
     assert {len(shift.documents) for shift in named.moved[:5]} == {1}
-    rows, spin = make_night(), SpinClassifier.load(project.registry_fixture.folder / "1")
+    rows, spin = make_night(), TrainedClassifier.load(project.registry_fixture.folder / "1")
     expected = [plain_words(ranking, rows) for ranking in plain_rankings(spin, rows, named)]
     assert [shift.words for shift in named.moved[:5]] == expected
     assert any(NEW in words for words in expected)

@@ -10,7 +10,8 @@ from jobs import terminal
 from pipelines.nightly import finish_nights
 from pipelines.nightly.report.run_report import report_page
 from pipelines.planning.estimate import estimate_night
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
+from spin.estimator import SpinClassifier
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, load_settings
 from tests.support import tiny
 from tests.support.chaos import FolderRegistry
@@ -71,7 +72,7 @@ def test_what_is_not_read_is_counted_per_row_and_per_night(project: NightProject
     assert counts.truncated == sum(count > 0 for count in unread.values()) < len(unread)
     windows = [count_windows(length) for length in lengths.values()]
     assert (counts.windows, set(windows)) == (sum(windows), {1, 2, 3})
-    model = SpinClassifier.load(project.registry_fixture.folder / WINDOWS, early=cascade == "true")
+    model = TrainedClassifier.load(project.registry_fixture.folder / WINDOWS, early=cascade == "true")
     assert [row["label"] for row in rows] == model.predict([row["text"] for row in ROWS])
     assert counts.tokens == int(model.features([row["text"] for row in ROWS]).n_tokens.sum())
     metrics = finish_nights._summary(report).metrics()

@@ -14,8 +14,9 @@ from pipelines.nightly.steps.classify_job import PROFILE
 from pipelines.nightly.steps.night_profile import NightProfile, sum_profiles
 from pipelines.registry.packaging import REFERENCE
 from pipelines.storage.object_store import Store
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import UserError
+from spin.estimator import SpinClassifier
 from spin.heads.abstention import choose_band
 from spin.heads.early_exit import EarlyExit
 from spin.heads.held_out import HELD_OUT, HeldOutLogits
@@ -33,7 +34,7 @@ TEST = [row["text"] for row in tiny.make_documents(400, seed=9)]
 ROWS = tiny.make_documents(70, seed=3)
 
 
-def draw_classes(spin: SpinClassifier, seed: int = 0) -> Targets:
+def draw_classes(spin: TrainedClassifier, seed: int = 0) -> Targets:
     """The classes of the test texts, drawn from the probabilities."""
     p = spin.predict_proba(TEST)
     draw = np.random.default_rng(seed)
@@ -55,8 +56,9 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     rows = tiny.make_documents(200)
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
     for number, given in ((SINGLE, labels), (SEVERAL, [["all", label] for label in labels[:-20]] + [[]] * 20)):
-        spin = SpinClassifier(settings, sites=["ffn.01", "resid.03"], search=quick, cascade=no_exits)
-        spin.fit(texts, given).save(folder / number)
+        classifier = SpinClassifier(settings, sites=["ffn.01", "resid.03"], search=quick, cascade=no_exits)
+        spin = classifier.fit(texts, given).trained_
+        spin.save(folder / number)
         held_out = HeldOutLogits(spin.predict_logits(TEST)[None], draw_classes(spin))
         (folder / number / HELD_OUT).write_bytes(save_tensors(held_out.to_tensors("accuracy")))
         if number == SINGLE:
@@ -73,14 +75,14 @@ def project(empty_project: NightProject) -> NightProject:
     return empty_project
 
 
-def load(project: NightProject, number: str) -> tuple[SpinClassifier, HeldOutLogits]:
+def load(project: NightProject, number: str) -> tuple[TrainedClassifier, HeldOutLogits]:
     folder = project.registry_fixture.folder / number
     held_out = HeldOutLogits.read(folder, "accuracy")
     assert held_out is not None
-    return SpinClassifier.load(folder), held_out
+    return TrainedClassifier.load(folder), held_out
 
 
-def add_exit(folder: Path, spin: SpinClassifier) -> None:
+def add_exit(folder: Path, spin: TrainedClassifier) -> None:
     """Save a classifier with an exit that takes every document, as long as no band of 0.6 is around its decision.
 
     Its reference is that of documents that take the exit.
@@ -89,8 +91,8 @@ def add_exit(folder: Path, spin: SpinClassifier) -> None:
     constant = LinearHead(np.zeros((2, neurons), np.float32), np.array([0.6, -0.6], np.float32))
     fitted = replace(spin.fitted, exits=(EarlyExit(1, constant, 0.7),))
     result = replace(spin.training_result, choices=dict.fromkeys(spin.training_result.choices, fitted))
-    digest = str(spin.backbone_digest)
-    leaving = SpinClassifier.assemble(spin.settings, digest, spin.label_space, result, spin.metric, early=True)
+    digest = spin.backbone_digest
+    leaving = TrainedClassifier(spin.settings, digest, spin.label_space, result, spin.metric, early=True)
     leaving.save(folder)
     held_out = HeldOutLogits.read(folder.parent / SINGLE, "accuracy")
     assert held_out is not None
@@ -173,7 +175,7 @@ def test_a_night_abstains_where_the_promised_error_needs_it(project: NightProjec
     assert band.abstain > 0
     report = project.run_night(set=("decision.max_error=0.2",))
     labels = {row["id"]: row["label"] for row in project.read_rows()}
-    spin = SpinClassifier.load(
+    spin = TrainedClassifier.load(
         project.registry_fixture.folder / SINGLE, decision=spin.decision.model_copy(update={"abstain": band.abstain})
     )
     expected = spin.predict([row["text"] for row in ROWS])

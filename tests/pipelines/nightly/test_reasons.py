@@ -13,7 +13,8 @@ import pytest
 
 from pipelines.nightly.tables import night_tables
 from pipelines.nightly.tables.night_tables import PREDICTIONS
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
+from spin.estimator import SpinClassifier
 from spin.heads.early_exit import EarlyExit
 from spin.heads.linear_head import LinearHead
 from spin.pages.explanation import stretches
@@ -40,14 +41,14 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     for number, given in ((SINGLE, labels), (MULTI, [["all", label] for label in labels[:-20]] + [[]] * 20)):
         spin = SpinClassifier(settings, sites=["ffn.01", "resid.03"], search=quick)
         spin.fit(texts, given).save(folder / number)
-    single = SpinClassifier.load(folder / SINGLE)
+    single = TrainedClassifier.load(folder / SINGLE)
     exit = EarlyExit(BY_WORDS, LinearHead(np.eye(2, dtype=np.float32), np.zeros(2, np.float32)), 0.8)
     result = single.training_result
     choices = {name: replace(fitted, exits=(exit,)) for name, fitted in result.choices.items()}
     result = replace(result, choices=choices, words=build_word_regression(texts, classes=2))
-    SpinClassifier.assemble(
-        single.settings, str(single.backbone_digest), single.label_space, result, single.metric
-    ).save(folder / WORDS)
+    TrainedClassifier(single.settings, single.backbone_digest, single.label_space, result, single.metric).save(
+        folder / WORDS
+    )
     return FolderRegistry(folder)
 
 
@@ -57,7 +58,7 @@ def project(empty_project: NightProject) -> NightProject:
     return empty_project
 
 
-def check_reasons(rows: Sequence[dict[str, Any]], spin: SpinClassifier, count: int) -> None:
+def check_reasons(rows: Sequence[dict[str, Any]], spin: TrainedClassifier, count: int) -> None:
     """The rows of `ROWS` have the largest contributions of `explain`, each with its own value."""
     assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
     for row, text in zip(rows, (row["text"] for row in ROWS), strict=True):
@@ -81,8 +82,8 @@ def check_reasons(rows: Sequence[dict[str, Any]], spin: SpinClassifier, count: i
             np.testing.assert_allclose(found, named, atol=1e-4, err_msg=text)
 
 
-def load(project: NightProject, number: str, **options: Any) -> SpinClassifier:
-    return SpinClassifier.load(project.registry_fixture.folder / number, early=True, **options)
+def load(project: NightProject, number: str, **options: Any) -> TrainedClassifier:
+    return TrainedClassifier.load(project.registry_fixture.folder / number, early=True, **options)
 
 
 @pytest.mark.parametrize("shadow", [None, f"models:/tiny/{WORDS}"])

@@ -18,8 +18,9 @@ from pipelines.nightly.steps import classify_step
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, NightTables, read_rows
 from pipelines.storage.object_store import Store
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import UserError
+from spin.estimator import SpinClassifier
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, load_settings
 from spin.shared_pass import SharedPass
 from tests.pipelines.nightly.steps.test_shadow import ROWS, FailingBlockStep, list_labels
@@ -169,7 +170,7 @@ def ten_versions(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path
 
 def predict_plainly(versions: Path, model: str, rows: list[Row]) -> dict[str, tuple[Any, float]]:
     """The label and the score of each document by its id, of the classifier by itself."""
-    classifier = SpinClassifier.load(versions / model)
+    classifier = TrainedClassifier.load(versions / model)
     predictions = classifier.predict_all([row["text"] for row in rows])
     scored = zip(predictions.labels, predictions.score.tolist(), strict=True)
     return {row["id"]: found for row, found in zip(rows, scored, strict=True)}
@@ -257,7 +258,7 @@ def test_a_model_on_another_backbone_has_a_pass_of_its_own(project: SeveralProje
     together = project.run("together", DEEP, ELSEWHERE, SHALLOW)
     together.raise_failures()
     assert [report.model for report in together.reports] == [DEEP, ELSEWHERE, SHALLOW]
-    alone = SpinClassifier.load(project.versions / ELSEWHERE)
+    alone = TrainedClassifier.load(project.versions / ELSEWHERE)
     expected = alone.predict([row["text"] for row in ROWS])
     assert [row["label"] for row in project.read("together", PREDICTIONS, ELSEWHERE)] == expected
     # so the command that resumes its run by itself, which names this one model, goes on
@@ -312,8 +313,8 @@ def test_an_error_of_one_model_names_it(
 ) -> None:
     """So that the operator knows which `--model` to leave out; of an error of the machine, none is to blame."""
     project.write(ROWS)
-    named: list[SpinClassifier] = []
-    load, prepare, decide = classify_step._load, SpinClassifier.prepare, SpinClassifier.predict_features
+    named: list[TrainedClassifier] = []
+    load, prepare, decide = classify_step._load, TrainedClassifier.prepare, TrainedClassifier.predict_features
 
     def load_one(*args: Any) -> Any:
         if where == "loading" and len(named) == 1:
@@ -322,7 +323,7 @@ def test_an_error_of_one_model_names_it(
         return named[-1]
 
     def fail_second(original: Callable[..., Any], kind: str) -> Callable[..., Any]:
-        def call(spin: SpinClassifier, *args: Any) -> Any:
+        def call(spin: TrainedClassifier, *args: Any) -> Any:
             if where == kind and spin is named[1]:
                 raise error("broken")
             return original(spin, *args)
@@ -333,8 +334,8 @@ def test_an_error_of_one_model_names_it(
         raise RuntimeError("the pass of both")
 
     monkeypatch.setattr(classify_step, "_load", load_one)
-    monkeypatch.setattr(SpinClassifier, "prepare", fail_second(prepare, "preparing"))
-    monkeypatch.setattr(SpinClassifier, "predict_features", fail_second(decide, "deciding"))
+    monkeypatch.setattr(TrainedClassifier, "prepare", fail_second(prepare, "preparing"))
+    monkeypatch.setattr(TrainedClassifier, "predict_features", fail_second(decide, "deciding"))
     if where == "preparing":
         monkeypatch.setattr(SharedPass, "prepare", fail)
     result = project.run("together", DEEP, SHALLOW)

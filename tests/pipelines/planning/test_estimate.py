@@ -36,8 +36,8 @@ from pipelines.storage import input_opener
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.request_counting import Traffic, active_traffic
-from spin.classifier import SpinClassifier
 from spin.errors import UserError
+from spin.estimator import SpinClassifier
 from spin.monitor.profile import Profile
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
@@ -75,8 +75,9 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     folder = tmp_path_factory.mktemp("registry")
     rows = tiny.make_documents(120)
     texts = [row["text"] for row in rows]
-    spin = SpinClassifier(str(backbone_folder), metric="accuracy", sites=["ffn"], poolings=["mean"])
-    spin.fit(texts, [row["label"] for row in rows]).save(folder / "1")
+    classifier = SpinClassifier(str(backbone_folder), metric="accuracy", sites=["ffn"], poolings=["mean"])
+    spin = classifier.fit(texts, [row["label"] for row in rows]).trained_
+    spin.save(folder / "1")
     features = spin.features(texts)
     values = features.values
     profile = Profile.from_outputs(spin.label_space, spin.fitted, spin.fitted.logits(values), values, features)

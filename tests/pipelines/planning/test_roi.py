@@ -13,7 +13,7 @@ import yaml
 
 from pipelines.planning import operations
 from pipelines.planning.roi import RoiTerms, estimate_roi, read_cost_matrix
-from spin import SpinClassifier
+from spin import TrainedClassifier
 from spin.backbone.loading import load_backbone
 from spin.errors import UserError
 from spin.settings import BackboneSettings, DecisionSettings, parse_settings
@@ -171,8 +171,8 @@ def test_a_band_keeps_documents_from_exiting_as_in_a_night(backbone_folder: Path
     neurons = {FeatureColumn.parse(f"resid.{n:02d}.mean"): np.arange(8) for n in (1, 2, 3)}
     made = build_classifier(settings, backbone.digest, neurons, exits=[(1, 0.5), (2, 0.6)])
 
-    def assemble(early: bool, band: float = 0.0) -> SpinClassifier:
-        return SpinClassifier.assemble(
+    def assemble(early: bool, band: float = 0.0) -> TrainedClassifier:
+        return TrainedClassifier(
             settings, backbone.digest, made.label_space, made.training_result, "macro_f1",
             backbone=backbone, early=early, decision=DecisionSettings(abstain=band),
         )  # fmt: skip
@@ -199,7 +199,7 @@ def test_classifiers_are_opened_without_exits_and_with_them(
     weighed: RegistryFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both without the band and the reasons of the settings, which would slow them; classifiers that are equal once."""
-    opened: list[tuple[SpinClassifier, SpinClassifier]] = []
+    opened: list[tuple[TrainedClassifier, TrainedClassifier]] = []
     monkeypatch.setattr(operations, "_operate", lambda full, early, *_: opened.append((full, early)) or [])
     tree = weighed.settings.model_dump(mode="json", exclude_unset=True)
     settings = parse_settings({**tree, "decision": {"abstain": 0.3}, "classify": {"reasons": 2}})

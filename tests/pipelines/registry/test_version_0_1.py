@@ -14,7 +14,7 @@ import pytest
 from pipelines.registry import packaging
 from pipelines.registry.promotion import promote
 from pipelines.registry.versions import CHALLENGER, Registry
-from spin import SpinClassifier
+from spin import TrainedClassifier
 from spin.settings import parse_settings
 from tests.support import tiny
 from tests.support.model_server import serve
@@ -87,9 +87,9 @@ def test_mlflow_serves_a_model_of_version_0_1(bundle: Path, tmp_path: Path) -> N
 
 def test_the_classifier_loads_an_artifact_of_version_0_1(bundle: Path) -> None:
     """Neither MLflow nor the logged code is needed."""
-    settings = SpinClassifier.load(bundle / packaging.SPIN).settings
+    settings = TrainedClassifier.load(bundle / packaging.SPIN).settings
     backbone = settings.model_copy(update={"model": str(bundle / "artifacts" / "backbone")})
-    classifier = SpinClassifier.load(bundle / packaging.SPIN, backbone=backbone)
+    classifier = TrainedClassifier.load(bundle / packaging.SPIN, backbone=backbone)
     np.testing.assert_allclose(classifier.predict_proba(EXPECTED.texts), EXPECTED.probabilities, atol=1e-5)
 
 

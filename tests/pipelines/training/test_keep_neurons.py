@@ -29,7 +29,7 @@ from pipelines.training.fit_probes import load_probes, run_probe
 from pipelines.training.keep_neurons import KeepStep, KeptColumns, _delete_others, run_keep
 from pipelines.training.train import TrainReport, run_train
 from pipelines.training.workflow import run_workflow
-from spin import SpinClassifier
+from spin import TrainedClassifier
 from spin.errors import UserError
 from spin.heads.held_out import HeldOutLogits
 from spin.heads.selection import Selection
@@ -66,7 +66,7 @@ class Training:
         self.report: TrainReport = run_workflow(settings)
         self.plan, self.manifest, self.features = load_features(settings)
         self.labels = Labels.of(self.features, settings)
-        self.spin = SpinClassifier.open(Path(settings.store.uri) / "model", settings)
+        self.spin = TrainedClassifier.open(Path(settings.store.uri) / "model", settings)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_the_held_out_logits_are_those_of_all_test_documents(in_two_passes: Trai
         assert held_out is not None
         np.testing.assert_array_equal(held_out.y, y)
         for early in (False, True):
-            spin = SpinClassifier.load(
+            spin = TrainedClassifier.load(
                 Path(training.settings.store.uri) / "model",
                 backbone=training.settings.backbone,
                 choose=choice,

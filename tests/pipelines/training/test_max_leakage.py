@@ -21,7 +21,7 @@ from pipelines.training.extract_features import load_features
 from pipelines.training.fit_heads import HeadsJob
 from pipelines.training.train import TrainReport
 from pipelines.training.workflow import run_stages, run_workflow
-from spin import SpinClassifier
+from spin import TrainedClassifier
 from spin.audit.word_recovery import Vocabulary, recover_words, word_presence
 from spin.errors import UserError
 from spin.settings import Settings
@@ -63,7 +63,7 @@ class Trained:
             patch.setattr(fit_heads, "fit_heads", lambda job, device: (jobs.append(job), run(job, device)))
             self.report: TrainReport = run_workflow(self.settings)
         [self.job] = jobs
-        self.spin = SpinClassifier.open(Path(self.settings.store.uri) / "model", self.settings)
+        self.spin = TrainedClassifier.open(Path(self.settings.store.uri) / "model", self.settings)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from pipelines.training.held_out_logits import describe_promise, promise_error
 from pipelines.training.model_card_facts import describe_artifact
 from pipelines.training.neurons import NEURONS, describe_neurons, neurons_to_json
-from spin import SpinClassifier
+from spin import TrainedClassifier
 from spin.backbone.loading import load_backbone
 from spin.heads.abstention import choose_band
 from spin.heads.decision import Decision
@@ -35,7 +35,7 @@ def test_the_card_holds_the_figures_of_the_choice_in_use(
     unloaded, labels, values = build_random_classifier(CLASSES)
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     backbone = load_backbone(settings)
-    spin = SpinClassifier.assemble(
+    spin = TrainedClassifier(
         settings,
         backbone.digest,
         CLASSES,
@@ -87,7 +87,7 @@ def make_card(folder: Path, backbone_folder: Path, held_out: HeldOutLogits, deci
     backbone = load_backbone(backbone_settings)
     tree = {"backbone": {"model": "tiny"}, "data": {"train": "corpus.parquet"}, "store": "store", "decision": decision}
     settings = parse_settings(tree)
-    spin = SpinClassifier.assemble(
+    spin = TrainedClassifier(
         backbone_settings,
         backbone.digest,
         CLASSES,

@@ -34,7 +34,7 @@ from pipelines.training.neurons import (
     neurons_to_json,
     read_drivers,
 )
-from spin import SpinClassifier
+from spin import SpinClassifier, TrainedClassifier
 from spin.activations.extract import extract
 from spin.activations.feature_table import features_table
 from spin.activations.features import Features
@@ -81,7 +81,7 @@ def write_features(folder: Path, labels: Labels, values: dict[FeatureColumn, Any
     return RecordingShards(Store(str(folder)), tuple(stored), {c: v.shape[1] for c, v in values.items()})
 
 
-def build_random_classifier(label_space: LabelSpace) -> tuple[SpinClassifier, Labels, dict[FeatureColumn, Any]]:
+def build_random_classifier(label_space: LabelSpace) -> tuple[TrainedClassifier, Labels, dict[FeatureColumn, Any]]:
     """Random linear heads, labels and features of 40 documents; `cheapest` reads fewer neurons than the others.
 
     Features are small integers, so that many documents have the same value.
@@ -108,7 +108,7 @@ def build_random_classifier(label_space: LabelSpace) -> tuple[SpinClassifier, La
         else draw.integers(len(label_space), size=40)
     )
     splits = [("train", "train", "valid", "test")[i] for i in draw.integers(4, size=40)]
-    spin = SpinClassifier.assemble(BackboneSettings(model="none"), "digest", label_space, training_result, "accuracy")
+    spin = TrainedClassifier(BackboneSettings(model="none"), "digest", label_space, training_result, "accuracy")
     return spin, Labels([f"d{i}" for i in range(40)], label_space, y, splits), values
 
 
@@ -203,8 +203,8 @@ class RegistryFixture:
     def resolve(self, model: str | None = None) -> str:
         return "3"
 
-    def load(self, number: str) -> SpinClassifier:
-        return SpinClassifier.load(self.folder)
+    def load(self, number: str) -> TrainedClassifier:
+        return TrainedClassifier.load(self.folder)
 
     def download(self, number: str, folder: Path) -> None:
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
@@ -314,15 +314,13 @@ class Project:
 def train(folder: Path, backbone: BackboneSettings, texts: Sequence[str], labels: Sequence[Label]) -> None:
     """Train a classifier and write the files that the commands read: settings, corpus, model and neurons."""
     search = SearchSettings(etas=(0.5,), strengths=(1,), l1=(), head="linear")
-    spin = SpinClassifier(
-        backbone, sites=["resid.01", "ffn.03"], probe=ProbeSettings(penalties=3, max_extra=0), search=search
-    )
-    spin.fit(texts, labels)
+    sites, probe = ["resid.01", "ffn.03"], ProbeSettings(penalties=3, max_extra=0)
+    spin = SpinClassifier(backbone, sites=sites, probe=probe, search=search).fit(texts, labels).trained_
     spin.save(folder / "model")
     ids = [f"d{i}" for i in range(len(texts))]
     y = spin.label_space.index(labels)
     split_labels = Labels(ids, spin.label_space, y, ["train" if i % 4 else "test" for i in range(len(texts))])
-    values = extract(spin.backbone, texts, feature_columns(spin.backbone, spin.sites, None)).columns
+    values = extract(spin.backbone, texts, feature_columns(spin.backbone, sites, None)).columns
     rows = describe_neurons(spin, write_features(folder / "store", split_labels, values), split_labels)
     (folder / "model" / NEURONS).write_bytes(neurons_to_json(rows))
     pq.write_table(pa.table({"id": ids, "text": list(texts), "label": list(labels)}), folder / "corpus.parquet")
@@ -348,7 +346,7 @@ def project(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 def test_spin_neurons_lists_the_most_important_neurons(project: Project) -> None:
     """Each neuron has its class and a document. Options limit their number or class, or print JSON."""
-    spin = SpinClassifier.load(project.folder / "model")
+    spin = TrainedClassifier.load(project.folder / "model")
     rows = json.loads(project.spin("neurons", "--top", "999", "--json"))
     assert len(rows) == spin.fitted.selection.neuron_count
     output = project.spin("neurons", "--top", "3")
@@ -437,7 +435,7 @@ def test_explain_covers_every_predicted_class_of_a_multilabel_classifier(
     backbone = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     train(tmp_path, backbone, texts * 20, labels * 20)
     project = Project(tmp_path, monkeypatch, capsys)
-    spin = SpinClassifier.load(tmp_path / "model")
+    spin = TrainedClassifier.load(tmp_path / "model")
     for text in texts:
         [label] = spin.predict([text])
         assert isinstance(label, list)

@@ -25,8 +25,8 @@ from pipelines.nightly.tables.night_history import read_predictions
 from pipelines.service_errors import HeldError
 from pipelines.storage.object_store import Store
 from pipelines.workers.job_client import JobServer
-from spin.classifier import SpinClassifier
 from spin.errors import UserError
+from spin.estimator import SpinClassifier
 from tests.support import tiny
 from tests.support.repository import ROOT
 

@@ -16,7 +16,8 @@ import pytest
 from spin.backbone.hub import locate_model
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
+from spin.estimator import SpinClassifier
 from spin.settings import BackboneSettings
 
 pytestmark = pytest.mark.real
@@ -44,7 +45,7 @@ class Tweets:
 class Fitted:
     """A fitted classifier, held-out tweets and their logits."""
 
-    spin: SpinClassifier
+    spin: TrainedClassifier
     held_out: Tweets
     logits: np.ndarray
 
@@ -95,7 +96,7 @@ def split() -> tuple[Tweets, Tweets]:
 def fitted(backbone: Backbone, split: tuple[Tweets, Tweets]) -> Fitted:
     """A classifier fitted on three sites."""
     train, held_out = split
-    spin = SpinClassifier(SETTINGS, sites=SITES).fit(train.texts, train.labels)
+    spin = SpinClassifier(SETTINGS, sites=SITES).fit(train.texts, train.labels).trained_
     return Fitted(spin, held_out, spin.predict_logits(held_out.texts))
 
 
@@ -138,7 +139,7 @@ def test_held_out_tweets_are_classified_better_than_chance(fitted: Fitted) -> No
 def test_a_loaded_classifier_predicts_the_same_with_a_truncated_backbone(fitted: Fitted, tmp_path: Path) -> None:
     """The backbone of the loaded classifier has no blocks above its depth."""
     fitted.spin.save(tmp_path)
-    loaded = SpinClassifier.load(tmp_path)
+    loaded = TrainedClassifier.load(tmp_path)
     texts = fitted.held_out.texts[:24]
     logits = fitted.spin.predict_logits(texts)
     np.testing.assert_allclose(loaded.predict_logits(texts), logits, atol=1e-4)

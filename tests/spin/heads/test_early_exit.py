@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spin import SpinClassifier
+from spin import SpinClassifier, TrainedClassifier
 from spin.activations.engines.encoder import split_segments
 from spin.activations.engines.engine import open_engine
 from spin.activations.extract import read_activations
@@ -220,7 +220,7 @@ TEXTS = [document["text"] for document in tiny.make_documents(60, ("good", "bad"
 
 
 @pytest.fixture(scope="module")
-def classifier(backbone_folder: Path) -> SpinClassifier:
+def classifier(backbone_folder: Path) -> TrainedClassifier:
     """A classifier of three blocks with exits after the first and the second.
 
     About a third of the documents takes each exit.
@@ -246,14 +246,14 @@ def classifier(backbone_folder: Path) -> SpinClassifier:
         exits.append(EarlyExit(depth, shallow, threshold))
         exited |= confidences >= threshold
     training_result = TrainingResult({"accuracy": replace(full, exits=tuple(exits))}, (), 0)
-    return SpinClassifier.assemble(settings, backbone.digest, label_space, training_result, "macro_f1")
+    return TrainedClassifier(settings, backbone.digest, label_space, training_result, "macro_f1")
 
 
-def with_exits(classifier: SpinClassifier, **settings: Any) -> SpinClassifier:
+def with_exits(classifier: TrainedClassifier, **settings: Any) -> TrainedClassifier:
     """The same classifier with its early exits enabled."""
-    return SpinClassifier.assemble(
+    return TrainedClassifier(
         classifier.settings.model_copy(update=settings),
-        str(classifier.backbone_digest),
+        classifier.backbone_digest,
         classifier.label_space,
         classifier.training_result,
         classifier.metric,
@@ -261,7 +261,7 @@ def with_exits(classifier: SpinClassifier, **settings: Any) -> SpinClassifier:
     )
 
 
-def loop_exits(classifier: SpinClassifier) -> tuple[np.ndarray, np.ndarray]:
+def loop_exits(classifier: TrainedClassifier) -> tuple[np.ndarray, np.ndarray]:
     """Depth and logits of every text, one document after another, from the activations of full depth."""
     full = classifier.fitted
     values = full.standardizer.transform(classifier.features(TEXTS).values)
@@ -280,7 +280,9 @@ def loop_exits(classifier: SpinClassifier) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_documents_exit_where_their_confidence_reaches_the_threshold(classifier: SpinClassifier, engine: str) -> None:
+def test_documents_exit_where_their_confidence_reaches_the_threshold(
+    classifier: TrainedClassifier, engine: str
+) -> None:
     """Depths and logits equal those of a plain loop over the activations of full depth."""
     depths, logits = loop_exits(classifier)
     assert {*depths} == {1, 2, 3}
@@ -293,7 +295,7 @@ def test_documents_exit_where_their_confidence_reaches_the_threshold(classifier:
         assert (np.isfinite(values).all(1) == (column.site.layer <= features.depth)).all()
 
 
-def test_blocks_above_an_exit_process_only_the_documents_that_stay(classifier: SpinClassifier) -> None:
+def test_blocks_above_an_exit_process_only_the_documents_that_stay(classifier: TrainedClassifier) -> None:
     """A hook counts the documents that reach each block."""
     early = with_exits(classifier)
     documents_per_block = dict.fromkeys(range(3), 0)
@@ -308,13 +310,13 @@ def test_blocks_above_an_exit_process_only_the_documents_that_stay(classifier: S
     assert documents_per_block == {index: int((depth > index).sum()) for index in range(3)}
 
 
-def test_logits_with_exits_do_not_depend_on_the_order_of_texts(classifier: SpinClassifier) -> None:
+def test_logits_with_exits_do_not_depend_on_the_order_of_texts(classifier: TrainedClassifier) -> None:
     early = with_exits(classifier)
     assert early.predict_logits(TEXTS[::-1])[::-1] == pytest.approx(early.predict_logits(TEXTS), abs=1e-4)
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_an_explanation_is_that_of_the_exit_taken(classifier: SpinClassifier, engine: str) -> None:
+def test_an_explanation_is_that_of_the_exit_taken(classifier: TrainedClassifier, engine: str) -> None:
     """Neurons, words and bias add up to the predicted logits, and no neuron lies above the exit."""
     early = with_exits(classifier, engine=engine)
     depth = early.features(TEXTS).depth
@@ -328,14 +330,14 @@ def test_an_explanation_is_that_of_the_exit_taken(classifier: SpinClassifier, en
         assert max(column.site.layer for column, _ in explanation.neurons) <= exit_depth
 
 
-def test_exits_abstain_by_the_chosen_thresholds(classifier: SpinClassifier) -> None:
+def test_exits_abstain_by_the_chosen_thresholds(classifier: TrainedClassifier) -> None:
     """A document near the border of the chosen thresholds goes on, and one that is near no other border exits."""
     thresholds, space = {"bad": 0.6, "good": 0.2, "plain": 0.2}, classifier.label_space
     fitted = replace(classifier.fitted, summary=classifier.fitted.summary.model_copy(update={"thresholds": thresholds}))
     result, band = replace(classifier.training_result, choices={"accuracy": fitted}), DecisionSettings(abstain=0.3)
-    digest, depths = str(classifier.backbone_digest), []
+    digest, depths = classifier.backbone_digest, []
     for training_result in (classifier.training_result, result):
-        spin = SpinClassifier.assemble(
+        spin = TrainedClassifier(
             classifier.settings, digest, space, training_result, "macro_f1", decision=band, early=True
         )
         depth = spin.features(TEXTS).depth
@@ -346,9 +348,9 @@ def test_exits_abstain_by_the_chosen_thresholds(classifier: SpinClassifier) -> N
     assert depths[0] != depths[1]
 
 
-def test_exits_are_saved_and_loaded(classifier: SpinClassifier, tmp_path: Path) -> None:
+def test_exits_are_saved_and_loaded(classifier: TrainedClassifier, tmp_path: Path) -> None:
     classifier.save(tmp_path)
-    loaded = SpinClassifier.load(tmp_path, backbone=classifier.settings, early=True)
+    loaded = TrainedClassifier.load(tmp_path, backbone=classifier.settings, early=True)
     assert loaded.predict_logits(TEXTS) == pytest.approx(with_exits(classifier).predict_logits(TEXTS), abs=1e-6)
     assert [(e.depth, e.threshold) for e in loaded.fitted.exits] == [
         (e.depth, e.threshold) for e in classifier.fitted.exits
@@ -360,14 +362,18 @@ def test_training_offers_exits_within_the_allowed_loss(backbone_folder: Path) ->
     rows = tiny.make_documents(1500, ("good", "bad"))
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
 
-    def fit(max_loss: float) -> SpinClassifier:
-        return SpinClassifier(
-            BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"),
-            probe=ProbeSettings(penalties=4),
-            search=SearchSettings(etas=(0.9,), max_share=1, strengths=(3,), l1=(), head="linear", words="off"),
-            cascade=CascadeSettings(max_loss=max_loss),
-            early=True,
-        ).fit(texts, labels)
+    def fit(max_loss: float) -> TrainedClassifier:
+        return (
+            SpinClassifier(
+                BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"),
+                probe=ProbeSettings(penalties=4),
+                search=SearchSettings(etas=(0.9,), max_share=1, strengths=(3,), l1=(), head="linear", words="off"),
+                cascade=CascadeSettings(max_loss=max_loss),
+                early=True,
+            )
+            .fit(texts, labels)
+            .trained_
+        )
 
     classifier = fit(0.05)
     assert classifier.fitted.exits
@@ -378,7 +384,7 @@ def test_training_offers_exits_within_the_allowed_loss(backbone_folder: Path) ->
     assert not fit(0.0).fitted.exits
 
 
-def test_drift_is_not_measured_above_the_first_exit(classifier: SpinClassifier) -> None:
+def test_drift_is_not_measured_above_the_first_exit(classifier: TrainedClassifier) -> None:
     """Neurons that only uncertain documents reach do not indicate drift."""
     early = with_exits(classifier)
     features, full = early.features(TEXTS), classifier.features(TEXTS)

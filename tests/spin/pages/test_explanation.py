@@ -15,7 +15,7 @@ import torch
 from tokenizers.models import WordPiece
 from transformers import AutoConfig, LlamaConfig
 
-from spin import SpinClassifier
+from spin import SpinClassifier, TrainedClassifier
 from spin.activations.extract import extract
 from spin.backbone.loading import load_backbone
 from spin.classifier import feature_columns
@@ -65,7 +65,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> BackboneSettings:
 
 
 @pytest.fixture(scope="module")
-def deep(backbone: BackboneSettings) -> SpinClassifier:
+def deep(backbone: BackboneSettings) -> TrainedClassifier:
     """Three classes from FFN neurons under all four poolings at once, with a head of random weights."""
     loaded, draw = load_backbone(backbone), np.random.default_rng(0)
     columns = feature_columns(loaded, ["ffn"], ["mean", "max", "first", "last"])
@@ -80,19 +80,19 @@ def deep(backbone: BackboneSettings) -> SpinClassifier:
     fitted = FittedClassifier(selection, Standardizer(values.mean(0), values.std(0)), head, build_choice_summary())
     training_result = TrainingResult(dict.fromkeys(("accuracy", "balanced", "cheapest"), fitted), (), 0)
     label_space = LabelSpace(CLASSES["multi-class"])
-    return SpinClassifier.assemble(backbone, loaded.digest, label_space, training_result, "accuracy", backbone=loaded)
+    return TrainedClassifier(backbone, loaded.digest, label_space, training_result, "accuracy", backbone=loaded)
 
 
 @pytest.fixture(scope="module")
-def fit_binary(backbone: BackboneSettings) -> Callable[[str, str, bool], SpinClassifier]:
+def fit_binary(backbone: BackboneSettings) -> Callable[[str, str, bool], TrainedClassifier]:
     """Return a function that fits a binary classifier once per site, pooling and treatment of special tokens."""
 
     @cache
-    def fit(site: str, pooling: str, special: bool) -> SpinClassifier:
+    def fit(site: str, pooling: str, special: bool) -> TrainedClassifier:
         settings = backbone.model_copy(update={"pool_special_tokens": special})
         neurons_alone = {**QUICK, "search": SEARCH.model_copy(update={"words": "off"})}
         classifier = SpinClassifier(settings, sites=[site], poolings=[pooling], **neurons_alone)
-        return classifier.fit(*make_documents(150, "binary"))
+        return classifier.fit(*make_documents(150, "binary")).trained_
 
     return fit
 
@@ -126,7 +126,7 @@ def check_sums(explanation: Explanation, logits: np.ndarray, tolerance: float) -
             assert sums[place][k] == pytest.approx(value, abs=1e-6)  # type: ignore[index]
 
 
-def check_explanation(classifier: SpinClassifier, text: str, tolerance: float = 1e-4) -> None:
+def check_explanation(classifier: TrainedClassifier, text: str, tolerance: float = 1e-4) -> None:
     """The explanation adds up to the logits of the classifier and names the same class."""
     explanation = classifier.explain(text)
     check_sums(explanation, classifier.predict_logits([text])[0], tolerance)
@@ -158,8 +158,8 @@ def test_explanations_of_every_head_and_task_add_up(
         "search": SEARCH.model_copy(update={"head": head, "words": "off" if head == "mlp" else "auto"}),
         "sites": ["resid.01", "ffn.03"],
     }
-    classifier = SpinClassifier(backbone if kind == "encoder" else decoder, poolings=[pooling], **settings)
-    classifier.fit(*make_documents(120, label_space))
+    spin = SpinClassifier(backbone if kind == "encoder" else decoder, poolings=[pooling], **settings)
+    classifier = spin.fit(*make_documents(120, label_space)).trained_
     assert isinstance(classifier.fitted.head, LinearHead if head == "linear" else MlpHead)
     for text in TEXTS:
         check_explanation(classifier, text, 1e-4 if head == "linear" else 1e-2)
@@ -175,7 +175,7 @@ def test_characters_that_the_backbone_drops_count_for_their_terms(backbone: Back
     np.testing.assert_allclose(total, classifier.predict_logits([text])[0], atol=1e-4)
 
 
-def test_the_label_is_the_predicted_one(deep: SpinClassifier) -> None:
+def test_the_label_is_the_predicted_one(deep: TrainedClassifier) -> None:
     """By the thresholds, where these give another class than the most probable."""
     explanation = deep.explain("a fine film .")
     rare = explanation.classes[explanation.ranked[1]]
@@ -186,7 +186,7 @@ def test_the_label_is_the_predicted_one(deep: SpinClassifier) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_explanation_of_an_mlp_head_is_complete(deep: SpinClassifier, text: str) -> None:
+def test_the_explanation_of_an_mlp_head_is_complete(deep: TrainedClassifier, text: str) -> None:
     """Integrated gradients add up to the logits even if random hidden weights make the head far from linear."""
     draw = np.random.default_rng(0)
     linear, (k, p) = deep.fitted.head, deep.fitted.head.coef.shape  # type: ignore[union-attr]
@@ -200,7 +200,7 @@ def test_the_explanation_of_an_mlp_head_is_complete(deep: SpinClassifier, text: 
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_an_explanation_is_exact_under_all_poolings_at_once(deep: SpinClassifier, text: str) -> None:
+def test_an_explanation_is_exact_under_all_poolings_at_once(deep: TrainedClassifier, text: str) -> None:
     """Texts beyond the token limit and unknown words are included."""
     assert {column.pooling for column in deep.fitted.selection.neurons} == {"mean", "max", "first", "last"}
     check_explanation(deep, text)
@@ -209,7 +209,7 @@ def test_an_explanation_is_exact_under_all_poolings_at_once(deep: SpinClassifier
 @pytest.mark.parametrize("pooling", ["mean", "max", "first", "last"])
 @pytest.mark.parametrize("special", [False, True])
 def test_an_explanation_is_exact_under_each_pooling(
-    fit_binary: Callable[[str, str, bool], SpinClassifier], pooling: str, special: bool
+    fit_binary: Callable[[str, str, bool], TrainedClassifier], pooling: str, special: bool
 ) -> None:
     """Each pooling by itself, with and without special tokens in the pooled content."""
     for text in make_documents(5, "binary", seed=4)[0]:
@@ -217,7 +217,7 @@ def test_an_explanation_is_exact_under_each_pooling(
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
-def test_words_are_shown_as_typed(fit_binary: Callable[[str, str, bool], SpinClassifier], pooling: str) -> None:
+def test_words_are_shown_as_typed(fit_binary: Callable[[str, str, bool], TrainedClassifier], pooling: str) -> None:
     """Special tokens have no contribution under mean and max pooling."""
     text = "the  crew was lovely !"
     explanation = fit_binary("ffn", pooling, False).explain(text)
@@ -235,7 +235,8 @@ def test_the_pieces_of_a_word_are_explained_as_one_word(tmp_path: Path) -> None:
     model_tokenizer.model = WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
     settings = BackboneSettings(model=str(tiny.save_backbone(tmp_path / "pieces", config, tokenizer)), dtype="float32")
     texts = ["the lovely day !", "awful day", "the day was awful !", "lovely"] * 30
-    classifier = SpinClassifier(settings, sites=["ffn"], **QUICK).fit(texts, ["good", "bad", "bad", "good"] * 30)
+    spin = SpinClassifier(settings, sites=["ffn"], **QUICK).fit(texts, ["good", "bad", "bad", "good"] * 30)
+    classifier = spin.trained_
     explanation = classifier.explain("the awful  lovely!")
     assert len(classifier.backbone.tokenizer("the awful  lovely!")["input_ids"]) == 9
     words = [explanation.word(i) for i in range(len(explanation.words))]
@@ -246,7 +247,7 @@ def test_the_pieces_of_a_word_are_explained_as_one_word(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 @pytest.mark.parametrize("text", ["the day was lovely and it was the film", "a cold crew !"])
 def test_words_have_the_contribution_of_their_own_activations(
-    fit_binary: Callable[[str, str, bool], SpinClassifier], text: str, pooling: str
+    fit_binary: Callable[[str, str, bool], TrainedClassifier], text: str, pooling: str
 ) -> None:
     """Computed from the hidden states. Each word gets its share of a mean, and a single word gets all of a max."""
     classifier = fit_binary("resid.01", pooling, False)
@@ -269,7 +270,7 @@ def test_words_have_the_contribution_of_their_own_activations(
     np.testing.assert_allclose(explanation.word_contributions, expected, atol=1e-4)
 
 
-def test_the_top_neurons_have_the_largest_contributions(deep: SpinClassifier) -> None:
+def test_the_top_neurons_have_the_largest_contributions(deep: TrainedClassifier) -> None:
     """In descending order, for the predicted class or a given one, each with the word of its largest share."""
     explanation = deep.explain("the crew was late !")
     for label in (None, *explanation.classes):
@@ -285,10 +286,10 @@ def test_the_top_neurons_have_the_largest_contributions(deep: SpinClassifier) ->
     np.testing.assert_allclose(explanation.values, deep.fitted.standardizer.transform(features)[0], atol=1e-4)
 
 
-def test_a_loaded_classifier_gives_the_same_explanation(deep: SpinClassifier, tmp_path: Path) -> None:
+def test_a_loaded_classifier_gives_the_same_explanation(deep: TrainedClassifier, tmp_path: Path) -> None:
     """An explanation needs nothing that is not saved."""
     deep.save(tmp_path)
-    loaded = SpinClassifier.load(tmp_path)
+    loaded = TrainedClassifier.load(tmp_path)
     check_explanation(loaded, "the crew was late !")
     explanation, expected = loaded.explain("a fine film"), deep.explain("a fine film")
     np.testing.assert_allclose(explanation.word_contributions, expected.word_contributions, atol=1e-5)
@@ -298,23 +299,22 @@ LONG_TEXTS = ["a fine film .", "\t".join(f"the {word} crew\nwas  late on it !" f
 
 
 @pytest.fixture(scope="module")
-def in_windows(deep: SpinClassifier) -> SpinClassifier:
+def in_windows(deep: TrainedClassifier) -> TrainedClassifier:
     """The classifier `deep`, for texts that are read in windows of 12 tokens."""
     windows = {"max_tokens": 12, "long_texts": "windows", "window_overlap": 4, "max_windows": 9}
     settings = deep.settings.model_copy(update=windows)
-    assert deep.backbone_digest is not None
-    return SpinClassifier.assemble(
+    return TrainedClassifier(
         settings, deep.backbone_digest, deep.label_space, deep.training_result, deep.metric
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("text", [*TEXTS, *LONG_TEXTS, "[SEP] " * 30])
-def test_an_explanation_of_several_windows_is_exact(in_windows: SpinClassifier, text: str) -> None:
+def test_an_explanation_of_several_windows_is_exact(in_windows: TrainedClassifier, text: str) -> None:
     """Under all poolings at once, also of a text without content and of one of more tokens than are read."""
     check_explanation(in_windows, text)
 
 
-def test_words_of_several_windows_are_shown_once_and_as_typed(in_windows: SpinClassifier) -> None:
+def test_words_of_several_windows_are_shown_once_and_as_typed(in_windows: TrainedClassifier) -> None:
     text = LONG_TEXTS[1]
     explanation = in_windows.explain(text)
     words = [explanation.word(i) for i in range(len(explanation.words))]
@@ -327,14 +327,14 @@ def test_words_of_several_windows_are_shown_once_and_as_typed(in_windows: SpinCl
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_words_have_the_contribution_of_their_own_activations_in_their_window(
-    fit_binary: Callable[[str, str, bool], SpinClassifier], pooling: str
+    fit_binary: Callable[[str, str, bool], TrainedClassifier], pooling: str
 ) -> None:
     """Computed from the hidden states of windows that are cut by hand; the words of an overlap count where they end."""
     fitted, text = fit_binary("resid.01", pooling, False), "the day was lovely and it was the film on a cold crew of it"
     words, room, overlap = text.split(), 6, 2
     windows = {"max_tokens": room + 2, "long_texts": "windows", "window_overlap": overlap}
-    classifier = SpinClassifier.assemble(
-        fitted.settings.model_copy(update=windows), str(fitted.backbone_digest), fitted.label_space,
+    classifier = TrainedClassifier(
+        fitted.settings.model_copy(update=windows), fitted.backbone_digest, fitted.label_space,
         fitted.training_result, fitted.metric,
     )  # fmt: skip
     rows: list[np.ndarray] = []

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import terminal
-from spin import SpinClassifier
+from spin import TrainedClassifier
 from spin.labels.label_space import LabelSpace
 from spin.pages.explanation import Explanation, stretches
 from spin.pages.explanation_page import Driver, explanation_page, shown_neurons
@@ -314,7 +314,7 @@ def test_the_command_writes_the_page_of_a_trained_classifier(
     text = f"the crew was lovely {script} and warm"
     printed = Project(tmp_path, monkeypatch, capsys).spin("explain", "--text", text, "--html", str(page))
     assert printed.endswith(f"wrote {page}\n")
-    explanation = SpinClassifier.load(tmp_path / "model").explain(text)
+    explanation = TrainedClassifier.load(tmp_path / "model").explain(text)
     with open_page(browser, tmp_path, page.read_text(encoding="utf-8")) as window:
         assert window.title() == f"{explanation.label} – tiny, version 3"
         shown = window.locator("#p0 .text")

@@ -36,8 +36,9 @@ from pipelines.storage.shard_log import ShardLog, ShardOutcome
 from pipelines.workers.fault_isolation import MAX_CRASHES
 from pipelines.workers.map_shards import map_shards
 from spin import shared_pass
-from spin.classifier import SpinClassifier
+from spin.classifier import TrainedClassifier
 from spin.errors import UserError
+from spin.estimator import SpinClassifier
 from spin.monitor.agreement import ShadowAgreement, count_agreement, total_agreement
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
 from spin.shared_pass import SharedPass
@@ -167,7 +168,7 @@ def test_documents_that_exit_early_are_compared_with_the_shadow(project: NightPr
     assert collect_shard_digests(with_shadow) == collect_shard_digests(alone)
     texts = [row["text"] for row in ROWS]
     classifier, shadow_classifier = (
-        SpinClassifier.load(project.registry_fixture.folder / number, early=True) for number in (model, shadow)
+        TrainedClassifier.load(project.registry_fixture.folder / number, early=True) for number in (model, shadow)
     )
     assert classifier.exits_early or shadow_classifier.exits_early
     labels = zip(classifier.predict(texts), shadow_classifier.predict(texts), strict=True)
@@ -185,7 +186,7 @@ def test_the_shadow_predicts_as_it_does_alone(project: NightProject, model: str,
     report = project.run_night(shadow=f"models:/tiny/{shadow}", set=(f"decision.abstain={abstain}",))
     texts = [row["text"] for row in ROWS]
     model_classifier, shadow_classifier = (
-        SpinClassifier.load(project.registry_fixture.folder / number) for number in (model, shadow)
+        TrainedClassifier.load(project.registry_fixture.folder / number) for number in (model, shadow)
     )
     decision = model_classifier.decision.model_copy(update={"abstain": abstain})
     model_classifier.decision = shadow_classifier.decision = decision
@@ -241,10 +242,10 @@ def test_a_shared_pass_gives_each_classifier_its_own_features(
 ) -> None:
     """The values are equal bit for bit, and so is the memory layout, on which the last bits of a product depend."""
     texts = [row["text"] for row in ROWS]
-    shared_pass = SharedPass([SpinClassifier.load(registry_fixture.folder / number) for number in (first, second)])
+    shared_pass = SharedPass([TrainedClassifier.load(registry_fixture.folder / number) for number in (first, second)])
     assert shared_pass.groups == ([[0], [1]] if first == OTHER_BACKBONE else [[0, 1]])
     for number, features in zip((first, second), shared_pass.features(texts), strict=True):
-        alone = SpinClassifier.load(registry_fixture.folder / number).features(texts)
+        alone = TrainedClassifier.load(registry_fixture.folder / number).features(texts)
         assert list(features.columns) == list(alone.columns)
         for column, values in alone.columns.items():
             assert np.array_equal(features.columns[column], values)
@@ -483,7 +484,7 @@ def test_no_engine_is_opened_for_a_model_with_a_shadow_that_computes_apart(
     report = project.run_night("out", shadow=f"models:/tiny/{DEEP}", set=openvino)
     assert together["all"] == 0
     assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (150, 0)
-    fail_at(2, SpinClassifier, "prepare", monkeypatch)
+    fail_at(2, TrainedClassifier, "prepare", monkeypatch)
     broken = project.run_night("broken", shadow=f"models:/tiny/{DEEP}", set=openvino)
     assert broken.counts == report.counts
     assert (get_agreement(broken).counts.compared, get_agreement(broken).counts.failed) == (0, 150)

@@ -24,7 +24,7 @@ from pipelines.registry.promotion.subprocess_predict import (
     reply_to,
 )
 from pipelines.service_errors import StalledError
-from spin import SpinClassifier
+from spin import TrainedClassifier
 from spin.errors import UserError
 from spin.settings import DecisionSettings, Settings, parse_settings
 from tests.support.hanging import hang_fresh_process, has_ended, run_in_fresh_process, wait_until
@@ -94,7 +94,7 @@ def test_an_error_reply_is_raised_as_a_user_error() -> None:
 class AlteringModel:
     """A model as MLflow loads it, whose code changes labels and scores of its classifier."""
 
-    def __init__(self, classifier: SpinClassifier, changes: dict[str, Any], added_score: float = 0.0) -> None:
+    def __init__(self, classifier: TrainedClassifier, changes: dict[str, Any], added_score: float = 0.0) -> None:
         self.classifier, self.changes, self.added_score = classifier, changes, added_score
 
     def predict(self, rows: pd.DataFrame) -> pd.DataFrame:

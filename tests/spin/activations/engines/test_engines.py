@@ -15,7 +15,7 @@ import torch
 
 import spin.activations.portions
 import spin.backbone.engine_choice
-from spin import SpinClassifier
+from spin import SpinClassifier, TrainedClassifier
 from spin.activations.engines.encoder import NeuronEncoder, split_segments
 from spin.activations.engines.engine import TorchEngine, open_engine
 from spin.activations.engines.engine_child import compare_engines
@@ -234,26 +234,30 @@ def test_openvino_sends_no_telemetry() -> None:
 
 
 @pytest.fixture(scope="module")
-def fitted(backbone_folder: Path) -> SpinClassifier:
+def fitted(backbone_folder: Path) -> TrainedClassifier:
     rows = tiny.make_documents(300)
-    return SpinClassifier(
-        BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"),
-        probe=ProbeSettings(penalties=4),
-        search=SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), head="linear", words="off"),
-    ).fit([row["text"] for row in rows], [row["label"] for row in rows])
+    return (
+        SpinClassifier(
+            BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"),
+            probe=ProbeSettings(penalties=4),
+            search=SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), head="linear", words="off"),
+        )
+        .fit([row["text"] for row in rows], [row["label"] for row in rows])
+        .trained_
+    )
 
 
-def save_and_load(fitted: SpinClassifier, folder: Path, **settings: Any) -> SpinClassifier:
+def save_and_load(fitted: TrainedClassifier, folder: Path, **settings: Any) -> TrainedClassifier:
     """Load the classifier with other backbone settings."""
     fitted.save(folder)
-    return SpinClassifier.load(folder, backbone=fitted.settings.model_copy(update=settings))
+    return TrainedClassifier.load(folder, backbone=fitted.settings.model_copy(update=settings))
 
 
 DOCUMENTS = [row["text"] for row in tiny.make_documents(200, seed=5)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_labels_agree_with_float32_in_every_precision(fitted: SpinClassifier, tmp_path: Path, dtype: str) -> None:
+def test_labels_agree_with_float32_in_every_precision(fitted: TrainedClassifier, tmp_path: Path, dtype: str) -> None:
     """At least 90 % of labels agree, all of them in float32, and an explanation adds up to the logits of the engine."""
     loaded = save_and_load(fitted, tmp_path, engine="openvino", dtype=dtype)
     loaded.calibration = tuple(DOCUMENTS[:50])
@@ -267,20 +271,20 @@ def test_labels_agree_with_float32_in_every_precision(fitted: SpinClassifier, tm
     assert explanation.word_contributions.sum(0) + explanation.bias == pytest.approx(logits, abs=1e-4)
 
 
-def test_int8_without_calibration_texts_is_an_error(fitted: SpinClassifier, tmp_path: Path) -> None:
+def test_int8_without_calibration_texts_is_an_error(fitted: TrainedClassifier, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="set `calibration`"):
         save_and_load(fitted, tmp_path, engine="openvino", dtype="int8").predict(DOCUMENTS)
 
 
-def test_the_engine_of_this_machine_is_not_saved_with_a_classifier(fitted: SpinClassifier, tmp_path: Path) -> None:
+def test_the_engine_of_this_machine_is_not_saved_with_a_classifier(fitted: TrainedClassifier, tmp_path: Path) -> None:
     fitted.settings = fitted.settings.model_copy(update={"engine": "openvino", "dtype": "int8"})
     fitted.save(tmp_path)
-    saved = SpinClassifier.load(tmp_path).settings
+    saved = TrainedClassifier.load(tmp_path).settings
     fitted.settings = fitted.settings.model_copy(update={"engine": "auto", "dtype": "float32"})
     assert (saved.engine, saved.dtype) == ("auto", "auto")
 
 
-def test_several_predictions_open_one_engine(fitted: SpinClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_predictions_open_one_engine(fitted: TrainedClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def record_and_open(*args: Any, **kwargs: Any) -> Any:
