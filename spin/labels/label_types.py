@@ -39,7 +39,7 @@ def name_labels(labels: Iterable[Any]) -> tuple[list[str | list[str]], LabelType
     if missing:
         positions = f"position{'s' * (len(missing) > 1)} {show_first(missing)}"
         raise UserError(
-            f"labels: {len(missing):,} of {len(rows):,} are missing (None or NaN), at {positions}; label these texts "
+            f"labels: {len(missing):,} of {len(rows):,} missing (None or NaN), at {positions}; label these texts "
             "or leave them out"
         )
     examples: dict[str, LabelValue] = {}
@@ -54,10 +54,8 @@ def name_labels(labels: Iterable[Any]) -> tuple[list[str | list[str]], LabelType
 
 
 def is_missing(label: Any) -> bool:
-    """Whether a label is None, NaN, or what pandas has in their place."""
-    if label is None or type(label).__name__ == "NAType":  # pandas.NA, which has no truth value
-        return True
-    return (isinstance(label, (float, np.floating)) and label != label) or type(label).__name__ == "NaTType"
+    """Whether a label is None, NaN, NaT, or pandas.NA, which has no truth value."""
+    return label is None or type(label).__name__ == "NAType" or bool(label != label)
 
 
 def show_first(rows: Collection[int]) -> str:

@@ -155,7 +155,7 @@ def test_a_promise_that_cannot_be_kept_is_refused(tmp_path: Path) -> None:
 def test_only_a_version_with_test_documents_can_promise() -> None:
     """A classifier that was fitted in Python has none, and would give labels without a band."""
     with pytest.raises(
-        UserError, match=r"decision.max_error: only the test documents of a version .*TrainedClassifier.load"
+        UserError, match=r"decision.max_error: only the test documents of a version .*SpinClassifier.load"
     ):
         SpinClassifier("nothing", decision=DecisionSettings(max_error=0.1))
 
