@@ -356,6 +356,8 @@ class TrainedClassifier:
             if weights is not None:
                 here |= {"model": str(weights), "revision": None}
             settings = saved.model_copy(update=here)
+        if choose not in training_result.choices:
+            raise UserError(f"choose '{choose}': expected one of {', '.join(training_result.choices)}")
         label_space = LabelSpace(metadata.classes, metadata.multilabel, metadata.label_type)
         fitted = training_result.choices[choose]
         given = metadata.decision if decision is None else decision

@@ -198,16 +198,17 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         Where `decision` abstains from some texts, the array is one of objects, None among them. In a multi-label task
         a list of lists.
         """
-        value, labels = self.trained_.label_space.value, self.trained_.predict(X)
-        if self.trained_.label_space.multilabel:
+        trained = self.trained_
+        value, labels = trained.label_space.value, trained.predict(X)
+        if trained.label_space.multilabel:
             return [None if label is None else [value(name) for name in label] for label in labels]
         values = [None if label is None else value(str(label)) for label in labels]
         return np.array(values, object if None in values else self.classes_.dtype)
 
     def score(self, X: Sequence[str], y: Iterable[Any], sample_weight: Sequence[float] | None = None) -> float:
         """The share of texts whose label, or list of labels, is right; a text without a label counts as wrong."""
-        labels, label_type = name_labels(y)
-        expected, predicted = self.trained_.label_space.label_type, self.trained_.predict(X)
+        trained, (labels, label_type) = self.trained_, name_labels(y)
+        expected, predicted = trained.label_space.label_type, trained.predict(X)
         if labels and label_type != expected:
             raise UserError(f"score: found labels of type {label_type}; the classifier was fitted on {expected}")
         pairs = zip(predicted, labels, strict=True)
@@ -234,14 +235,15 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         weights: str | Path | None = None,
         device: str | None = None,
         choose: Choice = "accuracy",
-        decision: DecisionSettings | None = None,
+        decision: DecisionSettings | dict[str, Any] | None = None,
         early: bool = False,
         calibration: Sequence[str] = (),
     ) -> SpinClassifier:
         """Read what `save` wrote, as `TrainedClassifier.load` does.
 
         The parameters by which a classifier was fitted are not in the folder, except for those of the backbone, the
-        metric and the decision. Raises UserError for an incomplete artifact or one of another format.
+        metric and the decision; for its `max_error` the abstention band is chosen here. Raises UserError for an
+        incomplete artifact or one of another format.
         """
         trained = TrainedClassifier.load(
             folder,
@@ -249,7 +251,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
             weights=weights,
             device=device,
             choose=choose,
-            decision=decision,
+            decision=None if decision is None else parse_section(DecisionSettings, decision, "decision"),
             early=early,
             calibration=calibration,
         )

@@ -40,7 +40,7 @@ spin = SpinClassifier(
 ).fit(texts, labels)
 spin.save(folder)
 loaded = SpinClassifier.load(folder)
-print(list(loaded.predict(["the film was warm", "the crew was late"])))
+print(loaded.predict(["the film was warm", "the crew was late"]).tolist())
 explanation = loaded.explain("the film was warm")
 print([explanation.text[start:end] for start, end, _ in stretches(explanation.words)])
 """

@@ -24,12 +24,12 @@ _LISTS = (list, tuple, set, frozenset, np.ndarray)
 _SHOWN = 10
 
 
-def name_labels(labels: Iterable[Any]) -> tuple[list[str | list[str]], LabelType]:
+def name_labels(labels: Iterable[Any] | None) -> tuple[list[str | list[str]], LabelType]:
     """The names of labels, or of lists of labels, and the type that all of them have: `str` if there are none.
 
     Raises UserError for a table, for labels that are missing, of a type that is not in `LabelType`, or of two types.
     """
-    if isinstance(labels, (str, bytes, Mapping)) or getattr(labels, "ndim", 1) != 1:
+    if labels is None or isinstance(labels, (str, bytes, Mapping)) or getattr(labels, "ndim", 1) != 1:
         raise UserError(
             f"labels: found {describe_table(labels)}; expected one label per text, or in a multi-label task a list of "
             "labels per text"
@@ -70,7 +70,7 @@ def describe_table(values: Any) -> str:
         return f"a table with the columns {', '.join(map(str, values.columns))}"
     if hasattr(values, "shape"):
         return f"an array of shape {tuple(values.shape)}"
-    return f"a {type(values).__name__}"
+    return "nothing" if values is None else f"a {type(values).__name__}"
 
 
 def _values(label: Any) -> Collection[Any]:

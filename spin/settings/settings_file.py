@@ -42,7 +42,7 @@ def parse_settings(tree: dict[str, Any], origin: str = "settings") -> Settings:
     return parse_section(Settings, tree, origin)
 
 
-def parse_section(section: type[S], tree: Mapping[str, Any], origin: str) -> S:
+def parse_section(section: type[S], tree: S | Mapping[str, Any], origin: str) -> S:
     """Return a section of settings with the values of a mapping. Raises UserError with every mistake in one line."""
     try:
         return section.model_validate(tree)

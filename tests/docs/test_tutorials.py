@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import yaml
 
-import spin.classifier
 from jobs.cli import main
 from spin import SpinClassifier
 from spin.example import load_reviews
@@ -40,9 +39,9 @@ NOT_RUN = {
 @pytest.fixture(scope="module", autouse=True)
 def quick_training() -> Iterator[None]:
     """Let training with default settings try few candidates; the accuracy does not matter here."""
+    validate, quick = SpinClassifier._validate, {"probe": ProbeSettings(penalties=3, max_extra=0), "search": QUICK}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spin.classifier, "ProbeSettings", lambda: ProbeSettings(penalties=3, max_extra=0))
-        patch.setattr(spin.classifier, "SearchSettings", lambda: QUICK)
+        patch.setattr(SpinClassifier, "_validate", lambda spin: validate(spin).model_copy(update=quick))
         yield
 
 
@@ -78,7 +77,7 @@ def test_python_blocks_of_a_tutorial_run_in_order(
     project: Path, backbone_folder: Path, page: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project)
-    assert run_python(page, backbone_folder)["spin"].classes == ("bad", "good")
+    assert run_python(page, backbone_folder)["spin"].classes_.tolist() == ["bad", "good"]
 
 
 def test_every_tutorial_with_python_is_tested() -> None:

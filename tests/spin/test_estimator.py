@@ -217,6 +217,14 @@ def test_choose_decision_and_early_may_be_changed_after_fit(fitted: SpinClassifi
     assert sum(spin.predict(TEXTS) == 2) < sum(fitted.predict(TEXTS) == 2)
 
 
+def test_a_folder_is_loaded_with_settings_as_dictionaries(fitted: SpinClassifier, tmp_path: Path) -> None:
+    fitted.save(tmp_path)
+    assert SpinClassifier.load(tmp_path, decision={"abstain": 0.2}).trained_.decision.abstain == 0.2
+    for wrong, message in ({"decision": {"abstained": 1}}, "'abstained'"), ({"choose": "best"}, "accuracy, balanced"):
+        with pytest.raises(UserError, match=message):
+            SpinClassifier.load(tmp_path, **wrong)
+
+
 def test_it_works_in_a_pipeline_a_grid_search_and_a_cross_validation(unfitted: SpinClassifier) -> None:
     pipeline = make_pipeline(FunctionTransformer(lambda texts: [text.upper().lower() for text in texts]), unfitted)
     grid = [{"spinclassifier__choose": ["cheapest"]}, {"spinclassifier__search": [WORDS]}]

@@ -389,13 +389,13 @@ def test_neurons_and_pages_show_the_texts_that_a_version_holds(project: Project,
 
 def test_deep_is_asked_for_on_the_command_line(project: Project) -> None:
     asked: list[bool] = []
-    explain = SpinClassifier.explain
+    explain = TrainedClassifier.explain
 
-    def record(spin: SpinClassifier, text: str, *, deep: bool = False) -> Explanation:
+    def record(spin: TrainedClassifier, text: str, *, deep: bool = False) -> Explanation:
         asked.append(deep)
         return explain(spin, text, deep=deep)
 
-    project.monkeypatch.setattr(SpinClassifier, "explain", record)
+    project.monkeypatch.setattr(TrainedClassifier, "explain", record)
     project.spin("explain", "--text", "fine")
     project.spin("explain", "--text", "fine", "--deep")
     assert asked == [False, True]

@@ -53,6 +53,7 @@ def test_missing_labels_are_refused_with_their_positions(missing: Any) -> None:
         ([date(2026, 1, 1)], r"found datetime.date\(2026, 1, 1\) \(date\)"),
         (np.eye(2), r"found an array of shape \(2, 2\); expected one label per text"),
         (pd.DataFrame({"label": ["a"]}), "found a table with the columns label; expected one label per text"),
+        (None, "found nothing; expected one label per text"),
         ("good", "found a str; expected one label per text"),
     ],
 )
