@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from jobs.extras import PIPELINES
-from spin.classifier import TrainedClassifier
 from spin.estimator import SpinClassifier
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
 from spin_neurons import install_command
@@ -93,7 +92,7 @@ def test_every_public_name_can_be_imported_from_spin() -> None:
     for name in spin.__all__:
         assert getattr(spin, name).__name__ == name
         assert name in dir(spin)
-    assert spin.TrainedClassifier is TrainedClassifier
+    assert spin.SpinClassifier is SpinClassifier
     with pytest.raises(AttributeError, match="module 'spin' has no attribute 'Nonsense'"):
         spin.Nonsense  # noqa: B018
 
