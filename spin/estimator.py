@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from spin.backbone.flops import relative_flops
 from spin.backbone.loading import announce_backbone, load_backbone
 from spin.classifier import TrainedClassifier, checked_texts, feature_columns
 from spin.errors import UserError
+from spin.fit_progress import StartStep, show_steps, start_silently
 from spin.heads.decision import Decision
 from spin.labels.label_space import LabelSpace
 from spin.labels.label_types import LabelValue, name_labels
@@ -99,14 +101,21 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
             )
         return parameters
 
-    def fit(self, X: Sequence[str], y: Iterable[Any], *, valid_fraction: float = 0.15) -> SpinClassifier:
+    def fit(
+        self, X: Sequence[str], y: Iterable[Any], *, valid_fraction: float = 0.15, progress: bool = False
+    ) -> SpinClassifier:
         """Fit on n texts and their labels: one class each, or in a multi-label task a list of classes each.
 
         A hash of a text decides whether it trains or validates the choices (penalty, eta, depth and head). Below 5,000
         texts cross-validation makes the choices, and of more than `search.documents` texts a sample. Near-identical
-        texts stay on the same side. Raises UserError for texts that are not text, labels that are missing or of several
-        types, a single class, or a class with too few texts that differ.
+        texts stay on the same side. `progress` shows a bar per step on standard error. Raises UserError for texts that
+        are not text, labels that are missing or of several types, a single class, or a class with too few texts that
+        differ.
         """
+        with show_steps() if progress else nullcontext(start_silently) as start:
+            return self._fit(X, y, valid_fraction, start)
+
+    def _fit(self, X: Sequence[str], y: Iterable[Any], valid_fraction: float, start: StartStep) -> SpinClassifier:
         # these bring Numba, which predictions do not need
         from spin.audit.selection_attack import prepare_attack
         from spin.fit import fit_classifiers
@@ -119,10 +128,11 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         splits = [assign_split(group, parameters.seed, valid_fraction, 0.0) for group in groups]
         label_space = LabelSpace.of(labels, splits, groups, label_type)
         Decision.of(label_space, parameters.decision)
+        start("backbone", 1)
         backbone = load_backbone(parameters.backbone)
         announce_backbone(parameters.backbone, backbone, calibrated=False)
         columns = feature_columns(backbone, parameters.sites, parameters.poolings)
-        features = extract(backbone, texts, columns).columns
+        features = extract(backbone, texts, columns, progress=start("documents", len(texts))).columns
         data = TrainingData.from_splits(
             label_space.index(labels),
             splits,
@@ -144,6 +154,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
             decision=parameters.decision,
             texts=texts,
             attack=prepare_attack(parameters.search, lambda rows: [texts[row] for row in rows.tolist()], data),
+            start=start,
         )
         self._trained = TrainedClassifier(
             parameters.backbone,

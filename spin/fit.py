@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,12 +10,14 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from spin.arrays import Floats, Rows
+from spin.fit_progress import StartStep, start_silently
 from spin.heads.fitted import TrainingResult
 from spin.heads.selection import Selection
 from spin.integrate.fit_words import fit_words
 from spin.integrate.head_fitter import refit
 from spin.integrate.integrate import integrate
 from spin.integrate.leakage import LeakageAttack
+from spin.integrate.search import most_fits
 from spin.labels.training_data import TrainingData
 from spin.settings import CascadeSettings, DecisionSettings, ProbeSettings, SearchSettings
 from spin.sites import FeatureColumn, Site
@@ -37,6 +39,7 @@ def fit_classifiers(
     decision: DecisionSettings | None = None,
     texts: Sequence[str] | None = None,
     attack: LeakageAttack | None = None,
+    start: StartStep = start_silently,
 ) -> tuple[list[Probe], list[RidgeImportance], TrainingResult]:
     """Fit a probe per feature column and a ridge regression on all, then the classifiers that integrate their neurons.
 
@@ -45,7 +48,7 @@ def fit_classifiers(
     `search.max_leakage` needs an `attack`. Raises UserError as `integrate` does.
     """
     settings = search or SearchSettings()
-    probes = _fit_all_probes(features, data, probe or ProbeSettings())
+    probes = _fit_all_probes(features, data, probe or ProbeSettings(), start("probes", len(features)))
     warn_of_inexact_probes([fitted.summary() for fitted in probes])
 
     def read(selection: Selection, rows: Rows) -> Iterator[Floats]:
@@ -67,6 +70,7 @@ def fit_classifiers(
         compute=compute,
         words=words,
         attack=attack,
+        progress=start("fits", most_fits(settings, list(features), len(data.folds))),
     )
     if data.not_sampled is not None:
         training_result = refit(training_result, probes, read, data, words)
@@ -74,7 +78,10 @@ def fit_classifiers(
 
 
 def _fit_all_probes(
-    features: Mapping[FeatureColumn, Floats], data: TrainingData, settings: ProbeSettings
+    features: Mapping[FeatureColumn, Floats],
+    data: TrainingData,
+    settings: ProbeSettings,
+    progress: Callable[[int], None],
 ) -> list[Probe]:
     """The probes of all columns, on a processor those of as many sites at once as torch has threads.
 
@@ -82,7 +89,9 @@ def _fit_all_probes(
     """
 
     def fit_site(columns: Sequence[FeatureColumn]) -> list[Probe]:
-        return fit_probes({column: features[column] for column in columns}, data, settings)
+        fitted = fit_probes({column: features[column] for column in columns}, data, settings)
+        progress(len(fitted))
+        return fitted
 
     threads = torch.get_num_threads() if data.device == "cpu" else 1
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:

@@ -27,7 +27,7 @@ from spin.labels.cross_validation import Fold, jackknife_rows
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
 from spin.settings import SearchSettings
-from spin.sites import Site
+from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe
 from spin.sparsify.ridge import RidgeImportance
 from spin.sparsify.select import Ranking
@@ -400,6 +400,16 @@ class Search:
             return scores
         y, predicted = self.valid_y[0], self.data.label_space.predict(held_out[0])
         return tuple(score(self.data.metric, y[rows], predicted[rows]) for rows in jackknife_rows(len(y)))
+
+
+def most_fits(settings: SearchSettings, columns: Sequence[FeatureColumn], folds: int) -> int:
+    """The largest number of fits that a search can make, as `progress` counts them."""
+    depth = max(column.site.layer for column in columns)
+    parts = {column.site.kind for column in columns} | {column.pooling for column in columns}
+    # every eta and every depth of each rule, each kind of site and each pooling, the L1 penalties
+    fits = (len(settings.rules) * (len(settings.etas) + depth) + len(parts) + 1) * folds
+    # under a cap a second search, and attacks: some that lower eta for each rule, one per depth
+    return fits if settings.max_leakage is None else 2 * fits + 8 * len(settings.rules) + depth
 
 
 def _resample_losses(losses: Sequence[Floats]) -> tuple[float, ...]:

@@ -267,3 +267,14 @@ def test_columns_and_arrays_are_read_and_tables_refused(unfitted: SpinClassifier
             method(frame[["text"]])
         with pytest.raises(UserError, match=r"found an array of shape \(60, 1\)"):
             method(np.array(TEXTS)[:, None])
+
+
+def test_a_fit_shows_a_bar_per_step_if_asked(unfitted: SpinClassifier, capsys: pytest.CaptureFixture[str]) -> None:
+    """Otherwise it prints nothing."""
+    clone(unfitted).fit(TEXTS, NAMES)
+    assert capsys.readouterr().err == ""
+    clone(unfitted).fit(TEXTS, NAMES, progress=True)
+    shown = capsys.readouterr().err
+    assert [line.split()[0] for line in shown.splitlines()] == ["backbone", "documents", "probes", "fits"]
+    assert "60/60" in shown
+    assert "1/1" in shown

@@ -31,7 +31,7 @@ from spin.integrate.fit_mlp import fit_mlp
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import best_per_depth, choose_candidates
 from spin.integrate.integrate import integrate
-from spin.integrate.search import Search
+from spin.integrate.search import Search, most_fits
 from spin.labels.cross_validation import Fold, jackknife_rows, labelled_rows, make_folds
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
@@ -705,6 +705,7 @@ def test_progress_is_reported_once_per_group_of_heads(folds: int) -> None:
     project.integrate(progress=reports.append)
     groups = {(c.rule, c.eta, c.depth, c.part, bool(c.penalty.l1)) for c in project.search().run()}
     assert reports == [folds] * len(groups)
+    assert sum(reports) <= most_fits(SEARCH, list(project.activations), folds)
 
 
 def test_the_search_goes_depth_by_depth() -> None:
