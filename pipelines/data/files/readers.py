@@ -32,6 +32,8 @@ ID_AND_TEXT: tuple[Column, ...] = ("id", "text")
 ALL_COLUMNS: tuple[Column, ...] = ("id", "text", "label", "split", "group")
 FIELDS = ("ids", "texts", "labels", "splits", "groups")
 """the lists of `Documents`"""
+_MISSING_IN_CSV = frozenset({"NaN", "nan", "NA", "N/A", "n/a", "<NA>", "NULL", "null"})
+"""what pandas, R and databases write to CSV in place of a value that is missing"""
 T = TypeVar("T")
 _CHUNK, _CHUNK_BYTES = 1000, 1 << 22
 """most lines or CSV rows that are parsed at a time, and about how many bytes"""
@@ -380,5 +382,19 @@ def _read_csv(
             getattr(documents, field_name).extend(
                 values if field_name == "texts" else [value or None for value in values]
             )
+        if "labels" in names:
+            _refuse_missing_labels(documents, names["labels"])
         _keep_values(documents, {name: list(texts[name]) for name in kept}, data)
         yield documents
+
+
+def _refuse_missing_labels(documents: Documents, column: str) -> None:
+    """Make rows of CSV malformed whose label is what other programs write in place of none."""
+    if _MISSING_IN_CSV.isdisjoint(documents.labels):
+        return
+    for row, label in enumerate(documents.labels):
+        if label in _MISSING_IN_CSV:
+            documents.malformed[row] = (
+                f"the label ({column}) is {label}, which CSV has for a missing one; label the row or leave it out; a "
+                f"class that is named so needs another name in the file, such as 'class {label}'"
+            )

@@ -480,6 +480,20 @@ def test_csv_labels_are_strings_even_if_they_look_like_lists(tmp_path: Path) -> 
     assert read_labelled(plan_uri(uri), DATA).labels == ['["a"]', "[]"]
 
 
+@pytest.mark.parametrize("label", ["NaN", "nan", "NA", "N/A", "<NA>", "null", "NULL"])
+def test_a_label_that_stands_for_none_is_refused_in_csv_alone(label: str, tmp_path: Path) -> None:
+    """Other programs write it there where a value is missing; where a value can be null, it is a class."""
+    rows = [{"id": "d0", "text": "t", "label": "a"}, {"id": "d1", "text": "t", "label": label}]
+    for name in ("a.jsonl", "a.parquet"):
+        uri = write_file(tmp_path, name, FORMATS[name](rows))
+        assert read_labelled(plan_uri(uri), DATA).labels == ["a", label]
+    uri = write_file(tmp_path, "a.csv", to_csv(rows))
+    with pytest.raises(UserError) as error:
+        read_labelled(plan_uri(uri), DATA)
+    assert f"the label (label) is {label}, which CSV has for a missing one; label the row or" in str(error.value)
+    assert f"such as 'class {label}'" in str(error.value)
+
+
 INVALID_LISTS: dict[str, tuple[list[Any], str]] = {
     "null": ([["a"], None], "the label (label) is null; label the row or leave it out"),
     "null inside": (
