@@ -272,7 +272,9 @@ def evaluation(report: EvaluationReport) -> None:
         shown = [f"{100 * value:.1f}" for value in (figures.precision, figures.recall, figures.f1)]
         table.add_row(escape(name), *shown, f"{figures.support:,.0f}")
     show(table)
-    metrics = ", ".join(f"{name} {100 * value:.1f}" for name, value in report.metrics.items()) or "no labels"
+    intervals = {name: f"[{100 * low:.1f}–{100 * high:.1f}]" for name, (low, high) in report.intervals.items()}
+    scores = (f"{name} {100 * value:.1f} {intervals[name]}" for name, value in report.metrics.items())
+    metrics = ", ".join(scores) or "no labels"
     say(f"version {report.model_version} on {counted(report.documents, 'document')}: {metrics}")
     decision = report.decision
     thresholds = ", ".join(f"{name} {threshold:g}" for name, threshold in decision.thresholds.items()) or "default"

@@ -204,7 +204,9 @@ def print_models() -> None:
 
 def print_evaluation() -> None:
     figures = Record(precision=1.0, recall=1.0, f1=1.0, support=12_345)
-    report = Record(per_class={CLASS: figures, "x": figures}, metrics={}, model_version="1", documents=9, abstained=0)
+    report = Record(
+        per_class={CLASS: figures, "x": figures}, metrics={}, intervals={}, model_version="1", documents=9, abstained=0
+    )
     report.decision = Record(thresholds={}, abstain=0)
     terminal.evaluation(report)  # type: ignore[arg-type]
 
