@@ -19,7 +19,7 @@ difference within 10 %.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,11 +81,11 @@ def class_figures(true: Targets, predicted: Targets, classes: Sequence[str]) -> 
 class _ClassCounts(NamedTuple):
     """Numbers of documents (..., K) in any number of samples."""
 
-    hits: Floats
+    hits: NDArray[Any]
     """that have the class and are predicted to"""
-    support: Floats
+    support: NDArray[Any]
     """that have it"""
-    predictions: Floats
+    predictions: NDArray[Any]
     """that are predicted to"""
 
 
