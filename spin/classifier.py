@@ -26,7 +26,7 @@ from spin.heads.decision import Decision
 from spin.heads.early_exit import should_exit
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.persistence import ClassifierMetadata
-from spin.labels.label_space import Label, LabelSpace
+from spin.labels.label_space import Label, LabelSpace, class_names
 from spin.labels.label_types import describe_table
 from spin.pages.explanation import Explanation, explain
 from spin.predictions import Predictions
@@ -293,7 +293,10 @@ class TrainedClassifier:
         With `deep` it does not stop: the explanation is that of full depth, whose label may be another one.
         """
         if deep and self.exits_early:
-            return self.choosing(self.choose).explain(text)
+            predictions = self.predict_all([text])
+            stop, label = int(predictions.exit_depth[0]), ", ".join(sorted(class_names(predictions.labels[0])))
+            whole = self.choosing(self.choose).explain(text)
+            return replace(whole, passed=(stop, label)) if stop < self.depth else whole
         [text] = checked_texts([text])
         features = self.features([text])
         depths = [exit.depth for exit in self.fitted.exits]

@@ -35,6 +35,8 @@ class ChampionEvent:
     """the checks that failed and were overridden by --force"""
     score: float | None = None
     """of `to_version` on the frozen evaluation set; None where it was not measured"""
+    measured: str | None = None
+    """this score in words: with its interval, and on which documents and how it was measured"""
     score_before: float | None = None
     """of `from_version` on the same documents"""
     evaluation: str | None = None
@@ -52,8 +54,9 @@ class ChampionEvent:
         }
         if self.move == "promote":
             event["forced"] = list(self.forced)
-        measured = {"score": self.score, "score_before": self.score_before, "evaluation": self.evaluation}
-        return json.dumps(event | {name: value for name, value in measured.items() if value is not None})
+        gate = {"score": self.score, "measured": self.measured}
+        gate |= {"score_before": self.score_before, "evaluation": self.evaluation}
+        return json.dumps(event | {name: value for name, value in gate.items() if value is not None})
 
     @classmethod
     def from_json(cls, text: str) -> ChampionEvent:
@@ -68,6 +71,7 @@ class ChampionEvent:
             run=event["run"],
             forced=tuple(event.get("forced", ())),
             score=event.get("score"),
+            measured=event.get("measured"),
             score_before=event.get("score_before"),
             evaluation=event.get("evaluation"),
         )

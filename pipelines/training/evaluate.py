@@ -11,6 +11,7 @@ from pipelines.data.files import input_files, sharding
 from pipelines.registry.versions import Registry
 from pipelines.workers.progress import progress
 from spin.errors import UserError
+from spin.integrate.bootstrap import score_intervals
 from spin.labels.label_space import Label
 from spin.labels.metrics import ClassFigures, class_figures, score
 from spin.settings import METRICS, DecisionSettings, Settings
@@ -29,6 +30,8 @@ class EvaluationReport:
     """the thresholds, those that training chose included, and the abstention band that were applied"""
     metrics: dict[str, float]
     """every metric, from 0 to 1, by name; empty if the decision abstains for all documents"""
+    intervals: dict[str, tuple[float, float]]
+    """the 95 % interval of each, by the bootstrap over the documents"""
     per_class: dict[str, ClassFigures]
 
 
@@ -57,11 +60,13 @@ def run_evaluate(settings: Settings, registry: Registry, source: str, *, model: 
             predicted += spin.predict_all(labelled.texts[start:stop], progress=advance).labels
     rows = np.flatnonzero([label is not None for label in predicted])
     given = spin.label_space.index([label for label in predicted if label is not None])
+    metrics = METRICS if len(rows) else ()
     return EvaluationReport(
         model_version=version,
         documents=len(truth),
         abstained=len(truth) - len(rows),
         decision=spin.fitted.applied_settings(spin.label_space, spin.decision),
-        metrics={name: score(name, y[rows], given) for name in METRICS} if len(rows) else {},
+        metrics={name: score(name, y[rows], given) for name in metrics},
+        intervals={name: score_intervals(name, y[rows], [given], settings.seed)[0] for name in metrics},
         per_class=class_figures(y[rows], given, spin.label_space.classes) if len(rows) else {},
     )

@@ -65,7 +65,7 @@ from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, best_probe
 from spin.sparsify.ridge import RidgeImportance
 
-FORMAT = 7
+FORMAT = 8
 ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE, HELD_OUT)
 """names of the files of a registered version"""
 
@@ -238,7 +238,7 @@ def _fit(
     integrated = round(time.perf_counter() - start, 1)
     test_rows, _ = labels.part("test")
     test_words = _read_words(spin, corpus, test_rows)
-    figures = _evaluate(settings, features, probes, labels, corpus, spin, test_words)
+    figures = _evaluate(settings, features, probes, labels, data, corpus, spin, test_words)
     evaluated = round(time.perf_counter() - start - integrated, 1)
     texts = corpus if settings.train.keep_texts else None
     suspects = check_labels(features, spin.training_result.choices["accuracy"], labels, settings.seed, texts)
@@ -354,6 +354,7 @@ def _evaluate(
     features: FeatureShards,
     probes: Sequence[Probe],
     labels: Labels,
+    data: TrainingData,
     corpus: Corpus,
     spin: TrainedClassifier,
     test_words: Floats | None,
@@ -368,9 +369,9 @@ def _evaluate(
         id(part): name for name, part in reversed(list(spin.training_result.choices.items()))
     }
     simpler: dict[str, Callable[[], baselines.Contender]] = {
-        "tfidf": lambda: baselines.words(corpus, labels, settings.metric, settings.seed),
-        "last_layer": lambda: baselines.last_layer(features, spin.backbone, labels, settings.metric, settings.seed),
-        "best_site": lambda: baselines.best_site(features, spin.backbone, probes, labels),
+        "tfidf": lambda: baselines.words(corpus, labels, data),
+        "last_layer": lambda: baselines.last_layer(features, spin.backbone, labels, data),
+        "best_site": lambda: baselines.best_site(features, spin.backbone, probes, labels, data),
     }
     contenders: list[baselines.Contender] = []
     notes: list[str] = []
@@ -382,7 +383,7 @@ def _evaluate(
         for choice in reversed(distinct.values()):
             contenders.append(baselines.spin_row(features, spin.choosing(choice), labels, test_words))
             advance(1)
-        table = baselines.tabulate(contenders, features, spin.backbone.depth, labels, corpus, notes)
+        table = baselines.tabulate(contenders, features, spin.backbone.depth, labels, corpus, notes, settings.seed)
         advance(1)
     [best] = [contender for contender in contenders if contender.name == "spin"]
     assert best.logits is not None

@@ -18,12 +18,14 @@ difference within 10 %.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from spin.arrays import Floats
 from spin.labels.label_space import Targets
 
 
@@ -34,7 +36,21 @@ def score(metric: str, true: Targets, predicted: Targets) -> float:
     in `true`, whatever is predicted. In a multi-label task, accuracy is the share of documents whose set of classes is
     exactly right.
     """
-    return _FUNCTIONS[metric](true, predicted)
+    if metric == "accuracy":
+        right = true == predicted
+        return float(np.mean(right if true.ndim == 1 else right.all(axis=1)))
+    return float(_of_classes(metric, _count_classes(true, predicted), len(true), multilabel=true.ndim == 2))
+
+
+def score_samples(metric: str, true: Targets, predicted: Targets, counts: Floats) -> Floats:
+    """The metric (s,) in s samples of n documents; `counts` (s, n) say how often each document is in each sample."""
+    every = np.arange(1 + max(true.max(), predicted.max()))
+    has, given = (true, predicted) if true.ndim == 2 else (t[:, None] == every for t in (true, predicted))
+    size = counts.sum(1)
+    if metric == "accuracy":
+        return np.asarray(counts @ (has == given).all(1) / size)
+    of_classes = _ClassCounts(*(counts @ each.astype(np.float64) for each in (has & given, has, given)))
+    return _of_classes(metric, of_classes, size[:, None], multilabel=true.ndim == 2)
 
 
 class ClassFigures(BaseModel):
@@ -62,50 +78,59 @@ def class_figures(true: Targets, predicted: Targets, classes: Sequence[str]) -> 
     }
 
 
-def _accuracy(true: Targets, predicted: Targets) -> float:
-    right = true == predicted
-    return float(np.mean(right if true.ndim == 1 else right.all(axis=1)))
+class _ClassCounts(NamedTuple):
+    """Numbers of documents (..., K) in any number of samples."""
+
+    hits: NDArray[Any]
+    """that have the class and are predicted to"""
+    support: NDArray[Any]
+    """that have it"""
+    predictions: NDArray[Any]
+    """that are predicted to"""
 
 
-def _macro_f1(true: Targets, predicted: Targets) -> float:
+def _of_classes(metric: str, counts: _ClassCounts, documents: Floats | int, *, multilabel: bool) -> Floats:
+    """A metric (...) that is a mean over classes; `documents` are those of each sample."""
+    if metric == "macro_f1":
+        return _macro_f1(counts)
+    return _mean_binary_balanced_accuracy(counts, documents) if multilabel else _mean_recall(counts)
+
+
+def _macro_f1(counts: _ClassCounts) -> Floats:
     """The mean of 2 TP / (2 TP + FP + FN) over the classes that occur; 0 where none does.
 
     Equals scikit-learn's `f1_score` with `labels=` these classes and `average="macro"`.
     """
-    hits, support, predictions = _class_counts(true, predicted)
-    occurs = support > 0
-    return float(np.mean(2 * hits[occurs] / (support + predictions)[occurs])) if occurs.any() else 0.0
+    f1 = 2 * counts.hits / np.maximum(counts.support + counts.predictions, 1)
+    return _mean(f1, counts.support > 0)
 
 
-def _balanced_accuracy(true: Targets, predicted: Targets) -> float:
-    """The mean recall over the classes that occur; in a multi-label task the mean of their binary balanced accuracies.
+def _mean_recall(counts: _ClassCounts) -> Floats:
+    return _mean(counts.hits / np.maximum(counts.support, 1), counts.support > 0)
 
-    A binary balanced accuracy is the mean of two recalls: of the documents with the class and of those without. A class
-    that no or every document has is left out; if each class is such a one, the mean is over the recalls that exist.
+
+def _mean_binary_balanced_accuracy(counts: _ClassCounts, documents: Floats | int) -> Floats:
+    """The mean over classes of the mean of two recalls: of the documents with the class and of those without.
+
+    A class that no or every document has is left out; if each class is such a one, the mean is over the recalls that
+    exist.
     """
-    if true.ndim == 1:
-        hits, support, _ = _class_counts(true, predicted)
-        return float(np.mean(hits[support > 0] / support[support > 0]))
-    right = true == predicted
-    with np.errstate(invalid="ignore"):  # an empty group gives 0/0
-        recalls = np.stack([(right & group).sum(0) / group.sum(0) for group in (true, ~true)])
-    measurable = ~np.isnan(recalls).any(0)
-    return float(recalls[:, measurable].mean() if measurable.any() else np.nanmean(recalls))
+    sizes = np.concatenate([counts.support, documents - counts.support], axis=-1)
+    rejected = documents - counts.support - (counts.predictions - counts.hits)
+    recalls = np.concatenate([counts.hits, rejected], axis=-1) / np.maximum(sizes, 1)
+    measurable = np.tile((sizes > 0).reshape(*sizes.shape[:-1], 2, -1).all(-2), 2)
+    return _mean(recalls, np.where(measurable.any(-1, keepdims=True), measurable, sizes > 0))
 
 
-def _class_counts(true: Targets, predicted: Targets) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """For each class the numbers of documents that have it and are predicted to, that have it, and predicted to."""
+def _mean(values: Floats, counted: NDArray[np.bool_]) -> Floats:
+    """The means (...) of those values (..., K) that are counted; 0 where none is."""
+    return np.asarray((values * counted).sum(-1) / np.maximum(counted.sum(-1), 1))
+
+
+def _count_classes(true: Targets, predicted: Targets) -> _ClassCounts:
+    """The counts (K,) of one set of documents."""
     if true.ndim == 2:
-        return (true & predicted).sum(0), true.sum(0), predicted.sum(0)
+        return _ClassCounts((true & predicted).sum(0), true.sum(0), predicted.sum(0))
     classes = 1 + max(true.max(), predicted.max())
-    hits, support, predictions = (
-        np.bincount(labels, minlength=classes) for labels in (true[true == predicted], true, predicted)
-    )
-    return hits, support, predictions
-
-
-_FUNCTIONS: dict[str, Callable[[Targets, Targets], float]] = {
-    "accuracy": _accuracy,
-    "balanced_accuracy": _balanced_accuracy,
-    "macro_f1": _macro_f1,
-}
+    labels = (true[true == predicted], true, predicted)
+    return _ClassCounts(*(np.bincount(each, minlength=classes) for each in labels))

@@ -83,10 +83,15 @@ class Explanation:
     """how the classifier turns probabilities into labels; None: the most probable class, or those from one half on"""
     exit: int | None = None
     """the blocks after which the text stopped early, or `BY_WORDS`; None at full depth"""
+    passed: tuple[int, str] | None = None
+    """where it would have stopped if it had not been read to full depth on purpose, and the label there"""
 
     @property
     def exit_note(self) -> str | None:
-        """What was not read of the model because the text stopped early; None at full depth."""
+        """What early exits mean for the text: what was not read of the model, or where a night would stop."""
+        if self.passed is not None:
+            depth, label = self.passed
+            return f"read to full depth; without --deep, as in a night, it is decided {exit_name(depth)}: {label}"
         if self.exit is None:
             return None
         if self.exit == BY_WORDS:

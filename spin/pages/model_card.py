@@ -25,12 +25,32 @@ _TAGS = ["text-classification", "probing", "sparsity", "interpretability"]
 
 
 @dataclass(frozen=True)
+class ScoreInterval:
+    """How certain a score is, with 95 % confidence, by the bootstrap over the test documents."""
+
+    low: float
+    high: float
+    difference_low: float
+    """of the interval of how much higher the score is than that of the row `spin`, on the same documents"""
+    difference_high: float
+
+    @property
+    def like_spin(self) -> bool:
+        """Whether the score cannot be told apart from that of the row `spin`."""
+        return self.difference_low <= 0 <= self.difference_high
+
+
+@dataclass(frozen=True)
 class ContenderResult:
     """The quality of a classifier on the test documents, and its cost: a row of the table in `report.json`."""
 
     name: str
     accuracy: float
+    accuracy_interval: ScoreInterval
     macro_f1: float
+    macro_f1_interval: ScoreInterval
+    documents: int
+    """test documents, on which it was measured"""
     neurons: int
     """that it reads; 0 for a classifier that reads none"""
     neurons_of: int

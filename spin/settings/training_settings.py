@@ -137,7 +137,7 @@ class TrainSettings(Section):
 
     baselines: bool = Field(
         True,
-        description="Fit the simpler classifiers that the new one is compared with, on at most 20,000 training "
+        description="Fit the simpler classifiers that the new one is compared with, on at most 40,000 "
         "documents. It changes no classifier; a training that has finished keeps the table that it has.",
     )
     keep_texts: bool = Field(

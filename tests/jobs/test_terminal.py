@@ -19,6 +19,7 @@ from pipelines.training.workflow import StageEvent
 from spin.audit.attribute_probes import ATTRIBUTES
 from spin.heads.candidate import CandidateSummary
 from spin.heads.fitted import ChoiceSummary, ExitSummary, LeakageCap, TrainingSummary, UncappedChoice
+from spin.pages.model_card import ContenderResult, ScoreInterval
 from spin.settings import Choice
 
 POINTS = [
@@ -66,6 +67,30 @@ def build_train_report(choose: Choice, exits: tuple[ExitSummary, ...] = (), **de
         artifact={},
     )
     return TrainReport("f" * 64, results, RegisteredVersion("tiny", "3", "r"), choose)
+
+
+def build_contender(name: str, interval: ScoreInterval, **figures: int) -> ContenderResult:
+    sizes = {"neurons": 16_000, "words": 100_000, "depth": 12, "depth_of": 12} | figures
+    return ContenderResult(name, 0.75, interval, 0.70, interval, 4000, neurons_of=160_000, docs_per_s=44_407.2, **sizes)
+
+
+def test_the_table_has_intervals_and_marks_what_cannot_be_told_apart_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The larger half of the interval counts; the row `spin` itself is not marked."""
+    monkeypatch.setattr(terminal, "out", Console(force_terminal=True, color_system=None, width=80, highlight=False))
+    report = build_train_report("accuracy", accuracy=4, balanced=2, cheapest=1)
+    apart, alike, same = (ScoreInterval(0.69, 0.76, *ends) for ends in ((-0.02, -0.001), (-0.02, 0.001), (0.0, 0.0)))
+    rows = [build_contender(*pair) for pair in (("last_layer", apart), ("best_site", alike), ("spin", same))]
+    terminal.trained(replace(report, results=replace(report.results, table=tuple(rows))))
+    printed = capsys.readouterr().out
+    sizes = ["16,000", "100,000", "12/12", "44,400"]
+    lines = [line.translate(str.maketrans("│┃", "  ")).split() for line in printed.splitlines()]
+    assert ["last_layer", "75.0", "±6.0", "70.0", "±6.0", *sizes] in lines
+    assert ["best_site", "75.0", "±6.0", "≈", "70.0", "±6.0", "≈", *sizes] in lines
+    assert ["spin", "75.0", "±6.0", "70.0", "±6.0", *sizes] in lines
+    assert "±: 95 % interval over 4,000 test documents, at full depth;" in printed
+    assert max(len(line) for line in printed.splitlines() if "│" in line) <= 80
 
 
 def read_printed_words(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
@@ -179,7 +204,9 @@ def print_models() -> None:
 
 def print_evaluation() -> None:
     figures = Record(precision=1.0, recall=1.0, f1=1.0, support=12_345)
-    report = Record(per_class={CLASS: figures, "x": figures}, metrics={}, model_version="1", documents=9, abstained=0)
+    report = Record(
+        per_class={CLASS: figures, "x": figures}, metrics={}, intervals={}, model_version="1", documents=9, abstained=0
+    )
     report.decision = Record(thresholds={}, abstain=0)
     terminal.evaluation(report)  # type: ignore[arg-type]
 

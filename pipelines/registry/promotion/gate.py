@@ -27,7 +27,7 @@ from spin.audit.perturbations import mix_perturbations
 from spin.errors import UserError
 from spin.heads.calibration import calibration_error, calibration_error_limit
 from spin.heads.decision import Decision
-from spin.integrate.bootstrap import lower_bound
+from spin.integrate.bootstrap import lower_bound, score_intervals
 from spin.labels.label_space import Label, LabelSpace, Targets, class_names
 from spin.labels.metrics import score
 from spin.settings import Settings
@@ -35,6 +35,8 @@ from spin.settings import Settings
 LOADS = "loads"
 """the check that cannot be forced: without predictions nothing else is known"""
 
+SCORE = "score"
+"""the check of the metric of the settings"""
 _CHAMPION = "the champion"
 
 logger = logging.getLogger(__name__)
@@ -136,8 +138,10 @@ def judge(
     digest = "" if champion is None else fingerprint(given)[:16]
     comparison = _Comparison(settings, y, predicted, len(earlier.failed - {digest}))
     calibration, limits = _calibration(settings, labels, model), settings.promote
-    figures = {"score": comparison.score(predicted), "ece": calibration.value, "documents_per_s": _speed(model)}
-    checks.append(_score(settings, y, figures["score"]))
+    [(low, high)] = score_intervals(settings.metric, y, [predicted], settings.seed)
+    figures = {"score": comparison.score(predicted), "score_low": low, "score_high": high}
+    figures |= {"ece": calibration.value, "documents_per_s": _speed(model)}
+    checks.append(_score(settings, y, figures))
     if champion is not None:
         compared, more = _compare_with_champions(comparison, champion, others, earlier)
         checks, figures = checks + compared, figures | more
@@ -313,8 +317,11 @@ def _classes(model: PredictionReply, champion: PredictionReply) -> GateCheck:
     )
 
 
-def _score(settings: Settings, y: Targets, model_score: float) -> GateCheck:
-    """By default the limit is just above the score of the commonest label for every document."""
+def _score(settings: Settings, y: Targets, figures: Mapping[str, float]) -> GateCheck:
+    """By default the limit is just above the score of the commonest label for every document.
+
+    What is measured says how, since the table of the training has other documents, or the same at full depth.
+    """
     limit = settings.promote.min_score
     if limit is None:
         values, counts = np.unique(y, axis=0, return_counts=True)
@@ -322,11 +329,13 @@ def _score(settings: Settings, y: Targets, model_score: float) -> GateCheck:
         limit, expected = float(np.nextafter(constant, 1)), f"above {100 * constant:.1f}, one label for all"
     else:
         expected = f"at least {100 * limit:.1f}"
+    shown, low, high = (f"{100 * figures[name]:.1f}" for name in ("score", "score_low", "score_high"))
+    how = "with early exits, as in a night" if settings.classify.cascade else "at full depth"
     return GateCheck(
-        "score",
-        value=model_score,
+        SCORE,
+        value=figures["score"],
         limit=limit,
-        measured=f"{100 * model_score:.1f} {settings.metric}",
+        measured=f"{shown} {settings.metric} [{low}–{high}] on {len(y):,} documents {how}",
         expected=expected,
         remedy="train again, or lower promote.min_score",
     )

@@ -17,7 +17,7 @@ from pipelines.registry.promotion.earlier_gates import (
     predictions_json,
     read_earlier_gates,
 )
-from pipelines.registry.promotion.gate import LOADS, GateReport, check_loads, run_gate
+from pipelines.registry.promotion.gate import LOADS, SCORE, GateReport, check_loads, run_gate
 from pipelines.registry.promotion.gate_check import GateCheck
 from pipelines.registry.versions import CHAMPION, Registry
 from pipelines.storage.lease import Lease, user_name
@@ -135,6 +135,7 @@ def promote(
             run=run,
             forced=forced,
             score=report.figures.get("score"),
+            measured=next((check.measured for check in report.checks if check.name == SCORE), None),
             score_before=report.figures.get("score_before"),
             evaluation=key if report.predictions else None,
         )

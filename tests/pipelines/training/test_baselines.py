@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 
 from jobs import terminal
 from pipelines.data.corpus import Corpus
@@ -25,8 +26,12 @@ from pipelines.training import baselines, train
 from pipelines.training.evaluate import run_evaluate
 from pipelines.training.workflow import run_stages, run_workflow
 from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.labels.cross_validation import Fold
 from spin.labels.label_space import LabelSpace
-from spin.settings import DecisionSettings, Settings, parse_settings
+from spin.labels.training_data import TrainingData
+from spin.settings import DecisionSettings, ProbeSettings, Settings, parse_settings
+from spin.sites import FeatureColumn
+from spin.sparsify.probe import fit_probes
 from tests.pipelines.data.files.test_sharding import DATA, plan_uri, to_jsonl, write_file
 from tests.support import tiny
 
@@ -202,19 +207,86 @@ def test_a_large_corpus_is_sampled_for_the_baselines(
     fitted: list[int] = []
     fit = baselines.fit_best_strength
 
-    def count_rows(train: Any, valid: Any, *args: Any, **options: Any) -> Any:
-        fitted.extend([train[0].shape[0], valid[0].shape[0]])
-        return fit(train, valid, *args, **options)
+    def count_rows(X: Any, *args: Any, **options: Any) -> Any:
+        fitted.append(X.shape[0])
+        return fit(X, *args, **options)
 
     monkeypatch.setattr(baselines, "fit_best_strength", count_rows)
     report = run_workflow(make_project(), first="train")
     counts = report.results.counts
-    assert set(fitted) == {60, min(60, counts["valid"])}
+    assert set(fitted) == {60}
     assert [row.name for row in report.results.table][:4] == ["tfidf", "last_layer", "best_site", "spin"]
+    labelled = counts["train"] + counts["valid"]
     assert report.results.notes == tuple(
-        f"{name}: fitted on a stratified sample, 60 of {counts['train']} training documents"
-        for name in ("tfidf", "last_layer")
+        f"{name}: fitted on a stratified sample, 60 of {labelled} documents that train or validate"
+        for name in ("tfidf", "last_layer", "best_site")
     )
+
+
+def make_labels(rows: list[dict[str, Any]], y: Any, splits: list[str], classes: tuple[str, ...]) -> Labels:
+    return Labels([row["id"] for row in rows], LabelSpace(classes, multilabel=y.ndim == 2), y, splits)
+
+
+def make_data(labels: Labels, folds: int = 1) -> TrainingData:
+    """Training data with the division of the splits as the only fold, or with several that leave out every nth row."""
+    train, valid = (labels.part(split)[0] for split in ("train", "valid"))
+    rows = np.sort(np.concatenate([train, valid]))
+    parts = (
+        [(train, valid)] if folds == 1 else [(np.delete(rows, np.s_[n::folds]), rows[n::folds]) for n in range(folds)]
+    )
+    return TrainingData(labels.y, tuple(Fold(*part) for part in parts), labels.label_space, "accuracy")
+
+
+def test_words_of_validation_documents_are_learned(tmp_path: Path) -> None:
+    """Once they have chosen the strength: SPIN's heads are fitted on them, too."""
+    rows = [{"id": str(n), "text": f"text {n % 5} {'odd' if n % 2 else 'even'}"} for n in range(80)]
+    for n in range(60, 80):
+        rows[n]["text"] = "unheard" if n % 2 else "unseen"
+    splits = ["train"] * 60 + ["valid"] * 12 + ["test"] * 8
+    labels = make_labels(rows, np.arange(80) % 2, splits, ("good", "bad"))
+    shards = plan_uri(write_file(tmp_path, "a.jsonl", to_jsonl(rows)), 15)
+    contender = baselines.words(Corpus(tuple(shards), DATA), labels, make_data(labels))
+    assert contender.predicted.tolist() == [0, 1] * 4
+    assert contender.note is None
+
+
+def test_the_best_site_is_fitted_on_validation_documents_too() -> None:
+    """At the share of the penalty that they chose; an independent solver finds the same weights."""
+    draw = np.random.default_rng(0)
+    values = draw.normal(size=(300, 8)).astype(np.float32)
+    y = (values[:, 0] + values[:, 1] + draw.normal(size=300) > 0).astype(np.int64)
+    labels = make_labels([{"id": str(n)} for n in range(300)], y, ["train"] * 240 + ["valid"] * 60, ("bad", "good"))
+    data, column = make_data(labels), FeatureColumn.parse("ffn.01.mean")
+    [probe] = fit_probes({column: values}, data, ProbeSettings(penalties=5, max_extra=0))
+    refitted = baselines._refit_probe(probe, values, y, data)
+    X = (values - values.mean(0)) / values.std(0)
+    share, slope = probe.lam / probe.lam_max, np.abs(X.T @ (y - y.mean())).max() / 300
+    lasso = LogisticRegression(penalty="l1", solver="saga", C=1 / (300 * share * slope), tol=1e-8, max_iter=20_000)
+    np.testing.assert_allclose(refitted.coef, lasso.fit(X, y).coef_, atol=5e-3)
+    assert np.abs(refitted.coef - probe.coef).max() > 0.01
+
+
+@pytest.mark.parametrize("folds", [1, 4])
+def test_the_strength_is_the_one_that_validates_best(folds: int) -> None:
+    """As a plain loop finds it, which fits every strength from nothing."""
+    draw = np.random.default_rng(1)
+    X = draw.normal(size=(200, 40))
+    y = (X[:, :3].sum(1) + 2 * draw.normal(size=200) > 0).astype(np.int64)
+    labels = make_labels([{"id": str(n)} for n in range(200)], y, ["train"] * 150 + ["valid"] * 50, ("bad", "good"))
+    data, strengths = make_data(labels, folds), (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    loop = [
+        np.mean(
+            [
+                (LogisticRegression(C=C, tol=1e-6).fit(X[f.train], y[f.train]).predict(X[f.valid]) == y[f.valid]).mean()
+                for f in data.folds
+            ]
+        )
+        for C in strengths
+    ]
+    model, valid_score = baselines.fit_best_strength(X, np.arange(200), data, strengths)
+    assert valid_score == pytest.approx(max(loop))
+    final = LogisticRegression(C=strengths[int(np.argmax(loop))], tol=1e-6).fit(X, y)
+    np.testing.assert_allclose(model[-1].coef_, final.coef_, atol=0.02)
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
@@ -227,14 +299,15 @@ def test_long_texts_lower_the_number_of_rows_for_words(
     splits = ["train"] * 300 + ["valid"] * 60 + ["test"] * 40
     label_space = LabelSpace(("good", "bad"), multilabel)
     targets = label_space.indicator(y) if multilabel else y
-    labels = Labels([row["id"] for row in rows], label_space, targets, splits)
-    mean = sum(map(len, texts[:300])) / 300
-    monkeypatch.setattr(baselines, "SAMPLE_CHARACTERS", int(100.5 * mean))
+    labels = make_labels(rows, targets, splits, ("good", "bad"))
+    mean = sum(map(len, texts[:360])) / 360
+    monkeypatch.setattr(baselines, "SAMPLE_CHARACTERS", int(120.5 * mean))
     monkeypatch.setattr(baselines, "MAX_WORDS", 7)
     shards = plan_uri(write_file(tmp_path, "a.jsonl", to_jsonl(rows)), 15)
-    contender = baselines.words(Corpus(tuple(shards), DATA), labels, "accuracy", seed=0)
-    assert contender.note == "fitted on a stratified sample, 100 of 300 training documents"
-    sample, sampled_texts = baselines._texts_to_fit(Corpus(tuple(shards), DATA), labels, "train", seed=0)
+    corpus, data = Corpus(tuple(shards), DATA), make_data(labels)
+    contender = baselines.words(corpus, labels, data)
+    assert contender.note == "fitted on a stratified sample, 120 of 360 documents that train or validate"
+    sample, sampled_texts = baselines._texts_to_fit(corpus, data)
     assert sampled_texts == [texts[row] for row in sample]
     assert contender.predicted.shape == targets[360:].shape
     assert contender.predicted.dtype == targets.dtype
@@ -243,22 +316,22 @@ def test_long_texts_lower_the_number_of_rows_for_words(
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.integers(0, 3), min_size=4, max_size=200), st.integers(4, 250), st.integers(0, 5), st.booleans())
+@given(st.lists(st.integers(0, 3), min_size=8, max_size=200), st.integers(8, 250), st.integers(0, 5), st.booleans())
 def test_a_sample_is_stratified_and_never_larger_than_its_limit(
     drawn: list[int], most: int, seed: int, multilabel: bool
 ) -> None:
-    """Every class is in the sample, in its share give or take one document; all rows are taken where they fit."""
+    """Every class of each split is in the sample in its share; all rows are taken where they fit."""
     label_space = LabelSpace(("a", "b", "c", "d"), multilabel)
     y = np.array(drawn)
-    targets = label_space.indicator(y) if multilabel else y
-    splits = ["test" if row % 5 == 4 else "train" for row in range(len(y))]
-    labels = Labels([str(row) for row in range(len(y))], label_space, targets, splits)
-    rows, _ = labels.part("train")
-    sample = baselines.rows_to_fit(labels, "train", most, seed)
-    assert len(sample) == min(most, len(rows))
-    assert set(sample) <= set(rows)
+    train = np.arange(len(y)) % 5 < 3
+    folds = (Fold(np.flatnonzero(train), np.flatnonzero(~train)),)
+    data = TrainingData(label_space.indicator(y) if multilabel else y, folds, label_space, seed=seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "SAMPLE_ROWS", most)
+        sample, again = baselines.rows_to_fit(data), baselines.rows_to_fit(data)
+    assert len(sample) == min(most, len(y))
     assert (np.diff(sample) > 0).all()
-    counts, sampled = np.bincount(y[rows], minlength=4), np.bincount(y[sample], minlength=4)
-    assert ((sampled > 0) == (counts > 0)).all()
-    assert (np.abs(sampled - counts * len(sample) / len(rows)) <= 2).all()
-    np.testing.assert_array_equal(sample, baselines.rows_to_fit(labels, "train", most, seed))
+    for part in (train, ~train):
+        counts, sampled = np.bincount(y[part], minlength=4), np.bincount(y[sample[part[sample]]], minlength=4)
+        assert (np.abs(sampled - counts * len(sample) / len(y)) <= 2).all()
+    np.testing.assert_array_equal(sample, again)

@@ -20,11 +20,12 @@ from spin.heads.held_out import HeldOutLogits
 from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import ClassFigures
 from spin.monitor.quality import QualitySums, estimate_quality
-from spin.pages.model_card import CARD, ContenderResult
+from spin.pages.model_card import CARD, ContenderResult, ScoreInterval
 from spin.settings import BackboneSettings, Choice, DecisionSettings, parse_settings
 from tests.pipelines.training.test_neurons import build_random_classifier, write_features
 
 CLASSES = LabelSpace(("a", "b", "c"))
+INTERVAL = ScoreInterval(0.2, 0.8, -0.1, 0.1)
 
 
 @pytest.mark.parametrize(("choose", "accuracy"), [("accuracy", 0.75), ("balanced", 0.75), ("cheapest", 0.5)])
@@ -45,7 +46,20 @@ def test_the_card_holds_the_figures_of_the_choice_in_use(
         choose=choose,
     )
     table = [
-        ContenderResult(name, share, share, neurons=3, neurons_of=9, words=0, depth=1, depth_of=4, docs_per_s=10.0)
+        ContenderResult(
+            name,
+            share,
+            INTERVAL,
+            share,
+            INTERVAL,
+            40,
+            neurons=3,
+            neurons_of=9,
+            words=0,
+            depth=1,
+            depth_of=4,
+            docs_per_s=10.0,
+        )
         for name, share in (("tfidf", 0.25), ("cheapest", 0.5), ("spin", 0.75))
     ]
     per_class = {name: ClassFigures(precision=1, recall=1, f1=1, support=15) for name in spin.classes}

@@ -322,6 +322,7 @@ def test_evaluate_agrees_with_the_predictions(project: Project) -> None:
     predicted = project.registry.load("1").predict([row["text"] for row in rows])
     correct = [label == row["label"] for label, row in zip(predicted, rows, strict=True)]
     assert evaluation.metrics["accuracy"] == np.mean(correct)
+    assert evaluation.intervals["accuracy"][0] < evaluation.metrics["accuracy"] <= evaluation.intervals["accuracy"][1]
     assert {name: figures.support for name, figures in evaluation.per_class.items()} == dict.fromkeys(CLASSES, 20)
     unknown = project.write("unknown.parquet", [{**rows[0], "label": "other"}])
     with pytest.raises(UserError, match="label 'other' is not one of the model's: bad, good, plain"):

@@ -17,7 +17,7 @@ from spin.heads.fitted import ExitSummary, LeakageCap, UncappedChoice
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import ClassFigures
-from spin.pages.model_card import CardFacts, ContenderResult, QualityFacts, card_text, model_card
+from spin.pages.model_card import CardFacts, ContenderResult, QualityFacts, ScoreInterval, card_text, model_card
 from spin.settings import DecisionSettings
 from spin.sites import FeatureColumn
 from tests.support.summaries import build_choice_summary
@@ -33,7 +33,10 @@ TABLE = [
     ContenderResult(
         name="tfidf",
         accuracy=0.7,
+        accuracy_interval=ScoreInterval(0.69, 0.714, -0.06, -0.04),
         macro_f1=0.65,
+        macro_f1_interval=ScoreInterval(0.63, 0.67, -0.08, 0.001),
+        documents=1500,
         neurons=0,
         neurons_of=9000,
         words=17000,
@@ -44,7 +47,10 @@ TABLE = [
     ContenderResult(
         name="spin",
         accuracy=0.75,
+        accuracy_interval=ScoreInterval(0.73, 0.77, 0.0, 0.0),
         macro_f1=0.725,
+        macro_f1_interval=ScoreInterval(0.7, 0.75, 0.0, 0.0),
+        documents=1500,
         neurons=1115,
         neurons_of=9000,
         words=0,
@@ -138,8 +144,12 @@ def test_the_card_contains_every_fact() -> None:
     first, second, third = (name for name in by_name["class"] if name not in ("class", "all documents"))
     assert (first, second) == ("bad|worse", "good # best")
     assert [by_name["class"][name] for name in (first, second, third)] == [["2", "1", "1"]] * 3
-    assert by_name["contender"]["spin"] == ["75.0 %", "72.5 %", "1,115 of 9,000", "–", "2 of 4", "432"]
-    assert by_name["contender"]["tfidf"] == ["70.0 %", "65.0 %", "–", "17,000", "0 of 4", "35,751"]
+    spin, tfidf = by_name["contender"]["spin"], by_name["contender"]["tfidf"]
+    assert spin[:2] == ["75.0 % [73.0–77.0]", "72.5 % [70.0–75.0]"]
+    assert spin[2:] == ["1,115 of 9,000", "–", "2 of 4", "432"]
+    assert tfidf[:2] == ["70.0 % [69.0–71.4]", "65.0 % [63.0–67.0] ≈"], "its macro-F1 may be that of spin"
+    assert tfidf[2:] == ["–", "17,000", "0 of 4", "35,751"]
+    assert "these 1,500 documents" in card
     assert by_name["class 2"]["bad|worse"] == ["50.0 %", "25.0 %", "33.3 %", "1,234"]
     assert by_name["depth"] == {
         "depth": ["compute", "neurons", "words", "eta", "macro_f1"],

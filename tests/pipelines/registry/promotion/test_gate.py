@@ -86,6 +86,19 @@ def test_each_check_can_fail_alone(
     assert check.remedy
 
 
+def test_the_score_says_how_certain_it_is_and_on_what_it_was_measured() -> None:
+    """The interval is that of a share: 90 % of 400 documents."""
+    settings = build_settings()
+    report = judge(settings, TRUTH, CALIBRATED, None)
+    half = 1.96 * np.sqrt(0.9 * 0.1 / N)
+    low, high = report.figures["score_low"], report.figures["score_high"]
+    assert (low, high) == pytest.approx((0.9 - half, 0.9 + half), abs=0.006)
+    shown = f"90.0 accuracy [{100 * low:.1f}–{100 * high:.1f}] on 400 documents"
+    assert find_check(report, "score").measured == f"{shown} with early exits, as in a night"
+    whole = settings.model_copy(update={"classify": settings.classify.model_copy(update={"cascade": False})})
+    assert find_check(judge(whole, TRUTH, CALIBRATED, None), "score").measured == f"{shown} at full depth"
+
+
 def test_a_worse_version_fails_against_the_champion_who_is_also_the_best() -> None:
     """Both checks have the measured difference, its bound, the margin and the confidence."""
     report = judge(build_settings(), TRUTH, build_reply(range(60)), CALIBRATED)

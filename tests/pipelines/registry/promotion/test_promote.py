@@ -501,7 +501,10 @@ def test_the_promotion_commands_print_and_record_every_move(
     assert f"{refusal}: score: 10.0 accuracy, expected at least 50.0; train again, or" in error
     status, out, _ = run_spin("promote", file, "--version", "2", "--force", "--why", "a [test]")
     assert status == 0
-    assert "version 2 is champion in place of version 1, 10.0 on the frozen evaluation set, forced although" in out
+    assert (
+        "version 2 is champion in place of version 1, on the frozen evaluation set 10.0 accuracy, forced although"
+        in out
+    )
     event = promote.history(registry_fixture.registry)[-1]
     assert (event.forced, event.why) == (("score",), "a [test]")
     run, report = registry_fixture.read_run(event.run)
