@@ -6,13 +6,14 @@ import sys
 from array import array
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.data.arrow_strings import ArrowStrings
-from pipelines.data.files.readers import ALL_COLUMNS, FIELDS, Documents, read_shard
+from pipelines.data.files.formats import BAD_ROWS, name_places
+from pipelines.data.files.readers import ALL_COLUMNS, FIELDS, Documents, find_lines, read_shard
 from pipelines.data.files.shards import Shard
 from pipelines.data.files.text_values import is_unicode
 from pipelines.service_errors import BadFileError
@@ -20,6 +21,7 @@ from spin.errors import UserError
 from spin.labels.label_space import Label
 from spin.labels.split_groups import choose_group, hash_text
 from spin.labels.splits import SPLITS
+from spin.pages.number_format import counted
 from spin.settings import DataSettings
 
 
@@ -44,15 +46,26 @@ def read_labelled(shards: Sequence[Shard], data: DataSettings, *, keep_texts: in
     """Read and check a labelled corpus; of each document about 60 bytes stay in memory, and its id.
 
     `keep_texts` is the number of texts to keep, counted from the first document; None keeps all. An empty list is a
-    label: the document belongs to no class. Raises UserError, naming file and row, for the first of: an id or label
+    label: the document belongs to no class. Raises UserError that names the places of the first ten of: an id or label
     that is null, a list of labels with an element that is not a name, a text that is empty or not a string, lone
     surrogates in any of these, an id that occurs twice, a split other than train, valid and test; and for a group
-    column that holds nothing but nulls. Ids are compared after the last row, or at the first mistake.
+    column that holds nothing but nulls. Mistakes before a file that cannot be read are named in its place.
     """
     reader = _Reader(data, keep_texts)
     for shard in shards:
         reader.read(shard)
     return reader.finish()
+
+
+@dataclass(frozen=True)
+class _Mistake:
+    """A row that cannot be learned from."""
+
+    shard: int
+    """place of its shard among those that were read"""
+    row: int
+    """in the shard"""
+    reason: str
 
 
 @dataclass
@@ -74,33 +87,37 @@ class _Reader:
     texts: list[str] = field(default_factory=list)
     known: dict[Hashable, Label] = field(default_factory=dict)
     """every label that has occurred, by its value"""
+    mistakes: list[_Mistake] = field(default_factory=list)
+    """the first `BAD_ROWS` rows that cannot be learned from; repeated ids are found at the end"""
+    mistaken: int = 0
+    """number of all such rows"""
 
     def read(self, shard: Shard) -> None:
         """Add the documents of a shard."""
-        ids: list[str] = []
         try:
             documents = read_shard(shard, self.data, columns=ALL_COLUMNS)
         except BadFileError:
-            self._raise_for_repeated_id()  # of a row before
+            self._raise_for_mistakes()  # of rows before
             raise
         self.shards.append(shard)
-        mistake = self._add_rows(documents, ids)
-        self.id_chunks.append(pa.array(ids, pa.string()))
-        self.shard_rows.append(len(ids))
-        if mistake:
-            self._raise_for_repeated_id()  # of a row before
-            self._fail(len(self.shards) - 1, len(ids), mistake)
+        self._add_rows(documents)
+        self.shard_rows.append(len(documents))
 
-    def _add_rows(self, documents: Documents, ids: list[str]) -> str | None:
-        """Add the rows before the first mistake, their ids to `ids`; return what is wrong, None if nothing is."""
+    def _add_rows(self, documents: Documents) -> None:
+        """Add the rows that can be learned from, and note the others: once there is one, only ids are complete."""
+        ids: list[str | None] = []
         for row, (id, text, label, split, group) in enumerate(
             zip(*(getattr(documents, name) for name in FIELDS), strict=True)
         ):
             mistake = documents.malformed.get(row) or _find_mistake(id, text, label, split, self.data)
+            ids.append(None if mistake else id)
+            self.id_hashes.append(hash(id) if not mistake else -1 - len(self.id_hashes))
             if mistake:
-                return mistake
-            ids.append(id)
-            self.id_hashes.append(hash(id))
+                self.mistaken += 1
+                if len(self.mistakes) < BAD_ROWS:
+                    reason = mistake if row in documents.malformed else documents.absent.get(row, mistake)
+                    self.mistakes.append(_Mistake(len(self.shards) - 1, row, reason))
+                continue
             self.labels.append(self.known.setdefault(label if isinstance(label, str) else tuple(label), label))
             self.splits.append(None if split is None else sys.intern(split))
             self.text_hashes.append(hash_text(text))
@@ -108,11 +125,11 @@ class _Reader:
             self.grouped = self.grouped or group is not None
             if self.keep_texts is None or len(self.texts) < self.keep_texts:
                 self.texts.append(text)
-        return None
+        self.id_chunks.append(pa.array(ids, pa.string()))
 
     def finish(self) -> LabelledCorpus:
         """The corpus of all shards that were read."""
-        self._raise_for_repeated_id()
+        self._raise_for_mistakes()
         if self.data.group and self.labels and not self.grouped:
             raise UserError(
                 f"data.group: '{self.data.group}' is null in all {len(self.labels):,} documents; expected a column "
@@ -125,33 +142,51 @@ class _Reader:
     def _ids(self) -> ArrowStrings:
         return ArrowStrings(pa.chunked_array(self.id_chunks, pa.string()))
 
-    def _raise_for_repeated_id(self) -> None:
-        """Raise UserError for the first row whose id a row before has.
+    def _raise_for_mistakes(self) -> None:
+        """Raise UserError that names the first rows that cannot be learned from, if there are any."""
+        repeated, count = self._find_repeated_ids()
+        total = self.mistaken + count
+        if not total:
+            return
+        mistakes = sorted([*self.mistakes, *repeated], key=lambda mistake: (mistake.shard, mistake.row))[:BAD_ROWS]
+        reasons = list(dict.fromkeys(mistake.reason for mistake in mistakes))
+        more = f"; and {counted(total - len(mistakes), 'more row')}" if total > len(mistakes) else ""
+        raise UserError("; ".join(self._describe(reason, mistakes) for reason in reasons) + more)
+
+    def _find_repeated_ids(self) -> tuple[list[_Mistake], int]:
+        """The first rows whose id a row before has, and the number of all.
 
         Ids are compared where their hashes are equal, which takes a third of the memory of a set of all ids.
         """
         hashes = np.frombuffer(self.id_hashes, np.int64)
         order = np.argsort(hashes, kind="stable")
-        later = np.sort(order[1:][hashes[order[1:]] == hashes[order[:-1]]])
-        if not len(later):
-            return
-        ids = self._ids()
-        for row in later.tolist():
+        later = np.sort(order[1:][hashes[order[1:]] == hashes[order[:-1]]]).tolist()
+        ids, borders, found = self._ids() if later else [], np.cumsum(self.shard_rows), []
+        for at, row in enumerate(later):
             if any(ids[other] == ids[row] for other in np.flatnonzero(hashes[:row] == hashes[row]).tolist()):
-                borders = np.cumsum(self.shard_rows)
                 shard = int(np.searchsorted(borders, row, side="right"))
-                self._fail(
-                    shard,
-                    row - int(borders[shard]) + self.shard_rows[shard],
-                    f"the id '{ids[row]}' was seen before; expected unique ids in '{self.data.id}'",
-                )
+                reason = f"the id '{ids[row]}' was seen before; expected unique ids in '{self.data.id}'"
+                found.append(_Mistake(shard, row - int(borders[shard]) + self.shard_rows[shard], reason))
+            if len(found) == BAD_ROWS:  # two ids with one hash are rare enough not to be looked for among the others
+                return found, BAD_ROWS + len(later) - at - 1
+        return found, len(found)
 
-    def _fail(self, number: int, row: int, mistake: str) -> NoReturn:
-        """Raise UserError for a row of the shard with this number."""
-        shard = self.shards[number]
-        first = 0 if shard.by_bytes else shard.start
-        after = f" after byte {shard.start}" if shard.by_bytes and shard.start else ""
-        raise UserError(f"{shard.uri} row {first + row}{after}: {mistake}")
+    def _describe(self, reason: str, mistakes: Sequence[_Mistake]) -> str:
+        """The places of the rows with one mistake, file by file, and the mistake."""
+        own = [mistake for mistake in mistakes if mistake.reason == reason]
+        places: dict[tuple[str, str], list[int]] = {}
+        for number in dict.fromkeys(mistake.shard for mistake in own):
+            piece, rows = self.shards[number].piece, [mistake.row for mistake in own if mistake.shard == number]
+            places.setdefault((piece.uri, piece.kind), []).extend(
+                [piece.start + row for row in rows] if piece.kind == "parquet" else find_lines(piece, rows, self.data)
+            )
+        named = (
+            f"{uri} {name_places('row', numbers)} (from 0)"
+            if kind == "parquet"
+            else f"{uri} {name_places('line', numbers)}"
+            for (uri, kind), numbers in places.items()
+        )
+        return f"{' and '.join(named)}: {reason}"
 
 
 def _find_mistake(id: str | None, text: Any, label: Label | None, split: str | None, data: DataSettings) -> str | None:

@@ -165,11 +165,11 @@ def find_dead_rows(documents: Documents) -> dict[int, tuple[str, str]]:
         if row in documents.malformed:
             dead[row] = "malformed", documents.malformed[row]
         elif id is None:
-            dead[row] = "null_id", "the id is null or empty"
+            dead[row] = "null_id", documents.absent.get(row, "the id is null or empty")
         elif not is_unicode(id):
             dead[row] = "bad_id", "the id holds lone surrogates, expected Unicode"
         elif text is None:
-            dead[row] = "null_text", "the text is null"
+            dead[row] = "null_text", documents.absent.get(row, "the text is null")
         elif not isinstance(text, str):
             dead[row] = "not_text", f"the text is {type(text).__name__}, expected a string"
         elif not text.strip():

@@ -82,7 +82,11 @@ class NightModel:
             "choose": settings.choose,
             "decision": (self.decision or settings.decision).model_dump(exclude_none=True),
             "backbone": weights_cache.activation_settings(settings.backbone),
-            "data": {**settings.data.model_dump(include={"id", "text", "ids", "keep"}), "input": source},
+            "data": {
+                **settings.data.model_dump(include={"id", "text", "ids", "keep"}),
+                **settings.data.file_format(),
+                "input": source,
+            },
             "shard_documents": settings.ray.shard_documents,
             "cascade": settings.classify.cascade,
             "dead_letter_text": settings.classify.dead_letter_text,

@@ -254,7 +254,7 @@ def _plan_metadata(settings: Settings, files: list[InputFile], store: Store | No
     `store` may hold a plan of before, whose number of passes `extract: auto` keeps.
     """
     backbone = activation_settings(settings.backbone)
-    data = settings.data.model_dump(include={"id", "text", "label", "split", "group"})
+    data = settings.data.model_dump(include={"id", "text", "label", "split", "group"}) | settings.data.file_format()
     of_one_pass = {
         "format": FORMAT,
         "backbone": {**backbone, "digest": backbone_digest(settings)},

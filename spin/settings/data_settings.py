@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from typing import Annotated, Any, Literal
 
@@ -48,6 +49,16 @@ KeptColumns = Annotated[
 """names of columns, each with a type or None; in the file also a list of names"""
 
 
+def _encoding_of_lines(name: str) -> str:
+    """The plain name of an encoding in which line ends, quotes and delimiters are single bytes, as in ASCII."""
+    try:
+        if '\n",'.encode(name).endswith(b'\n",'):
+            return codecs.lookup(name).name
+    except (LookupError, ValueError):
+        pass
+    raise ValueError("expected an encoding that contains ASCII, such as utf-8, cp1252 or latin-1; save others as UTF-8")
+
+
 class DataSettings(Section):
     """The labelled text to learn from, in Parquet, JSONL or CSV files."""
 
@@ -80,6 +91,15 @@ class DataSettings(Section):
         description="checked: a night looks for duplicate ids before it classifies. trusted: it does not, which "
         "saves one pass over the ids.",
     )
+    delimiter: str = Field(
+        "auto",
+        pattern=r'^(auto|[^"\r\n])$',
+        description="Character between the values of a CSV file. auto: a comma, a semicolon or a tab, by which the "
+        "header of the file has the columns.",
+    )
+    encoding: Annotated[str, AfterValidator(_encoding_of_lines)] = Field(
+        "utf-8", description="Encoding of CSV and JSONL files, such as cp1252 or latin-1."
+    )
     keep: KeptColumns = Field(
         {},
         description="Further columns that a night carries into predictions and dead letters: a list of names, such as "
@@ -87,3 +107,7 @@ class DataSettings(Section):
         "float64, decimal(P,S), date, timestamp (UTC) and list<TYPE>. Default of a type: the one in a Parquet file, "
         "string from JSONL and CSV.",
     )
+
+    def file_format(self) -> dict[str, str]:
+        """How CSV and JSONL files are read, where it is not the default: what plans of releases before it say."""
+        return self.model_dump(include={"delimiter", "encoding"}, exclude_defaults=True)

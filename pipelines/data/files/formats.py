@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice, tee
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.data.files.text_values import is_unicode
 from pipelines.service_errors import BadFileError
+from spin.pages.number_format import counted
+from spin.settings import DataSettings
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 """Arrow's codec by file-name ending"""
@@ -24,6 +30,16 @@ _TAIL = 1 << 14
 """bytes per request in search of the end of a line"""
 _SAMPLES, _SAMPLE = 4, 1 << 16
 """places where the mean length of a line is measured, and bytes read at each"""
+_DELIMITERS = (",", ";", "\t")
+"""among which the header of a CSV file decides"""
+_HEADER_LINES = 1000
+"""most lines of a header in which the delimiter is sought"""
+_COLUMNS, _COLUMN = 20, 30
+"""most columns that a message lists, and most characters of the name of one"""
+BAD_ROWS = 10
+"""most rows that a message names"""
+_NAME = re.compile(r"[^\W\d][\w.-]*( [\w.-]+)?")
+"""what the name of a column looks like: at most two words, the first of which begins with a letter"""
 _ROWS, _ROWS_BYTES = 4096, 1 << 23
 """most rows of a row group that are held at a time, and about how many bytes"""
 
@@ -133,51 +149,116 @@ class _Window(io.RawIOBase):
 # CSV
 
 
-def read_csv(source: BinaryIO, uri: str) -> Iterator[list[str]]:
-    """The header and the rows, all of as many values as the header. Values are texts, whatever they look like.
+def text_codec(encoding: str) -> str:
+    """The codec that decodes texts of an encoding; a byte order mark before UTF-8 is no part of them."""
+    return "utf-8-sig" if encoding == "utf-8" else encoding
 
-    The file is read once and in bounded memory. Raises BadFileError for an empty file, a header with a name twice, a
-    row of more or fewer values, an open quote at the end, text after a quoted value, and a value of more than
-    `MAX_BYTES`; UnicodeDecodeError if it is not UTF-8.
+
+def read_csv(source: BinaryIO, uri: str, data: DataSettings) -> Iterator[tuple[int, list[str]]]:
+    """The header and the rows, all of as many values as the header, each with the line, from 1, at which it begins.
+
+    Values are texts, whatever they look like. The file is read once and in bounded memory. Raises BadFileError for an
+    empty file, a header with a name twice, rows of more or fewer values, an open quote at the end, text after a quoted
+    value, a value of more than `MAX_BYTES`, and a line that is not in `data.encoding`.
     """
-    rows = csv.reader(io.TextIOWrapper(source, encoding="utf-8-sig", newline=""), strict=True)
-    header = _next_row(rows, uri, 0)
-    if header is None:
+    lines = _decoded_lines(source, uri, data.encoding)
+    delimiter = data.delimiter
+    if delimiter == "auto":
+        lines, header_lines = tee(lines)
+        delimiter = choose_delimiter(header_lines, (data.id, data.text))
+        del header_lines  # which would keep all lines in memory
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    first = _next_row(rows, uri)
+    if first is None:
         raise empty_file(uri)
+    header = first[1]
     for name in header:
         if name and header.count(name) > 1:
             raise BadFileError(
                 f"{uri} has {header.count(name)} columns of one name, the first of which is column "
                 f"{header.index(name)} of {len(header)}; expected a header with different names in the first line"
             )
-    yield header
-    number = 0
-    while (row := _next_row(rows, uri, number)) is not None:
-        if len(row) != len(header):
-            raise BadFileError(f"{uri} row {number} has {len(row)} values; expected {len(header)}, as in the header")
+    yield first
+    while (row := _next_row(rows, uri)) is not None:
+        if len(row[1]) != len(header):
+            raise _uneven_rows(row, rows, uri, len(header))
         yield row
-        number += 1
 
 
-def _next_row(rows: Any, uri: str, number: int) -> list[str] | None:
-    """The next row that is not blank, None at the end."""
+def choose_delimiter(lines: Iterable[str], wanted: Sequence[str]) -> str:
+    """The delimiter by which the header of a CSV file has most of the wanted columns, else by which it has most.
+
+    A pure function of the header, so that all who read a part of the file agree.
+    """
+
+    def judge(lines: Iterable[str], delimiter: str) -> tuple[int, int]:
+        try:
+            rows = csv.reader(lines, delimiter=delimiter, strict=True)
+            header = next((row for row in rows if row), [])
+        except csv.Error:
+            return 0, 0
+        found = sum(header.count(name) == 1 for name in wanted)
+        return found, 0 if found == len(wanted) else len(header)
+
+    tries = tee(islice(lines, _HEADER_LINES), len(_DELIMITERS))
+    judged = [judge(each, delimiter) for each, delimiter in zip(tries, _DELIMITERS, strict=True)]
+    return _DELIMITERS[judged.index(max(judged))]
+
+
+def _decoded_lines(source: BinaryIO, uri: str, encoding: str) -> Iterator[str]:
+    """The lines of a text file with their ends. Raises BadFileError for the first one that is not in the encoding."""
+    text = io.TextIOWrapper(source, encoding=text_codec(encoding), errors="surrogateescape", newline="")
+    for number, line in enumerate(text, 1):
+        if not is_unicode(line):
+            byte = next(ord(character) for character in line if "\udc80" <= character <= "\udcff") - 0xDC00
+            raise BadFileError(f"{uri} line {number} {not_encoded(byte, encoding)}")
+        yield line
+
+
+def not_encoded(byte: int, encoding: str) -> str:
+    """What is wrong with a line that holds a byte which its encoding does not know."""
+    return (
+        f"is not {encoding}, it holds the byte 0x{byte:02x}; name the encoding in data.encoding, as cp1252 or latin-1"
+    )
+
+
+def _next_row(rows: Any, uri: str) -> tuple[int, list[str]] | None:
+    """The next row that is not blank with the line at which it begins, None at the end."""
+    line = rows.line_num + 1
     try:
         while (row := next(rows, None)) == []:
-            pass
+            line = rows.line_num + 1
     except csv.Error as error:
         # the messages of the module do not hold the row
+        reason = "the file ends inside a quoted value" if "end of data" in str(error) else str(error)
+        reason = "text follows a quoted value" if "expected after" in reason else reason
         raise BadFileError(
-            f"{uri} row {number} cannot be read: {_CSV_ERRORS.get(str(error), str(error))}; is a quote not closed, or "
-            "not doubled within a value?"
+            f"{uri} line {line} cannot be read: {reason}; is a quote not closed, or not doubled within a value?"
         ) from None
-    return row
+    return None if row is None else (line, row)
 
 
-_CSV_ERRORS = {
-    "unexpected end of data": "the file ends inside a quoted value",
-    "',' expected after '\"'": "text follows a quoted value",
-}
-"""messages of the csv module in plain words"""
+def _uneven_rows(first: tuple[int, list[str]], rows: Any, uri: str, expected: int) -> BadFileError:
+    """The error for rows with more or fewer values than the header, which the rest of the file may have, too."""
+    lines: list[int] = []
+    more = 0
+    with suppress(BadFileError):  # a row after them cannot be read at all
+        while (row := _next_row(rows, uri)) is not None:
+            if len(row[1]) != expected and len(lines) < BAD_ROWS - 1:
+                lines.append(row[0])
+            elif len(row[1]) != expected:
+                more += 1
+    also = f"; more or fewer in {name_places('line', lines, more)}, too" if lines else ""
+    return BadFileError(
+        f"{uri} line {first[0]} has {counted(len(first[1]), 'value')}; expected {expected}, as in the header{also}"
+    )
+
+
+def name_places(noun: str, numbers: Sequence[int], more: int = 0) -> str:
+    """`line 3`, `lines 3, 5 and 8`, or with more that are not named `lines 3, 5 and 1,200 more`."""
+    shown = [f"{number:,}" for number in numbers] + ([f"{more:,} more"] if more else [])
+    listed = " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]
+    return f"{noun if len(shown) == 1 else f'{noun}s'} {listed}"
 
 
 # Parquet
@@ -195,13 +276,21 @@ def open_parquet(source: BinaryIO, *, stream: bool = False, metadata: pq.FileMet
 def check_columns(names: Sequence[str], wanted: Sequence[str], uri: str, *, header: bool = False) -> None:
     """Raise BadFileError unless each wanted column is there once.
 
-    The error names the columns, except those in a `header`: where a file has none, its first line is a document.
+    The error lists the columns, those in a `header` if they look like names and not like a document: a file may have
+    none.
     """
     for name in wanted:
         if (times := names.count(name)) != 1:
             number = f"{times} columns" if times else "no column"
-            there = f"among its {len(names)}; is the first line a header?" if header else f"; it has {', '.join(names)}"
-            raise BadFileError(f"{uri} has {number} '{name}'{' ' if header else ''}{there}")
+            if header and not all(len(each) <= _COLUMN and _NAME.fullmatch(each) for each in names if each):
+                raise BadFileError(f"{uri} has {number} '{name}' among its {len(names)}; is the first line a header?")
+            raise BadFileError(f"{uri} has {number} '{name}'; it has {list_columns(names)}")
+
+
+def list_columns(names: Collection[str]) -> str:
+    """The names of columns for a message, long ones cut, and of very many the first."""
+    shown = [name if len(name) <= _COLUMN else f"{name[:_COLUMN]}…" for name in islice(names, _COLUMNS)]
+    return ", ".join(shown) + (f" and {len(names) - _COLUMNS:,} more" if len(names) > _COLUMNS else "")
 
 
 def is_text(kind: pa.DataType) -> bool:

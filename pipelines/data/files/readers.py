@@ -30,6 +30,8 @@ IDS: tuple[Column, ...] = ("id",)
 TEXTS: tuple[Column, ...] = ("text",)
 ID_AND_TEXT: tuple[Column, ...] = ("id", "text")
 ALL_COLUMNS: tuple[Column, ...] = ("id", "text", "label", "split", "group")
+_REQUIRED = {"ids", "texts", "labels"}
+"""fields of `Documents` that every row has"""
 FIELDS = ("ids", "texts", "labels", "splits", "groups")
 """the lists of `Documents`"""
 _MISSING_IN_CSV = frozenset({"NaN", "nan", "NA", "N/A", "n/a", "<NA>", "NULL", "null"})
@@ -53,6 +55,8 @@ class Documents:
     groups: list[str | None] = field(default_factory=list)
     malformed: dict[int, str] = field(default_factory=dict)
     """rows that are no record, or that hold a value of another type than expected, each with the reason"""
+    absent: dict[int, str] = field(default_factory=dict)
+    """lines of JSONL that lack a requested column, each with what it has; in other formats a file lacks it"""
     kept: pa.Table | None = None
     """the columns of `data.keep` that the file has, if they were requested; types may differ between files"""
 
@@ -62,6 +66,7 @@ class Documents:
     def extend(self, other: Documents) -> None:
         """Add rows to the end; kept columns are not added."""
         self.malformed |= {len(self) + row: reason for row, reason in other.malformed.items()}
+        self.absent |= {len(self) + row: reason for row, reason in other.absent.items()}
         self.ids += other.ids
         self.texts += other.texts
         self.labels += other.labels
@@ -278,6 +283,36 @@ def read_lines(source: BinaryIO, piece: Piece) -> Iterator[tuple[int, bytes]]:
     yield from enumerate(lines) if piece.by_bytes else islice(enumerate(lines), piece.start, piece.stop)
 
 
+def find_lines(piece: Piece, rows: Sequence[int], data: DataSettings) -> list[int]:
+    """The lines, from 1, at which rows of a piece of a CSV or JSONL file begin, in ascending order.
+
+    The file is read again: only messages count lines.
+    """
+    wanted = set(rows)
+    with file_errors(piece.uri), opener_of(piece, InputOpener())() as source:
+        opened = formats.decompressed(formats.buffered(source), piece.uri)
+        numbers = _csv_lines(opened, piece, data) if piece.kind == "csv" else _json_lines(opened, piece)
+        return [line for row, line in enumerate(numbers) if row in wanted]
+
+
+def _csv_lines(source: BinaryIO, piece: Piece, data: DataSettings) -> Iterator[int]:
+    """The lines at which the rows of a piece of CSV begin, by their number in the file."""
+    rows = formats.read_csv(source, piece.uri, data)
+    next(rows)  # the header
+    return (line for line, _ in islice(rows, piece.start, piece.stop))
+
+
+def _json_lines(source: BinaryIO, piece: Piece) -> Iterator[int]:
+    """The lines of a piece of JSONL that are not blank, by their number in the file."""
+    position = row = 0
+    for number, line in enumerate(iter(source.readline, b""), 1):
+        if line.strip():
+            if piece.start <= (position if piece.by_bytes else row) < piece.stop:
+                yield number
+            row += 1
+        position += len(line)
+
+
 def parse_lines(
     lines: Sequence[bytes], uri: str, data: DataSettings, *, columns: Collection[Column], keep: bool
 ) -> Documents:
@@ -285,8 +320,12 @@ def parse_lines(
     names, documents = _column_names(data, columns), Documents()
     records = []
     for row, line in enumerate(lines):
-        record = _parse_line(line, uri, documents.malformed, row)
+        record = _parse_line(line, uri, data.encoding, documents.malformed, row)
         records.append(record)
+        if row not in documents.malformed and not record.keys() >= (
+            required := {names[f] for f in _REQUIRED & names.keys()}
+        ):
+            documents.absent[row] = _describe_absent(record, required)
         values = {field: record.get(name) for field, name in names.items()}
         documents.ids.append(to_text(values.get("ids")))
         documents.texts.append(values.get("texts"))
@@ -308,20 +347,36 @@ def parse_lines(
     return documents
 
 
-def _parse_line(line: bytes, uri: str, malformed: dict[int, str], row: int) -> dict[str, Any]:
+def _parse_line(line: bytes, uri: str, encoding: str, malformed: dict[int, str], row: int) -> dict[str, Any]:
     """The object in a line; an empty one, and a reason in `malformed`, if there is none."""
     try:
-        record = json.loads(line.removesuffix(b"\n").decode("utf-8-sig"))
+        record = json.loads(line.removesuffix(b"\n").decode(formats.text_codec(encoding)))
         if isinstance(record, dict):
             return record
         malformed[row] = f"the line is a JSON {type(record).__name__}, expected an object"
     except (ValueError, RecursionError) as error:
+        reason = _describe_no_json(error, encoding)
         if not line.endswith(b"\n"):
             raise BadFileError(
-                f"{uri} ends inside a line: the last one has no line end and is not JSON ({error}); was the file cut?"
+                f"{uri} ends inside a line: the last one has no line end and {reason}; was the file cut?"
             ) from None
-        malformed[row] = f"the line is not JSON: {error}"
+        malformed[row] = f"the line {reason}"
     return {}
+
+
+def _describe_no_json(error: Exception, encoding: str) -> str:
+    """Why a line is no JSON, by its column: the module counts lines within the line."""
+    if isinstance(error, UnicodeDecodeError):
+        return formats.not_encoded(error.object[error.start], encoding)
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not JSON: {error.msg} in column {error.colno}"
+    return f"is not JSON: {error}"
+
+
+def _describe_absent(record: dict[str, Any], required: Collection[str]) -> str:
+    """Which columns a line lacks, and which it has."""
+    lacks = " and no ".join(f"'{name}'" for name in required if name not in record)
+    return f"the line has no {lacks}; it has {formats.list_columns(record.keys()) or 'none'}"
 
 
 def _append_label(documents: Documents, value: Any, names: dict[str, str]) -> None:
@@ -368,13 +423,14 @@ def _read_csv(
     source: BinaryIO, piece: Piece, data: DataSettings, *, columns: Collection[Column], keep: bool
 ) -> Iterator[Documents]:
     size = piece.size if piece.by_bytes else 0
-    rows = formats.read_csv(formats.decompressed(formats.buffered(source, size), piece.uri), piece.uri)
-    header, names = next(rows), _column_names(data, columns)
+    numbered = formats.read_csv(formats.decompressed(formats.buffered(source, size), piece.uri), piece.uri, data)
+    (_, header), names = next(numbered), _column_names(data, columns)
     check_columns(header, list(names.values()), piece.uri, header=True)
     kept = [name for name in (data.keep if keep else ()) if name in header]
-    if not piece.by_bytes:
-        rows = islice(rows, piece.start, piece.stop)
-    for chunk in _chunks(rows, lambda row: sum(map(len, row))):
+    rows = (row for _, row in numbered)
+    for chunk in _chunks(
+        rows if piece.by_bytes else islice(rows, piece.start, piece.stop), lambda row: sum(map(len, row))
+    ):
         texts = dict(zip(header, zip(*chunk, strict=True), strict=True))
         documents = Documents()
         for field_name in FIELDS:

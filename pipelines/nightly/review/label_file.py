@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from pipelines.data.files.formats import choose_delimiter, list_columns
 from spin.errors import UserError
 
 _REQUIRED = ("id", "true_label")
@@ -42,7 +43,8 @@ def read_label_file(file: Path) -> list[LabelRow]:
         raise UserError(f"{file} cannot be read: {error}; expected CSV or Parquet, as spin review writes it") from None
     missing = [name for name in _REQUIRED if name not in table.column_names]
     if missing:
-        raise UserError(f"{file} has no column '{missing[0]}'; expected {' and '.join(_REQUIRED)}")
+        there = list_columns(table.column_names)
+        raise UserError(f"{file} has no column '{missing[0]}'; it has {there}, expected {' and '.join(_REQUIRED)}")
     return [
         LabelRow(
             id=str(row["id"]),
@@ -58,11 +60,16 @@ def read_label_file(file: Path) -> list[LabelRow]:
 
 
 def _read_csv(file: Path) -> pa.Table:
-    """A CSV file; ids and labels stay as they are written, also where all of them are numbers."""
+    """A CSV file; ids and labels stay as they are written, also where all of them are numbers.
+
+    Its header decides what separates values, as in the files of a night.
+    """
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as source:
+        delimiter = choose_delimiter(source, _REQUIRED)
     types = dict.fromkeys((*_REQUIRED, "date", "model", "reason"), pa.string())
     return pyarrow.csv.read_csv(
         file,
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""]),
     )
 

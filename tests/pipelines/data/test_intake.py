@@ -294,6 +294,27 @@ def test_the_spool_holds_dead_letters_with_their_reasons(tmp_path: Path) -> None
     assert list(night.ids.values()) == [[None, "a", *[None] * 7]]
 
 
+def test_a_row_without_a_column_is_a_dead_letter_whose_message_lists_those_it_has(tmp_path: Path) -> None:
+    write_file(tmp_path, "a.jsonl", to_jsonl([{"id": "1", "body": "hush"}, {"id": "2", "text": None}]))
+    [part] = run_night(tmp_path).rows
+    assert part.dead == {
+        0: ("null_text", "the line has no 'text'; it has id, body"),
+        1: ("null_text", "the text is null"),
+    }
+
+
+def test_a_night_reads_other_delimiters_and_encodings(tmp_path: Path) -> None:
+    """The place of a dead letter is still its row, from 0; an undecodable CSV is quarantined, and its line named."""
+    write_file(tmp_path, "a.csv", "id;text\r\n1;Gr\u00fc\u00dfe\r\n2;\r\n".encode("cp1252"))
+    write_file(tmp_path, "b.jsonl", '{"id": "3", "text": "Gr\u00fc\u00dfe"}\n'.encode("cp1252"))
+    [rows] = run_night(tmp_path, data=DATA.model_copy(update={"encoding": "cp1252"})).rows
+    assert (rows.ids, rows.texts, rows.rows) == (["1", "2", "3"], ["Gr\u00fc\u00dfe", "", "Gr\u00fc\u00dfe"], [0, 1, 0])
+    night = run_night(tmp_path)
+    assert "a.csv line 2 is not utf-8, it holds the byte 0xfc; name the encoding in" in night.reasons["a.csv"]
+    [rows] = night.rows
+    assert rows.dead[0][1].startswith("the line is not utf-8, it holds the byte 0xfc; ")
+
+
 def test_null_and_nan_ids_of_parquet_are_dead_letters(tmp_path: Path) -> None:
     write_file(tmp_path, "a.parquet", to_parquet(pa.table({"id": [1.0, None, float("nan"), 2.5], "text": ["t"] * 4})))
     [part] = run_night(tmp_path).rows

@@ -70,11 +70,11 @@ DATA_CASES: dict[str, tuple[list[dict[str, Any]], str]] = {
     "a class with one document": (replace_values(ROWS, 7, label="rare"), "class 'rare' has 1 document"),
     "label null": (
         replace_values(ROWS, 7, label=None),
-        "row 7: the label (label) is null; label the row or leave it out",
+        "row 7 (from 0): the label (label) is null; label the row or leave it out",
     ),
-    "id null": (replace_values(ROWS, 7, id=None), "row 7: the id (id) is null"),
-    "id twice": (replace_values(ROWS, 7, id="d00003"), "row 7: the id 'd00003' was seen before; expected unique ids"),
-    "text empty": (replace_values(ROWS, 7, text=" "), "row 7: the text (text) is empty"),
+    "id null": (replace_values(ROWS, 7, id=None), "row 7 (from 0): the id (id) is null"),
+    "id twice": (replace_values(ROWS, 7, id="d00003"), "row 7 (from 0): the id 'd00003' was seen before; expected"),
+    "text empty": (replace_values(ROWS, 7, text=" "), "row 7 (from 0): the text (text) is empty"),
 }
 
 

@@ -458,4 +458,17 @@ def test_words_and_their_pieces_are_one_row(capsys: pytest.CaptureFixture[str]) 
     assert re.findall(r'<bdi class="term">(.*?)</bdi>', page) == ["hours"] * 3
     terminal.explanation(explanation)
     [row] = [line for line in capsys.readouterr().out.splitlines() if "“" in line]
-    assert row.split()[1:4:2] == ["“hours”", "+1.000"]
+    assert row.split() == ["“hours”", "+1.000"]
+
+
+def test_on_a_narrow_screen_names_stand_above_their_bars(browser: Any, tmp_path: Path) -> None:
+    """Those of terms as those of neurons, and the page itself does not scroll sideways."""
+    start = TEXT.index("hours")
+    word = TermContribution("words", "hours", np.full(3, 0.5), ((start, start + 5),))
+    page = explanation_page(replace(make_explanation(), terms=(word,)), title="x" * 60)
+    with open_page(browser, tmp_path, page, width=390) as window:
+        for row in window.locator("#p0 .neurons .row:not(.head)").all():
+            name, bar = row.locator(".term, code").bounding_box(), row.locator(".bar").bounding_box()
+            assert name["x"] == bar["x"]
+            assert name["y"] < bar["y"]
+        assert window.evaluate("document.documentElement.scrollWidth") <= 390

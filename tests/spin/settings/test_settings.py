@@ -16,6 +16,7 @@ from spin.errors import UserError
 from spin.labels.splits import SPLITS, assign_split, rows_in_split
 from spin.settings import (
     BackboneSettings,
+    DataSettings,
     SearchSettings,
     Settings,
     Stage,
@@ -95,6 +96,15 @@ def test_a_settings_file_is_read_and_completed_with_defaults(tmp_path: Path, set
         (
             {"data": {"train": "t", "valid_fraction": 0.7}},
             "'data.valid_fraction' is 0.7: Input should be less than 0.5",
+        ),
+        ({"data": {"train": "t", "delimiter": "tab"}}, "'data.delimiter' is 'tab': String should match"),
+        (
+            {"data": {"train": "t", "encoding": "utf-16"}},
+            "'data.encoding' is 'utf-16': expected an encoding that contains",
+        ),
+        (
+            {"data": {"train": "t", "encoding": "utf-9"}},
+            "'data.encoding' is 'utf-9': expected an encoding that contains",
         ),
         ({"metric": "auc"}, "'metric' is 'auc': Input should be 'accuracy', 'balanced_accuracy' or 'macro_f1'"),
         ({"poolings": ["mode"]}, "'poolings.0' is 'mode': Input should be 'first', 'last', 'mean' or 'max'"),
@@ -473,3 +483,10 @@ def test_windows_must_read_something_new() -> None:
         parse_settings({**tree, "backbone": {"model": "x", "max_tokens": 16, "long_texts": "windows"}})
     assert BackboneSettings(model="x", max_tokens=16).long_texts == "cut"
     assert BackboneSettings(model="x", max_tokens=16, long_texts="windows", window_overlap=15).max_windows == 16
+
+
+def test_how_files_are_read_is_named_only_where_it_is_not_the_default() -> None:
+    """So plans of releases that knew no such settings stay valid, and two names of an encoding are one."""
+    assert DataSettings(train="t", encoding="UTF8").file_format() == {}
+    data = DataSettings(train="t", encoding="Windows-1252", delimiter=";")
+    assert data.file_format() == {"delimiter": ";", "encoding": "cp1252"}

@@ -241,7 +241,7 @@ def test_a_file_that_cannot_be_read_may_have_had_the_column(tmp_path: Path) -> N
     """The error names the reason of the file."""
     write_file(tmp_path, "a.csv", to_csv([{"id": "1", "text": "t"}]))
     write_file(tmp_path, "b.csv", b"id,text,lang\n1,t")
-    with pytest.raises(UserError, match=r"column 'lang'.*; 1 files could not be read: .*b\.csv row 0 has 2 values"):
+    with pytest.raises(UserError, match=r"column 'lang'.*; 1 file could not be read: .*b\.csv line 2 has 2 values"):
         run_night(tmp_path, data=keep(["lang"]))
 
 

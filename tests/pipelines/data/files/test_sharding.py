@@ -526,7 +526,8 @@ def test_an_invalid_list_of_labels_is_an_error_that_names_file_and_row(case: str
     with pytest.raises(UserError) as error:
         read_labelled(shards, DATA)
     message = error_message(error, uri)
-    assert message.startswith(f"{uri} row {len(invalid)}: the label (label) is ")
+    place = f"row {len(invalid)} (from 0)" if name == "a.parquet" else f"line {len(invalid) + 1}"
+    assert message.startswith(f"{uri} {place}: the label (label) is ")
     assert expected in message
     assert "hush" not in message
     documents = read_all(shards)
@@ -542,13 +543,13 @@ def test_a_malformed_list_is_reported_at_its_row_of_the_file(tmp_path: Path) -> 
     for shard_size in (1, 4, 100):
         assert list(read_all(plan_uri(uri, shard_size)).malformed) == [5]
         assert read_all(plan_uri(uri, shard_size), columns=ID_AND_TEXT).malformed == {}
-        with pytest.raises(UserError, match=r"row 5: the label \(label\) is a list with null as element 1"):
+        with pytest.raises(UserError, match=r"row 5 \(from 0\): the label \(label\) is a list with null as element 1"):
             read_labelled(plan_uri(uri, shard_size), DATA)
 
 
 def test_lone_surrogates_in_a_list_of_labels_are_an_error(tmp_path: Path) -> None:
     data = b'{"id": "1", "text": "t", "label": ["a", "\\ud800"]}'
-    with pytest.raises(UserError, match="row 0: 'label' holds lone surrogates, expected Unicode"):
+    with pytest.raises(UserError, match="line 1: 'label' holds lone surrogates, expected Unicode"):
         read_labelled(plan_uri(write_file(tmp_path, "a.jsonl", data)), DATA)
 
 
@@ -608,7 +609,7 @@ def test_a_group_column_without_any_value_is_an_error(name: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a.jsonl", r"a\.jsonl row 1: the group \(author\) is a list; expected one value, or null"),
+        ("a.jsonl", r"a\.jsonl line 2: the group \(author\) is a list; expected one value, or null"),
         ("a.parquet", r"a\.parquet cannot be read, .*list"),
     ],
 )
@@ -713,19 +714,35 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "csv without text": (
         "a.csv",
         to_csv(drop_column("text")),
-        "has no column 'text' among its 2; is the first line a header?",
+        "has no column 'text'; it has id, label",
     ),
-    "csv without label": ("a.csv", to_csv(drop_column("label")), "has no column 'label' among its 2; is the first"),
+    "csv without label": ("a.csv", to_csv(drop_column("label")), "has no column 'label'; it has id, text"),
+    "csv of semicolons without text": (
+        "a.csv",
+        to_csv(drop_column("text")).replace(b",", b";"),
+        "has no column 'text'; it has id, label",
+    ),
+    "csv without a header": (
+        "a.csv",
+        b"17,hush hush hush,x\n",
+        "has no column 'id' among its 3; is the first line a header?",
+    ),
     "empty csv": ("a.csv", b"", UNREADABLE + "it is empty"),
     "csv that is not UTF-8": (
         "a.csv",
-        b"id,text,label\n1,caf\xe9,x\n",
-        UNREADABLE + "'utf-8' codec can't decode byte 0xe9",
+        b'id,text,label\n1,"two\nlines",x\n2,caf\xe9,x\n',
+        " line 4 is not utf-8, it holds the byte 0xe9; name the encoding in data.encoding, as cp1252 or latin-1",
     ),
     "csv with an extra value": (
         "a.csv",
         b"id,text,label\n1,hush,x,y\n",
-        " row 0 has 4 values; expected 3, as in the header",
+        " line 2 has 4 values; expected 3, as in the header",
+    ),
+    "csv with many uneven rows": (
+        "a.csv",
+        b'id,text,label\n1,"a\nb",x\n2,a\n\n' + b"3,a,x\n4,hush,x,y\n" * 12,
+        " line 4 has 2 values; expected 3, as in the header; more or fewer in lines 7, 9, 11, 13, 15, 17, 19, 21, 23 "
+        "and 3 more, too",
     ),
     "csv with a name twice": (
         "a.csv",
@@ -735,22 +752,22 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "csv that ends in a quote": (
         "a.csv",
         b'id,text,label\n1,a,x\n2,"hush\n3,hush,x\n',
-        " row 1 cannot be read: the file ends inside a quoted value; is a quote not closed",
+        " line 3 cannot be read: the file ends inside a quoted value; is a quote not closed",
     ),
     "csv cut in its last value": (
         "a.csv",
         b'"id","text","label"\n"1","a","x"\n"2","b","hus',
-        " row 1 cannot be read: the file ends inside a quoted value",
+        " line 3 cannot be read: the file ends inside a quoted value",
     ),
     "csv with a quote that swallows rows": (
         "a.csv",
         b'id,text,label\n1,"hush,x\n2,"hush",x\n',
-        " row 0 cannot be read: text follows a quoted value; is a quote not closed",
+        " line 2 cannot be read: text follows a quoted value; is a quote not closed",
     ),
     "jsonl cut in its last line": (
         "a.jsonl",
         to_jsonl(GOOD)[:-9],
-        " ends inside a line: the last one has no line end and is not JSON (",
+        " ends inside a line: the last one has no line end and is not JSON: ",
     ),
     "jsonl.gz cut before it was compressed": ("a.jsonl.gz", gzip.compress(to_jsonl(GOOD)[:-9]), " ends inside a line"),
     "empty jsonl": ("a.jsonl", b"", UNREADABLE + "it is empty"),
@@ -773,10 +790,18 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
         compress_zstd(to_jsonl(GOOD))[:-9],
         UNREADABLE + "Truncated compressed stream",
     ),
-    "jsonl without text": ("a.jsonl", to_jsonl(drop_column("text")), " row 0: the text (text) is not text"),
-    "jsonl without id": ("a.jsonl", to_jsonl(drop_column("id")), " row 0: the id (id) is null"),
-    "jsonl without label": ("a.jsonl", to_jsonl(drop_column("label")), " row 0: the label (label) is null"),
-    "jsonl that is not JSON": ("a.jsonl", b"hush\n", " row 0: the line is not JSON: Expecting value"),
+    "jsonl without text": (
+        "a.jsonl",
+        to_jsonl(drop_column("text")),
+        " lines 1, 2, 3, 4, 5, 6, 7, 8, 9 and 10: the line has no 'text'; it has id, label",
+    ),
+    "jsonl without id": ("a.jsonl", to_jsonl(drop_column("id")), ": the line has no 'id'; it has text, label"),
+    "jsonl without label": (
+        "a.jsonl",
+        to_jsonl(drop_column("label")),
+        ": the line has no 'label'; it has id, text; and ",
+    ),
+    "jsonl that is not JSON": ("a.jsonl", b"hush\n", " line 1: the line is not JSON: Expecting value in column 1"),
 }
 
 
@@ -813,8 +838,8 @@ MALFORMED_LINES: dict[str, tuple[bytes, str]] = {
     "null": (b"null", "the line is a JSON NoneType, expected an object"),
     "NUL": (b'{"id": "1", "text": "hush\x00"}', "the line is not JSON: Invalid control character"),
     "NULs": (b"\x00\x00\x00", "the line is not JSON: "),
-    "UTF-16": ('{"id": "hush"}'.encode("utf-16"), "the line is not JSON: "),
-    "Latin-1": (b'{"id": "1", "text": "caf\xe9 hush"}', "the line is not JSON: 'utf-8' codec can't decode byte 0xe9"),
+    "UTF-16": ('{"id": "hush"}'.encode("utf-16"), "the line is not utf-8, it holds the byte 0xff; "),
+    "Latin-1": (b'{"id": "1", "text": "caf\xe9 hush"}', "the line is not utf-8, it holds the byte 0xe9; "),
     "deep nesting": (b'{"text": ' + b"[" * 100_000, "the line is not JSON: maximum recursion depth"),
     "long number": (b'{"id": ' + b"9" * 5000 + b"}", "the line is not JSON: Exceeds the limit"),
 }
@@ -923,29 +948,28 @@ def test_a_row_that_cannot_be_trained_on_is_an_error_that_names_file_and_row(
     with pytest.raises(UserError) as error:
         read_labelled(shards, SPLIT)
     message = error_message(error, uri)
-    row, shard = 6, next(s for s in shards if read_shard(s, SPLIT, columns=ALL_COLUMNS).ids[-1:] == ["d7"])
-    if shard.by_bytes:
-        row -= data[: shard.start].count(b"\n")
-        assert message.startswith(f"{uri} row {row} after byte {shard.start}: ")
-    else:
-        assert message.startswith(f"{uri} row {row}: ")
+    place = {"a.jsonl": "line 7", "a.parquet": "row 6 (from 0)", "a.csv": "line 8"}[name]
+    assert message.startswith(f"{uri} {place}: ")
     assert expected in message.replace("'None'", "None").replace("''", "None")
     assert "hush" not in message
 
 
 @pytest.mark.parametrize("shard_size", [2, 3, 100])
 def test_the_first_row_whose_id_was_seen_is_named_before_later_mistakes(shard_size: int, tmp_path: Path) -> None:
-    """Ids are compared after all rows are read, or at a row with another mistake, but errors come in order."""
+    """Ids are compared after all rows are read, but mistakes are named in their order."""
     rows = [{"id": id, "text": "t", "label": "a"} for id in "abcdbea"]
     uri = write_file(tmp_path, "a.parquet", to_parquet(rows, row_group_size=2))
-    expected = rf"^{uri} row 4: the id 'b' was seen before; expected unique ids in 'id'$"
+    expected = (
+        rf"^{uri} row 4 \(from 0\): the id 'b' was seen before; expected unique ids in 'id'; {uri} row "
+        r"[56] \(from 0\): the "
+    )
     with pytest.raises(UserError, match=expected):
         read_labelled(plan_uri(uri, shard_size), DATA)
     uri = write_file(tmp_path, "a.parquet", to_parquet([*rows[:5], {**rows[5], "text": ""}], row_group_size=2))
     with pytest.raises(UserError, match=expected):
         read_labelled(plan_uri(uri, shard_size), DATA)
     uri = write_file(tmp_path, "a.parquet", to_parquet([*rows[:3], {**rows[3], "text": ""}, rows[4]]))
-    with pytest.raises(UserError, match="row 3: the text"):
+    with pytest.raises(UserError, match=r"row 3 \(from 0\): the text"):
         read_labelled(plan_uri(uri, shard_size), DATA)
 
 
@@ -957,7 +981,7 @@ def test_the_first_of_many_repeated_ids_is_named_by_its_file_and_row(
     for name, ids in (("a", "abcd"), ("b", "dcba")):
         rows = [{"id": id, "text": "t", "label": "a"} for id in ids]
         write_file(tmp_path, f"{name}.parquet", to_parquet(rows))
-    expected = r"b\.parquet row 0: the id 'd' was seen before"
+    expected = r"b\.parquet row 0 \(from 0\): the id 'd' was seen before.*row 3 \(from 0\): the id 'a'"
     with pytest.raises(UserError, match=expected):
         read_labelled(plan_uri(str(tmp_path), 4), DATA)
     write_file(tmp_path, "c.jsonl", b"{")
@@ -971,7 +995,77 @@ def test_different_ids_of_one_hash_are_no_repeated_id(tmp_path: Path, monkeypatc
     uri = write_file(tmp_path, "a.jsonl", to_jsonl(rows))
     assert list(read_labelled(plan_uri(uri), DATA).ids) == ["a", "bb", "b", "c", "cc"]
     uri = write_file(tmp_path, "a.parquet", to_parquet([*rows, rows[2]]))
-    with pytest.raises(UserError, match="row 5: the id 'b' was seen before"):
+    with pytest.raises(UserError, match=r"row 5 \(from 0\): the id 'b' was seen before"):
+        read_labelled(plan_uri(uri), DATA)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.jsonl.gz", "a.csv.gz"])
+@pytest.mark.parametrize("shard_size", [2, 5, 100])
+def test_the_first_ten_bad_rows_are_named_by_their_lines(name: str, shard_size: int, tmp_path: Path) -> None:
+    """Blank lines and values of several lines count as they do in an editor, in all shards; the rest is counted."""
+    rows = [{"id": f"d{n}", "text": "two\nlines", "label": "" if n % 2 else "x"} for n in range(30)]
+    lines = to_jsonl(rows).replace(b"\n", b"\n\n") if "jsonl" in name else to_csv(rows)
+    uri = write_file(tmp_path, name, gzip.compress(lines) if name.endswith("gz") else lines)
+    with pytest.raises(UserError) as error:
+        read_labelled(plan_uri(uri, shard_size), DATA)
+    first = 3 if "jsonl" in name else 4
+    named = ", ".join(str(first + 4 * n) for n in range(9))
+    assert error_message(error, uri) == (
+        f"{uri} lines {named} and {first + 36}: the label (label) is null; label the row or leave it out; "
+        "and 5 more rows"
+    )
+
+
+def test_rows_with_the_same_mistake_are_named_together_in_all_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        rows = [{"id": f"{name}1", "text": "t", "label": None}, {"id": f"{name}2", "text": "", "label": "x"}]
+        write_file(tmp_path, f"{name}.jsonl", to_jsonl(rows))
+    with pytest.raises(UserError) as error:
+        read_labelled(plan_uri(str(tmp_path)), DATA)
+    folder = f"{tmp_path}/"
+    assert str(error.value).replace(folder, "") == (
+        "a.jsonl line 1 and b.jsonl line 1: the label (label) is null; label the row or leave it out; "
+        "a.jsonl line 2 and b.jsonl line 2: the text (text) is empty; leave the row out"
+    )
+
+
+# Delimiters and encodings
+
+SEPARATED = 'id{0}text{0}"a;b,c"{0}label\r\n' + "".join(
+    f'{n}{{0}}"one, two; three\tü"{{0}}x{{0}}y\r\n' for n in range(9)
+)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("shard_size", [1, 4, 100])
+def test_the_header_decides_the_delimiter_of_all_shards(delimiter: str, shard_size: int, tmp_path: Path) -> None:
+    """Also where its names are quoted and hold other delimiters; the setting decides in its place."""
+    uri = write_file(tmp_path, "a.csv", ("\ufeff" + SEPARATED.format(delimiter)).encode())
+    named = DATA.model_copy(update={"delimiter": delimiter})
+    for data in (DATA, named):
+        documents = read_all(plan_uri(uri, shard_size, data), data)
+        assert documents.ids == [str(n) for n in range(9)]
+        assert documents.texts == ["one, two; three\tü"] * 9
+        assert documents.labels == ["y"] * 9
+    other = DATA.model_copy(update={"delimiter": "|"})
+    with pytest.raises(UserError, match="has no column 'id'"):
+        plan_uri(uri, data=other)
+
+
+def test_a_comma_is_kept_where_it_gives_the_columns(tmp_path: Path) -> None:
+    """Also if another delimiter gives more: files that were read before are read in the same way."""
+    uri = write_file(tmp_path, "a.csv", b"id,text,label,a;b;c;d;e\n1,t,x,y\n")
+    assert read_all(plan_uri(uri)).labels == ["x"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.csv.gz"])
+def test_other_encodings_are_read_by_their_name(name: str, tmp_path: Path) -> None:
+    rows = build_rows(["Grüße", "50 \u20ac", "caf\u00e9"])
+    data = DATA.model_copy(update={"encoding": "cp1252"})
+    text = (to_csv(rows) if "csv" in name else to_jsonl(rows, ensure_ascii=False)).decode().encode("cp1252")
+    uri = write_file(tmp_path, name, gzip.compress(text) if name.endswith("gz") else text)
+    assert read_all(plan_uri(uri, 1, data), data).texts == ["Grüße", "50 \u20ac", "caf\u00e9"]
+    with pytest.raises(UserError, match=r"line \d( is not|: the line is not) utf-8, it holds the byte 0x"):
         read_labelled(plan_uri(uri), DATA)
 
 

@@ -206,9 +206,9 @@ def test_the_page_shows_the_numbers_of_the_report(browser: Any, tmp_path: Path) 
             assert phrase in page_text, phrase
         sections = {name: window.locator("main section section", has_text=name).first for name in ("Labels", "Drift")}
         assert [" ".join(row.split()) for row in sections["Labels"].locator("tbody tr").all_inner_texts()] == [
-            "late 65.0 % 60.0 % 50.0 %",
-            "lovely 32.3 % 40.0 % 50.0 %",
-            "no label 2.6 % 0.0 % 0.0 %",
+            "late 65.0 % this night 60.0 % night of 2026-02-28 50.0 % reference",
+            "lovely 32.3 % this night 40.0 % night of 2026-02-28 50.0 % reference",
+            "no label 2.6 % this night 0.0 % night of 2026-02-28 0.0 % reference",
         ]
         verdicts = read_texts(sections["Drift"], "table >> nth=0 >> tbody tr td:last-child")
         assert verdicts == ["drifted", "no drift", "no drift", "no drift", "drifted, 3 of 100"]
@@ -303,6 +303,35 @@ def test_charts_are_visible_and_show_a_pause(browser: Any, tmp_path: Path) -> No
             bars = [rect.bounding_box()["width"] for rect in window.locator("tr:has-text('late') .bar rect").all()]
             assert bars[0] > bars[1] > bars[2] > 20
             assert window.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_what_scrolls_sideways_shows_it_and_keeps_its_first_column(browser: Any, tmp_path: Path) -> None:
+    """A table fades at the edge beyond which there is more; one that fits does not."""
+    fade, scroll = "e => getComputedStyle(e).getPropertyValue('--beyond')", "e => e.scrollBy(1000, 0)"
+    for width, fades in ((390, True), (1280, False)):
+        with open_page(browser, tmp_path, render_page(make_report()), width=width) as window:
+            table = window.locator("main section section", has_text="Slowest shards").locator(".scroll")
+            left = table.locator("td").first.bounding_box()["x"]
+            assert (table.evaluate(fade) != "0px") == fades
+            table.evaluate(scroll)
+            window.wait_for_function(
+                "e => getComputedStyle(e).getPropertyValue('--beyond') == '0px'", arg=table.element_handle()
+            )
+            assert table.locator("td").first.bounding_box()["x"] == left
+
+
+def test_labels_stand_at_their_bars(browser: Any, tmp_path: Path) -> None:
+    """On a wide screen beside them, on a narrow one above them."""
+    for width in (1280, 390):
+        with open_page(browser, tmp_path, render_page(make_report()), width=width) as window:
+            for share in window.locator("tr:has-text('late') .shares p").all():
+                bar, name = share.locator(".bar").bounding_box(), share.locator(".name").bounding_box()
+                beside = abs(bar["y"] + bar["height"] / 2 - name["y"] - name["height"] / 2) < 3
+                above = bar["x"] == name["x"] and 0 <= bar["y"] - name["y"] - name["height"] < 6
+                assert (beside, above) == (width == 1280, width == 390)
+            begin, end = (each.bounding_box() for each in window.locator(".ends span").all())
+            chart = window.locator(".pace").bounding_box()
+            assert (begin["x"], end["x"] + end["width"]) == (chart["x"], chart["x"] + chart["width"])
 
 
 def test_no_text_becomes_markup(browser: Any, tmp_path: Path) -> None:

@@ -208,6 +208,15 @@ def test_a_score_has_what_the_night_had_estimated(tmp_path: Path) -> None:
     assert stored["estimated"] == report["quality"]["accuracy"]
 
 
+def test_labels_may_be_separated_by_semicolons(tmp_path: Path) -> None:
+    """As spreadsheets write them where the comma divides a number."""
+    out = Store(str(tmp_path / "out"))
+    run_night(out, ["a", "b"], columns={"label": "good"})
+    (tmp_path / "labels.csv").write_text('\ufeffid;true_label\r\na;good\r\nb;"bad, very"\r\n')
+    [score] = add_labels(out.uri, tmp_path / "labels.csv").nights
+    assert (score.checked, score.right) == (2, 1)
+
+
 def test_a_class_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
     """The message names the nearest class. Nothing is stored, also of the other labels in the file."""
     out = Store(str(tmp_path / "out"))
@@ -223,7 +232,11 @@ def test_a_class_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("labels.csv", "id,label\na,good\n", "has no column 'true_label'; expected id and true_label"),
+        (
+            "labels.csv",
+            "id,label\na,good\n",
+            "has no column 'true_label'; it has id, label, expected id and true_label",
+        ),
         ("labels.csv", "", "cannot be read: .*expected CSV or Parquet"),
         ("labels.csv", 'id,true_label,population\na,good,"9,800"\n', "population is '9,800'; expected a whole number"),
         ("labels.parquet", "no Parquet", "cannot be read"),
