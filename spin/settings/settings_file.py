@@ -47,7 +47,7 @@ def parse_section(section: type[S], tree: S | Mapping[str, Any], origin: str) ->
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{origin}: " + "; ".join(_describe_mistake(e) for e in error.errors())) from None
+        raise UserError(f"{origin}: " + "; ".join(_describe_mistake(e, section) for e in error.errors())) from None
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -71,20 +71,20 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {shown}: {_mask_password(value)} is not YAML") from None
 
 
-def _describe_mistake(error: Any) -> str:
+def _describe_mistake(error: Any, section: type[Section]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        nearest = _find_nearest(key)
+        nearest = _find_nearest(key, section)
         return f"unknown setting '{key}'" + (f" (did you mean '{nearest}'?)" if nearest else "")
     if error["type"] == "missing":
         return f"'{key}' is missing"
     return f"'{key}' is {_mask_password(error['input'])}: {error['msg'].removeprefix('Value error, ')}"
 
 
-def _find_nearest(key: str) -> str | None:
+def _find_nearest(key: str, within: type[Section]) -> str | None:
     """The setting that an unknown one may stand for: one like it in its section, or of its name in another."""
     section, _, name = key.rpartition(".")
-    places = [each.rpartition(".") for each in _list_settings(Settings)]
+    places = [each.rpartition(".") for each in _list_settings(within)]
     siblings = [own for place, _, own in places if place == section]
     for near in get_close_matches(name, siblings, n=1):
         return f"{section}.{near}".removeprefix(".")
