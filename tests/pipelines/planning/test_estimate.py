@@ -440,7 +440,7 @@ def test_an_estimate_without_a_champion_is_refused(settings: Settings, sqlite_ur
     from pipelines.registry.versions import Registry
 
     mlflow = settings.mlflow.model_copy(update={"tracking_uri": sqlite_uri, "model": "none yet"})
-    with pytest.raises(UserError, match="`spin promote` makes a champion"):
+    with pytest.raises(UserError, match="`spin run` trains and registers one"):
         estimate_night(settings, Registry(settings.model_copy(update={"mlflow": mlflow})), 10)
 
 
