@@ -173,8 +173,9 @@ def test_the_tutorials_can_be_followed_from_init_to_explain(reader: Reader, back
     [event] = promoted["spin history settings.yaml"].splitlines()
     assert re.search(r"^\d{4}-\S+ \S+ promote from none to 1, run [0-9a-f]{32}: the first model$", event)
     classified = reader.follow("classify.md")
-    night, listed, shown, evaluation = classified.values()
+    night, predicted, listed, shown, evaluation = classified.values()
     assert "150 of 150 documents by version 1" in night
+    assert json.loads(predicted)[0]["text"] == "the crew was lovely"
     assert "published" in listed
     assert "150 predictions, 0 dead letters" in shown
     assert "good" in evaluation
@@ -211,7 +212,8 @@ def test_the_tutorials_can_be_followed_with_the_example(
     reader.follow("promote.md")
     night, *_ = reader.follow("classify.md").values()
     assert "20 of 20 documents by version 1" in night
-    assert reader.run("spin predict settings.yaml --text 'the crew was lovely'").startswith("good ")
+    predicted = reader.run("spin predict settings.yaml --text 'the crew was lovely'")
+    assert re.fullmatch(r"(good|bad) 0\.\d\d  the crew was lovely\n", predicted)
     assert "next:" not in reader.run("spin run settings.yaml")
     SpinClassifier(WEIGHTS, sites=["resid"]).fit(*load_reviews()).save("model")
     reader.follow("explain.md")

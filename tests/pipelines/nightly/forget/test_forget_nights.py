@@ -305,7 +305,7 @@ def test_labels_are_removed_and_nights_scored_anew(local_nights: FakeNights, tmp
         writer = csv.writer(file)
         writer.writerow(["id", "true_label"])
         writer.writerows([id, "wrong" if id in SECRETS else label] for id, label in given.items())
-    [score] = add_labels(local_nights.output, tmp_path / "labels.csv").nights
+    [score] = add_labels(local_nights.output, tmp_path / "labels.csv", new_classes=["wrong"]).nights
     assert (score.checked, score.right) == (7, 5)
     assert forget_in_output(local_nights.output, SECRETS).labels == 2
     [score] = list_scores(local_nights.tables)
@@ -324,7 +324,7 @@ def test_labels_keep_their_order(local_nights: FakeNights, tmp_path: Path) -> No
     for number, rows in enumerate(([("a1", right), (SECRETS[0], "x")], [("a1", "wrong")], [("a1", right)])):
         file = tmp_path / f"{number}.csv"
         file.write_text("id,true_label\n" + "".join(f"{id},{label}\n" for id, label in rows))
-        add_labels(local_nights.output, file)
+        add_labels(local_nights.output, file, new_classes=["wrong", "x"])
     forget_in_output(local_nights.output, SECRETS)
     [score] = list_scores(local_nights.tables)
     assert (score.checked, score.right) == (1, 1)
