@@ -200,7 +200,7 @@ def _find_mistake(id: str | None, text: Any, label: Label | None, split: str | N
     if not isinstance(text, str) or not text.strip():
         return f"the text ({data.text}) is {'empty' if isinstance(text, str) else 'not text'}; leave the row out"
     if label is None:
-        return f"the label ({data.label}) is null; label the row or leave it out"
+        return f"the label ({data.label}) is missing (null, NaN or empty); label the row or leave it out"
     if data.split and split not in SPLITS:
         return f"the split ({data.split}) is {split!r}; expected train, valid or test"
     return None

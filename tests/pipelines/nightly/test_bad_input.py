@@ -70,7 +70,7 @@ DATA_CASES: dict[str, tuple[list[dict[str, Any]], str]] = {
     "a class with one document": (replace_values(ROWS, 7, label="rare"), "class 'rare' has 1 document"),
     "label null": (
         replace_values(ROWS, 7, label=None),
-        "row 7 (from 0): the label (label) is null; label the row or leave it out",
+        "row 7 (from 0): the label (label) is missing (null, NaN or empty); label the row or leave it out",
     ),
     "id null": (replace_values(ROWS, 7, id=None), "row 7 (from 0): the id (id) is null"),
     "id twice": (replace_values(ROWS, 7, id="d00003"), "row 7 (from 0): the id 'd00003' was seen before; expected"),

@@ -491,11 +491,12 @@ def test_a_label_that_stands_for_none_is_refused_in_csv_alone(label: str, tmp_pa
     with pytest.raises(UserError) as error:
         read_labelled(plan_uri(uri), DATA)
     assert f"the label (label) is {label}, which CSV has for a missing one; label the row or" in str(error.value)
+    assert f"{uri} line 3: " in str(error.value)
     assert f"such as 'class {label}'" in str(error.value)
 
 
 INVALID_LISTS: dict[str, tuple[list[Any], str]] = {
-    "null": ([["a"], None], "the label (label) is null; label the row or leave it out"),
+    "null": ([["a"], None], "the label (label) is missing (null, NaN or empty); label the row or leave it out"),
     "null inside": (
         [["a"], ["b", None]],
         "a list with null as element 1; expected only names, mend the row or leave it",
@@ -907,8 +908,8 @@ def test_every_row_that_cannot_be_classified_has_a_reason(tmp_path: Path) -> Non
 # Rows that cannot be trained on
 
 INVALID_ROWS: dict[str, tuple[Row, str]] = {
-    "label null": ({"label": None}, "the label (label) is null; label the row or leave it out"),
-    "label empty": ({"label": ""}, "the label (label) is null"),
+    "label null": ({"label": None}, "the label (label) is missing (null, NaN or empty); label the row or leave it out"),
+    "label empty": ({"label": ""}, "the label (label) is missing (null, NaN or empty)"),
     "label surrogate": ({"label": "\ud800"}, "'label' holds lone surrogates, expected Unicode"),
     "id null": ({"id": None}, "the id (id) is null; expected a unique one"),
     "id twice": ({"id": "d1"}, "the id 'd1' was seen before; expected unique ids in 'id'"),
@@ -1011,8 +1012,8 @@ def test_the_first_ten_bad_rows_are_named_by_their_lines(name: str, shard_size: 
     first = 3 if "jsonl" in name else 4
     named = ", ".join(str(first + 4 * n) for n in range(9))
     assert error_message(error, uri) == (
-        f"{uri} lines {named} and {first + 36}: the label (label) is null; label the row or leave it out; "
-        "and 5 more rows"
+        f"{uri} lines {named} and {first + 36}: the label (label) is missing (null, NaN or empty); label the row or "
+        "leave it out; and 5 more rows"
     )
 
 
@@ -1024,8 +1025,8 @@ def test_rows_with_the_same_mistake_are_named_together_in_all_files(tmp_path: Pa
         read_labelled(plan_uri(str(tmp_path)), DATA)
     folder = f"{tmp_path}/"
     assert str(error.value).replace(folder, "") == (
-        "a.jsonl line 1 and b.jsonl line 1: the label (label) is null; label the row or leave it out; "
-        "a.jsonl line 2 and b.jsonl line 2: the text (text) is empty; leave the row out"
+        "a.jsonl line 1 and b.jsonl line 1: the label (label) is missing (null, NaN or empty); label the row or "
+        "leave it out; a.jsonl line 2 and b.jsonl line 2: the text (text) is empty; leave the row out"
     )
 
 
