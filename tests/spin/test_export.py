@@ -398,7 +398,7 @@ def test_an_export_that_cannot_be_written_is_refused_and_writes_nothing(
         export(spin, folder, "onnx")
     monkeypatch.setattr(exporting, "find_spec", lambda name: None)
     for kind, extra in (("onnx", "export"), ("openvino", "openvino")):
-        with pytest.raises(UserError, match=rf"format {kind}: {kind} is not installed; .*spin-neurons\[{extra}\]"):
+        with pytest.raises(UserError, match=rf"format {kind}: {kind} is not installed; run: .*\[{extra}\]"):
             export(spin, tmp_path / "other", kind)
     assert [path.name for path in tmp_path.rglob("*")] == ["exported", "file"]
 
@@ -520,7 +520,7 @@ def test_the_command_refuses_wrong_arguments_with_a_remedy(tmp_path: Path, spin_
     occupied.mkdir()
     (occupied / "file").touch()
     refused = {
-        (tmp_path / "none", tmp_path / "out", "--format", "onnx"): "expected one that holds a classifier",
+        (tmp_path / "none", tmp_path / "out", "--format", "onnx"): "expected one that `SpinClassifier.save` wrote",
         (tmp_path / "none", tmp_path / "out", "--format", "tflite"): "expected one of onnx, openvino",
         (tmp_path / "none", occupied, "--format", "onnx"): "occupied is not empty; name a new or empty folder",
         (occupied, tmp_path / "out", "--format", "onnx"): "occupied is not a classifier that can be read",
