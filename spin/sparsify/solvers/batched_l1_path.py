@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from spin.arrays import Floats
 from spin.process_group import ProcessGroup
 from spin.sparsify.solvers.fista import Regressions, full_float32
-from spin.sparsify.solvers.l1_path import TOLERANCE
 
+TOLERANCE = 1e-3
+"""relative KKT violation at which a solution is accepted"""
 _MAX_CHECKS = 300
 _BLOCK_BYTES = 1 << 28
 """bytes of all designs that are on a device at once if it has no room for all rows"""
