@@ -6,7 +6,7 @@ import json
 from importlib.resources import files
 
 REVIEWS, BATCH = "reviews.jsonl", "batch.jsonl"
-"""files in this folder: 160 reviews with id, text and label, and 20 others with id and text"""
+"""files in this folder: 200 reviews with id, text and label, and 20 others with id and text"""
 
 
 def read_example(name: str) -> str:

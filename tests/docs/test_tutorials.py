@@ -113,7 +113,7 @@ def test_the_python_block_of_the_readme_runs_as_it_stands(tmp_path: Path, monkey
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
     predicted = names["spin"].predict(names["texts"])
-    assert sum(map(str.__eq__, predicted, names["labels"])) > 120  # of 160
+    assert sum(map(str.__eq__, predicted, names["labels"])) > 150  # of 200
 
 
 class Reader:
@@ -175,7 +175,7 @@ def test_the_tutorials_can_be_followed_from_init_to_explain(reader: Reader, back
     classified = reader.follow("classify.md")
     night, predicted, listed, shown, evaluation = classified.values()
     assert "150 of 150 documents by version 1" in night
-    assert json.loads(predicted)[0]["text"] == "the crew was lovely"
+    assert json.loads(predicted)[0]["text"] == "The crew was lovely."
     assert "published" in listed
     assert "150 predictions, 0 dead letters" in shown
     assert "good" in evaluation

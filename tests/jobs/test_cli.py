@@ -67,7 +67,7 @@ def test_init_writes_an_example_that_can_be_run(run_spin: Any, tmp_path: Path, m
     assert run_spin("init", "--example").splitlines()[-1] == "next: spin run settings.yaml"
     settings = load_settings("settings.yaml")
     rows = [json.loads(line) for line in Path(settings.data.train).read_text("utf-8").splitlines()]
-    assert len(rows) == len({row["text"] for row in rows}) == len({row["id"] for row in rows}) == 160
+    assert len(rows) == len({row["text"] for row in rows}) == len({row["id"] for row in rows}) == 200
     assert sorted({row["label"] for row in rows}) == ["bad", "good"]
     batch = [json.loads(line) for line in (tmp_path / "inbox/2026-11-24/batch.jsonl").read_text("utf-8").splitlines()]
     assert {row["text"] for row in batch}.isdisjoint(row["text"] for row in rows)
