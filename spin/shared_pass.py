@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from spin.activations.engines.encoder import BlockSegment, split_segments
 from spin.activations.engines.engine import Engine
-from spin.activations.extract import count_tokens, read_activations
+from spin.activations.extract import Progress, count_tokens, read_activations
 from spin.activations.features import Features
 from spin.activations.portions import ChooseRows
 from spin.arrays import Floats
@@ -82,19 +82,21 @@ class SharedPass:
             for spin in classifiers if len(classifiers) > 1 else ():
                 spin.share_backbone(deepest)
 
-    def features(self, texts: Sequence[str]) -> list[Features]:
+    def features(self, texts: Sequence[str], *, progress: Progress = lambda documents: None) -> list[Features]:
         """The features of each classifier, in order, with the values of `TrainedClassifier.features`.
 
         In torch in float32 without exits the values are the same bit for bit: batches depend on the texts alone, and no
         block depends on the blocks above it. Otherwise they are the same up to rounding, since the documents that go on
         after an exit are other ones, and in OpenVINO a value's last bits depend on what else its graph outputs.
-        Raises NotFiniteError for all if one classifier's activations are not finite.
+        Raises NotFiniteError for all if one classifier's activations are not finite. `progress` takes the documents
+        that the last group has read.
         """
         texts = checked_texts(texts)
         self.prepare()
         features: dict[int, Features] = {}
         for group, group_pass in zip(self.groups, self._passes, strict=True):
-            features.update(zip(group, group_pass.features(texts), strict=True))
+            shown = progress if group_pass is self._passes[-1] else _ignore
+            features.update(zip(group, group_pass.features(texts, shown), strict=True))
         return [features[index] for index in range(len(self.classifiers))]
 
     def run_backbones(self, texts: Sequence[str]) -> None:
@@ -128,12 +130,12 @@ class _GroupPass:
             calibration = next((spin.calibration for spin in self.classifiers if spin.calibration), ())
             self._engine = open_calibrated(self.classifiers[0].backbone, self.segments, calibration)
 
-    def features(self, texts: Sequence[str]) -> list[Features]:
+    def features(self, texts: Sequence[str], progress: Progress) -> list[Features]:
         """The features of each classifier."""
         if len(self.classifiers) == 1:
-            return [self.classifiers[0].features(texts)]
+            return [self.classifiers[0].features(texts, progress=progress)]
         shares = [_Share(spin, self.segments, texts, spin.decided_by_words) for spin in self.classifiers]
-        counts = self._read(texts, shares)
+        counts = self._read(texts, shares, progress)
         return [share.features(counts) for share in shares]
 
     def run_backbone(self, texts: Sequence[str]) -> None:
@@ -141,9 +143,9 @@ class _GroupPass:
         if len(self.classifiers) == 1:
             self.classifiers[0].run_backbone(texts)
             return
-        self._read(texts, [_Share(spin, self.segments, texts, decide_none) for spin in self.classifiers])
+        self._read(texts, [_Share(spin, self.segments, texts, decide_none) for spin in self.classifiers], _ignore)
 
-    def _read(self, texts: Sequence[str], shares: Sequence[_Share]) -> Features:
+    def _read(self, texts: Sequence[str], shares: Sequence[_Share], progress: Progress) -> Features:
         """Run the pass, which fills the shares; return the counts of tokens of all texts that any classifier counts."""
         to_count = np.zeros(len(texts), np.bool_)
         """the texts that a classifier counts, which reads words alone, and that the backbone does not read"""
@@ -158,7 +160,7 @@ class _GroupPass:
 
         backbone = self.classifiers[0].backbone
         if self._engine is not None:
-            counts = _read_shares(self._engine, texts, shares, choose_rows)
+            counts = _read_shares(self._engine, texts, shares, choose_rows, progress)
         else:
             counts = count_tokens(backbone, texts, choose_rows)
         if to_count.any():
@@ -232,7 +234,9 @@ def _backbone_key(spin: TrainedClassifier) -> tuple[str | None, str]:
     return spin.backbone_digest, spin.settings.model_dump_json(exclude=set(_SOURCE | unused))
 
 
-def _read_shares(engine: Engine, texts: Sequence[str], shares: Sequence[_Share], choose_rows: ChooseRows) -> Features:
+def _read_shares(
+    engine: Engine, texts: Sequence[str], shares: Sequence[_Share], choose_rows: ChooseRows, progress: Progress
+) -> Features:
     """Fill the shares with what the engine reads of the texts that are chosen; return the counts of their tokens."""
     readers = [share for share in shares if share.reads_neurons]
 
@@ -245,9 +249,18 @@ def _read_shares(engine: Engine, texts: Sequence[str], shares: Sequence[_Share],
 
     may_leave = len(engine.segments) > 1
     features = read_activations(
-        engine, texts, keep_mask=keep_mask if may_leave else None, store=store, choose_rows=choose_rows
+        engine,
+        texts,
+        keep_mask=keep_mask if may_leave else None,
+        store=store,
+        choose_rows=choose_rows,
+        progress=progress,
     )
     return replace(features, depth=None)
+
+
+def _ignore(documents: int) -> None:
+    """Show no progress."""
 
 
 def _any(masks: Sequence[NDArray[np.bool_]], count: int) -> NDArray[np.bool_]:

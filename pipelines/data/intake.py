@@ -39,9 +39,9 @@ from pipelines.data.files.readers import (
     read_parquet,
     read_piece,
 )
-from pipelines.data.files.shards import Piece, Shard
+from pipelines.data.files.shards import LEAST_DOCUMENTS, Piece, Shard, even_size
 from pipelines.data.forgotten_ids import NOTHING_FORGOTTEN, ForgottenIds
-from pipelines.data.spool import SPOOL, ReadyPiece, Save, SpoolWriter, check_rows, find_dead_rows
+from pipelines.data.spool import SPOOL, PartSize, ReadyPiece, Save, SpoolWriter, check_rows, find_dead_rows
 from pipelines.service_errors import BadFileError, KeptTypeError
 from pipelines.storage.filesystem import PARALLEL_REQUESTS
 from pipelines.storage.input_opener import InputOpener
@@ -157,20 +157,20 @@ def _windows(file: Piece) -> Iterator[Piece]:
 
 
 def take_in(
-    task: Shard, data: DataSettings, documents: int, save: Save, forgotten: ForgottenIds = NOTHING_FORGOTTEN
+    task: Shard, data: DataSettings, size: PartSize, save: Save, forgotten: ForgottenIds = NOTHING_FORGOTTEN
 ) -> IntakeReport:
-    """Read and check the files of a task, and save its parts, each worth about `documents` and at most 64 MB of text.
+    """Read and check the files of a task, and save its parts, each of about a size and at most 64 MB of text.
 
     With trusted ids those of large files are not read. Memory is bounded whatever the files hold. A part of a file that
     turns out to be bad later may be saved and does not appear in the report. If a kept column has two types in the
     files of the task, the report names that alone: of several models, only those that take these files have no night.
     """
-    spool = SpoolWriter(documents, save, forgotten)
+    spool = SpoolWriter(size, save, forgotten)
     outcomes = []
     with _open_all(task.pieces) as opened:
         for piece, open_file in opened:
             try:
-                rows = _take_file(piece, open_file, data, documents, spool)
+                rows = _take_file(piece, open_file, data, size, spool)
             except BadFileError as error:
                 spool.reject()
                 outcomes.append(FileOutcome(piece.uri, piece.size, piece.version, 0, error.reason))
@@ -195,11 +195,12 @@ def plan_night(
 ) -> NightPlan:
     """The shards of a night from the reports of all tasks, in their order: a pure function.
 
-    Parts of the spool are joined while they are worth at most `documents` and 64 MB; a piece of a large file is a shard
-    of its own. A file that is bad in one task is left out of all. `known` are the types of kept columns in the table
-    that the night is written to. `groups` holds a number for each task, by default the same for all: no shard has parts
-    of tasks with different numbers. `typed` are the tasks whose files settle the types, by default all; the shards are
-    the same whatever these are. Raises KeptTypeError if a kept column has two types, UserError if it is in no file.
+    Parts of the spool are joined while they are worth at most `documents`, fewer where all are few, and 64 MB; a piece
+    of a large file is a shard of its own. A file that is bad in one task is left out of all. `known` are the types of
+    kept columns in the table that the night is written to. `groups` holds a number for each task, by default the same
+    for all: no shard has parts of tasks with different numbers. `typed` are the tasks whose files settle the types, by
+    default all; the shards are the same whatever these are. Raises KeptTypeError if a kept column has two types,
+    UserError if it is in no file.
     """
     files: dict[str, FileOutcome] = {}
     types: dict[str, str] = {}
@@ -214,6 +215,7 @@ def plan_night(
     files = {uri: replace(file, rows=0) if file.reason else file for uri, file in files.items()}
     bad = {uri for uri, file in files.items() if file.reason}
     shards: list[list[tuple[PartKey, ReadyPiece]]] = []
+    documents = even_size(sum(file.rows for file in files.values()), documents)
     for task, report in enumerate(reports):
         for ready in report.pieces:
             if ready.piece.uri in bad or not bad.isdisjoint(_origins(report, ready)):
@@ -269,15 +271,15 @@ def _opened(requests: dict[Piece, Future[bytes]], piece: Piece) -> Callable[[], 
 
 
 def _take_file(
-    piece: Piece, open_file: Callable[[], BinaryIO], data: DataSettings, documents: int, spool: SpoolWriter
+    piece: Piece, open_file: Callable[[], BinaryIO], data: DataSettings, size: PartSize, spool: SpoolWriter
 ) -> int:
     """Add the rows of a piece to the spool, or its ranges; return their number."""
     if piece.size >= SMALL and compression_codec(piece.uri) is None and piece.kind in _WINDOW:
         with file_errors(piece.uri), open_file() as source:
             if piece.kind == "parquet":
-                return _ParquetIntake(source, piece, data, documents, spool).run()
+                return _ParquetIntake(source, piece, data, size, spool).run()
             take = _plan_lines if data.ids == "trusted" else _take_lines
-            return take(piece, source, data, documents, spool)
+            return take(piece, source, data, size, spool)
     rows = 0
     for part in read_piece(piece, data, open_file, keep=True):
         spool.add(check_rows(part, piece.uri, 0, rows))
@@ -292,12 +294,13 @@ class _ParquetIntake:
     changes before it is classified, either all of its rows are left out or none.
     """
 
-    def __init__(self, source: BinaryIO, piece: Piece, data: DataSettings, documents: int, spool: SpoolWriter) -> None:
-        self.source, self.piece, self.data, self.documents, self.spool = source, piece, data, documents, spool
+    def __init__(self, source: BinaryIO, piece: Piece, data: DataSettings, size: PartSize, spool: SpoolWriter) -> None:
+        self.source, self.piece, self.data, self.size, self.spool = source, piece, data, size, spool
         self.parquet = formats.open_parquet(source)
         check_parquet_columns(self.parquet, piece.uri, data, ID_AND_TEXT)
         self.types = self._kept_types()
-        self.spooled = not all(self._fits([group], 2 * documents) for group in range(self.parquet.num_row_groups))
+        double = PartSize(2 * size.documents)
+        self.spooled = not all(self._fits([group], double) for group in range(self.parquet.num_row_groups))
 
     def run(self) -> int:
         """Take the row groups that begin in the window; return the number of their rows."""
@@ -306,7 +309,7 @@ class _ParquetIntake:
         groups = [n for n, start in enumerate(starts) if self.piece.start <= start < self.piece.stop]
         adjacent: list[int] = []
         for group in groups:
-            if adjacent and not self._fits([*adjacent, group], self.documents):
+            if adjacent and not self._fits([*adjacent, group], self.size):
                 first += self._take(adjacent, first)
                 adjacent = []
             adjacent.append(group)
@@ -327,8 +330,8 @@ class _ParquetIntake:
     def _text_bytes(self, groups: Sequence[int]) -> int:
         return formats.uncompressed_bytes(self.parquet, (self.data.text,), groups)
 
-    def _fits(self, groups: Sequence[int], documents: int) -> bool:
-        return self._rows(groups) <= documents and self._text_bytes(groups) <= MAX_BYTES
+    def _fits(self, groups: Sequence[int], size: PartSize) -> bool:
+        return size.fits(self._rows(groups), self._text_bytes(groups))
 
     def _take(self, groups: Sequence[int], first: int) -> int:
         """Read the ids of row groups, the first of which begins at a row, or stream their rows into the spool."""
@@ -350,11 +353,11 @@ class _ParquetIntake:
         return rows
 
 
-def _take_lines(piece: Piece, source: BinaryIO, data: DataSettings, documents: int, spool: SpoolWriter) -> int:
-    """Read a window of lines and add ranges of bytes that hold at most `documents` lines and 64 MB each."""
+def _take_lines(piece: Piece, source: BinaryIO, data: DataSettings, size: PartSize, spool: SpoolWriter) -> int:
+    """Read a window of lines and add ranges of bytes that have at most a size each."""
     rows = 0
     lines = formats.read_lines_between(source, piece.uri, piece.start, piece.stop, formats.BLOCK)
-    for group in _group_lines(lines, documents):
+    for group in _group_lines(lines, size):
         start, stop = group[0][0], group[-1][0] + len(group[-1][1])
         ids: list[str | None] = []
         types: dict[str, str] = {}
@@ -370,11 +373,11 @@ def _take_lines(piece: Piece, source: BinaryIO, data: DataSettings, documents: i
     return rows
 
 
-def _group_lines(lines: Iterator[tuple[int, bytes]], documents: int) -> Iterator[list[tuple[int, bytes]]]:
+def _group_lines(lines: Iterator[tuple[int, bytes]], size: PartSize) -> Iterator[list[tuple[int, bytes]]]:
     """Lines with their positions, in lists of bounded length and bytes."""
     group: list[tuple[int, bytes]] = []
     for position, line in lines:
-        if group and (len(group) == documents or position + len(line) - group[0][0] > MAX_BYTES):
+        if group and not size.fits(len(group) + 1, position + len(line) - group[0][0]):
             yield group
             group = []
         group.append((position, line))
@@ -382,10 +385,11 @@ def _group_lines(lines: Iterator[tuple[int, bytes]], documents: int) -> Iterator
         yield group
 
 
-def _plan_lines(piece: Piece, source: BinaryIO, data: DataSettings, documents: int, spool: SpoolWriter) -> int:
-    """Add ranges of bytes of about `documents` lines, by their mean length, and of at most 64 MB."""
+def _plan_lines(piece: Piece, source: BinaryIO, data: DataSettings, size: PartSize, spool: SpoolWriter) -> int:
+    """Add ranges of bytes of about a size, by the mean length of lines."""
     length, mean = piece.stop - piece.start, formats.mean_line_bytes(source, piece.start, piece.stop)
-    parts = max(1, math.ceil(length / min(MAX_BYTES, max(1, documents * mean))))
+    most = min(MAX_BYTES, size.documents * mean, max(size.even_bytes, LEAST_DOCUMENTS * mean))
+    parts = max(1, math.ceil(length / max(1, most)))
     types = {name: declared or "string" for name, declared in data.keep.items()}
     edges = [piece.start + length * part // parts for part in range(parts + 1)]
     for start, stop in pairwise(edges):

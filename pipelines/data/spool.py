@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipelines.data.files.formats import MAX_BYTES
 from pipelines.data.files.kept_columns import columns_of_type, merge_types, parse_type, types_of
 from pipelines.data.files.readers import Documents, opener_of, read_piece
-from pipelines.data.files.shards import Piece, Shard
+from pipelines.data.files.shards import EVEN_SHARDS, LEAST_DOCUMENTS, Piece, Shard
 from pipelines.data.files.text_values import is_unicode, to_unicode
 from pipelines.data.forgotten_ids import NOTHING_FORGOTTEN, ForgottenIds
 from pipelines.storage.filesystem import store_errors
@@ -206,6 +206,29 @@ Save = Callable[[SpoolPart], str]
 """writes the digests of a part's ids, and its content if it has one; returns the URI of the content, else ''"""
 
 
+@dataclass(frozen=True)
+class PartSize:
+    """How large a part of the spool, or a piece of a large input file, may be."""
+
+    documents: int
+    """at most"""
+    even_bytes: int = MAX_BYTES
+    """bytes of text, above which a part holds at most `LEAST_DOCUMENTS` documents: an even share of a small input"""
+
+    @classmethod
+    def of(cls, size: int, documents: int) -> PartSize:
+        """The size where all input files have `size` bytes, in shards of at most so many documents."""
+        return cls(documents, min(MAX_BYTES, -(-size // EVEN_SHARDS)))
+
+    def fits(self, documents: int, size: int) -> bool:
+        """Whether documents with so many bytes of text may be one part."""
+        return documents <= self.documents and size <= self.most_bytes(documents)
+
+    def most_bytes(self, documents: int) -> int:
+        """The bytes of text that so many documents may have in one part."""
+        return MAX_BYTES if documents <= LEAST_DOCUMENTS else min(MAX_BYTES, self.even_bytes)
+
+
 class SpoolWriter:
     """Cuts rows into parts of about equal numbers of documents and of bounded size, and saves each when it is full.
 
@@ -213,12 +236,12 @@ class SpoolWriter:
     rejected.
     """
 
-    def __init__(self, documents: int, save: Save, forgotten: ForgottenIds = NOTHING_FORGOTTEN) -> None:
+    def __init__(self, size: PartSize, save: Save, forgotten: ForgottenIds = NOTHING_FORGOTTEN) -> None:
         self.ready: list[ReadyPiece] = []
         """the parts so far, and the pieces that were added between them"""
         self.types: dict[str, str] = {}
         """types of the kept columns in the accepted files"""
-        self._documents, self._save, self._forgotten = documents, save, forgotten
+        self._size, self._save, self._forgotten = size, save, forgotten
         self._number = 0
         self._buffer: list[pa.Table] = []
         self._rows = self._bytes = 0
@@ -277,14 +300,20 @@ class SpoolWriter:
             lengths = _row_bytes(table)
             start = 0
             while start < len(table):
-                ends = np.cumsum(lengths[start : start + self._documents - self._rows]) + self._bytes
-                rows = int(np.searchsorted(ends, MAX_BYTES, side="right")) or (0 if self._rows else 1)
+                ends = np.cumsum(lengths[start : start + self._size.documents - self._rows]) + self._bytes
+                rows = self._count_fitting(ends) or (0 if self._rows else 1)
                 if rows:
                     self._buffer.append(table.slice(start, rows))
                     self._rows, self._bytes, start = self._rows + rows, int(ends[rows - 1]), start + rows
-                if not rows or self._rows >= self._documents:
+                if not rows or self._rows >= self._size.documents:
                     self._flush()
         self._held, self._held_bytes = [], 0
+
+    def _count_fitting(self, ends: NDArray[np.float64]) -> int:
+        """How many of further rows fit into the part, given its bytes after each (n,)."""
+        most = int(np.searchsorted(ends, MAX_BYTES, side="right"))
+        even = int(np.searchsorted(ends, self._size.even_bytes, side="right"))
+        return min(most, max(even, LEAST_DOCUMENTS - self._rows))
 
     def _flush(self) -> None:
         if not self._rows:

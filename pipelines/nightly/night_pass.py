@@ -128,7 +128,7 @@ def map_stage(
     counts_type: type[C],
     make: Callable[..., Step[C]],
     *args: Any,
-    documents: int,
+    documents: int | None,
     store: Store | None = None,
     layout: LogLayout = LogLayout(),  # noqa: B008
     backbone: str | None = None,

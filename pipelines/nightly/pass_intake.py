@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pipelines.data.files.kept_columns import schema_of, type_text
 from pipelines.data.files.shards import Shard
 from pipelines.data.intake import NightPlan, plan_intake, plan_night
+from pipelines.data.spool import PartSize
 from pipelines.nightly.finish import KEPT, ClassifiedNight, check_files, check_rows
 from pipelines.nightly.night_pass import ModelNight, NightPass, map_stage
 from pipelines.nightly.steps.intake_step import IntakeStep
@@ -25,8 +26,6 @@ FEW_BYTES = 16_000_000
 """bytes of input that the driver takes in likewise"""
 FEW_FILES = 500
 """number of input files likewise"""
-_BYTES_PER_DOCUMENT = 500
-"""rough size of a document, for the progress of the intake"""
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,10 @@ def take_in(shared: NightPass) -> PassIntake:
         IntakeStep,
         shared.store,
         shared.settings.data,
-        shared.settings.ray.shard_documents,
+        PartSize.of(size, shared.settings.ray.shard_documents),
         shared.number,
         shared.forgotten,
-        documents=size // _BYTES_PER_DOCUMENT,
+        documents=None,
         here=size <= FEW_BYTES and len(files) <= FEW_FILES,
     )
     return PassIntake(outcomes, takers, numbers, empty)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines.data.files import input_files, sharding
 from pipelines.data.files.input_files import InputFile
-from pipelines.data.files.shards import Shard
+from pipelines.data.files.shards import Shard, even_size
 from pipelines.data.intake import is_spooled, plan_intake
 from pipelines.data.spool import SPOOL
 from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE, share_to_sample
@@ -213,7 +213,8 @@ def _count_shards(files: Sequence[InputFile], shards: Sequence[Shard], documents
 
     Large files are divided. Several are assumed to keep their size, a single one to grow.
     """
-    spooled, size = {file.uri for file in files if is_spooled(file)}, settings.ray.shard_documents
+    spooled = {file.uri for file in files if is_spooled(file)}
+    size = even_size(documents, settings.ray.shard_documents)
     available = sum(shard.documents for shard in shards)
     joined = sum(shard.documents for shard in shards if shard.uri in spooled) / available
     divided = sum(shard.uri not in spooled for shard in shards) / available

@@ -19,7 +19,7 @@ from pipelines.data.files import sharding
 from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.files.shards import Shard
 from pipelines.data.intake import plan_night
-from pipelines.data.spool import read_rows
+from pipelines.data.spool import PartSize, read_rows
 from pipelines.nightly.steps.classify_job import CALIBRATION, ClassifyJob, ModelJob
 from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.dedup import DuplicateRows
@@ -187,7 +187,8 @@ def _readings(
 ) -> tuple[list[Piece[IntakeCounts]], Traffic]:
     """Tasks of the intake that hold rows, until the seconds are over, and the reads that classify what they took in."""
     data = settings.data.model_copy(update={"keep": {}})  # a few files need not have all columns
-    step = IntakeStep(run, data, settings.ray.shard_documents, 0)
+    size = PartSize.of(sum(task.bytes for task in tasks), settings.ray.shard_documents)
+    step = IntakeStep(run, data, size, 0)
     readings: list[Piece[IntakeCounts]] = []
     until = time.perf_counter() + seconds
     for task in random.Random(settings.seed).sample(tasks, len(tasks)):

@@ -182,8 +182,11 @@ class Attempt:
         record: _AttemptRecord | None = None,
         crashes: int = 0,
         retry_seconds: float = 0.0,
+        advance: Callable[[float], None] = lambda documents: None,
     ) -> None:
         self._store, self._key, self._retry_seconds = store, key, retry_seconds
+        self.advance = advance
+        """called with the number of further documents of the shard that are computed, for progress alone"""
         self._record = record or _AttemptRecord(uuid.uuid4().hex, 1, ("",))
         self.crashes = crashes
         """earlier tries whose process was killed while its node lived on"""
@@ -256,9 +259,12 @@ class ShardLog:
         self._node, self._lost_nodes = node, lost_nodes
 
     @contextmanager
-    def attempt(self, name: str) -> Iterator[Attempt]:
-        """Count a try at a shard before it starts, so that a try whose process is killed has been counted."""
-        attempt = self._next_attempt(name)
+    def attempt(self, name: str, advance: Callable[[float], None] = lambda documents: None) -> Iterator[Attempt]:
+        """Count a try at a shard before it starts, so that a try whose process is killed has been counted.
+
+        `advance` is told how many documents of the shard are computed.
+        """
+        attempt = self._next_attempt(name, advance)
         try:
             yield attempt
         except (Exception, KeyboardInterrupt):  # an interrupted run is not a crash of the shard's process
@@ -317,7 +323,7 @@ class ShardLog:
     def _request(self, operation: Callable[..., Any], *args: Any) -> Any:
         return retry_unavailable(self.retry_seconds)(operation, *args)
 
-    def _next_attempt(self, name: str) -> Attempt:
+    def _next_attempt(self, name: str, advance: Callable[[float], None]) -> Attempt:
         """Begin the try that follows those in the store, with one request if it is the first."""
         key, id = self.attempt_key(name), uuid.uuid4().hex
         record, crashes = _AttemptRecord(id, 1, (self._node,)), 0
@@ -336,7 +342,9 @@ class ShardLog:
             record = _AttemptRecord(id, earlier.begun + 1, (*earlier.open, self._node), note)
             self._request(self.store.write_json, key, to_json(record))
             break
-        return Attempt(self.store, key, record=record, crashes=crashes, retry_seconds=self.retry_seconds)
+        return Attempt(
+            self.store, key, record=record, crashes=crashes, retry_seconds=self.retry_seconds, advance=advance
+        )
 
     def _create_file(self, name: str, ending: str, data: bytes, number: int) -> str:
         """Write a file under a name of its own and return its key; the first number that is free is in the name."""

@@ -20,7 +20,7 @@ from pipelines.data import labelled_corpus
 from pipelines.data.feature_store import DOCUMENTS, FEATURES, FeaturePlan, FeatureShards
 from pipelines.data.files import input_files, readers, sharding
 from pipelines.data.files.input_files import InputFile
-from pipelines.data.files.shards import Shard
+from pipelines.data.files.shards import Shard, even_size
 from pipelines.data.forgotten_ids import read_forgotten
 from pipelines.data.labelled_corpus import LabelledCorpus
 from pipelines.data.training_labels import NOTHING_FROZEN, split_all
@@ -64,7 +64,7 @@ from spin.labels.split_groups import choose_group, hash_text
 from spin.labels.splits import rows_in_split
 from spin.labels.training_data import TrainingData
 from spin.pages.number_format import counted
-from spin.settings import Settings
+from spin.settings import DataSettings, Settings
 from spin.sites import FeatureColumn
 
 FORMAT = 5
@@ -130,7 +130,13 @@ class ExtractStep:
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ExtractCounts]:
         documents = readers.read_shard(shard, self.data, columns=readers.ALL_COLUMNS)
         rows = range(len(documents)) if self.sample is None else self.sample[shard.index]
-        features = read_activations(self.engine, [documents.texts[row] for row in rows], types=self.types)
+        per_row = len(documents) / max(1, len(rows))
+        features = read_activations(
+            self.engine,
+            [documents.texts[row] for row in rows],
+            types=self.types,
+            progress=lambda done: attempt.advance(done * per_row),
+        )
         text_hashes = [hash_text(text) for text in documents.texts]
         table = documents_table(
             documents.ids,  # type: ignore[arg-type]
@@ -281,7 +287,8 @@ def _plan_metadata(settings: Settings, files: list[InputFile], store: Store | No
 def _survey(settings: Settings, files: list[InputFile], *, sampled: bool) -> FeaturePlan:
     """Check the labelled corpus, choose each column's number type from the first texts, and plan the shards.
 
-    A shard holds as many documents as the settings ask for, or as many as its features fit in memory.
+    A shard holds as many documents as the settings ask for, fewer where all are few, or as many as its features fit in
+    memory.
     """
     shards = sharding.plan_shards(files, settings.ray.shard_documents, settings.data)
     labelled = labelled_corpus.read_labelled(shards, settings.data, keep_texts=_SURVEYED)
@@ -296,10 +303,11 @@ def _survey(settings: Settings, files: list[InputFile], *, sampled: bool) -> Fea
     sizes = labelled.shard_rows
     share = 1.0 if sample is None else _largest_share(sample, sizes)
     fitting = max(1, int(MAX_SHARD_BYTES / share) // bytes_per_document(widths, types))
+    fitting = min(fitting, even_size(len(labelled.ids), settings.ray.shard_documents))
     if fitting < settings.ray.shard_documents:
         shards = sharding.plan_shards(files, fitting, settings.data)
         if sample is not None:
-            sizes = [len(readers.read_shard(shard, settings.data, columns=readers.IDS)) for shard in shards]
+            sizes = [_count_rows(shard, settings.data) for shard in shards]
     return FeaturePlan(
         shards=tuple(shards),
         documents=len(labelled.ids),
@@ -309,6 +317,11 @@ def _survey(settings: Settings, files: list[InputFile], *, sampled: bool) -> Fea
         causal=backbone.causal,
         sample=None if sample is None else _split_by_shard(sample, sizes),
     )
+
+
+def _count_rows(shard: Shard, data: DataSettings) -> int:
+    """The rows of a shard, which are read only if they are not counted yet."""
+    return len(readers.read_shard(shard, data, columns=readers.IDS)) if shard.by_bytes else shard.documents
 
 
 def _require_none_forgotten(settings: Settings, labelled: LabelledCorpus) -> None:

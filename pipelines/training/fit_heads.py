@@ -21,6 +21,7 @@ from spin.integrate.fit_words import WordFit
 from spin.integrate.head_fitter import refit
 from spin.integrate.integrate import integrate
 from spin.integrate.leakage import LeakageAttack
+from spin.integrate.search import most_fits
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.settings import Settings
@@ -76,7 +77,9 @@ J = TypeVar("J", HeadsJob, RefitJob)
 def run_integrate(job: HeadsJob) -> TrainingResult:
     """Search and fit the heads; the result is written to the job's store, and a later call reads it from there."""
     if not job.store.exists(persistence.CONFIG):
-        _run_group(fit_heads, job, len(job.sample.rows), total=_estimate_fits(job), unit="fits")
+        columns = [probe.column for probe in job.probes]
+        total = most_fits(job.settings.search, columns, len(job.sample.data.folds))
+        _run_group(fit_heads, job, len(job.sample.rows), total=total, unit="fits")
     return _load(job.store)
 
 
@@ -154,12 +157,3 @@ def _save(store: Store, training_result: TrainingResult) -> None:
     files = persistence.save(training_result)
     store.write(persistence.TENSORS, files[persistence.TENSORS])
     store.write(persistence.CONFIG, files[persistence.CONFIG])  # last: it marks the result as complete
-
-
-def _estimate_fits(job: HeadsJob) -> int:
-    """The approximate number of fits that the search makes, for the progress bar."""
-    search = job.settings.search
-    depth = max(probe.column.site.layer for probe in job.probes)
-    fits = (len(search.rules) * len(search.etas) + 5 + depth) * len(job.sample.data.folds)
-    # under a cap a second search, and attacks: some that lower eta for each rule, one per depth
-    return fits if search.max_leakage is None else 2 * fits + 8 * len(search.rules) + depth

@@ -7,6 +7,7 @@ are the narrowest, reads the words.
 from __future__ import annotations
 
 import time
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,12 +78,13 @@ def run_probe(
     with Lease(store) as lease:
         plan = write_plan(store, "probe", metadata, NothingDerived, NothingDerived, lease=lease, restart=restart)
         manifest, fitted = find_manifest(store, plan, ProbeResults), store / plan.folder
-        keys = [key for column in features.probed for key in (_key(column), _ridge_key(column))]
-        lacks = {*keys, *([_WORDS] if _reads_words(settings) else [])} - set(fitted.list())
+        keys = {key for column in features.probed for key in (_key(column), _ridge_key(column))}
+        keys |= {_WORDS} if _reads_words(settings) else set()
+        lacks = keys - set(fitted.list())
         if manifest and not lacks:  # words may be wanted later than probes, and files may be lost
             return plan, manifest
         if lacks:
-            _fit_all(settings, features, labels, Corpus(source.derived.shards, settings.data), fitted)
+            _fit_all(settings, features, labels, Corpus(source.derived.shards, settings.data), fitted, keys)
         lease.check()
         probes = [read_probe(fitted, column) for column in features.probed]
         seconds = round(time.perf_counter() - start, 1)
@@ -195,7 +197,10 @@ def fit_columns(job: ProbesJob, device: str) -> None:
         store.write(_WORDS, words.to_bytes() if words else b"")
 
 
-def _fit_all(settings: Settings, features: FeatureShards, labels: Labels, corpus: Corpus, store: Store) -> None:
+def _fit_all(
+    settings: Settings, features: FeatureShards, labels: Labels, corpus: Corpus, store: Store, keys: Set[str]
+) -> None:
+    """Fit what is missing of the keys of the store: probes, ridge regressions and the word regression."""
     sites = tuple(tuple(columns) for columns in _wide_sites_first(features))
     run_group(
         "probe",
@@ -205,9 +210,9 @@ def _fit_all(settings: Settings, features: FeatureShards, labels: Labels, corpus
             settings.ray.for_stage("probe"),
         ),
         most_workers=len(sites),
-        total=len(features.probed),
-        unit="probes",
-        count_done=lambda: sum(key.endswith(_PROBE) for key in store.list()),
+        total=len(keys),
+        unit="fits",
+        count_done=lambda: len(keys & set(store.list())),
     )
 
 

@@ -42,7 +42,7 @@ from pipelines.workers import weights_cache
 from pipelines.workers.weights_cache import with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engines.engine import Engine, open_engine
-from spin.activations.extract import count_tokens, read_activations, single_segment
+from spin.activations.extract import Progress, count_tokens, read_activations, single_segment
 from spin.activations.feature_table import features_table
 from spin.activations.features import Features
 from spin.arrays import Rows
@@ -122,8 +122,14 @@ class KeepStep:
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ShardCounts]:
         texts = readers.read_shard(shard, self.data, columns=readers.TEXTS).texts
+        read = len(self.kept.rows[shard.index]) + len(self.kept.tested[shard.index])
+        per_row = len(texts) / max(1, read)
+
+        def advance(done: int) -> None:
+            attempt.advance(done * per_row)
+
         files = {
-            ending: to_parquet(features_table(self._read(engine, [texts[row] for row in rows[shard.index]])))
+            ending: to_parquet(features_table(self._read(engine, [texts[row] for row in rows[shard.index]], advance)))
             for ending, engine, rows in (
                 (FEATURES, self.engine, self.kept.rows),
                 (TESTED, self.tested_engine, self.kept.tested),
@@ -131,10 +137,12 @@ class KeepStep:
         }
         return StepResult(files, ShardCounts(rows=len(texts)))
 
-    def _read(self, engine: Engine | None, texts: Sequence[str]) -> Features:
+    def _read(
+        self, engine: Engine | None, texts: Sequence[str], progress: Progress = lambda documents: None
+    ) -> Features:
         if engine is None:
             return count_tokens(self.backbone, texts)
-        return read_activations(engine, texts, types=self.types)
+        return read_activations(engine, texts, types=self.types, progress=progress)
 
 
 def run_keep(

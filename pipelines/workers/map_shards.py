@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from pipelines.data.files.shards import Shard
@@ -22,7 +23,7 @@ from pipelines.storage.shard_log import Attempt, LogLayout, ShardCounts, ShardLo
 from pipelines.telemetry.observed_runs import observe_stage
 from pipelines.telemetry.worker_logs import WorkerLog
 from pipelines.workers.fault_isolation import check_readable, run_check
-from pipelines.workers.progress import progress
+from pipelines.workers.progress import polled_progress
 from pipelines.workers.ray_cluster import (
     cluster,
     configure_worker,
@@ -32,6 +33,15 @@ from pipelines.workers.ray_cluster import (
     lost_nodes,
     translate_ray_errors,
     worker_count,
+)
+from pipelines.workers.shard_progress import (
+    Report,
+    ShardReports,
+    StageProgress,
+    ask_reports,
+    count_shard,
+    report_to,
+    start_reports,
 )
 from pipelines.workers.stage_metrics import StageMetrics, export_metrics
 from pipelines.workers.worker_faults import WorkerFaults, describe_error, is_fault_of_worker, worker_fault
@@ -85,6 +95,8 @@ class ShardWork(Generic[C]):
     """name of the stage, for metrics"""
     log: WorkerLog = field(default_factory=WorkerLog.of_driver)
     """the runs that the stage works for, for metrics and log lines, and how the workers log"""
+    reports: Any = None
+    """actor that takes reports on the progress of shards; None for none"""
 
     def open_log(self, **node: Any) -> ShardLog:
         """The shard log of the run, whose requests are retried as the settings say."""
@@ -146,7 +158,7 @@ def map_shards(
     *,
     counts_type: type[C],
     stage: str,
-    documents: int,
+    documents: int | None,
     lease: Lease | LeaseGroup,
     here: bool = False,
     token: int | None = None,
@@ -157,6 +169,7 @@ def map_shards(
 
     `here` runs the step in this process instead, for so little work that starting actors would take longer; so does a
     stage without workers (`ray.workers: 0`). What kills this process kills the driver, so no document is blamed for it.
+    `documents` is the number of all, for the progress, which counts bytes of input where it is None: not known yet.
     `token` is the number of this driver, by default that of its lease; `layout` says where the log and the files of the
     shards are in the store; `backbone` is the engine and the precision that `describe_backbone` returns, for messages.
 
@@ -174,14 +187,17 @@ def map_shards(
     waiting = [shard for shard in shards if shard.name not in outcomes]
     if not waiting:
         return [outcomes[shard.name] for shard in shards]
-    done = sum(outcome.counts.rows for outcome in outcomes.values())
+    in_bytes = documents is None
+    sizes = {shard.name: shard.bytes / 1e6 if in_bytes else shard.documents for shard in shards}
+    ended = sum(sizes.get(name, 0) if in_bytes else outcome.counts.rows for name, outcome in outcomes.items())
+    done = StageProgress(ended, {shard.name: sizes[shard.name] for shard in waiting})
     in_process = here or settings.workers == 0
-    results = _run_here(work, waiting) if in_process else _run_in_actors(work, waiting, stage)
-    shown = progress(stage, documents, "documents", done=done)
+    results = _run_here(work, waiting, done) if in_process else _run_in_actors(work, waiting, stage, done)
+    total, unit = (sum(sizes.values()), "MB") if documents is None else (documents, "documents")
     with (
         observe_stage(stage) as observed,
         export_metrics(stage, lease) as metrics,
-        shown as advance,
+        polled_progress(stage, total, unit, done.count) as advance,
         closing(results),
     ):
         for name, outcome in results:
@@ -189,7 +205,8 @@ def map_shards(
             outcomes[name] = outcome
             metrics.count(outcome)
             observed.shard_ended(name, outcome)
-            advance(outcome.counts.rows, dead=outcome.counts.dead_letters, retried=outcome.tries - 1)
+            done.end(name, sizes[name] if in_bytes else outcome.counts.rows)
+            advance(0, dead=outcome.counts.dead_letters, retried=outcome.tries - 1)
     return [outcomes[shard.name] for shard in shards]
 
 
@@ -198,16 +215,21 @@ def describe_backbone(settings: BackboneSettings) -> str:
     return f"engine {settings.engine}, precision {settings.dtype}"
 
 
-def _run_here(work: ShardWork[C], shards: Sequence[Shard]) -> _Results[C]:
-    step, shard_log = work.make_step(), work.open_log()
+def _run_here(work: ShardWork[C], shards: Sequence[Shard], progress: StageProgress) -> _Results[C]:
+    step, shard_log, reports = work.make_step(), work.open_log(), ShardReports()
+    progress.listen(reports.read)
     for shard in shards:
         with _faults_of_worker():
-            outcome = commit_shard(step, shard, shard_log, work.counts_type)
+            outcome = commit_shard(step, shard, shard_log, work.counts_type, report=reports.report)
         yield shard.name, outcome
 
 
-def _run_in_actors(work: ShardWork[C], shards: Sequence[Shard], stage: str) -> _Results[C]:
+def _run_in_actors(work: ShardWork[C], shards: Sequence[Shard], stage: str, progress: StageProgress) -> _Results[C]:
     with cluster(work.settings), translate_ray_errors(stage):
+        if work.backbone is not None:  # other steps take a shard in a moment
+            reports = start_reports()
+            progress.listen(partial(ask_reports, reports))
+            work = replace(work, reports=reports)
         limited = _within_stall_limit(_answers(work, shards), work.settings.stall_seconds, stage, work.open_log())
         for answer in limited:
             if answer.error is not None:
@@ -217,15 +239,21 @@ def _run_in_actors(work: ShardWork[C], shards: Sequence[Shard], stage: str) -> _
 
 
 def commit_shard(
-    step: Step[C], shard: Shard, shard_log: ShardLog, counts_type: type[C] | None = None
+    step: Step[C],
+    shard: Shard,
+    shard_log: ShardLog,
+    counts_type: type[C] | None = None,
+    *,
+    report: Report = lambda shard, documents: None,
 ) -> ShardOutcome[C]:
     """Compute a shard and commit it. Returns its outcome, which is another's if that was first.
 
     While a store does not answer the step, the step is called again for `shard_log.retry_seconds` after its first
     failure. Requests of the log are retried on their own, without the step. With `counts_type`, a shard that was tried
     before is not computed if it has an outcome: Ray computes a shard again if the node with the answer is lost.
+    `report` is told now and then how much of the shard is computed.
     """
-    with shard_log.attempt(shard.name) as attempt:
+    with shard_log.attempt(shard.name, count_shard(shard.name, report)) as attempt:
         if counts_type is not None and attempt.begun > 1:
             outcome = shard_log.find_outcome(shard.name, counts_type)
             if outcome is not None:
@@ -335,6 +363,9 @@ class _Worker:
         self.counts_type = work.counts_type
         self.faults = WorkerFaults(work.store, work.layout, work.token, work.settings.retry_seconds)
         self.log = work.log
+        self.report: Report = lambda shard, documents: None
+        if work.reports is not None:
+            self.report = report_to(work.reports)
         self.failure: WorkerError | None = None
         with self.log.entered():
             try:
@@ -370,7 +401,7 @@ class _Worker:
     def _commit(self, shard: Shard) -> ShardOutcome[Any]:
         try:
             with _faults_of_worker():
-                return commit_shard(self.step, shard, self.shard_log, self.counts_type)
+                return commit_shard(self.step, shard, self.shard_log, self.counts_type, report=self.report)
         except WorkerFaultError as error:
             self.faults.replace_or_raise(error)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from pipelines.telemetry.worker_logs import WorkerLog
-from pipelines.workers.progress import progress
+from pipelines.workers.progress import polled_progress
 from pipelines.workers.ray_cluster import (
     call_in_thread,
     cluster,
@@ -56,8 +54,7 @@ def run_group(
     group starts again, at most three times, with fewer workers where nodes are lost. Raises SpinError, naming the
     stage, or the SpinError that a worker raised.
     """
-    done = count_done()
-    with progress(stage, total, unit, done=done) as bar, _advancing(count_done, done, bar):
+    with polled_progress(stage, total, unit, count_done):
         if work.settings.workers == 0:
             work.run(work.job, work.device)
         else:
@@ -103,24 +100,3 @@ def _run_worker(config: dict[str, Any]) -> None:
     configure_worker(work.settings)
     with work.log.entered():
         work.run(work.job, work.device)
-
-
-@contextmanager
-def _advancing(count_done: Callable[[], int], done: int, advance: Callable[[int], None]) -> Iterator[None]:
-    """Advance the bar by the results that appear in the store; only the store knows of all workers."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        before = done
-        while not ended.wait(0.5):
-            now = count_done()
-            advance(now - before)
-            before = now
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()

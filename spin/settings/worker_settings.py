@@ -69,8 +69,9 @@ class RaySettings(Section):
     shard_documents: int = Field(
         8192,
         ge=1,
-        description="Documents per shard, the unit of work that a worker takes; fewer where the activations of a "
-        "document are large, or where they hold more than 64 MB of text.",
+        description="Documents per shard, the unit of work that a worker takes; fewer where there are few in all, so "
+        "that every worker has some, where the activations of a document are large, or where they hold more than 64 MB "
+        "of text.",
     )
     metrics_port: int | None = Field(
         None,

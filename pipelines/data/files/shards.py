@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+EVEN_SHARDS = 32
+"""shards into which few documents are divided, so that all workers have some"""
+LEAST_DOCUMENTS = 256
+"""documents of a shard, if there are as many: what comes with every shard costs little beside them"""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -47,6 +52,11 @@ class Shard:
         return sum(piece.documents for piece in self.pieces)
 
     @property
+    def bytes(self) -> int:
+        """Bytes of the pieces that are ranges of bytes."""
+        return sum(piece.stop - piece.start for piece in self.pieces if piece.by_bytes)
+
+    @property
     def piece(self) -> Piece:
         """The only piece. Raises ValueError if there are none or several."""
         [piece] = self.pieces
@@ -71,3 +81,11 @@ class Shard:
     def by_bytes(self) -> bool:
         """Whether the only piece is a range of bytes."""
         return self.piece.by_bytes
+
+
+def even_size(documents: int, most: int) -> int:
+    """The documents of a shard where there are so many in all: at most `most`, fewer where all are few.
+
+    It does not depend on the number of workers, so that a run can go on with another one.
+    """
+    return min(most, max(LEAST_DOCUMENTS, -(-documents // EVEN_SHARDS)))

@@ -8,7 +8,7 @@ from functools import partial
 from pipelines.data.files.shards import Shard
 from pipelines.data.forgotten_ids import NOTHING_FORGOTTEN, ForgottenIds
 from pipelines.data.intake import take_in
-from pipelines.data.spool import SPOOL, SpoolPart
+from pipelines.data.spool import SPOOL, PartSize, SpoolPart
 from pipelines.nightly.steps.dedup import IdDigests
 from pipelines.nightly.steps.run_records import IntakeCounts
 from pipelines.storage.object_store import Store
@@ -26,15 +26,15 @@ class IntakeStep:
     """
 
     def __init__(
-        self, run: Store, data: DataSettings, documents: int, token: int, forgotten: ForgottenIds = NOTHING_FORGOTTEN
+        self, run: Store, data: DataSettings, size: PartSize, token: int, forgotten: ForgottenIds = NOTHING_FORGOTTEN
     ) -> None:
-        self.run, self.data, self.documents, self.token = run, data, documents, token
+        self.run, self.data, self.size, self.token = run, data, size, token
         self.forgotten = forgotten
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[IntakeCounts]:
         digests = IdDigests()
         stem = f"{SPOOL}/{shard.name}-{self.token:06d}-{uuid.uuid4().hex[:8]}"
-        report = take_in(shard, self.data, self.documents, partial(self._save, digests, stem), self.forgotten)
+        report = take_in(shard, self.data, self.size, partial(self._save, digests, stem), self.forgotten)
         digests.keep_parts({ready.part for ready in report.pieces})
         counts = IntakeCounts(
             rows=sum(file.rows for file in report.files), report=report, repeated=digests.count_repeated()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pipelines.storage.shard_log import Attempt
 from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, isolate_failing_rows, run_check
 from pipelines.workers.worker_faults import is_fault_of_worker
+from spin.activations.extract import Progress
 from spin.activations.features import Features
 from spin.classifier import TrainedClassifier
 from spin.errors import NotFiniteError, SpinError
@@ -93,11 +94,16 @@ class PassFeatures:
         """
         self._shared(self.models).run_backbones([self._known_good])
 
-    def together(self, classifiers: Sequence[TrainedClassifier], texts: Sequence[str]) -> list[Features]:
+    def together(
+        self,
+        classifiers: Sequence[TrainedClassifier],
+        texts: Sequence[str],
+        progress: Progress = lambda documents: None,
+    ) -> list[Features]:
         """The features of some of the classifiers, in order."""
         if len(classifiers) == 1:
-            return [classifiers[0].features(texts)]
-        return self._shared(tuple(classifiers)).features(texts)
+            return [classifiers[0].features(texts, progress=progress)]
+        return self._shared(tuple(classifiers)).features(texts, progress=progress)
 
     def compute(
         self,
@@ -120,10 +126,10 @@ class PassFeatures:
 
         def compute(piece: list[int]) -> PieceFeatures:
             texts = texts_of(piece)
-            if shadow is not None and (found := self._with_shadow(models, shadow, texts)) is not None:
+            if shadow is not None and (found := self._with_shadow(models, shadow, texts, attempt.advance)) is not None:
                 return found
             try:
-                return PieceFeatures(tuple(self.together(models, texts)), None)
+                return PieceFeatures(tuple(self.together(models, texts, attempt.advance)), None)
             except Exception as error:
                 if len(piece) > 1 or len(models) == 1 or not _may_be_of_document(error):
                     raise
@@ -134,14 +140,14 @@ class PassFeatures:
         return {member: _rows_of(isolated, place) for place, member in enumerate(members)}
 
     def _with_shadow(
-        self, models: Sequence[TrainedClassifier], shadow: TrainedClassifier, texts: list[str]
+        self, models: Sequence[TrainedClassifier], shadow: TrainedClassifier, texts: list[str], progress: Progress
     ) -> PieceFeatures | None:
         """The features of models and shadow; None if that fails, which must not cost the models anything."""
         try:
             if self._shadow_joins:
-                *features, of_shadow = self.together([*models, shadow], texts)
+                *features, of_shadow = self.together([*models, shadow], texts, progress)
             else:
-                features, of_shadow = self.together(models, texts), shadow.features(texts)
+                features, of_shadow = self.together(models, texts, progress), shadow.features(texts)
             return PieceFeatures(tuple(features), of_shadow)
         except Exception:
             _log.debug("the pass of models and shadow failed; the models run without it", exc_info=True)

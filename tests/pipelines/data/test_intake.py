@@ -21,14 +21,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data import intake, spool
-from pipelines.data.files import formats, readers
+from pipelines.data.files import formats, readers, shards
 from pipelines.data.files.formats import MAX_BYTES
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.files.readers import file_errors
 from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.intake import FileOutcome, IntakeReport, NightPlan, plan_intake, plan_night, take_in
-from pipelines.data.spool import SPOOL, CheckedRows, ReadyPiece, SpoolPart, read_rows
+from pipelines.data.spool import SPOOL, CheckedRows, PartSize, ReadyPiece, SpoolPart, read_rows
 from pipelines.service_errors import UnavailableError
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
@@ -88,7 +88,8 @@ def run_night(folder: Path | str, documents: int = 10, data: DataSettings = DATA
             return f"{store.uri}/{key}"
 
         with count_input_reads() as taken:
-            reports = [take_in(task, data, documents, partial(save, task)) for task in tasks]
+            size = PartSize.of(sum(file.size for file in files), documents)
+            reports = [take_in(task, data, size, partial(save, task)) for task in tasks]
         plan = plan_night([from_json(IntakeReport, to_json(report)) for report in reports], data, documents)
         night = Night(bad, tasks, from_json(NightPlan, to_json(plan)), ids, listed=listed, taken=taken)
         with count_input_reads() as night.classified:
@@ -205,14 +206,41 @@ def test_rows_of_the_spool_name_their_file_and_row(name: str, tmp_path: Path) ->
     assert not [first for part in night.rows for first in part.firsts if first]
 
 
-def test_many_small_files_make_few_tasks_and_shards(tmp_path: Path) -> None:
+def test_many_small_files_make_few_tasks_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work follows documents, not files; several parts of the spool make one shard."""
+    for module in (shards, spool):
+        monkeypatch.setattr(module, "LEAST_DOCUMENTS", 4000)
     for n in range(1200):
         write_file(tmp_path, f"{n:04d}.jsonl", to_jsonl(make_rows(5, f"{n}-")))
     night = run_night(tmp_path, 4000)
     assert len(night.tasks) == 3
     assert [len(shard.pieces) for shard in night.plan.shards] == [1, 2]
     assert len(night.all_ids) == 6000
+
+
+@pytest.mark.parametrize("data", [DATA, TRUSTED], ids=["checked", "trusted"])
+@pytest.mark.parametrize("small", [1_000, 10_000_000], ids=["large", "small"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_few_documents_are_divided_evenly(
+    name: str, small: int, data: DataSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that every worker has some, and none has so few that starting it is not worth it."""
+    monkeypatch.setattr(intake, "SMALL", small)
+    rows = make_rows(12_000, text="x" * 300)
+    content = {"a.csv": to_csv, "a.jsonl": to_jsonl, "a.parquet": lambda rows: to_parquet(rows, row_group_size=50)}
+    write_file(tmp_path, name, content[name](rows))
+    night = run_night(tmp_path, 8192, data)
+    assert night.all_ids == [row["id"] for row in rows]
+    assert 28 <= len(night.rows) <= 48
+    assert max(map(len, night.rows)) <= 400
+
+
+@pytest.mark.parametrize(
+    ("documents", "most", "expected"),
+    [(10, 8192, 256), (10, 5, 5), (2_000, 8192, 256), (12_000, 8192, 375), (100_000, 1000, 1000), (10**7, 8192, 8192)],
+)
+def test_the_size_of_a_shard_follows_from_the_number_of_documents(documents: int, most: int, expected: int) -> None:
+    assert shards.even_size(documents, most) == expected
 
 
 def test_tasks_of_small_files_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,7 +429,7 @@ def test_a_file_that_is_replaced_or_moved_away_before_it_is_read_is_a_bad_file(t
     [task] = plan_intake(list_files(str(tmp_path)), DATA, bad={})
     write_file(tmp_path, "1.jsonl", to_jsonl(make_rows(3, "other")))
     (tmp_path / "2.jsonl").unlink()
-    report = take_in(task, DATA, 10, lambda _: "part")
+    report = take_in(task, DATA, PartSize(10), lambda _: "part")
     assert [bool(file.reason) for file in report.files] == [False, True, True]
     assert "1.jsonl has changed since it was listed" in (report.files[1].reason or "")
     assert "2.jsonl: not found" in (report.files[2].reason or "")
@@ -421,7 +449,7 @@ def test_small_files_cost_one_request_each(tmp_path: Path) -> None:
     assert (night.listed.list, night.listed.head, night.listed.get) == (1, 0, 0)
     assert (night.taken.get, night.taken.head, night.taken.list) == (600, 0, 0)
     assert night.taken.read == size
-    assert night.classified.get == sum(len(shard.pieces) for shard in night.plan.shards) <= 4
+    assert night.classified.get == sum(len(shard.pieces) for shard in night.plan.shards) <= 12
 
 
 @pytest.mark.parametrize(
@@ -470,7 +498,7 @@ def test_a_large_csv_is_saved_while_it_is_read(tmp_path: Path) -> None:
     [task] = plan_intake(list_files(str(tmp_path)), DATA, bad={})
     read_before: list[float] = []
     with count_input_reads() as traffic:
-        take_in(task, DATA, 5000, partial(note_progress, traffic, read_before))
+        take_in(task, DATA, PartSize(5000), partial(note_progress, traffic, read_before))
     assert traffic.read == size
     assert read_before[0] <= size / 2
     assert len(read_before) >= 8
@@ -483,7 +511,7 @@ def test_a_large_row_group_is_streamed(tmp_path: Path) -> None:
     [task] = plan_intake(list_files(str(tmp_path)), DATA, bad={})
     read_before: list[float] = []
     with count_input_reads() as traffic:
-        report = take_in(task, DATA, 5000, partial(note_progress, traffic, read_before))
+        report = take_in(task, DATA, PartSize(5000), partial(note_progress, traffic, read_before))
     assert traffic.read <= 1.1 * size.st_size
     assert read_before[0] <= size.st_size / 2
     assert sum(ready.piece.documents for ready in report.pieces) == len(rows)
@@ -512,7 +540,7 @@ def test_small_parquet_files_are_read_in_bounded_memory(tmp_path: Path) -> None:
     [task] = plan_intake(list_files(str(tmp_path)), DATA, bad={})
     before = pa.total_allocated_bytes()
     held: list[int] = []
-    take_in(task, DATA, 5000, lambda part: held.append(pa.total_allocated_bytes() - before) or "uri")
+    take_in(task, DATA, PartSize(5000), lambda part: held.append(pa.total_allocated_bytes() - before) or "uri")
     assert len(held) == 12
     assert max(held) < 50_000_000
 
@@ -520,7 +548,7 @@ def test_small_parquet_files_are_read_in_bounded_memory(tmp_path: Path) -> None:
 def test_kept_columns_count_for_the_size_of_a_part(tmp_path: Path) -> None:
     write_file(tmp_path, "a.csv", to_csv([{"id": str(row), "text": "t", "body": "x" * 200_000} for row in range(700)]))
     [task] = plan_intake(list_files(str(tmp_path)), DataSettings(train="unused", keep=["body"]), bad={})
-    report = take_in(task, DataSettings(train="unused", keep=["body"]), 5000, lambda part: "uri")
+    report = take_in(task, DataSettings(train="unused", keep=["body"]), PartSize(5000), lambda part: "uri")
     assert len(report.pieces) == 3
     assert sum(ready.piece.documents for ready in report.pieces) == 700
     assert all(ready.bytes <= MAX_BYTES for ready in report.pieces)

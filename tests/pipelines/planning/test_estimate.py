@@ -255,7 +255,7 @@ def test_bytes_of_large_shards_are_estimated_from_small_pieces(
     settings = make_settings(backbone_folder, documents=1000)
     monkeypatch.setattr(sample, "_PIECES", 1_000_000_000)
     estimated = estimate_night(settings, registry_fixture, 3000, source=source, seconds=2)  # type: ignore[arg-type]
-    assert estimated.shards == 3
+    assert estimated.shards == 12
     assert estimated.sample.documents / estimated.sample.pieces < 100
     night_bytes.clear()
     classify.run_classify(settings, registry_fixture, source, str(tmp_path / "out"), night=DATE)  # type: ignore[arg-type]
@@ -398,7 +398,7 @@ def test_several_files_are_assumed_to_keep_their_size(
     """A larger night has more files. Rows of small files are joined to shards."""
     settings = make_settings(backbone_folder, documents=10_000)
     source = write_rows(str(tmp_path), "jsonl", tiny.make_documents(60), files=3)
-    assert estimate_night(settings, registry_fixture, 6000, source=source).shards == 1  # type: ignore[arg-type]
+    assert estimate_night(settings, registry_fixture, 6000, source=source).shards == 24  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,18 @@ import io
 import json
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from pipelines.telemetry import json_lines
 from pipelines.telemetry.current_runs import CurrentRun, working_on
 from pipelines.telemetry.json_lines import log_as_json
 from pipelines.workers import progress as progress_module
-from pipelines.workers.progress import progress
+from pipelines.workers.progress import Advance, Pace, progress
 
 
 class ErrorStream(io.StringIO):
@@ -56,23 +59,27 @@ def test_progress_is_logged_as_json_lines(terminal: bool, monkeypatch: pytest.Mo
         "retried": 1,
     }
     assert line["per_s"] > 0
-    assert line["remaining_s"] >= 0
+    assert line["remaining_s"] is None
 
 
 def test_progress_in_a_pipe_is_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless the log is JSON; counts of zero are left out."""
+    """Unless the log is JSON; counts of zero are left out, and so is a pace that is not known yet."""
     stream = ErrorStream(terminal=False)
     monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
+    monkeypatch.setattr(progress_module, "_TELLING_SECONDS", 0)
     monkeypatch.setattr(json_lines, "_mode", {"json": False})
+    lines = []
     with progress("classify", 2_000, "documents", done=900) as advance:
-        advance(100, dead=2, retried=0)
-        stream.written.clear()
-        assert stream.written.wait(10)
-    line = stream.getvalue().splitlines()[-1]
+        for units in (60, 40):
+            advance(units, dead=units // 30, retried=0)
+            stream.written.clear()
+            assert stream.written.wait(10)
+            lines.append(stream.getvalue().splitlines()[-1])
+    assert lines[0] == "progress: classify 960 of 2,000 documents, dead 2"
     assert re.fullmatch(
-        r"progress: classify 1,000 of 2,000 documents, [\d,.]+ per second, [\d,]+ s left, dead 2", line
-    ), line
+        r"progress: classify 1,000 of 2,000 documents, [\d,.]+ per second, [\d,]+ s left, dead 3", lines[1]
+    ), lines
 
 
 def test_a_short_stage_logs_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +92,8 @@ def test_a_short_stage_logs_no_progress(monkeypatch: pytest.MonkeyPatch) -> None
     assert "progress" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_a_total_that_was_estimated_too_low_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_total_that_was_estimated_too_low_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done stays at it, and nobody is told that nothing remains."""
     stream = ErrorStream(terminal=False)
     monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
@@ -95,7 +103,67 @@ def test_a_total_that_was_estimated_too_low_grows(monkeypatch: pytest.MonkeyPatc
         stream.written.clear()
         assert stream.written.wait(10)
     line = json.loads(stream.getvalue().splitlines()[-1])
-    assert (line["done"], line["total"], line["remaining_s"]) == (30, 30, 0)
+    assert (line["done"], line["total"], line["remaining_s"]) == (10, 10, None)
+
+
+def test_what_remains_follows_the_pace_since_the_first_report_and_is_never_nothing() -> None:
+    """Neither the start of workers counts, nor what was done before; one report alone tells nothing."""
+    now = 0.0
+    pace = Pace(1000, done=500, clock=lambda: now)
+    assert (pace.done, pace.per_second, pace.remaining) == (500, 0, None)
+    now = 60.0
+    pace.advance(10, {})
+    assert (pace.per_second, pace.remaining) == (0, None)
+    now = 62.0
+    pace.advance(40, {})
+    assert (pace.per_second, pace.remaining) == (20, None)  # too early to tell
+    now = 70.0
+    pace.advance(160, {"dead": 1})
+    assert (pace.done, pace.per_second, pace.remaining, pace.counts) == (710, 20, 15, {"dead": 1})
+    pace.advance(289.9, {})
+    assert pace.remaining == 1
+    pace.advance(1, {})
+    assert (pace.done, pace.remaining) == (1000, None)
+
+
+def test_a_bar_shows_what_is_done_of_a_fixed_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = ErrorStream(terminal=True)
+    console = Console(file=stream, width=100, force_terminal=True)
+    monkeypatch.setattr(progress_module, "console", console)
+    monkeypatch.setattr(json_lines, "_mode", {"json": False})
+    with progress("extract", 12_000, "documents", done=1_000) as advance:
+        advance(500, dead=2)
+        advance(20_000)
+    shown = Text.from_ansi(stream.getvalue()).plain
+    assert "extract" in shown
+    assert "12,000/12,000 documents" in shown
+    assert "21," not in shown
+    assert "dead 2" in shown
+
+
+def test_what_is_done_is_polled_and_an_error_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_module, "_POLL_SECONDS", 0.01)
+    seen, ended = [], threading.Event()
+    counts = iter([3, 5, None, 9])
+
+    def count() -> float:
+        if (number := next(counts, -1)) is None:
+            raise ConnectionError
+        if number < 0:
+            ended.set()
+        return 9 if number < 0 else number
+
+    @contextmanager
+    def show(stage: str, total: float, unit: str, *, done: float) -> Iterator[Advance]:
+        seen.append(done)
+        yield lambda units, **counts: seen.append(units)
+
+    monkeypatch.setattr(progress_module, "progress", show)
+    with progress_module.polled_progress("probe", 10, "fits", count) as advance:
+        assert ended.wait(10)
+        advance(0, dead=1)
+    assert seen == [3, 2, 4, 0]
+    assert "poll" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_line_names_the_runs_at_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from pipelines.data.files.input_files import list_files
 from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.intake import NightPlan, PartKey, plan_intake, plan_night
-from pipelines.data.spool import SPOOL, read_rows
+from pipelines.data.spool import SPOOL, PartSize, read_rows
 from pipelines.nightly.steps import dedup
 from pipelines.nightly.steps.dedup import DuplicateStep, IdDigests, collect_duplicates, plan_partitions
 from pipelines.nightly.steps.intake_step import IDS, IntakeStep
@@ -43,7 +43,7 @@ def find_duplicates(folder: Path | str, run: Store, *, documents: int, partition
     """Take a folder in and look for duplicates, as workers do; id, soundness and duplicate of all rows in order."""
     bad: dict[str, str] = {}
     tasks = plan_intake(list_files(str(folder)), DATA, bad=bad)
-    step = IntakeStep(run, DATA, documents, 1)
+    step = IntakeStep(run, DATA, PartSize(documents), 1)
     taken_in = [commit_shard(step, task, ShardLog(run / "intake")) for task in tasks]
     plan = plan_night([outcome.counts.report for outcome in taken_in], DATA, documents)
     search = DuplicateStep(run / "intake", [outcome.file_key(IDS) for outcome in taken_in], plan, DATA, partitions)
@@ -170,6 +170,6 @@ def test_a_task_that_is_done_twice_writes_its_parts_under_two_names(tmp_path: Pa
     write_rows(tmp_path / "data", "a.jsonl", [("x", "t")])
     [task] = plan_intake(list_files(str(tmp_path / "data")), DATA, bad={})
     run = Store(str(tmp_path / "run"))
-    step = IntakeStep(run, DATA, 10, 1)
+    step = IntakeStep(run, DATA, PartSize(10), 1)
     reports = [step(task, Attempt(run, "attempt")).counts.report for _ in range(2)]
     assert len({ready.piece.uri for report in reports for ready in report.pieces}) == 2

@@ -572,7 +572,7 @@ def test_a_night_without_a_shadow_writes_nothing_about_shadows(project: NightPro
         *("format", "model", "choose", "decision", "backbone", "data", "shard_documents", "cascade"),
         *("dead_letter_text", "incremental"),
     }
-    assert facts["format"] == 6
+    assert facts["format"] == 7
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -1,0 +1,140 @@
+"""Progress within shards: what workers report, and what the driver makes of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.data.files.shards import Piece, Shard
+from pipelines.storage.lease import Lease
+from pipelines.storage.object_store import Store
+from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult
+from pipelines.workers import map_shards as map_shards_module
+from pipelines.workers import shard_progress
+from pipelines.workers.map_shards import map_shards
+from pipelines.workers.progress import Advance
+from pipelines.workers.shard_progress import ShardReports, StageProgress, count_shard, report_to
+from spin.settings import RaySettings
+
+SHARDS = [Shard(n, (Piece("a.jsonl", "jsonl", 0, 2_000_000, by_bytes=True, documents=10),)) for n in range(2)]
+
+
+class HalfwayStep:
+    """Computes half of a shard, and the rest only when the file `go` is there."""
+
+    def __init__(self, go: Path) -> None:
+        self.go = go
+
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ShardCounts]:
+        attempt.advance(5)
+        until = time.monotonic() + 60
+        while not self.go.exists() and time.monotonic() < until:
+            attempt.advance(0)
+            time.sleep(0.05)
+        return StepResult({}, ShardCounts(rows=10 if self.go.exists() else 0))
+
+
+def test_a_shard_counts_at_most_once() -> None:
+    """While it is at work by what was reported last, also when it is computed again; then with its size."""
+    reports = ShardReports()
+    progress = StageProgress(100, {"000001": 10, "000002": 10})
+    assert progress.count() == 100
+    progress.listen(reports.read)
+    reports.report("000001", 4)
+    assert progress.count() == 104
+    reports.report("000001", 14)
+    assert progress.count() == 110
+    progress.end("000001", 9)
+    assert progress.count() == 109
+    reports.report("000002", 1)
+    assert progress.count() == 110
+
+
+def test_a_worker_reports_now_and_then() -> None:
+    now, told = 0.0, []
+    advance = count_shard("000007", lambda shard, documents: told.append((shard, documents)), clock=lambda: now)
+    for seconds in (0.2, 0.6, 0.3, 0.5, 0.6):
+        now += seconds
+        advance(2)
+    assert told == [("000007", 6), ("000007", 10)]
+
+
+def test_a_report_that_fails_does_not_fail_the_worker() -> None:
+    class Gone:
+        def __getattr__(self, name: str) -> Any:
+            raise ConnectionError("the actor is away")
+
+    report_to(Gone())("000007", 6)
+
+
+@pytest.mark.parametrize(
+    ("documents", "unit", "expected"), [(20, "documents", [0, 5, 10, 15, 20]), (None, "MB", [0, 0, 2, 2, 4])]
+)
+def test_progress_advances_within_a_shard(
+    documents: int | None, unit: str, expected: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where documents are not counted yet, it is in bytes of whole shards."""
+    monkeypatch.setattr(shard_progress, "_REPORT_SECONDS", 0)
+    seen: list[Any] = []
+    counts: list[Callable[[], float]] = []
+
+    class Step:
+        def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ShardCounts]:
+            seen.append(counts[0]())
+            if documents is not None:
+                attempt.advance(5)
+            seen.append(counts[0]())
+            return StepResult({}, ShardCounts(rows=10))
+
+    @contextmanager
+    def show(stage: str, total: float, unit: str, count: Callable[[], float]) -> Iterator[Advance]:
+        seen.append((total, unit))
+        counts.append(count)
+        yield lambda units, **counts: None
+        seen.append(count())
+
+    monkeypatch.setattr(map_shards_module, "polled_progress", show)
+    _map(Step, (), tmp_path, RaySettings(workers=0), documents)
+    assert seen == [(expected[-1], unit), *expected]
+
+
+def test_workers_report_to_the_driver(ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shards end only after the driver has seen half of one."""
+    seen: set[float] = set()
+    original = map_shards_module.polled_progress
+
+    def show(stage: str, total: float, unit: str, count: Callable[[], float]) -> Any:
+        def count_and_go() -> float:
+            seen.add(done := count())
+            if done >= 5:
+                (tmp_path / "go").touch()
+            return done
+
+        return original(stage, total, unit, count_and_go)
+
+    monkeypatch.setattr(map_shards_module, "polled_progress", show)
+    _map(HalfwayStep, (tmp_path / "go",), tmp_path, RaySettings(workers=1), 20)
+    assert 5 in seen
+
+
+def _map(make: Any, args: tuple[Any, ...], folder: Path, settings: RaySettings, documents: int | None) -> None:
+    store = Store(str(folder / "store"))
+    with Lease(store) as lease:
+        outcomes = map_shards(
+            make,
+            args,
+            SHARDS,
+            store,
+            settings,
+            counts_type=ShardCounts,
+            stage="extract",
+            documents=documents,
+            lease=lease,
+            backbone="engine torch, precision float32",
+        )
+    assert [outcome.counts.rows for outcome in outcomes] == [10, 10]
