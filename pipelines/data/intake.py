@@ -192,6 +192,7 @@ def plan_night(
     known: Mapping[str, str] | None = None,
     groups: Sequence[int] | None = None,
     typed: Container[int] | None = None,
+    describe_columns: Callable[[str], str] = lambda uri: "",
 ) -> NightPlan:
     """The shards of a night from the reports of all tasks, in their order: a pure function.
 
@@ -199,8 +200,8 @@ def plan_night(
     of a large file is a shard of its own. A file that is bad in one task is left out of all. `known` are the types of
     kept columns in the table that the night is written to. `groups` holds a number for each task, by default the same
     for all: no shard has parts of tasks with different numbers. `typed` are the tasks whose files settle the types, by
-    default all; the shards are the same whatever these are. Raises KeptTypeError if a kept column has two types,
-    UserError if it is in no file.
+    default all; the shards are the same whatever these are. `describe_columns` lists the columns of a file, by URI, for
+    a message. Raises KeptTypeError if a kept column has two types, UserError if it is in no file.
     """
     files: dict[str, FileOutcome] = {}
     types: dict[str, str] = {}
@@ -225,7 +226,14 @@ def plan_night(
                 shards.append([])
             shards[-1].append((PartKey(task, ready.part), ready))
     unreadable = [file.reason for file in files.values() if file.reason]
-    kept = settle_types(data, types, any_rows=bool(shards), known=known, unreadable=unreadable)
+    kept = settle_types(
+        data,
+        types,
+        any_rows=bool(shards),
+        known=known,
+        unreadable=unreadable,
+        describe_columns=lambda: describe_columns(next(uri for uri, file in files.items() if file.rows)),
+    )
     return NightPlan(
         tuple(Shard(n, tuple(ready.piece for _, ready in shard)) for n, shard in enumerate(shards)),
         tuple(tuple(key for key, _ in shard) for shard in shards),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -166,18 +166,22 @@ def check_files(allowed: ClassifySettings, quarantined: Mapping[str, str], total
         )
 
 
-def check_rows(allowed: ClassifySettings, reasons: Mapping[str, int], rows: int) -> None:
+def check_rows(
+    allowed: ClassifySettings, reasons: Mapping[str, int], rows: int, name_rows: Callable[[], str] = str
+) -> None:
     """Raise BadRowsError if more rows than the settings allow are dead letters; `reasons` counts these by reason.
 
-    Forgotten documents are left out on purpose, so they do not count.
+    Forgotten documents are left out on purpose, so they do not count. `name_rows` names the first rows for the message.
     """
     reasons = {reason: count for reason, count in reasons.items() if reason != FORGOTTEN}
     dead = sum(reasons.values())
     if dead > allowed.max_dead_fraction * rows:
         listed = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common(4))
+        named = "".join(f": {rows}" for rows in [name_rows()] if rows)
         raise BadRowsError(
             f"{dead:,} of {counted(rows, 'row')} cannot be classified ({listed}), more than classify.max_dead_fraction "
-            f"{allowed.max_dead_fraction} allows; mend them and start over with --restart, or raise it and run again"
+            f"{allowed.max_dead_fraction} allows{named}; mend them and start over with --restart, or raise it and run "
+            "again"
         )
 
 

@@ -26,6 +26,7 @@ from pipelines.nightly.finish import (
 )
 from pipelines.nightly.night_pass import ModelNight, enter_pass, form_passes
 from pipelines.nightly.observed_nights import describe_published, input_of
+from pipelines.nightly.report.dead_letters import name_dead_letters
 from pipelines.nightly.report.drift_causes import name_causes
 from pipelines.nightly.report.drift_check import measure_drift
 from pipelines.nightly.report.night_report import REPORT, NightReport
@@ -33,7 +34,7 @@ from pipelines.nightly.report.quality_check import NightQuality, estimate_labels
 from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE
 from pipelines.nightly.steps.night_profile import sum_profiles
 from pipelines.nightly.tables.night_records import RUNS, NightRecord
-from pipelines.nightly.tables.night_tables import NightTables
+from pipelines.nightly.tables.night_tables import DEAD_LETTERS, NightTables
 from pipelines.nightly.tables.passes import find_pass, open_runs
 from pipelines.registry.logged_data import LoggedData
 from pipelines.registry.night_summary import NightSummary, ShadowSummary
@@ -329,7 +330,13 @@ def _finish(night: ModelNight, classified: ClassifiedNight) -> tuple[NightReport
         shadow=_total_agreement(night, classified),
     )
     check_files(driver.settings.classify, classified.quarantined, report.files.total)
-    check_rows(driver.settings.classify, report.counts.reasons, report.counts.rows)
+    dead = [key for outcome in classified.readable for key in outcome.files if key.startswith(f"{DEAD_LETTERS}/")]
+    check_rows(
+        driver.settings.classify,
+        report.counts.reasons,
+        report.counts.rows,
+        lambda: name_dead_letters(driver.tables.out, dead, driver.settings.data),
+    )
     return finish_night(driver, classified, report)
 
 

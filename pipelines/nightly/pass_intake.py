@@ -7,7 +7,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pipelines.data.files.input_files import InputFile
 from pipelines.data.files.kept_columns import schema_of, type_text
+from pipelines.data.files.readers import describe_columns
 from pipelines.data.files.shards import Shard
 from pipelines.data.intake import NightPlan, plan_intake, plan_night
 from pipelines.data.spool import PartSize
@@ -40,6 +42,8 @@ class PassIntake:
     """number of the group of files of each task"""
     empty: Mapping[str, str]
     """reasons by URI of the files that are empty"""
+    files: Mapping[str, InputFile]
+    """all files of the pass by URI"""
 
     def tasks_of(self, run: str) -> frozenset[int]:
         """The tasks whose files a run takes."""
@@ -74,7 +78,7 @@ def take_in(shared: NightPass) -> PassIntake:
         documents=None,
         here=size <= FEW_BYTES and len(files) <= FEW_FILES,
     )
-    return PassIntake(outcomes, takers, numbers, empty)
+    return PassIntake(outcomes, takers, numbers, empty, {file.uri: file for file in files})
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,13 @@ def _plan_nights(
     reports = [outcome.counts.report for outcome in intake.outcomes]
     typed = frozenset[int]().union(*(intake.tasks_of(night.run) for night in nights))
     plan = plan_night(
-        reports, settings.data, settings.ray.shard_documents, known=known, groups=intake.groups, typed=typed
+        reports,
+        settings.data,
+        settings.ray.shard_documents,
+        known=known,
+        groups=intake.groups,
+        typed=typed,
+        describe_columns=lambda uri: describe_columns(intake.files[uri], settings.data),
     )
     check_kept_columns(shared.tables, schema_of(plan.types))
     return plan

@@ -141,16 +141,22 @@ def _printable(uri: str) -> str:
     return uri.encode(errors="backslashreplace").decode()
 
 
+def file_kind(uri: str) -> str | None:
+    """parquet, jsonl or csv by the name of a file; None for another."""
+    stem = uri.lower()
+    for ending in COMPRESSIONS:
+        stem = stem.removesuffix(ending)
+    kind = next((kind for ending, kind in _KINDS.items() if stem.endswith(ending)), None)
+    return None if kind == "parquet" and stem != uri.lower() else kind
+
+
 def _file(uri: str, info: Mapping[str, Any]) -> InputFile:
     if not is_unicode(uri):
         raise BadFileError(f"{_printable(uri)} has a name that is not UTF-8; rename it")
     if info["type"] == _BROKEN:
         raise BadFileError(f"{uri} is a symbolic link to a file that does not exist; remove it, or mend it")
-    stem = uri.lower()
-    for ending in COMPRESSIONS:
-        stem = stem.removesuffix(ending)
-    kind = next((kind for ending, kind in _KINDS.items() if stem.endswith(ending)), None)
-    if kind is None or (kind == "parquet" and stem != uri.lower()):
+    kind = file_kind(uri)
+    if kind is None:
         raise BadFileError(f"{uri} is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv")
     if "?versionId=" in uri and "://" in uri:
         raise BadFileError(f"{uri} has a name that S3 clients take for a version of another file; rename it")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -194,17 +194,20 @@ def settle_types(
     any_rows: bool,
     known: Mapping[str, str] | None = None,
     unreadable: Sequence[str] = (),
+    describe_columns: Callable[[], str] = str,
 ) -> pa.Schema:
     """The kept columns of a night with their types: those that were declared, else those in the files.
 
     `seen` are the types in the files, `known` those of the table that the night is written to. A column without any
     value has the type of the table, else it is a string. `unreadable` are the reasons of files that could not be read
-    and may have had a column. Raises UserError if a column is in no file, or if it has another type in the table.
+    and may have had a column; `describe_columns` names a file and its columns. Raises UserError if a column is in no
+    file, or if it has another type in the table.
     """
     columns = {}
     for name, declared in data.keep.items():
         if any_rows and name not in seen and name not in (known or {}):
-            more = f"; {counted(len(unreadable), 'file')} could not be read: {unreadable[0]}" if unreadable else ""
+            more = "".join(f"; {described}" for described in [describe_columns()] if described)
+            more += f"; {counted(len(unreadable), 'file')} could not be read: {unreadable[0]}" if unreadable else ""
             raise UserError(
                 f"data.keep: no file has a column '{name}', expected it in at least one{more}. Correct the name or the "
                 "files, or remove it from data.keep; then start over with --restart"

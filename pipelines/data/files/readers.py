@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,15 +16,18 @@ import pyarrow.parquet as pq
 
 from pipelines.data.files import formats
 from pipelines.data.files.formats import check_columns, compression_codec
+from pipelines.data.files.input_files import InputFile
 from pipelines.data.files.kept_columns import keep_column, parse_column
 from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.files.text_values import column_to_text, to_text
 from pipelines.service_errors import BadFileError
 from pipelines.storage.filesystem import store_errors
 from pipelines.storage.input_opener import InputOpener
+from spin.errors import SpinError
 from spin.labels.label_space import Label
 from spin.settings import DataSettings
 
+_log = logging.getLogger(__name__)
 Column = Literal["id", "text", "label", "split", "group"]
 """a column by its role; `data.id` and so on name it in the file"""
 IDS: tuple[Column, ...] = ("id",)
@@ -283,6 +287,27 @@ def read_lines(source: BinaryIO, piece: Piece) -> Iterator[tuple[int, bytes]]:
     yield from enumerate(lines) if piece.by_bytes else islice(enumerate(lines), piece.start, piece.stop)
 
 
+def describe_columns(file: InputFile, data: DataSettings) -> str:
+    """The columns of an input file for a message, those of its first row in JSONL; empty if it cannot be read now."""
+    try:
+        with file_errors(file.uri), InputOpener().open(file.uri, size=file.size, version=file.version) as source:
+            return f"{file.uri} has {formats.list_columns(_read_columns(source, file, data)) or 'none'}"
+    except SpinError:
+        _log.debug("the columns of %s could not be listed", file.uri, exc_info=True)
+        return ""
+
+
+def _read_columns(source: BinaryIO, file: InputFile, data: DataSettings) -> Sequence[str]:
+    if file.kind == "parquet":
+        with formats.open_parquet(source) as parquet:
+            return list(parquet.schema_arrow.names)
+    opened = formats.decompressed(formats.buffered(source), file.uri)
+    if file.kind == "csv":
+        _, header = next(formats.read_csv(opened, file.uri, data))
+        return header
+    return list(_parse_line(next(formats.read_lines(opened, file.uri)), file.uri, data.encoding, {}, 0))
+
+
 def find_lines(piece: Piece, rows: Sequence[int], data: DataSettings) -> list[int]:
     """The lines, from 1, at which rows of a piece of a CSV or JSONL file begin, in ascending order.
 
@@ -292,7 +317,7 @@ def find_lines(piece: Piece, rows: Sequence[int], data: DataSettings) -> list[in
     with file_errors(piece.uri), opener_of(piece, InputOpener())() as source:
         opened = formats.decompressed(formats.buffered(source), piece.uri)
         numbers = _csv_lines(opened, piece, data) if piece.kind == "csv" else _json_lines(opened, piece)
-        return [line for row, line in enumerate(numbers) if row in wanted]
+        return [line for row, line in enumerate(islice(numbers, max(wanted) + 1)) if row in wanted]
 
 
 def _csv_lines(source: BinaryIO, piece: Piece, data: DataSettings) -> Iterator[int]:

@@ -25,7 +25,7 @@ from pipelines.data.files import formats, readers, shards
 from pipelines.data.files.formats import MAX_BYTES
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.kept_columns import schema_of
-from pipelines.data.files.readers import file_errors
+from pipelines.data.files.readers import describe_columns, file_errors
 from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.intake import FileOutcome, IntakeReport, NightPlan, plan_intake, plan_night, take_in
 from pipelines.data.spool import SPOOL, CheckedRows, PartSize, ReadyPiece, SpoolPart, read_rows
@@ -90,7 +90,12 @@ def run_night(folder: Path | str, documents: int = 10, data: DataSettings = DATA
         with count_input_reads() as taken:
             size = PartSize.of(sum(file.size for file in files), documents)
             reports = [take_in(task, data, size, partial(save, task)) for task in tasks]
-        plan = plan_night([from_json(IntakeReport, to_json(report)) for report in reports], data, documents)
+        plan = plan_night(
+            [from_json(IntakeReport, to_json(report)) for report in reports],
+            data,
+            documents,
+            describe_columns=lambda uri: describe_columns(next(file for file in files if file.uri == uri), data),
+        )
         night = Night(bad, tasks, from_json(NightPlan, to_json(plan)), ids, listed=listed, taken=taken)
         with count_input_reads() as night.classified:
             night.rows = [read_rows(shard, data, schema_of(plan.types)) for shard in night.plan.shards]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -287,6 +288,23 @@ def test_a_file_that_was_mended_is_read_by_a_new_run(local_nights: FakeNights) -
     local_nights.write("a.jsonl", make_rows("a", "b"))
     local_nights.run(limits={"max_dead_fraction": 0.1}, restart=True)
     assert local_nights.ids() == {DATE: ["a", "b"]}
+
+
+def test_a_night_outside_its_limits_names_the_first_rows_that_cannot_be_classified(local_nights: FakeNights) -> None:
+    """By the lines of the file, blank ones counted, and by the reason."""
+    rows = [*make_rows("a"), *({"id": f"b{n}", "text": None} for n in range(12)), {"id": "a", "text": "again"}]
+    local_nights.write("a.jsonl", "\n\n".join(map(json.dumps, rows)).encode())
+    local_nights.write("b.parquet", [*make_rows("c"), {"id": "d", "text": None}])
+    with pytest.raises(BadRowsError) as error:
+        local_nights.run(limits={"max_dead_fraction": 0.1})
+    lines = ", ".join(str(2 * n + 1) for n in range(1, 10))
+    assert f"allows: {local_nights.source}/a.jsonl lines {lines} and 21 (null_text); mend" in str(error.value)
+    local_nights.write("a.jsonl", make_rows("a", "b", "b"))
+    with pytest.raises(BadRowsError) as error:
+        local_nights.run(limits={"max_dead_fraction": 0.3}, restart=True)
+    assert f"/a.jsonl line 3 (repeated_id); {local_nights.source}/b.parquet row 1 (from 0) (null_text); mend" in str(
+        error.value
+    )
 
 
 def test_an_old_bad_file_does_not_block_small_incremental_nights(local_nights: FakeNights) -> None:

@@ -79,10 +79,10 @@ def in_one_pass(folder: Path) -> Training:
     return Training(make_settings(folder, folder / "one", extract="all"))
 
 
-def len_train(training: Training) -> int:
-    """Number of documents of the sample that train."""
+def count_chosen(training: Training) -> int:
+    """Number of documents of the first pass that train or validate."""
     assert training.features.extracted is not None
-    return sum(training.labels.splits[row] == "train" for row in training.features.extracted)
+    return sum(training.labels.splits[row] in ("train", "valid") for row in training.features.extracted)
 
 
 def size(store: Path, *names: str) -> int:
@@ -94,13 +94,15 @@ def test_both_ways_give_the_same_classifier(in_one_pass: Training, in_two_passes
     """The choices are made on the same sample, and the heads fitted on the same documents."""
     one, two = in_one_pass.report.results, in_two_passes.report.results
     assert two.choice == one.choice
+    by_sample = ("last_layer", "best_site")  # in two passes they learn from the documents of the first
     figures = [
-        [(row.name, row.accuracy, row.macro_f1, row.neurons) for row in results.table if row.name != "last_layer"]
-        for results in (one, two)  # the last layer is fitted on the documents of the first pass
+        [(row.name, row.accuracy, row.macro_f1, row.neurons) for row in results.table if row.name not in by_sample]
+        for results in (one, two)
     ]
     assert figures[0] == figures[1]
-    of_all = f"{len_train(in_two_passes)} of {two.counts['train']} training documents"
-    assert f"last_layer: fitted on a stratified sample, {of_all}" in two.notes
+    of_all = f"{count_chosen(in_two_passes)} of {two.counts['train'] + two.counts['valid']} documents that train or"
+    for name in by_sample:
+        assert f"{name}: fitted on a stratified sample, {of_all} validate" in two.notes
     assert [row.name for row in two.table][:4] == ["tfidf", "last_layer", "best_site", "spin"]
     assert two.counts == one.counts
     texts = [row["text"] for row in tiny.make_documents(50, ("good", "bad", "plain"), seed=9)]
