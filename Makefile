@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup constraints quickstart cluster-demo images compose-demo test test-here test-fast soak soak-kill bench bench-method bench-regret bench-limits bench-trust bench-gpu lint docs dist clean
+.PHONY: help setup constraints quickstart cluster-demo images compose-demo test test-here test-fast soak soak-kill bench bench-method bench-regret bench-limits bench-trust bench-gpu lint docs notebooks gallery dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -84,6 +84,13 @@ docs: .venv/.docs  ## build the documentation as a site, into build/site
 .venv/.docs: .venv/.done
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	touch $@
+
+notebooks: quickstart .venv/.docs  ## execute the notebooks of the documentation and store their outputs in them
+	$(BIN)/python -m docs.notebook_outputs
+
+gallery: quickstart .venv/.docs  ## take the pictures of the gallery and of README anew, into docs/pictures
+	infra/browser.sh
+	$(BIN)/python -m docs.gallery runs/quickstart
 
 lint: setup  ## style, types and import rules
 	$(BIN)/ruff check .

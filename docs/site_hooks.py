@@ -15,6 +15,7 @@ import typer
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -77,6 +78,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/api/index.md": _api_index(),
         **{_api_path(name): _api_page(name) for name in api_packages()},
         **{path: (ROOT / path).read_text(encoding="utf-8") for path in OUTSIDE if (ROOT / path).exists()},
+        **{f"notebooks/{path.stem}.md": notebook_page(path) for path in (ROOT / "docs" / "notebooks").glob("*.ipynb")},
     }
     for path, content in pages.items():
         files.append(File.generated(config, path, content=content))
@@ -85,7 +87,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: MkDocsConfig, files: Files) -> str:
-    """Point links between `docs` and the pages kept outside it to where both are in the site."""
+    """Point links to notebooks, and between `docs` and the pages kept outside it, to where all are in the site."""
+    markdown = markdown.replace(".ipynb)", ".md)")
     if page.file.src_uri.startswith(OUTSIDE):
         return re.sub(r"\]\((?:\.\./)*docs/", "](" + "../" * page.file.src_uri.count("/"), markdown)
     return _OUTWARD.sub(r"](\1\2)", markdown)
@@ -98,6 +101,13 @@ def on_page_content(content: str, **_: Any) -> str:
         return convert(html.unescape(match[3]), display="block" if match[2] == "[" else "inline")
 
     return _FORMULA.sub(formula, content)
+
+
+def notebook_page(notebook: Path) -> str:
+    """Return a notebook with its outputs as a page, and below its title a link to the notebook itself."""
+    page, _ = MarkdownExporter().from_filename(str(notebook))
+    title, rest = page.replace(' class="dataframe"', "").lstrip().split("\n", 1)
+    return f'{title}\n\n<a href="{notebook.name}" download>Download the notebook</a>\n{rest}'
 
 
 def settings_page() -> str:
