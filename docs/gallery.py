@@ -24,7 +24,7 @@ WINDOWS = {"": (1100, 1150), "-narrow": (390, 1150)}
 """width and height of a picture, by the end of its name"""
 _COLOURS = 128
 """of a picture, which is then a third as large"""
-_TEXT = "the crew was lovely but we sat on the runway for hours"
+_TEXT = "thanks for losing my luggage"
 
 
 def main(project: Path) -> None:
