@@ -118,9 +118,12 @@ def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_bert(tmp_path_factory.mktemp("bert"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """One Ray for all tests, with four logical CPUs: with fewer, pools and helper actors would wait forever."""
+    """One Ray for the tests of a module, with four logical CPUs: with fewer, pools and helper actors wait forever.
+
+    It ends with them: its daemons would take a tenth of the processors for as long as other tests run.
+    """
     import ray
 
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"

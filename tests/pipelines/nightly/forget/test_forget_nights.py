@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from tests.support.fake_nights import (
     FakeRegistry,
     before_call,
     make_rows,
+    use_fake_step,
 )
 from tests.support.object_search import find_in_files, find_in_store
 
@@ -76,6 +79,52 @@ def make_history(nights: FakeNights) -> None:
     run(nights, LAST, source=f"{nights.source.removesuffix('data')}other")
 
 
+class KeptHistories:
+    """Histories of nights, each made once for a module and brought back for every test that begins with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.nights = FakeNights(str(folder / "store"))
+        """in the folder that all histories are made in and brought back to: records of nights name it"""
+
+    def bring_back(self, name: str, make: Callable[[], object]) -> FakeNights:
+        """The nights after a history, which is made unless it is kept."""
+        store, kept = self.folder / "store", self.folder / name
+        shutil.rmtree(store, ignore_errors=True)
+        if kept.exists():
+            shutil.copytree(kept, store)
+        else:
+            make()
+            shutil.copytree(store, kept)
+        return FakeNights(str(store))
+
+    def history(self) -> FakeNights:
+        """The nights of `make_history`."""
+        return self.bring_back("history", lambda: make_history(self.nights))
+
+    def crashed(self, step: str) -> FakeNights:
+        """The same after documents were forgotten in a process that ended before a step."""
+
+        def forget_and_crash() -> None:
+            nights = self.history()
+            with before_call(*STEPS[step], action=crash), pytest.raises(SystemError):
+                forget_in_output(nights.output, SECRETS)
+
+        return self.bring_back(step, forget_and_crash)
+
+
+@pytest.fixture(scope="module")
+def kept_histories(tmp_path_factory: pytest.TempPathFactory) -> KeptHistories:
+    return KeptHistories(tmp_path_factory.mktemp("histories"))
+
+
+@pytest.fixture
+def histories(kept_histories: KeptHistories, monkeypatch: pytest.MonkeyPatch) -> KeptHistories:
+    """Those of nights without a model."""
+    use_fake_step(monkeypatch)
+    return kept_histories
+
+
 REMAINING = {DATE: ["a1", "a2", "a3", "b1", "b2"], NEXT: ["a1", "a2", "a3"], LAST: ["c1", "c2"]}
 
 
@@ -120,16 +169,9 @@ def crash() -> None:
     raise SystemError("the process ends here")
 
 
-def forget_and_crash(nights: FakeNights, step: str) -> None:
-    """Forget documents of a history in a process that ends before a step."""
-    make_history(nights)
-    with before_call(*STEPS[step], action=crash), pytest.raises(SystemError):
-        forget_in_output(nights.output, SECRETS)
-
-
 @pytest.mark.parametrize("step", STEPS)
-def test_after_a_crash_the_same_command_completes_it(local_nights: FakeNights, step: str) -> None:
-    forget_and_crash(local_nights, step)
+def test_after_a_crash_the_same_command_completes_it(histories: KeptHistories, step: str) -> None:
+    local_nights = histories.crashed(step)
     assert {date: set(ids) - set(SECRETS) for date, ids in local_nights.ids().items()} == {
         date: set(ids) for date, ids in REMAINING.items()
     }
@@ -138,9 +180,9 @@ def test_after_a_crash_the_same_command_completes_it(local_nights: FakeNights, s
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_night_after_a_crash_leaves_the_documents_out(local_nights: FakeNights, step: str) -> None:
+def test_a_night_after_a_crash_leaves_the_documents_out(histories: KeptHistories, step: str) -> None:
     """The hashes are stored before anything else, so that nights need not wait for the command to be repeated."""
-    forget_and_crash(local_nights, step)
+    local_nights = histories.crashed(step)
     run(local_nights, DATE, restart=True)
     assert local_nights.ids()[DATE] == REMAINING[DATE]
     forget_in_output(local_nights.output, SECRETS)
@@ -149,9 +191,9 @@ def test_a_night_after_a_crash_leaves_the_documents_out(local_nights: FakeNights
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_the_same_night_after_a_crash_loses_no_row(local_nights: FakeNights, step: str) -> None:
+def test_the_same_night_after_a_crash_loses_no_row(histories: KeptHistories, step: str) -> None:
     """Without --restart it finds its night published, also where the input has moved away meanwhile."""
-    forget_and_crash(local_nights, step)
+    local_nights = histories.crashed(step)
     local_nights.store.delete("data/b.jsonl")
     run(local_nights, DATE)
     assert set(local_nights.ids()[DATE]) - set(SECRETS) == set(REMAINING[DATE])
@@ -160,8 +202,8 @@ def test_the_same_night_after_a_crash_loses_no_row(local_nights: FakeNights, ste
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_other_documents_are_forgotten_after_a_crash(local_nights: FakeNights, step: str) -> None:
-    forget_and_crash(local_nights, step)
+def test_other_documents_are_forgotten_after_a_crash(histories: KeptHistories, step: str) -> None:
+    local_nights = histories.crashed(step)
     forget_in_output(local_nights.output, ["a1-text-nobody-has", "c1"])
     assert local_nights.ids()[LAST] == ["c2"]
     forget_in_output(local_nights.output, SECRETS)
@@ -170,9 +212,9 @@ def test_other_documents_are_forgotten_after_a_crash(local_nights: FakeNights, s
 
 
 @pytest.mark.parametrize("moment", WAKING)
-def test_a_driver_that_slept_meanwhile_publishes_nothing(local_nights: FakeNights, moment: str) -> None:
+def test_a_driver_that_slept_meanwhile_publishes_nothing(histories: KeptHistories, moment: str) -> None:
     """What it writes after it wakes is in a run that was given up, whose files the next call deletes."""
-    make_history(local_nights)
+    local_nights = histories.history()
 
     def sleep() -> None:
         local_nights.expire_lease()
@@ -217,9 +259,9 @@ def test_files_stay_taken(local_nights: FakeNights) -> None:
     assert (again.run, again.forgotten) == (list_output(local_nights.output)[1].run, 2)
 
 
-def test_restore_refuses_runs_that_held_a_document(local_nights: FakeNights) -> None:
+def test_restore_refuses_runs_that_held_a_document(histories: KeptHistories) -> None:
     """A replaced run without one can still be restored."""
-    make_history(local_nights)
+    local_nights = histories.history()
     run(local_nights, LAST, source=f"{local_nights.source.removesuffix('data')}other", restart=True)
     runs = {state: [r.run for r in list_output(local_nights.output) if r.state == state] for state in ("replaced",)}
     forget_in_output(local_nights.output, SECRETS)
@@ -242,9 +284,9 @@ def test_a_night_at_work_is_not_disturbed(local_nights: FakeNights) -> None:
     assert local_nights.ids()[NEXT] == REMAINING[DATE]
 
 
-def test_a_model_that_begins_after_the_claims_is_left_alone(local_nights: FakeNights) -> None:
+def test_a_model_that_begins_after_the_claims_is_left_alone(histories: KeptHistories) -> None:
     """Its first night leaves the documents out, and is published beside the ones that are written again."""
-    make_history(local_nights)
+    local_nights = histories.history()
     late = FakeRegistry("late")
     with before_call(forget_nights, "find_unused", action=lambda: run(local_nights, NEXT, registry=late)):
         forget_in_output(local_nights.output, SECRETS)
@@ -253,9 +295,9 @@ def test_a_model_that_begins_after_the_claims_is_left_alone(local_nights: FakeNi
     assert find_in_store(local_nights.out, [*SECRETS, *TEXTS]) == {}
 
 
-def test_a_published_run_with_a_mark_keeps_its_files(local_nights: FakeNights) -> None:
+def test_a_published_run_with_a_mark_keeps_its_files(histories: KeptHistories) -> None:
     """A vacuum that slept may have marked a run that was published meanwhile."""
-    make_history(local_nights)
+    local_nights = histories.history()
     for each in list_output(local_nights.output):
         if each.date == LAST:
             local_nights.out.create(f"{RUNS}/{each.run}/abandoned.json", b"{}")
@@ -263,9 +305,9 @@ def test_a_published_run_with_a_mark_keeps_its_files(local_nights: FakeNights) -
     assert local_nights.ids() == REMAINING
 
 
-def test_files_that_nothing_names_are_deleted(local_nights: FakeNights) -> None:
+def test_files_that_nothing_names_are_deleted(histories: KeptHistories) -> None:
     """Such as those of attempts at a shard of a published run, and temporary files of killed workers."""
-    make_history(local_nights)
+    local_nights = histories.history()
     published = [each.run for each in list_output(local_nights.output) if each.state == "published"]
     for run_name in published:
         local_nights.out.write(f"{PREDICTIONS}/{run_name}/stray.parquet", SECRETS[0].encode())
