@@ -67,7 +67,7 @@ def environment(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -
     run([sys.executable, "-m", "venv", str(folder)])
     [wheel] = distributions.glob("*.whl")
     constraints = ["--constraint", str(ROOT / "constraints.txt")]
-    run([str(folder / "bin" / "pip"), "install", "--quiet", *constraints, str(wheel)])
+    run([str(folder / "bin" / "pip"), "install", "--quiet", "--no-compile", *constraints, str(wheel)])
     yield folder / "bin"
     shutil.rmtree(folder)
 
