@@ -189,7 +189,7 @@ def test_the_highest_status_of_several_failures_is_that_of_the_command(
     with before_call(finish, "publish_night", failed()):
         result = local_nights.run_several(A, B, limits={"max_dead_fraction": 0.1})
     assert [failure.status for failure in result.failures] == [4, 5]
-    with pytest.raises(UnavailableError, match="model b's/model: here it ends; model a-model: 1 of 1 rows"):
+    with pytest.raises(UnavailableError, match="model b's/model: here it ends; model a-model: 1 of 1 row cannot"):
         result.raise_failures()
 
 

@@ -190,7 +190,7 @@ def test_promotions_refusals_and_rollbacks_are_recorded(registry_fixture: Promot
     assert run.info.run_name == "rollback 1"
     assert [(row["name"], row["passed"]) for row in report["checks"]] == [("loads", True)]
     with pytest.raises(
-        UserError, match=f"{registry_fixture.name} has no earlier champion to go back to; `spin models`"
+        UserError, match=f"{registry_fixture.name} has no earlier champion to go back to; `spin promote`"
     ):
         promote.rollback(registry, "")
     assert list_moves(registry) == [
