@@ -205,7 +205,7 @@ def test_an_extraction_that_was_interrupted_is_not_continued(tmp_path: Path) -> 
         train(tmp_path, rows)
     settings = small_training.make_settings(tmp_path, tmp_path / "store")
     assert forget_documents(settings, [rows[-1]["id"]], []).emptied
-    with pytest.raises(UserError, match="holds 1 documents whose ids `spin forget` was given"):
+    with pytest.raises(UserError, match="holds 1 document whose ids `spin forget` was given"):
         train(tmp_path, rows)
 
 

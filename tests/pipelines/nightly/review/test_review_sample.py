@@ -106,7 +106,7 @@ def test_the_night_must_be_there_and_be_the_only_one_that_is_meant(tmp_path: Pat
         run_night(Store(str(tmp_path)), ["a"], model=model)
     with pytest.raises(UserError, match=r"by tones, topics; choose one with --model"):
         choose_documents(str(tmp_path), documents=10)
-    with pytest.raises(UserError, match=r"no published night of 2020-01-01; `spin nights list`"):
+    with pytest.raises(UserError, match=r"no published night of 2020-01-01; `spin classify`"):
         choose_documents(str(tmp_path), documents=10, date="2020-01-01")
     assert choose_documents(str(tmp_path), documents=10, model="tones").night.model == "tones"
     run_night(Store(str(tmp_path)), ["b"], date="2026-03-05")
