@@ -111,7 +111,8 @@ def test_a_run_trains_and_registers_a_challenger_and_writes_its_report(project: 
     report = Store(project.settings.store.uri).read_json("report.json")
     rows = {row["name"]: row for row in report["table"]}
     assert list(rows)[:4] == ["tfidf", "last_layer", "best_site", "spin"]
-    fields = {"name", "accuracy", "macro_f1", "neurons", "neurons_of", "words", "depth", "depth_of", "docs_per_s"}
+    scores = {"accuracy", "accuracy_interval", "macro_f1", "macro_f1_interval", "documents"}
+    fields = {"name", *scores, "neurons", "neurons_of", "words", "depth", "depth_of", "docs_per_s"}
     assert all(set(row) == fields for row in rows.values())
     assert rows["spin"]["macro_f1"] > 0.8
     assert rows["spin"]["neurons"] < rows["spin"]["neurons_of"] == 2 * (4 * 16 + 3 * 24)
