@@ -354,12 +354,13 @@ def test_spin_neurons_lists_the_most_important_neurons(project: Project) -> None
     names = [f"{row['column']}[{row['neuron']}]" for row in rows]
     assert [name for name in names if name in output] == names[:3]
     assert "<script>window.hit = 1</script> [bold] " in output
-    for label in spin.classes:
+    classes = sorted({row["class"] for row in rows})
+    assert {"bad", "good"} >= set(classes)
+    for label in classes:
         of_class = json.loads(project.spin("neurons", "--class", label, "--json", "--top", "999"))
         assert of_class == [row for row in rows if row["class"] == label]
-        assert of_class
     error = project.spin("neurons", "--class", "ugly", fails=True)
-    assert "no neuron raises the score of 'ugly'; expected one of bad, good" in error
+    assert f"no neuron raises the score of 'ugly'; expected one of {', '.join(classes)}" in error
 
 
 def test_neurons_are_listed_without_documents_if_the_corpus_is_missing(project: Project) -> None:
@@ -417,8 +418,10 @@ def test_a_version_without_neurons_is_explained_in_text_but_has_no_page(project:
     folder = shutil.copytree(project.folder, tmp_path / "old")
     (folder / "model" / NEURONS).unlink()
     old = Project(folder, project.monkeypatch, project.capsys)
-    assert "train the model again" in old.spin("neurons", fails=True)
-    assert "train the model again" in old.spin("explain", "--text", "fine", "--html", str(tmp_path / "x"), fails=True)
+    assert "`spin run` trains and registers one that does" in old.spin("neurons", fails=True)
+    assert "`spin run` trains and registers one that does" in old.spin(
+        "explain", "--text", "fine", "--html", str(tmp_path / "x"), fails=True
+    )
     assert "neurons for and against" in old.spin("explain", "--text", "fine")
 
 
