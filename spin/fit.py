@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from spin.integrate.head_fitter import refit
 from spin.integrate.integrate import integrate
 from spin.integrate.leakage import LeakageAttack
 from spin.integrate.search import most_fits
+from spin.labels.splits import VERY_FEW_LABELS
 from spin.labels.training_data import TrainingData
 from spin.settings import CascadeSettings, DecisionSettings, ProbeSettings, SearchSettings
 from spin.sites import FeatureColumn, Site
@@ -59,22 +61,36 @@ def fit_classifiers(
     words = None
     if texts is not None and settings.words != "off":
         words = fit_words(lambda rows: [texts[row] for row in rows], data)
-    training_result = integrate(
-        probes,
-        ridge,
-        read,
-        data,
-        settings=settings,
-        cascade=cascade,
-        decision=decision,
-        compute=compute,
-        words=words,
-        attack=attack,
-        progress=start("fits", most_fits(settings, list(features), len(data.folds))),
-    )
+    few = len(data.rows) < VERY_FEW_LABELS and data.device == "cpu"
+    with _single_thread() if few else nullcontext():
+        training_result = integrate(
+            probes,
+            ridge,
+            read,
+            data,
+            settings=settings,
+            cascade=cascade,
+            decision=decision,
+            compute=compute,
+            words=words,
+            attack=attack,
+            progress=start("fits", most_fits(settings, list(features), len(data.folds))),
+        )
     if data.not_sampled is not None:
         training_result = refit(training_result, probes, read, data, words)
     return probes, ridge, training_result
+
+
+@contextmanager
+def _single_thread() -> Iterator[None]:
+    """Compute in one thread: of matrices this small, several threads spend their time waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(limits=1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fit_all_probes(

@@ -12,6 +12,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, log_loss
@@ -32,6 +33,7 @@ from sklearn.utils.estimator_checks import (
 )
 from sklearn.utils.validation import check_is_fitted
 
+import spin.fit
 from spin import SpinClassifier, TrainedClassifier
 from spin.errors import UserError
 from spin.settings import BackboneSettings
@@ -278,3 +280,25 @@ def test_a_fit_shows_a_bar_per_step_if_asked(unfitted: SpinClassifier, capsys: p
     assert [line.split()[0] for line in shown.splitlines()] == ["backbone", "documents", "probes", "fits"]
     assert "60/60" in shown
     assert "1/1" in shown
+
+
+def test_few_texts_are_fitted_in_one_thread(unfitted: SpinClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads are as many as before afterwards, also where the fit fails."""
+    seen, before = [], torch.get_num_threads()
+
+    def stop(*arguments: Any, **options: Any) -> None:
+        seen.append(torch.get_num_threads())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(spin.fit, "integrate", stop)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            clone(unfitted).fit(TEXTS, NAMES)
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+        monkeypatch.setattr(spin.fit, "VERY_FEW_LABELS", 10)
+        with pytest.raises(KeyboardInterrupt):
+            clone(unfitted).fit(TEXTS, NAMES)
+        assert seen == [1, 2]
+    finally:
+        torch.set_num_threads(before)
