@@ -167,7 +167,7 @@ def check_files(allowed: ClassifySettings, quarantined: Mapping[str, str], total
 
 
 def check_rows(
-    allowed: ClassifySettings, reasons: Mapping[str, int], rows: int, name_rows: Callable[[], str] = str
+    allowed: ClassifySettings, reasons: Mapping[str, int], rows: int, name_rows: Callable[[], str] = lambda: ""
 ) -> None:
     """Raise BadRowsError if more rows than the settings allow are dead letters; `reasons` counts these by reason.
 
@@ -177,10 +177,11 @@ def check_rows(
     dead = sum(reasons.values())
     if dead > allowed.max_dead_fraction * rows:
         listed = ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common(4))
-        named = "".join(f": {rows}" for rows in [name_rows()] if rows)
+        named = name_rows()
+        places = f": {named}" if named else ""
         raise BadRowsError(
             f"{dead:,} of {counted(rows, 'row')} cannot be classified ({listed}), more than classify.max_dead_fraction "
-            f"{allowed.max_dead_fraction} allows{named}; mend them and start over with --restart, or raise it and run "
+            f"{allowed.max_dead_fraction} allows{places}; mend them and start over with --restart, or raise it and run "
             "again"
         )
 

@@ -262,7 +262,7 @@ class ShardLog:
     def attempt(self, name: str, advance: Callable[[float], None] = lambda documents: None) -> Iterator[Attempt]:
         """Count a try at a shard before it starts, so that a try whose process is killed has been counted.
 
-        `advance` is told how many documents of the shard are computed.
+        `advance` takes the number of further documents of the shard that are computed.
         """
         attempt = self._next_attempt(name, advance)
         try:

@@ -251,7 +251,7 @@ def commit_shard(
     While a store does not answer the step, the step is called again for `shard_log.retry_seconds` after its first
     failure. Requests of the log are retried on their own, without the step. With `counts_type`, a shard that was tried
     before is not computed if it has an outcome: Ray computes a shard again if the node with the answer is lost.
-    `report` is told now and then how much of the shard is computed.
+    `report` takes the name of the shard and the number of its computed documents, at most once per second.
     """
     with shard_log.attempt(shard.name, count_shard(shard.name, report)) as attempt:
         if counts_type is not None and attempt.begun > 1:

@@ -194,7 +194,7 @@ def settle_types(
     any_rows: bool,
     known: Mapping[str, str] | None = None,
     unreadable: Sequence[str] = (),
-    describe_columns: Callable[[], str] = str,
+    describe_columns: Callable[[], str] = lambda: "",
 ) -> pa.Schema:
     """The kept columns of a night with their types: those that were declared, else those in the files.
 
@@ -206,7 +206,8 @@ def settle_types(
     columns = {}
     for name, declared in data.keep.items():
         if any_rows and name not in seen and name not in (known or {}):
-            more = "".join(f"; {described}" for described in [describe_columns()] if described)
+            present = describe_columns()
+            more = f"; {present}" if present else ""
             more += f"; {counted(len(unreadable), 'file')} could not be read: {unreadable[0]}" if unreadable else ""
             raise UserError(
                 f"data.keep: no file has a column '{name}', expected it in at least one{more}. Correct the name or the "

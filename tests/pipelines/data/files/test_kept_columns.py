@@ -15,6 +15,7 @@ import pytest
 
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.kept_columns import parse_type, settle_types, table_type, type_text, unify_types
+from pipelines.data.files.readers import describe_columns
 from pipelines.data.intake import plan_intake
 from spin.errors import UserError
 from spin.settings import DataSettings, parse_settings
@@ -223,15 +224,21 @@ def test_files_without_a_kept_column_have_nulls(tmp_path: Path) -> None:
         assert (night.plan.types, kept_values(night)) == ({"x": "int64"}, {"x": [None] * 4 + [7]})
 
 
-def test_a_kept_column_that_no_file_has_is_refused(tmp_path: Path) -> None:
-    """It may be missing for a night if the table of the output has it."""
-    write_file(tmp_path, "a.csv", to_csv([{"id": "1", "text": "t", "lang": "de"}]))
-    assert list_files(str(tmp_path))
-    with pytest.raises(
-        UserError, match=r"no file has a column 'language', expected it in at least one; .*a\.csv has id"
-    ):
+@pytest.mark.parametrize(("name", "convert"), [("a.csv", to_csv), ("a.jsonl", to_jsonl), ("a.parquet", to_parquet)])
+def test_a_kept_column_that_no_file_has_is_refused(name: str, convert: Any, tmp_path: Path) -> None:
+    """The columns of a file are listed. It may be missing for a night if the table of the output has it."""
+    write_file(tmp_path, name, convert([{"id": "1", "text": "t", "lang": "de"}]))
+    columns = f"expected it in at least one; .*{name} has id, text, lang. Correct"
+    with pytest.raises(UserError, match=f"no file has a column 'language', {columns}"):
         run_night(tmp_path, data=keep(["lang", "language"]))
     assert settle_types(keep(["x"]), {}, any_rows=True, known={"x": "int32"}) == pa.schema({"x": pa.int32()})
+
+
+def test_the_columns_of_a_file_that_has_vanished_are_not_listed(tmp_path: Path) -> None:
+    write_file(tmp_path, "a.csv", to_csv([{"id": "1", "text": "t"}]))
+    [file] = list_files(str(tmp_path))
+    Path(file.uri).unlink()
+    assert describe_columns(file, keep([])) == ""
 
 
 def test_another_type_than_in_the_table_of_the_output_is_refused() -> None:
