@@ -95,8 +95,9 @@ class SharedPass:
         self.prepare()
         features: dict[int, Features] = {}
         for group, group_pass in zip(self.groups, self._passes, strict=True):
-            shown = progress if group_pass is self._passes[-1] else _ignore
-            features.update(zip(group, group_pass.features(texts, shown), strict=True))
+            is_last = group_pass is self._passes[-1]
+            of_group = group_pass.features(texts, progress if is_last else lambda documents: None)
+            features.update(zip(group, of_group, strict=True))
         return [features[index] for index in range(len(self.classifiers))]
 
     def run_backbones(self, texts: Sequence[str]) -> None:
@@ -143,7 +144,8 @@ class _GroupPass:
         if len(self.classifiers) == 1:
             self.classifiers[0].run_backbone(texts)
             return
-        self._read(texts, [_Share(spin, self.segments, texts, decide_none) for spin in self.classifiers], _ignore)
+        shares = [_Share(spin, self.segments, texts, decide_none) for spin in self.classifiers]
+        self._read(texts, shares, lambda documents: None)
 
     def _read(self, texts: Sequence[str], shares: Sequence[_Share], progress: Progress) -> Features:
         """Run the pass, which fills the shares; return the counts of tokens of all texts that any classifier counts."""
@@ -257,10 +259,6 @@ def _read_shares(
         progress=progress,
     )
     return replace(features, depth=None)
-
-
-def _ignore(documents: int) -> None:
-    """Show no progress."""
 
 
 def _any(masks: Sequence[NDArray[np.bool_]], count: int) -> NDArray[np.bool_]:
