@@ -99,19 +99,28 @@ def _fit_all_probes(
     settings: ProbeSettings,
     progress: Callable[[int], None],
 ) -> list[Probe]:
-    """The probes of all columns, on a processor those of as many sites at once as torch has threads.
-
-    A step of a probe is too small for several threads, so that NumPy has one for each site.
-    """
+    """The probes of all columns."""
 
     def fit_site(columns: Sequence[FeatureColumn]) -> list[Probe]:
         fitted = fit_probes({column: features[column] for column in columns}, data, settings)
         progress(len(fitted))
         return fitted
 
-    threads = torch.get_num_threads() if data.device == "cpu" else 1
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        return [probe for of_site in pool.map(fit_site, group_by_site(list(features)).values()) for probe in of_site]
+    with open_site_threads(data.device) as threads:
+        return [probe for of_site in threads.map(fit_site, group_by_site(list(features)).values()) for probe in of_site]
+
+
+@contextmanager
+def open_site_threads(device: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that fit the probes of a site each: on a processor as many as torch has, for a GPU a single one.
+
+    A step of a probe is too small for several threads, so that NumPy has one for each site.
+    """
+    with (
+        threadpool_limits(limits=1, user_api="blas"),
+        ThreadPoolExecutor(torch.get_num_threads() if device == "cpu" else 1) as threads,
+    ):
+        yield threads
 
 
 def group_by_site(columns: Sequence[FeatureColumn]) -> dict[Site, list[FeatureColumn]]:

@@ -14,7 +14,7 @@ from typing import TypeVar
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Sample
 from pipelines.storage.object_store import Store
-from pipelines.workers.train_group import GroupWork, run_group
+from pipelines.workers.train_group import DOCUMENTS_PER_WORKER, GroupWork, run_group
 from spin.heads import persistence
 from spin.heads.fitted import TrainingResult
 from spin.integrate.fit_words import WordFit
@@ -30,8 +30,6 @@ from spin.sparsify.probe import Probe
 from spin.sparsify.ridge import RidgeImportance
 
 _PROGRESS = "progress.json"
-_DOCUMENTS_PER_WORKER = 1000
-"""at least; with fewer, a worker would wait for the others more than it computes"""
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def _run_group(run: Callable[[J, str], None], job: J, documents: int, *, total: 
     run_group(
         "train",
         GroupWork(run, job, job.settings.ray.for_stage("train")),
-        most_workers=max(1, documents // _DOCUMENTS_PER_WORKER),
+        most_workers=max(1, documents // DOCUMENTS_PER_WORKER),
         total=total,
         unit=unit,
         count_done=lambda: job.store.read_json(_PROGRESS) or 0,

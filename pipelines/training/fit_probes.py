@@ -7,7 +7,7 @@ are the narrowest, reads the words.
 from __future__ import annotations
 
 import time
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,10 +26,11 @@ from pipelines.storage.stage_plan import (
     write_plan,
 )
 from pipelines.training.extract_features import ExtractPlan, load_features
-from pipelines.workers.train_group import GroupWork, run_group
+from pipelines.workers.train_group import DOCUMENTS_PER_WORKER, GroupWork, run_group
 from spin.errors import UserError
-from spin.fit import group_by_site
+from spin.fit import group_by_site, open_site_threads
 from spin.integrate.fit_words import WordFit, fit_words
+from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.settings import Settings
 from spin.sites import FeatureColumn
@@ -174,17 +175,25 @@ def fit_columns(job: ProbesJob, device: str) -> None:
 
     Sites whose probes the store holds are skipped, because the death of any worker starts the whole group again. The
     ridge regression takes all members, so each of them computes its part anew unless the store holds all of it. Only
-    the sampled documents are read, and those of one site are in memory at a time.
+    the sampled documents are read, and those of one site per thread are in memory at a time.
     """
     group, store = ProcessGroup.joined(), job.store
     rows, data = job.sample.rows, replace(job.sample.data, device=device)
     own = job.sites[group.rank :: group.size]
-    for columns in own:
+
+    def fit_site(columns: Sequence[FeatureColumn]) -> None:
         if not all(store.exists(_key(column)) for column in columns):
             # all columns of the site, since one that improves lengthens the paths of the others
             activations = {column: job.features.read_rows(column, rows) for column in columns}
             for probe in fit_probes(activations, data, job.settings.probe):
                 store.write(_key(probe.column), probe.to_bytes())
+
+    with open_site_threads(device) as threads:
+        words = threads.submit(_fit_words, job, data) if group.rank == group.size - 1 else None
+        for _ in threads.map(fit_site, own):
+            pass
+        if words is not None:
+            words.result()
     keys = [_ridge_key(column) for columns in job.sites for column in columns]
     if not group.broadcast_object(all(map(store.exists, keys))):  # all members compute it, or none
         columns_read = [column for columns in own for column in columns]
@@ -192,9 +201,13 @@ def fit_columns(job: ProbesJob, device: str) -> None:
             lambda column, some: job.features.read_rows(column, rows[some]), columns_read, data, group
         ):
             store.write(_ridge_key(importance.column), importance.to_bytes())
-    if group.rank == group.size - 1 and _reads_words(job.settings) and not store.exists(_WORDS):
-        words = fit_words(lambda some: job.corpus.read_texts(rows[some]), data)
-        store.write(_WORDS, words.to_bytes() if words else b"")
+
+
+def _fit_words(job: ProbesJob, data: TrainingData) -> None:
+    """Fit the word regression, unless the settings do without words or the store holds it."""
+    if _reads_words(job.settings) and not job.store.exists(_WORDS):
+        words = fit_words(lambda some: job.corpus.read_texts(job.sample.rows[some]), data)
+        job.store.write(_WORDS, words.to_bytes() if words else b"")
 
 
 def _fit_all(
@@ -202,14 +215,15 @@ def _fit_all(
 ) -> None:
     """Fit what is missing of the keys of the store: probes, ridge regressions and the word regression."""
     sites = tuple(tuple(columns) for columns in _wide_sites_first(features))
+    sample = Sample.of(labels.training_data(settings))
     run_group(
         "probe",
         GroupWork(
             fit_columns,
-            ProbesJob(settings, features, Sample.of(labels.training_data(settings)), sites, corpus, store),
+            ProbesJob(settings, features, sample, sites, corpus, store),
             settings.ray.for_stage("probe"),
         ),
-        most_workers=len(sites),
+        most_workers=len(sites) if len(sample.rows) >= DOCUMENTS_PER_WORKER else 1,
         total=len(keys),
         unit="fits",
         count_done=lambda: len(keys & set(store.list())),

@@ -21,6 +21,8 @@ from pipelines.workers.ray_cluster import (
 from spin.settings import RaySettings
 
 J = TypeVar("J")
+DOCUMENTS_PER_WORKER = 10_000
+"""at least; with fewer, workers take longer to start and to wait for each other than they save"""
 _LONGEST_WAIT = 24 * 3600
 """seconds that a worker waits for the others"""
 
@@ -49,16 +51,24 @@ def run_group(
 ) -> None:
     """Call `work.run` in every worker of a group; as many workers as the cluster holds, at most `most_workers`.
 
-    A stage without workers (`ray.workers: 0`) calls it once, in this process.
+    A stage without workers (`ray.workers: 0`) calls it once, in this process, as does one on this machine for which a
+    single worker is enough, unless the settings give a number of workers or a GPU.
     The progress bar shows `count_done()`, which counts results in the store, of `total`. If a worker dies, the whole
     group starts again, at most three times, with fewer workers where nodes are lost. Raises SpinError, naming the
     stage, or the SpinError that a worker raised.
     """
     with polled_progress(stage, total, unit, count_done):
-        if work.settings.workers == 0:
+        if _runs_here(work.settings, most_workers):
             work.run(work.job, work.device)
         else:
             _run_workers(stage, work, most_workers)
+
+
+def _runs_here(settings: RaySettings, most_workers: int) -> bool:
+    """Whether this process computes: all its threads together are faster than a worker, which takes time to start."""
+    if settings.workers is not None:
+        return settings.workers == 0
+    return most_workers == 1 and settings.address is None and not settings.gpus_per_worker
 
 
 def _run_workers(stage: str, work: GroupWork[Any], most_workers: int) -> None:

@@ -87,8 +87,6 @@ class Candidate:
     """log loss in nats per validation document of its calibrated probabilities, the mean over folds"""
     resampled_losses: tuple[float, ...] = field(default=(), compare=False, repr=False)
     """the log losses that are resampled in the same way"""
-    fitted_with: tuple[Penalty, ...] = field(default=(), compare=False, repr=False)
-    """the penalties that were fitted in one batch with its own: another batch rounds differently"""
     leakage: float | None = None
     """share of the words of a text that an attack reads back from the neurons, before an L1 penalty drops some of them;
     None if it was not measured"""

@@ -41,7 +41,7 @@ CONFIG, TENSORS = "config.json", "model.safetensors"
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
 _WORDS = "words."
 _MLP = ("inner", "inner_bias", "outer")
-_SEARCH_ONLY = ("resampled", "valid_loss", "resampled_losses", "fitted_with")
+_SEARCH_ONLY = ("resampled", "valid_loss", "resampled_losses")
 """fields of a candidate that only the search needs"""
 _RECIPE = TypeAdapter(ClassifierRecipe)
 _LOCAL_SETTINGS = {"trust_remote_code", "engine", "compile"}

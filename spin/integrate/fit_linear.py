@@ -15,7 +15,8 @@ from spin.arrays import Floats
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.integrate.feature_rows import MOST_IN_MEMORY, FeatureRows
 from spin.process_group import ProcessGroup
-from spin.sparsify.solvers.fista import Regressions, full_float32
+from spin.sparsify.solvers.fista import STEPS, Regressions, full_float32
+from spin.sparsify.solvers.quadratic_bound import MOST_WIDTH, solve_under_bound
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,6 @@ class Design:
         return torch.as_tensor(values, dtype=torch.float32, device=self.device)
 
 
-_STEPS = 60
-"""that a batch of heads takes, about"""
 _MOST_TOGETHER = 1 << 21
 """features, rows times columns, of the designs that are solved together"""
 
@@ -128,7 +127,10 @@ def _fit_together(
     start[:, width] = share.log() if first.exclusive else share.logit()
     steepest = null_model.steepest(start)
     l1 = steepest * first.tensor(np.array([[penalty.l1 for penalty in penalties]]))
-    solutions = replace(null_model, l1=l1).solve(start, tolerance * steepest, max_checks)
+    if not l1.any() and width <= MOST_WIDTH:
+        solutions = solve_under_bound(null_model, start, tolerance * steepest, STEPS * max_checks)
+    else:
+        solutions = replace(null_model, l1=l1).solve(start, tolerance * steepest, max_checks)
     return [_heads(problem, solution) for problem, solution in zip(problems, solutions, strict=True)]
 
 
@@ -173,14 +175,13 @@ class _Stack:
 
 
 def _is_wide(design: Design, penalties: Sequence[Penalty]) -> bool:
-    """Whether n rows are so few for p features that solving in the space that they span takes half the time.
+    """Whether n rows are so few for p features that solving in the space that they span takes less time.
 
-    Each row is multiplied by p weights of every output of every head in each step; there it is n coordinates, after a
-    factorisation that takes n p for each row. The rows must all be here, and no penalty may depend on the coordinates.
+    It takes a factorisation of the rows, and then for each penalty an inverse of n rows in place of p. The rows must
+    all be here, and no penalty may depend on the coordinates.
     """
-    n, p = design.features.shape
-    outputs = _STEPS * len(penalties) * design.has.shape[1]
-    faster = 2 * (n * p + n * outputs) <= p * outputs
+    (n, p), heads = design.features.shape, len(penalties)
+    faster = n * n * (2 * p + n + heads * n) < p * p * (n + heads * p) and n <= MOST_WIDTH
     return faster and design.features.in_memory and design.group.size == 1 and not any(q.l1 for q in penalties)
 
 

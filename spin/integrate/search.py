@@ -266,15 +266,7 @@ class Search:
             heads, logits = zip(*(of_fold[index] for of_fold in fits), strict=True)
             neurons = round(float(np.mean([head.coef.any(0).sum() for head in heads])))
             for blend in self._blends(logits):
-                self._add(
-                    subset,
-                    penalty,
-                    neurons,
-                    self.compute[deepest],
-                    self.blended(logits, blend),
-                    blend,
-                    fitted_with=tuple(penalties),
-                )
+                self._add(subset, penalty, neurons, self.compute[deepest], self.blended(logits, blend), blend)
 
     def fit_folds(
         self, selections: Sequence[Selection], penalties: Sequence[Penalty]
@@ -294,10 +286,9 @@ class Search:
         """
         if not candidate.reads_neurons:
             return HeldOut(self._words_alone(candidate.blend), (), ())
-        index = candidate.fitted_with.index(candidate.penalty)
         selections = self.fold_selections(candidate.subset)
-        fits = self.fit_folds(selections, candidate.fitted_with)
-        heads, logits = zip(*(of_fold[index] for of_fold in fits), strict=True)
+        fits = self.fit_folds(selections, [candidate.penalty])
+        heads, logits = zip(*(of_fold for [of_fold] in fits), strict=True)
         if candidate.penalty.l1:
             selections = [of.keep(used_features(head)) for of, head in zip(selections, heads, strict=True)]
         return HeldOut(self.blended(logits, candidate.blend), heads, tuple(selections))
@@ -355,8 +346,6 @@ class Search:
         compute: float,
         held_out: tuple[Floats, ...],
         blend: Blend | None,
-        *,
-        fitted_with: tuple[Penalty, ...] = (),
     ) -> None:
         """Judge a candidate by its held-out logits and keep it."""
         scores, losses = self.judge(held_out), self._losses(held_out)
@@ -373,7 +362,6 @@ class Search:
             resampled=self._resampled(scores, held_out),
             valid_loss=float(np.mean([fold_losses.mean() for fold_losses in losses])),
             resampled_losses=_resample_losses(losses),
-            fitted_with=fitted_with,
         )
         self.tried.append(self.matrix.group.broadcast_object(candidate))
 

@@ -44,7 +44,8 @@ class RaySettings(Section):
         ge=0,
         description="Largest number of workers per stage. 0: a stage runs in the process of the command, without Ray, "
         "which is quicker for trials and small corpora; a document that kills this process is not found. Default: as "
-        "many as the CPUs and GPUs allow.",
+        "many as the CPUs and GPUs allow. Without a cluster or a GPU, probes of fewer than 10,000 documents and heads "
+        "of fewer than 20,000 are then fitted in the process of the command.",
     )
     min_workers: int | None = Field(
         None,

@@ -65,6 +65,7 @@ def fit_ridge(
     The regression is solved in its dual form (Saunders et al. 1998), whose Gram matrix (n, n) is a sum over columns:
     each member of a process group reads its own `columns`, one at a time and each of them twice. At most
     `MOST_ROWS` rows are used, and one of each group of near-identical documents, which would vouch for each other.
+    The penalty of each fold predicts left-out training rows best; on all rows it is the one that most folds chose.
     Where a document has one class, rows whose label the regression without them contradicts are left out, so that
     wrong labels do not choose neurons.
     """
@@ -72,15 +73,21 @@ def fit_ridge(
     rows = choose_rows(data)
     gram = group.all_reduce(_add_grams(read, columns, rows, data.device))
     targets = torch.from_numpy(data.label_space.indicator(data.y[rows])).to(gram)
-    parts = [data.rows, *(fold.train for fold in data.folds)]
-    duals = torch.zeros(len(rows), len(parts), targets.shape[1], device=gram.device)
-    for index, part in list(enumerate(parts))[group.rank :: group.size]:
-        own = torch.from_numpy(np.flatnonzero(np.isin(rows, part))).to(gram.device)
-        duals[own, index] = _fit_part(gram[own][:, own], targets[own], data)
+    parts = 1 + len(data.folds)
+    duals = torch.zeros(len(rows), parts, targets.shape[1], device=gram.device)
+    votes = torch.zeros(len(PENALTIES))
+    for index in range(1 + group.rank, parts, group.size):
+        own = torch.from_numpy(np.flatnonzero(np.isin(rows, data.folds[index - 1].train))).to(gram.device)
+        duals[own, index], penalty = _fit_part(gram[own][:, own], targets[own], data, PENALTIES)
+        votes[PENALTIES.index(penalty)] += 1
+    votes = group.all_reduce(votes)
+    if group.rank == 0:
+        elected = max(zip(votes.tolist(), PENALTIES, strict=True))[1]
+        duals[:, 0], _ = _fit_part(gram, targets, data, [elected])
     duals = group.all_reduce(duals).flatten(1)
     lengths = (duals * (gram @ duals)).sum(0).clamp_min(1e-30).sqrt()  # of the weights over all columns
     duals /= lengths
-    return [_importance(c, _standardized(read(c, rows), gram.device), duals, len(parts)) for c in columns]
+    return [_importance(c, _standardized(read(c, rows), gram.device), duals, parts) for c in columns]
 
 
 def choose_rows(data: TrainingData) -> Rows:
@@ -108,12 +115,12 @@ def _standardized(activations: Floats, device: torch.device) -> Tensor:
     return torch.from_numpy(Standardizer.fit(activations).transform(activations)).to(device)
 
 
-def _fit_part(gram: Tensor, targets: Tensor, data: TrainingData) -> Tensor:
+def _fit_part(gram: Tensor, targets: Tensor, data: TrainingData, penalties: Sequence[float]) -> tuple[Tensor, float]:
     """The dual (n, K) of the regression on some rows, given their part of the Gram matrix and of the targets.
 
-    The penalty is the one whose predictions of left-out rows score best, of equals the largest.
+    Its penalty, which is returned too, is the one whose predictions of left-out rows score best, of equals the largest.
     """
-    left_out = {penalty: solve_ridge(gram, targets, penalty).left_out.cpu().numpy() for penalty in PENALTIES}
+    left_out = {penalty: solve_ridge(gram, targets, penalty).left_out.cpu().numpy() for penalty in penalties}
     has = targets.cpu().numpy() > 0
     y: Targets = has if data.label_space.multilabel else has.argmax(1)
     border = 0.5 if data.label_space.multilabel else 0.0
@@ -124,7 +131,7 @@ def _fit_part(gram: Tensor, targets: Tensor, data: TrainingData) -> Tensor:
     factor, _ = factorize_gram(gram[rows][:, rows], penalty)
     dual = torch.zeros_like(targets)
     dual[rows] = torch.cholesky_solve(targets[rows] - targets[rows].mean(0), factor)
-    return dual
+    return dual, penalty
 
 
 def _trusted(left_out: Floats, y: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -460,8 +460,8 @@ def test_exits_read_the_features_that_the_l1_penalty_left(
     cascade = CascadeSettings(depths=(0.25, 0.5))
     spin.integrate.integrate.CandidateFitter(project.search(settings), cascade, DecisionSettings()).fit(candidate)
     (search, [full_selection], penalties), *exits = fits
-    assert [penalty.l1 for penalty in penalties] == [*l1]
-    [[(head, _)]] = fit(search, [full_selection], [candidate.penalty])  # alone
+    assert penalties == [candidate.penalty]
+    [[(head, _)]] = fit(search, [full_selection], penalties)
     nonzero_selection = full_selection.keep(head.coef.any(0))
     assert all(len(nonzero_selection.part(depth)) < len(full_selection.part(depth)) for depth in (1, 2))
     assert [part.rows() for _, [part], _ in exits] == [nonzero_selection.part(depth).rows() for depth in (1, 2)]
