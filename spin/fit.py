@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from contextvars import Context, copy_context
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +29,7 @@ from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe, fit_probes, warn_of_inexact_probes
 from spin.sparsify.ridge import RidgeImportance, fit_ridge
 
+T = TypeVar("T")
 _BLOCK = 4096
 """rows of a selection that are read at once"""
 
@@ -106,21 +110,21 @@ def _fit_all_probes(
         progress(len(fitted))
         return fitted
 
-    with open_site_threads(data.device) as threads:
-        return [probe for of_site in threads.map(fit_site, group_by_site(list(features)).values()) for probe in of_site]
+    tasks = [partial(fit_site, columns) for columns in group_by_site(list(features)).values()]
+    return [probe for of_site in fit_in_threads(tasks, data.device) for probe in of_site]
 
 
-@contextmanager
-def open_site_threads(device: str) -> Iterator[ThreadPoolExecutor]:
-    """Threads that fit the probes of a site each: on a processor as many as torch has, for a GPU a single one.
+def fit_in_threads(tasks: Sequence[Callable[[], T]], device: str) -> list[T]:
+    """The results of tasks, such as the probes of a site each, from as many threads as torch has; one for a GPU.
 
-    A step of a probe is too small for several threads, so that NumPy has one for each site.
+    A step of a probe is too small for several threads, so that NumPy has one for each task.
     """
+    contexts = [copy_context() for _ in tasks]  # by which the threads log and count as this one does
     with (
         threadpool_limits(limits=1, user_api="blas"),
         ThreadPoolExecutor(torch.get_num_threads() if device == "cpu" else 1) as threads,
     ):
-        yield threads
+        return list(threads.map(Context.run, contexts, tasks))
 
 
 def group_by_site(columns: Sequence[FeatureColumn]) -> dict[Site, list[FeatureColumn]]:

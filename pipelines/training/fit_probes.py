@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pipelines.data.corpus import Corpus
@@ -28,7 +29,7 @@ from pipelines.storage.stage_plan import (
 from pipelines.training.extract_features import ExtractPlan, load_features
 from pipelines.workers.train_group import DOCUMENTS_PER_WORKER, GroupWork, run_group
 from spin.errors import UserError
-from spin.fit import group_by_site, open_site_threads
+from spin.fit import fit_in_threads, group_by_site
 from spin.integrate.fit_words import WordFit, fit_words
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
@@ -188,12 +189,8 @@ def fit_columns(job: ProbesJob, device: str) -> None:
             for probe in fit_probes(activations, data, job.settings.probe):
                 store.write(_key(probe.column), probe.to_bytes())
 
-    with open_site_threads(device) as threads:
-        words = threads.submit(_fit_words, job, data) if group.rank == group.size - 1 else None
-        for _ in threads.map(fit_site, own):
-            pass
-        if words is not None:
-            words.result()
+    words = [partial(_fit_words, job, data)] if group.rank == group.size - 1 else []
+    fit_in_threads([*words, *(partial(fit_site, columns) for columns in own)], device)
     keys = [_ridge_key(column) for columns in job.sites for column in columns]
     if not group.broadcast_object(all(map(store.exists, keys))):  # all members compute it, or none
         columns_read = [column for columns in own for column in columns]

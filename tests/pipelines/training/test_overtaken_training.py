@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,8 @@ from tests.support import small_training
 from tests.support.leases import expire_lease
 
 T = TypeVar("T")
+_running: ContextVar[Suspended | None] = ContextVar("running", default=None)
+"""the stage that calls, in whichever thread of it"""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,7 @@ class Suspended:
 
     def is_running_here(self) -> bool:
         """Whether this is called by the suspended stage."""
-        return threading.current_thread() is self._thread
+        return _running.get() is self
 
     def sleep(self) -> None:
         self._asleep.set()
@@ -72,6 +75,7 @@ class Suspended:
         self._thread.join()
 
     def _catch(self) -> None:
+        _running.set(self)
         try:
             self._run()
         except Exception as error:
