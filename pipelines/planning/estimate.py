@@ -26,6 +26,7 @@ from pipelines.nightly.steps.run_records import ClassifyCounts
 from pipelines.planning.request_model import night_requests
 from pipelines.planning.sample import Piece, Sample, take_sample
 from pipelines.registry.versions import Registry
+from pipelines.storage.parquet import to_parquet
 from pipelines.storage.request_counting import Traffic
 from pipelines.workers.ray_cluster import cluster, worker_count
 from spin.errors import UserError
@@ -283,7 +284,5 @@ def _scaled_size(pieces: Sequence[Piece[Any]], ending: str, rows: float, files: 
     large = table.slice(0, round(rows / files) if len(written) > 1 else 0)
     if len(large) == small_rows:
         return small_size * files
-    sink = io.BytesIO()
-    pq.write_table(large, sink, compression="zstd")
-    bytes_per_row = (sink.tell() - small_size) / (len(large) - small_rows)
+    bytes_per_row = (len(to_parquet(large)) - small_size) / (len(large) - small_rows)
     return small_size * files + bytes_per_row * (rows - small_rows * files)
