@@ -32,10 +32,10 @@ from pipelines.storage.records import to_json
 from pipelines.storage.shard_log import Attempt, StepResult
 from pipelines.workers import weights_cache
 from pipelines.workers.artifact_copy import ArtifactCopy
-from pipelines.workers.worker_faults import describe_error, is_fault_of_worker
+from pipelines.workers.worker_faults import is_fault_of_worker
 from spin.activations.features import Features
 from spin.classifier import TrainedClassifier
-from spin.errors import SpinError
+from spin.errors import SpinError, describe_error
 from spin.heads import persistence
 from spin.labels.label_space import Label, class_names
 from spin.monitor.agreement import AgreementCounts, count_agreement
