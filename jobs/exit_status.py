@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from jobs import terminal
 from jobs.log_setup import PACKAGES
 from jobs.signals import StopOnSignals, Stopped
-from spin.errors import INTERRUPTED, SpinError
+from spin.errors import INTERRUPTED, SpinError, describe_error
 
 _log = logging.getLogger(__name__)
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -100,5 +100,4 @@ def _describe_defect(error: Exception) -> str:
         file = Path(frame.filename)
         if file.is_relative_to(_ROOT) and file.relative_to(_ROOT).parts[0] in PACKAGES:
             place = f" in {file.relative_to(_ROOT)}:{frame.lineno}"
-    message = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {message}{place}; this is a defect, SPIN_LOG=debug shows more"
+    return f"{describe_error(error)}{place}; this is a defect, SPIN_LOG=debug shows more"

@@ -34,6 +34,7 @@ from benchmarks.gpu.solver_times import Problem, full_problems, measure_solver, 
 from benchmarks.gpu.speed_rounds import IN_ORDER, SORTED, SPIN, Rivals, WorkloadSpeed, measure_speed
 from benchmarks.gpu.spin_pass import SpinPass, TopicHeads, choose_neurons
 from spin.backbone.model import Backbone
+from spin.errors import describe_error
 
 _FOLDER, _PAGE = Path("runs/bench/gpu"), Path(__file__).resolve().parents[1] / "gpu.md"
 _EXPECTED_SHARE = 0.4
@@ -94,7 +95,7 @@ class Run:
             measure()
         except Exception as error:  # time on a GPU is dear: the other parts still show something
             traceback.print_exc()
-            self.results.failures.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            self.results.failures.append(f"{name}: {describe_error(error)}")
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -31,7 +31,7 @@ def plan(
     as_json: AsJson = False,
     set: Set = [],  # noqa: B006
 ) -> None:
-    """Estimate hours, workers, bytes and requests of a night, from a sample that is classified on this machine."""
+    """Estimate hours, workers and bytes of a night, from a sample that is classified on this machine."""
     loaded = load_settings(settings, set)
     from pipelines.planning.estimate import estimate_night
 
@@ -74,10 +74,7 @@ def _show(estimate: Estimate) -> None:
         terminal.say(f"          {_time(hours.with_workers)} with {hours.workers:,} workers{shared}")
     terminal.say(f"          {_needed(estimate)}")
     terminal.say(f"store     {terminal.format_bytes(store.read)} read, {terminal.format_bytes(store.written)} written")
-    terminal.say(
-        "          "
-        + ", ".join(f"{getattr(store, name):,} {name.upper()}" for name in ("get", "put", "head", "list", "delete"))
-    )
+    terminal.say("          requests to the object store are not estimated")
 
 
 def _needed(estimate: Estimate) -> str:

@@ -25,6 +25,7 @@ from pipelines.data.files.text_values import is_unicode, to_unicode
 from pipelines.data.forgotten_ids import NOTHING_FORGOTTEN, ForgottenIds
 from pipelines.storage.filesystem import store_errors
 from pipelines.storage.input_opener import InputOpener
+from pipelines.storage.parquet import to_parquet
 from spin.errors import UserError
 from spin.settings import DataSettings
 
@@ -321,10 +322,8 @@ class SpoolWriter:
         table = _concatenate(self._buffer)
         sound = pc.is_null(table["reason"])
         ids = pc.if_else(sound, table["id"], pa.scalar(None, pa.string())).to_pylist()
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", row_group_size=max(1, len(table)))
         piece = Piece("", SPOOL, 0, len(table), documents=len(table))
-        self._ready(piece, ids, sink.getvalue().to_pybytes(), self._bytes)
+        self._ready(piece, ids, to_parquet(table), self._bytes)
         self._buffer, self._rows, self._bytes = [], 0, 0
 
     def _ready(self, piece: Piece, ids: Sequence[str | None], parquet: bytes | None, size: int) -> None:

@@ -34,7 +34,7 @@ from pipelines.nightly.review.checked_labels import list_scores
 from pipelines.nightly.steps.classify_job import ENDINGS, SAMPLE
 from pipelines.nightly.steps.classify_step import work_digest
 from pipelines.nightly.steps.run_records import ClassifyCounts
-from pipelines.nightly.tables.night_history import list_nights
+from pipelines.nightly.tables.night_history import find_newest_night, list_nights
 from pipelines.nightly.tables.night_records import RUNS, NightRecord, find_night, finish_run
 from pipelines.nightly.tables.night_tables import (
     DEAD_LETTERS,
@@ -237,8 +237,7 @@ def show_reports(driver: Driver, report: NightReport) -> Mapping[str, bytes]:
     reports = render_reports(report)
     out, run = driver.tables.out, driver.run
     try:
-        nights = list_nights(driver.tables)
-        newest = max(nights, key=lambda night: (night.date, night.committed), default=None)
+        newest = find_newest_night(list_nights(driver.tables))
         for name, data in reports.items():
             if name != REPORT:
                 run.store.write(name, data)
@@ -320,7 +319,6 @@ def _data_files(outcomes: Outcomes) -> Iterator[tuple[str, DataFile]]:
 def _find_night_before(driver: Driver) -> EarlierNight | None:
     """The night of the model that precedes this one."""
     record = driver.run.record
-    nights = [n for n in list_nights(driver.tables) if n.model == record.model and n.date < record.date]
-    if not nights:
-        return None
-    return find_earlier_night(driver.tables.out / f"{RUNS}/{max(nights, key=lambda night: night.date).run}")
+    earlier = (night for night in list_nights(driver.tables) if night.date < record.date)
+    before = find_newest_night(earlier, model=record.model)
+    return None if before is None else find_earlier_night(driver.tables.out / f"{RUNS}/{before.run}")

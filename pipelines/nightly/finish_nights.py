@@ -42,9 +42,8 @@ from pipelines.service_errors import DriftError, HeldError, UnavailableError
 from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.telemetry.current_runs import CurrentRun, working_on
 from pipelines.telemetry.observed_runs import add_results, end_run, observe_stage, observe_work
-from pipelines.workers.worker_faults import describe_error
 from spin.classifier import TrainedClassifier
-from spin.errors import SpinError, UserError, exit_status
+from spin.errors import SpinError, UserError, describe_error, exit_status
 from spin.heads.held_out import HeldOutLogits
 from spin.monitor.agreement import ShadowAgreement, total_agreement
 from spin.monitor.drift import Drift

@@ -11,7 +11,7 @@ from pipelines.nightly.finish_nights import NightFailure
 from pipelines.nightly.night_pass import ModelNight
 from pipelines.nightly.report.night_gauges import list_end, list_figures, list_status
 from pipelines.nightly.report.night_report import NightReport
-from pipelines.nightly.tables.night_history import list_nights
+from pipelines.nightly.tables.night_history import find_newest_night, list_nights
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.service_errors import DriftError, HeldError, UnavailableError
 from pipelines.storage.lease import Lease
@@ -95,8 +95,8 @@ class NightOutcomes:
 
     def _is_older(self, model: str) -> bool:
         """Whether a night of the model with a later date is published."""
-        nights = list_nights(NightTables(Store(self.output)))
-        return any(night.model == model and night.date > self.date for night in nights)
+        newest = find_newest_night(list_nights(NightTables(Store(self.output))), model=model)
+        return newest is not None and newest.date > self.date
 
     def _finish(self, model: str) -> None:
         """Note that a model has an outcome."""

@@ -1,4 +1,4 @@
-"""Estimate the time, the workers and the object store's bytes and requests of a night from a sample of it."""
+"""Estimate the time, the workers and the bytes of a night from a sample of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -23,10 +23,9 @@ from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE, share_to_sampl
 from pipelines.nightly.steps.dedup import plan_partitions
 from pipelines.nightly.steps.intake_step import IDS
 from pipelines.nightly.steps.run_records import ClassifyCounts
-from pipelines.planning.request_model import night_requests
 from pipelines.planning.sample import Piece, Sample, take_sample
 from pipelines.registry.versions import Registry
-from pipelines.storage.request_counting import Traffic
+from pipelines.storage.parquet import to_parquet
 from pipelines.workers.ray_cluster import cluster, worker_count
 from spin.errors import UserError
 from spin.settings import Settings
@@ -94,6 +93,14 @@ class Deadline:
 
 
 @dataclass(frozen=True)
+class StoreBytes:
+    """Bytes between the night and the object store."""
+
+    read: int
+    written: int
+
+
+@dataclass(frozen=True)
 class Estimate:
     """The estimated cost of a night. Field names are the keys of `spin plan --json`."""
 
@@ -112,8 +119,7 @@ class Estimate:
     deadline: Deadline
     one_machine: bool
     """whether all workers share this machine"""
-    store: Traffic
-    """requests and bytes, rounded to whole numbers"""
+    store: StoreBytes
 
 
 def estimate_night(
@@ -129,9 +135,10 @@ def estimate_night(
     """Estimate a night of so many documents like those of `source`, by default the training corpus.
 
     `deadline` is in hours; the sample takes `seconds` in this process. Several files are assumed to keep their size, a
-    single one to grow. The bytes of plan, table logs and reports, some kilobytes per shard, are not counted. Raises
-    UserError for a missing version, an input without documents that can be classified and figures that are not above
-    0, UnavailableError where the number of workers depends on a cluster that does not answer.
+    single one to grow. Requests to the store are not estimated; the bytes of plan, table logs and reports, some
+    kilobytes per shard, are not counted. Raises UserError for a missing version, an input without documents that can be
+    classified and figures that are not above 0, UnavailableError where the number of workers depends on a cluster that
+    does not answer.
     """
     _check_figures(documents=documents, deadline=deadline, seconds=seconds)
     documents, source = int(documents), source or settings.data.train
@@ -144,7 +151,6 @@ def estimate_night(
     if not available:
         why = f" that can be read: {next(iter(rejected.values()))}" if rejected else ""
         raise UserError(f"{source} holds no documents{why}; name some to sample with --input")
-    grows = len(files) == 1 and documents > available
     count = _count_shards(files, shards, documents, settings)
     partitions = len(plan_partitions(documents)) if settings.data.ids == "checked" else 0
     sampled = share_to_sample(settings.classify, documents)
@@ -157,19 +163,6 @@ def estimate_night(
     hours = _hours(sample, documents, count)
     needed = bisect_left(range(1, count + 1), True, key=lambda w: hours(w) <= deadline) + 1
 
-    dead_shards = count * _share_with_dead(sample.pieces, documents / count)
-    traffic = night_requests(
-        count,
-        dead_shards=dead_shards,
-        tasks=len(tasks) * documents / available,
-        files=len(files) * (1 if grows else documents / available),
-        workers=workers,
-        seconds=3600 * hours(workers),
-        partitions=partitions,
-        drift=sample.drift,
-        samples=count * (1 - (1 - sampled) ** (documents / count)),
-    )
-    traffic += _document_traffic(sample, documents, count, dead_shards)
     return Estimate(
         model=registry.name,
         model_version=version,
@@ -181,7 +174,7 @@ def estimate_night(
         hours=Hours(hours(1), workers, hours(workers)),
         deadline=Deadline(deadline, needed if needed <= count else None),
         one_machine=ray.address is None,
-        store=Traffic(**{name: round(value) for name, value in asdict(traffic).items()}),
+        store=_store_bytes(sample, documents, count),
     )
 
 
@@ -247,22 +240,23 @@ def _share_with_dead(pieces: Sequence[Piece[ClassifyCounts]], size: float) -> fl
     return 1 - (1 - share) ** (size * len(pieces) / sum(piece.rows for piece in pieces))
 
 
-def _document_traffic(sample: Sample, documents: int, shards: int, dead_shards: float) -> Traffic:
-    """The requests and bytes of reading the documents, and the bytes of what tasks and shards write."""
-    taken_in = sum(reading.rows for reading in sample.readings)
-    reads = sum((reading.reads for reading in sample.readings), sample.text_reads)
+def _store_bytes(sample: Sample, documents: int, shards: int) -> StoreBytes:
+    """The bytes of reading the documents, and of what tasks and shards write and read again."""
+    scale = documents / sum(reading.rows for reading in sample.readings)
     profiles = shards * _size(sample.pieces, PROFILE) / len(sample.pieces)
+    digests = scale * _size(sample.readings, IDS)
+    read = scale * (sum(reading.read for reading in sample.readings) + sample.text_read)
+    read += digests + profiles * sample.drift
+
+    dead_shards = shards * _share_with_dead(sample.pieces, documents / shards)
     written = profiles + shards * _size(sample.pieces, "json") / len(sample.pieces)
     written += _size(sample.pieces, SAMPLE) * documents / sample.rows
     written += _scaled_size(sample.pieces, "predictions.parquet", documents * sample.predicted_share, shards)
     written += _scaled_size(sample.pieces, "dead.parquet", documents * sample.dead_share, dead_shards)
     spool = [ready.piece for reading in sample.readings for ready in reading.counts.report.pieces]
-    parts = [piece for piece in spool if piece.kind == SPOOL]
-    digests = _size(sample.readings, IDS) * documents / taken_in
-    written += digests + _size(sample.readings, "json") * documents / taken_in
-    written += sum(piece.size for piece in parts) * documents / taken_in
-    own = Traffic(put=len(parts) * documents / taken_in, read=digests + profiles * sample.drift, written=written)
-    return reads * (documents / taken_in) + own
+    written += digests + scale * _size(sample.readings, "json")
+    written += scale * sum(piece.size for piece in spool if piece.kind == SPOOL)
+    return StoreBytes(round(read), round(written))
 
 
 def _size(pieces: Sequence[Piece[Any]], ending: str) -> int:
@@ -283,7 +277,5 @@ def _scaled_size(pieces: Sequence[Piece[Any]], ending: str, rows: float, files: 
     large = table.slice(0, round(rows / files) if len(written) > 1 else 0)
     if len(large) == small_rows:
         return small_size * files
-    sink = io.BytesIO()
-    pq.write_table(large, sink, compression="zstd")
-    bytes_per_row = (sink.tell() - small_size) / (len(large) - small_rows)
+    bytes_per_row = (len(to_parquet(large)) - small_size) / (len(large) - small_rows)
     return small_size * files + bytes_per_row * (rows - small_rows * files)

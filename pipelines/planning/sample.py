@@ -1,4 +1,4 @@
-"""Classify a sample of a night in this process as a worker does, and measure its speed, requests and bytes."""
+"""Classify a sample of a night in this process as a worker does, and measure its speed and bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
-from pipelines.storage.request_counting import Traffic, count_input_reads
+from pipelines.storage.request_counting import count_input_reads
 from pipelines.storage.shard_log import C, ShardLog
 from pipelines.workers.artifact_copy import ArtifactCopy
 from pipelines.workers.map_shards import Step, commit_shard
@@ -59,8 +59,8 @@ class Piece(Generic[C]):
 
     counts: C
     seconds: float
-    reads: Traffic
-    """requests and bytes of reading the input"""
+    read: int
+    """bytes read of the input"""
     files: Mapping[str, bytes]
     """published files by ending; the two of the shard log, attempt and outcome, are "json" together"""
 
@@ -79,8 +79,8 @@ class Sample:
     """classified"""
     readings: list[Piece[IntakeCounts]]
     """tasks of the intake"""
-    text_reads: Traffic
-    """requests and bytes of reading what these tasks took in again, to classify it"""
+    text_read: int
+    """bytes read to classify what these tasks took in"""
     whole: bool
     """whether all documents of the input were classified"""
     drift: bool
@@ -151,14 +151,14 @@ def take_sample(
         step = ClassifyStep(_job(run, registry, version, model, local, sampled), local)
         load = time.perf_counter() - start
         pieces, ended = _pieces(step, chosen, run, seconds)
-        readings, text_reads = _readings(run / "intake", tasks, settings, seconds * _READING)
+        readings, text_read = _readings(run / "intake", tasks, settings, seconds * _READING)
         drift = (model / REFERENCE).exists()
     if not any(piece.counts.predicted for piece in pieces):
         reasons = {reason for piece in pieces for reason in piece.counts.reasons}
         reasons |= {piece.counts.bad for piece in pieces if piece.counts.bad is not None}
         raise UserError(f"none of the documents that were sampled can be classified: {', '.join(sorted(reasons))}")
     whole = ended and len(chosen) == len(shards)
-    return Sample(load, [p for p in pieces if p.rows], readings, text_reads, whole, drift)
+    return Sample(load, [p for p in pieces if p.rows], readings, text_read, whole, drift)
 
 
 def _pieces(
@@ -184,8 +184,8 @@ def _pieces(
 
 def _readings(
     run: Store, tasks: Sequence[Shard], settings: Settings, seconds: float
-) -> tuple[list[Piece[IntakeCounts]], Traffic]:
-    """Tasks of the intake that hold rows, until the seconds are over, and the reads that classify what they took in."""
+) -> tuple[list[Piece[IntakeCounts]], int]:
+    """Tasks of the intake that hold rows, until the seconds are over; bytes read to classify what they took in."""
     data = settings.data.model_copy(update={"keep": {}})  # a few files need not have all columns
     size = PartSize.of(sum(task.bytes for task in tasks), settings.ray.shard_documents)
     step = IntakeStep(run, data, size, 0)
@@ -204,7 +204,7 @@ def _readings(
                 read_rows(shard, data, schema_of(plan.types))
             except BadFileError:
                 _log.debug("%s cannot be read; a night quarantines it", shard.uri, exc_info=True)
-    return readings, reads
+    return readings, reads.read
 
 
 def _job(run: Store, registry: Registry, version: str, model: Path, settings: Settings, sampled: float) -> ClassifyJob:
@@ -230,4 +230,4 @@ def _measure(step: Step[C], shard: Shard, shard_log: ShardLog) -> Piece[C]:
     log_keys = (shard_log.attempt_key(shard.name), shard_log.outcome_key(shard.name))
     files = {"json": b"".join(shard_log.store.read(key) or b"" for key in log_keys)}
     files |= {key.partition(".")[2]: shard_log.store.read(key) or b"" for key in outcome.files}
-    return Piece(outcome.counts, seconds, reads, files)
+    return Piece(outcome.counts, seconds, reads.read, files)

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.service_errors import UnavailableError
 from pipelines.storage.filesystem import store_errors
 from pipelines.storage.object_store import Store
-from spin.errors import SpinError, UserError
+from spin.errors import SpinError, UserError, shorten_message
 from spin.settings import Settings, holds_password, mask_credentials
 
 _URI, _USER, _PASSWORD = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
@@ -103,7 +103,7 @@ class Tracking:
                 f"{registry} does not allow this to {who}; have the right given in MLflow, or set {_USER} "
                 f"and {_PASSWORD} of one who has it"
             )
-        reason = f"{registry}: {mask_credentials(' '.join(str(error).split()))[:200]}"
+        reason = f"{registry}: {shorten_message(mask_credentials(str(error)))}"
         if status < 500 and status not in _TRANSIENT:
             return UserError(reason)
         return UnavailableError(f"{reason}; try again")

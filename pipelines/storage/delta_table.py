@@ -40,7 +40,7 @@ from tenacity import (
 from pipelines.service_errors import UnavailableError
 from pipelines.storage.filesystem import DEADLINE, SERVICE_MODELS, store_errors
 from pipelines.storage.object_store import Store
-from spin.errors import SpinError, UserError
+from spin.errors import SpinError, UserError, shorten_message
 
 _log = logging.getLogger(__name__)
 LOG = "_delta_log"
@@ -372,5 +372,5 @@ def _reason(error: Exception) -> str:
     """The code of the store's answer, or the innermost cause in a message of deltalake, which has one per line."""
     text = _ANSI.sub("", str(error))
     code = _CODE.search(text)
-    cause = code.group(1) if code else " ".join(text.rpartition("↳")[2].split())
-    return cause[:200] or type(error).__name__
+    cause = code.group(1) if code else shorten_message(text.rpartition("↳")[2])
+    return cause or type(error).__name__

@@ -30,7 +30,7 @@ from s3fs.core import set_custom_error_handler
 from pipelines.service_errors import UnavailableError
 from pipelines.storage.request_counting import with_counting
 from pipelines.storage.store_requests import count_requests
-from spin.errors import SpinError, UserError
+from spin.errors import SpinError, UserError, shorten_message
 from spin.settings import holds_user_part, mask_credentials
 
 _log = logging.getLogger(__name__)
@@ -210,5 +210,5 @@ def _code(error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    message = mask_credentials(" ".join(str(error).split()))[:200]
+    message = shorten_message(mask_credentials(str(error)))
     return (message if message != "None" else "") or _code(error) or type(error).__name__

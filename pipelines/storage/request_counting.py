@@ -8,31 +8,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass
 class Traffic:
-    """Requests and bytes between this process and an object store. Means may be fractions."""
+    """Requests and bytes of reading from an object store."""
 
-    get: float = 0
-    put: float = 0
-    """copies within the store included"""
-    head: float = 0
-    list: float = 0
-    delete: float = 0
-    """requests of up to a thousand keys"""
-    read: float = 0
+    get: int = 0
+    head: int = 0
+    list: int = 0
+    read: int = 0
     """bytes that leave the store"""
-    written: float = 0
-    """bytes that enter the store; a copy within the store has none"""
-
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    def __mul__(self, times: float) -> Traffic:
-        return Traffic(*(getattr(self, f.name) * times for f in fields(self)))
 
 
 _PAGE = 1000

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
-from spin.errors import UserError
+from spin.errors import UserError, shorten_message
 
 PLAN, MANIFEST = "plan.json", "manifest.json"
 _CONFIRMED_SECONDS = 1.0
@@ -193,7 +193,7 @@ def _parse_plan(store: Store, stored: dict[str, Any], derived_type: type[D]) -> 
         return StagePlan(stored["stage"], stored["facts"], from_json(derived_type, stored["detail"]))
     except (KeyError, ValidationError) as error:
         raise UserError(
-            f"{store.uri}/{PLAN} is damaged or of another version ({' '.join(str(error).split())[:120]}); delete it to "
+            f"{store.uri}/{PLAN} is damaged or of another version ({shorten_message(str(error))}); delete it to "
             "start over"
         ) from None
 

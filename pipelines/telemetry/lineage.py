@@ -17,6 +17,7 @@ from openlineage.client.uuid import generate_new_uuid
 
 from pipelines.telemetry.lineage_events import end_event, start_event
 from pipelines.telemetry.run_events import Observer, RunEnd, RunStart
+from spin.errors import shorten_message
 from spin.settings import mask_credentials
 
 _log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Lineage(Observer):
                     _log.warning(
                         "lineage: an event is not accepted (%s: %s). The work goes on; reported once",
                         type(error).__name__,
-                        mask_credentials(" ".join(str(error).split()))[:200],
+                        shorten_message(mask_credentials(str(error))),
                     )
                 _log.debug("an event of OpenLineage could not be sent", exc_info=True)
         self._client.close(0)

@@ -23,6 +23,7 @@ from pipelines.telemetry.current_span import CurrentSpan
 from pipelines.telemetry.run_events import Observer, RunEnd, RunStart, ShardEnd, WorkError
 from pipelines.telemetry.telemetry_settings import TRACE_ENDPOINTS
 from pipelines.telemetry.trace_links import RootSpan, find_earlier, store_span
+from spin.errors import shorten_message
 from spin.settings import mask_credentials
 
 _log = logging.getLogger(__name__)
@@ -190,7 +191,7 @@ class _SdkMessages(logging.Handler):
             logger.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.last = mask_credentials(" ".join(record.getMessage().split()))[:200]
+        self.last = shorten_message(mask_credentials(record.getMessage()))
         _log.debug("OpenTelemetry: %s", self.last)
         if "Queue full" in self.last and not self._dropped:
             self._dropped = True

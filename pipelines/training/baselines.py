@@ -31,6 +31,7 @@ from spin.activations.extract import read_activations, single_segment
 from spin.arrays import Floats, Rows
 from spin.backbone.model import Backbone
 from spin.classifier import TrainedClassifier
+from spin.errors import describe_error
 from spin.integrate.bootstrap import OUTSIDE, difference_interval, score_intervals
 from spin.labels.cross_validation import Fold
 from spin.labels.label_space import Targets
@@ -187,8 +188,7 @@ def attempt(name: str, make: Callable[[], Contender], notes: list[str]) -> list[
 
 
 def _leave_out(name: str, error: Exception, notes: list[str]) -> None:
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
-    note = f"{name} is left out of the table: {reason}"
+    note = f"{name} is left out of the table: {describe_error(error)}"
     _log.warning("%s", note, exc_info=error)
     notes.append(note)
 

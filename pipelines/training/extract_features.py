@@ -145,7 +145,7 @@ class ExtractStep:
             text_hashes=text_hashes,
             groups=[choose_group(*pair) for pair in zip(text_hashes, documents.groups, strict=True)],
         )
-        files = {DOCUMENTS: to_parquet(table), FEATURES: to_parquet(features_table(features))}
+        files = {DOCUMENTS: to_feature_file(table), FEATURES: to_feature_file(features_table(features))}
         counts = ExtractCounts(
             rows=len(documents),
             extracted=len(rows),
@@ -370,8 +370,11 @@ def _split_by_shard(rows: Rows, sizes: Sequence[int]) -> tuple[tuple[int, ...], 
     return tuple(tuple((part - first).tolist()) for part, first in zip(parts, borders, strict=False))
 
 
-def to_parquet(table: pa.Table) -> bytes:
-    """One row group, so that a reader of one column asks for one range; activations do not compress."""
+def to_feature_file(table: pa.Table) -> bytes:
+    """The table as an uncompressed Parquet file, since activations do not compress.
+
+    It is one row group, so that a reader of one column asks for one range.
+    """
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,

@@ -37,7 +37,7 @@ from pipelines.storage.stage_plan import (
     write_manifest,
     write_plan,
 )
-from pipelines.training.extract_features import ExtractPlan, read_corpus, to_parquet
+from pipelines.training.extract_features import ExtractPlan, read_corpus, to_feature_file
 from pipelines.workers import weights_cache
 from pipelines.workers.weights_cache import with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
@@ -129,7 +129,9 @@ class KeepStep:
             attempt.advance(done * per_row)
 
         files = {
-            ending: to_parquet(features_table(self._read(engine, [texts[row] for row in rows[shard.index]], advance)))
+            ending: to_feature_file(
+                features_table(self._read(engine, [texts[row] for row in rows[shard.index]], advance))
+            )
             for ending, engine, rows in (
                 (FEATURES, self.engine, self.kept.rows),
                 (TESTED, self.tested_engine, self.kept.tested),

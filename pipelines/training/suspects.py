@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
@@ -66,13 +64,6 @@ def _read_texts(corpus: Corpus, rows: Rows) -> pa.Array:
     """The texts of rows in any order, each of which occurs once."""
     ascending = np.sort(rows)
     return pa.array(corpus.read_texts(ascending), pa.large_string()).take(np.searchsorted(ascending, rows))
-
-
-def to_parquet(table: pa.Table) -> bytes:
-    """The table as a Parquet file."""
-    file = io.BytesIO()
-    pq.write_table(table, file)
-    return file.getvalue()
 
 
 def _without_words(fitted: FittedClassifier) -> FittedClassifier:

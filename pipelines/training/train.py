@@ -24,6 +24,7 @@ from pipelines.registry.version_records import RegisteredVersion, TrainingRecord
 from pipelines.registry.versions import Registry
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
+from pipelines.storage.parquet import to_parquet
 from pipelines.storage.records import NullsWritten, from_json, to_json
 from pipelines.storage.stage_plan import (
     NothingDerived,
@@ -42,7 +43,7 @@ from pipelines.training.held_out_logits import collect_test_logits, describe_pro
 from pipelines.training.keep_neurons import run_keep
 from pipelines.training.model_card_facts import describe_artifact
 from pipelines.training.neurons import NEURONS
-from pipelines.training.suspects import SUSPECTS, check_labels, to_parquet
+from pipelines.training.suspects import SUSPECTS, check_labels
 from pipelines.workers.progress import progress
 from spin.arrays import Floats, Rows
 from spin.backbone.flops import relative_flops

@@ -11,8 +11,8 @@ from typing import Generic, TypeVar
 
 from pipelines.service_errors import WorkerFaultError
 from pipelines.storage.shard_log import Attempt, AttemptNote
-from pipelines.workers.worker_faults import describe_error, describe_worker, is_fault_of_worker, worker_fault
-from spin.errors import NotFiniteError, SpinError
+from pipelines.workers.worker_faults import describe_worker, is_fault_of_worker, worker_fault
+from spin.errors import NotFiniteError, SpinError, describe_error
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")

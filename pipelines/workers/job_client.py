@@ -19,7 +19,7 @@ from typing import Any
 from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_delay, wait_fixed
 
 from pipelines.service_errors import HeldError, UnavailableError
-from spin.errors import UserError
+from spin.errors import UserError, shorten_message
 from spin.settings import holds_password, holds_user_part, mask_credentials
 
 _log = logging.getLogger(__name__)
@@ -281,4 +281,4 @@ def _held(id: str) -> HeldError:
 
 def _line(error: BaseException) -> str:
     """The end of a message in one line: the server's stack trace comes before it."""
-    return mask_credentials(" ".join(str(error).split()))[-300:].strip(" .")
+    return shorten_message(mask_credentials(str(error)), keep_end=True).strip(" .")

@@ -44,8 +44,8 @@ from pipelines.workers.shard_progress import (
     start_reports,
 )
 from pipelines.workers.stage_metrics import StageMetrics, export_metrics
-from pipelines.workers.worker_faults import WorkerFaults, describe_error, is_fault_of_worker, worker_fault
-from spin.errors import SpinError, error_types
+from pipelines.workers.worker_faults import WorkerFaults, is_fault_of_worker, worker_fault
+from spin.errors import SpinError, describe_error, error_types
 from spin.pages.number_format import counted
 from spin.settings import BackboneSettings, RaySettings
 

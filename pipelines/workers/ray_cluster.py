@@ -25,7 +25,7 @@ from tenacity import (
 )
 
 from pipelines.service_errors import UnavailableError
-from spin.errors import SpinError, UserError
+from spin.errors import SpinError, UserError, shorten_message
 from spin.settings import RaySettings, Stage
 from spin_neurons import find_conflict
 
@@ -92,7 +92,9 @@ def cluster(settings: RaySettings) -> Iterator[None]:
             with _silenced_stderr(), signal_handlers_kept():
                 _connect(options)
         except (ConnectionError, RuntimeError) as error:
-            raise UnavailableError(f"Ray cluster {settings.address or 'here'}: {_line(error)}; try again") from None
+            raise UnavailableError(
+                f"Ray cluster {settings.address or 'here'}: {shorten_message(str(error), keep_end=True)}; try again"
+            ) from None
         _silence_ray()
         yield
 
@@ -314,7 +316,7 @@ def translate_ray_errors(stage: str) -> Iterator[None]:
         if worker_error is not None:
             raise worker_error from None
         root = _root_cause(error)
-        reason = f"{type(root).__name__}: {_line(root)}"
+        reason = f"{type(root).__name__}: {shorten_message(str(root), keep_end=True)}"
         raise SpinError(f"{stage}: a worker failed again and again: {reason}; run it again to resume") from error
 
 
@@ -373,7 +375,3 @@ def _silence_ray() -> None:
     context.print_on_execution_start = False
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[-300:]

@@ -16,7 +16,7 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from pipelines.storage.retrying import retry_unavailable
 from pipelines.storage.shard_log import LogLayout
-from spin.errors import SpinError
+from spin.errors import SpinError, describe_error
 
 _log = logging.getLogger(__name__)
 KNOWN_GOOD_TEXT = "The train to the coast leaves at nine, and the weather is fine."
@@ -45,12 +45,6 @@ def is_fault_of_worker(error: BaseException) -> bool:
             return True
         cause = cause.__cause__
     return False
-
-
-def describe_error(error: BaseException) -> str:
-    """The type of an error and its message in one line."""
-    message = " ".join(str(error).split())[:200]
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def describe_worker() -> str:

@@ -23,7 +23,7 @@ from pipelines.data.files.text_values import column_to_text, to_text
 from pipelines.service_errors import BadFileError
 from pipelines.storage.filesystem import store_errors
 from pipelines.storage.input_opener import InputOpener
-from spin.errors import SpinError
+from spin.errors import SpinError, shorten_message
 from spin.labels.label_space import Label
 from spin.settings import DataSettings
 
@@ -185,8 +185,7 @@ def file_errors(uri: str) -> Iterator[None]:
                 ) from None
             if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
                 raise  # an error of the disk or the store, not of the file
-            reason = " ".join(str(error).split())[:160]
-            raise formats.unreadable_file(uri, reason) from None
+            raise formats.unreadable_file(uri, shorten_message(str(error))) from None
 
 
 def _column_names(data: DataSettings, columns: Collection[Column]) -> dict[str, str]:

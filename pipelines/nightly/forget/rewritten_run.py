@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -32,6 +31,7 @@ from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, Publ
 from pipelines.nightly.tables.publication import publish_night
 from pipelines.storage.delta_table import DataFile
 from pipelines.storage.object_store import Store
+from pipelines.storage.parquet import to_parquet
 from pipelines.storage.stage_plan import PLAN
 from spin.monitor.drift import Drift
 
@@ -102,10 +102,9 @@ class Rewriting:
         if "run" in rows.column_names:  # the files of side tables hold their partition
             at = rows.column_names.index("run")
             rows = rows.set_column(at, rows.schema.field(at), pa.repeat(pa.scalar(run, pa.string()), len(rows)))
-        sink = io.BytesIO()
-        pq.write_table(rows, sink, compression="zstd")
-        store.write(path, sink.getvalue())
-        return DataFile(path, len(sink.getvalue()), len(rows))
+        data = to_parquet(rows)
+        store.write(path, data)
+        return DataFile(path, len(data), len(rows))
 
     def _write_reports(self, store: Store, run: str, token: int) -> None:
         """Write the reports of the old run, if it has any, for the new one."""

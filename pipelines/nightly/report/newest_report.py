@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pipelines.nightly.report.night_report import REPORT
 from pipelines.nightly.report.run_report import PAGE
-from pipelines.nightly.tables.night_history import list_nights
+from pipelines.nightly.tables.night_history import find_newest_night, list_nights
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import NightTables
 
 
 def show_newest_report(tables: NightTables) -> None:
     """Copy the reports of the newest night, as far as there are any, to the top of the output."""
-    newest = max(list_nights(tables), key=lambda night: (night.date, night.committed), default=None)
+    newest = find_newest_night(list_nights(tables))
     if newest is None:
         return
     folder = f"{RUNS}/{newest.run}/"

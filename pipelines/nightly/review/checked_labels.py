@@ -24,6 +24,7 @@ from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, PublishedRun, partition_of
 from pipelines.storage.object_store import Store
+from pipelines.storage.parquet import to_parquet
 from pipelines.storage.records import from_json, to_json
 from spin.errors import UserError
 from spin.monitor.spot_check import Stratum, estimate_accuracy
@@ -210,9 +211,7 @@ def _store(out: Store, rows: Sequence[LabelRow]) -> None:
 def _write_file(out: Store, labels: pa.Table, salt: bytes = b"") -> None:
     """Write labels under a name that follows from them: the same ones are stored once, as the last that were added."""
     digest = hashlib.sha256(json.dumps(labels.to_pylist()).encode() + salt).hexdigest()[:32]
-    sink = pa.BufferOutputStream()
-    pq.write_table(labels, sink, compression="zstd")
-    out.write(f"{LABELS}/{digest}.parquet", sink.getvalue().to_pybytes())
+    out.write(f"{LABELS}/{digest}.parquet", to_parquet(labels))
 
 
 def _read_files(out: Store) -> dict[str, pa.Table]:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.nightly.report.night_report import find_report
-from pipelines.nightly.tables.night_history import list_nights
+from pipelines.nightly.tables.night_history import find_newest_night, list_nights
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import (
     DISAGREEMENTS,
@@ -46,7 +46,7 @@ class ReviewSample:
 def choose_documents(
     output: str, *, documents: int, date: str | None = None, model: str | None = None, seed: int = 0
 ) -> ReviewSample:
-    """Choose documents of a night with a label, by default of the latest.
+    """Choose documents of a night with a label, by default of the newest.
 
     All documents with a label fall into four strata: the least certain ones, and those that the report names as causes
     of drift, all of which are chosen; those on which a shadow disagrees; and the others. Of the last two, documents are
@@ -78,19 +78,19 @@ def choose_documents(
 
 
 def _find_night(tables: NightTables, date: str | None, model: str | None) -> PublishedRun:
-    """The published night of a date and model, by default the latest.
+    """The published night of a date and model, by default the newest.
 
     Raises UserError if there is none, or if nights of several models could be meant.
     """
     nights = [night for night in list_nights(tables) if date in (None, night.date) and model in (None, night.model)]
-    if not nights:
+    newest = find_newest_night(nights)
+    if newest is None:
         wanted = "".join(f" of {each}" for each in (date, model) if each is not None)
         raise UserError(f"{tables.out.uri} has no published night{wanted}; `spin classify` makes one")
-    latest = [night for night in nights if night.date == max(each.date for each in nights)]
-    if len(latest) > 1:
-        names = ", ".join(night.model for night in latest)
-        raise UserError(f"{tables.out.uri} has nights of {latest[0].date} by {names}; choose one with --model")
-    return latest[0]
+    models = [night.model for night in nights if night.date == newest.date]
+    if len(models) > 1:
+        raise UserError(f"{tables.out.uri} has nights of {newest.date} by {', '.join(models)}; choose one with --model")
+    return newest
 
 
 class _Smallest:

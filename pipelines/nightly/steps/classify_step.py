@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.data.files.shards import Shard
@@ -28,14 +27,15 @@ from pipelines.nightly.steps.run_records import ClassifyCounts
 from pipelines.nightly.steps.shadow import Shadow
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, file_rows
 from pipelines.service_errors import BadFileError
+from pipelines.storage.parquet import to_parquet
 from pipelines.storage.records import to_json
 from pipelines.storage.shard_log import Attempt, StepResult
 from pipelines.workers import weights_cache
 from pipelines.workers.artifact_copy import ArtifactCopy
-from pipelines.workers.worker_faults import describe_error, is_fault_of_worker
+from pipelines.workers.worker_faults import is_fault_of_worker
 from spin.activations.features import Features
 from spin.classifier import TrainedClassifier
-from spin.errors import SpinError
+from spin.errors import SpinError, describe_error
 from spin.heads import persistence
 from spin.labels.label_space import Label, class_names
 from spin.monitor.agreement import AgreementCounts, count_agreement
@@ -245,15 +245,13 @@ class ClassifyStep:
     def _to_files(self, number: int, tables: Mapping[str, pa.Table]) -> dict[str, bytes]:
         """The files of a model by ending; tables without rows have none."""
         filled = {table: content for table, content in tables.items() if len(content)}
-        return {ENDINGS[table]: self._to_parquet(number, table, content) for table, content in filled.items()}
+        return {ENDINGS[table]: self._to_file(number, table, content) for table, content in filled.items()}
 
-    def _to_parquet(self, number: int, table: str, content: pa.Table) -> bytes:
+    def _to_file(self, number: int, table: str, content: pa.Table) -> bytes:
         """Rows as a file of a table."""
         run = self.job.models[number].run
         rows = file_rows(table, content, date=run.date, model=run.model, run=run.run, kept=self.job.kept)
-        sink = pa.BufferOutputStream()
-        pq.write_table(rows, sink, compression="zstd")
-        return sink.getvalue().to_pybytes()
+        return to_parquet(rows)
 
 
 def _with_equal_rows(dead: Mapping[int, Mapping[int, DeadRow]]) -> list[list[int]]:

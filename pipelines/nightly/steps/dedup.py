@@ -20,6 +20,7 @@ from pipelines.data.spool import read_rows
 from pipelines.nightly.steps.run_records import DuplicateCounts
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
+from pipelines.storage.parquet import to_parquet
 from pipelines.storage.shard_log import Attempt, ShardOutcome, StepResult
 from spin.errors import UserError
 from spin.settings import DataSettings
@@ -103,9 +104,7 @@ class DuplicateStep:
         if not len(duplicates):
             return StepResult({}, counts)
         table = pa.table([duplicates["shard"], duplicates["row"]], schema=_DUPLICATES)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        return StepResult({"parquet": sink.getvalue().to_pybytes()}, counts)
+        return StepResult({"parquet": to_parquet(table)}, counts)
 
     def _read_partition(self, partition: int) -> NDArray[np.void]:
         """The rows of a partition that are part of the plan, as records of `_ROW`."""

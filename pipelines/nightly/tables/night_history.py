@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypedDict
 
@@ -62,6 +62,15 @@ def list_nights(tables: NightTables) -> list[PublishedRun]:
     return [] if predictions is None else published_runs(predictions)
 
 
+def find_newest_night(nights: Iterable[PublishedRun], *, model: str | None = None) -> PublishedRun | None:
+    """The night of the last date, of one model or of any; None without nights.
+
+    Of nights of several models it is the one that was committed last.
+    """
+    eligible = (night for night in nights if model in (None, night.model))
+    return max(eligible, key=lambda night: (night.date, night.committed), default=None)
+
+
 def list_unfinished(tables: NightTables) -> list[RunRecord]:
     """The runs that were never published, in the order in which they began, abandoned ones included."""
     predictions = tables.find(PREDICTIONS)
@@ -110,16 +119,15 @@ def require_not_taken(tables: NightTables, night: NightRecord) -> None:
 
 
 def read_predictions(output: str, count: int | None = None, *, model: str | None = None) -> list[PredictionRow]:
-    """The predictions of the latest night of an output, at most `count`: of one model, or of any.
+    """The predictions of the newest night of an output, at most `count`: of one model, or of any.
 
     Raises UserError where no night was published.
     """
     tables = NightTables(Store(output))
-    nights = [night for night in list_nights(tables) if model is None or night.model == model]
-    if not nights:
+    newest = find_newest_night(list_nights(tables), model=model)
+    if newest is None:
         raise UserError(f"{output} has no finished night; `spin classify` makes one")
-    latest = max(nights, key=lambda night: (night.date, night.committed))
-    rows = read_rows(tables.open(PREDICTIONS), {"date": latest.date, "model": latest.model})
+    rows = read_rows(tables.open(PREDICTIONS), {"date": newest.date, "model": newest.model})
     columns = list(PredictionRow.__annotations__)
     return [
         {**row, "scores": dict(row["scores"])}  # type: ignore[typeddict-item]

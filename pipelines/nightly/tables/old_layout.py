@@ -31,6 +31,7 @@ from pipelines.nightly.tables.publication import (
 )
 from pipelines.storage.delta_table import DataFile
 from pipelines.storage.object_store import Store
+from pipelines.storage.parquet import to_parquet
 from pipelines.storage.records import from_json
 from spin.errors import UserError
 
@@ -236,11 +237,9 @@ def _convert_part(tables: NightTables, manifest: _OldManifest, part: _OldPart, r
         else:
             columns[name] = column
     complete = file_rows(table, pa.table(columns), date=manifest.date, model=manifest.model, run=run)
-    buffer = io.BytesIO()
-    pq.write_table(complete, buffer, compression="zstd")
-    path = f"{run}/{file_name}"
-    tables.store(table).write(path, buffer.getvalue())
-    return DataFile(path, len(buffer.getvalue()), len(rows))
+    path, data = f"{run}/{file_name}", to_parquet(complete)
+    tables.store(table).write(path, data)
+    return DataFile(path, len(data), len(rows))
 
 
 def _scores_by_class(scores: pa.ChunkedArray, classes: tuple[str, ...]) -> pa.Array:

@@ -16,6 +16,7 @@ from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.passes import PassRecord
 from pipelines.nightly.tables.resume import FORMAT, read_listing
 from pipelines.storage.object_store import Store
+from pipelines.storage.parquet import to_parquet
 from pipelines.storage.stage_plan import create_plan
 from spin.errors import UserError
 
@@ -81,9 +82,7 @@ def _list_files(out: Store, store: Store, record: PassRecord, number: int) -> Pa
 def _to_bytes(takers: dict[InputFile, list[str]]) -> bytes:
     """The files in order of name, each with its runs, as a Parquet file."""
     rows = [{**asdict(file), "runs": takers[file]} for file in sorted(takers, key=lambda file: file.uri)]
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_FILES), sink, compression="zstd")
-    return sink.getvalue()
+    return to_parquet(pa.Table.from_pylist(rows, schema=_FILES))
 
 
 def _from_bytes(data: bytes) -> list[FileGroup]:

@@ -6,13 +6,11 @@ The number of a claim is a token. It is committed to the predictions, so that th
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.nightly.tables.night_history import require_not_taken
 from pipelines.nightly.tables.night_records import (
@@ -39,6 +37,7 @@ from pipelines.nightly.tables.night_tables import (
 )
 from pipelines.service_errors import HeldError, UnavailableError
 from pipelines.storage.delta_table import DataFile, TableSnapshot, retry_commits
+from pipelines.storage.parquet import to_parquet
 from spin.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -286,13 +285,12 @@ def _write_file(
     tables: NightTables, table: str, run: RunRecord, name: str, rows: pa.Table, kept: pa.Schema
 ) -> DataFile:
     """Write rows to the first path `RUN/NAME-N.parquet` that is free."""
-    buffer = io.BytesIO()
     complete = file_rows(table, rows, date=run.date, model=run.model, run=run.run, kept=kept)
-    pq.write_table(complete, buffer, compression="zstd")
+    data = to_parquet(complete)
     attempt, store, stem = 1, tables.store(table), f"{run.run}/{name}"
-    while not store.create(f"{stem}-{attempt}.parquet", buffer.getvalue()):
+    while not store.create(f"{stem}-{attempt}.parquet", data):
         attempt += 1
-    return DataFile(f"{stem}-{attempt}.parquet", len(buffer.getvalue()), len(rows))
+    return DataFile(f"{stem}-{attempt}.parquet", len(data), len(rows))
 
 
 def _model_app(model: str) -> str:

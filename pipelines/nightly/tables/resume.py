@@ -29,6 +29,7 @@ from pipelines.nightly.tables.night_records import (
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, was_published
 from pipelines.nightly.tables.passes import begin_pass, find_pass, open_runs
 from pipelines.storage.object_store import Store
+from pipelines.storage.parquet import to_parquet
 from pipelines.storage.stage_plan import StagePlan, create_plan, fingerprint, read_plan
 from spin.errors import UserError
 
@@ -83,9 +84,7 @@ class Listing:
             {"uri": uri, "kind": "", "size": 0, "version": "", "state": _REJECTED, "reason": reason}
             for uri, reason in self.rejected.items()
         ]
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=_LISTING), sink, compression="zstd")
-        return sink.getvalue()
+        return to_parquet(pa.Table.from_pylist(rows, schema=_LISTING))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Listing:

@@ -27,18 +27,8 @@ class GateCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether MLflow's model validation accepts the value."""
-        import mlflow
-        from mlflow.models import EvaluationResult, MetricThreshold
-        from mlflow.models.evaluation.validation import ModelValidationFailedException
-
-        threshold = MetricThreshold(threshold=float(self.limit), greater_is_better=not self.at_most)
-        result = EvaluationResult(metrics={self.name: float(self.value)}, artifacts={})
-        try:
-            mlflow.validate_evaluation_results({self.name: threshold}, result)
-        except ModelValidationFailedException:
-            return False
-        return True
+        """Whether the value reaches the limit, or with `at_most` does not exceed it."""
+        return self.value <= self.limit if self.at_most else self.value >= self.limit
 
     def to_dict(self) -> dict[str, Any]:
         """The check as in gate.json."""

@@ -27,7 +27,7 @@ from pipelines.service_errors import StalledError
 from spin.activations.engines.engine import CALIBRATION_TEXTS
 from spin.arrays import Floats
 from spin.classifier import TrainedClassifier
-from spin.errors import SpinError, UserError
+from spin.errors import SpinError, UserError, describe_error
 from spin.labels.label_space import Label
 from spin.settings import BackboneSettings, Choice, DecisionSettings, Settings
 
@@ -205,7 +205,7 @@ def reply_to(request: str, model: str) -> str:
         return json.dumps({"error": str(error)})
     except Exception as error:  # whatever the model's own code raises
         logger.debug("the model in %s cannot predict", model, exc_info=True)
-        return json.dumps({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+        return json.dumps({"error": describe_error(error)})
 
 
 def main() -> None:

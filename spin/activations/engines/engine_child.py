@@ -27,7 +27,7 @@ from spin.backbone.engine_choice import EngineChoice
 from spin.backbone.engine_trial import TOLERANCES, TrialReport, TrialRequest
 from spin.backbone.loading import open_backbone
 from spin.backbone.model import Backbone
-from spin.errors import UserError
+from spin.errors import UserError, describe_error
 from spin.settings import BackboneSettings
 from spin.sites import POOLINGS, FeatureColumn, Site
 
@@ -62,10 +62,9 @@ def try_engine(request: TrialRequest) -> TrialReport:
     try:
         return compare_engines(backbone)
     except (UserError, ImportError, MemoryError) as error:
-        return TrialReport(error=f"{type(error).__name__}: {error}"[:500], judged=False)
+        return TrialReport(error=describe_error(error), judged=False)
     except Exception as error:  # OpenVINO raises many kinds for a graph that it cannot compile or run
-        message = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-        return TrialReport(error=message, judged="bad_alloc" not in message)
+        return TrialReport(error=describe_error(error), judged="bad_alloc" not in str(error))
 
 
 def compare_engines(backbone: Backbone) -> TrialReport:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from spin.activations.engines.encoder import NeuronEncoder
+from spin.errors import describe_error
 
 Run = Callable[..., tuple[Tensor, ...]]
 """takes the inputs of a `NeuronEncoder` and returns its outputs"""
@@ -52,7 +53,7 @@ def choose_faster(plain: Run, build: Callable[[], Run], batches: Batches) -> Run
             agrees = all(_nearly_equal(built(*batch), plain(*batch)) for batch in batches)
             return built if agrees and _seconds(built, batches) * _MIN_SPEEDUP < _seconds(plain, batches) else plain
         except Exception as error:
-            _log.info("the backbone is not compiled (%s: %s)", type(error).__name__, str(error).partition("\n")[0])
+            _log.info("the backbone is not compiled (%s)", describe_error(error))
             _log.debug("traceback of the failed compilation", exc_info=True)
             return plain
 

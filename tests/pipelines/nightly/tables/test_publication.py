@@ -12,6 +12,7 @@ import pytest
 from pipelines.data.files.kept_columns import OUR_COLUMNS, schema_of
 from pipelines.nightly.tables.night_history import (
     FileState,
+    find_newest_night,
     list_nights,
     list_unfinished,
     read_predictions,
@@ -35,6 +36,7 @@ from pipelines.nightly.tables.night_tables import (
     TABLES,
     TAKEN,
     NightTables,
+    PublishedRun,
     check_kept_columns,
     partitions,
     read_rows,
@@ -80,6 +82,17 @@ def side_runs(tables: NightTables, table: str) -> set[str]:
 def visible(tables: NightTables) -> dict[str, list[dict[str, Any]]]:
     """What a reader of each table sees."""
     return {table: tables.open(table).file_table.sort_by("path").to_pylist() for table in TABLES}
+
+
+def test_the_newest_night_is_that_of_the_last_date() -> None:
+    """Of the nights of several models on that date, it is the one that was committed last."""
+    old, newest, other = (
+        PublishedRun(date, model, f"{date}-{model}-000001", rows=1, files=1, committed=committed)
+        for date, model, committed in ((DATE, "a", 9.0), (NEXT, "b", 8.0), (NEXT, "c", 7.0))
+    )
+    assert find_newest_night([old, newest, other]) == find_newest_night([other, newest, old]) == newest
+    assert find_newest_night([old, newest, other], model="c") == other
+    assert find_newest_night([old, newest, other], model="none") is None
 
 
 def test_a_night_is_readable_after_its_commit(tables: NightTables) -> None:
