@@ -22,6 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
@@ -295,6 +296,7 @@ def _sample_note(rows: Rows, data: TrainingData) -> str | None:
     return f"fitted on a stratified sample, {len(rows):,} of {len(data.all_rows):,} documents that train or validate"
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # L-BFGS's vectors are too short for several threads
 def fit_best_strength(
     X: Any, rows: Rows, data: TrainingData, strengths: Sequence[float], *, standardised: bool = False
 ) -> tuple[Any, float]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from spin.arrays import Floats
 from spin.errors import UserError
@@ -44,6 +45,7 @@ SIGNIFICANT = 0.05
 """p-value below which `head: auto` takes the MLP head"""
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # L-BFGS's vectors are too short for more; products are torch's
 def integrate(
     probes: Sequence[Probe],
     ridge: Sequence[RidgeImportance],
