@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from spin.attribution.place_shares import Places, add_places
 from spin.attribution.reason_buffer import ReasonBuffer
 from spin.attribution.reasons import largest_columns
-from spin.attribution.token_shares import find_maximum, share_mean, share_single
+from spin.attribution.token_shares import share_mean, share_single
+from spin.attribution.token_sums import TokenDirections, TokenMasks, TokenReadings, find_single_tokens
 from spin.attribution.word_sums import WordSums
+from spin.sites import FeatureColumn, Site
 from tests.support.attribution_loop import Span, add_places_in_a_loop
 
 
@@ -26,10 +28,14 @@ def test_shares_of_a_mean_add_up_to_its_total() -> None:
 
 
 def test_the_first_of_the_largest_tokens_has_all_of_a_maximum() -> None:
-    values, seen = np.array([[9.0, 1], [3, 5], [3, 5], [2, 0]]), np.array([False, True, True, True])
-    at = find_maximum(values, seen)
-    assert at.tolist() == [1, 1]
-    assert share_single(at, np.array([2.0, -3]), 4).tolist() == [0, -1, 0, 0]
+    column = FeatureColumn(Site(1, "ffn"), "max")
+    values, content = np.array([[[9.0, 1], [3, 5], [3, 5], [2, 0]]]), np.array([[False, True, True, True]])
+    masks = TokenMasks.of(np.array([0]), np.ones((1, 4), bool), np.ones((1, 4), bool), content)
+    readings = TokenReadings.of_values({column: values}, TokenDirections(1, {}, {}), masks)
+    assert readings.maxima.tolist() == [[3, 5]]
+    at, has_all = find_single_tokens(readings, masks, {column: slice(0, 2)})
+    assert (at.tolist(), has_all.tolist()) == ([[1, 1]], [True, True])
+    assert share_single(at, np.array([[2.0, -3]]), 4).tolist() == [0, -1, 0, 0]
 
 
 spans = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 4)).map(lambda p: (p[0], p[0] + p[1])), max_size=5)
