@@ -20,6 +20,7 @@ from spin.arrays import Floats
 from spin.backbone.loading import announce_backbone, load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
+from spin.explainer import explain_text
 from spin.heads import persistence
 from spin.heads.abstention import keep_promise
 from spin.heads.decision import Decision
@@ -28,7 +29,7 @@ from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.persistence import ClassifierMetadata
 from spin.labels.label_space import Label, LabelSpace, class_names
 from spin.labels.label_types import describe_table
-from spin.pages.explanation import Explanation, explain
+from spin.pages.explanation import Explanation
 from spin.predictions import Predictions
 from spin.reason_finder import ReasonFinder, ReasonSink
 from spin.settings import TRAINED_SETTINGS, BackboneSettings, Choice, DecisionSettings, Metric, Settings
@@ -301,11 +302,10 @@ class TrainedClassifier:
         features = self.features([text])
         depths = [exit.depth for exit in self.fitted.exits]
         depth = self.depth if features.depth is None else features.depth[0]
-        part = self.fitted.at(depths.index(depth) if depth in depths else len(depths))
-        of_neurons = np.concatenate([np.empty(0, np.float32), *(values[0] for values in features.columns.values())])
-        pooled = of_neurons[: part.selection.neuron_count]
+        stop = depths.index(depth) if depth in depths else len(depths)
+        part, read = self.fitted.at(stop), self.fitted.read_at(stop, features.values, features.words)[0]
         words = self.training_result.words
-        explanation = explain(self.backbone, part, self.label_space, text, pooled, words, self.decision_rule)
+        explanation = explain_text(self.backbone, part, self.label_space, text, read, words, self.decision_rule)
         return replace(explanation, exit=int(depth)) if depth < self.depth else explanation
 
     def save(self, folder: str | Path) -> None:

@@ -19,9 +19,9 @@ from spin.attribution.reasons import Reasons
 from spin.attribution.token_sums import TokenWeights
 from spin.attribution.word_sums import WordSums
 from spin.backbone.model import Backbone
+from spin.heads.attribution_weights import token_directions, token_weights
 from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier
-from spin.heads.reason_weights import token_directions, token_weights
 from spin.words.word_regression import WordRegression
 
 _BLOCK = 512
@@ -49,6 +49,10 @@ class ReasonFinder:
     def block_stops(self) -> list[FittedClassifier]:
         """The classifiers at which texts stop after each segment of blocks."""
         return self.stops[len(self.fitted.exits) - len(self.fitted.block_exits) :]
+
+    def weigh_tokens(self, stop: FittedClassifier, features: Floats) -> TokenWeights:
+        """How the tokens of n texts, which stop at a classifier with raw features (n, p), count for their classes."""
+        return token_weights(stop, features, self.decision.leading_class(stop.logits(features)))
 
     def add_directions(self, segments: Sequence[BlockSegment]) -> list[BlockSegment]:
         """Segments that project the tokens too, on the heads at which texts can still stop."""
@@ -78,7 +82,7 @@ class ReasonSink:
         if stop.selection.words:
             assert self.words is not None
             values = np.concatenate([self.words[rows], values], axis=1)
-        return token_weights(stop, values, self.finder.decision)
+        return self.finder.weigh_tokens(stop, values)
 
     def store_words(self, rows: NDArray[np.int64], weights: TokenWeights, words: WordSums) -> None:
         """Take what the words of the texts `rows` contribute; reasons are found once enough texts wait for it."""
@@ -111,7 +115,7 @@ class ReasonSink:
         for portion in divide_texts(self.backbone, [len(self.texts[row]) for row in rows.tolist()]):
             block = rows[portion]
             read = np.empty((len(block), 0), np.float32) if self.words is None else self.words[block]
-            weights = token_weights(stop, read[:, : stop.selection.words], self.finder.decision)
+            weights = self.finder.weigh_tokens(stop, read[:, : stop.selection.words])
             found = find_words(self.backbone, [self.texts[row] for row in block.tolist()], weights.classes)
             self.store_words(block, weights, found)
 

@@ -14,7 +14,7 @@ from spin.arrays import Floats
 from spin.attribution.text_words import TextWords, TokenPlaces, group_tokens
 from spin.attribution.token_sums import TokenMasks, TokenReadings, TokenWeights, sum_tokens
 from spin.attribution.word_sums import WordSums
-from spin.backbone.model import Tokens
+from spin.backbone.model import Backbone, Tokens
 from spin.backbone.windows import OWN
 from spin.sites import FeatureColumn
 
@@ -66,17 +66,11 @@ class WordReader:
         if not len(rows):
             return
         weights = self.sink.weigh_tokens(index, rows, values)
-        masks = self._masks(owners, *padded)
+        masks = find_masks(self.backbone, owners, *padded)
         by_token = sum_tokens(readings, masks, weights, self.columns[index])
         words, own = self._words(rows, owners, masks)
         sums = WordSums.of_tokens(weights.classes, words, by_token[masks.read][own])
         self.sink.store_words(rows, weights, sums)
-
-    def _masks(self, owners: NDArray[np.int64], ids: Tensor, mask: Tensor) -> TokenMasks:
-        read = mask > 0
-        own = mask == OWN if self.backbone.reads_windows else read
-        content = self.backbone.find_content(ids, read) & own
-        return TokenMasks.of(owners, read.numpy(), own.numpy(), content.numpy())
 
     def _words(
         self, rows: NDArray[np.int64], owners: NDArray[np.int64], masks: TokenMasks
@@ -85,6 +79,17 @@ class WordReader:
         places = np.concatenate([each for row in rows.tolist() for each in self._places.pop(row)])
         own = masks.own[masks.read]
         return group_tokens(np.repeat(owners, masks.read.sum(1))[own], places[own]), own
+
+
+def find_masks(backbone: Backbone, owners: NDArray[np.int64], ids: Tensor, mask: Tensor) -> TokenMasks:
+    """Which tokens of w windows are pooled, from their token ids and mask (w, T), as `Backbone.pad_tokens` gives them.
+
+    `owners` (w,), ascending, are the positions of their texts.
+    """
+    read = mask > 0
+    own = mask == OWN if backbone.reads_windows else read
+    content = backbone.find_content(ids, read) & own
+    return TokenMasks.of(owners, read.numpy(), own.numpy(), content.numpy())
 
 
 def words_of(tokens: Tokens) -> TextWords:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.attribution.text_words import Ints
@@ -35,12 +34,6 @@ def sum_by_text(values: Floats, owners: Ints, count: int) -> Floats:
 def share_single(at: Ints, totals: Floats, count: int) -> Floats:
     """What `count` tokens contribute under max, first and last pooling: the token `at` (any shape) has all of a total.
 
-    `totals` has the shape of `at`. Of several tokens with the same largest value the first has the total.
+    `totals` has the shape of `at`.
     """
     return np.bincount(at.ravel(), totals.ravel(), count).astype(np.float64, copy=False)
-
-
-def find_maximum(values: Floats, seen: NDArray[np.bool_]) -> Ints:
-    """The token (m,) with the largest of the values (T, m) among those that are `seen` (T,); the first of several."""
-    at: Ints = np.where(seen[:, None], values, -np.inf).argmax(0)
-    return at

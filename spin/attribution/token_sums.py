@@ -1,4 +1,7 @@
-"""What the tokens of texts contribute to the logit of one class, from what a pass over the texts has read of them."""
+"""What the tokens of texts contribute to the logit of one class, from what was read of them.
+
+Reasons read it in a pass over many texts, and the explanation of one text for each class.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,37 @@ class TokenWeights:
 
 
 @dataclass(frozen=True)
+class TokenMasks:
+    """Which tokens of w windows of n texts are pooled. A text that is read at once has one window."""
+
+    owners: Ints
+    """(w,) the position of each window's text, ascending"""
+    read: NDArray[np.bool_]
+    """(w, T) tokens, without padding"""
+    own: NDArray[np.bool_]
+    """(w, T) those of these that no window before has read"""
+    content: NDArray[np.bool_]
+    """(w, T) own tokens that mean and max pool; where a text has none, all own tokens of its first window"""
+
+    @classmethod
+    def of(
+        cls, owners: Ints, read: NDArray[np.bool_], own: NDArray[np.bool_], content: NDArray[np.bool_]
+    ) -> TokenMasks:
+        """The masks of windows whose `content` may be empty."""
+        first = _first_windows(owners)
+        empty = np.maximum.reduceat(content.any(1).astype(np.int8), first) == 0
+        if empty.any():
+            content = content.copy()
+            content[first[empty]] = own[first[empty]]
+        return cls(owners, read, own, content)
+
+    @property
+    def first_windows(self) -> Ints:
+        """(n,) the first window of each text."""
+        return _first_windows(self.owners)
+
+
+@dataclass(frozen=True)
 class TokenReadings:
     """What a pass has read of the tokens of B texts, or of windows of texts."""
 
@@ -69,6 +103,22 @@ class TokenReadings:
         )
 
     @classmethod
+    def of_values(
+        cls, values: Mapping[FeatureColumn, Floats], directions: TokenDirections, masks: TokenMasks
+    ) -> TokenReadings:
+        """Those of windows whose activations (B, T, m) are given by column, as an engine computes them.
+
+        Of several tokens with the same largest value the first one counts.
+        """
+        projections = np.zeros((*masks.read.shape, directions.width), np.float32)
+        for column, of_column in directions.by_column.items():
+            projections += (values[column] - directions.means[column]) @ of_column.T
+        under_max = [of_column for column, of_column in values.items() if column.pooling == "max"]
+        outside = np.where(masks.content, np.float32(0), np.float32(-np.inf))[:, :, None]
+        seen = np.concatenate([np.empty((*masks.read.shape, 0), np.float32), *under_max], axis=2) + outside
+        return cls(projections, seen.argmax(1), seen.max(1))
+
+    @classmethod
     def stack(cls, parts: Sequence[TokenReadings]) -> TokenReadings:
         """Those of several batches, padded on the right to the longest."""
         width = max(part.projections.shape[1] for part in parts)
@@ -80,66 +130,74 @@ class TokenReadings:
         )
 
 
-@dataclass(frozen=True)
-class TokenMasks:
-    """Which tokens of w windows of n texts are pooled. A text that is read at once has one window."""
-
-    owners: Ints
-    """(w,) the position of each window's text, ascending"""
-    read: NDArray[np.bool_]
-    """(w, T) tokens, without padding"""
-    own: NDArray[np.bool_]
-    """(w, T) those of these that no window before has read"""
-    content: NDArray[np.bool_]
-    """(w, T) own tokens that mean and max pool; where a text has none, all own tokens of its first window"""
-
-    @classmethod
-    def of(
-        cls, owners: Ints, read: NDArray[np.bool_], own: NDArray[np.bool_], content: NDArray[np.bool_]
-    ) -> TokenMasks:
-        """The masks of windows whose `content` may be empty."""
-        first = np.flatnonzero(np.diff(owners, prepend=-1))
-        empty = np.maximum.reduceat(content.any(1).astype(np.int8), first) == 0
-        if empty.any():
-            content = content.copy()
-            content[first[empty]] = own[first[empty]]
-        return cls(owners, read, own, content)
-
-
 def sum_tokens(
     readings: TokenReadings, masks: TokenMasks, weights: TokenWeights, columns: Mapping[FeatureColumn, slice]
 ) -> Floats:
     """(w, T) what every token contributes to the logit of its text's class.
 
-    `columns` says where the neurons of each column stand among those that `weights` has contributions of.
+    `columns` says, in order, where the neurons of each column stand among those that `weights` has contributions of.
     """
     contributions, (windows, width) = weights.contributions, masks.read.shape
     projections = readings.projections[:, :, : weights.mixture.shape[1]]
     values = np.matmul(projections, weights.mixture[masks.owners][:, :, None])[:, :, 0]
-    sums: Floats = np.zeros(windows * width)
-    if total := _sum_columns(contributions, columns, "mean"):
-        at = np.flatnonzero(masks.content)
-        owners = masks.owners[at // width]
-        sums[at] += share_mean(values.ravel()[at].astype(np.float64), owners, total[0])
-    first = np.flatnonzero(np.diff(masks.owners, prepend=-1))
-    of_max = [contributions[:, part] for column, part in columns.items() if column.pooling == "max"]
-    if of_max:
-        count = sum(each.shape[1] for each in of_max)
-        window = _window_of_maximum(readings.maxima[:, :count], masks, first)
-        at = window * width + np.take_along_axis(readings.positions[:, :count], window, 0)
-        sums += share_single(at, np.concatenate(of_max, axis=1), len(sums))
-    if total := _sum_columns(contributions, columns, "first"):
-        sums += share_single(first * width + masks.read[first].argmax(1), total[0], len(sums))
-    if total := _sum_columns(contributions, columns, "last"):
-        last = np.append(first[1:], windows) - 1
-        sums += share_single((last + 1) * width - 1 - masks.read[last, ::-1].argmax(1), total[0], len(sums))
+    at, has_all = find_single_tokens(readings, masks, columns)
+    sums = share_single(at, contributions[:, has_all], windows * width)
+    if not has_all.all():
+        content = np.flatnonzero(masks.content)
+        totals = contributions[:, ~has_all].sum(1, dtype=np.float64)
+        of_content = values.ravel()[content].astype(np.float64)
+        sums[content] += share_mean(of_content, masks.owners[content // width], totals)
     return sums.reshape(windows, width)
 
 
-def _sum_columns(contributions: Floats, columns: Mapping[FeatureColumn, slice], pooling: str) -> list[Floats]:
-    """The sum (n,) over the neurons of all columns under a pooling; empty where there is none."""
-    parts = [contributions[:, part].sum(1, dtype=np.float64) for c, part in columns.items() if c.pooling == pooling]
-    return [np.sum(parts, axis=0)] if parts else []
+def find_single_tokens(
+    readings: TokenReadings, masks: TokenMasks, columns: Mapping[FeatureColumn, slice]
+) -> tuple[Ints, NDArray[np.bool_]]:
+    """The token (n, m) that has all of what a neuron contributes, and which neurons (p,) these m are.
+
+    They are the neurons under max, first and last pooling. Tokens are counted through all windows: token t of window w
+    is w T + t.
+    """
+    first, width = masks.first_windows, masks.read.shape[1]
+    last = np.append(first[1:], len(masks.read)) - 1
+    window = _window_of_maximum(readings.maxima, masks, first)
+    widths = [part.stop - part.start for part in columns.values()]
+    poolings = np.repeat(np.array([column.pooling for column in columns], str), widths)
+    has_all: NDArray[np.bool_] = poolings != "mean"
+    pooling = poolings[has_all]
+    at = np.empty((len(first), len(pooling)), np.int64)
+    at[:, pooling == "max"] = window * width + np.take_along_axis(readings.positions, window, 0)
+    at[:, pooling == "first"] = (first * width + masks.read[first].argmax(1))[:, None]
+    at[:, pooling == "last"] = ((last + 1) * width - 1 - masks.read[last, ::-1].argmax(1))[:, None]
+    return at, has_all
+
+
+def find_loudest_tokens(
+    values: Mapping[FeatureColumn, Floats],
+    readings: TokenReadings,
+    masks: TokenMasks,
+    totals: Floats,
+    columns: Mapping[FeatureColumn, slice],
+) -> Ints:
+    """The token (p,) of one text with the largest share of what each neuron contributes, counted through all windows.
+
+    `values` (w, T, m) are the activations that `readings` are of, `totals` (p,) the pooled ones less their training
+    means, and `columns` says where the neurons of each column stand among these.
+    """
+    at, has_all = find_single_tokens(readings, masks, columns)
+    loudest = np.empty(len(totals), np.int64)
+    loudest[has_all] = at[0]
+    content = np.flatnonzero(masks.content)
+    for column, part in columns.items():
+        if column.pooling == "mean":
+            tokens = values[column].reshape(masks.read.size, -1)[content].astype(np.float64)
+            shares = share_mean(tokens, np.zeros(len(content), np.int64), totals[None, part])
+            loudest[part] = content[np.abs(shares).argmax(0)]
+    return loudest
+
+
+def _first_windows(owners: Ints) -> Ints:
+    return np.flatnonzero(np.diff(owners, prepend=-1))
 
 
 def _window_of_maximum(maxima: Floats, masks: TokenMasks, first: Ints) -> Ints:

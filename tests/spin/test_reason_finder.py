@@ -1,4 +1,7 @@
-"""The reasons of predictions are the words and neurons with the largest contributions in `explain`, in its order."""
+"""The reasons of predictions and explanations have the contributions that a plain loop over tokens finds.
+
+Reasons are the words and neurons with the largest ones, in that order.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ from spin.labels.standardizer import Standardizer
 from spin.pages.explanation import Explanation, stretches
 from spin.settings import BackboneSettings, DecisionSettings
 from tests.support import tiny
+from tests.support.attribution_loop import Attribution, attribute
 from tests.support.gaps import find_gap
 from tests.support.summaries import build_choice_summary
 from tests.support.word_regression import build_word_regression
@@ -124,7 +128,7 @@ def with_reasons(spin: TrainedClassifier, count: int = REASONS) -> TrainedClassi
 
 
 def check_reasons(spin: TrainedClassifier, texts: Sequence[str] = TEXTS, tolerance: float = 1e-4) -> Any:
-    """The reasons of all texts in one call are those of `explain` for each; return the predictions.
+    """The reasons of all texts in one call, and `explain` of each, are those of the loop; return the predictions.
 
     Two contributions that are equal up to rounding may change places, and so may a neuron's largest two tokens.
     """
@@ -137,18 +141,14 @@ def check_reasons(spin: TrainedClassifier, texts: Sequence[str] = TEXTS, toleran
         explanation = spin.explain(text)
         k = explanation.classes.index(explanation.label)
         assert predictions.reasons.classes[row] == k, text
-        by_word = {
-            (text[start:end], start, end): float(explanation.word_contributions[indices, k].sum())
-            for start, end, indices in stretches(explanation.words)
-        }
-        by_neuron = {
-            (str(column), neuron): float(contribution)
-            for (column, neuron), contribution in zip(explanation.neurons, explanation.contributions[:, k], strict=True)
-        }
+        expected_of = attribute(spin, text, k, int(predictions.exit_depth[row]))
+        by_word = {(text[start:end], start, end): value for (start, end), value in expected_of.words.items()}
+        by_neuron = expected_of.neurons
         words = [((w.word, w.start, w.end), w.contribution) for w in predictions.reasons.words_of(row)]
         neurons = [((n.column, n.neuron), n.contribution) for n in predictions.reasons.neurons_of(row)]
         tied = find_tied_share(spin, text, explanation, k)
         tied_texts += tied > tolerance
+        check_explanation(explanation, k, expected_of, tolerance, tolerance + tied)
         for found, expected, atol in ((words, by_word, tolerance + tied), (neurons, by_neuron, tolerance)):
             assert [name for name, _ in found] == list(dict(found)), text  # each once
             largest = sorted((abs(value) for value in expected.values() if value != 0), reverse=True)[:REASONS]
@@ -158,6 +158,28 @@ def check_reasons(spin: TrainedClassifier, texts: Sequence[str] = TEXTS, toleran
             )
     assert tied_texts <= max(1, len(texts) / 4)
     return predictions
+
+
+def check_explanation(
+    explanation: Explanation, k: int, expected: Attribution, tolerance: float, tolerance_of_words: float
+) -> None:
+    """The contributions to class k are those of the loop, and the loudest word of each neuron has its largest share."""
+    text = explanation.text
+    found = [(str(column), neuron) for column, neuron in explanation.neurons]
+    assert found == list(expected.neurons), text
+    contributions = explanation.contributions[:, k]
+    np.testing.assert_allclose(contributions, list(expected.neurons.values()), atol=tolerance, err_msg=text)
+    by_word = {
+        (start, end): float(explanation.word_contributions[indices, k].sum())
+        for start, end, indices in stretches(explanation.words)
+    }
+    assert by_word.keys() == expected.words.keys(), text
+    for span, value in expected.words.items():
+        assert by_word[span] == pytest.approx(value, abs=tolerance_of_words), (text, span)
+    for name, word in zip(found, explanation.loudest.tolist(), strict=True):
+        shares = expected.shares[name]
+        share = shares[explanation.words[word]]
+        assert share == pytest.approx(max(shares.values()), abs=tolerance_of_words), (text, name)
 
 
 def find_tied_share(spin: TrainedClassifier, text: str, explanation: Explanation, k: int) -> float:

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from spin.attribution.place_shares import Places, add_places
 from spin.attribution.reason_buffer import ReasonBuffer
 from spin.attribution.reasons import largest_columns
-from spin.attribution.token_shares import find_maximum, share_mean, share_single
+from spin.attribution.token_shares import share_mean, share_single
+from spin.attribution.token_sums import TokenDirections, TokenMasks, TokenReadings, find_single_tokens
 from spin.attribution.word_sums import WordSums
-
-Span = tuple[int, int]
+from spin.sites import FeatureColumn, Site
+from tests.support.attribution_loop import Span, add_places_in_a_loop
 
 
 def test_shares_of_a_mean_add_up_to_its_total() -> None:
@@ -27,34 +28,14 @@ def test_shares_of_a_mean_add_up_to_its_total() -> None:
 
 
 def test_the_first_of_the_largest_tokens_has_all_of_a_maximum() -> None:
-    values, seen = np.array([[9.0, 1], [3, 5], [3, 5], [2, 0]]), np.array([False, True, True, True])
-    at = find_maximum(values, seen)
-    assert at.tolist() == [1, 1]
-    assert share_single(at, np.array([2.0, -3]), 4).tolist() == [0, -1, 0, 0]
-
-
-def places_in_a_loop(
-    words: list[Span], sums: list[float], places: list[Span], of_places: list[float]
-) -> dict[Span, float]:
-    """Return the sums of the words of one text, those of places that are in no word included."""
-    word_of: dict[int, Span] = {}
-    result = dict.fromkeys(words, 0.0)
-    for span, value in zip(words, sums, strict=True):
-        result[span] += value
-        for character in range(*span):
-            word_of.setdefault(character, span)
-    lonely = sorted({c for span in places for c in range(*span)} - word_of.keys())
-    run: list[int] = []
-    for character in [*lonely, -1]:
-        if run and character != run[-1] + 1:
-            result[run[0], run[-1] + 1] = 0.0
-            word_of |= dict.fromkeys(run, (run[0], run[-1] + 1))
-            run = []
-        run.append(character)
-    for (start, end), value in zip(places, of_places, strict=True):
-        for character in range(start, end):
-            result[word_of[character]] += value / (end - start)
-    return result
+    column = FeatureColumn(Site(1, "ffn"), "max")
+    values, content = np.array([[[9.0, 1], [3, 5], [3, 5], [2, 0]]]), np.array([[False, True, True, True]])
+    masks = TokenMasks.of(np.array([0]), np.ones((1, 4), bool), np.ones((1, 4), bool), content)
+    readings = TokenReadings.of_values({column: values}, TokenDirections(1, {}, {}), masks)
+    assert readings.maxima.tolist() == [[3, 5]]
+    at, has_all = find_single_tokens(readings, masks, {column: slice(0, 2)})
+    assert (at.tolist(), has_all.tolist()) == ([[1, 1]], [True, True])
+    assert share_single(at, np.array([[2.0, -3]]), 4).tolist() == [0, -1, 0, 0]
 
 
 spans = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 4)).map(lambda p: (p[0], p[0] + p[1])), max_size=5)
@@ -81,7 +62,7 @@ def test_places_are_shared_out_as_in_a_loop(texts: list[tuple[list[Span], list[S
     in_two = add_places(owners, words[:, 0], words[:, 1], np.stack([np.concatenate(sums)] * 2, 1), doubled)
     np.testing.assert_allclose(in_two[3], np.stack([found[3]] * 2, 1))
     for number, (own_words, own_places) in enumerate(texts):
-        expected = places_in_a_loop(own_words, sums[number].tolist(), own_places, of_places[number].tolist())
+        expected = add_places_in_a_loop(own_words, sums[number].tolist(), own_places, of_places[number].tolist())
         mine = found[0] == number
         actual = {(int(a), int(b)): value for _, a, b, value in zip(*(each[mine] for each in found), strict=True)}
         assert actual.keys() == expected.keys()

@@ -19,6 +19,7 @@ from spin import SpinClassifier, TrainedClassifier
 from spin.activations.extract import extract
 from spin.backbone.loading import load_backbone
 from spin.classifier import feature_columns
+from spin.explainer import explain_text
 from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
@@ -26,7 +27,7 @@ from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import Label, LabelSpace
 from spin.labels.standardizer import Standardizer
-from spin.pages.explanation import Explanation, explain
+from spin.pages.explanation import Explanation
 from spin.settings import BackboneSettings, DecisionSettings, ProbeSettings, SearchSettings
 from tests.support import tiny
 from tests.support.summaries import build_choice_summary
@@ -196,7 +197,7 @@ def test_the_explanation_of_an_mlp_head_is_complete(deep: TrainedClassifier, tex
     values = np.concatenate(list(deep.features([text]).columns.values()), axis=1)
     logits = fitted.logits(values)[0]
     assert np.abs(logits - deep.fitted.logits(values)[0]).max() > 1
-    check_sums(explain(deep.backbone, fitted, deep.label_space, text, values[0]), logits, 1e-2)
+    check_sums(explain_text(deep.backbone, fitted, deep.label_space, text, values[0]), logits, 1e-2)
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -9,18 +9,16 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.attribution.token_sums import TokenDirections, TokenWeights
-from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier
 from spin.sites import FeatureColumn
 
 
-def token_weights(fitted: FittedClassifier, features: Floats, decision: Decision) -> TokenWeights:
-    """The weights of the tokens and words of n documents in the logit of their class, from raw features (n, p).
+def token_weights(fitted: FittedClassifier, features: Floats, classes: NDArray[np.int64]) -> TokenWeights:
+    """The weights of the tokens and words of n documents in the logit of one class each, from raw features (n, p).
 
     What the features contribute, plus the head's bias, is that logit. Under an MLP head they are integrated gradients.
     """
     values = fitted.standardizer.transform(features)
-    classes = decision.leading_class(fitted.head.logits(values))
     slopes, words = fitted.head.slopes_of(values, classes), fitted.selection.words
     return TokenWeights(
         classes,
