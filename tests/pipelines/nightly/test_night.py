@@ -146,6 +146,18 @@ def test_an_output_with_files_of_another_program_is_refused_and_left_as_it_is(lo
         local_nights.run()
 
 
+def test_a_run_of_another_format_is_refused_until_it_is_begun_anew(
+    local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.run()
+    monkeypatch.setattr(resume, "FORMAT", resume.FORMAT + 1)
+    with pytest.raises(UserError, match=rf"format is {resume.FORMAT}, was {resume.FORMAT - 1}\. .*--restart"):
+        local_nights.run()
+    local_nights.run(restart=True)
+    assert local_nights.ids() == {DATE: ["a"]}
+
+
 def test_names_from_outside_are_taken_literally(nights: FakeNights) -> None:
     """Characters that mean something in a URI, and a marker object where leases are, stop no night."""
     for number, name in enumerate(("a&pass=1.jsonl", "sound.jsonl::x.jsonl", "100%.jsonl", "a b#c.jsonl")):

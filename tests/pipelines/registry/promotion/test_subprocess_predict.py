@@ -73,13 +73,6 @@ def test_a_reply_survives_a_json_round_trip() -> None:
     assert [getattr(copy, name) for name in names] == [getattr(reply, name) for name in names]
 
 
-def test_a_reply_of_an_earlier_gate_has_no_thresholds() -> None:
-    """Its predictions.json was written before trainings chose any."""
-    reply = json.loads(PredictionReply({}, ("a",), False, ["a"], np.ones((1, 1)), 1.0).to_json())
-    del reply["thresholds"]
-    assert PredictionReply.from_json(json.dumps(reply)).thresholds is None
-
-
 def test_a_fresh_process_predicts_as_the_classifier_of_the_bundle(trained_bundle: Path) -> None:
     """It runs the logged code and needs no registry."""
     reply, classifier = predict_in_subprocess(trained_bundle, TEXTS, build_settings()), load_bundle(trained_bundle)
