@@ -164,6 +164,7 @@ def download_model(chosen: ChosenVersion, folder: Path, given: Settings, night: 
 def _download(registry: Registry, version: str, folder: Path) -> Path:
     folder.mkdir()
     registry.download(version, folder)
+    persistence.require_format(folder, f"version {version} of {registry.name}")
     return folder
 
 

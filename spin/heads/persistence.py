@@ -147,18 +147,24 @@ def load_result(folder: Path) -> TrainingResult:
         return TrainingResult(choices, frontier, config["tried"], words, cap)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def require_format(folder: Path, name: str) -> None:
+    """Raise UserError, which calls the artifact in a folder by this name, unless it has the format that is read."""
+    _read_config(folder, name)
+
+
+def _read_config(folder: Path, name: str | None = None) -> dict[str, Any]:
     try:
         config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise UserError(
-            f"{folder} is not a classifier that can be read: {error}; expected a folder that SpinClassifier.save wrote"
+            f"{name or folder} is not a classifier that can be read: {error}; expected a folder that "
+            "SpinClassifier.save wrote"
         ) from None
     if config.get("format") != FORMAT:
         given = config.get("format")
         is_newer = isinstance(given, int) and given > FORMAT
         remedy = "install the version of SPIN that wrote it, or a newer one" if is_newer else "train the model again"
-        raise UserError(f"{folder} has format {given}, this version reads {FORMAT}; {remedy}")
+        raise UserError(f"{name or folder} has format {given}, this version reads {FORMAT}; {remedy}")
     return config
 
 
