@@ -20,6 +20,7 @@ from pipelines.nightly.steps.classify_job import (
     ClassifyJob,
     ModelJob,
     pass_ending,
+    pass_layout,
     share_to_sample,
 )
 from pipelines.nightly.steps.classify_step import ClassifyStep
@@ -56,13 +57,13 @@ def classify_pass(shared: NightPass, waiting: Collection[str]) -> Mapping[str, C
         shared,
         "classify",
         work,
-        ClassifyCounts if shared.record is None else PassCounts,
+        PassCounts,
         ClassifyStep,
         _share_models(shared, plan, parts, duplicates),
         shared.settings,
         documents=sum(shard.documents for shard in work),
         store=shared.tables.out,
-        layout=shared.layout,
+        layout=pass_layout(shared.record),
         backbone=describe_backbone(shared.settings.backbone),
     )
     shared.lease.check()
@@ -79,7 +80,7 @@ def _find_all_duplicates(
         if part.tasks in found:
             continue
         stage, whole = REPEATS, part.shards is None
-        if not whole and shared.record is not None:  # named after the first run that takes these files
+        if not whole:  # named after the first run that takes these files
             first = next(n for n, run in enumerate(shared.record.runs) if intake.tasks_of(run) == part.tasks)
             stage = f"{REPEATS}-{first}"
         own = plan if whole else plan.with_tasks(part.tasks)
@@ -117,9 +118,8 @@ def _share_models(
     """Write the artifacts to the folder of the shared work, so that every worker can load them."""
     jobs, calibration = [], _settle_calibration(shared)
     for part, rows in zip(parts, duplicates, strict=True):
-        run, driver = part.night.driver.run.record, f"{shared.number:06d}"
-        if shared.record is not None:
-            driver = f"{driver}-{shared.record.runs.index(run.run)}"
+        run = part.night.driver.run.record
+        driver = f"{shared.number:06d}-{shared.record.runs.index(run.run)}"
         artifact, shadow = part.night.model.share(shared.store, driver, calibration)
         documents = sum(shard.documents for shard in part.plan.shards)
         sampled = share_to_sample(shared.settings.classify, documents)
@@ -145,9 +145,7 @@ def _settle_calibration(shared: NightPass) -> bytes | None:
 
 def _classified(shared: NightPass, part: NightPart, outcomes: Mapping[str, ShardOutcome[Any]]) -> ClassifiedNight:
     """A night from the outcomes of the pass by name of shard."""
-    own = [outcomes[shard.name] for shard in part.plan.shards]
-    if shared.record is not None:
-        own = [_outcome_of(shared.record, part.night.run, outcome) for outcome in own]
+    own = [_outcome_of(shared.record, part.night.run, outcomes[shard.name]) for shard in part.plan.shards]
     return ClassifiedNight(part.plan, part.rejected, own)
 
 

@@ -243,7 +243,6 @@ def show_reports(driver: Driver, report: NightReport) -> Mapping[str, bytes]:
                 run.store.write(name, data)
             if newest is not None and newest.run == run.record.run:
                 out.write(name, data)
-        delete_work(run.store)
     except UnavailableError:
         _log.warning("%s: the night is published, but its reports could not be written", out.uri)
         _log.debug("the reports could not be written", exc_info=True)

@@ -33,7 +33,7 @@ from pipelines.nightly.report.night_report import REPORT, NightReport
 from pipelines.nightly.report.quality_check import NightQuality, estimate_labels
 from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE
 from pipelines.nightly.steps.night_profile import sum_profiles
-from pipelines.nightly.tables.night_records import RUNS, NightRecord
+from pipelines.nightly.tables.night_records import RUNS, NightRecord, RunRecord
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, NightTables
 from pipelines.nightly.tables.passes import find_pass, open_runs
 from pipelines.registry.logged_data import LoggedData
@@ -289,10 +289,8 @@ class _Work:
 
     def delete_work_of_passes(self) -> None:
         """Delete what the passes of the published nights have worked with, where none of their runs needs it."""
-        records = [night.driver.run.record for night in self.nights if night.name in self.reports]
-        for name in dict.fromkeys(record.shared_pass for record in records):
-            if name is not None:
-                _delete_work_of_pass(self.nights[0].driver.tables, name)
+        for group in form_passes([night for night in self.nights if night.name in self.reports]):
+            _delete_work_of_pass(group[0].driver.tables, group[0].driver.run.record)
 
 
 @contextmanager
@@ -365,14 +363,14 @@ def _total_agreement(night: ModelNight, classified: ClassifiedNight) -> ShadowAg
     return total_agreement(shadow.version, night.model.metadata.multilabel, counts)
 
 
-def _delete_work_of_pass(tables: NightTables, name: str) -> None:
-    """Delete what a pass has worked with, if none of its runs needs it any more; nothing depends on that."""
+def _delete_work_of_pass(tables: NightTables, run: RunRecord) -> None:
+    """Delete what the pass of a run has worked with, if no run needs it any more; nothing depends on that."""
     try:
-        record = find_pass(tables.out, name)
+        record = find_pass(tables.out, run)
         if record is not None and not open_runs(tables, record):
-            delete_work(tables.out / f"{RUNS}/{name}")
+            delete_work(tables.out / f"{RUNS}/{record.name}")
     except SpinError:
-        _log.warning("%s: the work of the pass %s could not be deleted; a vacuum does it", tables.out.uri, name)
+        _log.warning("%s: what run %s worked with could not be deleted; a vacuum does it", tables.out.uri, run.run)
         _log.debug("the work of the pass could not be deleted", exc_info=True)
 
 

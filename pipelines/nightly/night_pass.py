@@ -1,4 +1,4 @@
-"""A pass of a night: the documents of one run, or of several runs whose models share a backbone, are read once.
+"""A pass: the documents of one night, or of the nights of several models that share a backbone, are read once.
 
 The models of a pass may differ in the files that they are to take; a shard has files of the same models only.
 """
@@ -14,10 +14,8 @@ from pipelines.data.files.shards import Shard
 from pipelines.data.forgotten_ids import ForgottenIds, read_forgotten
 from pipelines.nightly.finish import Driver
 from pipelines.nightly.night_models import NightModel
-from pipelines.nightly.steps.classify_job import data_layout, pass_layout
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import NightTables
-from pipelines.nightly.tables.pass_files import FileGroup, plan_files
 from pipelines.nightly.tables.passes import PassRecord, find_pass, number_driver
 from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.storage.object_store import Store
@@ -55,10 +53,10 @@ class NightPass:
 
     nights: tuple[ModelNight, ...]
     """in order of model; of a pass that goes on, those that are not finished"""
-    record: PassRecord | None
-    """the pass, None for a run that classifies alone"""
+    record: PassRecord
+    """the pass"""
     number: int
-    """number of this driver: of its claim, or in a pass of several runs that of `number_driver`"""
+    """number of this driver of the pass"""
 
     @property
     def settings(self) -> Settings:
@@ -84,19 +82,7 @@ class NightPass:
     @property
     def store(self) -> Store:
         """Folder of the work that the nights share."""
-        return self.tables.out / f"{RUNS}/{self.nights[0].run if self.record is None else self.record.name}"
-
-    @property
-    def layout(self) -> LogLayout:
-        """Where the log and the files of the shards are in the output."""
-        return data_layout(self.nights[0].run) if self.record is None else pass_layout(self.record)
-
-    def list_groups(self) -> list[FileGroup]:
-        """The files to read, in groups that the same runs take."""
-        if self.record is None:
-            [night] = self.nights
-            return [FileGroup((night.run,), night.driver.run.listing.files)]
-        return plan_files(self.tables.out, self.record, self.number)
+        return self.tables.out / f"{RUNS}/{self.record.name}"
 
 
 def form_passes(nights: Sequence[ModelNight]) -> list[list[ModelNight]]:
@@ -109,15 +95,13 @@ def form_passes(nights: Sequence[ModelNight]) -> list[list[ModelNight]]:
 
 def enter_pass(nights: Sequence[ModelNight]) -> NightPass:
     """Begin to work on the pass of some nights. Raises UserError if its record is missing."""
-    driver = nights[0].driver
-    name = driver.run.record.shared_pass
-    if name is None:
-        return NightPass(tuple(nights), None, driver.token)
-    out = driver.tables.out
-    record = find_pass(out, name)
+    out, run = nights[0].driver.tables.out, nights[0].driver.run.record
+    record = find_pass(out, run)
     if record is None:
-        raise UserError(f"{out.uri}/{RUNS}/{name} has lost its record, so its runs cannot go on; use --restart")
-    number = number_driver(out, name, [night.driver.token for night in nights])
+        raise UserError(
+            f"{out.uri}/{RUNS}/{run.shared_pass} has lost its record, so its runs cannot go on; use --restart"
+        )
+    number = number_driver(out, record.name, [night.driver.token for night in nights])
     return NightPass(tuple(nights), record, number)
 
 

@@ -18,6 +18,7 @@ from pipelines.nightly.night_pass import ModelNight, NightPass, map_stage
 from pipelines.nightly.steps.intake_step import IntakeStep
 from pipelines.nightly.steps.run_records import IntakeCounts
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, check_kept_columns
+from pipelines.nightly.tables.pass_files import plan_files
 from pipelines.service_errors import BadRowsError
 from pipelines.storage.shard_log import ShardOutcome
 from spin.errors import SpinError, UserError
@@ -56,7 +57,7 @@ def take_in(shared: NightPass) -> PassIntake:
     takers: list[tuple[str, ...]] = []
     numbers: list[int] = []
     empty: dict[str, str] = {}
-    groups = shared.list_groups()
+    groups = plan_files(shared.tables.out, shared.record, shared.number)
     for number, group in enumerate(groups):
         planned = plan_intake(group.files, shared.settings.data, bad=empty)
         tasks += [replace(task, index=len(tasks) + n) for n, task in enumerate(planned)]
@@ -133,10 +134,9 @@ def plan_shards(shared: NightPass, intake: PassIntake) -> tuple[NightPlan | None
         return None, errors
     store.create(KEPT, json.dumps(plan.types).encode())
     types = store.read_json(KEPT) or plan.types
-    if shared.record is not None:  # for a driver that publishes a run and does not know its pass
-        for night in shared.nights:
-            if night.name not in errors:
-                night.driver.run.store.create(KEPT, json.dumps(types).encode())
+    for night in shared.nights:  # for a driver that publishes a run and does not know its pass
+        if night.name not in errors:
+            night.driver.run.store.create(KEPT, json.dumps(types).encode())
     return replace(plan, types=types), errors
 
 

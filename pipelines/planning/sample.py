@@ -20,12 +20,13 @@ from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.files.shards import Shard
 from pipelines.data.intake import plan_night
 from pipelines.data.spool import PartSize, read_rows
-from pipelines.nightly.steps.classify_job import CALIBRATION, ClassifyJob, ModelJob
+from pipelines.nightly.steps.classify_job import CALIBRATION, ClassifyJob, ModelJob, pass_ending
 from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.dedup import DuplicateRows
 from pipelines.nightly.steps.intake_step import IntakeStep
-from pipelines.nightly.steps.run_records import ClassifyCounts, IntakeCounts
+from pipelines.nightly.steps.run_records import ClassifyCounts, IntakeCounts, PassCounts
 from pipelines.nightly.tables.night_records import RunRecord
+from pipelines.nightly.tables.passes import PassRecord
 from pipelines.planning.torch_threads import torch_threads
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import Registry
@@ -49,6 +50,8 @@ _PIECES = 8
 """number of pieces that the seconds of a sample are divided into, about"""
 _SHARDS = 16
 """most shards of the input that are sampled"""
+_RUN = "sample"
+"""name of the run"""
 _READING = 0.25
 """share of a sample's seconds after which no further task of the intake is done"""
 
@@ -162,7 +165,7 @@ def take_sample(
 
 
 def _pieces(
-    step: Step[ClassifyCounts], shards: Sequence[Shard], run: Store, seconds: float
+    step: Step[PassCounts], shards: Sequence[Shard], run: Store, seconds: float
 ) -> tuple[list[Piece[ClassifyCounts]], bool]:
     """Pieces of about equal size from all shards in turn, and whether all documents were used up in time."""
     for folder in ("cold", "warm"):
@@ -177,9 +180,15 @@ def _pieces(
         for number, part in enumerate(part for part in turns if part is not None):
             if pieces and time.perf_counter() >= until:
                 return pieces, False
-            pieces.append(_measure(step, replace(part, index=number), ShardLog(run)))
+            pieces.append(_of_run(_measure(step, replace(part, index=number), ShardLog(run))))
             advance(pieces[-1].rows)
     return pieces, True
+
+
+def _of_run(piece: Piece[PassCounts]) -> Piece[ClassifyCounts]:
+    """The piece of the only run of a pass."""
+    files = {ending.removeprefix(pass_ending("", 0)): data for ending, data in piece.files.items()}
+    return Piece(piece.counts.models[_RUN], piece.seconds, piece.read, files)
 
 
 def _readings(
@@ -213,12 +222,13 @@ def _job(run: Store, registry: Registry, version: str, model: Path, settings: Se
     if settings.backbone.dtype == "int8":
         files[CALIBRATION] = json.dumps(registry.calibration()).encode()
     record = RunRecord(
-        run="sample", date="2000-01-01", model=registry.name, model_version=version, token=0, begun="2000-01-01"
+        run=_RUN, date="2000-01-01", model=registry.name, model_version=version, token=0, begun="2000-01-01"
     )
     copy = ArtifactCopy.write(run / "model", files)
     decision = TrainedClassifier.open(model, settings).decision
     job = ModelJob(record, copy, DuplicateRows.none(run), sampled=sampled, decision=decision)
-    return ClassifyJob((job,), pa.schema([]))
+    alone = PassRecord(name=record.run, date=record.date, runs=(record.run,), begun=record.begun)
+    return ClassifyJob((job,), pa.schema([]), alone)
 
 
 def _measure(step: Step[C], shard: Shard, shard_log: ShardLog) -> Piece[C]:

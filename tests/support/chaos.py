@@ -17,7 +17,7 @@ from jobs import cli
 from pipelines.data.files.shards import Piece, Shard
 from pipelines.nightly import classify, classify_pass
 from pipelines.nightly.steps.classify_step import ClassifyStep
-from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.nightly.steps.run_records import PassCounts
 from pipelines.registry.night_summary import NightSummary
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
@@ -57,7 +57,7 @@ class ChaosStep(ClassifyStep):
 class CountingStep(ClassifyStep):
     """Writes a line for every shard that it has computed."""
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[PassCounts]:
         result = super().__call__(shard, attempt)
         with open(os.environ[LOG], "a", encoding="utf-8") as log:
             log.write(f"{shard.name}\n")
@@ -67,7 +67,7 @@ class CountingStep(ClassifyStep):
 class NodeStep(ClassifyStep):
     """Writes its node and shard into the file LOG of `data.train`, then waits until the file `LOG.go` exists."""
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ClassifyCounts]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[PassCounts]:
         log = self.data.train
         with open(log, "a", encoding="utf-8") as file:
             file.write(f"{ray.get_runtime_context().get_node_id()} {shard.name}\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
@@ -73,8 +72,8 @@ class ClassifyJob:
     """the models, of which at most one has a shadow"""
     kept: pa.Schema
     """kept columns with their types"""
-    record: PassRecord | None = None
-    """the pass, None for a run that classifies alone"""
+    record: PassRecord
+    """the pass"""
     forgotten: ForgottenIds = field(default_factory=ForgottenIds)
     """ids of documents of which nothing is read or written but their place in the input"""
 
@@ -82,14 +81,11 @@ class ClassifyJob:
         """The numbers of the models whose runs take a shard."""
         return [n for n, model in enumerate(self.models) if model.shards is None or shard.index in model.shards]
 
-    def combine(self, results: Mapping[int, StepResult[ClassifyCounts]]) -> StepResult[Any]:
+    def combine(self, results: Mapping[int, StepResult[ClassifyCounts]]) -> StepResult[PassCounts]:
         """The result of a shard from those of its models by number.
 
-        In a pass, the names of a model's files begin with the place of its run, and its counts are under the run.
+        The names of a model's files begin with the place of its run in the pass, and its counts are under the run.
         """
-        if self.record is None:
-            [only] = results.values()
-            return only
         files: dict[str, bytes] = {}
         for number, result in results.items():
             place = self.record.runs.index(self.models[number].run.run)
@@ -101,11 +97,6 @@ class ClassifyJob:
 def share_to_sample(settings: ClassifySettings, documents: int) -> float:
     """The share of the documents of a night that is kept as a sample, 0 where no causes of drift are named."""
     return sample_share(documents) if settings.drift_documents or settings.drift_words else 0.0
-
-
-def data_layout(run: str) -> LogLayout:
-    """Where the files of a run's shards are in an output: those of tables in the folders of the tables."""
-    return LogLayout(f"{RUNS}/{run}", {ending: f"{table}/{run}" for table, ending in ENDINGS.items()})
 
 
 def pass_layout(record: PassRecord) -> LogLayout:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,7 @@ from pipelines.nightly.steps.classify_job import CALIBRATION, ENDINGS, PROFILE, 
 from pipelines.nightly.steps.night_profile import NightProfile
 from pipelines.nightly.steps.pass_features import ModelRows, PassFeatures
 from pipelines.nightly.steps.reason_columns import reason_columns
-from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.nightly.steps.run_records import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.shadow import Shadow
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, file_rows
 from pipelines.service_errors import BadFileError
@@ -100,7 +99,7 @@ class ClassifyStep:
         """Run the backbone on a text that is known to be good. Raises what that raises."""
         self.features.check()
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[Any]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[PassCounts]:
         takers = self.job.takers(shard)
         try:
             documents = read_rows(shard, self.data, self.job.kept, self.job.forgotten)

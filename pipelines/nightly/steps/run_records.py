@@ -67,14 +67,15 @@ class ClassifyCounts(ShardCounts):
     def dead_letters(self) -> int:
         return self.dead
 
-    def tallies(self) -> Mapping[str | None, ShardTally]:
-        tally = ShardTally(documents=self.rows, tokens=self.tokens, dead_letters=self.reasons, exits=self.depths)
-        return {None: tally}
+    @property
+    def tally(self) -> ShardTally:
+        """What is counted of the shard as it ends."""
+        return ShardTally(documents=self.rows, tokens=self.tokens, dead_letters=self.reasons, exits=self.depths)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassCounts(ShardCounts):
-    """A shard that was classified for several models in one pass."""
+    """A shard that was classified for the models of a pass."""
 
     models: Mapping[str, ClassifyCounts]
     """counts of each model by the name of its run"""
@@ -89,7 +90,7 @@ class PassCounts(ShardCounts):
         return max((counts.dead for counts in self.models.values()), default=0)
 
     def tallies(self) -> Mapping[str | None, ShardTally]:
-        return {run: counts.tallies()[None] for run, counts in self.models.items()}
+        return {run: counts.tally for run, counts in self.models.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,10 +56,13 @@ class PassPlan:
 def plan_files(out: Store, record: PassRecord, number: int) -> list[FileGroup]:
     """The files of a pass, in groups that the same runs take: as they were planned, or planned now.
 
+    A pass of one run reads the files that its run lists.
     The order of the groups is that of their first files. `number` is that of the driver. Raises UserError if the list
     of a run, or that of the pass, is missing or damaged.
     """
     store = out / f"{RUNS}/{record.name}"
+    if len(record.runs) == 1:
+        return [FileGroup(record.runs, read_listing(store).files)]
     metadata = {"format": FORMAT, "runs": list(record.runs)}
     plan = create_plan(store, STAGE, metadata, PassPlan, partial(_list_files, out, store, record, number)).derived
     data = store.read(plan.listing)

@@ -1,7 +1,8 @@
-"""Passes: runs of several models of one date that read their documents together, with their shared work in one folder.
+"""Passes: the runs of a date that read their documents together, with their shared work in one folder.
 
-A run belongs to the pass in which it began, or to none. What is shared lies in `_runs/PASS/`: the spool, the shard log
-and the copies of the models. What a run publishes, and how it ended, lies in its own `_runs/RUN/`.
+A run belongs to the pass in which it began: one with runs of other models, or its own. What is shared lies in
+`_runs/PASS/`: the spool, the shard log and the copies of the models; the pass of a single run has its folder and name.
+What a run publishes, and how it ended, lies in its own `_runs/RUN/`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.nightly.tables.night_records import RUNS, find_nights, is_abandoned, now
+from pipelines.nightly.tables.night_records import RUNS, RunRecord, find_nights, is_abandoned, now
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, was_published
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
@@ -26,7 +27,7 @@ _PASS_NAME = re.compile(r"pass-\d{4}-\d{2}-\d{2}-[0-9a-f]{12}")
 
 @dataclass(frozen=True, kw_only=True)
 class PassRecord:
-    """The runs of a pass, written before any of them begins."""
+    """The runs of a pass. That of several runs is written before any of them begins."""
 
     name: str
     """name of the pass: its folder in the output is `_runs/NAME`"""
@@ -55,9 +56,11 @@ def begin_pass(out: Store, date: str, runs: Sequence[str]) -> PassRecord:
     return record
 
 
-def find_pass(out: Store, name: str) -> PassRecord | None:
-    """The record of a pass, None if it is not there."""
-    stored = out.read_json(f"{RUNS}/{name}/{PASS}")
+def find_pass(out: Store, run: RunRecord) -> PassRecord | None:
+    """The pass of a run, None if its record is not there."""
+    if run.shared_pass is None:
+        return PassRecord(name=run.run, date=run.date, runs=(run.run,), begun=run.begun)
+    stored = out.read_json(f"{RUNS}/{run.shared_pass}/{PASS}")
     return None if stored is None else from_json(PassRecord, stored)
 
 
@@ -71,8 +74,8 @@ def find_passes(out: Store, names: Sequence[str]) -> dict[str, PassRecord]:
 def number_driver(out: Store, name: str, tokens: Sequence[int]) -> int:
     """A number for a driver of a pass that no other one has; higher than that of every earlier one.
 
-    It stands in the names of what the driver writes, in place of the token of a run that classifies alone: the drivers
-    of a pass need not have claimed the same models. `tokens` are those of its claims, for whoever looks.
+    It stands in the names of what the driver writes: the drivers of a pass need not have claimed the same models.
+    `tokens` are those of its claims, for whoever looks.
     """
     number = max((int(key.rpartition("/")[2]) for key in out.list(f"{RUNS}/{name}/{_DRIVERS}")), default=0) + 1
     while not out.create(f"{RUNS}/{name}/{_DRIVERS}/{number:06d}", json.dumps({"tokens": list(tokens)}).encode()):

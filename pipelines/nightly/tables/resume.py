@@ -34,7 +34,7 @@ from pipelines.storage.stage_plan import StagePlan, create_plan, fingerprint, re
 from spin.errors import UserError
 
 _log = logging.getLogger(__name__)
-FORMAT = 7
+FORMAT = 8
 """of the plan of a nightly run; a run of another format is not continued"""
 STAGE = "classify"
 """name of the stage in the plan"""
@@ -206,9 +206,9 @@ def _require_whole_passes(
     runs = dict(zip([request.model for request in requests], found, strict=True))
     refused = {run.name: (model, run) for model, run in runs.items() if isinstance(run, RefusedRun)}
     for model, run in runs.items():
-        if not refused or not isinstance(run, ChosenRun) or run.published or run.record.shared_pass is None:
+        if not refused or not isinstance(run, ChosenRun) or run.published:
             continue
-        record = find_pass(tables.out, run.record.shared_pass)
+        record = find_pass(tables.out, run.record)
         waiting = [] if record is None else open_runs(tables, record)
         missing = [name for name in waiting if name in refused]
         if run.record.run not in waiting or not missing:
@@ -231,10 +231,10 @@ def _leave_divided_passes(
     """
     chosen = [run for run in runs if isinstance(run, ChosenRun)]
     going_on = {run.record.run for run in chosen}
-    passes = {run.record.shared_pass for run in chosen if not run.published}
+    passes = {name: run.record for run in chosen if not run.published and (name := run.record.shared_pass)}
     lacking: dict[str, str] = {}
-    for name in sorted(name for name in passes if name is not None):
-        record = find_pass(tables.out, name)
+    for name in sorted(passes):
+        record = find_pass(tables.out, passes[name])
         if record is None:
             lacking[name] = f"the record of its pass {name} is missing"
         elif others := [run for run in open_runs(tables, record) if run not in going_on]:

@@ -23,17 +23,16 @@ import pytest
 from pipelines.nightly import classify_pass, night_pass
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.report.night_report import NightReport
-from pipelines.nightly.steps.classify_job import data_layout
 from pipelines.nightly.tables.night_history import PredictionRow, list_nights, read_predictions
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, NightTables, read_rows
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import ShardLog
 from spin.classifier import TrainedClassifier
 from spin.estimator import SpinClassifier
 from spin.settings import Settings, parse_settings
 from tests.support import chaos, tiny
 from tests.support.chaos import FolderRegistry
 from tests.support.repository import ROOT
+from tests.support.shard_logs import open_shard_log
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray]
 DATE = "2026-03-01"
@@ -274,7 +273,7 @@ def test_a_killed_driver_loses_no_finished_work(project: Project, tmp_path: Path
     log, output, shards, workers = tmp_path / "log", f"{project.base}/out", 10, 2
     args = (project.tree, str(project.registry_fixture.folder), source, output, DATE)
 
-    shard_log = ShardLog(project.out, layout=data_layout(f"{DATE}-tiny-000001"))
+    shard_log = open_shard_log(project.out, f"{DATE}-tiny-000001")
 
     def count_committed() -> int:
         return len(shard_log.committed())

@@ -64,7 +64,8 @@ def make_outcome(counts: Any, tries: int = 1) -> ShardOutcome[Any]:
 
 def test_a_shard_of_one_model(recorded: Recorded) -> None:
     metrics = StageMetrics("classify", (A,))
-    metrics.count(make_outcome(make_counts(40, 1, {"3": 30, "-1": 9}), tries=3))
+    counts = PassCounts(rows=40, models={"run-a": make_counts(40, 1, {"3": 30, "-1": 9})})
+    metrics.count(make_outcome(counts, tries=3))
     labels = "model=a stage=classify"
     assert recorded == {
         ("spin_documents", labels): 40,

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,8 @@ from pipelines.data.spool import read_rows as read_rows_of_shard
 from pipelines.nightly import classify_pass, night_pass
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.steps import classify_step
-from pipelines.nightly.steps.classify_job import data_layout
 from pipelines.nightly.steps.classify_step import ClassifyStep
-from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.nightly.steps.run_records import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.shadow import Shadow
 from pipelines.nightly.tables.night_tables import DISAGREEMENTS, NightTables, read_rows
 from pipelines.service_errors import BadFileError
@@ -46,6 +45,7 @@ from tests.support import chaos, tiny
 from tests.support.browser import open_page
 from tests.support.chaos import FolderRegistry
 from tests.support.night_project import DATE, NightProject, call_before_stage, run_shards_here
+from tests.support.shard_logs import open_shard_log
 
 Row = dict[str, Any]
 CLASSES = ("good", "bad", "plain")
@@ -103,8 +103,8 @@ INVALID: list[Row] = [{"id": "x", "text": None}, {"id": "y", "text": " "}, dict(
 
 def read_outcomes(report: NightReport) -> list[ShardOutcome[ClassifyCounts]]:
     """Return the outcomes of the shards of a night, in order."""
-    shard_log = ShardLog(Store(report.output), layout=data_layout(report.run))
-    return list(shard_log.outcomes(ClassifyCounts).values())
+    outcomes = open_shard_log(Store(report.output), report.run).outcomes(PassCounts).values()
+    return [replace(outcome, counts=outcome.counts.models[report.run]) for outcome in outcomes]
 
 
 def collect_shard_digests(report: NightReport) -> dict[str, str]:
