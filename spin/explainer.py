@@ -71,7 +71,7 @@ def explain_text(
 def _share_tokens(
     backbone: Backbone, fitted: FittedClassifier, tokens: Tokens, features: Floats, weights: Sequence[TokenWeights]
 ) -> tuple[Floats, Ints]:
-    """What each of the t own tokens of a text contributes to each class (t, K), and the loudest one per neuron.
+    """The contributions (t, K) of the t own tokens of a text to each class, and the loudest token per neuron.
 
     `weights` are those of the K classes.
     """
@@ -91,7 +91,7 @@ def _share_tokens(
 def _weigh_terms(
     words: WordRegression | None, slopes: Floats, text: str
 ) -> tuple[tuple[TermContribution, ...], Floats | float]:
-    """What each term in a text adds to the logits of a head, and what the regression's intercept adds.
+    """The contributions of the terms in a text to the logits of a head, and that of the regression's intercept.
 
     `slopes` (K, K) are the head's for the regression's logits.
     """

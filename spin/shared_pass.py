@@ -231,7 +231,7 @@ class _Share:
 
 
 def _backbone_key(spin: TrainedClassifier) -> tuple[str | None, str]:
-    """What classifiers have in common that can share a pass: the weights, and all settings that change values."""
+    """A key that is equal for classifiers that can share a pass: the weights, and all settings that change values."""
     unused = frozenset() if spin.settings.long_texts == "windows" else _OF_WINDOWS
     return spin.backbone_digest, spin.settings.model_dump_json(exclude=set(_SOURCE | unused))
 
@@ -278,7 +278,7 @@ def _exit_depths(readers: Sequence[TrainedClassifier]) -> list[int]:
 
 
 def _positions(neurons: Neurons, segment: BlockSegment) -> dict[FeatureColumn, NDArray[np.int64]]:
-    """For each column that a segment reads, where some of its neurons are among the values of the segment."""
+    """The positions of some neurons among the values of a segment, for each column that it reads."""
     positions, offset = {}, 0
     for column, union in segment.neurons.items():
         assert union is not None

@@ -92,5 +92,5 @@ def _ranges(sites: Sequence[Site]) -> list[str]:
 
 
 def exit_name(depth: int) -> str:
-    """Where a document of this depth exited, for people: `by words` or `after block 3`."""
+    """The name of the exit of documents of this depth, for people: `by words` or `after block 3`."""
     return "by words" if depth == BY_WORDS else f"after block {depth}"

@@ -104,7 +104,7 @@ def read_activations(
 
 
 def count_tokens(backbone: Backbone, texts: Sequence[str], choose_rows: ChooseRows | None = None) -> Features:
-    """What the tokenizer reports of every text, without activations: for a classifier that reads none.
+    """The tokenizer's counts of every text, without activations: for a classifier that reads none.
 
     `choose_rows` is as in `read_activations`.
     """

@@ -21,7 +21,7 @@ StoreValues = Callable[[int, NDArray[np.int64], Floats], None]
 
 
 class TokenCounts:
-    """What the tokenizer reports of the texts: the counts of `Features`, which are filled portion by portion."""
+    """The tokenizer's counts of the texts, as in `Features`; they are filled portion by portion."""
 
     def __init__(self, backbone: Backbone, count: int) -> None:
         self.n_tokens, self.n_unknown = np.zeros(count, np.int32), np.zeros(count, np.int32)

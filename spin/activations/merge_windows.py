@@ -66,5 +66,5 @@ def _starts(owners: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _text_of(owners: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each window the number of the texts before its own."""
+    """(w,) the position of each window's text: the number of texts before it."""
     return np.cumsum(np.diff(owners, prepend=-1) != 0) - 1

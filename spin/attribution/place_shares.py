@@ -84,7 +84,7 @@ def _characters(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
 
 
 def _cover(starts: Ints, ends: Ints, count: int) -> NDArray[np.bool_]:
-    """Whether each of `count` characters is in any of some stretches."""
+    """Mask (count,) of the characters that are in any of some stretches."""
     steps = np.bincount(starts, minlength=count + 1) - np.bincount(ends, minlength=count + 1)
     covered: NDArray[np.bool_] = np.cumsum(steps)[:count] > 0
     return covered

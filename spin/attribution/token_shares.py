@@ -9,7 +9,7 @@ from spin.attribution.text_words import Ints
 
 
 def share_mean(values: Floats, owners: Ints, totals: Floats) -> Floats:
-    """What the tokens of texts contribute under mean pooling: they add up to `totals` (n, ...) per text.
+    """The contributions (t, ...) of tokens under mean pooling, which add up to `totals` (n, ...) per text.
 
     `values` (t, ...) are linear in the activations of the tokens that are pooled, and `owners` (t,) are their texts. A
     token has an equal part of the total, and what its value exceeds the mean of its text by, over their number: its
@@ -32,7 +32,7 @@ def sum_by_text(values: Floats, owners: Ints, count: int) -> Floats:
 
 
 def share_single(at: Ints, totals: Floats, count: int) -> Floats:
-    """What `count` tokens contribute under max, first and last pooling: the token `at` (any shape) has all of a total.
+    """The contributions of `count` tokens under other poolings: the token `at` (any shape) has all of a total.
 
     `totals` has the shape of `at`.
     """

@@ -1,4 +1,4 @@
-"""What the tokens of texts contribute to the logit of one class, from what was read of them.
+"""Contributions of the tokens of texts to the logit of one class, from the values that were read of them.
 
 Reasons read it in a pass over many texts, and the explanation of one text for each class.
 """
@@ -35,7 +35,7 @@ class TokenDirections:
 
 @dataclass(frozen=True)
 class TokenWeights:
-    """How the tokens of n texts count for one class each."""
+    """The weights of the tokens of n texts in the logit of one class each."""
 
     classes: Ints
     """(n,) indices of the classes"""
@@ -49,7 +49,7 @@ class TokenWeights:
 
 @dataclass(frozen=True)
 class TokenMasks:
-    """Which tokens of w windows of n texts are pooled. A text that is read at once has one window."""
+    """Masks of the tokens of w windows of n texts that are pooled. A text that is read at once has one window."""
 
     owners: Ints
     """(w,) the position of each window's text, ascending"""
@@ -80,7 +80,7 @@ class TokenMasks:
 
 @dataclass(frozen=True)
 class TokenReadings:
-    """What a pass has read of the tokens of B texts, or of windows of texts."""
+    """Values that a pass has read of the tokens of B texts, or of B windows of texts."""
 
     projections: Floats
     """(B, T, R) of the tokens onto the directions of all exits that are still ahead, summed over the mean columns"""
@@ -90,7 +90,7 @@ class TokenReadings:
     """(B, m) these values"""
 
     def select(self, rows: Sequence[int] | Ints, width: int) -> TokenReadings:
-        """Those of some texts, with the first `width` token positions."""
+        """The readings of some texts, with the first `width` token positions."""
         return TokenReadings(self.projections[rows, :width], self.positions[rows], self.maxima[rows])
 
     def extend(self, deeper: TokenReadings) -> TokenReadings:
@@ -106,7 +106,7 @@ class TokenReadings:
     def of_values(
         cls, values: Mapping[FeatureColumn, Floats], directions: TokenDirections, masks: TokenMasks
     ) -> TokenReadings:
-        """Those of windows whose activations (B, T, m) are given by column, as an engine computes them.
+        """The readings of windows from their activations (B, T, m) by column, as an engine computes them.
 
         Of several tokens with the same largest value the first one counts.
         """
@@ -120,7 +120,7 @@ class TokenReadings:
 
     @classmethod
     def stack(cls, parts: Sequence[TokenReadings]) -> TokenReadings:
-        """Those of several batches, padded on the right to the longest."""
+        """The readings of several batches, padded on the right to the longest."""
         width = max(part.projections.shape[1] for part in parts)
         padded = [np.pad(part.projections, ((0, 0), (0, width - part.projections.shape[1]), (0, 0))) for part in parts]
         return cls(

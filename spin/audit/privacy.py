@@ -20,7 +20,7 @@ FREQUENCY = "word frequency alone"
 
 @dataclass(frozen=True)
 class LeakFigures:
-    """What one kind of stored numbers reveals."""
+    """The leakage of one kind of stored numbers."""
 
     name: str
     numbers: int

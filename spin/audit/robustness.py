@@ -37,7 +37,7 @@ class GroupFigures:
 
 @dataclass(frozen=True)
 class PerturbationFigures:
-    """What one perturbation does at one severity, on the documents whose text it changed."""
+    """The effect of one perturbation at one severity, on the documents whose text it changed."""
 
     name: str
     severity: int
@@ -65,7 +65,7 @@ class PerturbationFigures:
 
     @property
     def loss(self) -> float:
-        """How much lower the metric is on the changed texts."""
+        """The metric on the original texts minus that on the changed ones."""
         return self.score_before - self.score
 
 

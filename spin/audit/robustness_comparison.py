@@ -15,7 +15,7 @@ from spin.labels.metrics import score
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """How much higher a version scores than the champion on the same texts, and an interval of that."""
+    """A version's score minus the champion's on the same texts, with an interval."""
 
     value: float
     """from -1 to 1; negative where the version scores lower"""
@@ -98,7 +98,7 @@ def compare_robustness(
 
 @dataclass(frozen=True)
 class _Pair:
-    """What the scores of both, and the interval of their difference, are computed by."""
+    """The targets and the metric by which both versions are scored and compared."""
 
     version: LabelSpace
     champion: LabelSpace

@@ -64,7 +64,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What an attack recovers of texts that it has not seen: shares of the words that occur, from 0 to 1."""
+    """The success of an attack on texts that it has not seen: shares of the words that occur, from 0 to 1."""
 
     every: float
     by_band: Mapping[str, float]
@@ -93,7 +93,7 @@ class WordAttack:
         return cls(vocabulary, *(word_presence(texts, vocabulary.words) for texts in (known, judged)))
 
     def recover(self, known: Floats, judged: Floats) -> Recovery:
-        """What is recovered from numbers of the judged texts (m, d), given those of the attacker's texts (n, d)."""
+        """The recovery from numbers of the judged texts (m, d), given those of the attacker's texts (n, d)."""
         return recover_words(self.vocabulary, (known, self.known), (judged, self.judged))
 
     def recover_share(self, known: Floats, judged: Floats) -> float:
@@ -101,7 +101,7 @@ class WordAttack:
         return self.recover(known, judged).every
 
     def recover_by_frequency(self) -> Recovery:
-        """What is recovered without any numbers."""
+        """The recovery without any numbers, from word frequencies alone."""
         nothing = np.zeros((self.judged.shape[0], 0), np.float32)
         return recover_words(self.vocabulary, None, (nothing, self.judged))
 

@@ -81,7 +81,7 @@ def find_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
 
 
 def _describe_mismatch(folder: Path, digest: str, expected: str, settings: BackboneSettings) -> str:
-    """How the files differ from those of the training, and what to do about it."""
+    """A clause on the difference between these files and those of the training, with what to do about it."""
     code = settings.trust_remote_code
     if cached_digest(folder, include_code=not code) == expected:
         was, now = ("off", "on") if code else ("on", "off")

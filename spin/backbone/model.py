@@ -310,7 +310,7 @@ class Backbone:
         return own.sum(1), (own & self.find_content(ids, mask > 0)).sum(1)
 
     def _special_tokens(self) -> Tensor:
-        """Whether a token is a special one, for each id of the vocabulary."""
+        """Mask of the special tokens, over the ids of the vocabulary."""
         special = torch.zeros(max(self.model.config.vocab_size, len(self.tokenizer)), dtype=torch.bool)
         special[torch.tensor(self.tokenizer.all_special_ids, dtype=torch.int64)] = True
         return special.to(self.device)

@@ -39,7 +39,7 @@ class PromisedBand:
 
 @dataclass(frozen=True)
 class ErrorPromise:
-    """What the test documents of a version prove of `decision.max_error`."""
+    """The proof of `decision.max_error` by the test documents of a version."""
 
     max_error: float
     """largest share of wrong labels among those that are given, from 0 to 1"""
@@ -103,7 +103,7 @@ def keep_promise(
 
 
 def describe_failure(documents: int, max_error: float) -> str:
-    """Why an error cannot be promised with so many test documents, and what to do."""
+    """A message that an error cannot be promised with so many test documents, and what to do."""
     return (
         f"decision.max_error {max_error:g} cannot be promised: not even for the documents with the most certain labels "
         f"do {documents:,} test documents prove it; raise it, label more test documents, or set decision.abstain"

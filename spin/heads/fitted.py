@@ -56,7 +56,7 @@ class ChoiceSummary(CandidateSummary):
 
 
 class UncappedChoice(BaseModel):
-    """What a choice would be without the cap on leakage."""
+    """A choice as it would be without the cap on leakage."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -131,7 +131,7 @@ class FittedClassifier:
         return tuple(exit for exit in self.exits if not exit.by_words)
 
     def decision(self, label_space: LabelSpace, settings: DecisionSettings) -> Decision:
-        """How this classifier decides: its own thresholds, unless the settings give a class another one.
+        """The decision rule of this classifier: its own thresholds, unless the settings give a class another one.
 
         Raises UserError for settings that do not fit the classes.
         """
@@ -200,7 +200,7 @@ class FittedClassifier:
         return FittedClassifier(selection, self.standardizer.keep(slice(len(selection))), exit.head, self.summary)
 
     def read_at(self, index: int, features: Floats, words: Floats | None) -> Floats:
-        """What the classifier at an exit reads of raw features (n, p) and the words' logits (n, K)."""
+        """The features that the classifier at an exit reads, from raw features (n, p) and the words' logits (n, K)."""
         if index == len(self.exits) or not self.exits[index].by_words:
             return features[:, : len(self.at(index).selection)]
         if self.selection.words:

@@ -115,7 +115,7 @@ class FeatureRows:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(n, p)"""
+        """The numbers of rows and of features (n, p)."""
         return self.values.shape[0], self.values.shape[1]
 
     def __len__(self) -> int:

@@ -160,7 +160,7 @@ def _largest_eta(search: Search, rule: Rule, leakage: Leakage) -> float | None:
 def _describe_cap(
     leakage: Leakage, uncapped: Mapping[Choice, Candidate], chosen: Mapping[Choice, Candidate]
 ) -> LeakageCap:
-    """What the cap costs, compared with the choices without it."""
+    """The cost of the cap, compared with the choices without it."""
     attack = leakage.attack
     return LeakageCap(
         max_leakage=leakage.most,

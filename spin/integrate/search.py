@@ -44,7 +44,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What the heads of a candidate, one per fold, predict of rows that they have not seen."""
+    """Predictions by the heads of a candidate, one per fold, for rows that they have not seen."""
 
     logits: tuple[Floats, ...]
     """(m, K) of each fold's validation rows, blended with those of the words"""
@@ -271,7 +271,7 @@ class Search:
     def fit_folds(
         self, selections: Sequence[Selection], penalties: Sequence[Penalty]
     ) -> list[list[tuple[LinearHead, Floats]]]:
-        """For each fold one head per penalty on its selection, with its validation logits (m, K)."""
+        """Fit one head per penalty on each fold's selection; return each with its validation logits (m, K)."""
         folds = list(zip(self.folds, selections, strict=True))
         fitted = fit_folds((fold.design(selection) for fold, selection in folds), penalties)
         return [
@@ -280,7 +280,7 @@ class Search:
         ]
 
     def held_out(self, candidate: Candidate) -> HeldOut:
-        """What a candidate predicts of each fold's validation rows, fitted again, and by which neurons.
+        """The predictions of a candidate, fitted again, for each fold's validation rows, with its neurons.
 
         The logits are not kept while the search runs: those of all candidates would take more memory than the features.
         """
@@ -305,7 +305,7 @@ class Search:
         self._add(Subset(rule, 0.0, 0), Penalty(words.strength), 0, 0.0, self._words_alone(blend), blend)
 
     def _blends(self, held_out: Sequence[Floats]) -> list[Blend | None]:
-        """How held-out logits of neurons may join those of the words: not at all (None), or in the best weights.
+        """The ways to join held-out logits of neurons with those of the words: not at all (None), or a blend.
 
         Where the neurons add nothing to the words, it is the words alone that are a candidate.
         """

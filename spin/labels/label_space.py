@@ -116,7 +116,7 @@ class LabelSpace:
         return y.astype(bool) if y.ndim == 2 else y[:, None] == np.arange(len(self))
 
     def probabilities(self, logits: Floats) -> Floats:
-        """(n, K) of logits (n, K): each row sums to 1, or in a multi-label task each class is independent."""
+        """The probabilities (n, K) of logits (n, K); rows sum to 1, except in a multi-label task."""
         if self.multilabel:
             from scipy.special import expit  # the other tasks do without SciPy, which a bare GPU machine may lack
 

@@ -65,7 +65,7 @@ def show_first(rows: Collection[int]) -> str:
 
 
 def describe_table(values: Any) -> str:
-    """What stands where one column was expected."""
+    """A description of values that stand where one column was expected, for a message."""
     if hasattr(values, "columns"):
         return f"a table with the columns {', '.join(map(str, values.columns))}"
     if hasattr(values, "shape"):

@@ -54,7 +54,7 @@ def score_samples(metric: str, true: Targets, predicted: Targets, counts: Floats
 
 
 class ClassFigures(BaseModel):
-    """How well one class is predicted, from 0 to 1."""
+    """The quality of the predictions of one class, from 0 to 1."""
 
     model_config = ConfigDict(frozen=True)
 

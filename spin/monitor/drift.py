@@ -40,7 +40,7 @@ class NeuronShift:
     """words that are more frequent in such documents than in the others of the night; empty where none are named"""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as `Drift.to_json` holds it."""
+        """The record as `Drift.to_json` holds it."""
         return {**asdict(self), "documents": list(self.documents), "words": list(self.words)}
 
     @classmethod
@@ -70,14 +70,14 @@ class Drift:
     """whether the property has moved by more than chance and more than is allowed"""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as the manifest and `report.json` hold it."""
+        """The record as the manifest and `report.json` hold it."""
         lists = {"now": list(self.now), "then": list(self.then), "moved": [shift.to_json() for shift in self.moved]}
         rounded = {"psi": round(self.psi, _DIGITS), "limit": round(self.limit, _DIGITS)}
         return {"name": self.name, **rounded, **lists, "drifted": self.drifted}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Drift:
-        """Return the drift of a record that `to_json` returned."""
+        """The drift of a record that `to_json` returned."""
         return cls(
             name=record["name"],
             psi=record["psi"],
@@ -90,7 +90,7 @@ class Drift:
 
 
 def measure(now: Profile, then: Profile, selection: Selection, allowed: float) -> list[Drift]:
-    """Return the drift of every property of some documents from a reference; `allowed` is the PSI that is no drift.
+    """The drift of every property of some documents from a reference; `allowed` is the PSI that is no drift.
 
     Empty where there are no documents to compare. Exits are compared where documents may take one, and what the
     tokenizer counts only over documents that the backbone read.
@@ -123,7 +123,7 @@ def measure(now: Profile, then: Profile, selection: Selection, allowed: float) -
 
 
 def stability(now: NDArray[np.int64], then: NDArray[np.int64]) -> float:
-    """Return the population stability index of two histograms (B,): the sum of (p − q) ln(p / q) over the bins.
+    """The population stability index of two histograms (B,): the sum of (p − q) ln(p / q) over the bins.
 
     It is the symmetric Kullback–Leibler divergence (Kullback and Leibler, 1951) of their shares p and q. Half a
     document is added to each bin, so that an empty bin does not make it infinite.
@@ -133,12 +133,12 @@ def stability(now: NDArray[np.int64], then: NDArray[np.int64]) -> float:
 
 
 def stability_limit(bins: int, n: int, m: int, allowed: float) -> float:
-    """Return what the index of n documents against m exceeds with probability `SIGNIFICANCE` if it is `allowed`.
+    """The limit that the index of n documents against m exceeds with probability `SIGNIFICANCE` under allowed drift.
 
-    Without drift, the index divided by (1/n + 1/m) has a chi-square distribution with B − 1 degrees of freedom
-    (Yurdakul, Statistical Properties of Population Stability Index, 2018); an allowed drift makes it non-central. So
-    chance is no drift where there are few documents, and a small drift causes no warning where there are very many,
-    while a test of "no change at all" would warn every night.
+    `allowed` is that drift as an index of its own. Without drift, the index divided by (1/n + 1/m) has a chi-square
+    distribution with B − 1 degrees of freedom (Yurdakul, Statistical Properties of Population Stability Index, 2018).
+    An allowed drift makes it non-central. So chance is no drift where there are few documents, and a small drift
+    causes no warning where there are very many. A test of "no change at all" would warn every night.
     """
     from scipy.stats import ncx2  # takes a second, and the workers of a night need none of it
 
@@ -147,13 +147,13 @@ def stability_limit(bins: int, n: int, m: int, allowed: float) -> float:
 
 
 def feature_names(selection: Selection) -> list[tuple[str, int]]:
-    """Return the column and the neuron of every feature, in order; a word's logit is of the column `words`."""
+    """The column and the neuron of every feature, in order; a word's logit is of the column `words`."""
     words = [("words", k) for k in range(selection.words)]
     return words + [(str(column), neuron) for column, neuron, _ in selection.rows()]
 
 
 def _neuron_drift(now: Profile, then: Profile, selection: Selection, allowed: float) -> Drift:
-    """Return the drift of the means of the neurons, and of the words' logits.
+    """The drift of the means of the neurons, and of the words' logits.
 
     The index of two normals d standard deviations apart is d².
 

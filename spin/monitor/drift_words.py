@@ -18,7 +18,7 @@ Words = Sequence[str]
 
 
 def different_words(text: str) -> tuple[str, ...]:
-    """Return the different words of a text in lower case, in order; of a long text those at its beginning."""
+    """The different words of a text in lower case, in order; of a long text those at its beginning."""
     words: dict[str, None] = {}
     for match in _WORD.finditer(text):
         words[match[0].casefold()] = None
@@ -28,7 +28,7 @@ def different_words(text: str) -> tuple[str, ...]:
 
 
 def frequent_words(group: Sequence[Words], others: Sequence[Words], count: int) -> tuple[str, ...]:
-    """Return at most `count` words that more of a group of documents have than of others, the least probable first.
+    """At most `count` words that more of a group of documents have than of others, the least probable first.
 
     The probability that a word is so frequent in the group by chance is that of Fisher's exact test (The Logic of
     Inductive Inference, 1935), which holds for few documents and for words that the others do not have; it is corrected

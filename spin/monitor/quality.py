@@ -27,7 +27,7 @@ BREAKS_ESTIMATE = ("labels", "scores", "neurons")
 
 @dataclass(frozen=True)
 class QualitySums:
-    """What documents with a label contribute to an estimate of its quality; the sums of parts of a set add up.
+    """Sums over labelled documents from which quality is estimated; the sums of parts of a set add up.
 
     Expected numbers are sums of calibrated probabilities, and variances those of the true numbers given these.
     """

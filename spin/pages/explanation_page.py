@@ -140,7 +140,7 @@ def explanation_page(
     neurons: int = NEURONS,
     title: str = "Explanation of a prediction",
 ) -> str:
-    """Return the HTML of an explanation: words, layers, sum and neurons per class, the likeliest class first.
+    """The HTML of an explanation: words, layers, sum and neurons per class, the likeliest class first.
 
     `drivers` holds the training documents on which a neuron is high. A reader can select each of the
     `SELECTABLE_CLASSES` classes with the largest logits; the page lists the logits of all classes.
@@ -165,13 +165,13 @@ def explanation_page(
 
 
 def shown_neurons(explanation: Explanation, count: int = NEURONS) -> set[tuple[str, int]]:
-    """Return (column, neuron) of the neurons that a page lists: those with the largest contributions per class."""
+    """The neurons that a page lists, as column and index: those with the largest contributions per class."""
     by_class = (explanation.top(count, explanation.classes[k]) for k in explanation.ranked[:SELECTABLE_CLASSES])
     return {(str(neuron.column), neuron.neuron) for neurons in by_class for neuron in neurons}
 
 
 def _panel(explanation: Explanation, drivers: Drivers, k: int, count: int) -> Panel:
-    """Return everything about class k, with `count` neurons."""
+    """The panel of class k, with `count` neurons."""
     bias, logit = float(explanation.bias[k]), float(explanation.logits[k])
     shown_bias, shown_logit = rounded_levels([bias, logit - bias], logit)
     layers = layer_map(explanation, k)
@@ -196,7 +196,7 @@ def _panel(explanation: Explanation, drivers: Drivers, k: int, count: int) -> Pa
 
 
 def _words(explanation: Explanation, k: int) -> WordContributions:
-    """Return the text in segments, with the contribution of each word to class k."""
+    """The text in segments, with the contribution of each word to class k."""
     by_word = explanation.word_contributions[:, k]
     segments: list[Segment] = []
     last, in_words = 0, 0.0

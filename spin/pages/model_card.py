@@ -26,7 +26,7 @@ _TAGS = ["text-classification", "probing", "sparsity", "interpretability"]
 
 @dataclass(frozen=True)
 class ScoreInterval:
-    """How certain a score is, with 95 % confidence, by the bootstrap over the test documents."""
+    """The interval of a score with 95 % confidence, by the bootstrap over the test documents."""
 
     low: float
     high: float
@@ -67,7 +67,7 @@ class ContenderResult:
 
 @dataclass(frozen=True)
 class QualityFacts:
-    """What nights estimate the quality of their labels by, and how exactly they can."""
+    """The documents by which nights estimate the quality of their labels, and the precision of these estimates."""
 
     documents: int
     """test documents whose logits and classes the version carries; each is independent of the others"""
@@ -152,7 +152,7 @@ class NeuronTable:
 
 
 def model_card(facts: CardFacts) -> str:
-    """Return the card as Markdown with YAML metadata."""
+    """The card as Markdown with YAML metadata."""
     body = render(
         "spin.pages/model_card.md.j2",
         facts=facts,
@@ -168,12 +168,12 @@ def model_card(facts: CardFacts) -> str:
 
 
 def card_text(card: str) -> str:
-    """Return a card without its metadata, for a reader that would show them as text."""
+    """A card without its metadata, for a reader that would show them as text."""
     return ModelCard(card).text.lstrip("\n") if card.startswith("---\n") else card
 
 
 def _metadata(facts: CardFacts) -> ModelCardData:
-    """Return what a model hub indexes; the language of the corpus is not known."""
+    """The metadata that a model hub indexes; the language of the corpus is not known."""
     results = None
     if facts.tested is not None:
         metrics = {"accuracy": facts.tested.accuracy, "f1": facts.tested.macro_f1}
@@ -200,7 +200,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
 
 
 def _class_counts(facts: CardFacts) -> dict[str, list[int]]:
-    """Return the number of documents per class and split."""
+    """The number of documents per class and split."""
     indicator = facts.label_space.indicator(facts.y)
     rows = [rows_in_split(facts.splits, name) for name in SPLITS]
     return {

@@ -21,7 +21,7 @@ THOUSAND = 1000
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a classifier gives for n labelled documents under one abstention band."""
+    """The labels of a classifier for n labelled documents under one abstention band."""
 
     abstain: float
     """the band; a document within it does not exit early, and gets no label"""
@@ -63,7 +63,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Prices:
-    """What documents cost, in the currency of the user."""
+    """Prices of computing, reviews and errors, in the currency of the user."""
 
     errors: ErrorCosts
     review: float
@@ -100,7 +100,7 @@ class OperatingPoint:
 
     @property
     def total(self) -> float:
-        """By the labels."""
+        """The sum of the costs, with those of errors by the labels."""
         return self.compute + self.review + self.realised
 
 

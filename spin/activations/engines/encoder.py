@@ -142,7 +142,7 @@ class NeuronEncoder(nn.Module):
 
 
 class _SiteReading(NamedTuple):
-    """What is read at a site."""
+    """Outputs of a forward pass at one site."""
 
     pooled: dict[FeatureColumn, Tensor]
     """(B, n neurons) of each column"""
@@ -227,7 +227,7 @@ class _NeuronGather(nn.Module):
         return linear.requires_grad_(False)
 
     def forward(self, values: Tensor, mask: Tensor, content: Tensor, own: Tensor | None = None) -> _SiteReading:
-        """What is pooled of each column, and of its tokens, from a site's values (B, T, width) and masks (B, T)."""
+        """The pooled values of each column, and readings of its tokens, by values (B, T, width) and masks (B, T)."""
         gathered = values
         if self.gather_first:
             gathered = self._gather(values)
@@ -291,7 +291,7 @@ def _own_content(content: Tensor, own: Tensor) -> Tensor:
 
 @contextmanager
 def _resume_after(backbone: Backbone, start: int, hidden: Tensor | None) -> Iterator[None]:
-    """Within the context a forward pass skips the first `start` blocks and goes on from `hidden` (B, T, hidden size).
+    """Let forward passes within the context skip the first `start` blocks and begin at `hidden` (B, T, hidden size).
 
     Without `hidden` nothing is skipped. The model itself makes masks and positions as ever, so this holds for all
     families.

@@ -1,4 +1,4 @@
-"""What an engine returns of a batch of documents that ran through a segment of blocks."""
+"""The output of an engine for a batch of documents that ran through a segment of blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spin.attribution.token_sums import TokenReadings
 
 
 class SegmentOutput(NamedTuple):
-    """What a segment of blocks returns for a batch of documents."""
+    """The output of a segment of blocks for a batch of documents."""
 
     values: Floats
     """(B, p) float32 of the segment's columns side by side"""
@@ -25,7 +25,7 @@ class SegmentOutput(NamedTuple):
 
 
 def read_tokens(segment: BlockSegment, outputs: Sequence[NDArray[Any]], width: int) -> TokenReadings | None:
-    """What the outputs of a segment's `NeuronEncoder`, without hidden states, hold of `width` tokens per text."""
+    """The readings of `width` tokens per text in the outputs of a segment's `NeuronEncoder`, without hidden states."""
     if segment.directions is None:
         return None
     values, *others = outputs

@@ -85,9 +85,10 @@ class Regressions:
         return scores.softmax(-1) if self.exclusive else scores.sigmoid()
 
     def bregman(self, probabilities: Tensor, moved: Tensor) -> Tensor:
-        """By how much the loss (…, K or 1) rises above its tangent when scores of these probabilities move.
+        """The rise of the loss (…, K or 1) above its tangent when scores of these probabilities move.
 
-        log E exp(m - E m) over the outcomes, summed without the cancellation that float32 would blur.
+        It is log E exp(m - E m) over the outcomes (the Bregman divergence of log-sum-exp). Computed as
+        log(1 + E[exp(m - E m) - 1 - (m - E m)]), it does not lose a small rise to cancellation in float32.
         """
         if self.exclusive:
             centred = moved - (probabilities * moved).sum(-1, keepdim=True)
@@ -96,7 +97,7 @@ class Regressions:
         return (probabilities * _excess(yes) + (1 - probabilities) * _excess(no)).log1p()
 
     def scores(self, V: Tensor, scales: Tensor) -> Tensor:
-        """(P, n, B, K) of all rows."""
+        """(P, n, B, K) the scores of all rows."""
         weights = (scales * V).flatten(2)
         return torch.cat([_multiply(block, weights) for block in self.blocks], 1).unflatten(2, V.shape[2:])
 
@@ -168,7 +169,11 @@ class _Batch:
         return _Batch(**{f.name: taken(getattr(self, f.name)) for f in fields(self)})
 
     def step(self, of: Regressions) -> None:
-        """One proximal gradient step from a point ahead of V, undone for a regression whose step was too long."""
+        """Take one proximal gradient step from a point ahead of V; a regression whose step is too long stays.
+
+        A step is too long where the quadratic with curvature 1 / step size, which touches the loss at the point ahead,
+        lies below the loss at the new point (Beck & Teboulle 2009).
+        """
         momentum = (1 + (1 + 4 * self.momentum**2).sqrt()) / 2
         pace = ((self.momentum - 1) / momentum)[:, None, :, None]
         ahead = self.V + pace * (self.V - self.old_V)
@@ -176,9 +181,12 @@ class _Batch:
         new = self._shrink(ahead - gradient / self.curvature[:, None, :, None])
         move = new - ahead
         new_scores, rise = self._move(of, pace, move)
+        # rounding may differ among members: the first one's numbers decide, so that all take the same steps
         length, slope = of.group.broadcast(torch.stack([(move**2).sum((1, 3)), (move * (new - self.V)).sum((1, 3))]))
+        # move points along minus the generalised gradient: a negative product with the step from V means uphill
         fits, uphill = rise <= self.curvature / 2 * length, slope < 0
         self.momentum = torch.where(fits, torch.where(uphill, 1, momentum), self.momentum)
+        # each step that fits lets the next one be longer, so that the curvature may also fall along the path
         self.curvature = (self.curvature * torch.where(fits, 0.9, 2.0)).clamp(min=1e-6)
         fits = fits[:, None, :, None]
         self.old_V, self.V = torch.where(fits, self.V, self.old_V), torch.where(fits, new, self.V)
@@ -217,6 +225,7 @@ class _Batch:
         V, l1, l2 = self.V[:, :-1], self.l1[:, None, :, None], self.l2[:, None, :, None]
         slope = of.of_features(gradient[:, :-1] + l2 * V)
         if of.basis is None:
+            # the distance of the negative slope from the subdifferential of l1 |V|_1
             distance = torch.where(V != 0, (slope + l1 * V.sign()).abs(), (slope.abs() - l1).clamp(min=0))
         else:
             distance = slope.abs()
@@ -239,13 +248,13 @@ def _multiply(block: Tensor, weights: Tensor) -> Tensor:
 
 
 def _excess(m: Tensor) -> Tensor:
-    """exp(m) - 1 - m, by its series where float32 would cancel."""
+    """exp(m) - 1 - m, by its series below 0.02, where the difference would cancel in float32."""
     return torch.where(m.abs() < 0.02, m**2 * (0.5 + m / 6), m.expm1() - m)
 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Matrix products without TF32, whatever the process has set: its ten bits of mantissa would hide the violation."""
+    """Compute matrix products without TF32 within the context: its ten bits of mantissa would hide the violation."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

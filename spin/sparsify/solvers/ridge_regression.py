@@ -64,10 +64,10 @@ def factorize_gram(gram: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
 
 
 def predict_left_out(X: Floats, targets: NDArray[np.bool_], penalties: Sequence[float]) -> list[Floats]:
-    """For each penalty (n, K): each row's prediction by the ridge regression on all other rows, from features (n, p).
+    """The predictions (n, K) of rows by ridge regressions on all other rows, for each penalty, from features (n, p).
 
-    In the dual form or, for fewer features than rows, in the primal one: the smaller of the matrices (n, n) and (p, p)
-    is inverted.
+    They are computed in the dual form or, for fewer features than rows, in the primal one. So the smaller of the
+    matrices (n, n) and (p, p) is inverted.
     """
     features, Y = torch.from_numpy(X - X.mean(0)), torch.from_numpy(targets).float()
     if X.shape[1] >= len(X):
