@@ -24,7 +24,7 @@ class Regressions:
 
     blocks: Iterable[Tensor]
     """(P, m, width + 1) each: blocks of the n rows, which are gone through twice per step and may be read from a disk.
-    The last column is 1: its row of V is the intercept, which is not penalised."""
+    The last column is 1: its row of V is the intercept, which is not penalised"""
     targets: Tensor
     """(n, B, K) of 0 and 1, or (P, n, B, K) if each design has its own rows"""
     weights: Tensor
@@ -32,16 +32,17 @@ class Regressions:
     scales: Tensor
     """(width + 1, B, 1), or that of each design: d, 1 for the intercept"""
     l1: Tensor
-    """(P, B)"""
+    """(P, B) factor of |V|_1"""
     l2: Tensor
-    """(P, B)"""
+    """(P, B) factor of |V|^2 / 2"""
     exclusive: bool
     """whether a row has exactly one of the outputs (softmax), or each is independent (sigmoid)"""
     group: ProcessGroup
     """the processes that hold the other rows"""
     basis: Tensor | None = None
-    """(p, width) or (P, p, width) orthonormal, if V are coordinates in it of weights of p features: violations and
-    slopes are those of the features, as without a basis. An l1 penalty, which depends on the coordinates, must be 0"""
+    """(p, width) or (P, p, width) orthonormal, if V are coordinates in it of weights of p features. Violations and
+    slopes are then those of the features, as without a basis. An l1 penalty must be 0, since it depends on coordinates
+    """
 
     def solve(self, start: Tensor, limit: Tensor, max_checks: int) -> Tensor:
         """The minimisers (P, width + 1, B, K), to within a violation of `limit` (P, B) of the optimality conditions.
@@ -81,7 +82,7 @@ class Regressions:
         return (self.basis @ slopes.flatten(2)).unflatten(2, slopes.shape[2:])
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """The probability of each output, (…, K)."""
+        """(…, K) the probability of each output, by its score."""
         return scores.softmax(-1) if self.exclusive else scores.sigmoid()
 
     def bregman(self, probabilities: Tensor, moved: Tensor) -> Tensor:
@@ -129,8 +130,9 @@ class _Batch:
     index: Tensor
     """(P, B) their positions among all regressions"""
     l1: Tensor
-    """(P, B)"""
+    """(P, B) factor of |V|_1"""
     l2: Tensor
+    """(P, B) factor of |V|^2 / 2"""
     targets: Tensor
     """(P, n, B, K)"""
     weights: Tensor
@@ -140,10 +142,11 @@ class _Batch:
     V: Tensor
     """(P, width + 1, B, K)"""
     scores: Tensor
-    """(P, n, B, K) at V"""
+    """(P, n, B, K) scores of the rows at V"""
     old_V: Tensor
     """V before the last step"""
     old_scores: Tensor
+    """scores at `old_V`"""
     momentum: Tensor
     """(P, B) t of FISTA"""
     curvature: Tensor
@@ -174,6 +177,7 @@ class _Batch:
         A step is too long where the quadratic with curvature 1 / step size, which touches the loss at the point ahead,
         lies below the loss at the new point (Beck & Teboulle 2009).
         """
+        # t' = (1 + sqrt(1 + 4 t^2)) / 2, and the point ahead is V + (t - 1) / t' (V - old V)
         momentum = (1 + (1 + 4 * self.momentum**2).sqrt()) / 2
         pace = ((self.momentum - 1) / momentum)[:, None, :, None]
         ahead = self.V + pace * (self.V - self.old_V)
@@ -194,7 +198,7 @@ class _Batch:
         self.scores = torch.where(fits, new_scores, self.scores)
 
     def _ahead(self, pace: Tensor, rows: slice) -> Tensor:
-        """(P, m, B, K) the scores of some rows at the point ahead of V."""
+        """(P, m, B, K) the scores of some rows at the point ahead of V: without a product, as they are linear in V."""
         scores = self.scores[:, rows]
         return scores + pace * (scores - self.old_scores[:, rows])
 
@@ -218,7 +222,7 @@ class _Batch:
     def violation(self, of: Regressions) -> Tensor:
         """(P, B) the largest violation of the optimality conditions.
 
-        Takes both scores afresh: steps only add to them, and the momentum lets rounding errors grow.
+        Both scores are computed afresh: steps only add to them, and the momentum lets rounding errors grow.
         """
         self.scores, self.old_scores = of.scores(self.V, self.scales), of.scores(self.old_V, self.scales)
         gradient = of.gradient(lambda rows: self._residual(of, self.scores[:, rows], rows), self.scales)
@@ -232,7 +236,7 @@ class _Batch:
         return torch.maximum(distance.amax((1, 3)), gradient[:, -1].abs().amax(2))
 
     def _shrink(self, V: Tensor) -> Tensor:
-        """The proximal map of the elastic net, which leaves the intercept as it is."""
+        """The proximal map of the elastic net, which leaves the intercept as it is: shrink by l1, divide by l2."""
         l1, l2 = ((x / self.curvature)[:, None, :, None] for x in (self.l1, self.l2))
         shrunk = V.sign() * (V.abs() - l1).clamp(min=0) / (1 + l2)
         shrunk[:, -1] = V[:, -1]
