@@ -131,13 +131,13 @@ class _Stopped:
     """Texts that stopped at the same classifier, and what contributes to the logit of the class of each."""
 
     rows: NDArray[np.int64]
-    """(n,)"""
+    """(n,) indices of the texts"""
     contributions: Floats
-    """(n, p) of neurons"""
+    """(n, p) contributions of neurons"""
     of_words: Floats
-    """(n, K) of a unit of each of the words' logits"""
+    """(n, K) contribution of a unit of each of the words' logits"""
     words: WordSums
-    """through neurons"""
+    """contributions of words through neurons"""
 
     @classmethod
     def concatenate(cls, parts: Sequence[_Stopped]) -> _Stopped:

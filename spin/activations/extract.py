@@ -42,8 +42,8 @@ _MOST_MEAN = 256
 Progress = Callable[[int], None]
 """takes the number of documents that were completed since the last call"""
 KeepMask = Callable[[int, NDArray[np.int64], Floats], NDArray[np.bool_]]
-"""takes the index of a segment, the indices (n,) of some texts and all values (n, p) that were read of them so far;
-returns a mask (n,) of the texts that go on into the next segment; the others exit"""
+"""takes the index of a segment, the indices (n,) of some texts and all values (n, p) that were read of them so far.
+Returns a mask (n,) of the texts that go on into the next segment. The others exit"""
 
 
 def extract(

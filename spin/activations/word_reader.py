@@ -60,8 +60,8 @@ class WordReader:
     ) -> None:
         """Read the words of the texts `rows` (n,), which stop after segment `index` with all their values (n, p).
 
-        `padded` are the token ids and the mask of their windows, `owners` (w,), ascending, the positions of these in
-        `rows`, and `readings` what all segments so far have read of the windows.
+        `padded` are the token ids and the mask of the texts' windows. `owners` (w,), ascending, are the positions of
+        the windows' texts in `rows`. `readings` are those of the windows by all segments so far.
         """
         if not len(rows):
             return

@@ -41,8 +41,8 @@ def add_places(owners: Ints, starts: Ints, ends: Ints, sums: Floats, places: Pla
     """Owners, starts, ends and sums of words, with those of the places that lie in them.
 
     Takes those of w words, owners ascending, sums (w, ...). The characters of a place have equal parts of its sum, and
-    a character that is in several words is of the first. Characters of places that are in no word, such as those
-    beyond the limit of a backbone, are words of their own: they come after the others.
+    a character that is in several words is of the first. Characters of places that are in no word, such as those beyond
+    the limit of a backbone, are words of their own. They come after the others.
     """
     if not len(places.owners):
         return owners, starts, ends, sums

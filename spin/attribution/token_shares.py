@@ -12,9 +12,9 @@ def share_mean(values: Floats, owners: Ints, totals: Floats) -> Floats:
     """The contributions (t, ...) of tokens under mean pooling, which add up to `totals` (n, ...) per text.
 
     `values` (t, ...) are linear in the activations of the tokens that are pooled, and `owners` (t,) are their texts. A
-    token has an equal part of the total, and what its value exceeds the mean of its text by, over their number: its
-    own activation, less an equal part of the training mean. An engine may round differently from a second forward
-    pass; the totals are the engine's.
+    token has an equal part of the total, plus the excess of its value over the mean of its text, divided by the number
+    of tokens. This is its own activation, less an equal part of the training mean. An engine may round differently from
+    a second forward pass; the totals are the engine's.
     """
     counts = np.bincount(owners, minlength=len(totals)).reshape(-1, *[1] * (values.ndim - 1))
     means = sum_by_text(values, owners, len(totals)) / np.maximum(counts, 1)

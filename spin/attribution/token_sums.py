@@ -21,7 +21,7 @@ from spin.sites import FeatureColumn
 class TokenDirections:
     """The directions onto which the activations of tokens are projected.
 
-    What a token contributes to any class under mean pooling follows from these projections, so that the activations
+    The contribution of a token to any class under mean pooling follows from these projections. So the activations
     themselves, of many neurons per token, stay where they were computed.
     """
 
@@ -87,7 +87,7 @@ class TokenReadings:
     positions: NDArray[np.int64]
     """(B, m) the token with the largest value of each neuron that is pooled by max"""
     maxima: Floats
-    """(B, m) these values"""
+    """(B, m) the largest value of each of these neurons"""
 
     def select(self, rows: Sequence[int] | Ints, width: int) -> TokenReadings:
         """The readings of some texts, with the first `width` token positions."""
@@ -181,8 +181,8 @@ def find_loudest_tokens(
 ) -> Ints:
     """The token (p,) of one text with the largest share of what each neuron contributes, counted through all windows.
 
-    `values` (w, T, m) are the activations that `readings` are of, `totals` (p,) the pooled ones less their training
-    means, and `columns` says where the neurons of each column stand among these.
+    `values` (w, T, m) are the activations that `readings` are of. `totals` (p,) are the pooled ones less their training
+    means. `columns` gives the positions of each column's neurons among these.
     """
     at, has_all = find_single_tokens(readings, masks, columns)
     loudest = np.empty(len(totals), np.int64)

@@ -24,9 +24,9 @@ class WordSums:
     starts: Ints
     """(w,) where the word starts in its text"""
     ends: Ints
-    """(w,)"""
+    """(w,) where the word ends in its text"""
     sums: Floats
-    """(w,) contributions"""
+    """(w,) the contribution of each word"""
 
     @classmethod
     def of_tokens(cls, classes: Ints, words: TextWords, by_token: Floats) -> WordSums:

@@ -30,7 +30,7 @@ class GroupFigures:
     accuracy_before: float
     """share of right labels of the original texts, from 0 to 1; of one class, its recall"""
     accuracy: float
-    """the same of the changed texts"""
+    """share of right labels of the changed texts, or recall"""
     flips: float
     """share of documents whose label changed"""
 
@@ -57,7 +57,7 @@ class PerturbationFigures:
     ece_before: float
     """expected calibration error of the original texts"""
     ece: float
-    """the same of the changed texts"""
+    """expected calibration error of the changed texts"""
     by_class: Mapping[str, GroupFigures]
     """by true class; a document of several classes counts for each"""
     by_exit: Mapping[int, GroupFigures]
@@ -123,13 +123,13 @@ class RobustnessMeasurement:
 
     report: RobustnessReport
     label_space: LabelSpace
-    """of all targets here"""
+    """the label space of all targets here"""
     y: Targets
-    """(n,) or (n, K) true"""
+    """(n,) or (n, K) true targets"""
     given: Targets
-    """(n,) or (n, K) predicted for the original texts, without the abstention band"""
+    """(n,) or (n, K) targets predicted for the original texts, without the abstention band"""
     changed: tuple[ChangedLabels, ...]
-    """in the order of `report.figures`"""
+    """labels of the changed texts, in the order of `report.figures`"""
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,9 @@ class _Judged:
 
     label_space: LabelSpace
     y: Targets
-    """true"""
+    """true targets"""
     given: Targets
-    """predicted, without the abstention band"""
+    """predicted targets, without the abstention band"""
     probabilities: Floats
     exit_depth: NDArray[np.int32]
 

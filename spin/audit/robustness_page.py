@@ -26,7 +26,7 @@ class Example:
     name: str
     description: str
     texts: tuple[str, ...]
-    """at each severity"""
+    """the changed sentence at each severity"""
 
 
 def robustness_page(

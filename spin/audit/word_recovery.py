@@ -128,7 +128,7 @@ def recover_words(
     """Attack numbers (m, d) of the judged texts with a ridge regression fitted on those of the attacker's texts (n, d).
 
     Both come with the presence of the words (n, v). Of a text with k words the attack names the k words with the
-    largest predicted presence: it is given their number, which the length of a text roughly shows. Without known texts
+    largest predicted presence. It is given their number, which the length of a text roughly shows. Without known texts
     it names the most frequent words.
     """
     values, presence = judged

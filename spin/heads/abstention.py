@@ -55,10 +55,10 @@ def choose_band(
 ) -> PromisedBand | None:
     """The narrowest abstention band under which at most `max_error` of the labels are wrong; None if there is none.
 
-    `exits` are those at which documents may stop. With probability 1 - `RISK` over the draw of the test documents,
-    which must be independent, the error holds for all documents like them, whatever the number of bands. This is
-    fixed-sequence testing (Angelopoulos et al., Learn then Test, 2021), from a wide band to narrower ones. It stops at
-    the first band for which the binomial test of "the error is larger" does not reject at level `RISK`. In a
+    `exits` are those at which documents may stop. With probability 1 - `RISK` over the draw of the test documents, the
+    error holds for all documents like them, whatever the number of bands. The test documents must be independent. This
+    is fixed-sequence testing (Angelopoulos et al., Learn then Test, 2021), from a wide band to narrower ones. It stops
+    at the first band for which the binomial test of "the error is larger" does not reject at level `RISK`. In a
     multi-label task a label is wrong if any of its classes is.
     """
     from scipy.stats import binom  # takes a second, and most classifiers promise nothing

@@ -24,8 +24,8 @@ class EarlyExit:
     depth: int
     """number of blocks that have run; `BY_WORDS` for the exit before the backbone"""
     head: LinearHead
-    """on the standardised features of these blocks, which are the first of the full selection, or by words on the
-    logits (n, K) of the word regression; calibrated"""
+    """calibrated, on the standardised features of these blocks, which are the first of the full selection; by words on
+    the logits (n, K) of the word regression"""
     threshold: float
     """confidence from which a document stops here; above 1 none does"""
 

@@ -49,7 +49,7 @@ class ChoiceSummary(CandidateSummary):
     valid_ece: float
     """expected calibration error on the validation rows, after calibration"""
     valid_ece_uncalibrated: float
-    """the same before calibration"""
+    """expected calibration error on the validation rows, before calibration"""
     exits: tuple[ExitSummary, ...]
     thresholds: Mapping[str, float] | None = None
     """the threshold of every class that validation chose; None: the most probable class, or those from one half on"""

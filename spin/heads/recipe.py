@@ -52,4 +52,4 @@ class ClassifierRecipe:
 
     head: HeadRecipe
     exits: tuple[ExitRecipe, ...]
-    """shallow first"""
+    """the heads of the exits, shallow first"""

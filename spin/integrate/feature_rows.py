@@ -22,7 +22,7 @@ BLOCK_BYTES = 1 << 24
 class RowFile:
     """Values (n, p) of one type in a temporary file without a name, which ends with the process however that ends.
 
-    A slice of rows is mapped into memory for as long as it is in use, so that the file never adds to the memory of the
+    A slice of rows is mapped into memory for as long as it is in use. So the file never adds to the memory of the
     process.
     """
 

@@ -62,7 +62,7 @@ class FoldSearch:
     cut: FeatureCut
     """holds the features of every selection"""
     probes: Probes
-    """that have not seen the validation rows"""
+    """probes that have not seen the validation rows"""
     fold: Fold
 
     def design(self, part: Selection) -> Design:

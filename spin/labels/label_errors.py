@@ -20,8 +20,8 @@ class LabelCheck:
     predicted: Targets
     """what the model predicts: class indices (n,), or booleans (n, K) in a multi-label task"""
     margin: Floats
-    """(n,) probability of the predicted class minus that of the given one, 0 where they are equal; in a multi-label
-    task the largest of any class's two sides"""
+    """(n,) probability of the predicted class minus that of the given one, 0 where they are equal. In a multi-label
+    task it is the largest of any class's two sides"""
 
     @classmethod
     def of(cls, probabilities: Floats, y: Targets, label_space: LabelSpace) -> LabelCheck:

@@ -39,9 +39,9 @@ class LabelSpace:
     ) -> LabelSpace:
         """The label space of labels that are all strings, or all lists of strings; classes are sorted by value.
 
-        Raises UserError unless there are at least two classes, each class has a document to train and one to validate
-        (two in all where labels are few, and of two of the `groups` that cross-validation does not divide), and no
-        class is on every document that trains.
+        Raises UserError unless there are at least two classes, none of them on every document that trains. Each class
+        also needs a document to train and one to validate. Where labels are few, it needs two in all, which are in two
+        of the `groups` that cross-validation does not divide.
         """
         kinds = {isinstance(label, str) for label in labels}
         if len(kinds) > 1:

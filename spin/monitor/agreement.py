@@ -10,7 +10,7 @@ from typing import Any
 from spin.labels.label_space import Label, class_names
 
 Confusion = dict[str, dict[str, int]]
-"""documents by the label of the model and the label of the shadow; "" stands for no label, in a multi-label task for a
+"""documents by the label of the model and the label of the shadow. "" stands for no label, in a multi-label task for a
 class that is not given"""
 
 
@@ -30,7 +30,7 @@ class AgreementCounts:
 
 @dataclass(frozen=True)
 class ClassAgreement:
-    """On how many documents a model and its shadow give a class."""
+    """The numbers of documents to which a model and its shadow give a class."""
 
     label: str
     """the class; "" for no label"""
@@ -44,12 +44,12 @@ class ClassAgreement:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """On how many documents a model and its shadow give two different labels."""
+    """The number of documents to which a model and its shadow give two different labels."""
 
     model_label: str
     """"" for no label, in a multi-label task for a class that is not given"""
     shadow_label: str
-    """"" as for the model"""
+    """"" for no label, in a multi-label task for a class that is not given"""
     documents: int
 
 
@@ -58,7 +58,7 @@ class ShadowAgreement:
     """The agreement of a nightly run with its shadow, over all shards."""
 
     version: str
-    """of the shadow"""
+    """version of the shadow"""
     multilabel: bool
     counts: AgreementCounts
 

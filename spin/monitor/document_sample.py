@@ -40,8 +40,8 @@ class DocumentSample:
     ids: tuple[str, ...]
     """(n) ids"""
     values: NDArray[np.float16]
-    """(n, p) standardised values, NaN where a feature of a document was not read; so coarse that equal texts have equal
-    values, which differ in their last bits between batches"""
+    """(n, p) standardised values, NaN where a feature of a document was not read. They are so coarse that equal texts
+    have equal values, which differ in their last bits between batches"""
     words: tuple[tuple[str, ...], ...]
     """(n) the different words of each document; empty where they are not kept"""
 
@@ -72,8 +72,8 @@ class DocumentSample:
     def rank(self, feature: int, sign: int) -> NDArray[np.int64]:
         """The documents of which a feature was read, the farthest in the direction of the sign first.
 
-        Of equal values the smallest id comes first. Empty where the farthest value is that of half of the documents,
-        as where a neuron that is mostly silent fires less often: none of them stands out.
+        Of equal values the smallest id comes first. Empty where the farthest value is that of half of the documents:
+        none of them stands out. So it is where a neuron that is mostly silent fires less often.
         """
         values = sign * self.values[:, feature]
         read = np.flatnonzero(~np.isnan(values))

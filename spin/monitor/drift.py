@@ -157,16 +157,16 @@ def _neuron_drift(now: Profile, then: Profile, selection: Selection, allowed: fl
 
     The index of two normals d standard deviations apart is d².
 
-    A shift is divided by the neuron's standard deviation in the reference, or by half of that over the training rows
-    (which is 1, as activations are standardised) where it is less. A neuron that fires on few documents may be silent
-    in all of the reference, which are fewer than the training rows. Its deviation there says that the sample was too
-    small, not that it is 0, and any activation at all would be an infinite shift. Of a neuron that fires often, half
-    lies far below what the deviation can be by chance, so its shifts stay in units of the reference. And a shift below
-    the floor's allowance is small for the head, which reads standardised activations.
+    A shift is divided by the neuron's standard deviation in the reference, or by one half where that is less. One half
+    is half of the deviation over the training rows, as activations are standardised. A neuron that fires on few
+    documents may be silent in all of the reference, which are fewer than the training rows. Its deviation there says
+    that the sample was too small, not that it is 0, and any activation at all would be an infinite shift. Of a neuron
+    that fires often, half lies far below what the deviation can be by chance, so its shifts stay in units of the
+    reference. And a shift below the floor's allowance is small for the head, which reads standardised activations.
 
-    What chance adds to a mean is judged by the spread of either sample, as in Welch's test (Biometrika 34, 1947): the
-    night's own counts where it is larger, since the few documents of a night on which such a neuron fires move its mean
-    and widen its spread alike.
+    What chance adds to a mean is judged by the spread of either sample, as in Welch's test (Biometrika 34, 1947). The
+    night's own counts where it is larger: the few documents of a night on which such a neuron fires move its mean and
+    widen its spread alike.
     """
     names = feature_names(selection)
     # a neuron above the first exit after a block has no value for documents that exit early

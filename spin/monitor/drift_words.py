@@ -31,7 +31,7 @@ def frequent_words(group: Sequence[Words], others: Sequence[Words], count: int) 
     """At most `count` words that more of a group of documents have than of others, the least probable first.
 
     The probability that a word is so frequent in the group by chance is that of Fisher's exact test (The Logic of
-    Inductive Inference, 1935), which holds for few documents and for words that the others do not have; it is corrected
+    Inductive Inference, 1935). It holds for few documents and for words that the others do not have. It is corrected
     for the number of words (Bonferroni). A word of fewer than three documents of the group is not named.
     """
     from scipy.stats import hypergeom  # takes a second, and the workers of a night need none of it

@@ -66,7 +66,7 @@ class Profile:
     ) -> Profile:
         """The profile of n documents, given their logits (n, K), raw activations (n, p) and token counts.
 
-        Documents whose depth says that their words decided them count for labels, scores and exits alone: the backbone
+        Documents whose depth says that their words decided them count for labels, scores and exits alone. The backbone
         has not read them, or where a reference is measured at full depth it need not have.
         """
         labels, scores = _count_outcomes(label_space, logits)

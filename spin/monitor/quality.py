@@ -145,9 +145,8 @@ def estimate_quality(now: QualitySums, probabilities: Floats, y: Targets, decisi
 
     The interval adds up two variances: that of the correction, and that of the true labels given their probabilities.
     The first is found by a grouped jackknife over the test documents (Efron & Tibshirani 1993, chapter 11). It is at
-    least the variance of the test documents' own labels given their probabilities, since the jackknife finds too little
-    where hardly any of them is wrong. The interval holds where probabilities are as calibrated as on the test
-    documents.
+    least the variance of the test documents' own labels given their probabilities. The jackknife finds too little where
+    hardly any of them is wrong. The interval holds where probabilities are as calibrated as on the test documents.
 
     None without a label, or with fewer than 100 test documents that would get one.
     """

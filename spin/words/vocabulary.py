@@ -158,7 +158,7 @@ class _Lexicon:
     pairs: Ints
     """(p,) the numbers of both words of each pair as one, ascending"""
     terms_of_pairs: Ints
-    """(p,)"""
+    """(p,) the term that is each of these pairs"""
 
     @classmethod
     def of(cls, terms: Sequence[str]) -> _Lexicon:

@@ -74,12 +74,13 @@ def split_segments(neurons: Mapping[FeatureColumn, NDArray[np.int64]], stops: Se
 class NeuronEncoder(nn.Module):
     """A module that runs a segment of blocks and returns the pooled activations of its neurons.
 
-    Takes token ids and mask (B, T) and, if the segment has blocks before it, the residual stream after those
-    (B, T, hidden size); the mask is that of `Backbone.pad_tokens`. Returns the values (B, p) float32 of the segment's
-    columns side by side and, with `carry`, the residual stream after its last block (B, T, hidden size). Between them,
-    where shares of tokens are wanted, stand the projections (B, T, R) of the tokens onto the segment's directions, if
-    it has columns under mean, and the positions (B, m) of the largest values of its m neurons under max. It is plain
-    torch, so that the same module is run, compiled and exported. Not safe for threads: hold `HOOK_LOCK`.
+    Takes token ids and mask (B, T), as `Backbone.pad_tokens` returns them. If the segment has blocks before it, it also
+    takes the residual stream after those (B, T, hidden size). Returns the values (B, p) float32 of the segment's
+    columns side by side. With `carry`, it also returns the residual stream after its last block (B, T, hidden size).
+    Where shares of tokens are wanted, more tensors stand between them. For columns under mean, these are the
+    projections (B, T, R) of the tokens onto the segment's directions. For its m neurons under max, these are the
+    positions (B, m) of the largest values. It is plain torch, so that the same module is run, compiled and exported.
+    Not safe for threads: hold `HOOK_LOCK`.
     """
 
     def __init__(self, backbone: Backbone, segment: BlockSegment, *, carry: bool = False) -> None:
@@ -159,8 +160,8 @@ class _NeuronGather(nn.Module):
     a one-hot matrix, which is far faster than gathering values that lie in rows; OpenVINO gathers by index, or takes a
     slice if the wanted neurons are the first ones.
 
-    A mean in float32 in torch is that of all neurons, of which the wanted ones are taken: its last bits depend on the
-    number of neurons that are pooled together, and are to be the same whatever other neurons are read with them.
+    A mean in float32 in torch is that of all neurons, of which the wanted ones are taken. Its last bits depend on the
+    number of neurons that are pooled together. They are to be the same whatever other neurons are read with them.
     """
 
     def __init__(

@@ -24,11 +24,11 @@ _TOLERANCE = 1e-3
 def order_wanted_first(backbone: Backbone, segment: BlockSegment) -> Iterator[BlockSegment]:
     """Move the neurons that are read to the front of a segment's FFNs, within the context.
 
-    Yields the segment with the new indices of the neurons. An FFN computes the same in any order of its inner neurons,
-    and a graph takes the first of them in a fraction of the time that gathering takes. The weights are replaced by
-    permuted copies: they may be mapped from a file, which writing would load into memory for good. Where the order
-    changes what the segment computes, as in a family whose FFN has another shape, it is left as it is. Not safe for
-    threads: hold `HOOK_LOCK`.
+    Yields the segment with the new indices of the neurons. An FFN computes the same in any order of its inner neurons.
+    A graph takes the first of them in a fraction of the time that gathering takes. The weights are replaced by permuted
+    copies: they may be mapped from a file, which writing would load into memory for good. Where the order changes what
+    the segment computes, as in a family whose FFN has another shape, it is left as it is. Not safe for threads: hold
+    `HOOK_LOCK`.
     """
     unions = _unions(backbone, segment)
     if not unions:

@@ -174,8 +174,8 @@ class _Batch:
     def step(self, of: Regressions) -> None:
         """Take one proximal gradient step from a point ahead of V; a regression whose step is too long stays.
 
-        A step is too long where the quadratic with curvature 1 / step size, which touches the loss at the point ahead,
-        lies below the loss at the new point (Beck & Teboulle 2009).
+        The quadratic with curvature 1 / step size touches the loss at the point ahead. A step is too long where that
+        quadratic lies below the loss at the new point (Beck & Teboulle 2009).
         """
         # t' = (1 + sqrt(1 + 4 t^2)) / 2, and the point ahead is V + (t - 1) / t' (V - old V)
         momentum = (1 + (1 + 4 * self.momentum**2).sqrt()) / 2

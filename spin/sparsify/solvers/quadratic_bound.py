@@ -1,8 +1,8 @@
 """Ridge logistic regressions at once, by steps under a quadratic bound of the loss: few of them, each by a matrix.
 
 The Hessian of a logistic loss is nowhere above a constant matrix (Böhning & Lindsay 1988; for several classes Böhning
-1992). To minimise the quadratic with that matrix in place of the Hessian never raises the loss, needs no line search,
-and takes correlated features together, on which a gradient step has to be short.
+1992). To minimise the quadratic with that matrix in place of the Hessian never raises the loss and needs no line
+search. It takes correlated features together, on which a gradient step has to be short.
 """
 
 from __future__ import annotations
