@@ -63,7 +63,7 @@ class FeatureBuffer:
         self.segments, self.store = engine.segments, store
         self.columns: dict[FeatureColumn, NDArray[np.floating]] = {}
         self.slices: list[list[tuple[FeatureColumn, slice]]] = []
-        """for each segment, where its values hold which column"""
+        """slice of each column among the values of a segment, for each segment"""
         for segment in engine.segments:
             widths = segment.widths(engine.backbone)
             ends = np.cumsum(widths)

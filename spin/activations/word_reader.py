@@ -41,7 +41,7 @@ class WordReader:
         self.backbone, self.sink = engine.backbone, sink
         self.columns = _slices_up_to(engine)
         self._places: dict[int, list[TokenPlaces]] = {}
-        """for each text that was tokenized and not yet read, the places of the tokens of its windows"""
+        """the places of the tokens of each window, by text, of texts that were tokenized and not yet read"""
 
     def store_places(self, rows: Sequence[int], tokens: Tokens) -> None:
         """Keep where the tokens of the texts `rows` stand, until the texts are read."""

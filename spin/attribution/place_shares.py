@@ -18,9 +18,9 @@ class Places:
     owners: Ints
     """(m,) the position of each place's text, ascending"""
     starts: Ints
-    """(m,) in the text"""
+    """(m,) position of the first character in the text"""
     ends: Ints
-    """(m,) behind the start"""
+    """(m,) position behind the last character"""
     sums: Floats
     """(m, ...) what the place contributes"""
 

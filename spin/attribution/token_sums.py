@@ -56,7 +56,7 @@ class TokenMasks:
     read: NDArray[np.bool_]
     """(w, T) tokens, without padding"""
     own: NDArray[np.bool_]
-    """(w, T) those of these that no window before has read"""
+    """(w, T) read tokens that no window before has read"""
     content: NDArray[np.bool_]
     """(w, T) own tokens that mean and max pool; where a text has none, all own tokens of its first window"""
 
@@ -83,7 +83,7 @@ class TokenReadings:
     """Values that a pass has read of the tokens of B texts, or of B windows of texts."""
 
     projections: Floats
-    """(B, T, R) of the tokens onto the directions of all exits that are still ahead, summed over the mean columns"""
+    """(B, T, R) projections of tokens onto the directions of all exits still ahead, summed over the mean columns"""
     positions: NDArray[np.int64]
     """(B, m) the token with the largest value of each neuron that is pooled by max"""
     maxima: Floats

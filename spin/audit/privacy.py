@@ -24,7 +24,7 @@ class LeakFigures:
 
     name: str
     numbers: int
-    """per document; 0 for the attack that knows none"""
+    """stored numbers per document; 0 for the attack that knows none"""
     recovery: Recovery
     attributes: Mapping[str, float]
     """area under the ROC curve by attribute, 0.5 by chance; attributes that too few texts have are left out"""

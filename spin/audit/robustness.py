@@ -59,9 +59,9 @@ class PerturbationFigures:
     ece: float
     """expected calibration error of the changed texts"""
     by_class: Mapping[str, GroupFigures]
-    """by true class; a document of several classes counts for each"""
+    """figures by true class; a document of several classes counts for each"""
     by_exit: Mapping[int, GroupFigures]
-    """by the depth at which the changed texts exit; -1: words alone decide"""
+    """figures by the depth at which the changed texts exit; -1: words alone decide"""
 
     @property
     def loss(self) -> float:
@@ -81,7 +81,7 @@ class RobustnessReport:
     ece: float
     """expected calibration error of the original texts"""
     figures: tuple[PerturbationFigures, ...]
-    """of the perturbations that changed a text"""
+    """figures of the perturbations that changed a text"""
 
     def at(self, severity: int, *, keeps_label: bool = True) -> list[PerturbationFigures]:
         """The perturbations at one severity that keep the class of a text, or those that need not."""

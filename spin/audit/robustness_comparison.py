@@ -18,7 +18,7 @@ class ScoreDifference:
     """A version's score minus the champion's on the same texts, with an interval."""
 
     value: float
-    """from -1 to 1; negative where the version scores lower"""
+    """difference from -1 to 1; negative where the version scores lower"""
     low: float
     high: float
 

@@ -18,7 +18,7 @@ from spin.errors import UserError
 from spin.labels.label_space import LabelSpace, Targets
 
 LEAST_DOCUMENTS = 5
-"""of the attacker, in which a word must occur; the attack cannot know rarer ones"""
+"""least number of the attacker's documents in which a word must occur; the attack cannot know rarer ones"""
 _MOST_WORDS, _LEAST_WORDS = 3000, 50
 _CLASS_WORDS = 100
 """words that depend most on the class, which the attack does not count: what a classifier reads must reveal them"""
@@ -68,7 +68,7 @@ class Recovery:
 
     every: float
     by_band: Mapping[str, float]
-    """by the names in `BANDS`; bands without words are left out"""
+    """share recovered, by the names in `BANDS`; bands without words are left out"""
     words: int
     """words in the texts that were to be recovered, each once per text"""
 

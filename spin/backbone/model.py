@@ -37,7 +37,7 @@ class Tokens:
     windows: Windows | None = None
     """which texts the windows are from; None where texts are cut"""
     places: list[TokenPlaces] | None = None
-    """for each list of `ids`, where its tokens stand in the text, if that was asked for"""
+    """places of the tokens of each list of `ids` in its text, if they were asked for"""
 
     @property
     def spans(self) -> list[range]:
@@ -82,9 +82,9 @@ class Backbone:
     max_windows: int = 1
     """with windows, the number of windows of a text that are read"""
     engine: str = "torch"
-    """what runs the model: torch or openvino"""
+    """engine that runs the model: torch or openvino"""
     precision: str = "float32"
-    """what the model is computed in: float32, bfloat16 or int8"""
+    """precision that the model is computed in: float32, bfloat16 or int8"""
     uncalibrated_precision: str = "float32"
     """the precision in place of int8 where there are no texts to calibrate int8 with"""
     compile: bool = False

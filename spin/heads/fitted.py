@@ -65,7 +65,7 @@ class UncappedChoice(BaseModel):
     valid_score: float
     """the metric on the validation rows by a linear head"""
     price: float
-    """by how much that is more than the metric of the choice within the cap, also by a linear head"""
+    """this metric minus that of the choice within the cap, also by a linear head"""
 
 
 class LeakageCap(BaseModel):

@@ -217,7 +217,7 @@ class _RowSpace:
     blocks: list[torch.Tensor]
     """(1, n, n + 1)"""
     scales: torch.Tensor
-    """(n + 1, 1, 1) of ones"""
+    """(n + 1, 1, 1) ones"""
     basis: torch.Tensor
     """(p, n) orthonormal"""
     unit: torch.Tensor

@@ -47,7 +47,7 @@ class HeldOut:
     """Predictions by the heads of a candidate, one per fold, for rows that they have not seen."""
 
     logits: tuple[Floats, ...]
-    """(m, K) of each fold's validation rows, blended with those of the words"""
+    """(m, K) logits of each fold's validation rows, blended with those of the words"""
     heads: tuple[LinearHead, ...]
     """the head of each fold; empty for words alone, as are the selections"""
     selections: tuple[Selection, ...]
@@ -121,7 +121,7 @@ class Search:
         self.max_neurons = min(settings.max_neurons, int(settings.max_share * sum(len(p.standardizer) for p in probes)))
         rankings = {rule: self._rank(rule, ridge) for rule in settings.rules}
         self.rankings = {rule: of_parts for rule, of_parts in rankings.items() if all(map(len, of_parts))}
-        """of each rule that has a neuron in every fold"""
+        """rankings of each rule that has a neuron in every fold"""
         largest = [self._largest(rule, index) for rule in self.rankings for index in (*folds, _FINAL)]
         self.cut = matrix.cut(Selection.merge(largest), self.data.rows)
         """the features of every candidate, for this process's share of the rows"""

@@ -18,7 +18,7 @@ class LabelCheck:
     suspect: NDArray[np.bool_]
     """(n,) whether the predictions contradict the label"""
     predicted: Targets
-    """what the model predicts: class indices (n,), or booleans (n, K) in a multi-label task"""
+    """the model's predictions: class indices (n,), or booleans (n, K) in a multi-label task"""
     margin: Floats
     """(n,) probability of the predicted class minus that of the given one, 0 where they are equal. In a multi-label
     task it is the largest of any class's two sides"""

@@ -17,7 +17,7 @@ PARSERS: Mapping[LabelType, Callable[[str], LabelValue]] = {
     "float": float,
     "bool": "True".__eq__,
 }
-"""what turns the name of a class into the label that it stands for"""
+"""functions from the name of a class to the label that it stands for"""
 _KINDS = (bool, int, float, str)
 """the types of labels; a bool is also an int"""
 _LISTS = (list, tuple, set, frozenset, np.ndarray)

@@ -18,7 +18,7 @@ SIGNIFICANCE = 0.01
 """probability of a warning where a property has moved by exactly what is allowed"""
 DISTRIBUTIONS = ("labels", "exits", "scores", "lengths", "unknown")
 _DIGITS = 4
-"""of an index and its limit, which a report shows"""
+"""digits of an index and its limit, which a report shows"""
 _LISTED_NEURONS = 10
 _SD_FLOOR = 0.5
 """least standard deviation by which a neuron's shift is divided, as a share of that over the training rows"""
@@ -33,7 +33,7 @@ class NeuronShift:
     neuron: int
     """index within the site"""
     shift: float
-    """of the mean, in standard deviations of the reference, which count at least as half of those of the training"""
+    """shift of the mean in standard deviations of the reference, at least in half of those of the training"""
     documents: tuple[str, ...] = ()
     """ids of the documents whose values lie farthest in the direction of the shift; empty where none are named"""
     words: tuple[str, ...] = ()
@@ -59,13 +59,13 @@ class Drift:
     psi: float
     """population stability index; of `neurons` that of the neuron with the largest shift for its limit"""
     limit: float
-    """what `psi` exceeds by chance in one night of a hundred if the property has moved by exactly what is allowed"""
+    """limit that `psi` exceeds by chance in one night of a hundred if the property has moved just as far as allowed"""
     now: tuple[int, ...]
-    """documents per bin; of `neurons` how many neurons have moved, and how many have not"""
+    """documents per bin; of `neurons` the numbers of neurons that have moved and that have not"""
     then: tuple[int, ...]
     """documents of the reference per bin; of `neurons` empty"""
     moved: tuple[NeuronShift, ...]
-    """of `neurons`, those that have moved most; else empty"""
+    """the neurons that have moved most, for `neurons`; else empty"""
     drifted: bool
     """whether the property has moved by more than chance and more than is allowed"""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from spin.monitor.quality import Estimate
 
 _QUANTILE = 1.96
-"""of the normal distribution, for an interval of 95 %"""
+"""quantile of the normal distribution, for an interval of 95 %"""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 _WIDTH = 1000
-"""of the drawing area of a bar, which CSS stretches"""
+"""width of the drawing area of a bar, which CSS stretches"""
 _LEAST = 2.0
 """width of a bar that would be too small to see"""
 

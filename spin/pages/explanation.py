@@ -19,7 +19,7 @@ from spin.words.word_regression import TermContribution
 
 Where = TypeVar("Where", Site, int)
 _EDGES = re.compile(r"^\W+|\W+$")
-"""what is no part of a word at its ends"""
+"""characters that are no part of a word at its ends"""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class NeuronContribution:
     neuron: int
     """index within the site"""
     contribution: float
-    """to the logit"""
+    """contribution to the logit"""
     word: str
     """the word with the largest share of the contribution"""
     value: float

@@ -17,7 +17,7 @@ from spin.sites import FeatureColumn
 NEURONS = 12
 """listed per class, each with the training documents that drive it"""
 _TERMS = 12
-"""listed per class"""
+"""terms that are listed per class"""
 _EXCERPT = 600
 """characters shown of a training document"""
 _STRONGEST = 5
@@ -42,7 +42,7 @@ class Driver:
 
 
 Drivers = Mapping[tuple[FeatureColumn, int], Sequence[Driver]]
-"""by (feature column, neuron), the documents with the highest activation first"""
+"""documents by (feature column, neuron), those with the highest activation first"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Segment:
 
     text: str
     contribution: float | None
-    """to the logit of the panel's class; None between words"""
+    """contribution to the logit of the panel's class; None between words"""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class LayerCell:
     """The contribution of the neurons of one feature column."""
 
     contribution: float
-    """to the logit, summed over the neurons"""
+    """contribution to the logit, summed over the neurons"""
     neurons: int
     """number of selected neurons"""
 
@@ -37,7 +37,7 @@ class LayerRow:
     pooling: str
     """`mean`, `max`, `first` or `last`"""
     cells: dict[int, LayerCell]
-    """by layer, of the layers with a selected neuron"""
+    """cells by layer, of the layers with a selected neuron"""
 
     @property
     def description(self) -> str:
@@ -55,7 +55,7 @@ class LayerMap:
     """Contributions to the logit of one class, by kind, pooling and layer."""
 
     rows: tuple[LayerRow, ...]
-    """in the order of the kinds and poolings above"""
+    """rows in the order of `_KINDS` and `_POOLINGS`"""
 
     @property
     def layers(self) -> range:

@@ -31,7 +31,7 @@ class ScoreInterval:
     low: float
     high: float
     difference_low: float
-    """of the interval of how much higher the score is than that of the row `spin`, on the same documents"""
+    """low end of the interval of this score minus that of the row `spin`, on the same documents"""
     difference_high: float
 
     @property
@@ -52,7 +52,7 @@ class ContenderResult:
     documents: int
     """test documents, on which it was measured"""
     neurons: int
-    """that it reads; 0 for a classifier that reads none"""
+    """neurons that it reads; 0 for a classifier that reads none"""
     neurons_of: int
     """neurons of the backbone that were probed"""
     words: int

@@ -43,7 +43,7 @@ class RidgeImportance:
     importance: Floats
     """(width,) each neuron's share of the squared weights of all columns, summed over the classes"""
     folds: tuple[Floats, ...] = ()
-    """(width,) each: the same of a regression on the training rows of each fold alone"""
+    """(width,) each: importance by a regression on the training rows of each fold alone"""
 
     def to_bytes(self) -> bytes:
         """A safetensors file of the values; the column is the key that it is stored under."""

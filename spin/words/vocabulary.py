@@ -16,7 +16,7 @@ from spin.attribution.text_words import Ints
 from spin.words.token_table import Entry, TokenTable
 
 Unit = Literal["words", "characters"]
-"""what the terms of a vocabulary are made of"""
+"""unit that the terms of a vocabulary are made of"""
 UNITS: Mapping[Unit, Mapping[str, Any]] = {
     "words": {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w\w+\b"},
     "characters": {"analyzer": "char_wb", "ngram_range": (3, 4)},

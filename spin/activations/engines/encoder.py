@@ -38,7 +38,7 @@ class BlockSegment:
     neurons: Mapping[FeatureColumn, NDArray[np.int64] | None]
     """the indices of the neurons to read for each feature column, ascending; None: all neurons of the site"""
     directions: TokenDirections | None = None
-    """what tokens are projected on, where their shares in the pooled values are wanted too"""
+    """directions that tokens are projected on, where their shares in the pooled values are wanted too"""
 
     @property
     def projects(self) -> bool:
@@ -146,9 +146,9 @@ class _SiteReading(NamedTuple):
     """Outputs of a forward pass at one site."""
 
     pooled: dict[FeatureColumn, Tensor]
-    """(B, n neurons) of each column"""
+    """(B, n neurons) pooled values of each column"""
     positions: dict[FeatureColumn, Tensor]
-    """(B, n neurons) of each column under max, where they are wanted"""
+    """(B, n neurons) positions of the largest values, of each column under max, where they are wanted"""
     projections: list[Tensor]
     """(B, T, R) if they are wanted and a column is pooled by mean"""
 

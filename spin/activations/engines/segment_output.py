@@ -21,7 +21,7 @@ class SegmentOutput(NamedTuple):
     hidden: Any
     """the hidden states for the next segment, None after the last; `hidden[rows]` are those of some documents"""
     tokens: TokenReadings | None
-    """what was read of single tokens, None unless the segment has directions"""
+    """readings of single tokens; None unless the segment has directions"""
 
 
 def read_tokens(segment: BlockSegment, outputs: Sequence[NDArray[Any]], width: int) -> TokenReadings | None:

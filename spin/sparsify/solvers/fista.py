@@ -128,7 +128,7 @@ class _Batch:
     """The regressions that are not solved yet; B is the second last axis, except in the (P, B) fields."""
 
     index: Tensor
-    """(P, B) their positions among all regressions"""
+    """(P, B) the regressions' positions among all"""
     l1: Tensor
     """(P, B) factor of |V|_1"""
     l2: Tensor

@@ -46,7 +46,7 @@ class LogisticPaths:
     """
 
     lam_max: NDArray[np.float64]
-    """(K,) for each problem the smallest penalty whose solution is zero"""
+    """(K,) the smallest penalty of each problem whose solution is zero"""
 
     def __init__(self, X: Floats, targets: Floats, weights: Floats, tolerance: float = TOLERANCE) -> None:
         self._design, self._tolerance = _Design(X), tolerance
@@ -98,12 +98,12 @@ class LassoPaths:
     """The paths of P designs and K problems, one design after another on a CPU; `BatchedPaths` does so on a GPU."""
 
     lam_max: NDArray[np.float64]
-    """(P, K) for each design and problem the smallest penalty at which every coefficient is zero"""
+    """(P, K) the smallest penalty of each design and problem at which every coefficient is zero"""
 
     def __init__(
         self, designs: Sequence[Floats], targets: Floats, weights: Floats, tolerance: float = TOLERANCE
     ) -> None:
-        """`designs` are P arrays (n, width), float32 and standardised; `targets` (K, n) is -1 or 1.
+        """Start at zero coefficients for P `designs` (n, width), float32, standardised; `targets` (K, n) are -1 or 1.
 
         Each row of `weights` (K, n) sums to 1. `tolerance` is the relative KKT violation at which a solution is
         accepted.
@@ -134,7 +134,7 @@ class _Problem:
     w: NDArray[np.float64]
     b: float
     scores: Floats
-    """(n,) at the current point"""
+    """(n,) scores at the current point"""
     residual: Floats
     """(n,) the derivative of the loss with respect to the scores"""
     lam: float = np.inf

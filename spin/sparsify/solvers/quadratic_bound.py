@@ -53,7 +53,7 @@ class _Batch:
     """The regressions that are not solved yet; B is the second last axis, except in the (P, B) fields."""
 
     index: Tensor
-    """(P, B) their positions among all regressions"""
+    """(P, B) the regressions' positions among all"""
     limit: Tensor
     """(P, B)"""
     targets: Tensor
@@ -65,7 +65,7 @@ class _Batch:
     ridge: Tensor
     """(P, width + 1, B, 1) the penalty of each weight: 0 for the intercept"""
     inverse: Tensor
-    """(P, width + 1, B, width + 1) of the bound of the objective's Hessian, the same for each of the K outputs"""
+    """(P, width + 1, B, width + 1) inverse of the bound of the objective's Hessian, the same for all K outputs"""
     V: Tensor
     """(P, width + 1, B, K)"""
     old_V: Tensor

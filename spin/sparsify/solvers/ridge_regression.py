@@ -37,7 +37,7 @@ class RidgeSolution:
     dual: Tensor
     """(n, K); the weights (p, K) are X^T dual"""
     left_out: Tensor
-    """(n, K) for each row the prediction of the regression on all other rows"""
+    """(n, K) the prediction for each row by the regression on all other rows"""
 
 
 def solve_ridge(gram: Tensor, targets: Tensor, penalty: float) -> RidgeSolution:
