@@ -57,8 +57,7 @@ def run_quickstart(folder: Path, *, full: bool = False) -> None:
     by_words = classified.counts.depths.get(str(BY_WORDS), 0)
     share = 100 * by_words / max(1, classified.counts.predicted)
     terminal.say(f"          words alone decided {share:.0f} % of the documents, before the language model read them")
-    if (folder / _TRUTH).exists():  # which a folder of an earlier release does not hold
-        terminal.say(f"          {_compare_with_truth(classified.quality, folder / _TRUTH, output)}")
+    terminal.say(f"          {_compare_with_truth(classified.quality, folder / _TRUTH, output)}")
     _show_five(settings, registry, night, output)
     file = folder / "settings.yaml"
     terminal.say("\nNext:")

@@ -84,11 +84,6 @@ class TrainedClassifier:
         return {**vars(self), "_backbone": None, "_engine": None}
 
     @property
-    def task(self) -> LabelSpace:
-        """The label space under the name that model versions registered before 0.2 use; removed in 0.4."""
-        return self.label_space
-
-    @property
     def classes(self) -> tuple[str, ...]:
         """The names of the K classes, in the order of logits and probabilities."""
         return self.label_space.classes

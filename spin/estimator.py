@@ -278,20 +278,3 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.string, tags.input_tags.two_d_array = True, False
         tags.classifier_tags.multi_label = True
         return tags
-
-    # What follows is for the logged code of versions registered before 0.3, which takes what `load` returns for a
-    # TrainedClassifier; removed in 0.4.
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(f"'SpinClassifier' object has no attribute '{name}'")
-        return getattr(self._require_trained(), name)
-
-    @property
-    def settings(self) -> BackboneSettings:
-        """The settings of the backbone."""
-        return self.trained_.settings
-
-    @settings.setter
-    def settings(self, settings: BackboneSettings) -> None:
-        self.trained_.settings = settings

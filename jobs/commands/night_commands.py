@@ -1,4 +1,4 @@
-"""The commands of `spin nights`: list, show, restore, vacuum and import."""
+"""The commands of `spin nights`: list, show, restore and vacuum."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LISTED = 10
 
 app = typer.Typer(
     name="nights",
-    help="List the nights of an output, restore one, free space, convert nights of version 0.2.",
+    help="List the nights of an output, restore one, free space.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -109,21 +109,6 @@ def vacuum(
         terminal.say(f"{'would give' if dry_run else 'gave'} up {run}; it can be neither resumed nor restored")
     deleted = f"{counted(len(plan.delete), 'object')}, {terminal.format_bytes(plan.bytes)}"
     terminal.say(f"{'would delete' if dry_run else 'deleted'} {deleted}")
-
-
-@app.command(name="import", cls=PipelinesCommand)
-def import_nights(output: Output) -> None:
-    """Convert the nights of version 0.2 (folders `predictions/date=…/`) to tables, then delete the old files."""
-    from pipelines.nightly.nights import import_nights as import_output
-
-    report = import_output(output)
-    if report is None:
-        terminal.say(f"{output} holds no nights of version 0.2")
-        return
-    for run in report.imported:
-        terminal.say(f"imported {run}")
-    for date in report.dropped:
-        terminal.say(f"left out the night of {date}, which had not been published; classify it again")
 
 
 def _print_runs(runs: Sequence[NightRun], output: str) -> None:

@@ -30,7 +30,6 @@ from pipelines.nightly.pass_intake import kept_types
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.tables.night_records import lease_model
 from pipelines.nightly.tables.night_tables import NightTables
-from pipelines.nightly.tables.old_layout import refuse_old_layout
 from pipelines.nightly.tables.publication import claim
 from pipelines.nightly.tables.resume import NightRequest, RefusedRun, choose_runs, find_unfinished
 from pipelines.registry.versions import Registry
@@ -179,10 +178,10 @@ def _choose_nights(
 
 
 def _open_output(source: str, output: str) -> Store:
-    """The output of a night. Raises UserError if it is within the input, or if it holds nights of version 0.2."""
+    """The output of a night. Raises UserError if it is within the input, or if it holds files of another program."""
     input_files.check_output_outside(source, output)
     out = Store(output)
-    refuse_old_layout(out)
+    NightTables(out).refuse_foreign_files()
     return out
 
 

@@ -90,9 +90,8 @@ class NightModel:
             "shard_documents": settings.ray.shard_documents,
             "cascade": settings.classify.cascade,
             "dead_letter_text": settings.classify.dead_letter_text,
+            "reasons": settings.classify.reasons,
         }
-        if settings.classify.reasons:  # without them these are the metadata of releases that knew none
-            metadata["reasons"] = settings.classify.reasons
         return metadata if self.shadow is None else {**metadata, "shadow": self.shadow.metadata()}
 
     def share(self, store: Store, driver: str, calibration: bytes | None) -> tuple[ArtifactCopy, ShadowJob | None]:
@@ -165,6 +164,7 @@ def download_model(chosen: ChosenVersion, folder: Path, given: Settings, night: 
 def _download(registry: Registry, version: str, folder: Path) -> Path:
     folder.mkdir()
     registry.download(version, folder)
+    persistence.require_format(folder, f"version {version} of {registry.name}")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The nights of an output as an operator handles them: list and look into runs, restore, vacuum, import."""
+"""The nights of an output as an operator handles them: list and look into runs, restore, vacuum."""
 
 from __future__ import annotations
 
@@ -33,13 +33,11 @@ from pipelines.nightly.tables.night_tables import (
     TAKEN,
     NightTables,
     PublishedRun,
+    open_output,
     was_published,
 )
-from pipelines.nightly.tables.old_layout import ImportReport, has_old_layout, import_old_layout, open_output
 from pipelines.nightly.tables.publication import claim, restore_night
 from pipelines.nightly.tables.vacuum import VacuumPlan, models_of, plan_vacuum, run_vacuum
-from pipelines.storage.lease import Lease
-from pipelines.storage.object_store import Store
 from spin.errors import UserError
 from spin.settings import RaySettings
 
@@ -107,7 +105,7 @@ class RunDetails:
 def list_output(output: str) -> list[NightRun]:
     """The runs of an output, also those that are not published, by date, model and number.
 
-    Raises UserError where no night was begun, or if the output holds nights of version 0.2.
+    Raises UserError where no night was begun, or if the output holds files of another program.
     """
     return _list_runs(open_output(output))
 
@@ -190,18 +188,6 @@ def vacuum(output: str, *, older_than: timedelta, dry_run: bool = False) -> Vacu
         plan = plan_vacuum(tables, now=datetime.now(UTC), age=older_than)
         run_vacuum(tables, plan, claims, retry_seconds=RETRY_SECONDS)
     return plan
-
-
-def import_nights(output: str) -> ImportReport | None:
-    """Convert the nights of version 0.2 to tables; None if the output holds none.
-
-    Raises HeldError while a run works in the output, UserError if a part of a night is missing.
-    """
-    out = Store(output)
-    if not has_old_layout(out):
-        return None
-    with Lease(out):  # the lease that nights of version 0.2 hold
-        return import_old_layout(out, retry_seconds=RETRY_SECONDS)
 
 
 def _list_runs(tables: NightTables) -> list[NightRun]:

@@ -23,6 +23,7 @@ from pipelines.registry.version_records import RegisteredVersion, TrainingRecord
 from spin.activations.engines.engine import CALIBRATION_TEXTS
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
+from spin.heads import persistence
 from spin.settings import BackboneSettings, Settings
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -157,6 +158,7 @@ class Registry:
         """The classifier of a version as a night uses it, from safetensors and JSON; no code of the version runs."""
         with tempfile.TemporaryDirectory() as folder:
             self.download(number, Path(folder))
+            persistence.require_format(Path(folder), f"version {number} of {self.name}")
             chosen = backbone or self.settings.backbone
             calibration = self.calibration() if chosen.dtype == "int8" else ()
             return TrainedClassifier.open(folder, self.settings, backbone=chosen, calibration=calibration)

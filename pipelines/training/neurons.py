@@ -87,8 +87,7 @@ class NeuronRow:
     def from_json(cls, entry: Mapping[str, Any]) -> NeuronRow:
         """The row of an entry of `neurons.json`."""
         heads = {
-            # until 0.2 there is one importance for all choices, whose rule is not known
-            choice: NeuronHead(head["class"], head["slope"], (entry | head)["importance"], head.get("rule", "l1"))
+            choice: NeuronHead(head["class"], head["slope"], head["importance"], head["rule"])
             for choice, head in entry["heads"].items()
         }
         top = tuple(TopDocument(**document) for document in entry["top"])

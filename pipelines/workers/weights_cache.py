@@ -30,10 +30,7 @@ _FILES = "files.json"
 
 
 def activation_settings(backbone: BackboneSettings) -> dict[str, Any]:
-    """The settings that change the activations, by name.
-
-    Where long texts are cut these are those of releases that knew no windows, whose plans are still resumed.
-    """
+    """The settings that change the activations, by name; those of windows only where long texts are read in windows."""
     windows = _WINDOW_SETTINGS if backbone.long_texts == "windows" else set()
     return backbone.model_dump(include=_ACTIVATION_SETTINGS | windows)
 

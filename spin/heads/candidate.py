@@ -21,7 +21,7 @@ class CandidateSummary(BaseModel):
     """number of the backbone's blocks that run"""
     compute: float
     """FLOPs per token to read the deepest site, as a share of the whole backbone's"""
-    rule: Rule = "l1"
+    rule: Rule
     """what measured the importance of the neurons"""
     eta: float
     """share of the importance that the selected neurons carry"""
@@ -33,7 +33,7 @@ class CandidateSummary(BaseModel):
     """L1 penalty, as a share of the smallest that makes every coefficient zero"""
     neurons: int
     """number of selected neurons"""
-    words: bool = False
+    words: bool
     """whether the words of a text count beside its neurons, or alone if there are none"""
     valid_score: float
     """the metric on the validation rows, the mean over folds where there are several"""

@@ -118,7 +118,7 @@ class FittedClassifier:
     exits: tuple[EarlyExit, ...] = ()
     """where documents may stop before the last block, shallow first; that by words comes before all others"""
     recipe: ClassifierRecipe | None = None
-    """how its heads can be fitted on other rows; None for an exit, and in artifacts of 0.2"""
+    """how its heads can be fitted on other rows; None for an exit"""
 
     @property
     def words_exit(self) -> EarlyExit | None:

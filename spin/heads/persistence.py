@@ -33,10 +33,7 @@ from spin.sites import FeatureColumn
 from spin.words.word_regression import WordRegression
 
 FORMAT = 7
-"""version of the artifact's format"""
-_READABLE = (4, 5, 6, FORMAT)
-"""formats that are read; 4, of 0.2, knows one rule of selection, 4 and 5 know neither words nor chosen thresholds, and
-6 no exit by words"""
+"""version of the artifact's format, the only one that is read"""
 CONFIG, TENSORS = "config.json", "model.safetensors"
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
 _WORDS = "words."
@@ -56,7 +53,7 @@ class ClassifierMetadata(BaseModel):
     classes: tuple[str, ...]
     multilabel: bool
     label_type: LabelType = "str"
-    """the type of the labels that the classes stand for; an artifact of an earlier release names none"""
+    """the type of the labels that the classes stand for"""
     backbone: BackboneSettings
     """where the backbone lay in training and how it was run; never allows code to run"""
     backbone_digest: str
@@ -84,7 +81,7 @@ class ClassifierMetadata(BaseModel):
         return cls(
             classes=config["classes"],
             multilabel=config["multilabel"],
-            label_type=config.get("label_type", "str"),
+            label_type=config["label_type"],
             backbone=BackboneSettings.model_validate({**backbone, "trust_remote_code": False}),
             backbone_digest=digest,
             metric=config["metric"],
@@ -150,18 +147,24 @@ def load_result(folder: Path) -> TrainingResult:
         return TrainingResult(choices, frontier, config["tried"], words, cap)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def require_format(folder: Path, name: str) -> None:
+    """Raise UserError, which calls the artifact in a folder by this name, unless it has the format that is read."""
+    _read_config(folder, name)
+
+
+def _read_config(folder: Path, name: str | None = None) -> dict[str, Any]:
     try:
         config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise UserError(
-            f"{folder} is not a classifier that can be read: {error}; expected a folder that SpinClassifier.save wrote"
+            f"{name or folder} is not a classifier that can be read: {error}; expected a folder that "
+            "SpinClassifier.save wrote"
         ) from None
-    if config.get("format") not in _READABLE:
+    if config.get("format") != FORMAT:
         given = config.get("format")
         is_newer = isinstance(given, int) and given > FORMAT
         remedy = "install the version of SPIN that wrote it, or a newer one" if is_newer else "train the model again"
-        raise UserError(f"{folder} has format {given}, this version reads {FORMAT}; {remedy}")
+        raise UserError(f"{name or folder} has format {given}, this version reads {FORMAT}; {remedy}")
     return config
 
 
@@ -209,14 +212,14 @@ def _fitted_from_json(part: Mapping[str, Any], tensors: Mapping[str, NDArray[Any
     columns = [FeatureColumn.parse(text) for text in part["columns"]]
     summary = ChoiceSummary.model_validate(part["facts"])
     neurons, importance = ({c: own[f"{name}.{c}"] for c in columns} for name in ("neurons", "importance"))
-    selection = Selection(neurons, importance, part["eta"], summary.rule, part.get("words", 0))
+    selection = Selection(neurons, importance, part["eta"], summary.rule, part["words"])
     linear = LinearHead(own["coef"], own["intercept"])
     head = MlpHead(linear, *(own[name] for name in _MLP)) if "inner" in own else linear
     exits = tuple(
         EarlyExit(exit["depth"], LinearHead(own[f"exit.{i}.coef"], own[f"exit.{i}.intercept"]), exit["threshold"])
         for i, exit in enumerate(part["exits"])
     )
-    recipe = None if part.get("recipe") is None else _RECIPE.validate_python(part["recipe"])
+    recipe = None if part["recipe"] is None else _RECIPE.validate_python(part["recipe"])
     return FittedClassifier(selection, Standardizer(own["mean"], own["scale"]), head, summary, exits, recipe)
 
 
@@ -229,6 +232,6 @@ def _candidate_to_json(candidate: Candidate) -> dict[str, Any]:
 
 
 def _candidate_from_json(fields: Mapping[str, Any]) -> Candidate:
-    penalty, blend = Penalty(**fields["penalty"]), fields.get("blend")
+    penalty, blend = Penalty(**fields["penalty"]), fields["blend"]
     parsed = {"part": tuple(fields["part"]), "penalty": penalty, "blend": blend and Blend(**blend)}
-    return Candidate(**{"rule": "l1", **fields, **parsed})
+    return Candidate(**{**fields, **parsed})

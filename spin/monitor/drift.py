@@ -45,8 +45,8 @@ class NeuronShift:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> NeuronShift:
-        """Return the shift of a record that `to_json` returned, or of one of a release that named no causes."""
-        causes = {name: tuple(record.get(name, ())) for name in ("documents", "words")}
+        """Return the shift of a record that `to_json` returned."""
+        causes = {name: tuple(record[name]) for name in ("documents", "words")}
         return cls(**{**record, **causes})
 
 

@@ -41,7 +41,7 @@ class Profile:
     labels: Counts
     """(K + 1,) documents per predicted class, before thresholds, and documents without any"""
     exits: Counts
-    """(E + 1,) documents per exit, shallow first, and documents that ran to full depth; empty in files of 0.2"""
+    """(E + 1,) documents per exit, shallow first, and documents that ran to full depth"""
     scores: Counts
     """(20,) documents per bin of their largest probability, between `SCORES`"""
     lengths: Counts
@@ -98,9 +98,6 @@ class Profile:
         return replace(self, labels=labels, exits=np.bincount(stops, minlength=len(exits) + 1), scores=scores)
 
     def __add__(self, other: Profile) -> Profile:
-        if len(self.exits) != len(other.exits):  # a shard of a night that an earlier version began knows none
-            no_exits = np.zeros(0, np.int64)
-            self, other = replace(self, exits=no_exits), replace(other, exits=no_exits)
         return Profile(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
@@ -131,9 +128,7 @@ class Profile:
         """
         try:
             tensors = load_tensors(data)
-            everything = np.full(tensors[f"{prefix}sums"].shape, tensors[f"{prefix}scores"].sum())
-            before_words = {f"{prefix}exits": np.zeros(0, np.int64), f"{prefix}read": everything}
-            return cls(**{f.name: (before_words | tensors)[prefix + f.name] for f in fields(cls)})
+            return cls(**{f.name: tensors[prefix + f.name] for f in fields(cls)})
         except (KeyError, ValueError, SafetensorError) as error:
             raise UserError(
                 f"this is not a profile of documents: {error}; expected a file that spin train or spin classify wrote"

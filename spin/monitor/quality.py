@@ -84,10 +84,9 @@ class QualitySums:
         return {f"{prefix}{f.name}": np.asarray(getattr(self, f.name), np.float64) for f in fields(self)}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]], prefix: str) -> Self | None:
-        """The sums that `to_tensors` returned; None if there are none."""
-        names = [f"{prefix}{f.name}" for f in fields(cls)]
-        return cls(*(tensors[name] for name in names)) if all(name in tensors for name in names) else None
+    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]], prefix: str) -> Self:
+        """The sums that `to_tensors` returned. Raises KeyError if one is missing."""
+        return cls(*(tensors[f"{prefix}{f.name}"] for f in fields(cls)))
 
 
 @dataclass(frozen=True)

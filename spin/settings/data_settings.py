@@ -109,5 +109,5 @@ class DataSettings(Section):
     )
 
     def file_format(self) -> dict[str, str]:
-        """How CSV and JSONL files are read, where it is not the default: what plans of releases before it say."""
-        return self.model_dump(include={"delimiter", "encoding"}, exclude_defaults=True)
+        """How CSV and JSONL files are read, as plans say it."""
+        return self.model_dump(include={"delimiter", "encoding"})

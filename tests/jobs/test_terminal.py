@@ -26,11 +26,13 @@ POINTS = [
     CandidateSummary(
         depth=depth,
         compute=compute,
+        rule="l1",
         eta=0.5,
         part=("ffn",) * (depth == 2),
         strength=1,
         l1=0.03,
         neurons=100 * depth,
+        words=False,
         valid_score=score,
     )
     for depth, compute, score in ((1, 0.1666, 0.61), (2, 0.3333, 0.702), (3, 0.5, 0.7049), (4, 1.0, 0.71))

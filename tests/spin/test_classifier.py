@@ -438,7 +438,7 @@ def test_loading_does_not_change_truncation_and_pooling(ffn_classifier: TrainedC
 
 
 def test_loading_keeps_the_windows_of_training(ffn_classifier: TrainedClassifier, tmp_path: Path) -> None:
-    """Whatever the settings at loading; an artifact of an earlier release, whose settings name no windows, cuts."""
+    """Whatever the settings at loading."""
     windows = {"max_tokens": 8, "long_texts": "windows", "window_overlap": 2, "max_windows": 3}
     trained = TrainedClassifier(
         ffn_classifier.settings.model_copy(update=windows), ffn_classifier.backbone_digest,
@@ -451,9 +451,6 @@ def test_loading_keeps_the_windows_of_training(ffn_classifier: TrainedClassifier
         loaded = TrainedClassifier.load(tmp_path, backbone=given)
         assert {name: getattr(loaded.settings, name) for name in windows} == windows
         np.testing.assert_allclose(loaded.predict_logits(texts), trained.predict_logits(texts), atol=1e-4)
-    backbone = json.loads((tmp_path / "config.json").read_text())["backbone"]
-    edit_config(backbone={k: v for k, v in backbone.items() if k == "max_tokens" or k not in windows})(tmp_path)
-    assert TrainedClassifier.load(tmp_path).settings.long_texts == "cut"
 
 
 def test_a_classifier_runs_only_on_the_weights_of_its_training(

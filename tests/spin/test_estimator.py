@@ -167,14 +167,6 @@ def test_classes_are_in_the_order_of_their_values(fitted: SpinClassifier) -> Non
     assert log_loss(y, probabilities) < log_loss(with_values([10, 2, 30]), probabilities)
 
 
-def test_a_folder_of_an_earlier_release_has_strings(fitted: SpinClassifier, tmp_path: Path) -> None:
-    fitted.save(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    del config["label_type"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert SpinClassifier.load(tmp_path).classes_.tolist() == ["2", "10", "30"]
-
-
 def test_abstentions_are_none_and_count_as_wrong(fitted: SpinClassifier) -> None:
     y = with_values([2, 10, 30])
     margins = np.diff(np.sort(fitted.predict_proba(TEXTS), axis=1)[:, -2:]).ravel()

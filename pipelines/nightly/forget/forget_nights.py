@@ -28,9 +28,9 @@ from pipelines.nightly.tables.night_tables import (
     PREDICTIONS,
     NightTables,
     PublishedRun,
+    open_output,
     was_published,
 )
-from pipelines.nightly.tables.old_layout import open_output
 from pipelines.nightly.tables.publication import claim, clean_side_tables, published_files, require_claim
 from pipelines.nightly.tables.vacuum import models_of
 from pipelines.storage.lease import user_name

@@ -190,11 +190,11 @@ class NightReport:
 
 
 def find_report(run: Store) -> NightReport | None:
-    """The report in the folder of a run, None if there is none, or one of a version that reported less."""
+    """The report in the folder of a run, None if there is none, or one of another format."""
     stored = run.read_json(REPORT)
     try:
         return None if stored is None else NightReport.from_json(stored)
-    except ValidationError:
+    except (KeyError, ValidationError):
         _log.debug("%s/%s is of another version", run.uri, REPORT, exc_info=True)
         return None
 

@@ -22,10 +22,10 @@ class NightQuality:
 
 
 def estimate_labels(
-    sums: QualitySums | None, spin: TrainedClassifier, held_out: HeldOutLogits | None, drift: Sequence[Drift]
+    sums: QualitySums, spin: TrainedClassifier, held_out: HeldOutLogits | None, drift: Sequence[Drift]
 ) -> NightQuality:
     """The estimated quality of the labels of a night by their sums and the test documents of its model."""
-    if sums is None or held_out is None:
+    if held_out is None:
         return NightQuality(None)
     withdrawn = tuple(each.name for each in drift if each.drifted and each.name in BREAKS_ESTIMATE)
     if withdrawn:

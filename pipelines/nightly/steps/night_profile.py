@@ -15,6 +15,7 @@ from safetensors.numpy import save as save_tensors
 from pipelines.storage.object_store import Store
 from spin.activations.features import Features
 from spin.classifier import TrainedClassifier
+from spin.errors import UserError
 from spin.monitor.profile import Profile
 from spin.monitor.quality import QualitySums
 from spin.predictions import Predictions
@@ -31,8 +32,8 @@ class NightProfile:
 
     documents: Profile
     """for drift"""
-    quality: QualitySums | None
-    """for the quality of the labels; None where a shard is of an earlier version, which counted none"""
+    quality: QualitySums
+    """for the quality of the labels"""
 
     @classmethod
     def of(cls, spin: TrainedClassifier, predictions: Predictions, features: Features) -> Self:
@@ -43,20 +44,23 @@ class NightProfile:
         return cls(documents, QualitySums.of(space, given[~abstains], predictions.probabilities[~abstains]))
 
     def __add__(self, other: NightProfile) -> NightProfile:
-        quality = None if self.quality is None or other.quality is None else self.quality + other.quality
-        return NightProfile(self.documents + other.documents, quality)
+        return NightProfile(self.documents + other.documents, self.quality + other.quality)
 
     def to_bytes(self) -> bytes:
         """The sums as safetensors."""
-        of_quality = {} if self.quality is None else self.quality.to_tensors(_QUALITY)
-        tensors = {**self.documents.to_tensors(), **of_quality}
+        tensors = {**self.documents.to_tensors(), **self.quality.to_tensors(_QUALITY)}
         return bytes(save_tensors({name: np.array(tensor, order="C") for name, tensor in tensors.items()}))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """The sums that `to_bytes` wrote. Raises UserError for other data."""
         documents = Profile.from_bytes(data)
-        return cls(documents, QualitySums.from_tensors(load_tensors(data), _QUALITY))
+        try:
+            return cls(documents, QualitySums.from_tensors(load_tensors(data), _QUALITY))
+        except KeyError as error:
+            raise UserError(
+                f"this is not a profile of a night: it has no {error}; expected a file that spin classify wrote"
+            ) from None
 
 
 def sum_profiles(store: Store, keys: Sequence[str]) -> NightProfile | None:

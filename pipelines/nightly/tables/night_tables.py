@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.storage.delta_table import TableSnapshot, create_table, open_table
+from pipelines.storage.delta_table import LOG, TableSnapshot, create_table, open_table
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
 
@@ -83,6 +83,8 @@ _PARTITION_TYPES = {"date": pa.date32(), "model": pa.string(), "run": pa.string(
 _CARRYING = (PREDICTIONS, DEAD_LETTERS)
 """tables that carry input columns"""
 NO_COLUMNS = pa.schema([])
+_NAMED = 3
+"""number of foreign files that an error names"""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,35 @@ class NightTables:
         if snapshot is None:
             raise UserError(f"{self.out.uri} has no table {table}; `spin classify` makes one")
         return snapshot
+
+    def refuse_foreign_files(self) -> None:
+        """Raise UserError if files of another program lie where a table belongs; none of them is touched."""
+        for table in TABLES:
+            if (found := self._describe_foreign(table)) is not None:
+                raise UserError(
+                    f"{self.store(table).uri} holds {found}; expected a table that `spin classify` has made, or "
+                    "nothing. Name another output, or move these files away"
+                )
+
+    def _describe_foreign(self, table: str) -> str | None:
+        """What of another program is in the folder of a table; None if the table is ours or the folder is empty."""
+        names = self.out.list_names(table)
+        if names and LOG not in names:
+            files = [key.removeprefix(f"{table}/") for key in self.out.list(table)]
+            shown = ", ".join(files[:_NAMED]) + (", …" if len(files) > _NAMED else "")
+            return f"{shown} and no Delta table" if files else None
+        snapshot = self.find(table) if names else None  # also None while another command creates the table
+        if snapshot is None or snapshot.partition_columns == _PARTITIONS[table]:
+            return None
+        return f"a Delta table with the partition columns {', '.join(snapshot.partition_columns) or '(none)'}"
+
+
+def open_output(output: str) -> NightTables:
+    """The tables of an output. Raises UserError where no night was begun, or if it holds files of another program."""
+    tables = NightTables(Store(output))
+    tables.refuse_foreign_files()
+    tables.open(PREDICTIONS)
+    return tables
 
 
 @dataclass(frozen=True)

@@ -338,8 +338,8 @@ def _open_run(tables: NightTables, name: str, request: NightRequest, *, publishe
         return _plan_run(tables, record, request, published=published)
     if published:
         raise UserError(
-            f"{store.uri} holds no plan: the night was imported from version 0.2, or files of the run were deleted. So "
-            "it cannot be compared with this command; leave it as it is, or classify it again with --restart"
+            f"{store.uri} holds no plan: files of the run were deleted. So it cannot be compared with this command; "
+            "leave it as it is, or classify it again with --restart"
         )
     begun_alike = record is not None and (record.model_version, record.incremental, record.shared_pass) == (
         request.model_version,

@@ -13,13 +13,11 @@ import pytest
 
 from jobs.cli import main
 from pipelines.nightly import nights
-from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import LEASES, abandon_run, begin_run
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, QUARANTINED, TAKEN, NightTables, partitions
 from pipelines.nightly.tables.publication import InputRow, write_inputs
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from tests.pipelines.nightly.tables.test_old_layout import night_of, write_old_night
 from tests.support.nights import DATE, MODEL, claim_model, published_ids, run_night
 
 NEXT = "2026-03-02"
@@ -262,32 +260,19 @@ def test_a_vacuum_refuses_an_age_below_a_day(spin: Run, out: Store) -> None:
     assert "Invalid value for '--older-than'" in spin("vacuum", "--older-than", "0.5", "--output", out.uri, status=2)
 
 
-def test_nights_of_version_0_2_are_imported_once(spin: Run, out: Store) -> None:
-    write_old_night(out, DATE, night_of("a", "b"))
-    write_old_night(out, NEXT, night_of("c"), published=False)
-    for command in (["list"], ["show", "r"], ["restore", "--run", "r"], ["vacuum"]):
-        assert f"spin nights import --output {out.uri}" in spin(*command, "--output", out.uri, status=2)
-    printed = spin("import", "--output", out.uri).splitlines()
-    [night] = list_nights(NightTables(out))
-    assert printed == [
-        f"imported {night.run}",
-        f"left out the night of {NEXT}, which had not been published; classify it again",
-    ]
-    assert published_ids(NightTables(out)) == {(DATE, MODEL): ["a", "b"]}
-    assert spin("import", "--output", out.uri) == f"{out.uri} holds no nights of version 0.2\n"
+def test_an_output_of_another_program_is_refused_and_left_as_it_is(spin: Run, out: Store) -> None:
+    out.write("predictions/date=2026-03-01/part.parquet", b"PAR1")
+    for command in (["list"], ["show", "r"], ["restore", "--run", "r"], ["vacuum"], ["vacuum", "--dry-run"]):
+        assert "predictions holds date=2026-03-01/part.parquet and no Delta table" in spin(
+            *command, "--output", out.uri, status=2
+        )
+    assert out.list() == ["predictions/date=2026-03-01/part.parquet"]
+    assert out.read("predictions/date=2026-03-01/part.parquet") == b"PAR1"
 
 
 def test_an_output_without_nights_is_an_error(spin: Run, out: Store) -> None:
     for command in (["list"], ["show", "r"], ["restore", "--run", "r"], ["vacuum"]):
         assert "`spin classify` makes one" in spin(*command, "--output", out.uri, status=2)
-
-
-def test_an_import_waits_for_no_night_of_version_0_2_at_work(spin: Run, out: Store) -> None:
-    """Such a night holds the lease of the whole output; the import ends with status 3 and changes nothing."""
-    write_old_night(out, DATE, night_of("a"))
-    with Lease(out, ttl=1.0):
-        assert "is held by" in spin("import", "--output", out.uri, status=3)
-    assert out.exists("latest")
 
 
 def test_a_run_whose_list_of_files_is_lost_is_not_shown_as_one_that_read_nothing(spin: Run, out: Store) -> None:

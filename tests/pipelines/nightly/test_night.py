@@ -28,7 +28,6 @@ from pipelines.nightly.tables import publication, resume
 from pipelines.nightly.tables.night_history import list_nights, list_unfinished, read_predictions
 from pipelines.nightly.tables.night_records import abandon_run, find_night
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS
-from pipelines.nightly.tables.old_layout import import_old_layout
 from pipelines.nightly.tables.resume import Listing
 from pipelines.service_errors import BadRowsError, HeldError, StalledError, UnavailableError
 from pipelines.storage.input_opener import InputOpener
@@ -38,7 +37,6 @@ from pipelines.storage.shard_log import Attempt, ShardCounts, ShardLog, StepResu
 from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, isolate_failing_rows
 from pipelines.workers.map_shards import WorkerAnswer, _within_stall_limit
 from spin.errors import SpinError, UserError
-from tests.pipelines.nightly.tables.test_old_layout import night_of, write_old_night
 from tests.pipelines.nightly.tables.test_table_readers import READERS, plain
 from tests.support.fake_nights import (
     DATE,
@@ -132,15 +130,32 @@ def test_an_output_without_hard_links_is_refused_before_a_lease_is_taken(
         local_nights.run()
 
 
-def test_an_output_in_the_old_layout_is_refused_until_it_is_imported(local_nights: FakeNights) -> None:
-    """The message names the command that converts it."""
-    write_old_night(local_nights.out, DATE, night_of("old"))
+def test_an_output_with_files_of_another_program_is_refused_and_left_as_it_is(local_nights: FakeNights) -> None:
+    """The message names what was found. A command with --restart is refused too, before a model is downloaded."""
+    files = {"predictions/date=2026-05-04/part.parquet": b"PAR1", "dead_letters/a.csv": b"a", "latest": b"2026-05-04"}
+    for key, content in files.items():
+        local_nights.out.write(key, content)
     local_nights.write("a.jsonl", make_rows("a"))
-    with pytest.raises(UserError, match=r"`spin nights import --output .*out`"):
+    found = r"/predictions holds date=2026-05-04/part\.parquet and no Delta table; .* move these files away"
+    for restart in (False, True):
+        with pytest.raises(UserError, match=found):
+            local_nights.run(restart=restart)
+    assert {key: local_nights.out.read(key) for key in local_nights.out.list()} == files
+    local_nights.out.move("predictions/date=2026-05-04/part.parquet", "theirs/part.parquet")
+    with pytest.raises(UserError, match=r"out/dead_letters holds a\.csv and no Delta table"):
         local_nights.run()
-    import_old_layout(local_nights.out, retry_seconds=1)
-    local_nights.run("2026-05-05")
-    assert local_nights.ids()["2026-05-05"] == ["a"]
+
+
+def test_a_run_of_another_format_is_refused_until_it_is_begun_anew(
+    local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.run()
+    monkeypatch.setattr(resume, "FORMAT", resume.FORMAT + 1)
+    with pytest.raises(UserError, match=rf"format is {resume.FORMAT}, was {resume.FORMAT - 1}\. .*--restart"):
+        local_nights.run()
+    local_nights.run(restart=True)
+    assert local_nights.ids() == {DATE: ["a"]}
 
 
 def test_names_from_outside_are_taken_literally(nights: FakeNights) -> None:

@@ -206,20 +206,18 @@ def test_a_night_does_not_begin_where_the_error_cannot_be_promised(project: Nigh
     assert project.list_published_runs() == []
 
 
-def test_shards_of_an_earlier_version_count_for_drift_alone(project: NightProject, tmp_path: Path) -> None:
-    """A night that it began and this version finishes has no estimate, but its drift."""
+def test_the_profiles_of_shards_add_up(project: NightProject, tmp_path: Path) -> None:
+    """A file without the sums for quality is refused."""
     spin, _ = load(project, SINGLE)
     features = spin.features(TEST[:10])
     profile = NightProfile.of(spin, spin.predict_features(features), features)
     store = Store(str(tmp_path / "profiles"))
-    store.write(f"a.{PROFILE}", profile.to_bytes())
-    store.write(f"b.{PROFILE}", NightProfile(profile.documents, None).to_bytes())
-    whole = sum_profiles(store, [f"a.{PROFILE}"])
-    assert whole is not None
-    assert whole.quality is not None
-    assert whole.quality.labelled == 10
+    for name in ("a", "b"):
+        store.write(f"{name}.{PROFILE}", profile.to_bytes())
     both = sum_profiles(store, [f"a.{PROFILE}", f"b.{PROFILE}"])
     assert both is not None
-    assert both.quality is None
-    assert both.documents.documents == 20
+    assert (both.quality.labelled, both.documents.documents) == (20, 20)
+    store.write(f"c.{PROFILE}", save_tensors(profile.documents.to_tensors()))
+    with pytest.raises(UserError, match="not a profile of a night: it has no 'quality"):
+        sum_profiles(store, [f"a.{PROFILE}", f"c.{PROFILE}"])
     assert sum_profiles(store, []) is None

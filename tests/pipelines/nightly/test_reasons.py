@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from pipelines.nightly.tables import night_tables
-from pipelines.nightly.tables.night_tables import PREDICTIONS
 from spin.classifier import TrainedClassifier
 from spin.estimator import SpinClassifier
 from spin.heads.early_exit import EarlyExit
@@ -96,23 +93,13 @@ def test_predictions_have_the_reasons_of_an_explanation(project: NightProject, s
     assert all(row["label"] == row["reason_label"] for row in rows)
 
 
-def test_nights_with_and_without_reasons_are_in_one_table(
-    project: NightProject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also in a table of a release without these columns."""
-    before = dict(night_tables._COLUMNS)
-    before[PREDICTIONS] = pa.schema([field for field in before[PREDICTIONS] if field.name not in COLUMNS])
-    with monkeypatch.context() as old:
-        old.setattr(night_tables, "_COLUMNS", before)
-        project.run_night(date="2026-02-27", max_dead_fraction=0.5)
-    assert not {*COLUMNS} & {*project.read_rows(date="2026-02-27")[0]}
+def test_nights_with_and_without_reasons_are_in_one_table(project: NightProject) -> None:
     project.run_night(date="2026-02-28", max_dead_fraction=0.5)
     project.run_night(max_dead_fraction=0.5, reasons=1)
     check_reasons(project.read_rows(), load(project, SINGLE), 1)
-    for date in ("2026-02-27", "2026-02-28"):
-        rows = project.read_rows(date=date)
-        assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
-        assert all(row[column] is None for row in rows for column in COLUMNS)
+    rows = project.read_rows(date="2026-02-28")
+    assert [row["id"] for row in rows] == [row["id"] for row in ROWS]
+    assert all(row[column] is None for row in rows for column in COLUMNS)
 
 
 def test_a_row_without_a_label_has_the_reasons_of_the_one_that_it_would_have(project: NightProject) -> None:

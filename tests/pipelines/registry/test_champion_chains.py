@@ -263,9 +263,9 @@ def test_a_version_that_a_rollback_left_does_not_count(registry: MemoryRegistry)
 
 
 def test_champions_without_stored_predictions_are_named(registry: MemoryRegistry) -> None:
-    """They were promoted by an earlier release, or their runs are gone; those that are there are compared with."""
+    """Their promotion stored none, or their runs are gone; those that are there are compared with."""
     make_decay(registry)
-    for name, value in registry.model_tags.items():  # as an earlier release wrote them
+    for name, value in registry.model_tags.items():  # as where there was no evaluation set
         event = json.loads(value)
         del event["evaluation"]
         registry.model_tags[name] = json.dumps(event)

@@ -25,6 +25,7 @@ from pipelines.registry.promotion import promote
 from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipelines.service_errors import UnavailableError
 from spin.errors import UserError
+from spin.heads import persistence
 from spin.settings import Settings, parse_settings
 from tests.support.registry_fixture import CARD, TEXTS, RegistryFixture, build_evaluation_set, read_files
 
@@ -53,6 +54,15 @@ def test_a_download_equals_the_registered_files(shared_fixture: RegistryFixture,
     artifact = {f"artifacts/spin/{name}": data for name, data in read_files(shared_fixture.folder / "artifact").items()}
     assert artifact.items() <= model.items()
     assert {"MLmodel", "pyfunc.py", "artifacts/backbone/model.safetensors"} <= set(model)
+
+
+def test_a_version_of_another_format_is_refused_by_name(
+    shared_fixture: RegistryFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persistence, "FORMAT", persistence.FORMAT + 1)
+    found = rf"^version 1 of {shared_fixture.name} has format 7, this version reads 8; train the model again$"
+    with pytest.raises(UserError, match=found):
+        shared_fixture.registry.load("1")
 
 
 def flip_bit(path: Path) -> None:

@@ -112,8 +112,8 @@ def test_another_cap_is_refused_until_restart(trained: Trained, folder: Path) ->
             run_stages(make_settings(folder, "capped", **search), ["train"])
 
 
-def test_a_training_without_a_cap_has_the_plan_and_the_report_that_it_had(folder: Path) -> None:
-    """So that a training of an earlier version goes on; and what the cap needs is not computed."""
+def test_a_training_without_a_cap_says_nothing_of_one(folder: Path) -> None:
+    """Nor is computed what the cap needs."""
     settings = make_settings(folder, "plain")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("spin.integrate.integrate.choose_under_cap", lambda *_: pytest.fail("a cap was applied"))

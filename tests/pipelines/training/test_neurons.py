@@ -240,13 +240,6 @@ def test_the_small_shares_of_the_ridge_rule_are_printed(tmp_path: Path, capsys: 
     assert "share of the weights of a ridge regression on all neurons" in printed
 
 
-def test_importance_of_versions_before_0_3_is_read() -> None:
-    """They have one for all choices."""
-    heads = {"accuracy": {"class": "bad", "slope": 0.5}}
-    row = NeuronRow.from_json({"column": "ffn.01.mean", "neuron": 4, "importance": 0.1, "heads": heads, "top": []})
-    assert row.heads["accuracy"].importance == 0.1
-
-
 def test_drivers_get_their_texts_from_the_corpus(tmp_path: Path) -> None:
     """The files of the corpus are read for the texts of each row's documents, whose order stays.
 

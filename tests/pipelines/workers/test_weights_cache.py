@@ -189,7 +189,7 @@ def test_without_workers_a_gpu_is_used_only_if_the_settings_give_one(
 
 
 def test_windows_decide_activations_only_where_they_are_read() -> None:
-    """Where texts are cut, the settings are those of releases that knew no windows, so that plans are resumed."""
+    """Where texts are cut, other windows are no reason to begin again."""
     cut = BackboneSettings(model="x", window_overlap=5)
     assert set(weights_cache.activation_settings(cut)) == {
         *("dtype", "engine", "compile", "max_tokens", "batch_tokens", "pool_special_tokens")

@@ -148,26 +148,6 @@ def test_a_loaded_training_result_equals_the_saved_one(
     assert save(loaded, metadata) == {name: (folder / name).read_bytes() for name in (CONFIG, TENSORS)}
 
 
-@pytest.mark.parametrize("older", [4, 5, 6])
-def test_a_classifier_of_an_older_format_is_read(tmp_path: Path, older: int) -> None:
-    """Models of 0.2, whose neurons were all selected by L1 probes, stay usable, as do those without thresholds."""
-    folder = write(tmp_path, make_training_result(make_fitted(0, mlp=False)))
-    config = json.loads((folder / CONFIG).read_text())
-    config["format"] = older
-    for part in (*(part["facts"] for part in config["integrations"]), *config["frontier"]):
-        part.pop("thresholds", None)
-        if older == 4:
-            del part["rule"]
-        else:
-            part["rule"] = "l1"
-    (folder / CONFIG).write_text(json.dumps(config))
-    loaded, _ = load(folder)
-    check_equal(loaded.choices["accuracy"], make_fitted(0, mlp=False))
-    decision = loaded.choices["accuracy"].decision(LabelSpace(("a", "b", "c")), DecisionSettings())
-    assert decision.thresholds.tolist() == pytest.approx([1 / 3] * 3)
-    assert {candidate.rule for candidate in loaded.frontier} == {"l1"}
-
-
 def test_leakage_and_its_cap_are_stored_with_the_choices(tmp_path: Path) -> None:
     """They come back as they were; without a cap nothing is written of them."""
     fitted = make_fitted(0, mlp=False)
@@ -188,21 +168,6 @@ def test_leakage_and_its_cap_are_stored_with_the_choices(tmp_path: Path) -> None
     assert loaded.frontier == frontier
     assert loaded.summary() == capped.summary()
     assert loaded.choices["accuracy"].summary.leakage == 0.3812
-
-
-@pytest.mark.parametrize("format", [4, 5])
-def test_a_classifier_of_a_format_without_words_is_read(tmp_path: Path, format: int) -> None:
-    folder = write(tmp_path, make_training_result(make_fitted(1, mlp=True)))
-    config = json.loads((folder / CONFIG).read_text())
-    config["format"] = format
-    for part in config["integrations"]:
-        del part["words"], part["facts"]["words"]
-    for candidate in config["frontier"]:
-        del candidate["blend"]
-    (folder / CONFIG).write_text(json.dumps(config))
-    loaded, _ = load(folder)
-    check_equal(loaded.choices["accuracy"], make_fitted(1, mlp=True))
-    assert loaded.words is None
 
 
 def test_the_chosen_thresholds_are_stored_with_each_classifier(tmp_path: Path) -> None:
@@ -311,7 +276,13 @@ INCOMPLETE, UNREADABLE = "is not a whole classifier: ", "is not a classifier tha
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (edit_config(lambda c: c.update(format=1)), "has format 1, this version reads 7; train the model again"),
+        *[
+            (
+                edit_config(lambda c, n=n: c.update(format=n)),
+                f"format {n}, this version reads 7; train the model again",
+            )
+            for n in (1, 6)
+        ],
         (edit_config(lambda c: c.update(format=8)), "has format 8, this version reads 7; install the version of SPIN"),
         (edit_config(lambda c: c.pop("format")), "has format None, this version reads 7; train the model again"),
         *[(remove_tensor(f"0.{name}"), f"{INCOMPLETE}'{name}'") for name in ("mean", "scale", "coef", "intercept")],

@@ -205,26 +205,6 @@ def test_a_changed_share_of_documents_that_words_decide_is_drift(share: float, d
     assert nobody[-1].now == (0, 0), "no neuron was read"
 
 
-def test_a_profile_of_an_earlier_version_is_read() -> None:
-    """It knows neither exits nor documents that are not read."""
-    counted = make_profile(make_outputs(20))
-    tensors = {name: value for name, value in vars(counted).items() if name not in ("exits", "read")}
-    restored = Profile.from_bytes(save_tensors(tensors))
-    assert restored.exits.tolist() == []
-    np.testing.assert_array_equal(restored.mean, counted.mean)
-    assert "exits" not in {drift.name for drift in measure(counted, restored, SELECTION, 0.1)}
-
-
-def test_profiles_add_up_without_exits_if_one_has_none() -> None:
-    """As in a night whose first shards an earlier version has classified."""
-    counted = make_profile(make_outputs(20))
-    earlier = replace(counted, exits=np.zeros(0, np.int64))
-    for total in (counted + earlier, earlier + counted, earlier + earlier):
-        assert total.exits.tolist() == []
-        assert total.documents == 40
-    assert (counted + counted).exits.tolist() == [40]
-
-
 def test_labels_of_a_multilabel_task_are_judged_by_the_number_of_documents() -> None:
     """Labels of one document are no independent draws: the limit is that of as many documents."""
     counted = make_profile(make_outputs(300))

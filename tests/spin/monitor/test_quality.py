@@ -70,7 +70,8 @@ def test_sums_are_those_of_a_plain_loop_and_add_up(space: LabelSpace) -> None:
     restored = QualitySums.from_tensors(sums.to_tensors("quality."), "quality.")
     assert restored is not None
     assert restored.hits == pytest.approx(hits)
-    assert QualitySums.from_tensors(sums.to_tensors("quality."), "other.") is None
+    with pytest.raises(KeyError, match="other"):
+        QualitySums.from_tensors(sums.to_tensors("quality."), "other.")
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ def test_card_text_drops_the_metadata() -> None:
     assert card.startswith("---\n")
     assert card_text(card).startswith("# tweets\n")
     assert card.endswith(card_text(card))
-    assert card_text("# An older card\n") == "# An older card\n"
+    assert card_text("# Without metadata\n") == "# Without metadata\n"
 
 
 def test_a_backslash_does_not_undo_an_escape() -> None:

@@ -485,8 +485,8 @@ def test_windows_must_read_something_new() -> None:
     assert BackboneSettings(model="x", max_tokens=16, long_texts="windows", window_overlap=15).max_windows == 16
 
 
-def test_how_files_are_read_is_named_only_where_it_is_not_the_default() -> None:
-    """So plans of releases that knew no such settings stay valid, and two names of an encoding are one."""
-    assert DataSettings(train="t", encoding="UTF8").file_format() == {}
+def test_plans_name_how_files_are_read() -> None:
+    """Two names of an encoding are one."""
+    assert DataSettings(train="t", encoding="UTF8").file_format() == {"delimiter": "auto", "encoding": "utf-8"}
     data = DataSettings(train="t", encoding="Windows-1252", delimiter=";")
     assert data.file_format() == {"delimiter": ";", "encoding": "cp1252"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -84,6 +85,28 @@ def test_correlated_features_take_a_fraction_of_the_steps(exclusive: bool, monke
     for p in range(2):
         values = [float(objective(autograd_view(regressions), V[p, :, 0], p, 0)) for V in (under_bound, by_gradients)]
         assert values[0] <= values[1] * (1 + 1e-4)
+
+
+def test_momentum_that_points_uphill_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With momentum that only grows a fit swings past its minimum and takes more steps."""
+    regressions = make_ridge(exclusive=True, l2=[1e-3])
+    limit = 1e-4 * regressions.steepest(zero_start(regressions))
+    step, steps = quadratic_bound._Batch.step, Counter[str]()
+
+    def count_step(batch: quadratic_bound._Batch, ahead: Tensor, slope: Tensor) -> None:
+        steps["restarted"] += 1
+        step(batch, ahead, slope)
+
+    def step_on(batch: quadratic_bound._Batch, ahead: Tensor, slope: Tensor) -> None:
+        steps["endless"] += 1
+        momentum = batch.momentum
+        step(batch, ahead, slope)
+        batch.momentum = momentum
+
+    for each in (count_step, step_on):
+        monkeypatch.setattr(quadratic_bound._Batch, "step", each)
+        solve_under_bound(regressions, zero_start(regressions), limit, max_steps=1000)
+    assert steps["restarted"] < 0.8 * steps["endless"]
 
 
 def test_max_steps_limits_the_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:

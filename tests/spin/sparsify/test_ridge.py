@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +98,25 @@ def test_importance_is_that_of_a_regression_on_all_columns(kind: str, monkeypatc
     actual = np.concatenate([of_column.folds[0] for of_column in ridge])
     np.testing.assert_allclose(actual, expected_importance(X[train], targets[train], 0.5), rtol=1e-3, atol=1e-6)
     assert not any(of_column.importance[-1] > 1e-9 for of_column in ridge), "a constant neuron has no importance"
+
+
+@pytest.mark.parametrize(("votes", "elected"), [((0.3, 1.0, 0.3, 3.0), 0.3), ((0.3, 1.0, 1.0, 0.3), 1.0)])
+def test_all_rows_take_the_penalty_that_most_folds_chose(
+    votes: Sequence[float], elected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of penalties that as many folds chose, the largest."""
+    data = make_data()
+    rows, activations = data.rows, make_activations(data.y)
+    data = replace(data, folds=tuple(Fold(np.setdiff1d(rows, rows[k::4]), rows[k::4]) for k in range(4)))
+    fit_part, wanted, tried = spin.sparsify.ridge._fit_part, iter(votes), []
+
+    def choose(gram: torch.Tensor, targets: torch.Tensor, data: TrainingData, penalties: Sequence[float]) -> Any:
+        tried.append(tuple(penalties))
+        return fit_part(gram, targets, data, [next(wanted, penalties[0])])
+
+    monkeypatch.setattr(spin.sparsify.ridge, "_fit_part", choose)
+    fit_ridge(lambda column, rows: activations[column][rows], COLUMNS, data)
+    assert tried == [spin.sparsify.ridge.PENALTIES] * 4 + [(elected,)]
 
 
 def test_validation_labels_do_not_reach_the_importance_of_the_fold() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.nightly.report.night_report import REPORT, NightReport, measure_throughput, slowest_shards
+from pipelines.nightly.report.night_report import REPORT, NightReport, find_report, measure_throughput, slowest_shards
 from pipelines.nightly.report.run_report import render_reports, report_page
 from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.storage.object_store import Store
 from pipelines.storage.records import to_json
 from pipelines.storage.shard_log import ShardOutcome
 from tests.support.browser import open_page
@@ -241,11 +242,16 @@ def test_the_page_names_the_causes_of_drift(browser: Any, tmp_path: Path) -> Non
     assert "farthest" not in page
 
 
-def test_a_report_of_a_release_without_causes_is_read() -> None:
-    record = make_report()
-    for shift in record["drift"][-1]["moved"]:
-        del shift["documents"], shift["words"]
-    assert NightReport.from_json(record) == NightReport.from_json(make_report())
+def test_a_report_of_another_format_counts_as_none(tmp_path: Path) -> None:
+    """Whether a part of it or of its drift is missing."""
+    run, record = Store(str(tmp_path)), make_report()
+    run.write_json("report.json", record)
+    assert find_report(run) == NightReport.from_json(record)
+    del record["drift"][-1]["moved"][0]["documents"]
+    run.write_json("report.json", record)
+    assert find_report(run) is None
+    run.write_json("report.json", {name: value for name, value in make_report().items() if name != "counts"})
+    assert find_report(run) is None
 
 
 def make_agreement(confusion: dict[str, dict[str, int]], **changes: Any) -> dict[str, Any]:

@@ -570,7 +570,7 @@ def test_a_night_without_a_shadow_writes_nothing_about_shadows(project: NightPro
     facts = out.read_json(f"_runs/{DATE}-tiny-000001/plan.json")["facts"]
     assert set(facts) == {
         *("format", "model", "choose", "decision", "backbone", "data", "shard_documents", "cascade"),
-        *("dead_letter_text", "incremental"),
+        *("dead_letter_text", "reasons", "incremental"),
     }
     assert facts["format"] == 7
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,11 +12,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.registry.packaging import load_bundle
+from pipelines.registry.packaging import load_bundle, write_bundle
 from pipelines.registry.promotion.subprocess_predict import (
     PredictionReply,
     PredictionRequest,
@@ -27,8 +29,20 @@ from pipelines.service_errors import StalledError
 from spin import TrainedClassifier
 from spin.errors import UserError
 from spin.settings import DecisionSettings, Settings, parse_settings
+from tests.support import tiny
 from tests.support.hanging import hang_fresh_process, has_ended, run_in_fresh_process, wait_until
-from tests.support.version_0_1 import BUNDLE, copy_bundle, load_expected
+from tests.support.registry_fixture import TEXTS, build_quick_classifier
+
+
+@pytest.fixture(scope="session")
+def trained_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Path:
+    """A version's folder as it is registered, with its backbone; no test changes it."""
+    folder, rows = tmp_path_factory.mktemp("trained"), tiny.make_documents(120)
+    settings = build_settings(backbone={"model": str(backbone_folder), "dtype": "float32", "device": "cpu"})
+    spin = build_quick_classifier(settings.backbone).fit([row["text"] for row in rows], [row["label"] for row in rows])
+    spin.save(folder / "artifact")
+    write_bundle(folder / "model", folder / "artifact", settings, mlflow.models.Model())
+    return folder / "model"
 
 
 def test_a_request_survives_a_json_round_trip() -> None:
@@ -59,25 +73,26 @@ def test_a_reply_survives_a_json_round_trip() -> None:
     assert [getattr(copy, name) for name in names] == [getattr(reply, name) for name in names]
 
 
-def test_a_reply_of_an_earlier_gate_has_no_thresholds() -> None:
-    """Its predictions.json was written before trainings chose any."""
-    reply = json.loads(PredictionReply({}, ("a",), False, ["a"], np.ones((1, 1)), 1.0).to_json())
-    del reply["thresholds"]
-    assert PredictionReply.from_json(json.dumps(reply)).thresholds is None
+def test_a_fresh_process_predicts_as_the_classifier_of_the_bundle(trained_bundle: Path) -> None:
+    """It runs the logged code and needs no registry."""
+    reply, classifier = predict_in_subprocess(trained_bundle, TEXTS, build_settings()), load_bundle(trained_bundle)
+    assert reply.labels == classifier.predict(TEXTS)
+    np.testing.assert_allclose(reply.probabilities, classifier.predict_proba(TEXTS), atol=1e-6)
 
 
-def test_a_logged_model_replies_with_the_thresholds_of_its_choice(tmp_path: Path) -> None:
+def test_a_logged_model_replies_with_the_thresholds_of_its_choice(trained_bundle: Path, tmp_path: Path) -> None:
     """They decide its labels, in MLflow's own interface too, and the settings of the request replace them."""
-    bundle, texts, thresholds = copy_bundle(tmp_path / "model"), load_expected().texts, {"bad": 1e-6, "good": 1 - 1e-6}
+    bundle, thresholds = Path(shutil.copytree(trained_bundle, tmp_path / "model")), {"bad": 1e-6, "good": 1 - 1e-6}
+    labels = load_bundle(bundle).predict(TEXTS)
     config = bundle / "artifacts" / "spin" / "config.json"
     content = json.loads(config.read_text())
     content["integrations"][content["choices"]["accuracy"]]["facts"]["thresholds"] = thresholds
-    config.write_text(json.dumps({**content, "format": 6}))
-    reply = _reply(bundle, texts, build_settings())
+    config.write_text(json.dumps(content))
+    reply = _reply(bundle, TEXTS, build_settings())
     assert reply.thresholds == thresholds
-    assert reply.labels == ["bad"] * len(texts) != load_expected().labels
+    assert reply.labels == ["bad"] * len(TEXTS) != labels
     by_settings = build_settings().model_copy(update={"decision": DecisionSettings(thresholds={"good": 0.5})})
-    assert _reply(bundle, texts, by_settings).labels == load_expected().labels
+    assert _reply(bundle, TEXTS, by_settings).labels == labels
 
 
 def _reply(bundle: Path, texts: list[str], settings: Settings) -> PredictionReply:
@@ -103,10 +118,10 @@ class AlteringModel:
         return pd.DataFrame({"label": pd.Series(labels, dtype=object), "score": predictions.score + self.added_score})
 
 
-def test_logged_code_must_predict_as_its_classifier() -> None:
+def test_logged_code_must_predict_as_its_classifier(trained_bundle: Path) -> None:
     """Another label, a missing one, a list or another score is refused."""
-    classifier, texts = load_bundle(BUNDLE), load_expected().texts
-    _check_answers(AlteringModel(classifier, {}), classifier, texts)
+    classifier = load_bundle(trained_bundle)
+    _check_answers(AlteringModel(classifier, {}), classifier, TEXTS)
     for model in (
         AlteringModel(classifier, {"good": "bad"}),
         AlteringModel(classifier, {"good": None}),
@@ -114,11 +129,12 @@ def test_logged_code_must_predict_as_its_classifier() -> None:
         AlteringModel(classifier, {}, added_score=0.01),
     ):
         with pytest.raises(UserError, match="does not give the labels and scores of its own classifier"):
-            _check_answers(model, classifier, texts)
+            _check_answers(model, classifier, TEXTS)
 
 
-def build_settings(**promote: Any) -> Settings:
-    return parse_settings({"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s", "promote": promote})
+def build_settings(**changes: Any) -> Settings:
+    backbone = {"model": "m", "dtype": "float32", "device": "cpu"}
+    return parse_settings({"backbone": backbone, "data": {"train": "t"}, "store": "s", **changes})
 
 
 def test_a_version_that_hangs_is_ended_with_all_that_it_started(
@@ -129,7 +145,7 @@ def test_a_version_that_hangs_is_ended_with_all_that_it_started(
     with pytest.raises(
         StalledError, match="did not load and predict within 3 s, .* raise promote.timeout_seconds"
     ) as e:
-        predict_in_subprocess(tmp_path / "model", ["a text"] * 10_000, build_settings(timeout_seconds=3))
+        predict_in_subprocess(tmp_path / "model", ["a text"] * 10_000, build_settings(promote={"timeout_seconds": 3}))
     assert e.value.status == 6
     assert len(read_pids()) == 2
     for pid in read_pids():
