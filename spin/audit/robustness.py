@@ -94,7 +94,7 @@ class RobustnessReport:
 
     @property
     def mean_flips(self) -> float:
-        """Mean share of flipped labels over the same perturbations."""
+        """Mean share of flipped labels over the perturbations that keep the class, at moderate severity."""
         return float(np.mean([row.flips for row in self.at(MODERATE)] or [0.0]))
 
     @property

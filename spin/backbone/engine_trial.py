@@ -93,8 +93,8 @@ class Verdict:
     """The result of a trial."""
 
     outcome: Literal["agrees", "crashed", "failed", "differs", "inconclusive"]
-    """agrees: values within the tolerance of torch's. crashed: the child died of a signal. failed: OpenVINO raised an
-    error. differs: values beyond the tolerance. inconclusive: the trial shows nothing about the engine"""
+    """agrees: values within the tolerance of torch's; crashed: the child died of a signal; failed: OpenVINO raised an
+    error; differs: values beyond the tolerance; inconclusive: the trial shows nothing about the engine"""
     detail: str = ""
     """the error and where it occurred, or the signal"""
 

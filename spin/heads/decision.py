@@ -1,4 +1,4 @@
-"""From probabilities to labels: thresholds per class and abstention."""
+"""Decisions: labels from probabilities, by thresholds per class and abstention."""
 
 from __future__ import annotations
 

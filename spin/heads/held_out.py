@@ -61,7 +61,7 @@ class HeldOutLogits:
 
     @classmethod
     def read(cls, folder: Path, choice: Choice) -> Self | None:
-        """Those of an artifact; None in one without test documents.
+        """The logits of an artifact; None in one without test documents.
 
         Raises UserError for a file that is not whole.
         """

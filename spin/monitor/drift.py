@@ -45,7 +45,7 @@ class NeuronShift:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> NeuronShift:
-        """Return the shift of a record that `to_json` returned."""
+        """The shift of a record that `to_json` returned."""
         causes = {name: tuple(record[name]) for name in ("documents", "words")}
         return cls(**{**record, **causes})
 

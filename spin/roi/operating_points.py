@@ -53,7 +53,7 @@ class Operation:
     """one outcome per abstention band"""
 
     def rows(self, rows: NDArray[np.int64]) -> Operation:
-        """The same on some of the documents."""
+        """The operation on some of the documents."""
         return replace(self, outcomes=tuple(outcome.rows(rows) for outcome in self.outcomes))
 
     def outcome(self, abstain: float) -> Outcome:

@@ -55,7 +55,7 @@ class _Batch:
     index: Tensor
     """(P, B) the regressions' positions among all"""
     limit: Tensor
-    """(P, B)"""
+    """(P, B) largest violation with which a regression counts as solved"""
     targets: Tensor
     """(P, n, B, K)"""
     weights: Tensor
@@ -110,10 +110,11 @@ class _Batch:
 
 
 def _invert_bound(of: Regressions, weights: Tensor, scales: Tensor, ridge: Tensor) -> Tensor:
-    """(P, width + 1, B, width + 1) by weights (P, n, K or 1), scales (P, width + 1, 1) and penalties (P, width + 1, B).
+    """(P, width + 1, B, width + 1) the inverse of the bound of the objective's Hessian.
 
-    The curvature of the loss by the scores of a row is at most half its weight for exclusive classes, and a quarter
-    for independent ones.
+    `weights` are (P, n, K or 1), `scales` (P, width + 1, 1) and the penalties `ridge` (P, width + 1, B). The curvature
+    of the loss by the scores of a row is at most half its weight for exclusive classes: no eigenvalue of
+    diag(p) - p p^T is above 1/2. For independent classes it is at most a quarter, since p (1 - p) is.
     """
     largest = weights.amax(2, keepdim=True) * (0.5 if of.exclusive else 0.25)
     gram = torch.zeros(())

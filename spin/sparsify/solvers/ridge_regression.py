@@ -56,6 +56,7 @@ def solve_ridge(gram: Tensor, targets: Tensor, penalty: float) -> RidgeSolution:
 
 def factorize_gram(gram: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     """The Cholesky factor (n, n) of G + lam I, and lam."""
+    # the Gram matrix of centred features, from that of the features alone: the intercept bears no penalty
     means = gram.mean(0)
     centred = gram - means - means[:, None] + means.mean()
     lam = penalty * centred.diagonal().mean().clamp_min(1e-12)
@@ -80,6 +81,7 @@ def predict_left_out(X: Floats, targets: NDArray[np.bool_], penalties: Sequence[
         penalized.diagonal().add_((penalty * gram.trace() / len(X)).clamp_min(1e-12))
         factor = torch.linalg.cholesky(penalized)
         residuals = Y - Y.mean(0) - features @ torch.cholesky_solve(products, factor)
+        # left out, a row is predicted by y - residual / (1 - leverage); 1 / n is the intercept's part of the leverage
         leverages = [
             torch.linalg.solve_triangular(factor, block.T, upper=False).square().sum(0)
             for block in features.split(_BLOCK)
