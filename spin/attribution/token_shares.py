@@ -32,7 +32,7 @@ def sum_by_text(values: Floats, owners: Ints, count: int) -> Floats:
 
 
 def share_single(at: Ints, totals: Floats, count: int) -> Floats:
-    """The contributions of `count` tokens under other poolings: the token `at` (any shape) has all of a total.
+    """The contributions of `count` tokens under max, first and last pooling: token `at` (any shape) has all of a total.
 
     `totals` has the shape of `at`.
     """

@@ -10,7 +10,7 @@ from typing import Any
 from spin.labels.label_space import Label, class_names
 
 Confusion = dict[str, dict[str, int]]
-"""documents by the label of the model and the label of the shadow. "" stands for no label, in a multi-label task for a
+"""documents by the label of the model and the label of the shadow; "" stands for no label, in a multi-label task for a
 class that is not given"""
 
 
