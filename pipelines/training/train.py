@@ -179,7 +179,7 @@ def run_train(
     Decision.of(labels.label_space, settings.decision)
     probed, probes, ridge, words = load_probes(settings, extract_plan, labels)
     corpus = Corpus(extract_plan.derived.shards, settings.data)
-    store = Store(settings.store.uri) / "model"
+    store = Store.of(settings) / "model"
     metadata = {
         "format": FORMAT,
         "probes": probed.fingerprint,
@@ -211,7 +211,7 @@ def run_train(
         registered = _register_once(settings, registry, labels, corpus, store, plan, manifest, extracted)
         report = TrainReport(manifest.fingerprint, manifest.results, registered, settings.choose)
         lease.check()
-        Store(settings.store.uri).write_json("report.json", report.to_json(extracted, probed))
+        Store.of(settings).write_json("report.json", report.to_json(extracted, probed))
         return report
 
 
@@ -282,7 +282,7 @@ def _fit(
     lease.check()
     for name, content in artifact.items():
         store.write(name, content)
-    Store(settings.store.uri).write(SUSPECTS, to_parquet(suspects))
+    Store.of(settings).write(SUSPECTS, to_parquet(suspects))
     lease.check()
     return write_manifest(store, plan, results)
 

@@ -99,9 +99,8 @@ class ShardWork(Generic[C]):
     """actor that takes reports on the progress of shards; None for none"""
 
     def open_log(self, **node: Any) -> ShardLog:
-        """The shard log of the run, whose requests are retried as the settings say."""
-        retry_seconds = self.settings.retry_seconds
-        return ShardLog(self.store, token=self.token, layout=self.layout, retry_seconds=retry_seconds, **node)
+        """The shard log of the run."""
+        return ShardLog(self.store, token=self.token, layout=self.layout, **node)
 
     def make_step(self) -> Step[C]:
         """Make the step and run its known-good check, if it has one. Raises WorkerFaultError if the check fails."""
@@ -174,7 +173,7 @@ def map_shards(
     shards are in the store; `backbone` is the engine and the precision that `describe_backbone` returns, for messages.
 
     Whatever kills a worker or the driver, a shard that is not committed is computed again. While the store does not
-    answer, requests are retried for `retry_seconds`, and files that are computed are written without computing them
+    answer, requests are retried for its `retry_seconds`, and files that are computed are written without computing them
     again. Raises the error of a step, after the shards that were committed before it are safe; StalledError if no
     shard ends for `stall_seconds`; WorkerFaultError if workers die while they make the step, or fail on what is known
     to be good.
@@ -248,10 +247,10 @@ def commit_shard(
 ) -> ShardOutcome[C]:
     """Compute a shard and commit it. Returns its outcome, which is another's if that was first.
 
-    While a store does not answer the step, the step is called again for `shard_log.retry_seconds` after its first
-    failure. Requests of the log are retried on their own, without the step. With `counts_type`, a shard that was tried
-    before is not computed if it has an outcome: Ray computes a shard again if the node with the answer is lost.
-    `report` takes the name of the shard and the number of its computed documents, at most once per second.
+    While a store does not answer the step, the step is called again for the `retry_seconds` of the log's store after
+    its first failure. Requests of the log are retried on their own, without the step. With `counts_type`, a shard that
+    was tried before is not computed if it has an outcome: Ray computes a shard again if the node with the answer is
+    lost. `report` takes the name of the shard and the number of its computed documents, at most once per second.
     """
     with shard_log.attempt(shard.name, count_shard(shard.name, report)) as attempt:
         if counts_type is not None and attempt.begun > 1:
@@ -267,7 +266,7 @@ def commit_shard(
             start = time.perf_counter()
             return step(shard, attempt), time.perf_counter() - start
 
-        result, seconds = retry_unavailable(shard_log.retry_seconds)(compute)
+        result, seconds = retry_unavailable(shard_log.store)(compute)
         tries, ended = attempt.begun + calls - 1, round(time.time(), 3)
         return shard_log.commit(shard.name, result, tries=tries, seconds=round(seconds, 3), ended=ended)
 
@@ -361,7 +360,7 @@ class _Worker:
         self.node = current_node()
         self.shard_log = work.open_log(node=self.node, lost_nodes=lost_nodes)
         self.counts_type = work.counts_type
-        self.faults = WorkerFaults(work.store, work.layout, work.token, work.settings.retry_seconds)
+        self.faults = WorkerFaults(work.store, work.layout, work.token)
         self.log = work.log
         self.report: Report = lambda shard, documents: None
         if work.reports is not None:

@@ -84,7 +84,7 @@ def refuse_old_layout(out: Store) -> None:
         )
 
 
-def import_old_layout(out: Store, *, retry_seconds: float) -> ImportReport:
+def import_old_layout(out: Store) -> ImportReport:
     """Publish the nights of version 0.2 as nights of the tables, then delete their old files.
 
     The caller holds the leases of the output. An import that was interrupted continues: nights that are in the tables
@@ -100,10 +100,10 @@ def import_old_layout(out: Store, *, retry_seconds: float) -> ImportReport:
     for manifest in waiting:
         _require_parts(out, manifest)
     for model in sorted({manifest.model for manifest in waiting}):
-        token = claim(tables, model, retry_seconds=retry_seconds)
+        token = claim(tables, model)
         for manifest in waiting:
             if manifest.model == model:
-                _import_night(tables, manifest, token, retry_seconds)
+                _import_night(tables, manifest, token)
     _delete_old_files(out)
     return ImportReport(
         imported=tuple(night.run for night in list_nights(tables)),
@@ -202,7 +202,7 @@ def _require_parts(out: Store, manifest: _OldManifest) -> None:
             )
 
 
-def _import_night(tables: NightTables, manifest: _OldManifest, token: int, retry_seconds: float) -> None:
+def _import_night(tables: NightTables, manifest: _OldManifest, token: int) -> None:
     """Write the files of a night anew and publish them. A night that has been written is only published."""
     out = tables.out
     run = begin_run(out, date=manifest.date, model=manifest.model, model_version=manifest.model_version, token=token)
@@ -219,7 +219,7 @@ def _import_night(tables: NightTables, manifest: _OldManifest, token: int, retry
             if (report := out.read(f"{RUNS}/{manifest.run}/{name}")) is not None:
                 out.write(f"{RUNS}/{run.run}/{name}", report)
         night = finish_run(out, run, token=token, files=files)
-    publish_night(tables, night, token=token, retry_seconds=retry_seconds)
+    publish_night(tables, night, token=token)
 
 
 def _convert_part(tables: NightTables, manifest: _OldManifest, part: _OldPart, run: str, file_name: str) -> DataFile:

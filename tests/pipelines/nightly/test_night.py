@@ -138,7 +138,7 @@ def test_an_output_in_the_old_layout_is_refused_until_it_is_imported(local_night
     local_nights.write("a.jsonl", make_rows("a"))
     with pytest.raises(UserError, match=r"`spin nights import --output .*out`"):
         local_nights.run()
-    import_old_layout(local_nights.out, retry_seconds=1)
+    import_old_layout(local_nights.out)
     local_nights.run("2026-05-05")
     assert local_nights.ids()["2026-05-05"] == ["a"]
 

@@ -99,7 +99,7 @@ class Project:
 
 def stage_results(settings: Settings, stage: str) -> Store:
     """The folder of a stage's results, which is named after its plan."""
-    store = Store(settings.store.uri) / stage
+    store = Store.of(settings) / stage
     plan = read_plan(store, dict[str, Any])
     assert plan is not None
     return store / plan.folder
@@ -480,7 +480,7 @@ def test_shards_are_smaller_where_features_are_wide(project: Project, monkeypatc
     monkeypatch.setattr("pipelines.training.extract_features.MAX_SHARD_BYTES", 100 * (2 * 136 + 16) * 2)
     settings = project.make_settings(store=f"{project.base}/small_shards", ray=WITHOUT_RAY)
     run_stages(settings, ["extract"])
-    plan = Store(settings.store.uri).read_json("features/plan.json")
+    plan = Store.of(settings).read_json("features/plan.json")
     shards = [from_json(Shard, shard) for shard in plan["detail"]["shards"]]
     assert max(shard.stop - shard.start for shard in shards) <= 100
     assert sum(len(readers.read_shard(shard, settings.data)) for shard in shards) == 1500

@@ -67,7 +67,7 @@ class SlowStep:
 
 
 def make_log(folder: Path, retry_seconds: float = 120) -> ShardLog:
-    return ShardLog(Store(str(folder)), token=1, retry_seconds=retry_seconds)
+    return ShardLog(Store(str(folder), retry_seconds), token=1)
 
 
 def fail_first(method: str, failures: int, prefix: str, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Counter[str]:
@@ -189,7 +189,7 @@ def run_here(
         (),
         [Shard(n) for n in range(shards)],
         store,
-        RaySettings(retry_seconds=0, workers=workers),
+        RaySettings(workers=workers),
         counts_type=ShardCounts,
         stage="trial",
         documents=shards,
@@ -335,8 +335,8 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 def make_work(make: Callable[..., Any], folder: Path, token: int = 1) -> ShardWork[ShardCounts]:
     backbone = describe_backbone(BackboneSettings(model="m", engine="openvino", dtype="int8"))
-    settings = RaySettings(retry_seconds=0)
-    return ShardWork(make, (), ShardCounts, Store(str(folder)), settings, token=token, backbone=backbone)
+    store = Store(str(folder), retry_seconds=0)
+    return ShardWork(make, (), ShardCounts, store, RaySettings(), token=token, backbone=backbone)
 
 
 def compute(worker: _Worker, shard: Shard = SHARD) -> WorkerAnswer:
@@ -481,7 +481,7 @@ def test_the_records_of_a_start_are_retried(tmp_path: Path, clock: Clock, monkey
     """A store that is away for a moment ends no worker."""
     fail_first("read_json", 2, "starts/", monkeypatch, clock)
     fail_first("write_json", 2, "starts/", monkeypatch, clock)
-    faults = worker_faults.WorkerFaults(Store(str(tmp_path)), LogLayout(), 1, 120)
+    faults = worker_faults.WorkerFaults(Store(str(tmp_path)), LogLayout(), 1)
     with faults.watch_start("actor", "node", set, None):
         pass
     assert len(clock.pauses) == 4

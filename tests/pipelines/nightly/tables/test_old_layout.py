@@ -24,7 +24,7 @@ from pipelines.nightly.tables.night_tables import (
 from pipelines.nightly.tables.old_layout import has_old_layout, import_old_layout, refuse_old_layout
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
-from tests.support.nights import MODEL, RETRY_SECONDS, published_ids, run_night
+from tests.support.nights import MODEL, published_ids, run_night
 
 CLASSES = ["good", "bad"]
 LABEL, LABELS = pa.string(), pa.list_(pa.string())
@@ -158,7 +158,7 @@ def test_files_of_a_table_in_folders_of_dates_are_not_the_old_layout(tmp_path: P
     assert any(name.startswith("date=") for name in out.list_names("predictions"))
     refuse_old_layout(out)
     out.write("latest", b"2026-03-01-001")
-    import_old_layout(out, retry_seconds=RETRY_SECONDS)
+    import_old_layout(out)
     assert [row["id"] for row in read_predictions(out.uri)] == ["a"]
 
 
@@ -186,7 +186,7 @@ def test_nights_are_converted_row_by_row(out: Store) -> None:
         ],
         model="it's multi",
     )
-    report = import_old_layout(out, retry_seconds=RETRY_SECONDS)
+    report = import_old_layout(out)
     tables = NightTables(out)
     assert report.imported == tuple(night.run for night in list_nights(tables))
     assert report.dropped == ()
@@ -215,7 +215,7 @@ def test_nights_are_converted_row_by_row(out: Store) -> None:
 
 def test_the_files_of_imported_nights_count_as_taken(out: Store) -> None:
     write_old_night(out, "2026-03-01", night_of("a"))
-    import_old_layout(out, retry_seconds=RETRY_SECONDS)
+    import_old_layout(out)
     file = FileState("2026-03-01.jsonl", 70, "v1")
     assert taken_files(NightTables(out), model=MODEL, date="2026-03-02", files=[file]) == {file}
     assert read_predictions(out.uri)[0]["id"] == "a"
@@ -225,14 +225,14 @@ def test_nothing_of_the_old_layout_is_left(out: Store) -> None:
     write_old_night(out, "2026-03-01", night_of("a"))
     write_old_night(out, "2026-03-02", night_of("b"), published=False)
     out.write("report.html", b"<p>")
-    report = import_old_layout(out, retry_seconds=RETRY_SECONDS)
+    report = import_old_layout(out)
     assert report.dropped == ("2026-03-02",)
     refuse_old_layout(out)
     [run] = report.imported
     left = {key for key in out.list() if "/_delta_log/" not in key and f"/{run}/" not in key}
     assert left == {"report.html"}
     assert out.read(f"_runs/{run}/report.html") == b"<p>"
-    assert import_old_layout(out, retry_seconds=RETRY_SECONDS).imported == (run,), "nothing is left to do"
+    assert import_old_layout(out).imported == (run,), "nothing is left to do"
 
 
 @pytest.mark.parametrize("step", ["write", "create", "delete"])
@@ -261,12 +261,12 @@ def test_an_import_that_is_cut_off_anywhere_can_be_repeated(
         with monkeypatch.context() as patch:
             patch.setattr(Store, step, interrupted)
             try:
-                import_old_layout(output, retry_seconds=RETRY_SECONDS)
+                import_old_layout(output)
             except KeyboardInterrupt:
                 cut = True
         if cut:
             assert has_old_layout(output)
-            import_old_layout(output, retry_seconds=RETRY_SECONDS)
+            import_old_layout(output)
         assert published_ids(NightTables(output)) == {("2026-03-01", MODEL): ["a", "b"], ("2026-03-02", MODEL): ["c"]}
         assert not has_old_layout(output)
         number += 1
@@ -281,10 +281,10 @@ def test_a_night_that_lost_a_part_is_not_imported(out: Store) -> None:
     out.delete(key)
     before = out.list()
     with pytest.raises(UserError, match=r"delete _runs/2026-03-01\.json"):
-        import_old_layout(out, retry_seconds=RETRY_SECONDS)
+        import_old_layout(out)
     assert out.list() == before
     out.delete("_runs/2026-03-01.json")
-    import_old_layout(out, retry_seconds=RETRY_SECONDS)
+    import_old_layout(out)
     assert published_ids(NightTables(out)) == {("2026-03-02", MODEL): ["b"]}
 
 
@@ -293,7 +293,7 @@ def test_a_manifest_of_another_format_is_refused(out: Store) -> None:
     manifest = out.read_json("_runs/2026-03-01-001/manifest.json")
     out.write_json("_runs/2026-03-01-001/manifest.json", {**manifest, "format": 4})
     with pytest.raises(UserError, match="format 4, expected 5"):
-        import_old_layout(out, retry_seconds=RETRY_SECONDS)
+        import_old_layout(out)
 
 
 def test_a_night_with_a_part_of_another_size_is_not_imported(out: Store) -> None:
@@ -302,7 +302,7 @@ def test_a_night_with_a_part_of_another_size_is_not_imported(out: Store) -> None
     [key] = out.list("predictions/date=2026-03-01")
     out.write(key, b"PAR1")
     with pytest.raises(UserError, match=f"{key} is missing or has another size"):
-        import_old_layout(out, retry_seconds=RETRY_SECONDS)
+        import_old_layout(out)
     assert out.read(key) == b"PAR1"
 
 
@@ -310,7 +310,7 @@ def test_a_part_without_one_score_per_class_is_refused(out: Store) -> None:
     rows = [{**old_prediction("a", "good"), "scores": [0.75]}]
     write_old_night(out, "2026-03-01", [("predictions", rows, old_predictions(LABEL))])
     with pytest.raises(UserError, match="1 scores in 1 rows; expected 2 per row"):
-        import_old_layout(out, retry_seconds=RETRY_SECONDS)
+        import_old_layout(out)
 
 
 def test_an_import_that_was_cut_off_does_not_report_its_nights_as_dropped(
@@ -329,5 +329,5 @@ def test_an_import_that_was_cut_off_does_not_report_its_nights_as_dropped(
     with monkeypatch.context() as patch:
         patch.setattr(Store, "delete", delete_one_of_runs)
         with pytest.raises(AssertionError, match="cut off"):
-            import_old_layout(out, retry_seconds=RETRY_SECONDS)
-    assert import_old_layout(out, retry_seconds=RETRY_SECONDS).dropped == ()
+            import_old_layout(out)
+    assert import_old_layout(out).dropped == ()
