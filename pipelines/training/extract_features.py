@@ -47,7 +47,7 @@ from pipelines.storage.stage_plan import (
     write_plan,
 )
 from pipelines.workers import weights_cache
-from pipelines.workers.map_shards import C, Step, describe_backbone, map_shards
+from pipelines.workers.map_shards import C, ShardWork, Step, describe_backbone, map_shards
 from pipelines.workers.weights_cache import activation_settings, announce_workers, with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engines.engine import open_engine
@@ -204,19 +204,18 @@ def read_corpus(
     """
     digest = backbone_digest(settings)
     weights_cache.publish(settings, digest)
-    outcomes = map_shards(
+    work = ShardWork(
         make,
         (settings, digest, plan, *args),
-        plan.shards,
+        counts_type,
         store,
         settings.ray.for_stage("extract"),
-        counts_type=counts_type,
         stage=stage,
-        documents=plan.documents,
-        lease=lease,
+        token=lease.number,
         layout=LogLayout(folder),
         backbone=describe_backbone(settings.backbone),
     )
+    outcomes = map_shards(work, plan.shards, lease, documents=plan.documents)
     lease.check()
     return outcomes
 

@@ -36,7 +36,7 @@ from pipelines.training.evaluate import run_evaluate
 from pipelines.training.fit_probes import read_words, run_probe
 from pipelines.training.train import run_train
 from pipelines.training.workflow import run_stages, run_workflow
-from pipelines.workers.map_shards import map_shards
+from pipelines.workers.map_shards import ShardWork, map_shards
 from spin.errors import UserError
 from spin.settings import RaySettings, Settings, parse_settings
 from tests.support import tiny
@@ -445,17 +445,8 @@ def run_step(make: Callable[..., Any], args: tuple[Any, ...], store: Store) -> l
     """Run a step on six shards with two workers."""
     shards = [Shard(n, (Piece("nowhere", "jsonl", n, n + 1),)) for n in range(6)]
     with Lease(store) as lease:
-        return map_shards(
-            make,
-            args,
-            shards,
-            store,
-            RaySettings(workers=2),
-            counts_type=ShardCounts,
-            stage="trial",
-            documents=6,
-            lease=lease,
-        )
+        work = ShardWork(make, args, ShardCounts, store, RaySettings(workers=2), stage="trial", token=lease.number)
+        return map_shards(work, shards, lease, documents=6)
 
 
 def test_a_killed_worker_does_not_change_the_result(tmp_path: Path) -> None:
