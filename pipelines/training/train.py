@@ -41,7 +41,7 @@ from pipelines.training.fit_heads import HeadsJob, RefitJob, run_integrate, run_
 from pipelines.training.fit_probes import ProbeManifest, load_probes
 from pipelines.training.held_out_logits import collect_test_logits, describe_promise, promise_error, write_test_logits
 from pipelines.training.keep_neurons import run_keep
-from pipelines.training.model_card_facts import describe_artifact
+from pipelines.training.model_card_facts import Comparison, describe_artifact
 from pipelines.training.neurons import NEURONS
 from pipelines.training.suspects import SUSPECTS, check_labels
 from pipelines.workers.progress import progress
@@ -69,20 +69,6 @@ from spin.sparsify.ridge import RidgeImportance
 FORMAT = 8
 ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE, HELD_OUT)
 """names of the files of a registered version"""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The quality of the classifiers on the test documents; empty if there are none."""
-
-    table: tuple[ContenderResult, ...]
-    """one row per classifier and baseline"""
-    per_class: Mapping[str, ClassFigures]
-    """of the most accurate classifier, by class name"""
-    test_ece: float | None
-    """its expected calibration error, from 0 to 1; None without test documents"""
-    notes: tuple[str, ...] = ()
-    """on baselines that are missing from the table, or that were fitted on a sample"""
 
 
 @dataclass(frozen=True)
@@ -177,7 +163,7 @@ class _Training:
     ridge: Sequence[RidgeImportance]
     """one per feature column"""
     words: WordFit | None
-    """the word regression, None if the search has none"""
+    """the word regression, None if there is none"""
 
     @classmethod
     def load(cls, settings: Settings, frozen: FrozenDocuments) -> _Training:
@@ -244,18 +230,15 @@ def _fit(training: _Training, store: Store, plan: TrainPlan, lease: Lease) -> Tr
     counts = {split: labels.splits.count(split) for split in SPLITS}
     test_logits = collect_test_logits(spin, features, labels, test_words)
     promise = promise_error(settings, spin, test_logits[settings.choose])
-    notes = (*labels.overlap.notes(counts["test"], settings.data), *figures.notes)
+    figures = replace(figures, notes=(*labels.overlap.notes(counts["test"], settings.data), *figures.notes))
     described = describe_artifact(
         settings,
         spin,
         features,
         labels,
-        table=figures.table,
-        per_class=figures.per_class,
-        test_ece=figures.test_ece,
+        figures,
         held_out=test_logits[settings.choose],
         promise=promise,
-        notes=notes,
         fingerprint=training.probed.fingerprint,
         texts=texts,
     )
@@ -273,7 +256,7 @@ def _fit(training: _Training, store: Store, plan: TrainPlan, lease: Lease) -> Tr
         counts=counts,
         suspects=len(suspects),
         overlap=labels.overlap,
-        notes=(*notes, *describe_promise(promise)),
+        notes=(*figures.notes, *describe_promise(promise)),
         seconds=TrainSeconds(integrated, evaluated),
         artifact={name: hashlib.sha256(content).hexdigest() for name, content in artifact.items()},
     )
