@@ -1,7 +1,7 @@
 """Classify text with the salient inner neurons of a frozen language model.
 
 The public names below are imported when they are first used, so that `import spin` and the `spin` command start at
-once: the classifier needs PyTorch and transformers, which take seconds to import.
+once. The classifier needs PyTorch and transformers, which take seconds to import.
 """
 
 from __future__ import annotations

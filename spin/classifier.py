@@ -95,7 +95,7 @@ class TrainedClassifier:
 
     @property
     def decision_rule(self) -> Decision:
-        """How probabilities become labels: by `decision`, and where it is silent by the thresholds of `fitted`."""
+        """The rule from probabilities to labels: `decision`, and where it is silent the thresholds of `fitted`."""
         return self.fitted.decision(self.label_space, self.decision)
 
     @property
@@ -214,7 +214,7 @@ class TrainedClassifier:
     def _read_backbone(
         self, texts: Sequence[str], words: WordsFirst, sink: WordSink | None, progress: Progress
     ) -> Features:
-        """What the backbone reads of the texts that words do not decide."""
+        """The features that the backbone reads of the texts that words do not decide."""
         if not self.fitted.selection.neurons:
             features = count_tokens(self.backbone, texts, words.choose_rows)
             progress(int((~words.decided).sum()))

@@ -47,7 +47,7 @@ def shorten_message(message: str, *, keep_end: bool = False) -> str:
 
 
 def error_types() -> dict[str, type[SpinError]]:
-    """Return all imported error classes by name, so that an error a worker reports by name can be raised again."""
+    """All imported error classes by name, so that an error a worker reports by name can be raised again."""
     types: dict[str, type[SpinError]] = {}
     pending: list[type[SpinError]] = [SpinError]
     while pending:

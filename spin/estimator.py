@@ -58,12 +58,12 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
     >>> spin.predict(["a fine film"])  # doctest: +SKIP
 
     A scikit-learn estimator whose samples are texts. `backbone` is what `backbone.model` takes in a settings file, or
-    all settings of a backbone; this and the other settings may be given as dictionaries, such as
-    `search={"words": "off"}`. Training returns three classifiers, and `choose` names the one that is used: `accuracy`,
-    `balanced` or `cheapest`. A threshold in `decision` replaces the one that training chose for its class. `cascade`
-    says how much of the metric the early exits that training offers may cost; with `early`, documents stop at these
-    exits. `choose`, `decision` and `early` also take effect when they are changed after `fit`, the other parameters at
-    the next `fit`. Raises UserError for a parameter that is not understood.
+    all settings of a backbone. This and the other settings may be dictionaries, such as `search={"words": "off"}`.
+    Training returns three classifiers, and `choose` names the one that is used: `accuracy`, `balanced` or `cheapest`.
+    A threshold in `decision` replaces the one that training chose for its class. `cascade` says how much of
+    the metric the early exits that training offers may cost; with `early`, documents stop at these exits. `choose`,
+    `decision` and `early` also take effect when they are changed after `fit`, the other parameters at the next `fit`.
+    Raises UserError for a parameter that is not understood.
     """
 
     _trained: TrainedClassifier
@@ -109,8 +109,8 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         A hash of a text decides whether it trains or validates the choices (penalty, eta, depth and head). Below 5,000
         texts cross-validation makes the choices, and of more than `search.documents` texts a sample. Near-identical
         texts stay on the same side. `progress` shows a bar per step on standard error. Raises UserError for texts that
-        are not text, labels that are missing or of several types, a single class, or a class with too few texts that
-        differ.
+        are not text, and for labels that are missing or of several types. Raises it too for a single class, or a class
+        with too few texts that differ.
         """
         with show_steps() if progress else nullcontext(start_silently) as start:
             return self._fit(X, y, valid_fraction, start)
@@ -252,9 +252,9 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
     ) -> SpinClassifier:
         """Read what `save` wrote, as `TrainedClassifier.load` does.
 
-        The parameters by which a classifier was fitted are not in the folder, except for those of the backbone, the
-        metric and the decision; for its `max_error` the abstention band is chosen here. Raises UserError for an
-        incomplete artifact or one of another format.
+        Of the parameters by which a classifier was fitted, the folder holds those of the backbone, the metric and the
+        decision. For `max_error` of the decision the abstention band is chosen here. Raises UserError for an incomplete
+        artifact or one of another format.
         """
         trained = TrainedClassifier.load(
             folder,

@@ -35,10 +35,10 @@ def explain_text(
     """The contributions of neurons, terms and words to the logits of a text, whose label follows by `decision`.
 
     `features` (p,) are the raw ones of `fitted`, with the activations that the engine returned, and `words` is the
-    regression of a classifier that reads words. The contribution of a neuron is w (x - mean) / scale, where w is its
-    weight in a linear head, and in an MLP head its integrated gradient (Sundararajan et al., Axiomatic Attribution for
-    Deep Networks, 2017). Under mean pooling each token of the content has the part of the contribution that comes from
-    its own activation, less an equal part of the mean; under max, first and last pooling one token has all of it. The
+    regression of a classifier that reads words. The contribution of a neuron is w (x - mean) / scale. In a linear head
+    w is its weight, in an MLP head its integrated gradient (Sundararajan et al., Axiomatic Attribution for Deep
+    Networks, 2017). Under mean pooling each token of the content has the part of the contribution that comes from its
+    own activation, less an equal part of the mean. Under max, first and last pooling one token has all of it. The
     tokens of a text that is read in windows are those of all windows, each once. A term contributes its part of the
     word regression's logits, times their weights in the head, in equal parts at its places in the text.
     """
@@ -71,7 +71,7 @@ def explain_text(
 def _share_tokens(
     backbone: Backbone, fitted: FittedClassifier, tokens: Tokens, features: Floats, weights: Sequence[TokenWeights]
 ) -> tuple[Floats, Ints]:
-    """What each of the t own tokens of a text contributes to each class (t, K), and the loudest one per neuron.
+    """The contributions (t, K) of the t own tokens of a text to each class, and the loudest token per neuron.
 
     `weights` are those of the K classes.
     """
@@ -91,7 +91,7 @@ def _share_tokens(
 def _weigh_terms(
     words: WordRegression | None, slopes: Floats, text: str
 ) -> tuple[tuple[TermContribution, ...], Floats | float]:
-    """What each term in a text adds to the logits of a head, and what the regression's intercept adds.
+    """The contributions of the terms in a text to the logits of a head, and that of the regression's intercept.
 
     `slopes` (K, K) are the head's for the regression's logits.
     """

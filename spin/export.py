@@ -91,14 +91,14 @@ class ExportConfig:
 def export(spin: TrainedClassifier, folder: str | Path, kind: str) -> list[str]:
     """Write a classifier at full depth and in float32 as `onnx` or `openvino` into a new or empty folder.
 
-    The files are the graph, from `input_ids` and `attention_mask` (B, T) int64 to calibrated `scores` (B, K);
-    tokenizer.json, which truncates and pads; and config.json, an `ExportConfig`. The graph of a classifier that reads
-    words has a third input, `words` (B, K) float32: the logits of the word regression, whose arrays are in words.npz.
-    It is the only input where words decide alone. Where long texts are read in windows, a run takes the windows of one
-    text, (W, T), with a mask of 2 for the tokens that a window repeats, and returns its scores (1, K).
-    Returns the sorted file names.
-    Raises UserError for another format, a format whose packages are not installed, a folder that is not empty or cannot
-    be written, or a backbone that the format does not compute as torch does; then no file is written.
+    The first file is the graph, from `input_ids` and `attention_mask` (B, T) int64 to calibrated `scores` (B, K). The
+    others are tokenizer.json, which truncates and pads, and config.json, an `ExportConfig`. The graph of a classifier
+    that reads words has a third input, `words` (B, K) float32. These are the logits of the word regression, whose
+    arrays are in words.npz. `words` is the only input where words decide alone. Where long texts are read in windows, a
+    run takes the windows (W, T) of one text and returns its scores (1, K). The mask is 2 for the tokens that a window
+    repeats. Returns the sorted file names. Raises UserError for another format, and for one whose packages are not
+    installed. Raises it too for a folder that is not empty or cannot be written, and for a backbone that the format
+    does not compute as torch does. Then no file is written.
     """
     folder = Path(folder).resolve()
     check_target(folder, kind)

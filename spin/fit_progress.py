@@ -1,4 +1,4 @@
-"""How far a fit has come, step by step: bars on a terminal, or silence."""
+"""Progress of a fit, step by step: bars on a terminal, or silence."""
 
 from __future__ import annotations
 

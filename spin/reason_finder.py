@@ -51,7 +51,7 @@ class ReasonFinder:
         return self.stops[len(self.fitted.exits) - len(self.fitted.block_exits) :]
 
     def weigh_tokens(self, stop: FittedClassifier, features: Floats) -> TokenWeights:
-        """How the tokens of n texts, which stop at a classifier with raw features (n, p), count for their classes."""
+        """The weights of the tokens of n texts, which stop at a classifier with raw features (n, p)."""
         return token_weights(stop, features, self.decision.leading_class(stop.logits(features)))
 
     def add_directions(self, segments: Sequence[BlockSegment]) -> list[BlockSegment]:
@@ -77,7 +77,7 @@ class ReasonSink:
         self._lock = threading.Lock()
 
     def weigh_tokens(self, index: int, rows: NDArray[np.int64], values: Floats) -> TokenWeights:
-        """How the tokens of the texts `rows`, which stop after segment `index`, count for the class of each."""
+        """The weights of the tokens of the texts `rows`, which stop after segment `index`, for the class of each."""
         stop = self.finder.block_stops[index]
         if stop.selection.words:
             assert self.words is not None
@@ -131,13 +131,13 @@ class _Stopped:
     """Texts that stopped at the same classifier, and what contributes to the logit of the class of each."""
 
     rows: NDArray[np.int64]
-    """(n,)"""
+    """(n,) indices of the texts"""
     contributions: Floats
-    """(n, p) of neurons"""
+    """(n, p) contributions of neurons"""
     of_words: Floats
-    """(n, K) of a unit of each of the words' logits"""
+    """(n, K) contribution of a unit of each of the words' logits"""
     words: WordSums
-    """through neurons"""
+    """contributions of words through neurons"""
 
     @classmethod
     def concatenate(cls, parts: Sequence[_Stopped]) -> _Stopped:

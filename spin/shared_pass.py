@@ -43,9 +43,10 @@ class SharedPass:
 
     Those can whose backbones have the same weights and the same settings, except for where they were loaded from. They
     then share one loaded backbone, truncated at the largest depth. A text leaves the pass when every classifier has
-    decided it: by words, at one of its own exits, or at its own full depth (of the embeddings alone, at the end of the
-    first segment). A classifier that gives reasons shares the loaded backbone, but has a pass of its own, in which its
-    head weighs the tokens. int8 is scaled by the `calibration` of the first classifier of a group that has such texts.
+    decided it: by words, at one of its own exits, or at its own full depth. Full depth of the embeddings alone is the
+    end of the first segment. A classifier that gives reasons shares the loaded backbone, but has a pass of its own, in
+    which its head weighs the tokens. In int8 values are scaled by the `calibration` of the first classifier of a group
+    that has such texts.
     """
 
     groups: list[list[int]]
@@ -85,11 +86,11 @@ class SharedPass:
     def features(self, texts: Sequence[str], *, progress: Progress = lambda documents: None) -> list[Features]:
         """The features of each classifier, in order, with the values of `TrainedClassifier.features`.
 
-        In torch in float32 without exits the values are the same bit for bit: batches depend on the texts alone, and no
-        block depends on the blocks above it. Otherwise they are the same up to rounding, since the documents that go on
-        after an exit are other ones, and in OpenVINO a value's last bits depend on what else its graph outputs.
-        Raises NotFiniteError for all if one classifier's activations are not finite. `progress` takes the documents
-        that the last group has read.
+        In torch in float32 without exits the values are the same bit for bit. Batches depend on the texts alone, and no
+        block depends on the blocks above it. Otherwise they are the same up to rounding. The documents that go on after
+        an exit are other ones, and in OpenVINO a value's last bits depend on what else its graph outputs. Raises
+        NotFiniteError for all if one classifier's activations are not finite. `progress` takes the documents that the
+        last group has read.
         """
         texts = checked_texts(texts)
         self.prepare()
@@ -118,7 +119,7 @@ class _GroupPass:
     def __init__(self, classifiers: Sequence[TrainedClassifier]) -> None:
         self.classifiers = classifiers
         self.readers = [spin for spin in classifiers if spin.fitted.selection.neurons]
-        """those that read neurons, and not words alone"""
+        """the classifiers that read neurons, and not words alone"""
         neurons = Selection.merge(spin.fitted.selection for spin in self.readers).neurons
         self.segments = split_segments(neurons, _exit_depths(self.readers))
         self._engine: Engine | None = None
@@ -231,7 +232,7 @@ class _Share:
 
 
 def _backbone_key(spin: TrainedClassifier) -> tuple[str | None, str]:
-    """What classifiers have in common that can share a pass: the weights, and all settings that change values."""
+    """A key that is equal for classifiers that can share a pass: the weights, and all settings that change values."""
     unused = frozenset() if spin.settings.long_texts == "windows" else _OF_WINDOWS
     return spin.backbone_digest, spin.settings.model_dump_json(exclude=set(_SOURCE | unused))
 
@@ -278,7 +279,7 @@ def _exit_depths(readers: Sequence[TrainedClassifier]) -> list[int]:
 
 
 def _positions(neurons: Neurons, segment: BlockSegment) -> dict[FeatureColumn, NDArray[np.int64]]:
-    """For each column that a segment reads, where some of its neurons are among the values of the segment."""
+    """The positions of some neurons among the values of a segment, for each column that it reads."""
     positions, offset = {}, 0
     for column, union in segment.neurons.items():
         assert union is not None

@@ -22,10 +22,10 @@ _PATTERN = re.compile(r"(resid|ffn|final)\.([0-9]{2}|[1-9][0-9]{2,3})")
 class Site:
     """One place in a backbone where activations are read; its text form is `resid.05`, `ffn.05` or `final.06`.
 
-    `resid.NN` is the residual stream after block NN (`resid.00`: the embedding output) and `ffn.NN` the inner
-    neurons of block NN's feed-forward network, so both number blocks from 1. `final.NN` is the last layer after
-    the final norm, which sentence embeddings pool; it serves the last-layer baseline and is never offered to a probe.
-    Sites sort by layer.
+    `resid.NN` is the residual stream after block NN (`resid.00`: the embedding output). `ffn.NN` are the inner neurons
+    of block NN's feed-forward network. So both number blocks from 1. `final.NN` is the last layer after the final norm,
+    which sentence embeddings pool; it serves the last-layer baseline and is never offered to a probe. Sites sort by
+    layer.
     """
 
     layer: int
@@ -92,5 +92,5 @@ def _ranges(sites: Sequence[Site]) -> list[str]:
 
 
 def exit_name(depth: int) -> str:
-    """Where a document of this depth exited, for people: `by words` or `after block 3`."""
+    """The name of the exit of documents of this depth, for people: `by words` or `after block 3`."""
     return "by words" if depth == BY_WORDS else f"after block {depth}"

@@ -35,7 +35,7 @@ class WordsFirst:
     ) -> None:
         self.texts, self.regression, self.decide, self.on_decided = texts, regression, decide, on_decided
         self.logits: Floats | None = None
-        """(n, K) those of the texts that `choose_rows` was called with"""
+        """(n, K) the words' logits of the texts that `choose_rows` was called with"""
         if regression is not None:
             self.logits = np.empty((len(texts), len(regression.intercept)), np.float32)
         self.decided = np.zeros(len(texts), np.bool_)

@@ -39,7 +39,6 @@ _WORDS = "the crew was fine and the day was warm "
 _DOCUMENT = 20_000
 """bytes of text of a document in the large files"""
 _PARALLEL = 32
-_RETRY_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ def _cost(name: str, source: Store, out: Store, traffic: Traffic, seconds: float
 def publish_parts(parts: int) -> Publication:
     """Publish a run of so many files without a proxy, and measure the publication."""
     tables = NightTables(Store("s3://spin/limits/parts"))
-    token = claim(tables, _MODEL, retry_seconds=_RETRY_SECONDS)
+    token = claim(tables, _MODEL)
     run = begin_run(tables.out, date=DAY, model=_MODEL, model_version="1", token=token)
     rows = file_rows(PREDICTIONS, table_schema(PREDICTIONS).empty_table(), date=DAY, model=_MODEL, run=run.run)
     sink = io.BytesIO()
@@ -252,7 +251,7 @@ def publish_parts(parts: int) -> Publication:
     inputs = write_inputs(tables, run, token, [])
     night = finish_run(tables.out, run, token=token, files={PREDICTIONS: files, INPUTS: [inputs]})
     start = time.perf_counter()
-    publish_night(tables, night, token=token, retry_seconds=_RETRY_SECONDS)
+    publish_night(tables, night, token=token)
     seconds = time.perf_counter() - start
     [published] = list_nights(tables)
     assert published.files == parts

@@ -1,16 +1,17 @@
-"""The work of `spin classify`: which models classify, what is printed of each night, and the exit status."""
+"""The command `spin classify`: which models classify, what is printed of each night, and the exit status."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from jobs import terminal
-from jobs.options import open_registry
+from jobs.options import File, Input, Models, Output, Set, open_registry
 from spin.errors import SpinError, UserError
-from spin.settings import Settings
+from spin.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from pipelines.nightly.finish_nights import NightFailure
@@ -18,49 +19,55 @@ if TYPE_CHECKING:
     from pipelines.nightly.report.night_report import NightReport
 
 
-@dataclass(frozen=True)
-class ClassifyOptions:
-    """The options of `spin classify` that a night is asked for with."""
-
-    source: str
-    """file, folder or glob of documents"""
-    output: str
-    """folder or prefix that collects all nights"""
-    night: str | None
-    """date of the night"""
-    incremental: bool
-    """whether files of other nights are skipped"""
-    restart: bool
-    """whether a new run begins"""
-    check: int | None
-    """documents that are also classified in float32"""
-
-
-def classify(settings: Settings, models: Sequence[str], shadow: str | None, options: ClassifyOptions) -> None:
-    """Classify with all models, print their nights, and raise the error with the highest exit status, drift last.
-
-    A model that fails keeps no other one from being published, printed and checked.
-    """
+def classify(
+    settings: File,
+    input: Input,
+    output: Output,
+    model: Models = [],  # noqa: B006
+    shadow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ALIAS|models:/NAME/N",
+            help="second version that classifies the same documents, only to report how often the two agree",
+        ),
+    ] = None,
+    date: Annotated[
+        str | None, typer.Option(metavar="YYYY-MM-DD", help="date of the night; default: today in UTC")
+    ] = None,
+    incremental: Annotated[
+        bool,
+        typer.Option(
+            "--incremental", help="skip files that a published night of another date of this output has taken"
+        ),
+    ] = False,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            help="begin a new run of the date; the published night stays visible until the new run replaces it",
+        ),
+    ] = False,
+    check: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="also classify N of the documents in float32 and compare the labels"),
+    ] = None,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Classify a batch of documents with one model or several; run again after a failure, it resumes."""
     from pipelines.nightly.classify import classify_nights
     from pipelines.nightly.finish_nights import raise_failures
 
-    requested = request_models(settings, models, shadow)
-    nights = classify_nights(
-        settings,
-        requested,
-        options.source,
-        options.output,
-        night=options.night,
-        incremental=options.incremental,
-        restart=options.restart,
-    )
+    loaded = load_settings(settings, set)
+    requested = request_models(loaded, model, shadow)
+    nights = classify_nights(loaded, requested, input, output, night=date, incremental=incremental, restart=restart)
     failures, several = list(nights.failures), len(requested) > 1
-    for report in nights.reports:
+    for report in nights.reports:  # a model that fails keeps no other one from being printed and checked
         each = requested[0] if not several else next(model for model in requested if model.name == report.model)
-        own = settings.model_copy(update={"backbone": nights.backbones.get(report.model, settings.backbone)})
+        own = loaded.model_copy(update={"backbone": nights.backbones.get(report.model, loaded.backbone)})
         with _keeping_failure(failures, report.model):
-            _print_night(own, each, report, options, several=several)
-    raise_failures(failures, several=several)
+            terminal.night(report, output, named=several)
+            _check_night(own, each, report, check)
+    raise_failures(failures, several=several)  # the one with the highest exit status, drift last
 
 
 def request_models(settings: Settings, models: Sequence[str], shadow: str | None) -> list[RequestedModel]:
@@ -85,18 +92,15 @@ def request_models(settings: Settings, models: Sequence[str], shadow: str | None
     ]
 
 
-def _print_night(
-    settings: Settings, requested: RequestedModel, report: NightReport, options: ClassifyOptions, *, several: bool
-) -> None:
-    """Print a night, and check its precision and its drift. Raises DriftError if the settings say so.
+def _check_night(settings: Settings, requested: RequestedModel, report: NightReport, documents: int | None) -> None:
+    """Check the precision of a night on some documents, and its drift. Raises DriftError if the settings say so.
 
     `settings` have the backbone of the model.
     """
-    terminal.night(report, options.output, named=several)
-    if options.check is not None:
+    if documents is not None:
         from pipelines.nightly.report.precision_check import check_precision
 
-        terminal.check(*check_precision(settings, requested.registry, report, options.check))
+        terminal.check(*check_precision(settings, requested.registry, report, documents))
     if requested.shadow is not None and report.shadow is None:
         version = f"version {report.model_version}, the version that classified"
         terminal.say(f"          no shadow: {requested.shadow} is {version}")

@@ -173,7 +173,7 @@ def _read_training_documents(
 ) -> _TrainingDocuments | None:
     """The documents that a version learned from; None where the store of the settings does not hold its training."""
     trained = registry.training_report(audited.number).get("fingerprint")
-    if trained is None or trained != finished_fingerprint(Store(settings.store.uri) / "model"):
+    if trained is None or trained != finished_fingerprint(Store.of(settings) / "model"):
         logger.warning(
             "version %s was not trained in %s: what needs its documents is left out", audited.number, settings.store.uri
         )

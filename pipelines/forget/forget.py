@@ -86,9 +86,7 @@ def forget_documents(
     emptied = forget_in_store(settings, ids, dry_run=dry_run)
     names = dict.fromkeys([settings.mlflow.model, *(model for each in of_outputs for model in each.models)])
     forgotten = ForgottenIds.of(ids)
-    with (
-        nullcontext() if dry_run else Lease(Store(settings.store.uri) / "forget")
-    ):  # of two at once, one would be undone
+    with nullcontext() if dry_run else Lease(Store.of(settings) / "forget"):  # of two at once, one would be undone
         registries = tuple(_forget_in_registry(Registry(settings, name), forgotten, dry_run=dry_run) for name in names)
     return Forgotten(of_outputs, emptied, registries)
 

@@ -31,7 +31,7 @@ def forget_in_store(settings: Settings, ids: Collection[str], *, dry_run: bool =
     finished, and those that outlive the features. With `dry_run`, nothing is changed. Raises HeldError while a training
     is at work in the store.
     """
-    store = Store(settings.store.uri)
+    store = Store.of(settings)
     if dry_run:
         return _holds(store, ForgottenIds.of(ids))
     forgotten = add_forgotten(store, ids)

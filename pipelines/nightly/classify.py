@@ -95,7 +95,7 @@ def classify_nights(
     """
     day = parse_date(night)
     with NightOutcomes(settings, [model.name for model in requested], output, day) as outcomes:
-        out = _open_output(source, output)
+        out = _open_output(settings, source, output)
         source = input_files.normalise_source(source)
         check_kept_names(settings.data)
         with_engine = weights_cache.with_engine(settings, "classify")
@@ -115,7 +115,7 @@ def classify_nights(
             models = [download_model(each, scratch / str(n), settings, with_engine) for n, each in enumerate(chosen)]
             for each in models:
                 weights_cache.announce_workers(settings, each.settings, "classify")
-            tokens = [claim(tables, name, retry_seconds=settings.ray.retry_seconds) for name in names]
+            tokens = [claim(tables, name) for name in names]
             if night is None:
                 for name in names:
                     _name_unfinished(tables, name, day)
@@ -177,10 +177,10 @@ def _choose_nights(
     return nights, refused
 
 
-def _open_output(source: str, output: str) -> Store:
+def _open_output(settings: Settings, source: str, output: str) -> Store:
     """The output of a night. Raises UserError if it is within the input, or if it holds files of another program."""
     input_files.check_output_outside(source, output)
-    out = Store(output)
+    out = Store(output, settings.ray.retry_seconds)
     NightTables(out).refuse_foreign_files()
     return out
 

@@ -225,8 +225,7 @@ def finish_night(driver: Driver, night: ClassifiedNight, report: NightReport) ->
 def publish(driver: Driver, night: NightRecord) -> None:
     """Publish a finished run. Raises HeldError if another driver has taken over."""
     driver.lease.check()
-    retry_seconds = driver.settings.ray.retry_seconds
-    publish_night(driver.tables, night, token=driver.token, kept=kept_schema_of(driver), retry_seconds=retry_seconds)
+    publish_night(driver.tables, night, token=driver.token, kept=kept_schema_of(driver))
 
 
 def show_reports(driver: Driver, report: NightReport) -> Mapping[str, bytes]:

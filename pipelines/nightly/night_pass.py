@@ -20,7 +20,7 @@ from pipelines.nightly.tables.passes import PassRecord, find_pass, number_driver
 from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import LogLayout, ShardCounts, ShardOutcome
-from pipelines.workers.map_shards import Step, map_shards
+from pipelines.workers.map_shards import ShardWork, Step, map_shards
 from spin.errors import UserError
 from spin.settings import Settings
 
@@ -108,7 +108,7 @@ def enter_pass(nights: Sequence[ModelNight]) -> NightPass:
 def map_stage(
     shared: NightPass,
     stage: str,
-    work: Sequence[Shard],
+    shards: Sequence[Shard],
     counts_type: type[C],
     make: Callable[..., Step[C]],
     *args: Any,
@@ -120,18 +120,15 @@ def map_stage(
 ) -> list[ShardOutcome[C]]:
     """Map a step over shards; the log of a stage is by default in a folder of its own in that of the shared work."""
     ray = shared.settings.ray.for_stage("classify")
-    return map_shards(
+    work = ShardWork(
         make,
         args,
-        work,
+        counts_type,
         shared.store / stage if store is None else store,
         ray if backbone is not None else ray.model_copy(update={"gpus_per_worker": 0}),
-        counts_type=counts_type,
         stage=stage,
-        documents=documents,
-        lease=shared.lease,
-        here=here,
         token=shared.number,
         layout=layout,
         backbone=backbone,
     )
+    return map_shards(work, shards, shared.lease, documents=documents, here=here)

@@ -39,10 +39,7 @@ from pipelines.nightly.tables.night_tables import (
 from pipelines.nightly.tables.publication import claim, restore_night
 from pipelines.nightly.tables.vacuum import VacuumPlan, models_of, plan_vacuum, run_vacuum
 from spin.errors import UserError
-from spin.settings import RaySettings
 
-RETRY_SECONDS = RaySettings().retry_seconds
-"""for which a commit is tried again while the store does not answer or others commit"""
 State = Literal["published", "replaced", "unfinished", "abandoned"]
 """published: the night that readers see. replaced: published earlier, can be restored. unfinished: never published, can
 be resumed. abandoned: given up by a vacuum, or because it held a document that was forgotten"""
@@ -165,8 +162,8 @@ def restore(output: str, *, date: str | None = None, run: str | None = None) -> 
     tables = open_output(output)
     chosen = _find_restorable(tables, output, date=date, run=run)
     with lease_model(tables.out, chosen.model):
-        token = claim(tables, chosen.model, retry_seconds=RETRY_SECONDS)
-        night = restore_night(tables, chosen.run, token=token, retry_seconds=RETRY_SECONDS)
+        token = claim(tables, chosen.model)
+        night = restore_night(tables, chosen.run, token=token)
         show_newest_report(tables)
     return night
 
@@ -184,9 +181,9 @@ def vacuum(output: str, *, older_than: timedelta, dry_run: bool = False) -> Vacu
     with ExitStack() as leases:
         for model in models:
             leases.enter_context(lease_model(tables.out, model))
-        claims = {model: claim(tables, model, retry_seconds=RETRY_SECONDS) for model in models}
+        claims = {model: claim(tables, model) for model in models}
         plan = plan_vacuum(tables, now=datetime.now(UTC), age=older_than)
-        run_vacuum(tables, plan, claims, retry_seconds=RETRY_SECONDS)
+        run_vacuum(tables, plan, claims)
     return plan
 
 

@@ -147,7 +147,7 @@ def take_sample(
     if not settings.ray.for_stage("classify").gpus_per_worker:
         local = local.model_copy(update={"backbone": local.backbone.model_copy(update={"device": "cpu"})})
     with tempfile.TemporaryDirectory() as scratch, torch_threads(settings.ray.for_stage("classify").cpus_per_worker):
-        run, model = Store(f"{scratch}/run"), Path(scratch) / "model"
+        run, model = Store(f"{scratch}/run", retry_seconds=0), Path(scratch) / "model"
         model.mkdir(parents=True)
         registry.download(version, model)
         start = time.perf_counter()

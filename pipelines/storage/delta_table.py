@@ -270,15 +270,16 @@ def require_hard_links(store: Store) -> None:
             link.unlink(missing_ok=True)
 
 
-def retry_commits(seconds: float) -> Retrying:
-    """Attempts with random pauses while UnavailableError is raised, StaleSnapshotError included, for some seconds.
+def retry_commits(store: Store) -> Retrying:
+    """Attempts with random pauses while UnavailableError is raised, StaleSnapshotError included.
 
-    Each attempt must open the table anew, since the attempt before it may have been committed.
+    They end after the `retry_seconds` of the store. Each attempt must open the table anew, since the attempt before it
+    may have been committed.
     """
     return Retrying(
         retry=retry_if_exception_type(UnavailableError),
         wait=wait_random_exponential(multiplier=0.1, max=5),
-        stop=stop_after_delay(seconds),
+        stop=stop_after_delay(store.retry_seconds),
         before_sleep=before_sleep_log(_log, logging.DEBUG),
         reraise=True,
     )

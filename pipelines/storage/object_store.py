@@ -15,7 +15,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.storage.filesystem import DEADLINE, PARALLEL_REQUESTS, open_filesystem, store_errors
 from pipelines.storage.local_files import create_file, is_temporary, sync_folder, write_file
+from spin.settings import RaySettings, Settings
 
+_RETRY_SECONDS = RaySettings().retry_seconds
+"""for which commands try again that read no settings"""
 _DELETED_AT_ONCE = 1000
 """keys that one request deletes"""
 
@@ -36,19 +39,26 @@ class Store:
     """Objects under a folder or a prefix of an object store, by relative keys with `/`.
 
     Every write is atomic: one PUT, or on a disk a temporary file, fsync and rename. Every method raises UserError if
-    credentials are refused, and UnavailableError if the store does not answer or is full.
+    credentials are refused, and UnavailableError if the store does not answer or is full. Those who repeat what a store
+    did not answer, by `retry_unavailable` or `retry_commits`, do so for its `retry_seconds`.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, retry_seconds: float = _RETRY_SECONDS) -> None:
         self.fs, self.root = open_filesystem(uri)
         self.local = isinstance(self.fs, LocalFileSystem)
         self.uri = self.root if self.local else uri.rstrip("/")  # absolute: workers run in other folders
+        self.retry_seconds = retry_seconds
+
+    @classmethod
+    def of(cls, settings: Settings) -> Store:
+        """The store of the settings."""
+        return cls(settings.store.uri, settings.ray.retry_seconds)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Store, (self.uri,)
+        return Store, (self.uri, self.retry_seconds)
 
     def __truediv__(self, prefix: str) -> Store:
-        return Store(f"{self.uri}/{prefix}")
+        return Store(f"{self.uri}/{prefix}", self.retry_seconds)
 
     def path(self, key: str) -> str:
         """The path of a key on the file system."""

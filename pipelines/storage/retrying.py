@@ -1,4 +1,4 @@
-"""Retry what a store did not answer, for a number of seconds that start with the first failure."""
+"""Retry what a store did not answer, for its `retry_seconds`, which start with the first failure."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from tenacity import (
 )
 
 from pipelines.service_errors import UnavailableError
+from pipelines.storage.object_store import Store
 
 _log = logging.getLogger(__name__)
 
 
-def retry_unavailable(seconds: float) -> Retrying:
-    """Return a caller of functions that calls again after UnavailableError: `retry_unavailable(120)(read, key)`.
+def retry_unavailable(store: Store) -> Retrying:
+    """Return a caller of functions that calls again after UnavailableError: `retry_unavailable(store)(read, key)`.
 
-    The seconds count from the first failure, so that a function may compute for hours before it fails. The error is
-    raised once the next call would start after them. The pauses double, and half of each is random, so that workers
-    whose requests failed together do not retry together. One caller is for one call.
+    The `retry_seconds` of the store count from the first failure, so that a function may compute for hours before it
+    fails. The error is raised once the next call would start after them. The pauses double, and half of each is random,
+    so that workers whose requests failed together do not retry together. One caller is for one call.
     """
     return Retrying(
         retry=retry_if_exception_type(UnavailableError),
         wait=wait_exponential(multiplier=0.5) + wait_random_exponential(multiplier=0.5),
-        stop=_StopAfterFirstFailure(seconds),
+        stop=_StopAfterFirstFailure(store.retry_seconds),
         before_sleep=before_sleep_log(_log, logging.DEBUG, exc_info=True),
         reraise=True,
     )

@@ -181,10 +181,9 @@ class Attempt:
         *,
         record: _AttemptRecord | None = None,
         crashes: int = 0,
-        retry_seconds: float = 0.0,
         advance: Callable[[float], None] = lambda documents: None,
     ) -> None:
-        self._store, self._key, self._retry_seconds = store, key, retry_seconds
+        self._store, self._key = store, key
         self.advance = advance
         """called with the number of further documents of the shard that are computed, for progress alone"""
         self._record = record or _AttemptRecord(uuid.uuid4().hex, 1, ("",))
@@ -204,7 +203,7 @@ class Attempt:
     def write_note(self, note: AttemptNote) -> None:
         """Store a note that outlives this process."""
         self._record = replace(self._record, note=note)
-        retry_unavailable(self._retry_seconds)(self._write)
+        retry_unavailable(self._store)(self._write)
 
     def _write(self) -> None:
         self._store.write_json(self._key, to_json(self._record))
@@ -241,8 +240,9 @@ class ShardLog:
     `SHARD-TOKEN-ATTEMPT`. The token is the number of the driver. Tries are kept per token, so a new driver blames
     nothing for what happened under another one.
 
-    Every request is retried for `retry_seconds` after its first failure. `node` is the node of this process, and
-    `lost_nodes` returns the nodes that no longer exist: a try on one of them did not crash, its node was taken away.
+    Every request is retried for the `retry_seconds` of the store after its first failure. `node` is the node of this
+    process, and `lost_nodes` returns the nodes that no longer exist: a try on one of them did not crash, its node was
+    taken away.
     """
 
     def __init__(
@@ -251,11 +251,10 @@ class ShardLog:
         *,
         token: int = 0,
         layout: LogLayout = LogLayout(),
-        retry_seconds: float = 0.0,
         node: str = "",
         lost_nodes: Callable[[], Collection[str]] = frozenset,
     ) -> None:
-        self.store, self.token, self.layout, self.retry_seconds = store, token, layout, retry_seconds
+        self.store, self.token, self.layout = store, token, layout
         self._node, self._lost_nodes = node, lost_nodes
 
     @contextmanager
@@ -321,7 +320,7 @@ class ShardLog:
         return self.layout.key("attempts", f"{self.token:06d}")
 
     def _request(self, operation: Callable[..., Any], *args: Any) -> Any:
-        return retry_unavailable(self.retry_seconds)(operation, *args)
+        return retry_unavailable(self.store)(operation, *args)
 
     def _next_attempt(self, name: str, advance: Callable[[float], None]) -> Attempt:
         """Begin the try that follows those in the store, with one request if it is the first."""
@@ -342,9 +341,7 @@ class ShardLog:
             record = _AttemptRecord(id, earlier.begun + 1, (*earlier.open, self._node), note)
             self._request(self.store.write_json, key, to_json(record))
             break
-        return Attempt(
-            self.store, key, record=record, crashes=crashes, retry_seconds=self.retry_seconds, advance=advance
-        )
+        return Attempt(self.store, key, record=record, crashes=crashes, advance=advance)
 
     def _create_file(self, name: str, ending: str, data: bytes, number: int) -> str:
         """Write a file under a name of its own and return its key; the first number that is free is in the name."""

@@ -47,7 +47,7 @@ from pipelines.storage.stage_plan import (
     write_plan,
 )
 from pipelines.workers import weights_cache
-from pipelines.workers.map_shards import C, Step, describe_backbone, map_shards
+from pipelines.workers.map_shards import C, ShardWork, Step, describe_backbone, map_shards
 from pipelines.workers.weights_cache import activation_settings, announce_workers, with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engines.engine import open_engine
@@ -162,7 +162,7 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPl
     Raises UserError for a mistake in backbone, sites or data, HeldError if another run uses the store.
     """
     given, settings = settings, with_engine(settings, "extract")
-    store = Store(settings.store.uri) / "features"
+    store = Store.of(settings) / "features"
     files = input_files.list_files(settings.data.train)
     metadata = _plan_metadata(settings, files, None if restart else store)
     start = time.perf_counter()
@@ -204,19 +204,18 @@ def read_corpus(
     """
     digest = backbone_digest(settings)
     weights_cache.publish(settings, digest)
-    outcomes = map_shards(
+    work = ShardWork(
         make,
         (settings, digest, plan, *args),
-        plan.shards,
+        counts_type,
         store,
         settings.ray.for_stage("extract"),
-        counts_type=counts_type,
         stage=stage,
-        documents=plan.documents,
-        lease=lease,
+        token=lease.number,
         layout=LogLayout(folder),
         backbone=describe_backbone(settings.backbone),
     )
+    outcomes = map_shards(work, plan.shards, lease, documents=plan.documents)
     lease.check()
     return outcomes
 
@@ -241,7 +240,7 @@ def load_features(settings: Settings) -> tuple[ExtractPlan, ExtractManifest, Fea
     Raises UserError if it has not finished, or finished with other settings or data.
     """
     settings = with_engine(settings, "extract")
-    store = Store(settings.store.uri) / "features"
+    store = Store.of(settings) / "features"
     metadata = _plan_metadata(settings, input_files.list_files(settings.data.train), store)
     plan, manifest = load_finished(store, "extract", metadata, FeaturePlan, ExtractResults)
     return plan, manifest, FeatureShards.of(store, plan.derived, manifest.results.shards)
@@ -326,7 +325,7 @@ def _count_rows(shard: Shard, data: DataSettings) -> int:
 
 def _require_none_forgotten(settings: Settings, labelled: LabelledCorpus) -> None:
     """Raise UserError if the corpus holds documents that were forgotten in the store of this training."""
-    found = read_forgotten(Store(settings.store.uri)).find(labelled.ids)
+    found = read_forgotten(Store.of(settings)).find(labelled.ids)
     if found:
         raise UserError(
             f"data.train holds {counted(len(found), 'document')} whose ids `spin forget` was given; remove them from "

@@ -74,7 +74,7 @@ def run_probe(
     """
     source, _, features = load_features(settings)
     labels = Labels.of(features, settings, frozen)
-    store = Store(settings.store.uri) / "probes"
+    store = Store.of(settings) / "probes"
     metadata = _plan_metadata(settings, source, labels)
     start = time.perf_counter()
     with Lease(store) as lease:
@@ -102,7 +102,7 @@ def load_probes(
 
     Raises UserError if it has not finished, or finished with other settings or data.
     """
-    store = Store(settings.store.uri) / "probes"
+    store = Store.of(settings) / "probes"
     metadata = _plan_metadata(settings, source, labels)
     plan, manifest = load_finished(store, "probe", metadata, NothingDerived, ProbeResults)
     fitted = store / plan.folder

@@ -165,7 +165,7 @@ def run_keep(
     if features.extracted is None:
         return features
     settings = with_engine(settings, "extract")
-    folder, kept = Store(settings.store.uri) / "kept", KeptColumns.plan(features, labels, selection, whole)
+    folder, kept = Store.of(settings) / "kept", KeptColumns.plan(features, labels, selection, whole)
     neurons = {str(column): indices.tolist() for column, indices in selection.neurons.items()}
     metadata = {
         "format": FORMAT,

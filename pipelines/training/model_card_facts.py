@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from pipelines.data.corpus import Corpus
@@ -23,26 +23,36 @@ _NIGHT = 10_000
 """documents of the night for which the card expects intervals"""
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """The quality of the classifiers on the test documents; empty if there are none."""
+
+    table: tuple[ContenderResult, ...]
+    """one row per classifier and baseline"""
+    per_class: Mapping[str, ClassFigures]
+    """of the most accurate classifier, by class name"""
+    test_ece: float | None
+    """its expected calibration error, from 0 to 1; None without test documents"""
+    notes: tuple[str, ...] = ()
+    """sentences on the table, such as on baselines that are missing or that were fitted on a sample"""
+
+
 def describe_artifact(
     settings: Settings,
     spin: TrainedClassifier,
     features: FeatureShards,
     labels: Labels,
+    figures: Comparison,
     *,
-    table: Sequence[ContenderResult],
-    per_class: Mapping[str, ClassFigures],
-    test_ece: float | None,
     held_out: HeldOutLogits,
     promise: ErrorPromise | None = None,
-    notes: Sequence[str] = (),
     fingerprint: str,
     texts: Corpus | None = None,
 ) -> dict[str, bytes]:
     """Return `neurons.json` and `MODEL_CARD.md` by name.
 
-    `table`, `per_class` and `test_ece` are the figures on the test documents, empty or None without any; `held_out` are
-    the logits of those that the version carries, and `promise` is what they prove of `decision.max_error`; `notes` are
-    sentences on the table; `fingerprint` is that of the probes. If `texts` is the corpus, `neurons.json` contains the
+    `held_out` are the logits of the test documents that the version carries, and `promise` is what they prove of
+    `decision.max_error`; `fingerprint` is that of the probes. If `texts` is the corpus, `neurons.json` contains the
     texts of documents; otherwise neither file does.
     """
     neurons = describe_neurons(spin, features, labels, texts=texts)
@@ -61,16 +71,16 @@ def describe_artifact(
         max_windows=spin.backbone.max_windows if spin.backbone.reads_windows else None,
         window_overlap=spin.backbone.window_overlap,
         metric=settings.metric,
-        table=list(table),
-        notes=list(notes),
-        tested=_tested(spin, table),
-        per_class=dict(per_class),
+        table=list(figures.table),
+        notes=list(figures.notes),
+        tested=_tested(spin, figures.table),
+        per_class=dict(figures.per_class),
         frontier=[candidate.summary() for candidate in result.frontier],
         choices={name: fitted.summary for name, fitted in result.choices.items()},
         choose=settings.choose,
         selection=spin.fitted.selection,
         words=len(spin.training_result.words or ()) if spin.fitted.selection.words else 0,
-        test_ece=test_ece,
+        test_ece=figures.test_ece,
         decision=spin.fitted.applied_settings(labels.label_space, settings.decision),
         cap=result.cap,
         quality=_quality_facts(settings, spin, held_out, promise),

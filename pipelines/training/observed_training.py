@@ -20,7 +20,7 @@ _RECORDS = "traces"
 
 def training_name(settings: Settings) -> str:
     """The name of the training run of a store: the commands that resume it have the same one."""
-    digest = hashlib.sha256(Store(settings.store.uri).uri.encode()).hexdigest()
+    digest = hashlib.sha256(Store.of(settings).uri.encode()).hexdigest()
     return f"training-{settings.mlflow.model}-{digest[:8]}"
 
 
@@ -29,7 +29,7 @@ def describe_training(settings: Settings) -> RunStart:
 
     The stages have a lease each and the training none, so processes are numbered by the time, in milliseconds.
     """
-    store = Store(settings.store.uri)
+    store = Store.of(settings)
     return RunStart(
         run=CurrentRun(training_name(settings), settings.mlflow.model),
         kind="training",

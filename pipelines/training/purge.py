@@ -70,7 +70,7 @@ def run_purge(settings: Settings, *, older_than: timedelta | None = None, dry_ru
     `dry_run`, nothing is changed and no lease is taken. Raises UserError if neither age is given, HeldError, before
     anything is deleted, if a stage is at work.
     """
-    age, store = _choose_age(settings, older_than), Store(settings.store.uri)
+    age, store = _choose_age(settings, older_than), Store.of(settings)
     plan = plan_purge(store, now=datetime.now(UTC), age=age)
     if dry_run or not plan.delete:
         return plan

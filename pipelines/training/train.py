@@ -7,7 +7,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ from pipelines.training.fit_heads import HeadsJob, RefitJob, run_integrate, run_
 from pipelines.training.fit_probes import ProbeManifest, load_probes
 from pipelines.training.held_out_logits import collect_test_logits, describe_promise, promise_error, write_test_logits
 from pipelines.training.keep_neurons import run_keep
-from pipelines.training.model_card_facts import describe_artifact
+from pipelines.training.model_card_facts import Comparison, describe_artifact
 from pipelines.training.neurons import NEURONS
 from pipelines.training.suspects import SUSPECTS, check_labels
 from pipelines.workers.progress import progress
@@ -69,20 +69,6 @@ from spin.sparsify.ridge import RidgeImportance
 FORMAT = 8
 ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE, HELD_OUT)
 """names of the files of a registered version"""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The quality of the classifiers on the test documents; empty if there are none."""
-
-    table: tuple[ContenderResult, ...]
-    """one row per classifier and baseline"""
-    per_class: Mapping[str, ClassFigures]
-    """of the most accurate classifier, by class name"""
-    test_ece: float | None
-    """its expected calibration error, from 0 to 1; None without test documents"""
-    notes: tuple[str, ...] = ()
-    """on baselines that are missing from the table, or that were fitted on a sample"""
 
 
 @dataclass(frozen=True)
@@ -160,6 +146,35 @@ TrainPlan = StagePlan[NothingDerived]
 TrainManifest = StageManifest[TrainResults]
 
 
+@dataclass(frozen=True)
+class _Training:
+    """What a training reads: its settings, the labelled documents, and what the stages before have left."""
+
+    settings: Settings
+    labels: Labels
+    corpus: Corpus
+    source: ExtractPlan
+    """plan of the extraction"""
+    extracted: ExtractManifest
+    features: FeatureShards
+    probed: ProbeManifest
+    probes: Sequence[Probe]
+    """one per feature column"""
+    ridge: Sequence[RidgeImportance]
+    """one per feature column"""
+    words: WordFit | None
+    """the word regression, None if there is none"""
+
+    @classmethod
+    def load(cls, settings: Settings, frozen: FrozenDocuments) -> _Training:
+        """Read what the stages before have left. Raises UserError if one has not finished."""
+        source, extracted, features = load_features(settings)
+        labels = Labels.of(features, settings, frozen)
+        Decision.of(labels.label_space, settings.decision)  # refuses thresholds that do not fit the classes
+        corpus = Corpus(source.derived.shards, settings.data)
+        return cls(settings, labels, corpus, source, extracted, features, *load_probes(settings, source, labels))
+
+
 def run_train(
     settings: Settings,
     registry: Registry,
@@ -174,15 +189,11 @@ def run_train(
     probe stage has not finished, UnavailableError if the registry does not answer, HeldError if another run has taken
     the store meanwhile.
     """
-    extract_plan, extracted, features = load_features(settings)
-    labels = Labels.of(features, settings, frozen)
-    Decision.of(labels.label_space, settings.decision)
-    probed, probes, ridge, words = load_probes(settings, extract_plan, labels)
-    corpus = Corpus(extract_plan.derived.shards, settings.data)
-    store = Store(settings.store.uri) / "model"
+    training = _Training.load(settings, frozen)
+    store = Store.of(settings) / "model"
     metadata = {
         "format": FORMAT,
-        "probes": probed.fingerprint,
+        "probes": training.probed.fingerprint,
         "metric": settings.metric,
         "search": settings.search.model_dump(exclude_none=True),  # a cap that is not set changes nothing
         "cascade": settings.cascade.model_dump(),
@@ -193,75 +204,45 @@ def run_train(
         plan = write_plan(store, "train", metadata, NothingDerived, NothingDerived, lease=lease, restart=restart)
         manifest = find_manifest(store, plan, TrainResults)
         if manifest is None or _read_artifact(store, manifest) is None:
-            manifest = _fit(
-                settings,
-                features,
-                probes,
-                ridge,
-                words,
-                labels=labels,
-                corpus=corpus,
-                store=store,
-                plan=plan,
-                lease=lease,
-                source=extract_plan,
-                probe_fingerprint=probed.fingerprint,
-            )
+            manifest = _fit(training, store, plan, lease)
         lease.check()
-        registered = _register_once(settings, registry, labels, corpus, store, plan, manifest, extracted)
+        registered = _register_once(training, registry, store, plan, manifest)
         report = TrainReport(manifest.fingerprint, manifest.results, registered, settings.choose)
         lease.check()
-        Store(settings.store.uri).write_json("report.json", report.to_json(extracted, probed))
+        Store.of(settings).write_json("report.json", report.to_json(training.extracted, training.probed))
         return report
 
 
-def _fit(
-    settings: Settings,
-    features: FeatureShards,
-    probes: Sequence[Probe],
-    ridge: Sequence[RidgeImportance],
-    words: WordFit | None,
-    *,
-    labels: Labels,
-    corpus: Corpus,
-    store: Store,
-    plan: TrainPlan,
-    lease: Lease,
-    source: ExtractPlan,
-    probe_fingerprint: str,
-) -> TrainManifest:
+def _fit(training: _Training, store: Store, plan: TrainPlan, lease: Lease) -> TrainManifest:
     """Fit and evaluate the heads, and write the artifact and the manifest."""
     start = time.perf_counter()
-    data, heads = labels.training_data(settings), store / plan.folder / "heads"
-    spin, features = _fit_classifiers(
-        settings, features, probes, ridge, words, data=data, labels=labels, corpus=corpus, source=source, store=heads
-    )
+    settings, labels, corpus = training.settings, training.labels, training.corpus
+    data = labels.training_data(settings)
+    spin, features = _fit_classifiers(training, data, store / plan.folder / "heads")
+    training = replace(training, features=features)
     integrated = round(time.perf_counter() - start, 1)
     test_rows, _ = labels.part("test")
     test_words = _read_words(spin, corpus, test_rows)
-    figures = _evaluate(settings, features, probes, labels, data, corpus, spin, test_words)
+    figures = _evaluate(training, data, spin, test_words)
     evaluated = round(time.perf_counter() - start - integrated, 1)
     texts = corpus if settings.train.keep_texts else None
     suspects = check_labels(features, spin.training_result.choices["accuracy"], labels, settings.seed, texts)
     counts = {split: labels.splits.count(split) for split in SPLITS}
     test_logits = collect_test_logits(spin, features, labels, test_words)
     promise = promise_error(settings, spin, test_logits[settings.choose])
-    notes = (*labels.overlap.notes(counts["test"], settings.data), *figures.notes)
+    figures = replace(figures, notes=(*labels.overlap.notes(counts["test"], settings.data), *figures.notes))
     described = describe_artifact(
         settings,
         spin,
         features,
         labels,
-        table=figures.table,
-        per_class=figures.per_class,
-        test_ece=figures.test_ece,
+        figures,
         held_out=test_logits[settings.choose],
         promise=promise,
-        notes=notes,
-        fingerprint=probe_fingerprint,
+        fingerprint=training.probed.fingerprint,
         texts=texts,
     )
-    reference = choose_reference(test_rows, test_words, words, data.folds)
+    reference = choose_reference(test_rows, test_words, training.words, data.folds)
     described[REFERENCE] = describe_reference(spin, features, corpus, *reference)
     described[HELD_OUT] = write_test_logits(test_logits)
     artifact = spin.files() | described
@@ -275,44 +256,37 @@ def _fit(
         counts=counts,
         suspects=len(suspects),
         overlap=labels.overlap,
-        notes=(*notes, *describe_promise(promise)),
+        notes=(*figures.notes, *describe_promise(promise)),
         seconds=TrainSeconds(integrated, evaluated),
         artifact={name: hashlib.sha256(content).hexdigest() for name, content in artifact.items()},
     )
     lease.check()
     for name, content in artifact.items():
         store.write(name, content)
-    Store(settings.store.uri).write(SUSPECTS, to_parquet(suspects))
+    Store.of(settings).write(SUSPECTS, to_parquet(suspects))
     lease.check()
     return write_manifest(store, plan, results)
 
 
-def _fit_classifiers(
-    settings: Settings,
-    features: FeatureShards,
-    probes: Sequence[Probe],
-    ridge: Sequence[RidgeImportance],
-    words: WordFit | None,
-    *,
-    data: TrainingData,
-    labels: Labels,
-    corpus: Corpus,
-    source: ExtractPlan,
-    store: Store,
-) -> tuple[TrainedClassifier, FeatureShards]:
-    """The classifiers, chosen on a sample and fitted on all documents, and the features with those that this needed."""
+def _fit_classifiers(training: _Training, data: TrainingData, store: Store) -> tuple[TrainedClassifier, FeatureShards]:
+    """The classifiers, chosen on a sample and fitted on all documents, and the features with those that this needed.
+
+    The heads and the progress are written to `store`.
+    """
     from spin.audit.selection_attack import prepare_attack  # brings scikit-learn, as the baselines do
 
-    sample = Sample.of(data)
-    attack = prepare_attack(settings.search, lambda rows: corpus.read_texts(sample.rows[rows]), sample.data)
+    settings, features, words, sample = training.settings, training.features, training.words, Sample.of(data)
+    probes = tuple(training.probes)
+    attack = prepare_attack(settings.search, lambda rows: training.corpus.read_texts(sample.rows[rows]), sample.data)
     # the backbone is not kept: workers load it for a second pass
     compute = relative_flops(load_backbone(settings.backbone))
     sampled = run_integrate(
-        HeadsJob(settings, features, tuple(probes), tuple(ridge), words, sample, compute, store, attack)
+        HeadsJob(settings, features, probes, tuple(training.ridge), words, sample, compute, store, attack)
     )
-    features = run_keep(settings, source, features, labels, *_columns_to_keep(sampled, probes, features))
-    refitted = run_refit(RefitJob(settings, features, tuple(probes), words, data, sampled, store / "all"))
-    return _assemble(settings, labels, refitted), features
+    whole = _columns_to_keep(sampled, probes, features)
+    features = run_keep(settings, training.source, features, training.labels, *whole)
+    refitted = run_refit(RefitJob(settings, features, probes, words, data, sampled, store / "all"))
+    return _assemble(settings, training.labels, refitted), features
 
 
 def _assemble(settings: Settings, labels: Labels, result: TrainingResult) -> TrainedClassifier:
@@ -351,18 +325,13 @@ def _columns_to_keep(
 
 
 def _evaluate(
-    settings: Settings,
-    features: FeatureShards,
-    probes: Sequence[Probe],
-    labels: Labels,
-    data: TrainingData,
-    corpus: Corpus,
-    spin: TrainedClassifier,
-    test_words: Floats | None,
+    training: _Training, data: TrainingData, spin: TrainedClassifier, test_words: Floats | None
 ) -> Comparison:
     """Compare the classifiers and the baselines on the test documents, whose words' logits are `test_words` (m, K)."""
     from pipelines.training import baselines  # brings scikit-learn, which a stage that has finished does not need
 
+    settings, features = training.settings, training.features
+    labels, corpus = training.labels, training.corpus
     rows, y = labels.part("test")
     if not len(rows):
         return Comparison((), {}, None)
@@ -372,7 +341,7 @@ def _evaluate(
     simpler: dict[str, Callable[[], baselines.Contender]] = {
         "tfidf": lambda: baselines.words(corpus, labels, data),
         "last_layer": lambda: baselines.last_layer(features, spin.backbone, labels, data),
-        "best_site": lambda: baselines.best_site(features, spin.backbone, probes, labels, data),
+        "best_site": lambda: baselines.best_site(features, spin.backbone, training.probes, labels, data),
     }
     contenders: list[baselines.Contender] = []
     notes: list[str] = []
@@ -404,37 +373,27 @@ def _read_artifact(store: Store, manifest: TrainManifest) -> dict[str, bytes] | 
 
 
 def _register_once(
-    settings: Settings,
-    registry: Registry,
-    labels: Labels,
-    corpus: Corpus,
-    store: Store,
-    plan: TrainPlan,
-    manifest: TrainManifest,
-    extracted: ExtractManifest,
+    training: _Training, registry: Registry, store: Store, plan: TrainPlan, manifest: TrainManifest
 ) -> RegisteredVersion:
     """The version that the artifact in the store is registered as; it is registered now if that was not done yet."""
     key = f"{plan.folder}/registered/{registry.key}.json"
     stored = store.read_json(key)
     if stored is not None:
         return from_json(RegisteredVersion, stored)
-    data = _describe_data(settings, labels, manifest, extracted)
-    registered = _register(settings, registry, labels, corpus, store, manifest, data)
+    registered = _register(training, registry, store, manifest)
     store.write_json(key, to_json(registered))
     return registered
 
 
-def _describe_data(
-    settings: Settings, labels: Labels, manifest: TrainManifest, extracted: ExtractManifest
-) -> LoggedData:
+def _describe_data(training: _Training, manifest: TrainManifest) -> LoggedData:
     """The corpus as an input of the MLflow run. Its digest changes with its files, ids, labels and splits."""
-    files = extracted.results.inputs
+    settings, labels, files = training.settings, training.labels, training.extracted.results.inputs
     return LoggedData(
         name=settings.mlflow.model,
         source=input_files.normalise_source(settings.data.train),
         digest=fingerprint({"files": to_json(files), "labels": labels.digest}),
         profile={
-            "documents": extracted.results.counts.rows,
+            "documents": training.extracted.results.counts.rows,
             "files": len(files),
             "bytes": sum(file.size for file in files),
             "classes": list(labels.classes),
@@ -445,16 +404,9 @@ def _describe_data(
     )
 
 
-def _register(
-    settings: Settings,
-    registry: Registry,
-    labels: Labels,
-    corpus: Corpus,
-    store: Store,
-    manifest: TrainManifest,
-    data: LoggedData,
-) -> RegisteredVersion:
+def _register(training: _Training, registry: Registry, store: Store, manifest: TrainManifest) -> RegisteredVersion:
     """Log and register the artifact in the store; the first version's test documents become the evaluation set."""
+    settings, labels, corpus = training.settings, training.labels, training.corpus
     rows, y = labels.part("test")
     ids = ArrowStrings.of(labels.ids[row] for row in rows.tolist())
     texts = ArrowStrings.of(text for block in corpus.text_blocks(rows) for text in block)
@@ -480,6 +432,6 @@ def _register(
             report=json.dumps(manifest.to_json(), indent=2),
             evaluation_set=evaluation_set,
             fingerprint=manifest.fingerprint,
-            data=data,
+            data=_describe_data(training, manifest),
         )
         return registry.register(Path(folder), record)

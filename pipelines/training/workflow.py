@@ -73,7 +73,7 @@ def run_stages(
     with shared_ray_session(), working_on([run]), observe_runs([describe_training(settings)]), observe_work():
         for stage in stages:
             start = time.perf_counter()
-            before = finished_fingerprint(Store(settings.store.uri) / STAGES[stage])
+            before = finished_fingerprint(Store.of(settings) / STAGES[stage])
             with observe_stage(stage):
                 if stage == "extract":
                     _, outcome = run_extract(settings, restart=restart)

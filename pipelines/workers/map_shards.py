@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -74,7 +74,7 @@ class _CheckedStep(Protocol):
 
 @dataclass(frozen=True)
 class ShardWork(Generic[C]):
-    """The input of every worker of a stage; it is pickled and sent to the actors."""
+    """What a stage does with its shards, and where they are committed; it is pickled and sent to the actors."""
 
     make: Callable[..., Step[C]]
     """class or function that returns the step; each worker calls it once"""
@@ -85,23 +85,24 @@ class ShardWork(Generic[C]):
     store: Store
     """where shards are committed"""
     settings: RaySettings
+    _: KW_ONLY
+    stage: str
+    """name of the stage, for metrics and messages"""
+    token: int
+    """number of the driver"""
     layout: LogLayout = LogLayout()  # noqa: RUF009
     """where the shard log and the files are in the store"""
-    token: int = 0
-    """number of the driver"""
     backbone: str | None = None
-    """engine and precision of the backbone that the step loads, None if it loads none"""
-    stage: str = ""
-    """name of the stage, for metrics"""
+    """engine and precision of the backbone that the step loads, as `describe_backbone` returns them; None if it loads
+    none"""
     log: WorkerLog = field(default_factory=WorkerLog.of_driver)
     """the runs that the stage works for, for metrics and log lines, and how the workers log"""
     reports: Any = None
     """actor that takes reports on the progress of shards; None for none"""
 
     def open_log(self, **node: Any) -> ShardLog:
-        """The shard log of the run, whose requests are retried as the settings say."""
-        retry_seconds = self.settings.retry_seconds
-        return ShardLog(self.store, token=self.token, layout=self.layout, retry_seconds=retry_seconds, **node)
+        """The shard log of the run."""
+        return ShardLog(self.store, token=self.token, layout=self.layout, **node)
 
     def make_step(self) -> Step[C]:
         """Make the step and run its known-good check, if it has one. Raises WorkerFaultError if the check fails."""
@@ -150,40 +151,26 @@ class WorkerAnswer:
 
 
 def map_shards(
-    make: Callable[..., Step[C]],
-    args: tuple[Any, ...],
+    work: ShardWork[C],
     shards: Sequence[Shard],
-    store: Store,
-    settings: RaySettings,
-    *,
-    counts_type: type[C],
-    stage: str,
-    documents: int | None,
     lease: Lease | LeaseGroup,
+    *,
+    documents: int | None,
     here: bool = False,
-    token: int | None = None,
-    layout: LogLayout = LogLayout(),  # noqa: B008
-    backbone: str | None = None,
 ) -> list[ShardOutcome[C]]:
-    """Run `make(*args)` in an actor pool over the shards that are not yet committed; all outcomes in order of shards.
+    """Run a step in an actor pool over the shards that are not yet committed; all outcomes in order of shards.
 
     `here` runs the step in this process instead, for so little work that starting actors would take longer; so does a
     stage without workers (`ray.workers: 0`). What kills this process kills the driver, so no document is blamed for it.
     `documents` is the number of all, for the progress, which counts bytes of input where it is None: not known yet.
-    `token` is the number of this driver, by default that of its lease; `layout` says where the log and the files of the
-    shards are in the store; `backbone` is the engine and the precision that `describe_backbone` returns, for messages.
 
     Whatever kills a worker or the driver, a shard that is not committed is computed again. While the store does not
-    answer, requests are retried for `retry_seconds`, and files that are computed are written without computing them
+    answer, requests are retried for its `retry_seconds`, and files that are computed are written without computing them
     again. Raises the error of a step, after the shards that were committed before it are safe; StalledError if no
     shard ends for `stall_seconds`; WorkerFaultError if workers die while they make the step, or fail on what is known
     to be good.
     """
-    if token is None:
-        assert isinstance(lease, Lease)
-        token = lease.number
-    work = ShardWork(make, args, counts_type, store, settings, layout, token, backbone, stage)
-    outcomes = work.open_log().outcomes(counts_type)
+    outcomes = work.open_log().outcomes(work.counts_type)
     waiting = [shard for shard in shards if shard.name not in outcomes]
     if not waiting:
         return [outcomes[shard.name] for shard in shards]
@@ -191,13 +178,13 @@ def map_shards(
     sizes = {shard.name: shard.bytes / 1e6 if in_bytes else shard.documents for shard in shards}
     ended = sum(sizes.get(name, 0) if in_bytes else outcome.counts.rows for name, outcome in outcomes.items())
     done = StageProgress(ended, {shard.name: sizes[shard.name] for shard in waiting})
-    in_process = here or settings.workers == 0
-    results = _run_here(work, waiting, done) if in_process else _run_in_actors(work, waiting, stage, done)
+    in_process = here or work.settings.workers == 0
+    results = _run_here(work, waiting, done) if in_process else _run_in_actors(work, waiting, done)
     total, unit = (sum(sizes.values()), "MB") if documents is None else (documents, "documents")
     with (
-        observe_stage(stage) as observed,
-        export_metrics(stage, lease) as metrics,
-        polled_progress(stage, total, unit, done.count) as advance,
+        observe_stage(work.stage) as observed,
+        export_metrics(work.stage, lease) as metrics,
+        polled_progress(work.stage, total, unit, done.count) as advance,
         closing(results),
     ):
         for name, outcome in results:
@@ -224,14 +211,13 @@ def _run_here(work: ShardWork[C], shards: Sequence[Shard], progress: StageProgre
         yield shard.name, outcome
 
 
-def _run_in_actors(work: ShardWork[C], shards: Sequence[Shard], stage: str, progress: StageProgress) -> _Results[C]:
-    with cluster(work.settings), translate_ray_errors(stage):
+def _run_in_actors(work: ShardWork[C], shards: Sequence[Shard], progress: StageProgress) -> _Results[C]:
+    with cluster(work.settings), translate_ray_errors(work.stage):
         if work.backbone is not None:  # other steps take a shard in a moment
             reports = start_reports()
             progress.listen(partial(ask_reports, reports))
             work = replace(work, reports=reports)
-        limited = _within_stall_limit(_answers(work, shards), work.settings.stall_seconds, stage, work.open_log())
-        for answer in limited:
+        for answer in _within_stall_limit(_answers(work, shards), work):
             if answer.error is not None:
                 raise answer.error.rebuild()
             assert answer.outcome is not None
@@ -248,10 +234,10 @@ def commit_shard(
 ) -> ShardOutcome[C]:
     """Compute a shard and commit it. Returns its outcome, which is another's if that was first.
 
-    While a store does not answer the step, the step is called again for `shard_log.retry_seconds` after its first
-    failure. Requests of the log are retried on their own, without the step. With `counts_type`, a shard that was tried
-    before is not computed if it has an outcome: Ray computes a shard again if the node with the answer is lost.
-    `report` takes the name of the shard and the number of its computed documents, at most once per second.
+    While a store does not answer the step, the step is called again for the `retry_seconds` of the log's store after
+    its first failure. Requests of the log are retried on their own, without the step. With `counts_type`, a shard that
+    was tried before is not computed if it has an outcome: Ray computes a shard again if the node with the answer is
+    lost. `report` takes the name of the shard and the number of its computed documents, at most once per second.
     """
     with shard_log.attempt(shard.name, count_shard(shard.name, report)) as attempt:
         if counts_type is not None and attempt.begun > 1:
@@ -267,7 +253,7 @@ def commit_shard(
             start = time.perf_counter()
             return step(shard, attempt), time.perf_counter() - start
 
-        result, seconds = retry_unavailable(shard_log.retry_seconds)(compute)
+        result, seconds = retry_unavailable(shard_log.store)(compute)
         tries, ended = attempt.begun + calls - 1, round(time.time(), 3)
         return shard_log.commit(shard.name, result, tries=tries, seconds=round(seconds, 3), ended=ended)
 
@@ -319,10 +305,9 @@ def _pool(settings: RaySettings, work: int) -> Any:
     return ActorPoolStrategy(min_size=least, max_size=most, initial_size=max(least, now))
 
 
-def _within_stall_limit(
-    answers: Iterator[WorkerAnswer], seconds: float, stage: str, shard_log: ShardLog
-) -> Iterator[WorkerAnswer]:
-    """The answers; raises StalledError if the next one does not come within some seconds of the last."""
+def _within_stall_limit(answers: Iterator[WorkerAnswer], work: ShardWork[Any]) -> Iterator[WorkerAnswer]:
+    """The answers; raises StalledError if the next one does not come within `stall_seconds` of the last."""
+    seconds, shard_log = work.settings.stall_seconds, work.open_log()
     waiting: queue.Queue[WorkerAnswer | BaseException | None] = queue.Queue()
 
     def listen() -> None:
@@ -341,7 +326,7 @@ def _within_stall_limit(
             committed = set(shard_log.committed())
             open_shards = [name for name in shard_log.begun() if name not in committed]
             raise StalledError(
-                f"{stage}: no shard has ended for {seconds:g} s (ray.stall_seconds); begun and not ended: "
+                f"{work.stage}: no shard has ended for {seconds:g} s (ray.stall_seconds); begun and not ended: "
                 f"{', '.join(open_shards[:8]) or 'none'} in {shard_log.store.uri}. Look at these, then run it "
                 "again to resume"
             ) from None
@@ -361,7 +346,7 @@ class _Worker:
         self.node = current_node()
         self.shard_log = work.open_log(node=self.node, lost_nodes=lost_nodes)
         self.counts_type = work.counts_type
-        self.faults = WorkerFaults(work.store, work.layout, work.token, work.settings.retry_seconds)
+        self.faults = WorkerFaults(work.store, work.layout, work.token)
         self.log = work.log
         self.report: Report = lambda shard, documents: None
         if work.reports is not None:

@@ -134,7 +134,7 @@ def receive(settings: Settings, digest: str) -> BackboneSettings:
 
 
 def _weights_store(settings: Settings, digest: str) -> Store:
-    return Store(settings.store.uri) / f"backbones/{digest}"
+    return Store.of(settings) / f"backbones/{digest}"
 
 
 def _is_on_this_node(backbone: BackboneSettings, digest: str) -> bool:

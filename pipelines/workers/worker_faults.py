@@ -73,8 +73,8 @@ class _Fault:
 class WorkerFaults:
     """The faults of a stage's workers under one driver, in objects of the store that outlive their processes."""
 
-    def __init__(self, store: Store, layout: LogLayout, token: int, retry_seconds: float) -> None:
-        self.store, self.worker, self._retry_seconds = store, describe_worker(), retry_seconds
+    def __init__(self, store: Store, layout: LogLayout, token: int) -> None:
+        self.store, self.worker = store, describe_worker()
         self._starts = layout.key("starts", f"{token:06d}")
         self._faults = layout.key("faults", f"{token:06d}")
 
@@ -121,7 +121,7 @@ class WorkerFaults:
         os._exit(1)
 
     def _retry(self, operation: Callable[..., Any], *args: Any) -> Any:
-        return retry_unavailable(self._retry_seconds)(operation, *args)
+        return retry_unavailable(self.store)(operation, *args)
 
 
 def worker_fault(error: BaseException) -> WorkerFaultError:

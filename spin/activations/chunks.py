@@ -39,7 +39,7 @@ class Batch:
     values: NDArray[np.floating] | None = None
     """(B, p) all values that were read so far"""
     tokens: TokenReadings | None = None
-    """what was read of their tokens so far, if that is wanted"""
+    """readings of the documents' tokens so far, if they are wanted"""
 
     def select(self, indices: Sequence[int] | NDArray[np.int64], width: int) -> Batch:
         """Some of the documents, with the first `width` token positions; padding lies on the right."""
@@ -66,7 +66,7 @@ class LongTexts:
     rows: NDArray[np.int64]
     """(n,) the indices of the texts"""
     shares: WindowShares
-    """of their windows, whose owners are positions in `rows`"""
+    """shares of the texts' windows, whose owners are positions in `rows`"""
 
 
 @dataclass(frozen=True)

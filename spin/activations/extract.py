@@ -42,8 +42,8 @@ _MOST_MEAN = 256
 Progress = Callable[[int], None]
 """takes the number of documents that were completed since the last call"""
 KeepMask = Callable[[int, NDArray[np.int64], Floats], NDArray[np.bool_]]
-"""takes the index of a segment, the indices (n,) of some texts and all values (n, p) that were read of them so far;
-returns a mask (n,) of the texts that go on into the next segment; the others exit"""
+"""takes the index of a segment, the indices (n,) of some texts and all values (n, p) that were read of them so far.
+Returns a mask (n,) of the texts that go on into the next segment. The others exit"""
 
 
 def extract(
@@ -104,7 +104,7 @@ def read_activations(
 
 
 def count_tokens(backbone: Backbone, texts: Sequence[str], choose_rows: ChooseRows | None = None) -> Features:
-    """What the tokenizer reports of every text, without activations: for a classifier that reads none.
+    """The tokenizer's counts of every text, without activations: for a classifier that reads none.
 
     `choose_rows` is as in `read_activations`.
     """

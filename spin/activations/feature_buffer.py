@@ -21,7 +21,7 @@ StoreValues = Callable[[int, NDArray[np.int64], Floats], None]
 
 
 class TokenCounts:
-    """What the tokenizer reports of the texts: the counts of `Features`, which are filled portion by portion."""
+    """The tokenizer's counts of the texts, as in `Features`; they are filled portion by portion."""
 
     def __init__(self, backbone: Backbone, count: int) -> None:
         self.n_tokens, self.n_unknown = np.zeros(count, np.int32), np.zeros(count, np.int32)
@@ -63,7 +63,7 @@ class FeatureBuffer:
         self.segments, self.store = engine.segments, store
         self.columns: dict[FeatureColumn, NDArray[np.floating]] = {}
         self.slices: list[list[tuple[FeatureColumn, slice]]] = []
-        """for each segment, where its values hold which column"""
+        """slice of each column among the values of a segment, for each segment"""
         for segment in engine.segments:
             widths = segment.widths(engine.backbone)
             ends = np.cumsum(widths)

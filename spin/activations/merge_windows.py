@@ -43,8 +43,8 @@ class WindowShares:
     def merge(self, values: NDArray[np.floating], columns: Sequence[tuple[FeatureColumn, slice]]) -> Floats:
         """The values (n, p) of the texts, from those of their windows (w, p), and where these hold which column.
 
-        Means are weighted by the tokens that each window pools, the maximum is the largest of the windows that pool
-        any, `first` is that of the first window and `last` that of the last.
+        Means are weighted by the tokens that each window pools. The maximum is the largest of the windows that pool
+        any. `first` is that of the first window and `last` that of the last.
         """
         starts = _starts(self.owners)
         ends = np.append(starts[1:], len(self.owners)) - 1
@@ -66,5 +66,5 @@ def _starts(owners: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _text_of(owners: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each window the number of the texts before its own."""
+    """(w,) the position of each window's text: the number of texts before it."""
     return np.cumsum(np.diff(owners, prepend=-1) != 0) - 1

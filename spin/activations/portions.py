@@ -14,7 +14,7 @@ _FIRST_PORTION, _LARGEST_PORTION = 1024, 4096
 _LEAST_CHOSEN = 0.25
 """share of a portion below which further portions are tokenised with what is chosen of it, so that batches are full"""
 _CHARACTERS_PER_TOKEN = 4
-"""by which the part of a text that is read is estimated"""
+"""estimate by which the part of a text that is read is found"""
 _CHARACTERS = 256
 """a text counts once more in a portion for every so many that are read of it"""
 

@@ -1,4 +1,4 @@
-"""What the words of texts contribute to the logit of one class each, read batch by batch from a backbone's pass."""
+"""Contributions of words to the logit of each text's class, read batch by batch from a backbone's pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WordSink(Protocol):
     """Decides how tokens count, and takes what words contribute; batches may come from several threads at once."""
 
     def weigh_tokens(self, index: int, rows: NDArray[np.int64], values: Floats) -> TokenWeights:
-        """How the tokens of the texts `rows` (n,), which stop after segment `index`, count for the class of each.
+        """The weights of the tokens of the texts `rows` (n,), which stop after segment `index`, for each text's class.
 
         `values` (n, p) are all that were read of them.
         """
@@ -41,7 +41,7 @@ class WordReader:
         self.backbone, self.sink = engine.backbone, sink
         self.columns = _slices_up_to(engine)
         self._places: dict[int, list[TokenPlaces]] = {}
-        """for each text that was tokenized and not yet read, the places of the tokens of its windows"""
+        """the places of the tokens of each window, by text, of texts that were tokenized and not yet read"""
 
     def store_places(self, rows: Sequence[int], tokens: Tokens) -> None:
         """Keep where the tokens of the texts `rows` stand, until the texts are read."""
@@ -60,8 +60,8 @@ class WordReader:
     ) -> None:
         """Read the words of the texts `rows` (n,), which stop after segment `index` with all their values (n, p).
 
-        `padded` are the token ids and the mask of their windows, `owners` (w,), ascending, the positions of these in
-        `rows`, and `readings` what all segments so far have read of the windows.
+        `padded` are the token ids and the mask of the texts' windows. `owners` (w,), ascending, are the positions of
+        the windows' texts in `rows`. `readings` are those of the windows by all segments so far.
         """
         if not len(rows):
             return
@@ -82,9 +82,9 @@ class WordReader:
 
 
 def find_masks(backbone: Backbone, owners: NDArray[np.int64], ids: Tensor, mask: Tensor) -> TokenMasks:
-    """Which tokens of w windows are pooled, from their token ids and mask (w, T), as `Backbone.pad_tokens` gives them.
+    """Masks of the tokens of w windows that are pooled, by token ids and mask (w, T) from `Backbone.pad_tokens`.
 
-    `owners` (w,), ascending, are the positions of their texts.
+    `owners` (w,), ascending, are the positions of the windows' texts.
     """
     read = mask > 0
     own = mask == OWN if backbone.reads_windows else read
@@ -107,7 +107,7 @@ def words_of(tokens: Tokens) -> TextWords:
 
 
 def _slices_up_to(engine: Engine) -> list[Mapping[FeatureColumn, slice]]:
-    """For each segment, where all values up to its end hold which column."""
+    """The slice of each column among all values up to a segment's end, for each segment."""
     columns: dict[FeatureColumn, slice] = {}
     by_segment: list[Mapping[FeatureColumn, slice]] = []
     start = 0

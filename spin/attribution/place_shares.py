@@ -18,9 +18,9 @@ class Places:
     owners: Ints
     """(m,) the position of each place's text, ascending"""
     starts: Ints
-    """(m,) in the text"""
+    """(m,) position of the first character in the text"""
     ends: Ints
-    """(m,) behind the start"""
+    """(m,) position behind the last character"""
     sums: Floats
     """(m, ...) what the place contributes"""
 
@@ -41,8 +41,8 @@ def add_places(owners: Ints, starts: Ints, ends: Ints, sums: Floats, places: Pla
     """Owners, starts, ends and sums of words, with those of the places that lie in them.
 
     Takes those of w words, owners ascending, sums (w, ...). The characters of a place have equal parts of its sum, and
-    a character that is in several words is of the first. Characters of places that are in no word, such as those
-    beyond the limit of a backbone, are words of their own: they come after the others.
+    a character that is in several words is of the first. Characters of places that are in no word, such as those beyond
+    the limit of a backbone, are words of their own. They come after the others.
     """
     if not len(places.owners):
         return owners, starts, ends, sums
@@ -84,7 +84,7 @@ def _characters(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
 
 
 def _cover(starts: Ints, ends: Ints, count: int) -> NDArray[np.bool_]:
-    """Whether each of `count` characters is in any of some stretches."""
+    """Mask (count,) of the characters that are in any of some stretches."""
     steps = np.bincount(starts, minlength=count + 1) - np.bincount(ends, minlength=count + 1)
     covered: NDArray[np.bool_] = np.cumsum(steps)[:count] > 0
     return covered

@@ -22,9 +22,9 @@ class ReasonBuffer:
         self.texts, self.count, self.neurons = texts, count, neurons
         self.classes = np.full(len(texts), -1)
         self._of_neurons = _TopBuffer(len(texts), count)
-        """by the position of the neuron in `neurons`"""
+        """the contributions of neurons, by their positions in `neurons`"""
         self._of_words = _TopBuffer(len(texts), count, 2)
-        """by start and end of the word in its text"""
+        """the contributions of words, by start and end in their texts"""
 
     def store(self, rows: Ints, contributions: Floats, words: WordSums) -> None:
         """Store the largest contributions to the texts `rows` (n,): of the first p neurons (n, p), and of words."""

@@ -22,8 +22,9 @@ class WordReason:
 
     word: str
     start: int
-    """in the text"""
+    """position of the word's first character in the text"""
     end: int
+    """position behind its last character"""
     contribution: float
 
 
@@ -48,7 +49,7 @@ class _LargestContributions:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """Those of the texts of several parts."""
+        """The contributions to the texts of several parts."""
         joined: dict[str, Any] = {}
         for field in fields(cls):
             values = [getattr(part, field.name) for part in parts]
@@ -71,8 +72,9 @@ class TopWords(_LargestContributions):
 
     words: list[str]
     starts: Ints
-    """in the text"""
+    """positions of the words' first characters in the text"""
     ends: Ints
+    """positions behind their last characters"""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Reasons:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Reasons]) -> Reasons:
-        """Those of the texts of several parts."""
+        """The reasons of the texts of several parts."""
         return cls(
             np.concatenate([part.classes for part in parts]),
             TopWords.concatenate([part.words for part in parts]),
@@ -135,7 +137,7 @@ def largest_columns(values: Floats, count: int) -> NDArray[np.int64]:
 def largest_words(words: WordSums, count: int) -> tuple[Ints, Ints]:
     """The indices of the `count` words of every text with the largest absolute contributions, and their ranks.
 
-    Both (m,), a rank of 0 being that of the largest. Of equal words the first in the text comes first; words that
+    Both (m,), a rank of 0 being that of the largest. Of equal words the first in the text comes first. Words that
     contribute nothing, such as those that a word regression does not know, are left out.
     """
     order = np.lexsort((words.starts, -np.abs(words.sums), words.owners))

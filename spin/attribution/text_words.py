@@ -23,7 +23,7 @@ class TextWords:
     starts: Ints
     """(w,) where the word starts in its text; start and end of a special token are equal"""
     ends: Ints
-    """(w,)"""
+    """(w,) where the word ends in its text"""
     word_of: Ints
     """(t,) the word of each token"""
 

@@ -9,12 +9,12 @@ from spin.attribution.text_words import Ints
 
 
 def share_mean(values: Floats, owners: Ints, totals: Floats) -> Floats:
-    """What the tokens of texts contribute under mean pooling: they add up to `totals` (n, ...) per text.
+    """The contributions (t, ...) of tokens under mean pooling, which add up to `totals` (n, ...) per text.
 
     `values` (t, ...) are linear in the activations of the tokens that are pooled, and `owners` (t,) are their texts. A
-    token has an equal part of the total, and what its value exceeds the mean of its text by, over their number: its
-    own activation, less an equal part of the training mean. An engine may round differently from a second forward
-    pass; the totals are the engine's.
+    token has an equal part of the total, plus the excess of its value over the mean of its text, divided by the number
+    of tokens. This is its own activation, less an equal part of the training mean. An engine may round differently from
+    a second forward pass; the totals are the engine's.
     """
     counts = np.bincount(owners, minlength=len(totals)).reshape(-1, *[1] * (values.ndim - 1))
     means = sum_by_text(values, owners, len(totals)) / np.maximum(counts, 1)
@@ -32,7 +32,7 @@ def sum_by_text(values: Floats, owners: Ints, count: int) -> Floats:
 
 
 def share_single(at: Ints, totals: Floats, count: int) -> Floats:
-    """What `count` tokens contribute under max, first and last pooling: the token `at` (any shape) has all of a total.
+    """The contributions of `count` tokens under max, first and last pooling: token `at` (any shape) has all of a total.
 
     `totals` has the shape of `at`.
     """

@@ -1,4 +1,4 @@
-"""What the tokens of texts contribute to the logit of one class, from what was read of them.
+"""Contributions of the tokens of texts to the logit of one class, from the values that were read of them.
 
 Reasons read it in a pass over many texts, and the explanation of one text for each class.
 """
@@ -21,7 +21,7 @@ from spin.sites import FeatureColumn
 class TokenDirections:
     """The directions onto which the activations of tokens are projected.
 
-    What a token contributes to any class under mean pooling follows from these projections, so that the activations
+    The contribution of a token to any class under mean pooling follows from these projections. So the activations
     themselves, of many neurons per token, stay where they were computed.
     """
 
@@ -35,7 +35,7 @@ class TokenDirections:
 
 @dataclass(frozen=True)
 class TokenWeights:
-    """How the tokens of n texts count for one class each."""
+    """The weights of the tokens of n texts in the logit of one class each."""
 
     classes: Ints
     """(n,) indices of the classes"""
@@ -49,14 +49,14 @@ class TokenWeights:
 
 @dataclass(frozen=True)
 class TokenMasks:
-    """Which tokens of w windows of n texts are pooled. A text that is read at once has one window."""
+    """Masks of the tokens of w windows of n texts that are pooled. A text that is read at once has one window."""
 
     owners: Ints
     """(w,) the position of each window's text, ascending"""
     read: NDArray[np.bool_]
     """(w, T) tokens, without padding"""
     own: NDArray[np.bool_]
-    """(w, T) those of these that no window before has read"""
+    """(w, T) read tokens that no window before has read"""
     content: NDArray[np.bool_]
     """(w, T) own tokens that mean and max pool; where a text has none, all own tokens of its first window"""
 
@@ -80,17 +80,17 @@ class TokenMasks:
 
 @dataclass(frozen=True)
 class TokenReadings:
-    """What a pass has read of the tokens of B texts, or of windows of texts."""
+    """Values that a pass has read of the tokens of B texts, or of B windows of texts."""
 
     projections: Floats
-    """(B, T, R) of the tokens onto the directions of all exits that are still ahead, summed over the mean columns"""
+    """(B, T, R) projections of tokens onto the directions of all exits still ahead, summed over the mean columns"""
     positions: NDArray[np.int64]
     """(B, m) the token with the largest value of each neuron that is pooled by max"""
     maxima: Floats
-    """(B, m) these values"""
+    """(B, m) the largest value of each of these neurons"""
 
     def select(self, rows: Sequence[int] | Ints, width: int) -> TokenReadings:
-        """Those of some texts, with the first `width` token positions."""
+        """The readings of some texts, with the first `width` token positions."""
         return TokenReadings(self.projections[rows, :width], self.positions[rows], self.maxima[rows])
 
     def extend(self, deeper: TokenReadings) -> TokenReadings:
@@ -106,7 +106,7 @@ class TokenReadings:
     def of_values(
         cls, values: Mapping[FeatureColumn, Floats], directions: TokenDirections, masks: TokenMasks
     ) -> TokenReadings:
-        """Those of windows whose activations (B, T, m) are given by column, as an engine computes them.
+        """The readings of windows from their activations (B, T, m) by column, as an engine computes them.
 
         Of several tokens with the same largest value the first one counts.
         """
@@ -120,7 +120,7 @@ class TokenReadings:
 
     @classmethod
     def stack(cls, parts: Sequence[TokenReadings]) -> TokenReadings:
-        """Those of several batches, padded on the right to the longest."""
+        """The readings of several batches, padded on the right to the longest."""
         width = max(part.projections.shape[1] for part in parts)
         padded = [np.pad(part.projections, ((0, 0), (0, width - part.projections.shape[1]), (0, 0))) for part in parts]
         return cls(
@@ -181,8 +181,8 @@ def find_loudest_tokens(
 ) -> Ints:
     """The token (p,) of one text with the largest share of what each neuron contributes, counted through all windows.
 
-    `values` (w, T, m) are the activations that `readings` are of, `totals` (p,) the pooled ones less their training
-    means, and `columns` says where the neurons of each column stand among these.
+    `values` (w, T, m) are the activations that `readings` are of. `totals` (p,) are the pooled ones less their training
+    means. `columns` gives the positions of each column's neurons among these.
     """
     at, has_all = find_single_tokens(readings, masks, columns)
     loudest = np.empty(len(totals), np.int64)

@@ -1,4 +1,4 @@
-"""What the words of texts contribute to the logit of one class each."""
+"""Contributions of the words of texts to the logit of one class each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spin.attribution.token_shares import sum_by_text
 
 @dataclass(frozen=True)
 class WordSums:
-    """What w words of n texts contribute to the logits. The words of a text are consecutive."""
+    """The contributions of w words of n texts to the logits. The words of a text are consecutive."""
 
     classes: Ints
     """(n,) the class to whose logit the words of each text contribute"""
@@ -24,9 +24,9 @@ class WordSums:
     starts: Ints
     """(w,) where the word starts in its text"""
     ends: Ints
-    """(w,)"""
+    """(w,) where the word ends in its text"""
     sums: Floats
-    """(w,) contributions"""
+    """(w,) the contribution of each word"""
 
     @classmethod
     def of_tokens(cls, classes: Ints, words: TextWords, by_token: Floats) -> WordSums:

@@ -12,7 +12,7 @@ from spin.arrays import Floats
 
 @dataclass(frozen=True)
 class Membership:
-    """How well losses tell training documents from others (Yeom et al. 2018)."""
+    """The success of an attack that tells training documents from others by their losses (Yeom et al. 2018)."""
 
     auroc: float
     """probability that a training document has a lower loss than another one; 0.5 tells nothing"""
@@ -25,7 +25,7 @@ class Membership:
 
     @classmethod
     def of(cls, train: Floats, test: Floats) -> Membership:
-        """From the losses (n,) of training documents and (m,) of others."""
+        """The success by the losses (n,) of training documents and (m,) of others."""
         truth = np.repeat([True, False], [len(train), len(test)])
         auroc = float(roc_auc_score(truth, -np.concatenate([train, test])))
         return cls(auroc, float(train.mean()), float(test.mean()), len(train), len(test))

@@ -20,11 +20,11 @@ FREQUENCY = "word frequency alone"
 
 @dataclass(frozen=True)
 class LeakFigures:
-    """What one kind of stored numbers reveals."""
+    """The leakage of one kind of stored numbers."""
 
     name: str
     numbers: int
-    """per document; 0 for the attack that knows none"""
+    """stored numbers per document; 0 for the attack that knows none"""
     recovery: Recovery
     attributes: Mapping[str, float]
     """area under the ROC curve by attribute, 0.5 by chance; attributes that too few texts have are left out"""
@@ -41,11 +41,11 @@ class PrivacyReport:
     vocabulary: int
     """words that are looked for"""
     figures: tuple[LeakFigures, ...]
-    """that of the word frequency first"""
+    """the figures of each kind of numbers, those of the word frequency first"""
     membership: Membership | None
-    """None where the training documents are not at hand"""
+    """success of the attack on membership; None where the training documents are not at hand"""
     verbatim: VerbatimLeaks | None
-    """likewise"""
+    """words of training texts in the files; None where the training documents are not at hand"""
 
     def figure(self, name: str) -> LeakFigures:
         """The figures of one kind of numbers."""

@@ -11,7 +11,7 @@ from spin.pages.stylesheet import report_css
 
 
 def privacy_page(report: PrivacyReport, title: str) -> str:
-    """Return the HTML of a report: recovered words, attributes and membership."""
+    """The HTML of a report: recovered words, attributes and membership."""
     return render(
         "spin.audit/privacy.html.j2",
         page_title=title,

@@ -30,14 +30,14 @@ class GroupFigures:
     accuracy_before: float
     """share of right labels of the original texts, from 0 to 1; of one class, its recall"""
     accuracy: float
-    """the same of the changed texts"""
+    """share of right labels of the changed texts, or recall"""
     flips: float
     """share of documents whose label changed"""
 
 
 @dataclass(frozen=True)
 class PerturbationFigures:
-    """What one perturbation does at one severity, on the documents whose text it changed."""
+    """The effect of one perturbation at one severity, on the documents whose text it changed."""
 
     name: str
     severity: int
@@ -57,15 +57,15 @@ class PerturbationFigures:
     ece_before: float
     """expected calibration error of the original texts"""
     ece: float
-    """the same of the changed texts"""
+    """expected calibration error of the changed texts"""
     by_class: Mapping[str, GroupFigures]
-    """by true class; a document of several classes counts for each"""
+    """figures by true class; a document of several classes counts for each"""
     by_exit: Mapping[int, GroupFigures]
-    """by the depth at which the changed texts exit; -1: words alone decide"""
+    """figures by the depth at which the changed texts exit; -1: words alone decide"""
 
     @property
     def loss(self) -> float:
-        """How much lower the metric is on the changed texts."""
+        """The metric on the original texts minus that on the changed ones."""
         return self.score_before - self.score
 
 
@@ -81,7 +81,7 @@ class RobustnessReport:
     ece: float
     """expected calibration error of the original texts"""
     figures: tuple[PerturbationFigures, ...]
-    """of the perturbations that changed a text"""
+    """figures of the perturbations that changed a text"""
 
     def at(self, severity: int, *, keeps_label: bool = True) -> list[PerturbationFigures]:
         """The perturbations at one severity that keep the class of a text, or those that need not."""
@@ -94,7 +94,7 @@ class RobustnessReport:
 
     @property
     def mean_flips(self) -> float:
-        """Mean share of flipped labels over the same perturbations."""
+        """Mean share of flipped labels over the perturbations that keep the class, at moderate severity."""
         return float(np.mean([row.flips for row in self.at(MODERATE)] or [0.0]))
 
     @property
@@ -123,13 +123,13 @@ class RobustnessMeasurement:
 
     report: RobustnessReport
     label_space: LabelSpace
-    """of all targets here"""
+    """the label space of all targets here"""
     y: Targets
-    """(n,) or (n, K) true"""
+    """(n,) or (n, K) true targets"""
     given: Targets
-    """(n,) or (n, K) predicted for the original texts, without the abstention band"""
+    """(n,) or (n, K) targets predicted for the original texts, without the abstention band"""
     changed: tuple[ChangedLabels, ...]
-    """in the order of `report.figures`"""
+    """labels of the changed texts, in the order of `report.figures`"""
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,9 @@ class _Judged:
 
     label_space: LabelSpace
     y: Targets
-    """true"""
+    """true targets"""
     given: Targets
-    """predicted, without the abstention band"""
+    """predicted targets, without the abstention band"""
     probabilities: Floats
     exit_depth: NDArray[np.int32]
 

@@ -15,10 +15,10 @@ from spin.labels.metrics import score
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """How much higher a version scores than the champion on the same texts, and an interval of that."""
+    """A version's score minus the champion's on the same texts, with an interval."""
 
     value: float
-    """from -1 to 1; negative where the version scores lower"""
+    """difference from -1 to 1; negative where the version scores lower"""
     low: float
     high: float
 
@@ -33,7 +33,7 @@ class PerturbationDifference:
     score: float
     """the metric of the version on the changed texts, from 0 to 1"""
     champion_score: float
-    """the same of the champion"""
+    """the metric of the champion on the changed texts"""
     difference: ScoreDifference
 
 
@@ -42,15 +42,15 @@ class RobustnessComparison:
     """The robustness of the champion on the texts of a version's report, and how much higher the version scores."""
 
     champion: str
-    """its version number"""
+    """version number of the champion"""
     report: RobustnessReport
-    """of the champion"""
+    """report on the champion"""
     confidence: float
-    """of the intervals, from 0 to 1"""
+    """confidence of the intervals, from 0 to 1"""
     original: ScoreDifference
-    """on the original texts"""
+    """difference on the original texts"""
     differences: tuple[PerturbationDifference, ...]
-    """of the perturbations that keep the class of a text, in the order of `report`"""
+    """differences under the perturbations that keep the class of a text, in the order of `report`"""
 
     @property
     def lowest(self) -> PerturbationDifference | None:
@@ -79,7 +79,7 @@ def compare_robustness(
 ) -> RobustnessComparison:
     """Compare a version with the champion, whose version number is `number`, on the labelled texts of both.
 
-    An interval has the confidence 1 - 2 `significance`: its lower end is the bound by which the gate judges a loss
+    An interval has the confidence 1 - 2 `significance`. Its lower end is the bound by which the gate judges a loss
     against the champion (`lower_bound`, a paired bootstrap over the documents). Labels are compared by name, so the two
     may know different classes. Raises ValueError where they did not measure the same texts.
     """
@@ -98,14 +98,14 @@ def compare_robustness(
 
 @dataclass(frozen=True)
 class _Pair:
-    """What the scores of both, and the interval of their difference, are computed by."""
+    """The targets and the metric by which both versions are scored and compared."""
 
     version: LabelSpace
     champion: LabelSpace
     common: LabelSpace
     """the classes of both"""
     y: Targets
-    """(n,) or (n, K) true, in the common label space"""
+    """(n,) or (n, K) true targets, in the common label space"""
     metric: str
     significance: float
     seed: int

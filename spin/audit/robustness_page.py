@@ -21,12 +21,12 @@ _CLASSES = 30
 
 @dataclass(frozen=True)
 class Example:
-    """What a perturbation does to one sentence."""
+    """A sentence under one perturbation."""
 
     name: str
     description: str
     texts: tuple[str, ...]
-    """at each severity"""
+    """the changed sentence at each severity"""
 
 
 def robustness_page(
@@ -36,7 +36,7 @@ def robustness_page(
     champion: RobustnessComparison | None = None,
     note: str | None = None,
 ) -> str:
-    """Return the HTML of a report: all perturbations, then those of moderate severity by class and by exit depth.
+    """The HTML of a report: all perturbations, then those of moderate severity by class and by exit depth.
 
     `champion` is shown beside the version, or in its place a `note` why it is missing.
     """

@@ -21,13 +21,13 @@ class VerbatimLeaks:
     canaries: int
     """words of eight characters or more that are not common and occur in one training document alone"""
     leaked: int
-    """of these, how many occur in any file"""
+    """canaries that occur in any file"""
     found: Mapping[str, tuple[str, ...]]
-    """those that occur in a file, by file, at most 20 each; files without any are left out"""
+    """canaries that occur in a file, by file, at most 20 each; files without any are left out"""
     control: int
     """words of documents that nothing was learned from, and that no training document has"""
     control_found: int
-    """of these, how many occur in the files by chance"""
+    """words of the control that occur in the files, by chance"""
 
 
 def find_verbatim(

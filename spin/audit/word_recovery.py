@@ -18,7 +18,7 @@ from spin.errors import UserError
 from spin.labels.label_space import LabelSpace, Targets
 
 LEAST_DOCUMENTS = 5
-"""of the attacker, in which a word must occur; the attack cannot know rarer ones"""
+"""least number of the attacker's documents in which a word must occur; the attack cannot know rarer ones"""
 _MOST_WORDS, _LEAST_WORDS = 3000, 50
 _CLASS_WORDS = 100
 """words that depend most on the class, which the attack does not count: what a classifier reads must reveal them"""
@@ -64,11 +64,11 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What an attack recovers of texts that it has not seen: shares of the words that occur, from 0 to 1."""
+    """The success of an attack on texts that it has not seen: shares of the words that occur, from 0 to 1."""
 
     every: float
     by_band: Mapping[str, float]
-    """by the names in `BANDS`; bands without words are left out"""
+    """share recovered, by the names in `BANDS`; bands without words are left out"""
     words: int
     """words in the texts that were to be recovered, each once per text"""
 
@@ -93,7 +93,7 @@ class WordAttack:
         return cls(vocabulary, *(word_presence(texts, vocabulary.words) for texts in (known, judged)))
 
     def recover(self, known: Floats, judged: Floats) -> Recovery:
-        """What is recovered from numbers of the judged texts (m, d), given those of the attacker's texts (n, d)."""
+        """The recovery from numbers of the judged texts (m, d), given those of the attacker's texts (n, d)."""
         return recover_words(self.vocabulary, (known, self.known), (judged, self.judged))
 
     def recover_share(self, known: Floats, judged: Floats) -> float:
@@ -101,7 +101,7 @@ class WordAttack:
         return self.recover(known, judged).every
 
     def recover_by_frequency(self) -> Recovery:
-        """What is recovered without any numbers."""
+        """The recovery without any numbers, from word frequencies alone."""
         nothing = np.zeros((self.judged.shape[0], 0), np.float32)
         return recover_words(self.vocabulary, None, (nothing, self.judged))
 
@@ -128,7 +128,7 @@ def recover_words(
     """Attack numbers (m, d) of the judged texts with a ridge regression fitted on those of the attacker's texts (n, d).
 
     Both come with the presence of the words (n, v). Of a text with k words the attack names the k words with the
-    largest predicted presence: it is given their number, which the length of a text roughly shows. Without known texts
+    largest predicted presence. It is given their number, which the length of a text roughly shows. Without known texts
     it names the most frequent words.
     """
     values, presence = judged

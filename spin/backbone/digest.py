@@ -8,7 +8,7 @@ What `cached_digest` trusts:
 
 - The file system. A file whose path, size, modification time, change time (ctime) and inode are those of an earlier
   hashing is taken to have the same content. A hash is stored only if the file had not been modified for two seconds
-  when hashing began: a second write within one tick of the file system's clock would go unnoticed.
+  when hashing began. A second write within one tick of the file system's clock would go unnoticed.
 - Not a read-only file system: those of images set all times to one value when they are built, so that another image
   may look the same.
 - The cache folder (`SPIN_CACHE`). Whoever can write there can make weights pass for others, so it should be writable
@@ -66,7 +66,7 @@ def cached_digest(folder: Path, *, include_code: bool = False) -> str:
 def list_model_files(folder: Path, *, include_code: bool = False) -> list[Path]:
     """The files that a model loads from, sorted: weights, configuration and tokenizer, with `include_code` also *.py.
 
-    Raises UserError if the folder holds no weights, or an adapter beside them: whether it counts would depend on the
+    Raises UserError if the folder holds no weights, or an adapter beside them. Whether it counts would depend on the
     packages of a machine, which no digest covers.
     """
     patterns = (*_LOADED, "*.py") if include_code else _LOADED

@@ -50,9 +50,9 @@ def choose_engine(settings: BackboneSettings, device: str, folder: Path, digest:
     """Choose the engine and precision for the backbone in a folder; `digest` is that of its files.
 
     - `engine: auto` takes OpenVINO if `preferred_engine` allows it and its trial on this processor passes, else torch.
-      A failed trial in bfloat16 leads to torch in bfloat16 rather than OpenVINO in float32: on a Xeon with AMX,
-      SmolLM2-135M in batches of 2048 tokens reads 27 documents per second in torch with bfloat16, 8 in OpenVINO and 9
-      in torch with float32.
+      A failed trial in bfloat16 leads to torch in bfloat16 rather than OpenVINO in float32. On a Xeon with AMX,
+      SmolLM2-135M in batches of 2048 tokens reads 27 documents per second in torch with bfloat16. With float32 it reads
+      8 in OpenVINO and 9 in torch.
     - `engine: openvino` with `dtype: auto` takes float32 if the trial in bfloat16 fails.
     - `dtype: int8` is computed by OpenVINO alone.
 
@@ -82,8 +82,8 @@ def preferred_engine(engine: str, device: str, folder: Path | None) -> str:
     """The engine (torch or openvino) that the setting `engine` stands for before any trial.
 
     `auto` stands for OpenVINO if it is installed, the device is the processor and the model in `folder` is of one of
-    `OPENVINO_FAMILIES`; else, and without a folder, for torch.
-    Raises UserError if the setting is openvino and OpenVINO is not installed, or the device is a GPU.
+    `OPENVINO_FAMILIES`. Otherwise, and without a folder, it stands for torch. Raises UserError if the setting is
+    openvino and OpenVINO is not installed, or the device is a GPU.
     """
     on_cpu, installed = device == "cpu", find_spec("openvino") is not None
     if engine == "openvino" and not installed:

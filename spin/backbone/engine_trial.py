@@ -1,14 +1,14 @@
 """Trials of OpenVINO with a backbone, each in a child process, and a record of their verdicts in the cache folder.
 
 OpenVINO generates machine code for the processor it finds, and some of that code kills its process. So a child process
-compiles the backbone, runs some texts through it and compares the values with those of torch; if it dies, this process
+compiles the backbone, runs some texts through it and compares the values with those of torch. If it dies, this process
 lives and knows.
 
 The protocol: this process starts `python -m spin.activations.engines.engine_child REPORT` (a layer above, so it is not
-imported here) and writes to its standard input `{"subject": TrialRequest, "threads": torch's number of threads}` as
-JSON. The child writes a `TrialReport` as JSON to the file REPORT and ends with status 0. A child that ends otherwise is
-judged by its exit status: most signals are a crash of the engine, but a signal from outside, a time limit, or any other
-status say nothing about the engine. Such an inconclusive verdict is not recorded on disk.
+imported here). It writes to the child's standard input `{"subject": TrialRequest, "threads": torch's number of
+threads}` as JSON. The child writes a `TrialReport` as JSON to the file REPORT and ends with status 0. A child that ends
+otherwise is judged by its exit status. Most signals are a crash of the engine, but a signal from outside, a time limit,
+or any other status say nothing about the engine. Such an inconclusive verdict is not recorded on disk.
 
 A verdict holds for one type of processor, digest of the backbone, precision and versions of the packages involved.
 """
@@ -37,9 +37,9 @@ from spin.backbone.local_cache import cache_folder, lock_record, read_record, wr
 TOLERANCES = {"float32": 0.001, "bfloat16": 0.15, "int8": 0.9}
 """the relative error that every backbone is allowed, by precision; for the measure see `TrialReport.difference`
 
-Measured on MiniLM and SmolLM2-135M against torch in float32: OpenVINO in float32 has 0.00001 at most, in bfloat16 0.01
-and (torch itself) 0.05, in int8 0.27 and 0.5. An encoder that attends to its padding has 2, a decoder whose positions
-are stretched by 5 % has 0.2. How many labels int8 changes is for `--check` to measure.
+Measured on MiniLM and SmolLM2-135M against torch in float32, OpenVINO in float32 has 0.00001 at most. In bfloat16 it
+has 0.01 and (torch itself) 0.05, in int8 0.27 and 0.5. An encoder that attends to its padding has 2, a decoder whose
+positions are stretched by 5 % has 0.2. How many labels int8 changes is for `--check` to measure.
 """
 CHILD_COMMAND = (sys.executable, "-P", "-m", "spin.activations.engines.engine_child")
 """the command of the child process, to which the path of the report is added"""
@@ -76,8 +76,8 @@ class TrialReport:
     """The report of a child process: the largest difference from torch, or the error that was raised."""
 
     difference: float | None = None
-    """the largest relative error: the norm of the error of a text's values in a feature column over the norm of the
-    values; infinite if one is not finite; None if an error was raised"""
+    """the largest relative error. It is the norm of the error of a text's values in a feature column over the norm of
+    the values. It is infinite if one is not finite, and None if an error was raised"""
     column: str = ""
     """the feature column with this error"""
     allowed: float = 0.0

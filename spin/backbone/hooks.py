@@ -28,10 +28,11 @@ class _DeepestSiteRead(Exception):
 
 @contextmanager
 def capture_sites(backbone: Backbone, sites: Sequence[Site], on_values: OnValues) -> Iterator[Forward]:
-    """Within the context, the yielded `forward(input_ids, mask)` calls `on_values(site, values)` once for each site.
+    """Yield a `forward(input_ids, mask)` that calls `on_values(site, values)` once for each site.
 
-    `values` (B, T, width) are as the model computed them and valid only during the call. The forward pass ends at the
-    deepest site: the blocks above it are not computed and may have been freed by `Backbone.truncate`.
+    `values` (B, T, width) are as the model computed them and valid only during the call. Outside the context no values
+    are delivered. The forward pass ends at the deepest site: the blocks above it are not computed and may have been
+    freed by `Backbone.truncate`.
     """
     deepest = None if any(s.kind == "final" for s in sites) else max(sites, key=lambda s: (s.layer, s.kind == "resid"))
 

@@ -117,7 +117,7 @@ def _convert_gguf(path: Path) -> Path:
 
 @contextmanager
 def silence_transformers() -> Iterator[None]:
-    """Within the context transformers prints neither load reports nor progress bars; its settings are restored."""
+    """Keep transformers from printing load reports and progress bars within the context."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -20,8 +20,8 @@ from spin.settings import BackboneSettings
 def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = None) -> Backbone:
     """Load a frozen model in evaluation mode from safetensors, for the engine and precision of `choose_engine`.
 
-    Raises UserError if the model is missing, is of an unsupported kind, differs from `expect_digest`, or cannot be
-    computed by the engine or in the precision that the settings name.
+    Raises UserError if the model is missing, is of an unsupported kind or differs from `expect_digest`. Raises it too
+    if the engine or the precision of the settings cannot compute it.
     """
     folder, digest = find_backbone(settings, expect_digest=expect_digest)
     device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
@@ -81,7 +81,7 @@ def find_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
 
 
 def _describe_mismatch(folder: Path, digest: str, expected: str, settings: BackboneSettings) -> str:
-    """How the files differ from those of the training, and what to do about it."""
+    """A clause on the difference between these files and those of the training, with what to do about it."""
     code = settings.trust_remote_code
     if cached_digest(folder, include_code=not code) == expected:
         was, now = ("off", "on") if code else ("on", "off")

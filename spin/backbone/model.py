@@ -37,7 +37,7 @@ class Tokens:
     windows: Windows | None = None
     """which texts the windows are from; None where texts are cut"""
     places: list[TokenPlaces] | None = None
-    """for each list of `ids`, where its tokens stand in the text, if that was asked for"""
+    """places of the tokens of each list of `ids` in its text, if they were asked for"""
 
     @property
     def spans(self) -> list[range]:
@@ -82,9 +82,9 @@ class Backbone:
     max_windows: int = 1
     """with windows, the number of windows of a text that are read"""
     engine: str = "torch"
-    """what runs the model: torch or openvino"""
+    """engine that runs the model: torch or openvino"""
     precision: str = "float32"
-    """what the model is computed in: float32, bfloat16 or int8"""
+    """precision that the model is computed in: float32, bfloat16 or int8"""
     uncalibrated_precision: str = "float32"
     """the precision in place of int8 where there are no texts to calibrate int8 with"""
     compile: bool = False
@@ -310,7 +310,7 @@ class Backbone:
         return own.sum(1), (own & self.find_content(ids, mask > 0)).sum(1)
 
     def _special_tokens(self) -> Tensor:
-        """Whether a token is a special one, for each id of the vocabulary."""
+        """Mask of the special tokens, over the ids of the vocabulary."""
         special = torch.zeros(max(self.model.config.vocab_size, len(self.tokenizer)), dtype=torch.bool)
         special[torch.tensor(self.tokenizer.all_special_ids, dtype=torch.int64)] = True
         return special.to(self.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _CHARACTERS_PER_TOKEN = 6
-"""of a start; prose has about four per token"""
+"""characters of a start per token; prose has about four"""
 _MARGIN = 16
 """tokens of a start beyond those that are read; the last ones could be others if the text went on"""
 

@@ -10,11 +10,11 @@ REVIEWS, BATCH = "reviews.jsonl", "batch.jsonl"
 
 
 def read_example(name: str) -> str:
-    """Return the lines of one of the files, each a JSON object."""
+    """The lines of one of the files, each a JSON object."""
     return (files("spin.example") / name).read_text(encoding="utf-8")
 
 
 def load_reviews() -> tuple[list[str], list[str]]:
-    """Return the texts of the labelled reviews, and the label of each."""
+    """The texts of the labelled reviews, and the label of each."""
     rows = [json.loads(line) for line in read_example(REVIEWS).splitlines()]
     return [row["text"] for row in rows], [row["label"] for row in rows]

@@ -19,10 +19,11 @@ from spin.settings import Choice, DecisionSettings
 RISK = 0.05
 """probability that the promise does not hold, over the draws of the test documents"""
 _BANDS = np.tanh(np.linspace(6, 0, 121))
-"""bands that are tried, from the widest to none: of two classes, the leads at equal steps of their log odds"""
+"""bands that are tried, from the widest to none: of two classes, tanh(log odds / 2) at equal
+steps of the log odds"""
 _START = 0.2
-"""share of the test documents that get a label under the first band that is tested: among fewer, one wrong label more
-would end the tests"""
+"""share of the test documents that get a label under the first band that is tested. Among fewer labels, a single wrong
+one would end the tests"""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class PromisedBand:
     """An abstention band, and how the labels outside of it fare on the test documents."""
 
     abstain: float
-    """as `decision.abstain`"""
+    """width of the band, as the setting `decision.abstain` gives it"""
     coverage: float
     """share of the test documents that get a label"""
     error: float
@@ -39,12 +40,12 @@ class PromisedBand:
 
 @dataclass(frozen=True)
 class ErrorPromise:
-    """What the test documents of a version prove of `decision.max_error`."""
+    """The proof of `decision.max_error` by the test documents of a version."""
 
     max_error: float
     """largest share of wrong labels among those that are given, from 0 to 1"""
     documents: int
-    """test documents"""
+    """number of test documents"""
     band: PromisedBand | None
     """the band that keeps the promise; None where they prove none, and no night begins"""
 
@@ -54,19 +55,23 @@ def choose_band(
 ) -> PromisedBand | None:
     """The narrowest abstention band under which at most `max_error` of the labels are wrong; None if there is none.
 
-    `exits` are those at which documents may stop. With probability 1 - `RISK` over the draw of the test documents,
-    which must be independent, the error holds for all documents like them, whatever the number of bands that are tried:
-    fixed-sequence testing (Angelopoulos et al., Learn then Test, 2021) goes from a wide band to narrower ones and stops
-    at the first for which the binomial test of "the error is larger" does not reject at level `RISK`. In a multi-label
-    task a label is wrong if any of its classes is.
+    `exits` are those at which documents may stop. With probability 1 - `RISK` over the draw of the test documents, the
+    error holds for all documents like them, whatever the number of bands. The test documents must be independent. This
+    is fixed-sequence testing (Angelopoulos et al., Learn then Test, 2021), from a wide band to narrower ones. It stops
+    at the first band for which the binomial test of "the error is larger" does not reject at level `RISK`. In a
+    multi-label task a label is wrong if any of its classes is.
     """
     from scipy.stats import binom  # takes a second, and most classifiers promise nothing
 
+    # in a multi-label task the band is the distance of a probability from its threshold, at most 0.5 from one half
     bands = _BANDS * (0.5 if decision.label_space.multilabel else 1.0)
     outcomes = [_judge(held_out, exits, replace(decision, abstain=float(band))) for band in bands]
     labelled, wrong = (np.array(each) for each in zip(*outcomes, strict=True))
+    # where the tests start depends on the number of labels alone, not on how many of them are wrong
     first = int((labelled >= _START * len(held_out)).argmax())
+    # the p-value of "the error is larger": the probability of so few wrong labels if the error were just `max_error`
     proven = binom.cdf(wrong[first:], labelled[first:], max_error) <= RISK
+    # the last band before the first failure: later bands do not count even where their own test would reject
     last = first + int(np.argmin([*proven, False])) - 1
     if last < first:
         return None
@@ -103,7 +108,7 @@ def keep_promise(
 
 
 def describe_failure(documents: int, max_error: float) -> str:
-    """Why an error cannot be promised with so many test documents, and what to do."""
+    """A message that an error cannot be promised with so many test documents, and what to do."""
     return (
         f"decision.max_error {max_error:g} cannot be promised: not even for the documents with the most certain labels "
         f"do {documents:,} test documents prove it; raise it, label more test documents, or set decision.abstain"

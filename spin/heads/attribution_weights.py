@@ -1,4 +1,4 @@
-"""What the features of a fitted classifier contribute to the logit of one class, and the weights of tokens in it."""
+"""Contributions of the features of a fitted classifier to the logit of one class, and the weights of tokens in it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def token_directions(
 
 
 def slice_of(fitted: FittedClassifier, column: FeatureColumn) -> slice:
-    """Where the neurons of a column stand among all selected neurons."""
+    """The positions of a column's neurons among all selected neurons. Raises KeyError for a column without any."""
     start = 0
     for other, neurons in fitted.selection.neurons.items():
         if other == column:

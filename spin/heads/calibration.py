@@ -16,7 +16,7 @@ from spin.heads.mlp_head import MlpHead
 from spin.labels.label_space import LabelSpace, Targets
 
 _MOST_ROWS = 20_000
-"""documents that biases are fitted on, at most"""
+"""largest number of documents that biases are fitted on"""
 _BINS = 15
 _DRAWS = 200
 _BIAS_SD = 2.0
@@ -90,6 +90,7 @@ def fit_temperature(logits: Floats, y: Targets, label_space: LabelSpace) -> floa
     def loss(log_temperature: float) -> float:
         return smoothed_loss(logits / np.exp(log_temperature), targets, label_space) / len(logits)
 
+    # over log T, in which a factor counts the same in both directions; exp(3) is 20
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
@@ -106,10 +107,11 @@ def smooth_targets(y: Targets, label_space: LabelSpace) -> Floats:
 def _fit_temperature_and_biases(logits: Floats, y: Targets, label_space: LabelSpace) -> Calibration:
     """The temperature T and biases b (K,) for which logits / T + b have the least penalised log loss.
 
-    Minimises the sum of the smoothed log losses of the n documents plus |b|^2 / (2 * 2^2), which is convex in 1 / T and
-    b. This is vector scaling (Guo et al. 2017) with biases only. The penalty is a normal prior: it counts for about one
-    document per class, so that a class with few held-out documents is not moved far.
+    They minimise the sum of the smoothed log losses of the documents plus |b|^2 / (2 * 2^2). That is convex in 1 / T
+    and b. This is vector scaling (Guo et al. 2017) with biases only. The penalty is a normal prior, which counts for
+    about one document per class. So a class with few held-out documents is not moved far.
     """
+    # every step-th document, so that at most `_MOST_ROWS` are left
     step = -(-len(logits) // _MOST_ROWS)
     logits, y = logits[::step].astype(np.float64), y[::step]
     targets = smooth_targets(y, label_space)
@@ -117,9 +119,11 @@ def _fit_temperature_and_biases(logits: Floats, y: Targets, label_space: LabelSp
     def loss(values: Floats) -> tuple[float, Floats]:
         inverse, bias = values[0], values[1:]
         scaled = inverse * logits + bias
+        # the derivative of the log loss by the logits, with softmax and with sigmoid
         residuals = label_space.probabilities(scaled) - targets
         total = smoothed_loss(scaled, targets, label_space) + float(bias @ bias) / (2 * _BIAS_SD**2)
         slope = [float((residuals * logits).sum()), *(residuals.sum(0) + bias / _BIAS_SD**2)]
+        # per document, so that the tolerance `gtol` means the same for few and for many
         return total / len(logits), np.array(slope) / len(logits)
 
     bounds = [(1 / _HOTTEST, _HOTTEST), *[(None, None)] * len(label_space)]
@@ -139,9 +143,9 @@ def smoothed_loss(logits: Floats, targets: Floats, label_space: LabelSpace) -> f
 def calibration_error(probabilities: Floats, y: Targets, label_space: LabelSpace) -> float:
     """Expected calibration error (Naeini et al. 2015) of probabilities (n, K) over 15 bins of equal width.
 
-    It is the mean distance, weighted by labels, between a bin's accuracy and its mean confidence: of the predicted
-    class of each document, or in a multi-label task of every predicted class. The classes that a document clearly does
-    not have, which are nearly all of many, would hide the error of those that it is given.
+    It is the mean distance, weighted by labels, between a bin's accuracy and its mean confidence. Labels are the
+    predicted class of each document, or in a multi-label task every predicted class. The classes that a document
+    clearly does not have, which are nearly all of many, would hide the error of those that it is given.
     """
     given = _predicted(probabilities, label_space)
     return _binned_gap(probabilities[given], label_space.indicator(y)[given])
@@ -164,6 +168,7 @@ def _predicted(probabilities: Floats, label_space: LabelSpace) -> NDArray[np.boo
 
 
 def _binned_gap(confidences: Floats, right: NDArray[np.bool_]) -> float:
+    # |accuracy - mean confidence| of a bin, times its share of the labels, is |sum of (right - confidence)| / labels
     bins = np.minimum((confidences * _BINS).astype(int), _BINS - 1)
     gaps = np.bincount(bins, right.astype(float) - confidences, _BINS)
     return float(np.abs(gaps).sum() / max(len(confidences), 1))

@@ -48,7 +48,7 @@ class CandidateSummary(BaseModel):
 
 @dataclass(frozen=True)
 class Subset:
-    """Which neurons a candidate reads."""
+    """The neurons that a candidate reads, given by what selects them."""
 
     rule: Rule
     """what measured the importance of the neurons"""
@@ -98,7 +98,7 @@ class Candidate:
 
     @property
     def subset(self) -> Subset:
-        """Which neurons it reads."""
+        """The neurons that it reads."""
         return Subset(self.rule, self.eta, self.depth, self.part)
 
     def summary(self) -> CandidateSummary:

@@ -1,4 +1,4 @@
-"""From probabilities to labels: thresholds per class and abstention."""
+"""Decisions: labels from probabilities, by thresholds per class and abstention."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Decision:
     ) -> Decision:
         """The decision that the settings describe; a class without a threshold of its own gets the default.
 
-        `chosen` are the thresholds that training has chosen for every class, if any. The default of a class is its
-        chosen threshold, or 0.5, in a multi-label task; else the classes without a threshold share what the given ones
+        `chosen` are the thresholds that training has chosen for every class, if any. In a multi-label task the default
+        of a class is its chosen threshold, or 0.5. Otherwise the classes without a threshold share what the given ones
         leave below 1, in proportion to their chosen thresholds, or equally. Raises UserError for a threshold of an
         unknown class, or if the given thresholds leave nothing for the others.
         """
@@ -64,10 +64,10 @@ class Decision:
     def decide(self, probabilities: Floats) -> tuple[Targets, NDArray[np.bool_]]:
         """The targets of probabilities (n, K), and for which documents (n,) the decision abstains.
 
-        Multi-label: a document gets each class whose probability reaches its threshold; the decision abstains if any
-        probability is within `abstain` of its threshold. Multi-class: the probabilities are divided by the
-        thresholds and the largest quotient wins; the decision abstains if its share of their sum leads the next one's
-        by less than `abstain`. With two classes and thresholds 1 - t and t, the second is chosen above t.
+        Multi-label: a document gets each class whose probability reaches its threshold. The decision abstains if any
+        probability is within `abstain` of its threshold. Multi-class: the probabilities are divided by the thresholds
+        and the largest quotient wins. The decision abstains if its share of their sum leads the next one's by less than
+        `abstain`. With two classes and thresholds 1 - t and t, the second is chosen above t.
         """
         y = apply_thresholds(self.label_space, probabilities, self.thresholds)
         if self.label_space.multilabel:

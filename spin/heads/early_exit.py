@@ -24,8 +24,8 @@ class EarlyExit:
     depth: int
     """number of blocks that have run; `BY_WORDS` for the exit before the backbone"""
     head: LinearHead
-    """on the standardised features of these blocks, which are the first of the full selection, or by words on the
-    logits (n, K) of the word regression; calibrated"""
+    """calibrated, on the standardised features of these blocks, which are the first of the full selection; by words on
+    the logits (n, K) of the word regression"""
     threshold: float
     """confidence from which a document stops here; above 1 none does"""
 
@@ -43,7 +43,7 @@ def confidence(label_space: LabelSpace, probabilities: Floats) -> Floats:
 
 
 def should_exit(label_space: LabelSpace, decision: Decision, threshold: float, logits: Floats) -> NDArray[np.bool_]:
-    """Which documents (n,) stop at an exit, by its logits (n, K): confident ones for which it does not abstain."""
+    """Mask (n,) of the documents that stop at an exit with logits (n, K): confident, and without abstention."""
     probabilities = label_space.probabilities(logits)
     _, abstains = decision.decide(probabilities)
     return (confidence(label_space, probabilities) >= threshold) & ~abstains

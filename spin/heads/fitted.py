@@ -49,14 +49,14 @@ class ChoiceSummary(CandidateSummary):
     valid_ece: float
     """expected calibration error on the validation rows, after calibration"""
     valid_ece_uncalibrated: float
-    """the same before calibration"""
+    """expected calibration error on the validation rows, before calibration"""
     exits: tuple[ExitSummary, ...]
     thresholds: Mapping[str, float] | None = None
     """the threshold of every class that validation chose; None: the most probable class, or those from one half on"""
 
 
 class UncappedChoice(BaseModel):
-    """What a choice would be without the cap on leakage."""
+    """A choice as it would be without the cap on leakage."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,7 +65,7 @@ class UncappedChoice(BaseModel):
     valid_score: float
     """the metric on the validation rows by a linear head"""
     price: float
-    """by how much that is more than the metric of the choice within the cap, also by a linear head"""
+    """this metric minus that of the choice within the cap, also by a linear head"""
 
 
 class LeakageCap(BaseModel):
@@ -131,7 +131,7 @@ class FittedClassifier:
         return tuple(exit for exit in self.exits if not exit.by_words)
 
     def decision(self, label_space: LabelSpace, settings: DecisionSettings) -> Decision:
-        """How this classifier decides: its own thresholds, unless the settings give a class another one.
+        """The decision rule of this classifier: its own thresholds, unless the settings give a class another one.
 
         Raises UserError for settings that do not fit the classes.
         """
@@ -200,7 +200,7 @@ class FittedClassifier:
         return FittedClassifier(selection, self.standardizer.keep(slice(len(selection))), exit.head, self.summary)
 
     def read_at(self, index: int, features: Floats, words: Floats | None) -> Floats:
-        """What the classifier at an exit reads of raw features (n, p) and the words' logits (n, K)."""
+        """The features that the classifier at an exit reads, from raw features (n, p) and the words' logits (n, K)."""
         if index == len(self.exits) or not self.exits[index].by_words:
             return features[:, : len(self.at(index).selection)]
         if self.selection.words:

@@ -28,7 +28,7 @@ class HeldOutLogits:
     """The calibrated logits of m test documents at every place where they may stop, and their classes."""
 
     logits: Floats
-    """(E + 1, m, K) at each of E early exits, shallow first, and at full depth"""
+    """(E + 1, m, K) logits at each of E early exits, shallow first, and at full depth"""
     y: Targets
     """(m,) class indices, or in a multi-label task booleans (m, K)"""
 
@@ -61,7 +61,7 @@ class HeldOutLogits:
 
     @classmethod
     def read(cls, folder: Path, choice: Choice) -> Self | None:
-        """Those of an artifact; None in one without test documents.
+        """The logits of an artifact; None in one without test documents.
 
         Raises UserError for a file that is not whole.
         """

@@ -62,7 +62,7 @@ class LinearHead:
 
 @dataclass(frozen=True)
 class Penalty:
-    """How strongly a head is regularised, in units that depend neither on the number of documents nor of neurons."""
+    """The regularisation of a head, in units that depend neither on the number of documents nor of neurons."""
 
     strength: float
     """the prior variance of a logit that the L2 part allows; a small one is strong regularisation"""

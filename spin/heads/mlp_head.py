@@ -31,8 +31,8 @@ class MlpHead:
         """(K, p) per feature: the logits of features (p,) are `bias` plus the sum over p of x * slopes.
 
         These are integrated gradients (Sundararajan et al. 2017) from the training mean, x = 0. For one hidden layer of
-        tanh they have a closed form, so the sum is exact: along the line from 0 to x, the mean slope of
-        tanh(a t + c) over t from 0 to 1 is (tanh(a + c) - tanh(c)) / a.
+        tanh they have a closed form, so the sum is exact. Along the line from 0 to x, the mean slope of tanh(a t + c)
+        over t from 0 to 1 is (tanh(a + c) - tanh(c)) / a.
         """
         return self.linear.coef + (self.outer * self._mean_slopes(x)) @ self.inner
 

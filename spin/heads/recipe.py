@@ -1,4 +1,4 @@
-"""How the heads of a classifier are fitted on any rows, once validation has made all choices."""
+"""Recipes by which the heads of a classifier are fitted on any rows, once validation has made all choices."""
 
 from __future__ import annotations
 
@@ -52,4 +52,4 @@ class ClassifierRecipe:
 
     head: HeadRecipe
     exits: tuple[ExitRecipe, ...]
-    """shallow first"""
+    """the heads of the exits, shallow first"""

@@ -45,7 +45,7 @@ class Selection:
         return self.words + self.neuron_count
 
     def rows(self) -> list[tuple[FeatureColumn, int, float]]:
-        """(feature column, neuron, importance) of every neuron, in order."""
+        """The feature column, index and importance of every neuron, in order."""
         return [
             (column, int(neuron), float(share))
             for column, neurons in self.neurons.items()

@@ -59,8 +59,8 @@ def score_intervals(metric: str, y: Targets, predictions: Sequence[Targets], see
     """The 95 % interval of the score of each of several predictions for the same documents.
 
     It lies between percentiles of the bootstrap (Efron & Tibshirani 1993, chapter 13). The lower end is that of a
-    sample with one document more, of the commonest class and wrong: a small sample with few errors does not show that
-    there are no others, and the percentile by itself is too high then.
+    sample with one document more, of the commonest class and wrong. A small sample with few errors does not show that
+    there are no others; the percentile by itself is too high then.
     """
     draws = math.ceil(_TAIL / OUTSIDE)
     common, occurrences = np.unique(y, axis=0, return_counts=True)

@@ -30,18 +30,18 @@ def choose_class_thresholds(
 ) -> Floats | None:
     """The thresholds (K,) with the best metric on held-out documents; None for the most probable class, or one half.
 
-    `logits` (n, K) are those of held-out documents after `calibration`. The thresholds that are tried are
-    softmax(g * d), in a multi-label task sigmoid(g * d), for g from 0 to 1. d are the log shares of the classes
-    (multi-label: their log odds), or the biases of the calibration. With g = 0 the most probable class wins, with g = 1
-    the class whose probability is largest compared with its share, which is the best decision for balanced accuracy.
-    With the biases, g = 1 gives the labels of the logits before calibration. For macro-F1 in a multi-label task half of
-    each class's best expected F1 is tried too (Lipton, Elkan & Naryanaswamy 2014).
+    `logits` (n, K) are those of held-out documents after `calibration`. The thresholds that are tried are softmax(g d)
+    for g from 0 to 1, in a multi-label task sigmoid(g d). Here d are the log shares of the classes (multi-label: their
+    log odds), or the biases of the calibration. With g = 0 the most probable class wins. With g = 1 it is the class
+    whose probability is largest compared with its share, which is the best decision for balanced accuracy. With the
+    biases, g = 1 gives the labels of the logits before calibration. For macro-F1 in a multi-label task half of each
+    class's best expected F1 is tried too (Lipton, Elkan & Naryanaswamy 2014).
 
     The labels by which the search judged its candidates stand (g = 0, with biases g = 1) unless others are better by
     more than one standard error. Both are estimated without bias: thresholds that are chosen on all documents but one
-    of twenty parts label this part, and a grouped jackknife (Efron & Tibshirani 1993, chapter 11) over the parts gives
-    the standard error of the difference. `documents` (n,) identify rows that must share a part: predictions of one
-    document by repeated cross-validation, or near-identical documents.
+    of twenty parts label this part. A grouped jackknife (Efron & Tibshirani 1993, chapter 11) over the parts gives the
+    standard error of the difference. `documents` (n,) identify rows that must share a part: predictions of one document
+    by repeated cross-validation, or near-identical documents.
     """
     biased = calibration.bias is not None
     tried = _thresholds_to_try(logits, y, label_space, metric, calibration)

@@ -20,10 +20,10 @@ PASSING_COST = 0.03
 """cost of passing an open exit, as a share of full depth: the residual stream is copied and batches are regrouped"""
 READING_COST = 0.05
 """cost of a document that reaches the backbone before its first block (tokens, embeddings, batches), as a share of the
-whole backbone: 0.05 of MiniLM-L6 on one core in float32, 0.06 in bfloat16; less of larger backbones"""
+whole backbone. Measured on one core: 0.05 of MiniLM-L6 in float32, 0.06 in bfloat16; less of larger backbones"""
 WORDS_COST = 0.03
-"""cost of reading the words of a document, likewise: 0.01 of MiniLM-L6 in float32, 0.03 in bfloat16, for tweets whose
-tokens were mostly met before"""
+"""cost of reading the words of a document, as a share of the whole backbone. Measured for tweets whose tokens were
+mostly met before: 0.01 of MiniLM-L6 in float32, 0.03 in bfloat16"""
 _LEVELS = 12
 """thresholds that are tried per exit"""
 _PARTS = 20
@@ -50,12 +50,13 @@ def choose_exit_thresholds(
     """The thresholds with the least mean cost per document that lose at most `max_loss`, one per exit.
 
     `exits` are the calibrated logits (n, K) of each exit and `final` those of full depth, on documents that the heads
-    have not seen. `costs` are the costs of running to each exit and to full depth, and `passing` what a document pays
-    besides that goes on after an open exit, by default `PASSING_COST` of full depth. Labels are those of `decision`,
-    which should not abstain. `documents` (n,) numbers the documents where repeated cross-validation predicts one more
-    than once. The loss is the larger of two: the metric's measured loss, and the loss that full depth's own
-    probabilities predict, plus its standard error. The second is the steadier estimate: only few labels differ, so the
-    best of many measured losses is lucky; and where a class is rare, its standard error is large.
+    have not seen. `costs` are the costs of running to each exit and to full depth. `passing` are the costs of going on
+    after each open exit, by default `PASSING_COST` of full depth. Labels are those of `decision`, which should not
+    abstain. `documents` (n,) numbers the documents where repeated cross-validation predicts one more than once.
+
+    The loss is the larger of two: the metric's measured loss, and the loss that full depth's own probabilities predict,
+    plus its standard error. The second is the steadier estimate: only few labels differ, so the best of many measured
+    losses is lucky. Where a class is rare, its standard error is large.
     """
     if not exits:
         return []
@@ -66,6 +67,7 @@ def choose_exit_thresholds(
     expected = _GridLoss(_ExpectedLoss(metric, decision, final, documents), [*labels], levels)
     best = score(metric, y, labels[-1])
     mean_costs = _mean_costs(levels, costs, [PASSING_COST * costs[-1]] * len(exits) if passing is None else passing)
+    # from the cheapest combination on: the first that passes both tests is the answer; last bits do not order costs
     for cell in np.argsort(mean_costs.round(12), axis=None, kind="stable"):
         at = tuple(map(int, np.unravel_index(cell, mean_costs.shape)))
         if expected(at) <= max_loss + 1e-12:
@@ -82,6 +84,9 @@ def _mean_costs(levels: NDArray[np.int64], costs: Sequence[float], passing: Sequ
     `levels` (E, n) are the numbers of thresholds of each exit that each document reaches. The last threshold of an exit
     disables it. Documents are counted by their levels once, so that no combination needs a pass over all of them.
     """
+    # a document passes an exit with threshold number a if its level there is at most a: a cumulative count along the
+    # axis. `before` documents of each combination arrive at an exit, `past` of them pass it, and `paid` is what each
+    # has paid for the open exits before.
     shape = (_LEVELS + 1,) * len(levels)
     counts = np.bincount(np.ravel_multi_index(tuple(levels), shape), minlength=int(np.prod(shape))).reshape(shape)
     before, paid = np.array(float(levels.shape[1])), np.array(0.0)
@@ -127,8 +132,8 @@ class _ExpectedLoss:
     """The loss of a metric that labels cause, by the probabilities of full depth, plus one standard error.
 
     The counts behind a metric (documents of a class, right ones) are replaced by their expectations under the
-    probabilities. A metric that is a mean over classes is judged class by class: each class's expected loss and the
-    standard error of it are added, so that what one class gains does not hide what another may lose. The standard
+    probabilities. A metric that is a mean over classes is judged class by class: the loss is the mean of each class's
+    expected loss plus its standard error. So what one class gains does not hide what another may lose. The standard
     error is a grouped jackknife (Efron & Tibshirani 1993, chapter 11).
     """
 
@@ -150,6 +155,7 @@ class _ExpectedLoss:
     def loss(self, sums: Floats) -> Floats:
         """The loss (…) of labels by their sums (…, parts, classes, 2)."""
         lost = self.full - self._scores(sums)
+        # the jackknife's (g - 1) / g times the sum of squares over g parts; the first entry is of all documents
         error = np.sqrt((self.part_count - 1) * lost[..., 1:, :].var(-2))
         return np.asarray((lost[..., 0, :] + error).mean(-1))
 
@@ -159,6 +165,7 @@ class _ExpectedLoss:
         if self.metric != "accuracy":
             rows, classes = np.nonzero(indicator)
             return _Given(rows, self.parts[rows], classes, self.probabilities[rows, classes], indicator.shape[1])
+        # in a multi-label task a label is right if all of its classes are, taken as independent
         right = np.where(indicator, self.probabilities, 1 - self.probabilities).prod(1)
         if not self.label_space.multilabel:
             right = self.probabilities[indicator]
@@ -175,7 +182,7 @@ class _ExpectedLoss:
         if self.metric == "macro_f1":
             return np.asarray(2 * hits / np.maximum(self.support + predicted, 1e-12))
         recall = hits / np.maximum(self.support, 1e-12)
-        if self.label_space.multilabel:
+        if self.label_space.multilabel:  # the mean of the recalls of documents with the class and of those without
             absent = np.maximum(self.counts - self.support, 1e-12)
             recall = (recall + 1 - (predicted - hits) / absent) / 2
         return np.asarray(recall)
@@ -185,7 +192,7 @@ class _GridLoss:
     """The expected loss of combinations of thresholds, given by their indices, from sums over few passes.
 
     Combinations that differ in the last exit's threshold alone share all that the other exits decide, and are computed
-    at once; those that share the thresholds of the first exits share the sums over the documents that stop there.
+    at once. Those that share the thresholds of the first exits share the sums over the documents that stop there.
     """
 
     def __init__(self, expected: _ExpectedLoss, labels: Sequence[Targets], levels: NDArray[np.int64]) -> None:
@@ -200,6 +207,7 @@ class _GridLoss:
         """The loss for each threshold of the last exit, with the others at the indices `first`."""
         goes_on = self._goes_on(first)
         stops, passes = (self._sums(index, goes_on, self.levels[-1]) for index in (-2, -1))
+        # at threshold number a of the last exit, documents with levels above a stop there, and the others pass
         up_to = stops.cumsum(0)
         return self.expected.loss(self.stopped(first) + (up_to[-1] - up_to) + passes.cumsum(0))
 
@@ -217,6 +225,7 @@ class _GridLoss:
 
     def _sums(self, index: int, rows: NDArray[np.bool_], levels: NDArray[np.int64]) -> Floats:
         """(L, parts, K, 2) the sums over some documents of each level (n,), with the labels of an exit."""
+        # documents that are left out get a level of their own, which is dropped
         own = np.where(rows, levels, _LEVELS + 1)
         return self.given[index].sums(own, _LEVELS + 2, self.expected.part_count)[:-1]
 
@@ -226,11 +235,11 @@ class _Given:
     """The classes that labels give documents: m pairs of a document and a class."""
 
     rows: Rows
-    """(m,)"""
+    """(m,) the document of each pair"""
     parts: NDArray[np.int64]
     """(m,) the part of the document"""
     classes: NDArray[np.int64]
-    """(m,)"""
+    """(m,) the class of each pair"""
     right: Floats
     """(m,) the probability that the document has the class"""
     width: int

@@ -114,7 +114,7 @@ def align(selection: Selection, probes: Probes, floor: float | None) -> NDArray[
     """The scale (p,) of each feature in the head: a weight of its site times a weight of the neuron within its probe.
 
     The site's weight grows with the square of its probe's validation score above `floor`, the score of a constant
-    prediction, relative to the best site; without a floor it is 1. The neuron's weight is the square root of its
+    prediction, relative to the best site. Without a floor it is 1. The neuron's weight is the square root of its
     importance. The head's penalty acts on the features scaled like this, as in the adaptive lasso (Zou 2006). Neurons
     that a ridge regression selected were judged on one scale, and keep it.
     """

@@ -22,7 +22,7 @@ BLOCK_BYTES = 1 << 24
 class RowFile:
     """Values (n, p) of one type in a temporary file without a name, which ends with the process however that ends.
 
-    A slice of rows is mapped into memory for as long as it is in use, so that the file never adds to the memory of the
+    A slice of rows is mapped into memory for as long as it is in use. So the file never adds to the memory of the
     process.
     """
 
@@ -115,7 +115,7 @@ class FeatureRows:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(n, p)"""
+        """The numbers of rows and of features (n, p)."""
         return self.values.shape[0], self.values.shape[1]
 
     def __len__(self) -> int:

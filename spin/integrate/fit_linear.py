@@ -24,9 +24,9 @@ class Design:
     """The data for fitting a head: the rows of this process; the members of its group hold different rows."""
 
     features: FeatureRows
-    """(n, p) standardised"""
+    """(n, p) standardised features"""
     has: NDArray[np.bool_]
-    """(n, K) the targets"""
+    """(n, K) whether a row has a class"""
     weights: Floats
     """(n, 1) or (n, K), each column summing to 1 over the group"""
     scales: Floats
@@ -36,7 +36,7 @@ class Design:
     group: ProcessGroup
     device: str = "cpu"
     norm: float | None = None
-    """what the scales are divided by, by default their own norm"""
+    """divisor of the scales, by default their own norm"""
 
     @property
     def unit(self) -> Floats:
@@ -52,8 +52,8 @@ class Design:
     def blocks(self) -> Iterable[torch.Tensor]:
         """The rows in blocks (1, m, p + 1) on the device, each with a last column of ones for the intercept.
 
-        They can be gone through again and again. Features in memory are one block, which is computed once; of features
-        in a file as many blocks as `MOST_IN_MEMORY` holds are computed once, and the others every time.
+        They can be gone through again and again. Features in memory are one block, which is computed once. Of features
+        in a file, as many blocks as `MOST_IN_MEMORY` holds are computed once, and the others every time.
         """
         return list(_DeviceBlocks(self)) if self.features.in_memory else _DeviceBlocks(self)
 
@@ -71,11 +71,10 @@ def fit_linear(
 ) -> list[LinearHead]:
     """Fit one head per penalty, all at once; every member of the group gets the same heads.
 
-    Minimises sum_i s_i loss_i + l1 |V|_1 + |V|^2 / (2 strength N) over V, where the coefficients are V times the
-    unit scales and N counts the rows of the whole group. Ends where no optimality condition is violated by more
-    than `tolerance` times the steepest slope of the null model, or after `max_checks` checks. This
-    stops weakly regularised heads early, which regularises them a little more. So the heads of the search and the final
-    head must use the same tolerance.
+    Minimises sum_i s_i loss_i + l1 |V|_1 + |V|^2 / (2 strength N) over V. The coefficients are V times the unit scales
+    and N counts the rows of the whole group. Ends where no optimality condition is violated by more than `tolerance`
+    times the steepest slope of the null model, or after `max_checks` checks. This stops weakly regularised heads early,
+    which regularises them a little more. So the heads of the search and the final head must use the same tolerance.
     """
     return _fit_together([design], penalties, tolerance, max_checks)[0]
 
@@ -211,14 +210,14 @@ class _FeatureSpace:
 class _RowSpace:
     """The same problem in coordinates of the space that the scaled rows span.
 
-    Under a ridge penalty alone the best weights lie in it, since what is orthogonal to all rows only adds to their
-    length (the representer theorem: Kimeldorf & Wahba 1971).
+    Under a ridge penalty alone the best weights lie in it (the representer theorem: Kimeldorf & Wahba 1971). A part
+    that is orthogonal to all rows would only add to their length.
     """
 
     blocks: list[torch.Tensor]
     """(1, n, n + 1)"""
     scales: torch.Tensor
-    """(n + 1, 1, 1) of ones"""
+    """(n + 1, 1, 1) ones"""
     basis: torch.Tensor
     """(p, n) orthonormal"""
     unit: torch.Tensor

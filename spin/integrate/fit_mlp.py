@@ -32,8 +32,7 @@ def fit_mlp(
     """Fit the hidden layer on top of a fixed linear head, by Adam on all rows; also return the number of steps.
 
     It starts exactly at the linear head; `strength` is that of its penalty. `judge` returns the loss of a head on other
-    rows: every member calls it every ten steps, and fitting returns the best head once four calls have not improved on
-    it.
+    rows; every member calls it every ten steps. Fitting returns the best head once four calls have not improved on it.
     """
     net = _HiddenLayer(linear, design, seed)
     optimiser = torch.optim.Adam(net.parameters, lr=_LEARNING_RATE)

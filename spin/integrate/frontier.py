@@ -21,7 +21,7 @@ _Figure = Callable[[Candidate], tuple[float, Sequence[float]]]
 
 @dataclass(frozen=True)
 class CandidateChoices:
-    """What is chosen among the candidates. Under a cap on leakage, that of each is measured."""
+    """The choices among the candidates. Under a cap on leakage, the leakage of each is measured."""
 
     choices: dict[Choice, Candidate]
     frontier: tuple[Candidate, ...]
@@ -39,11 +39,11 @@ def best_candidate(candidates: Iterable[Candidate]) -> Candidate:
 def one_standard_error_choice(candidates: Sequence[Candidate], folds: Sequence[Fold]) -> Candidate:
     """The fullest candidate whose log loss is not above the least by more than one standard error of the difference.
 
-    Log loss rather than the metric compares candidates: it uses the probabilities of all documents, so that it varies
-    less than a score that hangs on few documents of rare classes. The least of many losses is partly luck, and luck
-    favours a shallow or narrow candidate as often as a full one, which loses less on other data. Fuller means more
-    compute, then words, all sites and poolings, a larger eta, a smaller L1 penalty, a smaller loss. Neither rule of
-    selection is fuller than the other, so the best candidate decides it.
+    Log loss rather than the metric compares candidates. It uses the probabilities of all documents, so that it varies
+    less than a score that hangs on few documents of rare classes. The least of many losses is partly luck. Luck favours
+    a shallow or narrow candidate as often as a full one, which loses less on other data. Fuller means more compute,
+    then words, all sites and poolings, a larger eta, a smaller L1 penalty, a smaller loss. Neither rule of selection is
+    fuller than the other, so the best candidate decides it.
     """
     best = best_candidate(candidates)
     excess, error = _excess(candidates, best, folds, _loss)
@@ -70,9 +70,9 @@ def choose_candidates(
 ) -> dict[Choice, Candidate]:
     """Choose `accuracy` by the one-standard-error rule, `balanced` and `cheapest` by the least compute for their loss.
 
-    A candidate that computes less must not lose more of the metric than the setting allows, counted from `accuracy` on
-    the same documents, with cross-validation one standard error included; nor may its log loss be clearly larger,
-    since a metric can be good by luck.
+    A candidate that computes less must not lose more of the metric than the setting allows. The loss is counted from
+    `accuracy` on the same documents, with cross-validation one standard error included. Nor may its log loss be clearly
+    larger, since a metric can be good by luck.
     """
     accuracy = one_standard_error_choice(candidates, folds)
     gain, error = _excess(candidates, accuracy, folds, _score)

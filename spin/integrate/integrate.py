@@ -121,7 +121,7 @@ class _HeadChoice:
     mlp_steps: int | None
     """steps of the MLP head; None for a linear head"""
     p_value: float | None
-    """of the test that the MLP head is better; None where it was not tested"""
+    """p-value of the test that the MLP head is better; None where it was not tested"""
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,9 @@ class _ExitCandidate:
     """calibrated logits (n, K) of the validation rows"""
     head: HeadRecipe
     cost: float
-    """of a document that stops here, as a share of the whole backbone"""
+    """cost of a document that stops here, as a share of the whole backbone"""
     passing: float
-    """what a document pays besides that goes on after the exit"""
+    """cost of going on after the exit, as a share of the whole backbone"""
 
 
 class CandidateFitter:

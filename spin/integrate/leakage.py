@@ -37,7 +37,7 @@ class LeakageAttack:
 
 
 class Leakage:
-    """What an attack recovers from the neurons of candidates. Each selection is attacked once, when it is needed."""
+    """The leakage of the neurons of candidates. Each selection is attacked once, when it is needed."""
 
     def __init__(self, search: Search, attack: LeakageAttack, most: float) -> None:
         self.search, self.attack, self.most = search, attack, most
@@ -74,8 +74,8 @@ def choose_under_cap(search: Search, attack: LeakageAttack, max_leakage: float) 
     """Choose by `choose_candidates` among the candidates of a search whose neurons leak at most `max_leakage`.
 
     If what would be chosen anyway leaks no more, it stays. Otherwise the search runs once more, with etas that are
-    lowered to the largest within the cap, and the choices are made among the candidates of both runs. Raises UserError
-    if none is within the cap.
+    lowered to the largest within the cap. The choices are made among the candidates of both runs. Raises UserError if
+    none is within the cap.
     """
     leakage, tried = Leakage(search, attack, max_leakage), list(search.tried)
     chosen = uncapped = choose_candidates(tried, search.settings, search.data.folds)
@@ -160,7 +160,7 @@ def _largest_eta(search: Search, rule: Rule, leakage: Leakage) -> float | None:
 def _describe_cap(
     leakage: Leakage, uncapped: Mapping[Choice, Candidate], chosen: Mapping[Choice, Candidate]
 ) -> LeakageCap:
-    """What the cap costs, compared with the choices without it."""
+    """The cost of the cap, compared with the choices without it."""
     attack = leakage.attack
     return LeakageCap(
         max_leakage=leakage.most,

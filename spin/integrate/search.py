@@ -44,10 +44,10 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What the heads of a candidate, one per fold, predict of rows that they have not seen."""
+    """Predictions by the heads of a candidate, one per fold, for rows that they have not seen."""
 
     logits: tuple[Floats, ...]
-    """(m, K) of each fold's validation rows, blended with those of the words"""
+    """(m, K) logits of each fold's validation rows, blended with those of the words"""
     heads: tuple[LinearHead, ...]
     """the head of each fold; empty for words alone, as are the selections"""
     selections: tuple[Selection, ...]
@@ -62,7 +62,7 @@ class FoldSearch:
     cut: FeatureCut
     """holds the features of every selection"""
     probes: Probes
-    """that have not seen the validation rows"""
+    """probes that have not seen the validation rows"""
     fold: Fold
 
     def design(self, part: Selection) -> Design:
@@ -121,7 +121,7 @@ class Search:
         self.max_neurons = min(settings.max_neurons, int(settings.max_share * sum(len(p.standardizer) for p in probes)))
         rankings = {rule: self._rank(rule, ridge) for rule in settings.rules}
         self.rankings = {rule: of_parts for rule, of_parts in rankings.items() if all(map(len, of_parts))}
-        """of each rule that has a neuron in every fold"""
+        """rankings of each rule that has a neuron in every fold"""
         largest = [self._largest(rule, index) for rule in self.rankings for index in (*folds, _FINAL)]
         self.cut = matrix.cut(Selection.merge(largest), self.data.rows)
         """the features of every candidate, for this process's share of the rows"""
@@ -271,7 +271,7 @@ class Search:
     def fit_folds(
         self, selections: Sequence[Selection], penalties: Sequence[Penalty]
     ) -> list[list[tuple[LinearHead, Floats]]]:
-        """For each fold one head per penalty on its selection, with its validation logits (m, K)."""
+        """Fit one head per penalty on each fold's selection; return each with its validation logits (m, K)."""
         folds = list(zip(self.folds, selections, strict=True))
         fitted = fit_folds((fold.design(selection) for fold, selection in folds), penalties)
         return [
@@ -280,7 +280,7 @@ class Search:
         ]
 
     def held_out(self, candidate: Candidate) -> HeldOut:
-        """What a candidate predicts of each fold's validation rows, fitted again, and by which neurons.
+        """The predictions of a candidate, fitted again, for each fold's validation rows, with its neurons.
 
         The logits are not kept while the search runs: those of all candidates would take more memory than the features.
         """
@@ -305,7 +305,7 @@ class Search:
         self._add(Subset(rule, 0.0, 0), Penalty(words.strength), 0, 0.0, self._words_alone(blend), blend)
 
     def _blends(self, held_out: Sequence[Floats]) -> list[Blend | None]:
-        """How held-out logits of neurons may join those of the words: not at all (None), or in the best weights.
+        """The ways to join held-out logits of neurons with those of the words: not at all (None), or a blend.
 
         Where the neurons add nothing to the words, it is the words alone that are a candidate.
         """

@@ -68,7 +68,7 @@ def _divide_groups(
 ) -> list[tuple[Rows, Rows]]:
     """The positions that train and validate in each fold, with all rows of a group on the same side.
 
-    Stratified as far as groups allow. A random division may leave a class to the validation rows alone; it is drawn
+    Stratified as far as groups allow. A random division may leave a class to the validation rows alone. It is drawn
     again then, and if that does not help with more folds, which keep two groups apart more easily.
     """
     from sklearn.model_selection import StratifiedGroupKFold

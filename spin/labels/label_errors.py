@@ -18,10 +18,10 @@ class LabelCheck:
     suspect: NDArray[np.bool_]
     """(n,) whether the predictions contradict the label"""
     predicted: Targets
-    """what the model predicts: class indices (n,), or booleans (n, K) in a multi-label task"""
+    """the model's predictions: class indices (n,), or booleans (n, K) in a multi-label task"""
     margin: Floats
-    """(n,) probability of the predicted class minus that of the given one, 0 where they are equal; in a multi-label
-    task the largest of any class's two sides"""
+    """(n,) probability of the predicted class minus that of the given one, 0 where they are equal. In a multi-label
+    task it is the largest of any class's two sides"""
 
     @classmethod
     def of(cls, probabilities: Floats, y: Targets, label_space: LabelSpace) -> LabelCheck:
@@ -38,11 +38,12 @@ class LabelCheck:
 
 
 def find_suspects(probabilities: Floats, y: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which labels (n,) probabilities (n, K) of a model without these rows contradict (Northcutt et al. 2021).
+    """Mask (n,) of the labels that a model without these rows contradicts by probabilities (n, K).
 
-    A class is confident where its probability is at least its mean over the rows with that label. A label is suspect if
-    the most probable of a row's confident classes is another one, and the most probable of all classes too: where the
-    model knows little, its confident classes alone would contradict labels that it predicts.
+    The rule is that of confident learning (Northcutt et al. 2021), made stricter. A class is confident where its
+    probability is at least its mean over the rows with that label. A label is suspect if the most probable of a row's
+    confident classes is another one, and the most probable of all classes too. Where the model knows little, its
+    confident classes alone would contradict labels that it predicts.
     """
     given = y[:, None] == np.arange(probabilities.shape[1])
     counts = given.sum(0)

@@ -39,9 +39,9 @@ class LabelSpace:
     ) -> LabelSpace:
         """The label space of labels that are all strings, or all lists of strings; classes are sorted by value.
 
-        Raises UserError unless there are at least two classes, each class has a document to train and one to validate
-        (two in all where labels are few, and of two of the `groups` that cross-validation does not divide), and no
-        class is on every document that trains.
+        Raises UserError unless there are at least two classes, none of them on every document that trains. Each class
+        also needs a document to train and one to validate. Where labels are few, it needs two in all, which are in two
+        of the `groups` that cross-validation does not divide.
         """
         kinds = {isinstance(label, str) for label in labels}
         if len(kinds) > 1:
@@ -116,7 +116,7 @@ class LabelSpace:
         return y.astype(bool) if y.ndim == 2 else y[:, None] == np.arange(len(self))
 
     def probabilities(self, logits: Floats) -> Floats:
-        """(n, K) of logits (n, K): each row sums to 1, or in a multi-label task each class is independent."""
+        """The probabilities (n, K) of logits (n, K); rows sum to 1, except in a multi-label task."""
         if self.multilabel:
             from scipy.special import expit  # the other tasks do without SciPy, which a bare GPU machine may lack
 

@@ -17,7 +17,7 @@ PARSERS: Mapping[LabelType, Callable[[str], LabelValue]] = {
     "float": float,
     "bool": "True".__eq__,
 }
-"""what turns the name of a class into the label that it stands for"""
+"""functions from the name of a class to the label that it stands for"""
 _KINDS = (bool, int, float, str)
 """the types of labels; a bool is also an int"""
 _LISTS = (list, tuple, set, frozenset, np.ndarray)
@@ -65,7 +65,7 @@ def show_first(rows: Collection[int]) -> str:
 
 
 def describe_table(values: Any) -> str:
-    """What stands where one column was expected."""
+    """A description of values that stand where one column was expected, for a message."""
     if hasattr(values, "columns"):
         return f"a table with the columns {', '.join(map(str, values.columns))}"
     if hasattr(values, "shape"):

@@ -1,18 +1,18 @@
 """The metrics by which probes, thresholds, exits and heads are chosen, and classifiers are measured.
 
 The search scores thousands of small sets of predictions, for which the checks of scikit-learn take longer than the
-metric itself, so the metrics are computed here; tests compare them with those of scikit-learn.
+metric itself. So the metrics are computed here; tests compare them with those of scikit-learn.
 
-Macro-F1 and balanced accuracy are means over classes, namely over the classes of the true targets: on the full truth
-all of its classes, and in a part of it (a fold, a bootstrap sample, a jackknife sample) those that occur there. The
-predictions never decide which classes are averaged. Otherwise a single document could: a class that is predicted once
+Macro-F1 and balanced accuracy are means over the classes of the true targets. On the full truth these are all of its
+classes. In a part of it (a fold, a bootstrap sample, a jackknife sample) they are those that occur there. The
+predictions never decide which classes are averaged. Otherwise a single document could. A class that is predicted once
 and does not occur has an F1 of 0, and would move the mean of two classes from 0.95 to 0.63.
 
-A class of the full truth without documents in a part of it is left out of the mean of that part, which is the same as
+A class of the full truth without documents in a part of it is left out of the mean of that part. That is the same as
 giving it the mean of the other classes. Nothing there measures it: its recall is undefined, and its F1 is 0/0 or 0.
 Counting it as 0 would lower the mean by a whole class although no prediction is worse. Keeping its F1 on the full truth
-would hide that the F1 of a rare class is uncertain; in simulations with two documents of a class, nearly twice as many
-chance differences were then significant, while leaving it out kept the error rate and gave the standard deviation of a
+would hide that the F1 of a rare class is uncertain. In simulations with two documents of a class, nearly twice as many
+chance differences were then significant. Leaving it out kept the error rate and gave the standard deviation of a
 difference within 10 %.
 """
 
@@ -54,7 +54,7 @@ def score_samples(metric: str, true: Targets, predicted: Targets, counts: Floats
 
 
 class ClassFigures(BaseModel):
-    """How well one class is predicted, from 0 to 1."""
+    """The quality of the predictions of one class, from 0 to 1."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -82,11 +82,11 @@ class _ClassCounts(NamedTuple):
     """Numbers of documents (..., K) in any number of samples."""
 
     hits: NDArray[Any]
-    """that have the class and are predicted to"""
+    """documents that have the class and are predicted to"""
     support: NDArray[Any]
-    """that have it"""
+    """documents that have the class"""
     predictions: NDArray[Any]
-    """that are predicted to"""
+    """documents that are predicted to have the class"""
 
 
 def _of_classes(metric: str, counts: _ClassCounts, documents: Floats | int, *, multilabel: bool) -> Floats:

@@ -17,9 +17,9 @@ _SEPARATORS = re.compile(r"[\W_]+")
 def hash_text(text: str) -> int:
     """The 64-bit hash of a text, the same for near-identical texts.
 
-    Two texts are near-identical if they have the same words and numbers in the same order: upper and lower case, forms
-    of a character that Unicode holds compatible (NFKC), punctuation, symbols, white space, links and mentions of users
-    make no difference. Numbers do, since in some corpora they are all that differs.
+    Two texts are near-identical if they have the same words and numbers in the same order. Upper and lower case and
+    forms of a character that Unicode holds compatible (NFKC) make no difference. Nor do punctuation, symbols, white
+    space, links and mentions of users. Numbers do, since in some corpora they are all that differs.
     """
     return _hash("text", normalize_text(text))
 

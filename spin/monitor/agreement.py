@@ -30,7 +30,7 @@ class AgreementCounts:
 
 @dataclass(frozen=True)
 class ClassAgreement:
-    """On how many documents a model and its shadow give a class."""
+    """The numbers of documents to which a model and its shadow give a class."""
 
     label: str
     """the class; "" for no label"""
@@ -44,12 +44,12 @@ class ClassAgreement:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """On how many documents a model and its shadow give two different labels."""
+    """The number of documents to which a model and its shadow give two different labels."""
 
     model_label: str
     """"" for no label, in a multi-label task for a class that is not given"""
     shadow_label: str
-    """"" as for the model"""
+    """"" for no label, in a multi-label task for a class that is not given"""
     documents: int
 
 
@@ -58,7 +58,7 @@ class ShadowAgreement:
     """The agreement of a nightly run with its shadow, over all shards."""
 
     version: str
-    """of the shadow"""
+    """version of the shadow"""
     multilabel: bool
     counts: AgreementCounts
 
@@ -69,7 +69,7 @@ class ShadowAgreement:
         return round(self.counts.agreed / compared, 4) if compared else None
 
     def by_class(self) -> list[ClassAgreement]:
-        """Return the counts per class, the class with the most disagreement first.
+        """The counts per class, the class with the most disagreement first.
 
         In a task of one class per document, no label counts as a class.
         """
@@ -88,7 +88,7 @@ class ShadowAgreement:
         return sorted(rows, key=lambda row: (2 * row.both - row.model - row.shadow, row.label))
 
     def disagreements(self) -> list[Disagreement]:
-        """Return the pairs of different labels, the most frequent first."""
+        """The pairs of different labels, the most frequent first."""
         pairs = [
             Disagreement(model, shadow, documents)
             for model, row in self.counts.confusion.items()
@@ -98,7 +98,7 @@ class ShadowAgreement:
         return sorted(pairs, key=lambda pair: (-pair.documents, pair.model_label, pair.shadow_label))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as the manifest and `report.json` hold it."""
+        """The record as the manifest and `report.json` hold it."""
         counts = self.counts
         return {
             "version": self.version,
@@ -112,7 +112,7 @@ class ShadowAgreement:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ShadowAgreement:
-        """Return the agreement of a record that `to_json` returned."""
+        """The agreement of a record that `to_json` returned."""
         counts = AgreementCounts(record["compared"], record["agreed"], record["confusion"], record["failed"])
         return cls(record["version"], record["multilabel"], counts)
 
@@ -120,7 +120,7 @@ class ShadowAgreement:
 def count_agreement(
     model: Sequence[Label | None], shadow: Sequence[Label | None], multilabel: bool, *, failed: int = 0
 ) -> AgreementCounts:
-    """Return the counts of n documents, given the labels of the model (n,) and of the shadow (n,)."""
+    """The counts of n documents, given the labels of the model (n,) and of the shadow (n,)."""
     cells: Counter[tuple[str, str]] = Counter()
     for model_label, shadow_label in zip(model, shadow, strict=True):
         cells.update(_cells(model_label, shadow_label, multilabel))
@@ -129,7 +129,7 @@ def count_agreement(
 
 
 def total_agreement(version: str, multilabel: bool, shards: Sequence[AgreementCounts]) -> ShadowAgreement:
-    """Return the agreement with the shadow `version` over all shards."""
+    """The agreement with the shadow `version` over all shards."""
     cells: Counter[tuple[str, str]] = Counter()
     for counts in shards:
         cells.update({(model, shadow): n for model, row in counts.confusion.items() for shadow, n in row.items()})
@@ -143,7 +143,7 @@ def total_agreement(version: str, multilabel: bool, shards: Sequence[AgreementCo
 
 
 def _cells(model: Label | None, shadow: Label | None, multilabel: bool) -> list[tuple[str, str]]:
-    """Return the pairs of labels that a document counts for: one, or one per class in a multi-label task."""
+    """The pairs of labels that a document counts for: one, or one per class in a multi-label task."""
     if not multilabel:
         return [(str(model or ""), str(shadow or ""))]
     in_model, in_shadow = class_names(model), class_names(shadow)
@@ -151,7 +151,7 @@ def _cells(model: Label | None, shadow: Label | None, multilabel: bool) -> list[
 
 
 def _nested(cells: Mapping[tuple[str, str], int]) -> Confusion:
-    """Return the counts in an order that does not depend on that of the documents."""
+    """The counts in an order that does not depend on that of the documents."""
     nested: Confusion = {}
     for (model, shadow), documents in sorted(cells.items()):
         nested.setdefault(model, {})[shadow] = documents

@@ -21,7 +21,7 @@ _HASHES = 1 << 64
 
 
 def sample_share(documents: int) -> float:
-    """Return the share of so many documents that makes a sample of about a thousand, 1 for fewer."""
+    """The share of so many documents that makes a sample of about a thousand, 1 for fewer."""
     return min(1.0, _SIZE / max(1, documents))
 
 
@@ -40,21 +40,21 @@ class DocumentSample:
     ids: tuple[str, ...]
     """(n) ids"""
     values: NDArray[np.float16]
-    """(n, p) standardised values, NaN where a feature of a document was not read; so coarse that equal texts have equal
-    values, which differ in their last bits between batches"""
+    """(n, p) standardised values, NaN where a feature of a document was not read. They are so coarse that equal texts
+    have equal values, which differ in their last bits between batches"""
     words: tuple[tuple[str, ...], ...]
     """(n) the different words of each document; empty where they are not kept"""
 
     @classmethod
     def of_texts(cls, ids: Sequence[str], values: Floats, texts: Sequence[str]) -> DocumentSample:
-        """Return a sample of documents with the words of their texts; without texts it holds no words."""
+        """A sample of documents with the words of their texts; without texts it holds no words."""
         largest = np.finfo(np.float16).max
         coarse = np.clip(values, -largest, largest).astype(np.float16)
         return cls(tuple(ids), coarse, tuple(map(different_words, texts)))
 
     @classmethod
     def concatenate(cls, parts: Iterable[DocumentSample], features: Sequence[int]) -> DocumentSample:
-        """Return the sample of several shards, in order of id, with some of the features; parts are taken one by one.
+        """The sample of several shards, in order of id, with some of the features; parts are taken one by one.
 
         Words are kept if all parts have them.
         """
@@ -70,10 +70,10 @@ class DocumentSample:
         return cls(tuple(ids[row] for row in order), np.concatenate(values)[np.array(order, np.int64)], kept)
 
     def rank(self, feature: int, sign: int) -> NDArray[np.int64]:
-        """Return the documents of which a feature was read, the farthest in the direction of the sign first.
+        """The documents of which a feature was read, the farthest in the direction of the sign first.
 
-        Of equal values the smallest id comes first. Empty where the farthest value is that of half of the documents,
-        as where a neuron that is mostly silent fires less often: none of them stands out.
+        Of equal values the smallest id comes first. Empty where the farthest value is that of half of the documents:
+        none of them stands out. So it is where a neuron that is mostly silent fires less often.
         """
         values = sign * self.values[:, feature]
         read = np.flatnonzero(~np.isnan(values))
@@ -82,13 +82,13 @@ class DocumentSample:
         return ranked if stands_out else ranked[:0]
 
     def to_bytes(self) -> bytes:
-        """Return the sample as safetensors."""
+        """The sample as safetensors."""
         texts = {name: np.frombuffer(json.dumps(getattr(self, name)).encode(), np.uint8) for name in ("ids", "words")}
         return bytes(save_tensors({"values": np.ascontiguousarray(self.values), **texts}))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> DocumentSample:
-        """Return the sample that `to_bytes` wrote."""
+        """The sample that `to_bytes` wrote."""
         tensors = load_tensors(data)
         ids, words = (json.loads(tensors[name].tobytes()) for name in ("ids", "words"))
         return cls(tuple(ids), tensors["values"], tuple(map(tuple, words)))

@@ -18,7 +18,7 @@ SIGNIFICANCE = 0.01
 """probability of a warning where a property has moved by exactly what is allowed"""
 DISTRIBUTIONS = ("labels", "exits", "scores", "lengths", "unknown")
 _DIGITS = 4
-"""of an index and its limit, which a report shows"""
+"""digits of an index and its limit, which a report shows"""
 _LISTED_NEURONS = 10
 _SD_FLOOR = 0.5
 """least standard deviation by which a neuron's shift is divided, as a share of that over the training rows"""
@@ -33,19 +33,19 @@ class NeuronShift:
     neuron: int
     """index within the site"""
     shift: float
-    """of the mean, in standard deviations of the reference, which count at least as half of those of the training"""
+    """shift of the mean in standard deviations of the reference, at least in half of those of the training"""
     documents: tuple[str, ...] = ()
     """ids of the documents whose values lie farthest in the direction of the shift; empty where none are named"""
     words: tuple[str, ...] = ()
     """words that are more frequent in such documents than in the others of the night; empty where none are named"""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as `Drift.to_json` holds it."""
+        """The record as `Drift.to_json` holds it."""
         return {**asdict(self), "documents": list(self.documents), "words": list(self.words)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> NeuronShift:
-        """Return the shift of a record that `to_json` returned."""
+        """The shift of a record that `to_json` returned."""
         causes = {name: tuple(record[name]) for name in ("documents", "words")}
         return cls(**{**record, **causes})
 
@@ -59,25 +59,25 @@ class Drift:
     psi: float
     """population stability index; of `neurons` that of the neuron with the largest shift for its limit"""
     limit: float
-    """what `psi` exceeds by chance in one night of a hundred if the property has moved by exactly what is allowed"""
+    """limit that `psi` exceeds by chance in one night of a hundred if the property has moved just as far as allowed"""
     now: tuple[int, ...]
-    """documents per bin; of `neurons` how many neurons have moved, and how many have not"""
+    """documents per bin; of `neurons` the numbers of neurons that have moved and that have not"""
     then: tuple[int, ...]
     """documents of the reference per bin; of `neurons` empty"""
     moved: tuple[NeuronShift, ...]
-    """of `neurons`, those that have moved most; else empty"""
+    """the neurons that have moved most, for `neurons`; else empty"""
     drifted: bool
     """whether the property has moved by more than chance and more than is allowed"""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as the manifest and `report.json` hold it."""
+        """The record as the manifest and `report.json` hold it."""
         lists = {"now": list(self.now), "then": list(self.then), "moved": [shift.to_json() for shift in self.moved]}
         rounded = {"psi": round(self.psi, _DIGITS), "limit": round(self.limit, _DIGITS)}
         return {"name": self.name, **rounded, **lists, "drifted": self.drifted}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Drift:
-        """Return the drift of a record that `to_json` returned."""
+        """The drift of a record that `to_json` returned."""
         return cls(
             name=record["name"],
             psi=record["psi"],
@@ -90,7 +90,7 @@ class Drift:
 
 
 def measure(now: Profile, then: Profile, selection: Selection, allowed: float) -> list[Drift]:
-    """Return the drift of every property of some documents from a reference; `allowed` is the PSI that is no drift.
+    """The drift of every property of some documents from a reference; `allowed` is the PSI that is no drift.
 
     Empty where there are no documents to compare. Exits are compared where documents may take one, and what the
     tokenizer counts only over documents that the backbone read.
@@ -123,7 +123,7 @@ def measure(now: Profile, then: Profile, selection: Selection, allowed: float) -
 
 
 def stability(now: NDArray[np.int64], then: NDArray[np.int64]) -> float:
-    """Return the population stability index of two histograms (B,): the sum of (p − q) ln(p / q) over the bins.
+    """The population stability index of two histograms (B,): the sum of (p − q) ln(p / q) over the bins.
 
     It is the symmetric Kullback–Leibler divergence (Kullback and Leibler, 1951) of their shares p and q. Half a
     document is added to each bin, so that an empty bin does not make it infinite.
@@ -133,12 +133,12 @@ def stability(now: NDArray[np.int64], then: NDArray[np.int64]) -> float:
 
 
 def stability_limit(bins: int, n: int, m: int, allowed: float) -> float:
-    """Return what the index of n documents against m exceeds with probability `SIGNIFICANCE` if it is `allowed`.
+    """The limit that the index of n documents against m exceeds with probability `SIGNIFICANCE` under allowed drift.
 
-    Without drift, the index divided by (1/n + 1/m) has a chi-square distribution with B − 1 degrees of freedom
-    (Yurdakul, Statistical Properties of Population Stability Index, 2018); an allowed drift makes it non-central. So
-    chance is no drift where there are few documents, and a small drift causes no warning where there are very many,
-    while a test of "no change at all" would warn every night.
+    `allowed` is that drift as an index of its own. Without drift, the index divided by (1/n + 1/m) has a chi-square
+    distribution with B − 1 degrees of freedom (Yurdakul, Statistical Properties of Population Stability Index, 2018).
+    An allowed drift makes it non-central. So chance is no drift where there are few documents, and a small drift
+    causes no warning where there are very many. A test of "no change at all" would warn every night.
     """
     from scipy.stats import ncx2  # takes a second, and the workers of a night need none of it
 
@@ -147,26 +147,26 @@ def stability_limit(bins: int, n: int, m: int, allowed: float) -> float:
 
 
 def feature_names(selection: Selection) -> list[tuple[str, int]]:
-    """Return the column and the neuron of every feature, in order; a word's logit is of the column `words`."""
+    """The column and the neuron of every feature, in order; a word's logit is of the column `words`."""
     words = [("words", k) for k in range(selection.words)]
     return words + [(str(column), neuron) for column, neuron, _ in selection.rows()]
 
 
 def _neuron_drift(now: Profile, then: Profile, selection: Selection, allowed: float) -> Drift:
-    """Return the drift of the means of the neurons, and of the words' logits.
+    """The drift of the means of the neurons, and of the words' logits.
 
     The index of two normals d standard deviations apart is d².
 
-    A shift is divided by the neuron's standard deviation in the reference, or by half of that over the training rows
-    (which is 1, as activations are standardised) where it is less. A neuron that fires on few documents may be silent
-    in all of the reference, which are fewer than the training rows. Its deviation there says that the sample was too
-    small, not that it is 0, and any activation at all would be an infinite shift. Of a neuron that fires often, half
-    lies far below what the deviation can be by chance, so its shifts stay in units of the reference. And a shift below
-    the floor's allowance is small for the head, which reads standardised activations.
+    A shift is divided by the neuron's standard deviation in the reference, or by one half where that is less. One half
+    is half of the deviation over the training rows, as activations are standardised. A neuron that fires on few
+    documents may be silent in all of the reference, which are fewer than the training rows. Its deviation there says
+    that the sample was too small, not that it is 0, and any activation at all would be an infinite shift. Of a neuron
+    that fires often, half lies far below what the deviation can be by chance, so its shifts stay in units of the
+    reference. And a shift below the floor's allowance is small for the head, which reads standardised activations.
 
-    What chance adds to a mean is judged by the spread of either sample, as in Welch's test (Biometrika 34, 1947): the
-    night's own counts where it is larger, since the few documents of a night on which such a neuron fires move its mean
-    and widen its spread alike.
+    What chance adds to a mean is judged by the spread of either sample, as in Welch's test (Biometrika 34, 1947). The
+    night's own counts where it is larger: the few documents of a night on which such a neuron fires move its mean and
+    widen its spread alike.
     """
     names = feature_names(selection)
     # a neuron above the first exit after a block has no value for documents that exit early

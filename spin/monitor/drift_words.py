@@ -18,7 +18,7 @@ Words = Sequence[str]
 
 
 def different_words(text: str) -> tuple[str, ...]:
-    """Return the different words of a text in lower case, in order; of a long text those at its beginning."""
+    """The different words of a text in lower case, in order; of a long text those at its beginning."""
     words: dict[str, None] = {}
     for match in _WORD.finditer(text):
         words[match[0].casefold()] = None
@@ -28,10 +28,10 @@ def different_words(text: str) -> tuple[str, ...]:
 
 
 def frequent_words(group: Sequence[Words], others: Sequence[Words], count: int) -> tuple[str, ...]:
-    """Return at most `count` words that more of a group of documents have than of others, the least probable first.
+    """At most `count` words that more of a group of documents have than of others, the least probable first.
 
     The probability that a word is so frequent in the group by chance is that of Fisher's exact test (The Logic of
-    Inductive Inference, 1935), which holds for few documents and for words that the others do not have; it is corrected
+    Inductive Inference, 1935). It holds for few documents and for words that the others do not have. It is corrected
     for the number of words (Bonferroni). A word of fewer than three documents of the group is not named.
     """
     from scipy.stats import hypergeom  # takes a second, and the workers of a night need none of it

@@ -64,9 +64,9 @@ class Profile:
         activations: Floats,
         features: Features,
     ) -> Profile:
-        """Return the profile of n documents, given their logits (n, K), raw activations (n, p) and token counts.
+        """The profile of n documents, given their logits (n, K), raw activations (n, p) and token counts.
 
-        Documents whose depth says that their words decided them count for labels, scores and exits alone: the backbone
+        Documents whose depth says that their words decided them count for labels, scores and exits alone. The backbone
         has not read them, or where a reference is measured at full depth it need not have.
         """
         labels, scores = _count_outcomes(label_space, logits)
@@ -122,7 +122,7 @@ class Profile:
 
     @classmethod
     def from_bytes(cls, data: bytes, prefix: str = "") -> Profile:
-        """Return the profile of arrays that were written as safetensors, their names with a `prefix` in front.
+        """The profile of arrays that were written as safetensors, their names with a `prefix` in front.
 
         Raises UserError for other data.
         """
@@ -143,5 +143,5 @@ def _count_outcomes(label_space: LabelSpace, logits: Floats) -> tuple[Counts, Co
 
 
 def _histogram(values: NDArray[np.number], borders: Floats) -> Counts:
-    """Return the number of values per bin (len(borders) + 1,); a bin includes its upper border."""
+    """The number of values per bin (len(borders) + 1,); a bin includes its upper border."""
     return np.bincount(np.searchsorted(borders, values), minlength=len(borders) + 1)

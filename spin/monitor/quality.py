@@ -16,18 +16,18 @@ from spin.labels.label_space import LabelSpace, Targets
 _PARTS = 20
 """parts of the test documents; each is left out once to estimate a standard error"""
 _QUANTILE = 2.093
-"""of Student's t with `_PARTS` - 1 degrees of freedom, for an interval of 95 %"""
+"""97.5 % quantile of Student's t with `_PARTS` - 1 degrees of freedom, for an interval of 95 %"""
 LEAST_DOCUMENTS = 100
-"""test documents with a label from which on there is an estimate"""
+"""smallest number of test documents with a label for an estimate"""
 _PRIOR = 10.0
-"""documents, as many as which a class's correction must rest on to be applied by half"""
+"""number of documents of a class at which its correction is applied by half"""
 BREAKS_ESTIMATE = ("labels", "scores", "neurons")
 """properties whose drift says that probabilities may no longer be calibrated"""
 
 
 @dataclass(frozen=True)
 class QualitySums:
-    """What documents with a label contribute to an estimate of its quality; the sums of parts of a set add up.
+    """Sums over labelled documents from which quality is estimated; the sums of parts of a set add up.
 
     Expected numbers are sums of calibrated probabilities, and variances those of the true numbers given these.
     """
@@ -37,17 +37,17 @@ class QualitySums:
     right: Floats
     """() expected number of right labels"""
     right_variance: Floats
-    """() its variance"""
+    """() variance of the number of right labels"""
     predicted: Floats
     """(K,) documents that are labelled with each class"""
     hits: Floats
-    """(K,) expected number of those that have it"""
+    """(K,) expected number of these that have the class"""
     hits_variance: Floats
-    """(K,) its variance"""
+    """(K,) variance of the number of hits"""
     support: Floats
     """(K,) expected number of documents that have each class"""
     support_variance: Floats
-    """(K,) its variance"""
+    """(K,) variance of the support"""
 
     @classmethod
     def of(cls, label_space: LabelSpace, given: Targets, probabilities: Floats) -> Self:
@@ -123,9 +123,9 @@ class QualityEstimate:
     """documents with a label"""
     accuracy: Estimate
     macro_f1: Estimate
-    """over the classes that some test document has"""
+    """mean F1 over the classes that some test document has"""
     classes: tuple[ClassQuality, ...]
-    """in the order of the model"""
+    """figures of each class, in the order of the model"""
 
 
 class _Part(NamedTuple):
@@ -139,19 +139,22 @@ def estimate_quality(now: QualitySums, probabilities: Floats, y: Targets, decisi
     """The quality of labels by their sums, corrected by test documents with probabilities (m, K) and targets `y`.
 
     Accuracy is the mean probability of the labels that were given, and F1 that of the expected counts (confidence-based
-    performance estimation), plus the difference between observed and expected figures on the test documents (Guillory
-    et al., Predicting with Confidence on Unseen Distributions, 2021). The interval adds up the variance of the
-    correction, by a grouped jackknife over the test documents (Efron & Tibshirani 1993, chapter 11), and that of the
-    true labels given their probabilities. The first is at least the variance of the test documents' own labels given
-    their probabilities: where hardly any of them is wrong, the jackknife finds too little. It holds where probabilities
-    are as calibrated as on the test documents. None without a label, or with fewer than 100 test documents that would
-    get one.
+    performance estimation). Both are corrected by the difference between observed and expected figures on the test
+    documents (Guillory et al., Predicting with Confidence on Unseen Distributions, 2021).
+
+    The interval adds up two variances: that of the correction, and that of the true labels given their probabilities.
+    The first is found by a grouped jackknife over the test documents (Efron & Tibshirani 1993, chapter 11). It is at
+    least the variance of the test documents' own labels given their probabilities. The jackknife finds too little where
+    hardly any of them is wrong. The interval holds where probabilities are as calibrated as on the test documents.
+
+    None without a label, or with fewer than 100 test documents that would get one.
     """
     parts = _divide(probabilities, y, decision)
     if not now.labelled or sum(part.expected.labelled for part in parts) < LEAST_DOCUMENTS:
         return None
     whole = _figures(now, parts)
     without = np.stack([_figures(now, parts[:at] + parts[at + 1 :]) for at in range(len(parts))])
+    # the jackknife's (g - 1) / g times the sum of squares over g parts
     of_correction = np.maximum((len(parts) - 1) * without.var(0), _label_variance(_total(parts).expected, parts))
     variance = of_correction + _label_variance(now, parts)
     low, high = (np.clip(whole + sign * _QUANTILE * np.sqrt(variance), 0, 1) for sign in (-1, 1))
@@ -202,9 +205,10 @@ def _figures(now: QualitySums, parts: Sequence[_Part]) -> Floats:
 def _corrected(now: QualitySums, parts: Sequence[_Part]) -> tuple[Floats, Floats]:
     """The expected hits and support of each class, corrected as far as its test documents go.
 
-    Hits are corrected by the difference per labelled document, support by the ratio, so that it stays in proportion
-    where a class has become more frequent.
+    Hits are corrected by the difference per labelled document. Support is corrected by the ratio, so that it stays in
+    proportion where a class has become more frequent.
     """
+    # `_PRIOR` documents without any error are added, so that a class with few test documents is corrected little
     expected, observed = _total(parts)
     per_label = (observed.hits - expected.hits) / (expected.predicted + _PRIOR)
     hits = np.clip(now.hits + now.predicted * per_label, 0, now.predicted)
@@ -219,6 +223,7 @@ def _label_variance(now: QualitySums, parts: Sequence[_Part]) -> Floats:
     """
     hits, support = _corrected(now, parts)
     total = np.maximum(now.predicted + support, 1e-12)
+    # derivatives of F1 = 2 hits / (predicted + support); that by the support is negative
     by_hits, by_support = 2 / total, 2 * hits / total**2
     # a hit is part of the support: its covariance with it is its variance
     of_f1 = by_hits**2 * now.hits_variance + by_support**2 * now.support_variance

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from spin.monitor.quality import Estimate
 
 _QUANTILE = 1.96
-"""of the normal distribution, for an interval of 95 %"""
+"""quantile of the normal distribution, for an interval of 95 %"""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Stratum:
 def estimate_accuracy(strata: Sequence[Stratum]) -> Estimate | None:
     """The share of right labels among the documents of all strata; None if no document of one of them was checked.
 
-    The estimate for stratified samples, with its variance without replacement (Cochran, Sampling Techniques, 1977,
-    chapter 5), and the interval of Wilson (1927) for a simple sample of the size that would have this variance (Korn &
-    Graubard 1998): it holds near 100 % too. The variance within a stratum is that of half a document more on either
-    side, so that it is not 0 where all checked labels are right.
+    This is the estimate for stratified samples, with its variance without replacement (Cochran, Sampling Techniques,
+    1977, chapter 5). The interval is that of Wilson (1927) for a simple sample of the size that would have this
+    variance (Korn & Graubard 1998). It holds near 100 % too. The variance within a stratum is that of half a document
+    more on either side, so that it is not 0 where all checked labels are right.
     """
     filled = [stratum for stratum in strata if stratum.population]
     total = sum(stratum.population for stratum in filled)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 _WIDTH = 1000
-"""of the drawing area of a bar, which CSS stretches"""
+"""width of the drawing area of a bar, which CSS stretches"""
 _LEAST = 2.0
 """width of a bar that would be too small to see"""
 
@@ -23,7 +23,7 @@ class Line:
 
 
 def bar(start: float, end: float, low: float, high: float) -> Markup:
-    """Return a bar from `start` to `end` on an axis from `low` to `high`, with a line at zero."""
+    """A bar from `start` to `end` on an axis from `low` to `high`, with a line at zero."""
     scale = _WIDTH / (high - low or 1.0)
     left, right, zero = (round((x - low) * scale, 2) for x in (min(start, end), max(start, end), 0.0))
     rect = _rect(x=left, width=max(round(right - left, 2), _LEAST))
@@ -32,12 +32,12 @@ def bar(start: float, end: float, low: float, high: float) -> Markup:
 
 
 def share_bar(share: float, kind: str = "", least: float = _LEAST) -> Markup:
-    """Return a bar for a share of one, of the CSS class `kind`, at least `least` thousandths wide."""
+    """A bar for a share of one, of the CSS class `kind`, at least `least` thousandths wide."""
     return _bar_svg(_rect(x=0, width=max(round(_WIDTH * share, 2), least)), kind)
 
 
 def column_chart(values: Sequence[float], label: str) -> Markup:
-    """Return a column per value, the largest over the full height; `label` describes the chart to a screen reader."""
+    """A column per value, the largest over the full height; `label` describes the chart to a screen reader."""
     top = max(values, default=0.0) or 1.0
     heights = [round(100 * value / top, 2) for value in values]
     columns = [_rect(x=10 * i, width=9, y=round(100 - height, 2), height=height) for i, height in enumerate(heights)]
@@ -46,7 +46,7 @@ def column_chart(values: Sequence[float], label: str) -> Markup:
 
 
 def line_chart(lines: Sequence[Line], label: str) -> Markup:
-    """Return lines over one pair of axes from 0 to the largest x and y, of the CSS classes `line-0`, `line-1`, …
+    """Lines over one pair of axes from 0 to the largest x and y, of the CSS classes `line-0`, `line-1`, …
 
     `label` describes the chart to a screen reader.
     """

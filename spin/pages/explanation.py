@@ -19,7 +19,7 @@ from spin.words.word_regression import TermContribution
 
 Where = TypeVar("Where", Site, int)
 _EDGES = re.compile(r"^\W+|\W+$")
-"""what is no part of a word at its ends"""
+"""characters that are no part of a word at its ends"""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class NeuronContribution:
     neuron: int
     """index within the site"""
     contribution: float
-    """to the logit"""
+    """contribution to the logit"""
     word: str
     """the word with the largest share of the contribution"""
     value: float
@@ -77,7 +77,7 @@ class Explanation:
 
     @property
     def exit_note(self) -> str | None:
-        """What early exits mean for the text: what was not read of the model, or where a night would stop."""
+        """A note on the part of the model that was not read, or on the exit at which a night would stop."""
         if self.passed is not None:
             depth, label = self.passed
             return f"read to full depth; without --deep, as in a night, it is decided {exit_name(depth)}: {label}"
@@ -124,19 +124,19 @@ class Explanation:
         return np.sum([np.zeros(len(self.classes)), *(term.logits for term in self.terms)], axis=0)
 
     def by_site(self) -> dict[Site, Floats]:
-        """Return contributions (K,) per site, shallow first: their sum, plus the terms and the bias, is the logits."""
+        """The contributions (K,) per site, shallow first: with the terms and the bias they add up to the logits."""
         return self._sum_by([column.site for column, _ in self.neurons])
 
     def by_layer(self) -> dict[int, Floats]:
-        """Return contributions (K,) per layer: their sum, plus the terms and the bias, is the logits."""
+        """The contributions (K,) per layer: with the terms and the bias they add up to the logits."""
         return self._sum_by([column.site.layer for column, _ in self.neurons])
 
     def _sum_by(self, places: Sequence[Where]) -> dict[Where, Floats]:
-        """Return the contributions (K,) per place, given the place of each of the p neurons."""
+        """The contributions (K,) per place, given the place of each of the p neurons."""
         return {place: self.contributions[[other == place for other in places]].sum(0) for place in sorted(set(places))}
 
     def word(self, index: int) -> str:
-        """Return a word of the text, or `(special)` for a special token."""
+        """A word of the text, or `(special)` for a special token."""
         start, end = self.words[index]
         return self.text[start:end] or "(special)"
 
@@ -151,18 +151,18 @@ class Explanation:
         return sums
 
     def _word_at(self, start: int, end: int) -> str:
-        """Return what stands at a place of a term, as words are written in the vocabulary."""
+        """The word at a place of a term, as words are written in the vocabulary."""
         word = self.text[start:end].lower()
         return _EDGES.sub("", word) or word
 
     def top_terms(self, count: int, label: str | None = None) -> list[tuple[str, float]]:
-        """Return the words and word pairs that count most for or against a class, by default the predicted one."""
+        """The words and word pairs that count most for or against a class, by default the predicted one."""
         k = self.classes.index(label or self.label)
         largest = sorted(self.whole_terms.items(), key=lambda term: -abs(term[1][k]))[:count]
         return [(term, float(logits[k])) for term, logits in largest]
 
     def top(self, count: int, label: str | None = None) -> list[NeuronContribution]:
-        """Return the neurons with the largest contributions for or against a class, by default the predicted one."""
+        """The neurons with the largest contributions for or against a class, by default the predicted one."""
         by_neuron = self.contributions[:, self.classes.index(label or self.label)]
         largest = np.argsort(-np.abs(by_neuron), kind="stable")[:count]
         return [
@@ -178,7 +178,7 @@ class Explanation:
 
 
 def stretches(words: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
-    """Return (start, end, word indices) of the stretches of text that words cover, in the order of the text.
+    """The stretches of text that words cover, in order: start, end and indices of the words.
 
     Words that overlap, as the bytes of one emoji may, are one stretch. Special tokens, which have no length, are left
     out.

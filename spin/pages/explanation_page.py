@@ -17,7 +17,7 @@ from spin.sites import FeatureColumn
 NEURONS = 12
 """listed per class, each with the training documents that drive it"""
 _TERMS = 12
-"""listed per class"""
+"""terms that are listed per class"""
 _EXCERPT = 600
 """characters shown of a training document"""
 _STRONGEST = 5
@@ -42,7 +42,7 @@ class Driver:
 
 
 Drivers = Mapping[tuple[FeatureColumn, int], Sequence[Driver]]
-"""by (feature column, neuron), the documents with the highest activation first"""
+"""documents by (feature column, neuron), those with the highest activation first"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Segment:
 
     text: str
     contribution: float | None
-    """to the logit of the panel's class; None between words"""
+    """contribution to the logit of the panel's class; None between words"""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def explanation_page(
     neurons: int = NEURONS,
     title: str = "Explanation of a prediction",
 ) -> str:
-    """Return the HTML of an explanation: words, layers, sum and neurons per class, the likeliest class first.
+    """The HTML of an explanation: words, layers, sum and neurons per class, the likeliest class first.
 
     `drivers` holds the training documents on which a neuron is high. A reader can select each of the
     `SELECTABLE_CLASSES` classes with the largest logits; the page lists the logits of all classes.
@@ -165,13 +165,13 @@ def explanation_page(
 
 
 def shown_neurons(explanation: Explanation, count: int = NEURONS) -> set[tuple[str, int]]:
-    """Return (column, neuron) of the neurons that a page lists: those with the largest contributions per class."""
+    """The neurons that a page lists, as column and index: those with the largest contributions per class."""
     by_class = (explanation.top(count, explanation.classes[k]) for k in explanation.ranked[:SELECTABLE_CLASSES])
     return {(str(neuron.column), neuron.neuron) for neurons in by_class for neuron in neurons}
 
 
 def _panel(explanation: Explanation, drivers: Drivers, k: int, count: int) -> Panel:
-    """Return everything about class k, with `count` neurons."""
+    """The panel of class k, with `count` neurons."""
     bias, logit = float(explanation.bias[k]), float(explanation.logits[k])
     shown_bias, shown_logit = rounded_levels([bias, logit - bias], logit)
     layers = layer_map(explanation, k)
@@ -196,7 +196,7 @@ def _panel(explanation: Explanation, drivers: Drivers, k: int, count: int) -> Pa
 
 
 def _words(explanation: Explanation, k: int) -> WordContributions:
-    """Return the text in segments, with the contribution of each word to class k."""
+    """The text in segments, with the contribution of each word to class k."""
     by_word = explanation.word_contributions[:, k]
     segments: list[Segment] = []
     last, in_words = 0, 0.0

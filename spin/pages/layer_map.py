@@ -23,7 +23,7 @@ class LayerCell:
     """The contribution of the neurons of one feature column."""
 
     contribution: float
-    """to the logit, summed over the neurons"""
+    """contribution to the logit, summed over the neurons"""
     neurons: int
     """number of selected neurons"""
 
@@ -37,7 +37,7 @@ class LayerRow:
     pooling: str
     """`mean`, `max`, `first` or `last`"""
     cells: dict[int, LayerCell]
-    """by layer, of the layers with a selected neuron"""
+    """cells by layer, of the layers with a selected neuron"""
 
     @property
     def description(self) -> str:
@@ -55,7 +55,7 @@ class LayerMap:
     """Contributions to the logit of one class, by kind, pooling and layer."""
 
     rows: tuple[LayerRow, ...]
-    """in the order of the kinds and poolings above"""
+    """rows in the order of `_KINDS` and `_POOLINGS`"""
 
     @property
     def layers(self) -> range:
@@ -69,7 +69,7 @@ class LayerMap:
         return max((abs(cell.contribution) for row in self.rows for cell in row.cells.values()), default=0.0)
 
     def layer_total(self, layer: int) -> float:
-        """Return the contribution of one layer over all rows."""
+        """The contribution of one layer over all rows."""
         return sum(row.cells[layer].contribution for row in self.rows if layer in row.cells)
 
 
@@ -107,7 +107,7 @@ class Waterfall:
 
 
 def layer_map(explanation: Explanation, k: int) -> LayerMap:
-    """Return the contributions to class k by kind, pooling and layer."""
+    """The contributions to class k by kind, pooling and layer."""
     cells: dict[tuple[str, str], dict[int, LayerCell]] = {}
     for (column, _), value in zip(explanation.neurons, explanation.contributions[:, k], strict=True):
         row = cells.setdefault((column.site.kind, column.pooling), {})
@@ -119,7 +119,7 @@ def layer_map(explanation: Explanation, k: int) -> LayerMap:
 
 
 def waterfall(rows: Sequence[LayerRow], bias: float, logit: float, terms: float | None = None) -> Waterfall:
-    """Return the steps from the bias, over the terms if there are any and every row, to the logit."""
+    """The steps from the bias, over the terms if there are any and every row, to the logit."""
     of_terms = [] if terms is None else [terms]
     ends = rounded_levels([bias, *of_terms, *(row.total for row in rows)], logit)
     names = [("bias", "logit of a text without terms whose neurons are all at their training mean")]
@@ -134,7 +134,7 @@ def waterfall(rows: Sequence[LayerRow], bias: float, logit: float, terms: float 
 
 
 def rounded_levels(steps: Sequence[float], total: float, digits: int = 2) -> list[float]:
-    """Return where each step ends, rounded, so that the differences as shown add up to the total as shown."""
+    """The ends of the steps, rounded, so that the differences as shown add up to the total as shown."""
     return [round(float(level), digits) for level in (*np.cumsum(steps)[:-1], total)]
 
 

@@ -26,12 +26,12 @@ _TAGS = ["text-classification", "probing", "sparsity", "interpretability"]
 
 @dataclass(frozen=True)
 class ScoreInterval:
-    """How certain a score is, with 95 % confidence, by the bootstrap over the test documents."""
+    """The interval of a score with 95 % confidence, by the bootstrap over the test documents."""
 
     low: float
     high: float
     difference_low: float
-    """of the interval of how much higher the score is than that of the row `spin`, on the same documents"""
+    """low end of the interval of this score minus that of the row `spin`, on the same documents"""
     difference_high: float
 
     @property
@@ -52,7 +52,7 @@ class ContenderResult:
     documents: int
     """test documents, on which it was measured"""
     neurons: int
-    """that it reads; 0 for a classifier that reads none"""
+    """neurons that it reads; 0 for a classifier that reads none"""
     neurons_of: int
     """neurons of the backbone that were probed"""
     words: int
@@ -67,7 +67,7 @@ class ContenderResult:
 
 @dataclass(frozen=True)
 class QualityFacts:
-    """What nights estimate the quality of their labels by, and how exactly they can."""
+    """The documents by which nights estimate the quality of their labels, and the precision of these estimates."""
 
     documents: int
     """test documents whose logits and classes the version carries; each is independent of the others"""
@@ -76,7 +76,7 @@ class QualityFacts:
     accuracy_width: float | None
     """expected width of the interval of accuracy, from 0 to 1; None where there is no estimate"""
     macro_f1_width: float | None
-    """the same of macro-F1"""
+    """expected width of the interval of macro-F1, from 0 to 1; None where there is no estimate"""
     least_labelled: int
     """test documents that must get a label for an estimate"""
     breaking_drift: Sequence[str]
@@ -93,16 +93,16 @@ class CardFacts:
     data: str
     """URI of the corpus"""
     fingerprint: str
-    """of the files of the corpus and of what was read from them"""
+    """fingerprint of the files of the corpus and of what was read from them"""
     label_space: LabelSpace
     y: Targets
-    """of all documents"""
+    """targets of all documents"""
     splits: Sequence[str]
-    """of all documents"""
+    """split of each document"""
     backbone: str
     """hub id, folder, or path in a package"""
     digest: str
-    """of the weights and the tokenizer of the backbone"""
+    """digest of the weights and the tokenizer of the backbone"""
     max_tokens: int
     """tokens of a text, or of a window of it, that the backbone reads at most"""
     metric: str
@@ -112,21 +112,21 @@ class CardFacts:
     tested: ContenderResult | None
     """the row of `table` that the card is about, None without test documents"""
     per_class: Mapping[str, ClassFigures]
-    """by class; empty without test documents"""
+    """figures on the test documents, by class; empty without test documents"""
     frontier: Sequence[CandidateSummary]
     """the best candidate per depth, the shallowest first"""
     choices: Mapping[Choice, ChoiceSummary]
     choose: Choice
     """the choice that the rest of the card is about"""
     selection: Selection
-    """of that choice"""
+    """the neurons that this choice reads"""
     words: int
     """words, word pairs and strings of characters that this choice counts in a text"""
     test_ece: float | None
     """expected calibration error on the test documents, None without test documents"""
     decision: DecisionSettings
     versions: Mapping[str, str]
-    """of the libraries"""
+    """versions of the libraries, by name"""
     notes: Sequence[str] = ()
     """sentences on the results: near-identical texts on both sides of a split, what is missing from the table"""
     max_windows: int | None = None
@@ -136,9 +136,9 @@ class CardFacts:
     cap: LeakageCap | None = None
     """the cap on what the neurons reveal, and what it costs; None without one"""
     quality: QualityFacts | None = None
-    """by what nights estimate their quality; None without test documents"""
+    """facts on the quality that nights estimate; None without test documents"""
     promise: ErrorPromise | None = None
-    """of `decision.max_error`; None where it is not set"""
+    """the proof of `decision.max_error`; None where it is not set"""
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,13 @@ class NeuronTable:
     """The number of selected neurons per layer, by kind of site and pooling."""
 
     columns: tuple[str, ...]
-    """kind and pooling, as `ffn mean`"""
+    """kind of site and pooling, such as `ffn mean`"""
     rows: Mapping[int, tuple[int, ...]]
-    """by layer, the number per column"""
+    """number of neurons per column, by layer"""
 
 
 def model_card(facts: CardFacts) -> str:
-    """Return the card as Markdown with YAML metadata."""
+    """The card as Markdown with YAML metadata."""
     body = render(
         "spin.pages/model_card.md.j2",
         facts=facts,
@@ -168,12 +168,12 @@ def model_card(facts: CardFacts) -> str:
 
 
 def card_text(card: str) -> str:
-    """Return a card without its metadata, for a reader that would show them as text."""
+    """A card without its metadata, for a reader that would show them as text."""
     return ModelCard(card).text.lstrip("\n") if card.startswith("---\n") else card
 
 
 def _metadata(facts: CardFacts) -> ModelCardData:
-    """Return what a model hub indexes; the language of the corpus is not known."""
+    """The metadata that a model hub indexes; the language of the corpus is not known."""
     results = None
     if facts.tested is not None:
         metrics = {"accuracy": facts.tested.accuracy, "f1": facts.tested.macro_f1}
@@ -200,7 +200,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
 
 
 def _class_counts(facts: CardFacts) -> dict[str, list[int]]:
-    """Return the number of documents per class and split."""
+    """The number of documents per class and split."""
     indicator = facts.label_space.indicator(facts.y)
     rows = [rows_in_split(facts.splits, name) for name in SPLITS]
     return {

@@ -22,7 +22,7 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>|&~$#!])")
 
 
 def render(template: str, **context: object) -> str:
-    """Return the text of a template, given as `PACKAGE/FILE`: a file in the folder `templates` of a package.
+    """The text of a template, given as `PACKAGE/FILE`: a file in the folder `templates` of a package.
 
     Every string in `context` is escaped unless it is `Markup`: for Markdown in a template that ends with `.md.j2`, for
     HTML in any other. Raises jinja2.UndefinedError where the template uses a name that `context` lacks.
@@ -33,7 +33,7 @@ def render(template: str, **context: object) -> str:
 
 @cache
 def html_environment() -> Environment:
-    """Return the environment of all HTML templates, with the filters and functions that they use."""
+    """The environment of all HTML templates, with the filters and functions that they use."""
     environment = _environment(_valid_html)
     environment.filters |= {
         "shade": stylesheet.shade,
@@ -50,23 +50,23 @@ def html_environment() -> Environment:
 
 @cache
 def markdown_environment() -> Environment:
-    """Return the environment of all Markdown templates."""
+    """The environment of all Markdown templates."""
     return _environment(_escape_markdown)
 
 
 def content_security_policy(style: str) -> str:
-    """Return the policy that forbids everything except the one style sheet, which it names by its hash."""
+    """The policy that forbids everything except the one style sheet, which it names by its hash."""
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
 
 
 def one_line(text: str) -> str:
-    """Return a text as one line, with the characters that neither Markdown nor YAML can hold replaced."""
+    """A text as one line, with the characters that neither Markdown nor YAML can hold replaced."""
     return _INVALID.sub("\ufffd", " ".join(text.split()))
 
 
 def _environment(finalize: Callable[[object], object]) -> Environment:
-    """Return an environment whose templates print each value as `finalize` returns it."""
+    """An environment whose templates print each value as `finalize` returns it."""
     environment = Environment(
         loader=FunctionLoader(_read_template),
         autoescape=True,  # Markup is printed as it is, also that of a macro.
@@ -99,7 +99,7 @@ def _valid_html(value: object) -> object:
 
 
 def _escape_markdown(value: object) -> object:
-    """Return a text as one line of Markdown without markup."""
+    """A text as one line of Markdown without markup."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return Markup(_MARKDOWN.sub(r"\\\1", one_line(value)) or "(empty)")

@@ -17,26 +17,26 @@ _DARK = {"paper": (27, 31, 38), "for": (29, 103, 160), "against": (160, 84, 18)}
 
 @cache
 def report_css() -> str:
-    """Return the style sheet of a report: of a night, or of an audit."""
+    """The style sheet of a report: of a night, or of an audit."""
     return _read_css("base.css") + _read_css("report.css")
 
 
 @cache
 def explanation_css() -> str:
-    """Return the style sheet of an explanation page."""
+    """The style sheet of an explanation page."""
     dark = f"@media (prefers-color-scheme: dark) {{\n{_shade_rules(_DARK)}\n}}"
     written = _read_css("base.css"), _read_css("explanation.css")
     return "\n".join([*written, _panel_rules(), _shade_rules(_LIGHT), dark, ""])
 
 
 def shade(value: float, largest: float) -> str:
-    """Return the CSS class of a shade: `for-1` to `for-10`, `against-1` to `against-10`, or `even`."""
+    """The CSS class of a shade: `for-1` to `for-10`, `against-1` to `against-10`, or `even`."""
     step = round(SHADES * abs(value) / largest) if largest else 0
     return f"{'for' if value > 0 else 'against'}-{min(step, SHADES)}" if step else "even"
 
 
 def shade_scale() -> list[str]:
-    """Return the CSS classes of all shades, from the strongest against to the strongest for."""
+    """The CSS classes of all shades, from the strongest against to the strongest for."""
     return [shade(step, SHADES) for step in range(-SHADES, SHADES + 1)]
 
 
@@ -45,7 +45,7 @@ def _read_css(name: str) -> str:
 
 
 def _shade_rules(colours: dict[str, tuple[int, int, int]]) -> str:
-    """Return a rule per shade, from the colour of the paper to the full colour."""
+    """A rule per shade, from the colour of the paper to the full colour."""
     rules = []
     for sign in ("for", "against"):
         for step in range(1, SHADES + 1):
@@ -56,5 +56,5 @@ def _shade_rules(colours: dict[str, tuple[int, int, int]]) -> str:
 
 
 def _panel_rules() -> str:
-    """Return the rules that show the panel of the selected class without a script."""
+    """The rules that show the panel of the selected class without a script."""
     return "\n".join(f".page:has(#c{i}:checked) #p{i} {{ display: grid; }}" for i in range(SELECTABLE_CLASSES))

@@ -36,13 +36,13 @@ def predict_interval(costs: Floats, weights: Floats, future: float, seed: int, *
 
     `weights` (n,) say how often documents like each of the sample will come. The error of a prediction has two parts:
     the sample differs from the whole, and so do the documents to come. The first is drawn by the bootstrap over the
-    documents, in which the shares of the classes vary too (Efron & Tibshirani 1993, chapters 13 and 25); the second is
+    documents, in which the shares of the classes vary too (Efron & Tibshirani 1993, chapters 13 and 25). The second is
     normal with the standard deviation of one document over the square root of `future`, since `future` is large. Costs
     are never below 0, and neither is the interval.
 
-    The upper end is that of a sample with one document more, which costs `largest`: a sample without an error does not
-    show that there are none, and its upper end is then about three such documents in n, as by the rule of three
-    (Hanley & Lippman-Hand 1983).
+    The upper end is that of a sample with one document more, which costs `largest`. A sample without an error does not
+    show that there are none. Its upper end is then about three such documents in n, as by the rule of three (Hanley &
+    Lippman-Hand 1983).
     """
     tail = (1 - CONFIDENCE) / 2
     low = _quantile(costs, weights, future, seed, tail)

@@ -1,4 +1,4 @@
-"""What wrong labels cost: one price per error, or a price per pair of true and given class."""
+"""Costs of wrong labels: one price per error, or a price per pair of true and given class."""
 
 from __future__ import annotations
 

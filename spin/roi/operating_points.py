@@ -21,7 +21,7 @@ THOUSAND = 1000
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a classifier gives for n labelled documents under one abstention band."""
+    """The labels of a classifier for n labelled documents under one abstention band."""
 
     abstain: float
     """the band; a document within it does not exit early, and gets no label"""
@@ -32,7 +32,7 @@ class Outcome:
     probabilities: Floats
     """(n, K) calibrated, by which the expected cost is counted: of full depth, also where documents exit before"""
     seconds: float
-    """per document, with the threads of the operation"""
+    """seconds per document, with the threads of the operation"""
 
     def rows(self, rows: NDArray[np.int64]) -> Outcome:
         """The outcome for some of the documents."""
@@ -48,12 +48,12 @@ class Operation:
     exits: bool
     """whether documents exit early"""
     threads: int
-    """that its speed was measured with"""
+    """threads that its speed was measured with"""
     outcomes: tuple[Outcome, ...]
-    """by abstention band"""
+    """one outcome per abstention band"""
 
     def rows(self, rows: NDArray[np.int64]) -> Operation:
-        """The same on some of the documents."""
+        """The operation on some of the documents."""
         return replace(self, outcomes=tuple(outcome.rows(rows) for outcome in self.outcomes))
 
     def outcome(self, abstain: float) -> Outcome:
@@ -63,13 +63,13 @@ class Operation:
 
 @dataclass(frozen=True)
 class Prices:
-    """What documents cost, in the currency of the user."""
+    """Prices of computing, reviews and errors, in the currency of the user."""
 
     errors: ErrorCosts
     review: float
-    """of a document that people label; they are taken to make no errors"""
+    """price of a document that people label; they are taken to make no errors"""
     cpu_hour: float
-    """of one core"""
+    """price of an hour of one core"""
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class OperatingPoint:
     compute: float
     review: float
     expected: float
-    """of errors, by the calibrated probabilities of full depth"""
+    """cost of errors, by the calibrated probabilities of full depth"""
     realised: float
-    """of errors, by the labels"""
+    """cost of errors, by the labels"""
     interval: Interval | None = None
     """95 % prediction interval of the total of the documents to come; of the best point of a classifier"""
 
@@ -100,7 +100,7 @@ class OperatingPoint:
 
     @property
     def total(self) -> float:
-        """By the labels."""
+        """The sum of the costs, with those of errors by the labels."""
         return self.compute + self.review + self.realised
 
 
@@ -114,8 +114,8 @@ def weigh_points(operation: Operation, y: Targets, prices: Prices, mix: Floats |
     """The costs of an operation on n documents with true targets `y`, at every abstention band.
 
     `mix` (K,) are the shares of the classes among the documents to come, if they differ from those of `y`. The
-    documents of a class are then weighted by their labels, and the probabilities by Bayes' rule for a change of the
-    classes' shares (Saerens, Latinne & Decaestecker 2002).
+    documents of a class are then weighted by their labels. The probabilities are weighted by Bayes' rule for a change
+    of the classes' shares (Saerens, Latinne & Decaestecker 2002).
     """
     return [_weigh(operation, outcome, y, prices, mix) for outcome in operation.outcomes]
 

@@ -12,7 +12,7 @@ from spin.roi.roi_report import RoiReport
 
 
 def roi_page(report: RoiReport) -> str:
-    """Return the HTML of a report: the best point, the curve, all classifiers, the alternatives and the settings."""
+    """The HTML of a report: the best point, the curve, all classifiers, the alternatives and the settings."""
     names = list(dict.fromkeys(operation_name(point) for point in report.points))
     lines = [
         Line(name, [(p.abstain, p.expected_total) for p in report.points if operation_name(p) == name])

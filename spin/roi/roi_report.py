@@ -40,11 +40,11 @@ class RoiReport:
     volume: float
     """documents to classify"""
     labelling: float | None
-    """of all labelled documents of the training; None where their number is not known"""
+    """cost of labelling all documents of the training; None where their number is not known"""
     points: tuple[OperatingPoint, ...]
     """every classifier with and without exits, at every abstention band"""
     bests: tuple[OperatingPoint, ...]
-    """of every classifier with and without exits the best point, with its interval"""
+    """the best point of every classifier with and without exits, with its interval"""
     alternatives: tuple[Alternative, ...]
 
     @property

@@ -17,17 +17,17 @@ _SECRET_PARAMETER = re.compile(
 
 
 def holds_password(text: str) -> bool:
-    """Return whether a text holds a URI with a password."""
+    """Whether a text holds a URI with a password."""
     return _PASSWORD.search(text) is not None
 
 
 def holds_user_part(text: str) -> bool:
-    """Return whether a text holds a URI with a part before @: the name of a user, or a token in its place."""
+    """Whether a text holds a URI with a part before @: the name of a user, or a token in its place."""
     return _USER_PART.search(text) is not None
 
 
 def mask_credentials(text: str) -> str:
-    """Return a text for a message or a log, with asterisks for what may be a credential in its URIs.
+    """A text for a message or a log, with asterisks for what may be a credential in its URIs.
 
     That is everything before an @, since a token may stand in the place of the user, and parameters named like secrets.
     """

@@ -109,5 +109,5 @@ class DataSettings(Section):
     )
 
     def file_format(self) -> dict[str, str]:
-        """How CSV and JSONL files are read, as plans say it."""
+        """The delimiter and the encoding of CSV and JSONL files, as plans hold them."""
         return self.model_dump(include={"delimiter", "encoding"})

@@ -1,4 +1,4 @@
-"""What all sections of the settings file have in common."""
+"""The base of all sections of the settings file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Section(BaseModel):
 
 
 def not_empty(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the values of a list. Raises ValueError for a list without any."""
+    """The values of a list. Raises ValueError for a list without any."""
     if not values:
         raise ValueError("expected at least one")
     return values

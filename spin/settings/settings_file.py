@@ -38,12 +38,12 @@ def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
 
 
 def parse_settings(tree: dict[str, Any], origin: str = "settings") -> Settings:
-    """Return the settings of a mapping. Raises UserError with every mistake in one line."""
+    """The settings of a mapping. Raises UserError with every mistake in one line."""
     return parse_section(Settings, tree, origin)
 
 
 def parse_section(section: type[S], tree: S | Mapping[str, Any], origin: str) -> S:
-    """Return a section of settings with the values of a mapping. Raises UserError with every mistake in one line."""
+    """A section of settings with the values of a mapping. Raises UserError with every mistake in one line."""
     try:
         return section.model_validate(tree)
     except ValidationError as error:
@@ -101,12 +101,12 @@ def _list_settings(section: type[Section], prefix: str = "") -> Iterator[str]:
 
 
 def _mask_password(value: object) -> str:
-    """Return a value as it was typed, for a message, or asterisks if it holds a password, or for the user in a URI."""
+    """A value as it was typed, for a message, or asterisks if it holds a password, or for the user in a URI."""
     return "'***'" if holds_password(repr(value)) else mask_credentials(repr(value))
 
 
 def _describe_yaml_error(error: Exception) -> str:
-    """Return what is wrong with a YAML file, and where, without the line itself, which may hold a password."""
+    """The error in a YAML file with its line number, without the line itself, which may hold a password."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem}, in line {error.problem_mark.line + 1}"
     return " ".join(str(error).split())

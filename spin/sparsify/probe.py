@@ -176,12 +176,11 @@ def decide(logits: Floats, label_space: LabelSpace) -> Targets:
 def fit_probes(activations: Mapping[FeatureColumn, Floats], data: TrainingData, settings: ProbeSettings) -> list[Probe]:
     """Fit the paths of feature columns of one width and keep for each the penalty that validation chooses.
 
-    `activations` are raw and of all rows (n, width). For each class k the objective is
-    sum_i s_ki log(1 + exp(-y_ki (x_i w_k + b_k))) + lam_k |w_k|_1 with class weights s. The penalties are shares of
-    each class's own lam_max, so that a rare class keeps its neurons: geometric from 1 to `min_ratio`, then further
-    down while validation improves. With cross-validation the mean over folds chooses the share, and the probe is
-    fitted on all labelled rows at that share. A CPU follows the paths one after another, warm-started; a GPU solves
-    them at once.
+    `activations` are raw and of all rows (n, width). For each class k the objective is sum_i s_ki log(1 + exp(-y_ki
+    (x_i w_k + b_k))) + lam_k |w_k|_1 with class weights s. The penalties are shares of each class's own lam_max, so
+    that a rare class keeps its neurons. They fall geometrically from 1 to `min_ratio`, then further while validation
+    improves. With cross-validation the mean over folds chooses the share, and the probe is fitted on all labelled rows
+    at that share. A CPU follows the paths one after another, warm-started; a GPU solves them at once.
     """
     columns = range(len(activations))
     tolerance = TOLERANCE if len(data.folds) == 1 else _FOLD_TOLERANCE
@@ -212,9 +211,9 @@ def fit_probes(activations: Mapping[FeatureColumn, Floats], data: TrainingData, 
 def _choose_penalties(scores: Floats, folds: Sequence[Fold]) -> NDArray[np.int64]:
     """The index of each column's penalty (P,) by scores (F, L, P) of F folds and L falling penalties.
 
-    With a single fold it is the best one, the largest among equals. With several folds it is the smallest penalty
-    that is not worse than the best by more than one standard error: the best of few documents is drawn from noise,
-    and a neuron too many does less harm than one too few.
+    With a single fold it is the best one, the largest among equals. With several folds it is the smallest penalty that
+    is not worse than the best by more than one standard error. The best of few documents is drawn from noise, and a
+    neuron too many does less harm than one too few.
     """
     mean = scores.mean(0)
     best = mean.argmax(0)

@@ -43,7 +43,7 @@ class RidgeImportance:
     importance: Floats
     """(width,) each neuron's share of the squared weights of all columns, summed over the classes"""
     folds: tuple[Floats, ...] = ()
-    """(width,) each: the same of a regression on the training rows of each fold alone"""
+    """(width,) each: importance by a regression on the training rows of each fold alone"""
 
     def to_bytes(self) -> bytes:
         """A safetensors file of the values; the column is the key that it is stored under."""
@@ -62,12 +62,12 @@ def fit_ridge(
 ) -> list[RidgeImportance]:
     """The importance of the neurons of `columns` in a ridge regression of the classes on all neurons.
 
-    The regression is solved in its dual form (Saunders et al. 1998), whose Gram matrix (n, n) is a sum over columns:
-    each member of a process group reads its own `columns`, one at a time and each of them twice. At most
-    `MOST_ROWS` rows are used, and one of each group of near-identical documents, which would vouch for each other.
-    The penalty of each fold predicts left-out training rows best; on all rows it is the one that most folds chose.
-    Where a document has one class, rows whose label the regression without them contradicts are left out, so that
-    wrong labels do not choose neurons.
+    The regression is solved in its dual form (Saunders et al. 1998), whose Gram matrix (n, n) is a sum over columns.
+    Each member of a process group reads its own `columns`, one at a time and each of them twice. At most `MOST_ROWS`
+    rows are used, and one of each group of near-identical documents, which would vouch for each other. The penalty of
+    each fold predicts left-out training rows best; on all rows it is the one that most folds chose. Where a document
+    has one class, rows whose label the regression without them contradicts are left out, so that wrong labels do not
+    choose neurons.
     """
     group = group or ProcessGroup()
     rows = choose_rows(data)

@@ -17,7 +17,7 @@ Entry = tuple[int, int, int]
 
 
 class TokenTable:
-    """What tokens hold, which is computed once per token: few of them make most of any text.
+    """The entries of tokens, which are computed once per token: few of them make most of any text.
 
     A token is here what white space separates. `analyze` returns the entries of one. Threads may share a table.
     """

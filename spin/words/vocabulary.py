@@ -16,7 +16,7 @@ from spin.attribution.text_words import Ints
 from spin.words.token_table import Entry, TokenTable
 
 Unit = Literal["words", "characters"]
-"""what the terms of a vocabulary are made of"""
+"""unit that the terms of a vocabulary are made of"""
 UNITS: Mapping[Unit, Mapping[str, Any]] = {
     "words": {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w\w+\b"},
     "characters": {"analyzer": "char_wb", "ngram_range": (3, 4)},
@@ -87,7 +87,7 @@ class Vocabulary:
         return TermPlaces(owners, terms, spans, self._part_values(len(texts), owners, terms))
 
     def _read(self, tokens: Sequence[list[str]]) -> tuple[Ints, Ints, Ints]:
-        """What the tokens of n texts hold: positions (m,) of texts and of tokens, and entries (m, 3) of `_analyze`."""
+        """The entries (m, 3) of `_analyze` in the tokens of n texts, after the positions (m,) of texts and tokens."""
         entries, at = self._table.look_up(list(chain.from_iterable(tokens)))
         return np.repeat(np.arange(len(tokens)), list(map(len, tokens)))[at], at, entries
 
@@ -118,7 +118,7 @@ class Vocabulary:
         return np.asarray(weights / length[owners] / places)
 
     def _analyze(self, token: str) -> list[Entry]:
-        """For each word of a token in lower case, or each term of characters, its number, start and end."""
+        """The number, start and end of each word of a token in lower case, or of each term of characters."""
         if self.unit == "words":
             number = self._lexicon.numbers.get
             words = re.finditer(UNITS["words"]["token_pattern"], token)
@@ -144,7 +144,7 @@ class Vocabulary:
         return np.array([1 + (self.unit == "words" and " " in term) for term in self.terms], np.int64)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what each process computes for itself, which is larger."""
+        """The state without the tables that each process computes for itself, which are larger."""
         return {"unit": self.unit, "terms": self.terms, "idf": self.idf}
 
 
@@ -158,7 +158,7 @@ class _Lexicon:
     pairs: Ints
     """(p,) the numbers of both words of each pair as one, ascending"""
     terms_of_pairs: Ints
-    """(p,)"""
+    """(p,) the term that is each of these pairs"""
 
     @classmethod
     def of(cls, terms: Sequence[str]) -> _Lexicon:
@@ -204,7 +204,7 @@ def _strings_of(token: str) -> list[str]:
 
 
 def _find_starts(texts: Sequence[str], tokens: Sequence[list[str]]) -> Ints:
-    """Where each token starts in its text, by the texts and their tokens, which are what white space divides."""
+    """The start of each token in its text, by the texts and their tokens, which white space divides."""
     lengths = np.fromiter(map(len, chain.from_iterable(tokens)), np.int64)
     ends = np.cumsum([0, *map(len, tokens)])
     before = np.concatenate([[0], np.cumsum(lengths + 1)])  # where each token starts if a space stands between any two

@@ -21,7 +21,7 @@ _PART = 2_048
 
 @dataclass(frozen=True)
 class TermContribution:
-    """What a term in a text adds to the logits of a word regression."""
+    """The contribution of a term in a text to the logits of a word regression."""
 
     unit: Unit
     term: str
@@ -53,7 +53,7 @@ class WordRegression:
         return predict_with_each([self], texts)[0]
 
     def contributions(self, text: str) -> list[TermContribution]:
-        """What each term in a text adds to its logits: the sum, plus the intercept, is the logits."""
+        """The contributions of the terms in a text: with the intercept they add up to the logits."""
         terms: list[TermContribution] = []
         offset = 0
         for vocabulary in self.vocabularies:
@@ -70,7 +70,7 @@ class WordRegression:
         return terms
 
     def places(self, texts: Sequence[str], weights: Floats) -> Places:
-        """What stands at the places of all terms in n texts: their parts of the sum of logits, by weights (n, K)."""
+        """The places of all terms in n texts with their parts of the sum of logits, by weights (n, K)."""
         parts, offset = [], 0
         for vocabulary in self.vocabularies:
             found = vocabulary.find_terms(texts)

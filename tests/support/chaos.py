@@ -22,7 +22,7 @@ from pipelines.registry.night_summary import NightSummary
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult
-from pipelines.workers.map_shards import map_shards
+from pipelines.workers.map_shards import ShardWork, map_shards
 from pipelines.workers.train_group import GroupWork, run_group
 from spin.errors import SpinError, UserError
 from spin.settings import RaySettings, parse_settings
@@ -151,17 +151,8 @@ def _hang(output: str, stall_seconds: int) -> None:
     shards = [Shard(n, (Piece("nowhere", "jsonl", n, n + 1),)) for n in range(3)]
     settings = RaySettings(workers=2, stall_seconds=stall_seconds)
     with Lease(Store(output)) as lease:
-        map_shards(
-            SleepingStep,
-            (),
-            shards,
-            Store(output),
-            settings,
-            counts_type=ShardCounts,
-            stage="trial",
-            documents=3,
-            lease=lease,
-        )
+        work = ShardWork(SleepingStep, (), ShardCounts, Store(output), settings, stage="trial", token=lease.number)
+        map_shards(work, shards, lease, documents=3)
 
 
 def run_group_worker(log: str, device: str) -> None:

@@ -15,7 +15,7 @@ from pipelines.nightly.tables.night_history import PredictionRow, list_nights, r
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, PREDICTIONS, NightTables, read_rows
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog
-from pipelines.workers.map_shards import map_shards
+from pipelines.workers.map_shards import ShardWork, map_shards
 from spin.settings import load_settings
 from tests.support.chaos import FolderRegistry
 
@@ -90,9 +90,9 @@ def run_shards_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def call_before_stage(stage: str, action: Callable[[ShardLog], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Call a function with the shard log of a stage before that stage computes anything."""
 
-    def act_and_map(*args: Any, **keywords: Any) -> Any:
-        if keywords["stage"] == stage:
-            action(ShardLog(args[3], token=keywords["token"], layout=keywords["layout"]))
-        return map_shards(*args, **{**keywords, "here": True})
+    def act_and_map(work: ShardWork[Any], *args: Any, **keywords: Any) -> Any:
+        if work.stage == stage:
+            action(work.open_log())
+        return map_shards(work, *args, **{**keywords, "here": True})
 
     monkeypatch.setattr(night_pass, "map_shards", act_and_map)

@@ -57,18 +57,18 @@ def gated_nights() -> Iterator[None]:
 
 def restore(output: str, model: str, run: str) -> None:
     """Publish a run again."""
-    tables = NightTables(Store(output))
-    token = claim(tables, model, retry_seconds=RETRY_SECONDS)
-    restore_night(tables, run, token=token, retry_seconds=RETRY_SECONDS)
+    tables = NightTables(Store(output, RETRY_SECONDS))
+    token = claim(tables, model)
+    restore_night(tables, run, token=token)
 
 
 def vacuum(output: str, later: timedelta) -> None:
     """Vacuum as if the clock were `later`."""
-    tables = NightTables(Store(output))
-    claims = {model: claim(tables, model, retry_seconds=RETRY_SECONDS) for model in models_of(tables)}
+    tables = NightTables(Store(output, RETRY_SECONDS))
+    claims = {model: claim(tables, model) for model in models_of(tables)}
     if claims:
         plan = plan_vacuum(tables, now=datetime.now(UTC) + later, age=timedelta(hours=24))
-        run_vacuum(tables, plan, claims, retry_seconds=RETRY_SECONDS)
+        run_vacuum(tables, plan, claims)
 
 
 def run_request(output: str, request: Request) -> CommandResult:

@@ -34,13 +34,12 @@ from pipelines.nightly.tables.publication import (
 from pipelines.storage.delta_table import DataFile
 from pipelines.storage.object_store import Store
 
-RETRY_SECONDS = 20.0
 DATE, MODEL = "2026-03-01", "topics"
 
 
 def claim_model(tables: NightTables, model: str = MODEL) -> int:
     """Claim a model's nights; returns the token."""
-    return claim(tables, model, retry_seconds=RETRY_SECONDS)
+    return claim(tables, model)
 
 
 def prediction(id: str, **columns: Any) -> dict[str, Any]:
@@ -115,7 +114,7 @@ def run_night(out: Store, ids: Sequence[str], *, model: str = MODEL, **options: 
     tables = NightTables(out)
     token = claim_model(tables, model)
     night = write_night(tables, token, ids, model=model, **options)
-    publish_night(tables, night, token=token, kept=options.get("kept", NO_COLUMNS), retry_seconds=RETRY_SECONDS)
+    publish_night(tables, night, token=token, kept=options.get("kept", NO_COLUMNS))
     return night
 
 

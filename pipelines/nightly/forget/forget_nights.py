@@ -35,10 +35,6 @@ from pipelines.nightly.tables.publication import claim, clean_side_tables, publi
 from pipelines.nightly.tables.vacuum import models_of
 from pipelines.storage.lease import user_name
 from pipelines.storage.records import to_json
-from spin.settings import RaySettings
-
-_RETRY_SECONDS = RaySettings().retry_seconds
-"""for which a commit is tried again while the store does not answer"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +103,7 @@ def _claim_all(tables: NightTables, leases: ExitStack) -> dict[str, int]:
     while missing := [model for model in models_of(tables) if model not in claims]:
         for model in missing:
             leases.enter_context(lease_model(tables.out, model))
-            claims[model] = claim(tables, model, retry_seconds=_RETRY_SECONDS)
+            claims[model] = claim(tables, model)
     return claims
 
 
@@ -137,7 +133,7 @@ def _forget(tables: NightTables, forgotten: ForgottenIds, claims: Mapping[str, i
         files, held = _find_rows(tables, night, forgotten)
         if held:
             rewriting = Rewriting(tables, night, files, held, forgotten)
-            record = rewriting.publish(claims[night.model], retry_seconds=_RETRY_SECONDS)
+            record = rewriting.publish(claims[night.model])
             removed.append(held)
             rewritten[night.run] = record.run
     given_up = _give_up_and_delete(tables, forgotten, claims)
@@ -197,7 +193,7 @@ def _give_up_and_delete(tables: NightTables, forgotten: ForgottenIds, claims: Ma
     for run in given_up:
         abandon_run(tables.out, run)
     unused = find_unused(tables, claims)
-    clean_side_tables(tables, claims, retry_seconds=_RETRY_SECONDS)
+    clean_side_tables(tables, claims)
     tables.out.delete_many(unused)
     return given_up
 

@@ -51,7 +51,7 @@ class Rewriting:
     forgotten: ForgottenIds
     """ids of these rows"""
 
-    def publish(self, token: int, *, retry_seconds: float) -> NightRecord:
+    def publish(self, token: int) -> NightRecord:
         """Write the run that replaces the old one, publish it under the claim `token`, and return its record.
 
         Until it is complete it counts as given up: nobody goes on with it if this process ends in between. Raises as
@@ -66,7 +66,7 @@ class Rewriting:
         record = finish_run(out, self._begin(token), token=token, files=files)
         kept = schema_of(store.read_json(KEPT) or {})
         revive_run(out, name)
-        publish_night(self.tables, record, token=token, kept=kept, retry_seconds=retry_seconds)
+        publish_night(self.tables, record, token=token, kept=kept)
         return record
 
     def _begin(self, token: int) -> RunRecord:

@@ -61,11 +61,11 @@ class InputRow:
     """why it is quarantined"""
 
 
-def claim(tables: NightTables, model: str, *, retry_seconds: float) -> int:
+def claim(tables: NightTables, model: str) -> int:
     """Create the tables if they are missing, claim a model's nights and return the token of the claim.
 
     No run of this model that was claimed earlier can be published from then on. Tokens only grow; one may be skipped.
-    Raises UnavailableError if the store does not take the claim within `retry_seconds`.
+    Raises UnavailableError if the store does not take the claim within its `retry_seconds`.
     """
 
     def attempt() -> int:
@@ -75,7 +75,7 @@ def claim(tables: NightTables, model: str, *, retry_seconds: float) -> int:
         snapshot.commit_transaction(_model_app(model), token, metadata={"model": model, "claim": str(token)})
         return token
 
-    return retry_commits(retry_seconds)(attempt)
+    return retry_commits(tables.out)(attempt)
 
 
 def require_claim(tables: NightTables, model: str, token: int) -> None:
@@ -111,7 +111,6 @@ def publish_night(
     *,
     token: int,
     kept: pa.Schema = NO_COLUMNS,
-    retry_seconds: float,
 ) -> None:
     """Publish a finished run as the night of its date and model, in place of the run that was there.
 
@@ -120,16 +119,16 @@ def publish_night(
 
     Raises HeldError if the model has been claimed again, UserError if a file of the run is missing or has another
     size, or if a kept column has another type by now, and UnavailableError if others commit, or the store does not
-    answer, for more than `retry_seconds`; the same command may then succeed later.
+    answer, for more than its `retry_seconds`; the same command may then succeed later.
     """
     if not night.files.get(PREDICTIONS):
         raise ValueError(f"{night.run} has no file of predictions; expected one, with 0 rows if need be")
-    if not retry_commits(retry_seconds)(_is_published, tables, night):
-        _commit_night(tables, night, token, kept, retry_seconds)
-    _remove_replaced_rows_or_log(tables, night.model, token, retry_seconds)
+    if not retry_commits(tables.out)(_is_published, tables, night):
+        _commit_night(tables, night, token, kept)
+    _remove_replaced_rows_or_log(tables, night.model, token)
 
 
-def restore_night(tables: NightTables, run: str, *, token: int, retry_seconds: float) -> NightRecord:
+def restore_night(tables: NightTables, run: str, *, token: int) -> NightRecord:
     """Publish a run of a night again, its rows in the side tables included, and return its record.
 
     `token` is a claim of its model. Raises UserError if there is no such run, if it was never published, was given up,
@@ -143,10 +142,9 @@ def restore_night(tables: NightTables, run: str, *, token: int, retry_seconds: f
             "its runs"
         )
     if night.incremental:
-        retrying = retry_commits(retry_seconds)
-        retrying(require_not_taken, tables, night)
-    _commit_night(tables, night, token, NO_COLUMNS, retry_seconds)
-    _remove_replaced_rows_or_log(tables, night.model, token, retry_seconds)
+        retry_commits(tables.out)(require_not_taken, tables, night)
+    _commit_night(tables, night, token, NO_COLUMNS)
+    _remove_replaced_rows_or_log(tables, night.model, token)
     return night
 
 
@@ -173,7 +171,7 @@ def published_files(tables: NightTables, *, date: str, model: str, run: str) -> 
     return {table: tables.open(table).files(partition_of(table, date=date, model=model, run=run)) for table in TABLES}
 
 
-def clean_side_tables(tables: NightTables, claims: Mapping[str, int], *, retry_seconds: float) -> None:
+def clean_side_tables(tables: NightTables, claims: Mapping[str, int]) -> None:
     """Remove the rows of replaced runs from the side tables, before their files are deleted.
 
     `claims` holds the token of the claim of every model of the output. The claims are committed to the side tables
@@ -182,7 +180,7 @@ def clean_side_tables(tables: NightTables, claims: Mapping[str, int], *, retry_s
     """
     for model, token in claims.items():
         for commit in (claim_side_tables, remove_replaced_rows):
-            retry_commits(retry_seconds)(commit, tables, model, token)
+            retry_commits(tables.out)(commit, tables, model, token)
 
 
 def remove_replaced_rows(tables: NightTables, model: str, token: int) -> None:
@@ -202,9 +200,9 @@ def remove_replaced_rows(tables: NightTables, model: str, token: int) -> None:
             side.remove_partitions(replaced)
 
 
-def _commit_night(tables: NightTables, night: NightRecord, token: int, kept: pa.Schema, retry_seconds: float) -> None:
+def _commit_night(tables: NightTables, night: NightRecord, token: int, kept: pa.Schema) -> None:
     """Commit a run to the side tables and then to the predictions, once its claim and its files have been checked."""
-    retrying = retry_commits(retry_seconds)
+    retrying = retry_commits(tables.out)
     retrying(require_claim, tables, night.model, token)
     retrying(require_complete, tables, night.run, night.files)
     for table in SIDE_TABLES:
@@ -212,10 +210,10 @@ def _commit_night(tables: NightTables, night: NightRecord, token: int, kept: pa.
     retrying(_commit_predictions, tables, night, token, kept)
 
 
-def _remove_replaced_rows_or_log(tables: NightTables, model: str, token: int, retry_seconds: float) -> None:
+def _remove_replaced_rows_or_log(tables: NightTables, model: str, token: int) -> None:
     """Remove the side rows of replaced runs; a failure changes nothing about the night, and the next one does it."""
     try:
-        retry_commits(retry_seconds)(remove_replaced_rows, tables, model, token)
+        retry_commits(tables.out)(remove_replaced_rows, tables, model, token)
     except (HeldError, UnavailableError):
         _log.warning("%s: rows of replaced runs stay in the side tables for now", tables.out.uri)
         _log.debug("they could not be removed", exc_info=True)

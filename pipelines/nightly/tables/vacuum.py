@@ -91,7 +91,7 @@ def plan_vacuum(tables: NightTables, *, now: datetime, age: timedelta) -> Vacuum
     return VacuumPlan(tuple(abandon), keys, sum(item.size for item in delete))
 
 
-def run_vacuum(tables: NightTables, plan: VacuumPlan, claims: Mapping[str, int], *, retry_seconds: float) -> None:
+def run_vacuum(tables: NightTables, plan: VacuumPlan, claims: Mapping[str, int]) -> None:
     """Carry out a plan. `claims` holds the token of the claim of every model in `models_of`.
 
     Runs are given up before their files are deleted, and `clean_side_tables` checks the claims in between: a driver
@@ -100,7 +100,7 @@ def run_vacuum(tables: NightTables, plan: VacuumPlan, claims: Mapping[str, int],
     """
     for run in plan.abandon:
         abandon_run(tables.out, run)
-    clean_side_tables(tables, claims, retry_seconds=retry_seconds)
+    clean_side_tables(tables, claims)
     tables.out.delete_many(plan.delete)
 
 

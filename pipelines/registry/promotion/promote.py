@@ -189,7 +189,7 @@ def history(registry: Registry) -> list[ChampionEvent]:
 
 def _promotion_lease(registry: Registry) -> Lease:
     """One move at a time among the drivers that share a store."""
-    return Lease(Store(registry.settings.store.uri) / "promotion")
+    return Lease(Store.of(registry.settings) / "promotion")
 
 
 def _state(registry: Registry) -> _State:

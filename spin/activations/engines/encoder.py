@@ -38,7 +38,7 @@ class BlockSegment:
     neurons: Mapping[FeatureColumn, NDArray[np.int64] | None]
     """the indices of the neurons to read for each feature column, ascending; None: all neurons of the site"""
     directions: TokenDirections | None = None
-    """what tokens are projected on, where their shares in the pooled values are wanted too"""
+    """directions that tokens are projected on, where their shares in the pooled values are wanted too"""
 
     @property
     def projects(self) -> bool:
@@ -74,12 +74,13 @@ def split_segments(neurons: Mapping[FeatureColumn, NDArray[np.int64]], stops: Se
 class NeuronEncoder(nn.Module):
     """A module that runs a segment of blocks and returns the pooled activations of its neurons.
 
-    Takes token ids and mask (B, T) and, if the segment has blocks before it, the residual stream after those
-    (B, T, hidden size); the mask is that of `Backbone.pad_tokens`. Returns the values (B, p) float32 of the segment's
-    columns side by side and, with `carry`, the residual stream after its last block (B, T, hidden size). Between them,
-    where shares of tokens are wanted, stand the projections (B, T, R) of the tokens onto the segment's directions, if
-    it has columns under mean, and the positions (B, m) of the largest values of its m neurons under max. It is plain
-    torch, so that the same module is run, compiled and exported. Not safe for threads: hold `HOOK_LOCK`.
+    Takes token ids and mask (B, T), as `Backbone.pad_tokens` returns them. If the segment has blocks before it, it also
+    takes the residual stream after those (B, T, hidden size). Returns the values (B, p) float32 of the segment's
+    columns side by side. With `carry`, it also returns the residual stream after its last block (B, T, hidden size).
+    Where shares of tokens are wanted, more tensors stand between them. For columns under mean, these are the
+    projections (B, T, R) of the tokens onto the segment's directions. For its m neurons under max, these are the
+    positions (B, m) of the largest values. It is plain torch, so that the same module is run, compiled and exported.
+    Not safe for threads: hold `HOOK_LOCK`.
     """
 
     def __init__(self, backbone: Backbone, segment: BlockSegment, *, carry: bool = False) -> None:
@@ -142,12 +143,12 @@ class NeuronEncoder(nn.Module):
 
 
 class _SiteReading(NamedTuple):
-    """What is read at a site."""
+    """Outputs of a forward pass at one site."""
 
     pooled: dict[FeatureColumn, Tensor]
-    """(B, n neurons) of each column"""
+    """(B, n neurons) pooled values of each column"""
     positions: dict[FeatureColumn, Tensor]
-    """(B, n neurons) of each column under max, where they are wanted"""
+    """(B, n neurons) positions of the largest values, of each column under max, where they are wanted"""
     projections: list[Tensor]
     """(B, T, R) if they are wanted and a column is pooled by mean"""
 
@@ -159,8 +160,8 @@ class _NeuronGather(nn.Module):
     a one-hot matrix, which is far faster than gathering values that lie in rows; OpenVINO gathers by index, or takes a
     slice if the wanted neurons are the first ones.
 
-    A mean in float32 in torch is that of all neurons, of which the wanted ones are taken: its last bits depend on the
-    number of neurons that are pooled together, and are to be the same whatever other neurons are read with them.
+    A mean in float32 in torch is that of all neurons, of which the wanted ones are taken. Its last bits depend on the
+    number of neurons that are pooled together. They are to be the same whatever other neurons are read with them.
     """
 
     def __init__(
@@ -227,7 +228,7 @@ class _NeuronGather(nn.Module):
         return linear.requires_grad_(False)
 
     def forward(self, values: Tensor, mask: Tensor, content: Tensor, own: Tensor | None = None) -> _SiteReading:
-        """What is pooled of each column, and of its tokens, from a site's values (B, T, width) and masks (B, T)."""
+        """The pooled values of each column, and readings of its tokens, by values (B, T, width) and masks (B, T)."""
         gathered = values
         if self.gather_first:
             gathered = self._gather(values)
@@ -291,7 +292,7 @@ def _own_content(content: Tensor, own: Tensor) -> Tensor:
 
 @contextmanager
 def _resume_after(backbone: Backbone, start: int, hidden: Tensor | None) -> Iterator[None]:
-    """Within the context a forward pass skips the first `start` blocks and goes on from `hidden` (B, T, hidden size).
+    """Let forward passes within the context skip the first `start` blocks and begin at `hidden` (B, T, hidden size).
 
     Without `hidden` nothing is skipped. The model itself makes masks and positions as ever, so this holds for all
     families.

@@ -71,7 +71,7 @@ def compare_engines(backbone: Backbone) -> TrialReport:
     """Report the column whose error in OpenVINO is largest, measured by what it is allowed.
 
     The texts run alone and in batches with padding. A backbone that loses much in bfloat16 in torch too is allowed
-    twice as much in OpenVINO; to find out, its weights are converted to bfloat16 for good.
+    twice as much in OpenVINO. To find out, its weights are converted to bfloat16 for good.
     """
     segments, batches = sample_segments(backbone), list(sample_batches(backbone))
     expected = [_run(TorchEngine(backbone, segments), *batch) for batch in batches]

@@ -22,13 +22,13 @@ _TOLERANCE = 1e-3
 
 @contextmanager
 def order_wanted_first(backbone: Backbone, segment: BlockSegment) -> Iterator[BlockSegment]:
-    """Within the context the FFNs of a segment have the neurons that are read of them first.
+    """Move the neurons that are read to the front of a segment's FFNs, within the context.
 
-    Yields the segment with the new indices of the neurons. An FFN computes the same in any order of its inner neurons,
-    and a graph takes the first of them in a fraction of the time that gathering takes. The weights are replaced by
-    permuted copies: they may be mapped from a file, which writing would load into memory for good. Where the order
-    changes what the segment computes, as in a family whose FFN has another shape, it is left as it is. Not safe for
-    threads: hold `HOOK_LOCK`.
+    Yields the segment with the new indices of the neurons. An FFN computes the same in any order of its inner neurons.
+    A graph takes the first of them in a fraction of the time that gathering takes. The weights are replaced by permuted
+    copies: they may be mapped from a file, which writing would load into memory for good. Where the order changes what
+    the segment computes, as in a family whose FFN has another shape, it is left as it is. Not safe for threads: hold
+    `HOOK_LOCK`.
     """
     unions = _unions(backbone, segment)
     if not unions:
@@ -72,7 +72,7 @@ def _renumber(segment: BlockSegment, unions: Mapping[Site, NDArray[np.int64]]) -
 
 @contextmanager
 def _permute(backbone: Backbone, layer: int, order: Tensor) -> Iterator[None]:
-    """Within the context the inner neurons of a block's FFN are in another order."""
+    """Put the inner neurons of a block's FFN in another order, within the context."""
     permuted = _permuted_weights(backbone, layer, order.to(backbone.device))
     before = [parameter.data for parameter, _ in permuted]
     try:
@@ -98,7 +98,7 @@ def _permuted_weights(backbone: Backbone, layer: int, order: Tensor) -> list[tup
 
 
 def _outputs(backbone: Backbone, segment: BlockSegment) -> tuple[Tensor, ...]:
-    """What a segment returns for a few tokens, the residual stream after it included."""
+    """The outputs of a segment for a few tokens, with the residual stream after it."""
     encoder = NeuronEncoder(backbone, segment, carry=True)
     with torch.inference_mode():
         return encoder(*encoder.example_inputs())

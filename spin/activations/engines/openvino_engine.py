@@ -118,8 +118,8 @@ def _compile(graph: Any, precision: str, streams: int, max_tokens: int) -> Any:
 def _graph_inputs(ids: Tensor, mask: Tensor, hidden: Any = None) -> list[Any]:
     """The inputs of a graph as arrays.
 
-    A batch of another size is filled up to a multiple of `BATCH_MULTIPLE` with copies of its last document, since the
-    first batch of a new shape takes twice as long.
+    A batch of another size is filled up to a multiple of `BATCH_MULTIPLE` with copies of its last document. That saves
+    time: the first batch of a new shape takes twice as long.
     """
     inputs = [ids.numpy(), mask.long().numpy(), *([] if hidden is None else [hidden.numpy()])]
     missing = -len(ids) % BATCH_MULTIPLE if len(ids) > BATCH_MULTIPLE else 0

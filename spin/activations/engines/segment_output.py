@@ -1,4 +1,4 @@
-"""What an engine returns of a batch of documents that ran through a segment of blocks."""
+"""The output of an engine for a batch of documents that ran through a segment of blocks."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from spin.attribution.token_sums import TokenReadings
 
 
 class SegmentOutput(NamedTuple):
-    """What a segment of blocks returns for a batch of documents."""
+    """The output of a segment of blocks for a batch of documents."""
 
     values: Floats
     """(B, p) float32 of the segment's columns side by side"""
     hidden: Any
     """the hidden states for the next segment, None after the last; `hidden[rows]` are those of some documents"""
     tokens: TokenReadings | None
-    """what was read of single tokens, None unless the segment has directions"""
+    """readings of single tokens; None unless the segment has directions"""
 
 
 def read_tokens(segment: BlockSegment, outputs: Sequence[NDArray[Any]], width: int) -> TokenReadings | None:
-    """What the outputs of a segment's `NeuronEncoder`, without hidden states, hold of `width` tokens per text."""
+    """The readings of `width` tokens per text in the outputs of a segment's `NeuronEncoder`, without hidden states."""
     if segment.directions is None:
         return None
     values, *others = outputs

@@ -17,7 +17,7 @@ Run = Callable[..., tuple[Tensor, ...]]
 """takes the inputs of a `NeuronEncoder` and returns its outputs"""
 Batches = Sequence[tuple[Tensor, ...]]
 _MIN_SPEEDUP = 1.2
-"""how many times as fast a graph must be: at equal speed chance would decide, and workers would round differently"""
+"""least ratio of speeds for a graph: at equal speed chance would decide, and workers would round differently"""
 _SHAPES = ((64, 32), (16, 128))
 """documents and tokens of the batches that are timed"""
 _TOLERANCE = 0.02

@@ -27,7 +27,7 @@ class BatchedPaths:
     """
 
     lam_max: NDArray[np.float64]
-    """(P, K) for each design and problem the smallest penalty at which every coefficient is zero"""
+    """(P, K) the smallest penalty of each design and problem at which every coefficient is zero"""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class BatchedPaths:
         *,
         device: str = "cpu",
     ) -> None:
-        """`designs` are P arrays (n, width), float32 and standardised; `targets` (K, n) is -1 or 1.
+        """Start at zero coefficients for P `designs` (n, width), float32, standardised; `targets` (K, n) are -1 or 1.
 
         Each row of `weights` (K, n) sums to 1. `tolerance` is the relative KKT violation at which a solution is
         accepted.

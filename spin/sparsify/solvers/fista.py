@@ -24,7 +24,7 @@ class Regressions:
 
     blocks: Iterable[Tensor]
     """(P, m, width + 1) each: blocks of the n rows, which are gone through twice per step and may be read from a disk.
-    The last column is 1: its row of V is the intercept, which is not penalised."""
+    The last column is 1: its row of V is the intercept, which is not penalised"""
     targets: Tensor
     """(n, B, K) of 0 and 1, or (P, n, B, K) if each design has its own rows"""
     weights: Tensor
@@ -32,16 +32,17 @@ class Regressions:
     scales: Tensor
     """(width + 1, B, 1), or that of each design: d, 1 for the intercept"""
     l1: Tensor
-    """(P, B)"""
+    """(P, B) factor of |V|_1"""
     l2: Tensor
-    """(P, B)"""
+    """(P, B) factor of |V|^2 / 2"""
     exclusive: bool
     """whether a row has exactly one of the outputs (softmax), or each is independent (sigmoid)"""
     group: ProcessGroup
     """the processes that hold the other rows"""
     basis: Tensor | None = None
-    """(p, width) or (P, p, width) orthonormal, if V are coordinates in it of weights of p features: violations and
-    slopes are those of the features, as without a basis. An l1 penalty, which depends on the coordinates, must be 0"""
+    """(p, width) or (P, p, width) orthonormal, if V are coordinates in it of weights of p features. Violations and
+    slopes are then those of the features, as without a basis. An l1 penalty must be 0, since it depends on coordinates
+    """
 
     def solve(self, start: Tensor, limit: Tensor, max_checks: int) -> Tensor:
         """The minimisers (P, width + 1, B, K), to within a violation of `limit` (P, B) of the optimality conditions.
@@ -81,13 +82,14 @@ class Regressions:
         return (self.basis @ slopes.flatten(2)).unflatten(2, slopes.shape[2:])
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """The probability of each output, (…, K)."""
+        """(…, K) the probability of each output, by its score."""
         return scores.softmax(-1) if self.exclusive else scores.sigmoid()
 
     def bregman(self, probabilities: Tensor, moved: Tensor) -> Tensor:
-        """By how much the loss (…, K or 1) rises above its tangent when scores of these probabilities move.
+        """The rise of the loss (…, K or 1) above its tangent when scores of these probabilities move.
 
-        log E exp(m - E m) over the outcomes, summed without the cancellation that float32 would blur.
+        It is log E exp(m - E m) over the outcomes (the Bregman divergence of log-sum-exp). Computed as
+        log(1 + E[exp(m - E m) - 1 - (m - E m)]), it does not lose a small rise to cancellation in float32.
         """
         if self.exclusive:
             centred = moved - (probabilities * moved).sum(-1, keepdim=True)
@@ -96,7 +98,7 @@ class Regressions:
         return (probabilities * _excess(yes) + (1 - probabilities) * _excess(no)).log1p()
 
     def scores(self, V: Tensor, scales: Tensor) -> Tensor:
-        """(P, n, B, K) of all rows."""
+        """(P, n, B, K) the scores of all rows."""
         weights = (scales * V).flatten(2)
         return torch.cat([_multiply(block, weights) for block in self.blocks], 1).unflatten(2, V.shape[2:])
 
@@ -126,10 +128,11 @@ class _Batch:
     """The regressions that are not solved yet; B is the second last axis, except in the (P, B) fields."""
 
     index: Tensor
-    """(P, B) their positions among all regressions"""
+    """(P, B) the regressions' positions among all"""
     l1: Tensor
-    """(P, B)"""
+    """(P, B) factor of |V|_1"""
     l2: Tensor
+    """(P, B) factor of |V|^2 / 2"""
     targets: Tensor
     """(P, n, B, K)"""
     weights: Tensor
@@ -139,10 +142,11 @@ class _Batch:
     V: Tensor
     """(P, width + 1, B, K)"""
     scores: Tensor
-    """(P, n, B, K) at V"""
+    """(P, n, B, K) scores of the rows at V"""
     old_V: Tensor
     """V before the last step"""
     old_scores: Tensor
+    """scores at `old_V`"""
     momentum: Tensor
     """(P, B) t of FISTA"""
     curvature: Tensor
@@ -168,7 +172,12 @@ class _Batch:
         return _Batch(**{f.name: taken(getattr(self, f.name)) for f in fields(self)})
 
     def step(self, of: Regressions) -> None:
-        """One proximal gradient step from a point ahead of V, undone for a regression whose step was too long."""
+        """Take one proximal gradient step from a point ahead of V; a regression whose step is too long stays.
+
+        The quadratic with curvature 1 / step size touches the loss at the point ahead. A step is too long where that
+        quadratic lies below the loss at the new point (Beck & Teboulle 2009).
+        """
+        # t' = (1 + sqrt(1 + 4 t^2)) / 2, and the point ahead is V + (t - 1) / t' (V - old V)
         momentum = (1 + (1 + 4 * self.momentum**2).sqrt()) / 2
         pace = ((self.momentum - 1) / momentum)[:, None, :, None]
         ahead = self.V + pace * (self.V - self.old_V)
@@ -176,9 +185,12 @@ class _Batch:
         new = self._shrink(ahead - gradient / self.curvature[:, None, :, None])
         move = new - ahead
         new_scores, rise = self._move(of, pace, move)
+        # rounding may differ among members: the first one's numbers decide, so that all take the same steps
         length, slope = of.group.broadcast(torch.stack([(move**2).sum((1, 3)), (move * (new - self.V)).sum((1, 3))]))
+        # move points along minus the generalised gradient: a negative product with the step from V means uphill
         fits, uphill = rise <= self.curvature / 2 * length, slope < 0
         self.momentum = torch.where(fits, torch.where(uphill, 1, momentum), self.momentum)
+        # each step that fits lets the next one be longer, so that the curvature may also fall along the path
         self.curvature = (self.curvature * torch.where(fits, 0.9, 2.0)).clamp(min=1e-6)
         fits = fits[:, None, :, None]
         self.old_V, self.V = torch.where(fits, self.V, self.old_V), torch.where(fits, new, self.V)
@@ -186,7 +198,7 @@ class _Batch:
         self.scores = torch.where(fits, new_scores, self.scores)
 
     def _ahead(self, pace: Tensor, rows: slice) -> Tensor:
-        """(P, m, B, K) the scores of some rows at the point ahead of V."""
+        """(P, m, B, K) the scores of some rows at the point ahead of V: without a product, as they are linear in V."""
         scores = self.scores[:, rows]
         return scores + pace * (scores - self.old_scores[:, rows])
 
@@ -210,20 +222,21 @@ class _Batch:
     def violation(self, of: Regressions) -> Tensor:
         """(P, B) the largest violation of the optimality conditions.
 
-        Takes both scores afresh: steps only add to them, and the momentum lets rounding errors grow.
+        Both scores are computed afresh: steps only add to them, and the momentum lets rounding errors grow.
         """
         self.scores, self.old_scores = of.scores(self.V, self.scales), of.scores(self.old_V, self.scales)
         gradient = of.gradient(lambda rows: self._residual(of, self.scores[:, rows], rows), self.scales)
         V, l1, l2 = self.V[:, :-1], self.l1[:, None, :, None], self.l2[:, None, :, None]
         slope = of.of_features(gradient[:, :-1] + l2 * V)
         if of.basis is None:
+            # the distance of the negative slope from the subdifferential of l1 |V|_1
             distance = torch.where(V != 0, (slope + l1 * V.sign()).abs(), (slope.abs() - l1).clamp(min=0))
         else:
             distance = slope.abs()
         return torch.maximum(distance.amax((1, 3)), gradient[:, -1].abs().amax(2))
 
     def _shrink(self, V: Tensor) -> Tensor:
-        """The proximal map of the elastic net, which leaves the intercept as it is."""
+        """The proximal map of the elastic net, which leaves the intercept as it is: shrink by l1, divide by l2."""
         l1, l2 = ((x / self.curvature)[:, None, :, None] for x in (self.l1, self.l2))
         shrunk = V.sign() * (V.abs() - l1).clamp(min=0) / (1 + l2)
         shrunk[:, -1] = V[:, -1]
@@ -239,13 +252,13 @@ def _multiply(block: Tensor, weights: Tensor) -> Tensor:
 
 
 def _excess(m: Tensor) -> Tensor:
-    """exp(m) - 1 - m, by its series where float32 would cancel."""
+    """exp(m) - 1 - m, by its series below 0.02, where the difference would cancel in float32."""
     return torch.where(m.abs() < 0.02, m**2 * (0.5 + m / 6), m.expm1() - m)
 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Matrix products without TF32, whatever the process has set: its ten bits of mantissa would hide the violation."""
+    """Compute matrix products without TF32 within the context: its ten bits of mantissa would hide the violation."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -46,7 +46,7 @@ class LogisticPaths:
     """
 
     lam_max: NDArray[np.float64]
-    """(K,) for each problem the smallest penalty whose solution is zero"""
+    """(K,) the smallest penalty of each problem whose solution is zero"""
 
     def __init__(self, X: Floats, targets: Floats, weights: Floats, tolerance: float = TOLERANCE) -> None:
         self._design, self._tolerance = _Design(X), tolerance
@@ -55,12 +55,12 @@ class LogisticPaths:
 
     @property
     def coef(self) -> NDArray[np.float64]:
-        """(K, p) the solutions at the last penalties"""
+        """(K, p) the coefficients at the last penalties."""
         return np.stack([problem.w for problem in self._problems])
 
     @property
     def intercept(self) -> NDArray[np.float64]:
-        """(K,)"""
+        """(K,) the intercepts at the last penalties."""
         return np.array([problem.b for problem in self._problems])
 
     def solve(self, lams: Floats) -> None:
@@ -80,17 +80,17 @@ class LogisticPaths:
                 break
 
     def _take(self, steps: Sequence[tuple[_Problem, Step]]) -> None:
-        """Move each of some problems by its step."""
+        """Take the steps of some problems, which move all their scores in one matrix product."""
         changes, intercept_changes = (np.stack(parts) for parts in zip(*(step for _, step in steps), strict=True))
         for (problem, step), moved in zip(steps, self._scores(changes, intercept_changes), strict=True):
             problem.move(*step, moved)
 
     def _gradients(self, problems: Sequence[_Problem]) -> Floats:
-        """(B, p) of the losses of some problems."""
+        """(B, p) the gradients of the losses of some problems with respect to their coefficients."""
         return np.stack([problem.residual for problem in problems]) @ self._design.X
 
     def _scores(self, coef: Floats, intercept: Floats) -> Floats:
-        """(B, n) of all rows."""
+        """(B, n) the scores of all rows, by coefficients (B, p) and intercepts (B,)."""
         return coef.astype(np.float32) @ self._design.X.T + intercept[:, None].astype(np.float32)
 
 
@@ -98,12 +98,12 @@ class LassoPaths:
     """The paths of P designs and K problems, one design after another on a CPU; `BatchedPaths` does so on a GPU."""
 
     lam_max: NDArray[np.float64]
-    """(P, K) for each design and problem the smallest penalty at which every coefficient is zero"""
+    """(P, K) the smallest penalty of each design and problem at which every coefficient is zero"""
 
     def __init__(
         self, designs: Sequence[Floats], targets: Floats, weights: Floats, tolerance: float = TOLERANCE
     ) -> None:
-        """`designs` are P arrays (n, width), float32 and standardised; `targets` (K, n) is -1 or 1.
+        """Start at zero coefficients for P `designs` (n, width), float32, standardised; `targets` (K, n) are -1 or 1.
 
         Each row of `weights` (K, n) sums to 1. `tolerance` is the relative KKT violation at which a solution is
         accepted.
@@ -134,7 +134,7 @@ class _Problem:
     w: NDArray[np.float64]
     b: float
     scores: Floats
-    """(n,) at the current point"""
+    """(n,) scores at the current point"""
     residual: Floats
     """(n,) the derivative of the loss with respect to the scores"""
     lam: float = np.inf
@@ -143,11 +143,11 @@ class _Problem:
     objective: float = np.inf
     model: _Model | None = None
     models: int = 0
-    """how many models this penalty has had"""
+    """number of models that this penalty has had"""
     fresh: bool = False
     """whether the last step was the first one of its model"""
     violation: float = np.inf
-    """before the last step"""
+    """violation of the optimality conditions before the last step"""
     gained: float = np.inf
     """descent of the objective by the last step"""
 
@@ -161,7 +161,10 @@ class _Problem:
         return cls(y, s, np.zeros(width), b, scores, _residual(y, s, scores))
 
     def begin(self, lam: float, scores: Floats) -> None:
-        """Turn to a penalty, with the scores (n,) of the current point; steps only add to them, and round each time."""
+        """Turn to a penalty, with the scores (n,) of the current point computed afresh.
+
+        Steps only add to the scores, so that their rounding errors would grow from one penalty to the next.
+        """
         self.before_last, self.last = self.last, (self.lam, self.w, self.b)
         self.lam, self.scores, self.residual = lam, scores, _residual(self.y, self.s, scores)
         self.objective = _loss(self.y, self.s, scores) + lam * np.abs(self.w).sum()
@@ -174,33 +177,39 @@ class _Problem:
         (last, *_), (before_last, w, b) = self.last, self.before_last
         ahead = np.log(last / self.lam) / np.log(before_last / last)
         target = self.w + ahead * (self.w - w)
+        # a coefficient that would enter the support or change its sign is zero: the next steps decide about it
         return np.where(target * self.w > 0, target, 0) - self.w, ahead * (self.b - b)
 
     def propose(self, gradient: Floats, design: _Design, tolerance: float) -> Step | None:
         """A step of coefficients (p,) and intercept by the gradient (p,) of the loss; None within the tolerance.
 
-        An old model is used as long as it makes progress.
+        The step minimises a quadratic model of the loss plus the penalty, as in proximal Newton. The gradient of the
+        model is always that of the current point; its second derivatives are kept as long as they lead on.
         """
         intercept_gradient = float(self.residual.sum(dtype=np.float64))
         violation = _violation(gradient, intercept_gradient, self.w, self.lam)
         slow = violation > _SLOW * self.violation
+        # the step came from the exact second derivatives of its starting point, and yet float32 sees no descent
         exhausted = self.fresh and self.models >= len(_CURVED) and self.gained <= _ROUNDING * self.objective
         if violation <= _MARGIN * tolerance * self.lam or (slow and exhausted):
             return None
         self.violation, self.fresh = violation, slow or self.model is None
         if self.model is None or slow:
+            # the others stay zero in this model; if one should not, the gradient over all features shows it later
             columns = np.flatnonzero((self.w != 0) | (np.abs(gradient) >= _NEAR * self.lam))
             probability = expit(self.scores)
             curved = _CURVED[min(self.models, len(_CURVED) - 1)]
+            # the second derivative of s log(1 + exp(-y score)) by the score is s p (1 - p)
             self.model = design.model(columns, self.s * probability * (1 - probability), curved)
             self.models += 1
+        # inexact proximal Newton (Lee, Sun & Saunders 2014): a model need not be solved more exactly than it holds
         enough = max(1e-4 * self.lam, violation / 20)
         return self.model.minimise(gradient, intercept_gradient, self.w, self.b, self.lam, enough)
 
     def move(self, change: NDArray[np.float64], intercept_change: float, moved: Floats) -> None:
         """Take a step, which moves the scores by `moved` (n,), or the largest half, quarter … of it that descends."""
         length = 1.0
-        while length > 1e-4:
+        while length > 1e-4:  # the model ignores how curvature changes, so that a full step may overshoot
             w, scores = self.w + length * change, self.scores + np.float32(length) * moved
             objective = _loss(self.y, self.s, scores) + self.lam * np.abs(w).sum()
             if objective <= self.objective * (1 + _ROUNDING):
@@ -217,13 +226,13 @@ class _Model:
     """The second derivatives of a loss on some features."""
 
     columns: NDArray[np.int64]
-    """(m,)"""
+    """(m,) the features, ascending; the coefficients of all others stay as they are"""
     hessian: Floats
-    """(m, m) of the coefficients"""
+    """(m, m) second derivatives by two coefficients"""
     cross: Floats
-    """(m,) of coefficient and intercept"""
+    """(m,) second derivatives by a coefficient and the intercept"""
     total: float
-    """of the intercept"""
+    """second derivative by the intercept"""
 
     def minimise(
         self, gradient: Floats, intercept_gradient: float, w: Floats, b: float, lam: float, enough: float
@@ -246,12 +255,12 @@ class _Design:
 
     @cached_property
     def _sums(self) -> Floats:
-        """(p,)"""
+        """(p,) the sum of each feature over the rows."""
         return np.asarray(self.X.sum(0))
 
     @cached_property
     def _gram(self) -> Floats:
-        """(p, p)"""
+        """(p, p) the Gram matrix X^T X of the features."""
         return np.asarray(self.X.T @ self.X)
 
     def model(self, columns: NDArray[np.int64], curvature: Floats, curved: float) -> _Model:
@@ -260,7 +269,7 @@ class _Design:
         A row of a rare class is mostly certain, and its curvature small. So only rows with more than `curved` times
         the mean count by themselves, with what they have above the mean of the others. That mean, times the Gram
         matrix of all rows, stands for the rest, and is the same product for all problems. Where that saves little,
-        every row counts by itself.
+        every row counts by itself, and the second derivatives are exact, as they are for `curved` 0.
         """
         n, p = self.X.shape
         alone = curvature > curved * curvature.mean()
@@ -268,12 +277,15 @@ class _Design:
             rows, rest = np.arange(n), np.float32(0)
         else:
             rows, rest = np.flatnonzero(alone), curvature[~alone].mean()
+        # sum_i h_i x_i x_i^T with h_i = (h_i - rest) + rest for these rows, and rest in place of h_i for the others.
+        # The root is real: rest is a mean of curvatures below those of the rows that count by themselves.
         root = np.sqrt(curvature[rows] - rest)
         A = _gather(self.X, rows, columns, root)
         hessian, cross = A.T @ A, A.T @ root
         if rest:
             hessian += rest * self._gram.take(columns, 0).take(columns, 1)
             cross += rest * self._sums[columns]
+        # by the intercept the sum is exact: the mean of the other rows stands for just their sum
         return _Model(columns, hessian, cross, float(curvature.sum(dtype=np.float64)))
 
 
@@ -290,6 +302,7 @@ def kkt_violation(X: Floats, y: Floats, s: Floats, w: Floats, b: Floats | float,
 
 
 def _violation(gradient: Floats, intercept_gradient: float, w: Floats, lam: float) -> float:
+    # the subdifferential of lam |w_j| is lam sign(w_j), or the interval from -lam to lam where w_j is 0
     distance = np.where(w != 0, np.abs(gradient + lam * np.sign(w)), np.maximum(np.abs(gradient) - lam, 0))
     return float(max(distance.max(initial=0), abs(intercept_gradient)))
 
@@ -302,6 +315,7 @@ def _residual(y: Floats, s: Floats, scores: Floats) -> Floats:
 
 def _loss(y: Floats, s: Floats, scores: Floats) -> float:
     margin = y * scores
+    # log(1 + exp(-m)), in a form in which exp never overflows
     losses = np.log1p(np.exp(-np.abs(margin))) - np.minimum(margin, 0)
     return float((s * losses).sum(dtype=np.float64))
 
@@ -319,20 +333,23 @@ def _gather(X, rows, columns, factors):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _descend(hessian, cross, total, gradient, intercept_gradient, w, b, lam, enough):  # type: ignore[no-untyped-def]
-    """Coordinate descent on gradient·d + d·hessian·d/2 + lam |w + d|_1 with a free intercept, giving w + d, b + d_b.
+    """Minimise gradient·d + d·hessian·d/2 + lam |w + d|_1 with a free intercept; return w + d and b + d_b.
 
-    `cross` and `total` are the Hessian's intercept row and corner. `slope` and `slope_b` follow the quadratic's
-    gradient at the current point; passes over the support alone alternate with passes over everything, until no
-    step moves the gradient by more than `enough`. Plain loops, since an array expression would allocate a row a step.
+    This is cyclic coordinate descent with covariance updates (Friedman et al. 2010). `cross` and `total` are the
+    Hessian's intercept row and corner. Passes over the support alone follow a pass over everything. The end is a pass
+    over everything in which no step moves the gradient by more than `enough`. Plain loops, since an array expression
+    would allocate a row a step.
     """
+    # invariant: slope = gradient + hessian·d + cross d_b and slope_b = intercept_gradient + cross·d + total d_b
     w, slope, slope_b, new_b = w.copy(), gradient.copy(), intercept_gradient, b
     everything = True
     for _ in range(1000):
         largest = 0.0
         for j in range(len(w)):
             curvature = hessian[j, j]
-            if (not everything and w[j] == 0) or curvature <= 0:
+            if (not everything and w[j] == 0) or curvature <= 0:  # no curvature: the column is constant
                 continue
+            # the minimum along coordinate j: the Newton step from w_j, shrunk towards zero by lam / curvature
             pull = w[j] - slope[j] / curvature
             shrunk = max(abs(pull) - lam / curvature, 0.0)
             new = shrunk if pull > 0 else -shrunk
@@ -340,11 +357,11 @@ def _descend(hessian, cross, total, gradient, intercept_gradient, w, b, lam, eno
             if change != 0:
                 w[j] = new
                 row = hessian[j]
-                for i in range(len(w)):
+                for i in range(len(w)):  # a row of the symmetric Hessian, which lies together in memory
                     slope[i] += change * row[i]
                 slope_b += change * cross[j]
                 largest = max(largest, abs(change) * curvature)
-        change = -slope_b / total
+        change = -slope_b / total  # the intercept bears no penalty: its minimum is where its slope is zero
         new_b += change
         for i in range(len(w)):
             slope[i] += change * cross[i]
@@ -353,7 +370,7 @@ def _descend(hessian, cross, total, gradient, intercept_gradient, w, b, lam, eno
         if largest <= enough:
             if everything:
                 break
-            everything = True
+            everything = True  # the support has settled: see whether other coefficients want to join it
         else:
             everything = False
     return w, new_b

@@ -1,8 +1,8 @@
 """Ridge logistic regressions at once, by steps under a quadratic bound of the loss: few of them, each by a matrix.
 
 The Hessian of a logistic loss is nowhere above a constant matrix (Böhning & Lindsay 1988; for several classes Böhning
-1992). To minimise the quadratic with that matrix in place of the Hessian never raises the loss, needs no line search,
-and takes correlated features together, on which a gradient step has to be short.
+1992). To minimise the quadratic with that matrix in place of the Hessian never raises the loss and needs no line
+search. It takes correlated features together, on which a gradient step has to be short.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class _Batch:
     """The regressions that are not solved yet; B is the second last axis, except in the (P, B) fields."""
 
     index: Tensor
-    """(P, B) their positions among all regressions"""
+    """(P, B) the regressions' positions among all"""
     limit: Tensor
-    """(P, B)"""
+    """(P, B) largest violation with which a regression counts as solved"""
     targets: Tensor
     """(P, n, B, K)"""
     weights: Tensor
@@ -65,7 +65,7 @@ class _Batch:
     ridge: Tensor
     """(P, width + 1, B, 1) the penalty of each weight: 0 for the intercept"""
     inverse: Tensor
-    """(P, width + 1, B, width + 1) of the bound of the objective's Hessian, the same for each of the K outputs"""
+    """(P, width + 1, B, width + 1) inverse of the bound of the objective's Hessian, the same for all K outputs"""
     V: Tensor
     """(P, width + 1, B, K)"""
     old_V: Tensor
@@ -110,10 +110,11 @@ class _Batch:
 
 
 def _invert_bound(of: Regressions, weights: Tensor, scales: Tensor, ridge: Tensor) -> Tensor:
-    """(P, width + 1, B, width + 1) by weights (P, n, K or 1), scales (P, width + 1, 1) and penalties (P, width + 1, B).
+    """(P, width + 1, B, width + 1) the inverse of the bound of the objective's Hessian.
 
-    The curvature of the loss by the scores of a row is at most half its weight for exclusive classes, and a quarter
-    for independent ones.
+    `weights` are (P, n, K or 1), `scales` (P, width + 1, 1) and the penalties `ridge` (P, width + 1, B). The curvature
+    of the loss by the scores of a row is at most half its weight for exclusive classes: no eigenvalue of
+    diag(p) - p p^T is above 1/2. For independent classes it is at most a quarter, since p (1 - p) is.
     """
     largest = weights.amax(2, keepdim=True) * (0.5 if of.exclusive else 0.25)
     gram = torch.zeros(())

@@ -37,7 +37,7 @@ class RidgeSolution:
     dual: Tensor
     """(n, K); the weights (p, K) are X^T dual"""
     left_out: Tensor
-    """(n, K) for each row the prediction of the regression on all other rows"""
+    """(n, K) the prediction for each row by the regression on all other rows"""
 
 
 def solve_ridge(gram: Tensor, targets: Tensor, penalty: float) -> RidgeSolution:
@@ -56,6 +56,7 @@ def solve_ridge(gram: Tensor, targets: Tensor, penalty: float) -> RidgeSolution:
 
 def factorize_gram(gram: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     """The Cholesky factor (n, n) of G + lam I, and lam."""
+    # the Gram matrix of centred features, from that of the features alone: the intercept bears no penalty
     means = gram.mean(0)
     centred = gram - means - means[:, None] + means.mean()
     lam = penalty * centred.diagonal().mean().clamp_min(1e-12)
@@ -64,10 +65,10 @@ def factorize_gram(gram: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
 
 
 def predict_left_out(X: Floats, targets: NDArray[np.bool_], penalties: Sequence[float]) -> list[Floats]:
-    """For each penalty (n, K): each row's prediction by the ridge regression on all other rows, from features (n, p).
+    """The predictions (n, K) of rows by ridge regressions on all other rows, for each penalty, from features (n, p).
 
-    In the dual form or, for fewer features than rows, in the primal one: the smaller of the matrices (n, n) and (p, p)
-    is inverted.
+    They are computed in the dual form or, for fewer features than rows, in the primal one. So the smaller of the
+    matrices (n, n) and (p, p) is inverted.
     """
     features, Y = torch.from_numpy(X - X.mean(0)), torch.from_numpy(targets).float()
     if X.shape[1] >= len(X):
@@ -80,6 +81,7 @@ def predict_left_out(X: Floats, targets: NDArray[np.bool_], penalties: Sequence[
         penalized.diagonal().add_((penalty * gram.trace() / len(X)).clamp_min(1e-12))
         factor = torch.linalg.cholesky(penalized)
         residuals = Y - Y.mean(0) - features @ torch.cholesky_solve(products, factor)
+        # left out, a row is predicted by y - residual / (1 - leverage); 1 / n is the intercept's part of the leverage
         leverages = [
             torch.linalg.solve_triangular(factor, block.T, upper=False).square().sum(0)
             for block in features.split(_BLOCK)

@@ -172,7 +172,7 @@ def test_a_version_loads_wherever_a_process_has_ended(trained: tuple[Path, Setti
 
 def test_a_training_at_work_is_not_disturbed(trained: tuple[Path, Settings]) -> None:
     folder, settings = trained
-    features = Store(settings.store.uri) / "features"
+    features = Store.of(settings) / "features"
     with Lease(features), pytest.raises(HeldError):
         forget_documents(settings, ["Xyzzy-held"], [])
     features.write("parts/0.documents.parquet", _documents("Xyzzy-held"))

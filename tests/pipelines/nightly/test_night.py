@@ -35,8 +35,9 @@ from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardCounts, ShardLog, StepResult
 from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, isolate_failing_rows
-from pipelines.workers.map_shards import WorkerAnswer, _within_stall_limit
+from pipelines.workers.map_shards import ShardWork, WorkerAnswer, _within_stall_limit
 from spin.errors import SpinError, UserError
+from spin.settings import RaySettings
 from tests.pipelines.nightly.tables.test_table_readers import READERS, plain
 from tests.support.fake_nights import (
     DATE,
@@ -1027,7 +1028,9 @@ def test_crashes_of_the_machine_are_not_blamed_on_a_document(tmp_path: Path) -> 
 
 def test_a_stalled_run_fails_and_names_the_shards_in_progress(tmp_path: Path) -> None:
     """Finished shards are returned before the stall limit passes."""
-    shard_log, never = ShardLog(Store(str(tmp_path))), threading.Event()
+    store, settings = Store(str(tmp_path)), RaySettings(stall_seconds=0.5)
+    work = ShardWork(FakeStep, (), ShardCounts, store, settings, stage="trial", token=1)
+    shard_log, never = work.open_log(), threading.Event()
     shard_log.commit("000000", StepResult({}, ShardCounts(rows=1)), tries=1, seconds=1.0, ended=0.0)
     for name in ("000000", "000001"):
         with shard_log.attempt(name):
@@ -1037,7 +1040,7 @@ def test_a_stalled_run_fails_and_names_the_shards_in_progress(tmp_path: Path) ->
         yield WorkerAnswer("000000")
         never.wait()
 
-    limited = _within_stall_limit(answers(), 0.5, "trial", shard_log)
+    limited = _within_stall_limit(answers(), work)
     assert next(limited) == WorkerAnswer("000000")
     try:
         with pytest.raises(StalledError, match=r"trial: no shard .* 0\.5 s .*begun and not ended: 000001 in"):

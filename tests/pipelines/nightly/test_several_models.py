@@ -306,7 +306,7 @@ def test_a_pass_keeps_the_runs_of_a_model_that_was_taken_over_before_it_began(lo
 
     def claim_and_die() -> None:
         local_nights.expire_lease(list_leases(local_nights)[0])
-        claim(local_nights.tables, A.name, retry_seconds=5)
+        claim(local_nights.tables, A.name)
 
     with before_call(classify, "work_on_nights", claim_and_die):
         result = local_nights.run_several(A, B)
@@ -548,7 +548,7 @@ def take_lease(nights: FakeNights, number: int) -> None:
     """Let another driver claim a model."""
     nights.expire_lease(list_leases(nights)[number])
     with lease_model(nights.out, NAMES[number]):
-        claim(nights.tables, NAMES[number], retry_seconds=5)
+        claim(nights.tables, NAMES[number])
 
 
 @contextmanager
@@ -735,9 +735,9 @@ def test_no_model_is_classified_where_the_kept_columns_of_all_have_two_types(loc
 
 
 def vacuum(nights: FakeNights, later: timedelta) -> None:
-    claims = {model: claim(nights.tables, model, retry_seconds=5) for model in models_of(nights.tables)}
+    claims = {model: claim(nights.tables, model) for model in models_of(nights.tables)}
     plan = plan_vacuum(nights.tables, now=datetime.now(UTC) + later, age=timedelta(hours=24))
-    run_vacuum(nights.tables, plan, claims, retry_seconds=5)
+    run_vacuum(nights.tables, plan, claims)
 
 
 def test_a_vacuum_keeps_a_pass_that_can_go_on_and_deletes_it_afterwards(local_nights: FakeNights) -> None:

@@ -71,7 +71,7 @@ def race(uri: str, name: str, commits: int) -> None:
                 transactions={name: number + 1},
             )
 
-        retry_commits(120)(attempt)
+        retry_commits(store)(attempt)
 
 
 def test_every_accepted_commit_of_racing_processes_is_a_version(store_uri: str) -> None:
@@ -381,7 +381,7 @@ def test_an_outage_while_a_checkpoint_is_read_is_one_of_the_store(kind: type[Exc
         raise kind(message)
 
 
-def test_commits_are_tried_for_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commits_are_tried_for_the_seconds_of_the_store(tmp_path: Path) -> None:
     """Nothing but UnavailableError is tried again, and the last error is raised."""
     attempts: list[int] = []
 
@@ -390,11 +390,11 @@ def test_commits_are_tried_for_some_seconds(monkeypatch: pytest.MonkeyPatch) -> 
         raise error
 
     with pytest.raises(StaleSnapshotError):
-        retry_commits(0.5)(fail, StaleSnapshotError("stale"))
+        retry_commits(Store(str(tmp_path), retry_seconds=0.5))(fail, StaleSnapshotError("stale"))
     assert len(attempts) > 1
     attempts.clear()
     with pytest.raises(UserError):
-        retry_commits(5)(fail, UserError("no"))
+        retry_commits(Store(str(tmp_path), retry_seconds=5))(fail, UserError("no"))
     assert len(attempts) == 1
 
 

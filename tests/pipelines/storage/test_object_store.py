@@ -31,6 +31,7 @@ from pipelines.storage.filesystem import normalize_uri, open_input, store_errors
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from spin.errors import SpinError, UserError
+from spin.settings import RaySettings, parse_settings
 from tests.support.repository import ROOT
 
 
@@ -143,11 +144,24 @@ def test_concurrent_creates_have_exactly_one_winner(store: Store) -> None:
 
 
 def test_a_pickled_store_opens_its_own_connection(store: Store) -> None:
-    """The pickle holds the URI alone, so that a store can be sent to a worker."""
+    """The pickle holds no connection, so that a store can be sent to a worker."""
     store.write("a", b"here")
     unpickled = pickle.loads(pickle.dumps(store))
     assert unpickled.read("a") == b"here"
     assert (unpickled.uri, unpickled.root) == (store.uri, store.root)
+
+
+def test_what_comes_from_a_store_is_tried_again_for_as_long(tmp_path: Path) -> None:
+    """Commands without settings try for as long as the setting's default."""
+    store = Store(str(tmp_path), retry_seconds=7)
+    assert [(store / "a" / "b").retry_seconds, pickle.loads(pickle.dumps(store)).retry_seconds] == [7, 7]
+    assert Store(str(tmp_path)).retry_seconds == RaySettings().retry_seconds
+
+
+def test_the_store_of_settings_is_tried_again_for_as_long_as_they_say(tmp_path: Path) -> None:
+    tree = {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": str(tmp_path), "ray": {"retry_seconds": 7}}
+    store = Store.of(parse_settings(tree))
+    assert (store.uri, store.retry_seconds) == (str(tmp_path), 7)
 
 
 def test_a_relative_folder_is_resolved_when_the_store_is_opened(

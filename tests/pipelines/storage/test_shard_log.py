@@ -35,7 +35,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def shard_log(store_uri: str) -> ShardLog:
-    return ShardLog(Store(store_uri))
+    return ShardLog(Store(store_uri, retry_seconds=0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -219,15 +219,15 @@ def test_other_neurons_replace_those_of_a_second_pass(folder: Path, tmp_path: Pa
     """A training that starts over with another search keeps other neurons; the extraction stays as it is."""
     settings = make_settings(folder, tmp_path / "store")
     run_workflow(settings)
-    kept = Store(settings.store.uri) / "kept"
-    [before], features = folders(kept), (Store(settings.store.uri) / "features").read_json("manifest.json")
+    kept = Store.of(settings) / "kept"
+    [before], features = folders(kept), (Store.of(settings) / "features").read_json("manifest.json")
     changed = make_settings(folder, tmp_path / "store", search={**SEARCH, "max_share": 0.02})
     with pytest.raises(UserError, match=r"search\.max_share is 0\.02"):
         run_train(changed, Registry(changed))
     report = run_train(changed, Registry(changed), restart=True)
     [after] = folders(kept)
     assert after != before, "the neurons of the other search are deleted"
-    assert (Store(settings.store.uri) / "features").read_json("manifest.json") == features
+    assert (Store.of(settings) / "features").read_json("manifest.json") == features
     most = 0.02 * next(row.neurons_of for row in report.results.table)
     assert all(row.neurons <= most for row in report.results.table if row.name == "spin")
 
@@ -247,7 +247,7 @@ def test_a_driver_that_wakes_after_its_successor_leaves_its_neurons_alone(
     """
     settings = make_settings(folder, tmp_path / "store")
     changed = make_settings(folder, tmp_path / "store", search={**SEARCH, "max_share": 0.05})
-    store, compute, reports = Store(settings.store.uri), KeepStep.__call__, []
+    store, compute, reports = Store.of(settings), KeepStep.__call__, []
 
     def be_overtaken(step: KeepStep, shard: Shard, attempt: Attempt) -> StepResult[Any]:
         result = compute(step, shard, attempt)
@@ -302,7 +302,7 @@ def test_a_pass_that_is_deleted_in_part_is_never_continued(
 
     rows = np.flatnonzero(np.array(training.labels.splits) != "dropped")
     before = keep(one).read_selection(one, rows)
-    delete, deleted, folder = Store.delete, [], folders(Store(settings.store.uri) / "kept")
+    delete, deleted, folder = Store.delete, [], folders(Store.of(settings) / "kept")
 
     def die(store: Store, key: str) -> None:
         if key.split("/")[0] in folder:

@@ -118,7 +118,7 @@ def test_a_training_without_a_cap_says_nothing_of_one(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("spin.integrate.integrate.choose_under_cap", lambda *_: pytest.fail("a cap was applied"))
         run_workflow(settings)
-    store = Store(settings.store.uri)
+    store = Store.of(settings)
     plan = read_plan(store / "model", dict[str, Any])
     assert plan is not None
     assert "max_leakage" not in plan.metadata["search"]

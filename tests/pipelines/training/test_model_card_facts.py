@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from pipelines.training.held_out_logits import describe_promise, promise_error
-from pipelines.training.model_card_facts import describe_artifact
+from pipelines.training.model_card_facts import Comparison, describe_artifact
 from pipelines.training.neurons import NEURONS, describe_neurons, neurons_to_json
 from spin import TrainedClassifier
 from spin.backbone.loading import load_backbone
@@ -45,7 +45,7 @@ def test_the_card_holds_the_figures_of_the_choice_in_use(
         backbone=backbone,
         choose=choose,
     )
-    table = [
+    table = tuple(
         ContenderResult(
             name,
             share,
@@ -61,7 +61,7 @@ def test_the_card_holds_the_figures_of_the_choice_in_use(
             docs_per_s=10.0,
         )
         for name, share in (("tfidf", 0.25), ("cheapest", 0.5), ("spin", 0.75))
-    ]
+    )
     per_class = {name: ClassFigures(precision=1, recall=1, f1=1, support=15) for name in spin.classes}
     tree = {"backbone": {"model": "tiny"}, "data": {"train": "corpus.parquet"}, "store": "store", "choose": choose}
     features = write_features(tmp_path, labels, values)
@@ -70,9 +70,7 @@ def test_the_card_holds_the_figures_of_the_choice_in_use(
         spin,
         features,
         labels,
-        table=table,
-        per_class=per_class,
-        test_ece=0.125,
+        Comparison(table, per_class, test_ece=0.125),
         held_out=HeldOutLogits(np.empty((1, 0, 3), np.float32), np.empty(0, np.int64)),
         fingerprint="f" * 64,
     )
@@ -115,9 +113,7 @@ def make_card(folder: Path, backbone_folder: Path, held_out: HeldOutLogits, deci
         spin,
         write_features(folder, labels, values),
         labels,
-        table=(),
-        per_class={},
-        test_ece=None,
+        Comparison((), {}, test_ece=None),
         held_out=held_out,
         promise=promise_error(settings, spin, held_out),
         fingerprint="f" * 64,

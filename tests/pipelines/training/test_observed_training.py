@@ -104,7 +104,7 @@ def test_an_overtaken_training_is_aborted(training: Training) -> None:
     settings, before = training.make_settings("overtaken"), len(training.receiver.events)
 
     def overtake() -> None:
-        expire_lease(Store(settings.store.uri) / "model")
+        expire_lease(Store.of(settings) / "model")
         run_stages(settings, ["train"])
 
     with before_call(train, "_fit", overtake), pytest.raises(HeldError):

@@ -114,7 +114,7 @@ def test_a_shard_of_an_overtaken_extraction_is_not_among_those_of_its_successor(
 
     with monkeypatch.context() as patch:
         patch.setattr(ExtractStep, "__call__", call)
-        overtake(suspended, Store(settings.store.uri) / "features", lambda: run_extract(changed, restart=True))
+        overtake(suspended, Store.of(settings) / "features", lambda: run_extract(changed, restart=True))
     plan, manifest, features = load_features(changed)
     assert all(key.startswith(f"{plan.folder}/") for shard in manifest.results.shards for key in shard.files)
     clean = make_settings(folder, tmp_path / "clean", poolings=["mean"])
@@ -146,9 +146,7 @@ def test_a_probe_of_an_overtaken_stage_is_not_among_those_of_its_successor(
 
     with monkeypatch.context() as patch:
         patch.setattr(fit_probes, "fit_probes", fit_and_sleep)
-        _, manifest = overtake(
-            suspended, Store(settings.store.uri) / "probes", lambda: run_probe(changed, restart=True)
-        )
+        _, manifest = overtake(suspended, Store.of(settings) / "probes", lambda: run_probe(changed, restart=True))
     clean = make_settings(folder, tmp_path / "clean", metric="accuracy", probe={"penalties": 3})
     run_stages(clean, ["extract"])
     _, expected = run_probe(clean)
@@ -182,7 +180,7 @@ def test_heads_and_a_version_of_an_overtaken_training_are_not_those_of_its_succe
         patch.setattr(train, "relative_flops", wake)
         report = overtake(
             suspended,
-            Store(settings.store.uri) / "model",
+            Store.of(settings) / "model",
             lambda: run_train(changed, Registry(changed), restart=True),
         )
     clean = make_settings(folder, tmp_path / "clean", search=search)
@@ -196,7 +194,7 @@ def test_an_artifact_that_another_training_wrote_is_not_registered(
     """Such as one that slept while it wrote the files of its own: they are written again from the fitted heads."""
     settings = make_settings(folder, tmp_path / "store")
     run_stages(settings, ["extract", "probe", "train"])
-    store, registry = Store(settings.store.uri) / "model", Registry(settings)
+    store, registry = Store.of(settings) / "model", Registry(settings)
     neurons = store.read("neurons.json")
     for key in store.list():
         if "/registered/" in key:
@@ -222,7 +220,7 @@ def test_a_training_that_was_overtaken_before_it_ends_says_so(
     settings = make_settings(folder, tmp_path / "store")
     changed = make_settings(folder, tmp_path / "store", search={**settings.search.model_dump(), "etas": [0.8]})
     run_stages(settings, ["extract", "probe"])
-    store, before = Store(settings.store.uri), dict[str, bytes | None]()
+    store, before = Store.of(settings), dict[str, bytes | None]()
     suspended, step = Suspended(lambda: run_train(settings, Registry(settings))), getattr(train, last_step)
 
     def step_and_sleep(*args: Any) -> Any:

@@ -304,7 +304,7 @@ class Trained:
     @classmethod
     def run(cls, settings: Settings) -> Trained:
         run_workflow(settings)
-        store = Store(settings.store.uri)
+        store = Store.of(settings)
         return cls(settings, Registry(settings), store, store.read_many(keys(store)))
 
 

@@ -17,7 +17,7 @@ from pipelines.nightly import classify, night_pass
 from pipelines.registry.versions import Registry
 from pipelines.storage.request_counting import Traffic, count_input_reads
 from pipelines.training import extract_features, workflow
-from pipelines.workers.map_shards import map_shards
+from pipelines.workers.map_shards import ShardWork, map_shards
 from spin.backbone import digest
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
@@ -54,9 +54,9 @@ class Work:
 
         return counted_run
 
-    def map_shards(self, *args: Any, **options: Any) -> Any:
+    def map_shards(self, work: ShardWork[Any], *args: Any, **options: Any) -> Any:
         """Count the reads of a step, which runs in this process."""
-        return self.count_reads(f"{options['stage']} step", map_shards)(*args, **options)
+        return self.count_reads(f"{work.stage} step", map_shards)(work, *args, **options)
 
     def count_corpus_reads(self, name: str, size: int) -> float:
         """How often the whole input was read."""

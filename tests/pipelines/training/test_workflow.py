@@ -36,7 +36,7 @@ from pipelines.training.evaluate import run_evaluate
 from pipelines.training.fit_probes import read_words, run_probe
 from pipelines.training.train import run_train
 from pipelines.training.workflow import run_stages, run_workflow
-from pipelines.workers.map_shards import map_shards
+from pipelines.workers.map_shards import ShardWork, map_shards
 from spin.errors import UserError
 from spin.settings import RaySettings, Settings, parse_settings
 from tests.support import tiny
@@ -99,7 +99,7 @@ class Project:
 
 def stage_results(settings: Settings, stage: str) -> Store:
     """The folder of a stage's results, which is named after its plan."""
-    store = Store(settings.store.uri) / stage
+    store = Store.of(settings) / stage
     plan = read_plan(store, dict[str, Any])
     assert plan is not None
     return store / plan.folder
@@ -445,17 +445,8 @@ def run_step(make: Callable[..., Any], args: tuple[Any, ...], store: Store) -> l
     """Run a step on six shards with two workers."""
     shards = [Shard(n, (Piece("nowhere", "jsonl", n, n + 1),)) for n in range(6)]
     with Lease(store) as lease:
-        return map_shards(
-            make,
-            args,
-            shards,
-            store,
-            RaySettings(workers=2),
-            counts_type=ShardCounts,
-            stage="trial",
-            documents=6,
-            lease=lease,
-        )
+        work = ShardWork(make, args, ShardCounts, store, RaySettings(workers=2), stage="trial", token=lease.number)
+        return map_shards(work, shards, lease, documents=6)
 
 
 def test_a_killed_worker_does_not_change_the_result(tmp_path: Path) -> None:
@@ -480,7 +471,7 @@ def test_shards_are_smaller_where_features_are_wide(project: Project, monkeypatc
     monkeypatch.setattr("pipelines.training.extract_features.MAX_SHARD_BYTES", 100 * (2 * 136 + 16) * 2)
     settings = project.make_settings(store=f"{project.base}/small_shards", ray=WITHOUT_RAY)
     run_stages(settings, ["extract"])
-    plan = Store(settings.store.uri).read_json("features/plan.json")
+    plan = Store.of(settings).read_json("features/plan.json")
     shards = [from_json(Shard, shard) for shard in plan["detail"]["shards"]]
     assert max(shard.stop - shard.start for shard in shards) <= 100
     assert sum(len(readers.read_shard(shard, settings.data)) for shard in shards) == 1500

@@ -67,7 +67,7 @@ class SlowStep:
 
 
 def make_log(folder: Path, retry_seconds: float = 120) -> ShardLog:
-    return ShardLog(Store(str(folder)), token=1, retry_seconds=retry_seconds)
+    return ShardLog(Store(str(folder), retry_seconds), token=1)
 
 
 def fail_first(method: str, failures: int, prefix: str, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Counter[str]:
@@ -181,22 +181,12 @@ class LeaseCountingStore(Store):
 
 
 def run_here(
-    make: Callable[..., Any], store: Store, lease: Lease, shards: int = 1, *, workers: int | None = None, **options: Any
+    make: Callable[..., Any], store: Store, lease: Lease, shards: int = 1, *, workers: int | None = None, **where: Any
 ) -> list[ShardOutcome[ShardCounts]]:
     """Run a step in this process: `here`, or because the stage has no workers."""
-    return map_shards(
-        make,
-        (),
-        [Shard(n) for n in range(shards)],
-        store,
-        RaySettings(retry_seconds=0, workers=workers),
-        counts_type=ShardCounts,
-        stage="trial",
-        documents=shards,
-        lease=lease,
-        here=workers is None,
-        **options,
-    )
+    where = {"token": lease.number, **where}
+    work = ShardWork(make, (), ShardCounts, store, RaySettings(workers=workers), stage="trial", **where)
+    return map_shards(work, [Shard(n) for n in range(shards)], lease, documents=shards, here=workers is None)
 
 
 def test_lease_checks_do_not_grow_with_the_number_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,8 +202,8 @@ def test_lease_checks_do_not_grow_with_the_number_of_shards(tmp_path: Path, monk
     assert requests == [0, 0]
 
 
-def test_the_token_of_a_stage_is_the_number_of_its_lease_unless_it_is_given(tmp_path: Path) -> None:
-    """The night's token is the number that its claim committed; its files go where the layout says."""
+def test_files_of_a_stage_bear_the_token_of_its_driver_and_go_where_the_layout_says(tmp_path: Path) -> None:
+    """A training's token is the number of its lease, that of a night the number that its claim committed."""
     store = Store(str(tmp_path))
     with Lease(store):
         pass
@@ -335,8 +325,8 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 def make_work(make: Callable[..., Any], folder: Path, token: int = 1) -> ShardWork[ShardCounts]:
     backbone = describe_backbone(BackboneSettings(model="m", engine="openvino", dtype="int8"))
-    settings = RaySettings(retry_seconds=0)
-    return ShardWork(make, (), ShardCounts, Store(str(folder)), settings, token=token, backbone=backbone)
+    store = Store(str(folder), retry_seconds=0)
+    return ShardWork(make, (), ShardCounts, store, RaySettings(), stage="trial", token=token, backbone=backbone)
 
 
 def compute(worker: _Worker, shard: Shard = SHARD) -> WorkerAnswer:
@@ -481,7 +471,7 @@ def test_the_records_of_a_start_are_retried(tmp_path: Path, clock: Clock, monkey
     """A store that is away for a moment ends no worker."""
     fail_first("read_json", 2, "starts/", monkeypatch, clock)
     fail_first("write_json", 2, "starts/", monkeypatch, clock)
-    faults = worker_faults.WorkerFaults(Store(str(tmp_path)), LogLayout(), 1, 120)
+    faults = worker_faults.WorkerFaults(Store(str(tmp_path)), LogLayout(), 1)
     with faults.watch_start("actor", "node", set, None):
         pass
     assert len(clock.pauses) == 4

@@ -16,7 +16,7 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult
 from pipelines.workers import map_shards as map_shards_module
 from pipelines.workers import shard_progress
-from pipelines.workers.map_shards import map_shards
+from pipelines.workers.map_shards import ShardWork, map_shards
 from pipelines.workers.progress import Advance
 from pipelines.workers.shard_progress import ShardReports, StageProgress, count_shard, report_to
 from spin.settings import RaySettings
@@ -125,16 +125,7 @@ def test_workers_report_to_the_driver(ray_session: None, tmp_path: Path, monkeyp
 def _map(make: Any, args: tuple[Any, ...], folder: Path, settings: RaySettings, documents: int | None) -> None:
     store = Store(str(folder / "store"))
     with Lease(store) as lease:
-        outcomes = map_shards(
-            make,
-            args,
-            SHARDS,
-            store,
-            settings,
-            counts_type=ShardCounts,
-            stage="extract",
-            documents=documents,
-            lease=lease,
-            backbone="engine torch, precision float32",
-        )
+        where = {"stage": "extract", "token": lease.number, "backbone": "engine torch, precision float32"}
+        work = ShardWork(make, args, ShardCounts, store, settings, **where)
+        outcomes = map_shards(work, SHARDS, lease, documents=documents)
     assert [outcome.counts.rows for outcome in outcomes] == [10, 10]

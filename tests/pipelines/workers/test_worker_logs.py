@@ -15,7 +15,7 @@ from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult
 from pipelines.telemetry import json_lines
 from pipelines.telemetry.current_runs import CurrentRun, current_runs, working_on
 from pipelines.telemetry.worker_logs import WorkerLog
-from pipelines.workers.map_shards import map_shards
+from pipelines.workers.map_shards import ShardWork, map_shards
 from spin.settings import RaySettings
 from tests.support.hanging import wait_until
 
@@ -40,17 +40,9 @@ class LoggingStep:
 def compute_shard(store: Store, mark: str, **settings: int) -> str:
     """Compute one shard for two runs; returns the runs that its step has seen."""
     with Lease(store) as lease, working_on(RUNS):
-        [outcome] = map_shards(
-            LoggingStep,
-            (mark,),
-            [Shard(0, (Piece("a.parquet", "parquet", 0, 1),))],
-            store,
-            RaySettings(**settings),
-            counts_type=ShardCounts,
-            stage="test",
-            documents=1,
-            lease=lease,
-        )
+        ray = RaySettings(**settings)
+        work = ShardWork(LoggingStep, (mark,), ShardCounts, store, ray, stage="test", token=lease.number)
+        [outcome] = map_shards(work, [Shard(0, (Piece("a.parquet", "parquet", 0, 1),))], lease, documents=1)
     [key] = outcome.files
     return (store.read(key) or b"").decode()
 

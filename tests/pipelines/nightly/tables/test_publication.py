@@ -58,7 +58,6 @@ from spin.errors import UserError
 from tests.support.nights import (
     DATE,
     MODEL,
-    RETRY_SECONDS,
     claim_model,
     published_ids,
     run_night,
@@ -71,7 +70,7 @@ IDS = ["a1", "a2", "a3"]
 
 
 def publish(tables: NightTables, night: NightRecord, token: int, **options: Any) -> None:
-    publish_night(tables, night, token=token, **{"retry_seconds": RETRY_SECONDS, **options})
+    publish_night(tables, night, token=token, **options)
 
 
 def side_runs(tables: NightTables, table: str) -> set[str]:
@@ -313,17 +312,18 @@ def void(_: object) -> None:
 def test_a_table_that_others_commit_to_all_the_time_is_unavailable(
     local_tables: NightTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token = claim_model(local_tables)
-    night = write_night(local_tables, token, IDS)
+    hurried = NightTables(Store(local_tables.out.uri, retry_seconds=0.3))
+    token = claim_model(hurried)
+    night = write_night(hurried, token, IDS)
 
     def refuse(*_: object, **__: object) -> int:
         raise StaleSnapshotError("refused")
 
     monkeypatch.setattr(TableSnapshot, "_commit", refuse)
     with pytest.raises(UnavailableError):
-        publish(local_tables, night, token, retry_seconds=0.3)
+        publish(hurried, night, token)
     with pytest.raises(UnavailableError):
-        claim(local_tables, MODEL, retry_seconds=0.3)
+        claim(hurried, MODEL)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut"])
@@ -366,7 +366,7 @@ def test_a_night_is_restored_with_all_its_rows(tables: NightTables) -> None:
     first = run_night(tables.out, IDS, dead=["d1"], inputs=files)
     run_night(tables.out, ["b1"], dead=["d2"])
     other = run_night(tables.out, ["c1"], date=NEXT)
-    restore_night(tables, first.run, token=claim_model(tables), retry_seconds=RETRY_SECONDS)
+    restore_night(tables, first.run, token=claim_model(tables))
     assert published_ids(tables) == {(DATE, MODEL): IDS, (NEXT, MODEL): ["c1"]}
     assert side_runs(tables, DEAD_LETTERS) == {first.run}
     assert side_runs(tables, INPUTS) == {first.run, other.run}
@@ -378,7 +378,7 @@ def test_what_was_never_published_is_not_restored(local_tables: NightTables) -> 
     night = write_night(local_tables, token, IDS)
     for run in (night.run, "2026-03-01-none-000009"):
         with pytest.raises(UserError, match="no run"):
-            restore_night(local_tables, run, token=token, retry_seconds=1)
+            restore_night(local_tables, run, token=token)
     assert published_ids(local_tables) == {}
 
 
@@ -387,7 +387,7 @@ def test_a_night_that_lost_a_file_is_not_restored(local_tables: NightTables) -> 
     run_night(local_tables.out, ["b1"])
     local_tables.store(PREDICTIONS).delete(first.files[PREDICTIONS][0].path)
     with pytest.raises(UserError, match="is missing"):
-        restore_night(local_tables, first.run, token=claim_model(local_tables), retry_seconds=1)
+        restore_night(local_tables, first.run, token=claim_model(local_tables))
     assert published_ids(local_tables) == {(DATE, MODEL): ["b1"]}
 
 
@@ -400,13 +400,13 @@ def test_an_incremental_night_is_not_restored_next_to_a_night_that_has_taken_its
     run_night(local_tables.out, ["b1"], incremental=True)
     second = run_night(local_tables.out, ["c1"], date=NEXT, inputs=files[:1], incremental=True)
     with pytest.raises(UserError, match=r"hold 1 of its 2 files, such as a\.jsonl"):
-        restore_night(local_tables, first.run, token=claim_model(local_tables), retry_seconds=1)
+        restore_night(local_tables, first.run, token=claim_model(local_tables))
     assert published_ids(local_tables) == {(DATE, MODEL): ["b1"], (NEXT, MODEL): ["c1"]}
     whole = run_night(local_tables.out, ["d1"], date=NEXT, inputs=files)
-    restore_night(local_tables, second.run, token=claim_model(local_tables), retry_seconds=1)
-    restore_night(local_tables, whole.run, token=claim_model(local_tables), retry_seconds=1)
+    restore_night(local_tables, second.run, token=claim_model(local_tables))
+    restore_night(local_tables, whole.run, token=claim_model(local_tables))
     run_night(local_tables.out, ["e1"], date=NEXT, incremental=True)
-    restore_night(local_tables, first.run, token=claim_model(local_tables), retry_seconds=1)
+    restore_night(local_tables, first.run, token=claim_model(local_tables))
     assert published_ids(local_tables) == {(DATE, MODEL): IDS, (NEXT, MODEL): ["e1"]}
 
 
@@ -473,7 +473,7 @@ def test_missing_input_rows_do_not_pass_as_nothing_taken(local_tables: NightTabl
     local_tables.open(INPUTS).remove_partitions([{"date": DATE, "model": MODEL, "run": night.run}])
     with pytest.raises(UserError, match=f"restore --run {night.run}"):
         taken_files(local_tables, model=MODEL, date=NEXT, files=[FileState("a", 1, "v")])
-    restore_night(local_tables, night.run, token=claim_model(local_tables), retry_seconds=1)
+    restore_night(local_tables, night.run, token=claim_model(local_tables))
     assert taken_files(local_tables, model=MODEL, date=NEXT, files=[FileState("a", 1, "v")])
 
 

@@ -16,7 +16,7 @@ from pipelines.storage.delta_table import TableSnapshot
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
 from tests.support.fake_nights import before_call
-from tests.support.nights import MODEL, RETRY_SECONDS, claim_model, published_ids, run_night, write_night
+from tests.support.nights import MODEL, claim_model, published_ids, run_night, write_night
 
 AGE = timedelta(hours=24)
 
@@ -25,7 +25,7 @@ def vacuum(tables: NightTables, *, later: timedelta = timedelta(), age: timedelt
     """Vacuum as if the clock were `later`."""
     claims = {model: claim_model(tables, model) for model in models_of(tables)}
     plan = plan_vacuum(tables, now=datetime.now(UTC) + later, age=age)
-    run_vacuum(tables, plan, claims, retry_seconds=RETRY_SECONDS)
+    run_vacuum(tables, plan, claims)
     return plan
 
 
@@ -57,14 +57,14 @@ def test_a_replaced_run_can_be_restored_until_it_is_old(tables: NightTables) -> 
     first = run_night(tables.out, ["a"], dead=["d"])
     second = run_night(tables.out, ["b"]).run
     assert vacuum(tables, later=timedelta(hours=23)).delete == ()
-    restore_night(tables, first.run, token=claim_model(tables), retry_seconds=RETRY_SECONDS)
+    restore_night(tables, first.run, token=claim_model(tables))
     assert published_ids(tables) == {("2026-03-01", MODEL): ["a"]}
     plan = vacuum(tables, later=timedelta(hours=25))
     assert plan.abandon == (second,)
     assert keys_of(tables, second) == {f"_runs/{second}/{name}" for name in ("run.json", ABANDONED)}
     assert keys_of(tables, first.run) == named_keys(first)
     with pytest.raises(UserError, match="given up|no run"):
-        restore_night(tables, second, token=claim_model(tables), retry_seconds=1)
+        restore_night(tables, second, token=claim_model(tables))
     assert read_rows(tables.open(DEAD_LETTERS), {})["id"].to_pylist() == ["d"]
 
 
@@ -79,7 +79,7 @@ def test_an_unfinished_run_is_given_up_only_when_it_is_old(tables: NightTables) 
     assert is_abandoned(tables.out, night.run)
     assert [run.run for run in list_unfinished(tables)] == [night.run]
     with pytest.raises(UserError, match="given up"):
-        publish_night(tables, night, token=claim_model(tables), retry_seconds=1)
+        publish_night(tables, night, token=claim_model(tables))
     assert vacuum(tables, later=timedelta(hours=60)) == VacuumPlan((), (), 0)
 
 
@@ -91,7 +91,7 @@ def test_side_rows_of_a_run_that_is_given_up_go_before_its_files(
     with monkeypatch.context() as patch:
         patch.setattr("pipelines.nightly.tables.publication._commit_predictions", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            publish_night(local_tables, night, token=token, retry_seconds=1)
+            publish_night(local_tables, night, token=token)
     assert read_rows(local_tables.open(DEAD_LETTERS), {}).num_rows == 1
     vacuum(local_tables, later=timedelta(hours=25))
     assert read_rows(local_tables.open(DEAD_LETTERS), {}).num_rows == 0
@@ -121,7 +121,7 @@ def test_a_driver_that_claims_its_model_meanwhile_stops_the_vacuum(local_tables:
     assert plan.delete
     claim_model(local_tables)
     with pytest.raises(HeldError):
-        run_vacuum(local_tables, plan, claims, retry_seconds=1)
+        run_vacuum(local_tables, plan, claims)
     assert keys_of(local_tables, night.run) >= named_keys(night)
 
 
@@ -149,7 +149,7 @@ def test_a_driver_that_wakes_after_a_vacuum_names_no_deleted_file(tables: NightT
         assert vacuum(tables, later=timedelta(hours=48)).abandon == (night.run,)
 
     with before_call(TableSnapshot, "replace_partition", give_up), pytest.raises(HeldError):
-        publish_night(tables, night, token=token, retry_seconds=RETRY_SECONDS)
+        publish_night(tables, night, token=token)
     assert [tables.open(table).file_table.num_rows for table in TABLES] == [0] * len(TABLES)
 
 
