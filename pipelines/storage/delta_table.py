@@ -235,6 +235,7 @@ def create_table(store: Store, schema: pa.Schema, partition_columns: Sequence[st
                     partition_by=list(partition_columns),
                     configuration=_PROPERTIES,
                     storage_options=_storage_options(store),
+                    commit_properties=CommitProperties(max_commit_retries=0),  # else one is put on top of another
                 )
         except SpinError:
             if open_table(store) is None:

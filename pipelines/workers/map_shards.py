@@ -74,7 +74,7 @@ class _CheckedStep(Protocol):
 
 @dataclass(frozen=True)
 class ShardWork(Generic[C]):
-    """What a stage does with its shards, and where they are committed; it is pickled and sent to the actors."""
+    """The work of a stage on its shards, and where they are committed; it is pickled and sent to the actors."""
 
     make: Callable[..., Step[C]]
     """class or function that returns the step; each worker calls it once"""

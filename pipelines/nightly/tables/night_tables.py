@@ -131,7 +131,7 @@ class NightTables:
                 )
 
     def _describe_foreign(self, table: str) -> str | None:
-        """What of another program is in the folder of a table; None if the table is ours or the folder is empty."""
+        """A description of foreign files in the folder of a table; None if there are none, or the table is ours."""
         names = self.out.list_names(table)
         if names and LOG not in names:
             files = [key.removeprefix(f"{table}/") for key in self.out.list(table)]

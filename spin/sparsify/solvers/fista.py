@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from spin.process_group import ProcessGroup
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 STEPS = 10
 """steps between two checks of the violation: a check costs a product and waits for the device"""
 
@@ -40,9 +45,8 @@ class Regressions:
     group: ProcessGroup
     """the processes that hold the other rows"""
     basis: Tensor | None = None
-    """(p, width) or (P, p, width) orthonormal, if V are coordinates in it of weights of p features. Violations and
-    slopes are then those of the features, as without a basis. An l1 penalty must be 0, since it depends on coordinates
-    """
+    """(p, width) or (P, p, width) orthonormal, if V are coordinates in it of weights of p features, for `steepest` and
+    `of_features`; `solve` takes none, since an l1 penalty depends on the coordinates"""
 
     def solve(self, start: Tensor, limit: Tensor, max_checks: int) -> Tensor:
         """The minimisers (P, width + 1, B, K), to within a violation of `limit` (P, B) of the optimality conditions.
@@ -61,8 +65,8 @@ class Regressions:
                 unsolved = int((violation > 1).sum(1).max())
                 if unsolved == 0 or check == max_checks:
                     break
-                if unsolved < violation.shape[1]:  # a design with fewer unsolved ones continues with its worst
-                    batch = batch.keep(violation.argsort(1, descending=True)[:, :unsolved])
+                if unsolved < violation.shape[1]:
+                    batch = keep_worst(batch, violation, unsolved)
                 for _ in range(STEPS):
                     batch.step(self)
         return solution
@@ -161,16 +165,6 @@ class _Batch:
         V, scores = V.clone(), of.scores(V, scales)
         return cls(index, of.l1, of.l2, targets, weights, scales, V, scores, V, scores, one, one)
 
-    def keep(self, chosen: Tensor) -> _Batch:
-        """The batch with only some of its regressions, given by their positions (P, B')."""
-
-        def taken(x: Tensor) -> Tensor:
-            if x.ndim == 2:
-                return x.gather(1, chosen)
-            return x.gather(2, chosen[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-
-        return _Batch(**{f.name: taken(getattr(self, f.name)) for f in fields(self)})
-
     def step(self, of: Regressions) -> None:
         """Take one proximal gradient step from a point ahead of V; a regression whose step is too long stays.
 
@@ -227,12 +221,9 @@ class _Batch:
         self.scores, self.old_scores = of.scores(self.V, self.scales), of.scores(self.old_V, self.scales)
         gradient = of.gradient(lambda rows: self._residual(of, self.scores[:, rows], rows), self.scales)
         V, l1, l2 = self.V[:, :-1], self.l1[:, None, :, None], self.l2[:, None, :, None]
-        slope = of.of_features(gradient[:, :-1] + l2 * V)
-        if of.basis is None:
-            # the distance of the negative slope from the subdifferential of l1 |V|_1
-            distance = torch.where(V != 0, (slope + l1 * V.sign()).abs(), (slope.abs() - l1).clamp(min=0))
-        else:
-            distance = slope.abs()
+        slope = gradient[:, :-1] + l2 * V
+        # the distance of the negative slope from the subdifferential of l1 |V|_1
+        distance = torch.where(V != 0, (slope + l1 * V.sign()).abs(), (slope.abs() - l1).clamp(min=0))
         return torch.maximum(distance.amax((1, 3)), gradient[:, -1].abs().amax(2))
 
     def _shrink(self, V: Tensor) -> Tensor:
@@ -241,6 +232,21 @@ class _Batch:
         shrunk = V.sign() * (V.abs() - l1).clamp(min=0) / (1 + l2)
         shrunk[:, -1] = V[:, -1]
         return shrunk
+
+
+def keep_worst(batch: T, violation: Tensor, count: int) -> T:
+    """The batch with only the `count` regressions of each design whose `violation` (P, B) is largest.
+
+    The batch is a dataclass of tensors in which B is the second last axis, or the last of (P, B).
+    """
+    chosen = violation.argsort(1, descending=True)[:, :count]
+
+    def taken(x: Tensor) -> Tensor:
+        if x.ndim == 2:
+            return x.gather(1, chosen)
+        return x.gather(2, chosen[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+    return replace(batch, **{f.name: taken(getattr(batch, f.name)) for f in fields(batch)})
 
 
 def _multiply(block: Tensor, weights: Tensor) -> Tensor:

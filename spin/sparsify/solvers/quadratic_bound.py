@@ -7,12 +7,12 @@ search. It takes correlated features together, on which a gradient step has to b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from spin.sparsify.solvers.fista import Regressions, full_float32
+from spin.sparsify.solvers.fista import Regressions, full_float32, keep_worst
 
 MOST_WIDTH = 4096
 """features of a design up to which its bound is inverted: memory grows with their square, time with their cube"""
@@ -38,8 +38,8 @@ def solve_under_bound(problem: Regressions, start: Tensor, limit: Tensor, max_st
             if unsolved == 0 or step == max_steps:
                 break
             batch.step(ahead, slope)
-            if unsolved < violation.shape[1]:  # a design with fewer unsolved ones continues with its worst
-                batch = batch.keep(violation.argsort(1, descending=True)[:, :unsolved])
+            if unsolved < violation.shape[1]:
+                batch = keep_worst(batch, violation, unsolved)
     return solution
 
 
@@ -83,16 +83,6 @@ class _Batch:
         inverse = _invert_bound(of, weights[:, :, 0], scales[:, :, 0], ridge[..., 0])
         return cls(index, limit, targets, weights, scales, ridge, inverse, V, V, torch.ones_like(limit))
 
-    def keep(self, chosen: Tensor) -> _Batch:
-        """The batch with only some of its regressions, given by their positions (P, B')."""
-
-        def taken(x: Tensor) -> Tensor:
-            if x.ndim == 2:
-                return x.gather(1, chosen)
-            return x.gather(2, chosen[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-
-        return _Batch(**{f.name: taken(getattr(self, f.name)) for f in fields(self)})
-
     def look_ahead(self, of: Regressions) -> tuple[Tensor, Tensor]:
         """The point ahead of V in the direction of the last step, and the slope of the objective there."""
         self.momentum, before = (1 + (1 + 4 * self.momentum**2).sqrt()) / 2, self.momentum
@@ -122,5 +112,9 @@ def _invert_bound(of: Regressions, weights: Tensor, scales: Tensor, ridge: Tenso
         gram = gram + (block * largest[:, rows]).mT @ block
     gram = of.group.all_reduce(gram) * scales * scales.mT
     jitter = _JITTER * gram.diagonal(dim1=1, dim2=2).sum(1)
-    bounds = gram[:, None] + torch.diag_embed(ridge.mT + jitter[:, None, None])
-    return torch.cholesky_inverse(torch.linalg.cholesky(bounds)).transpose(1, 2)
+    inverse = gram.new_empty(len(gram), ridge.shape[2], *gram.shape[1:])
+    for index, penalties in enumerate(ridge.unbind(2)):  # one by one, since a factor takes as much memory as an inverse
+        bound = gram.clone()
+        bound.diagonal(dim1=1, dim2=2).add_(penalties + jitter[:, None])
+        inverse[:, index] = torch.cholesky_inverse(torch.linalg.cholesky(bound))
+    return inverse.transpose(1, 2)

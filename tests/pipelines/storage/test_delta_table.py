@@ -91,6 +91,20 @@ def test_every_accepted_commit_of_racing_processes_is_a_version(store_uri: str) 
     ]
 
 
+def test_tables_that_are_created_at_once_have_one_creation(store_uri: str) -> None:
+    """A second creation would be a commit that puts back the first schema."""
+    start = threading.Barrier(4)
+
+    def create_at_once(number: int) -> None:
+        start.wait(30)
+        create(f"{store_uri}/{number}")
+
+    for number in range(10):
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(create_at_once, [number] * 4))
+    assert [snapshot_of(Store(f"{store_uri}/{number}")).version for number in range(10)] == [0] * 10
+
+
 def test_threads_with_one_snapshot_have_one_winner(store_uri: str) -> None:
     store = create(store_uri)
     snapshots = [snapshot_of(store) for _ in range(4)]
