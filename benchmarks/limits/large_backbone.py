@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from benchmarks.limits.process_memory import Watch
 from benchmarks.section_page import Part, table
-from pipelines.data.corpus import Corpus
+from pipelines.data.corpus import Corpus, CorpusSpool
 from pipelines.data.feature_store import FeatureShard, FeatureShards
+from pipelines.data.spool import PartSize
 from pipelines.data.training_labels import Labels, Sample
 from pipelines.storage.object_store import Store
 from pipelines.training.fit_heads import HeadsJob, fit_heads
@@ -134,7 +135,7 @@ def _fit(part: str, folder: Path) -> None:
     shape = json.loads((folder / "shape.json").read_text(encoding="utf-8"))
     y, settings = np.array(shape["y"]), _settings(folder)
     keys = sorted(file.name for file in (folder / "features").iterdir())
-    shards = [FeatureShard("", key, min(SHARD, len(y) - SHARD * i), None) for i, key in enumerate(keys)]
+    shards = [FeatureShard(key, min(SHARD, len(y) - SHARD * i), None) for i, key in enumerate(keys)]
     columns = {FeatureColumn.parse(name): width for name, width in shape["widths"].items()}
     features = FeatureShards(Store(str(folder / "features")), tuple(shards), columns)
     splits = [assign_split(row, 0, 0.15, 0.0) for row in range(len(y))]
@@ -143,7 +144,17 @@ def _fit(part: str, folder: Path) -> None:
     sites = group_by_site(list(columns))
     if part == "probes":
         of_sites = tuple(tuple(of_site) for of_site in sites.values())
-        fit_columns(ProbesJob(settings, features, sample, of_sites, Corpus((), settings.data), probes), "cpu")
+        fit_columns(
+            ProbesJob(
+                settings,
+                features,
+                sample,
+                of_sites,
+                Corpus((), (), CorpusSpool(probes, "", PartSize(1)), settings.data),
+                probes,
+            ),
+            "cpu",
+        )
         return
     depth = max(column.site.layer for column in columns)
     compute = {Site(layer, kind): layer / depth for layer in range(1, depth + 1) for kind in WIDTHS}

@@ -19,7 +19,7 @@ from pipelines.registry.packaging import BACKBONE
 from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import finished_fingerprint
-from pipelines.training.extract_features import load_features
+from pipelines.training.extract_features import load_features, open_corpus
 from pipelines.workers.progress import progress
 from spin.activations.extract import extract
 from spin.arrays import Floats, Rows
@@ -186,7 +186,7 @@ def _read_training_documents(
     frozen = FrozenDocuments.of(frozenset(audited.frozen.ids), audited.frozen.texts)
     labels = Labels.of(features, settings, frozen)
     rows = rows_in_split(labels.splits, "train", "valid")  # few labels are one pool, and words learn from both
-    return _TrainingDocuments(Corpus(plan.derived.shards, settings.data), rows, labels.y[rows])
+    return _TrainingDocuments(open_corpus(settings, plan), rows, labels.y[rows])
 
 
 def _measure_membership(audited: AuditedVersion, training: _TrainingDocuments, seed: int) -> Membership:

@@ -13,15 +13,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.data.files.shards import Shard
+from pipelines.data.spool import PartSize
 from pipelines.storage.filesystem import store_errors
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardOutcome
+from pipelines.storage.stage_plan import StagePlan
 from spin.activations.feature_table import from_lists
 from spin.arrays import Rows
 from spin.heads.selection import Selection
 from spin.sites import FeatureColumn
 
-DOCUMENTS, FEATURES, TESTED = "documents.parquet", "features.parquet", "tested.parquet"
+LABELS = "labels.parquet"
+"""file with ids, labels, splits and hashes of all documents, in the folder of an extraction"""
+FEATURES, TESTED = "features.parquet", "tested.parquet"
 """endings of the files of a shard"""
 
 Positions = NDArray[np.int32]
@@ -46,6 +50,10 @@ class FeaturePlan:
     """blocks of the backbone"""
     causal: bool
     """whether the backbone is a decoder"""
+    spool: str
+    """folder of the parts of the corpus in the spool"""
+    part_size: PartSize
+    """of these parts"""
     sample: tuple[tuple[int, ...], ...] | None = None
     """for each shard the positions of the documents that are extracted, ascending; None: all documents"""
 
@@ -59,8 +67,6 @@ class FeaturePlan:
 class FeatureShard:
     """A shard of documents, and the features of all of them or of some."""
 
-    documents: str
-    """key of the Parquet file with ids, labels, splits and hashes"""
     features: str
     """key of the Parquet file with a list of values per feature column"""
     size: int
@@ -126,17 +132,20 @@ class FeatureShards:
     """the width of every feature column, the baseline columns of the last layer included"""
     kept: KeptFeatures | None = None
     """of the second pass"""
+    labels: str = LABELS
+    """key of the table with ids, labels, splits and hashes; its rows are those of all shards, in order"""
 
     @classmethod
-    def of(cls, store: Store, plan: FeaturePlan, outcomes: Sequence[ShardOutcome[Any]]) -> FeatureShards:
+    def of(cls, store: Store, plan: StagePlan[FeaturePlan], outcomes: Sequence[ShardOutcome[Any]]) -> FeatureShards:
         """The shards that the extract stage with this plan has written to its store, given their outcomes."""
-        columns = {FeatureColumn.parse(name): width for name, width in plan.widths.items()}
-        samples = [None] * len(outcomes) if plan.sample is None else [np.array(rows, np.int32) for rows in plan.sample]
+        derived = plan.derived
+        columns = {FeatureColumn.parse(name): width for name, width in derived.widths.items()}
+        samples = [None] * len(outcomes) if derived.sample is None else [np.array(s, np.int32) for s in derived.sample]
         shards = [
-            FeatureShard(required_file(outcome, DOCUMENTS), required_file(outcome, FEATURES), outcome.counts.rows, rows)
+            FeatureShard(required_file(outcome, FEATURES), outcome.counts.rows, rows)
             for outcome, rows in zip(outcomes, samples, strict=True)
         ]
-        return cls(store, tuple(shards), columns)
+        return cls(store, tuple(shards), columns, labels=f"{plan.folder}/{LABELS}")
 
     @property
     def probed(self) -> list[FeatureColumn]:
@@ -199,9 +208,7 @@ class FeatureShards:
 
     def documents(self, names: Sequence[str]) -> pa.Table:
         """Some of id, label, split, text_hash and group of all documents, as an Arrow table."""
-        tables = [_read_table(self.store, shard.documents, names) for shard in self.shards]
-        # in a shard without rows the labels have Arrow's null type, which cannot be concatenated with lists
-        return pa.concat_tables([table for table in tables if len(table)] or tables[:1])
+        return _read_table(self.store, self.labels, names)
 
     def _rows_of_shards(self, rows: Rows) -> Iterator[tuple[int, Rows]]:
         """The indices of the shards that hold some of the rows, with their positions in the shard.

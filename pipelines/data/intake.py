@@ -1,60 +1,38 @@
-"""The intake of a night: every file is read once and checked, before anything is classified.
+"""The intake: every input file is read once, checked and spooled, before anything is classified or learned.
 
-`plan_intake` divides the listed files into tasks without reading any. `take_in` does one task: it spools small, CSV
-and compressed files, reads the ids of large Parquet and JSONL files, and reports what it read. `plan_night` makes the
-shards of the night from the reports. All of this is free of Ray; a step of the nightly job calls it.
+`plan_intake` divides the listed files into tasks without reading any. `take_in` does one task of a night: it spools
+the rows and reports what it read. `plan_night` makes the shards of the night from the reports. All of this is free of
+Ray; a step of the nightly job calls it. `LabelledCorpus` takes the corpus of a training in.
 
-A file of the input is good or bad as a whole: where a part of it cannot be read, none of its rows is classified.
+A file of a night is good or bad as a whole: where a part of it cannot be read, none of its rows is classified.
 """
 
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import BinaryIO
 
 from pipelines.data.files import formats
-from pipelines.data.files.formats import MAX_BYTES, compression_codec
+from pipelines.data.files.formats import MAX_BYTES
 from pipelines.data.files.input_files import InputFile
-from pipelines.data.files.kept_columns import (
-    check_kept_names,
-    keep_column,
-    merge_types,
-    settle_types,
-    type_text,
-    types_of,
-)
-from pipelines.data.files.readers import (
-    ID_AND_TEXT,
-    IDS,
-    check_parquet_columns,
-    file_errors,
-    opener_of,
-    parse_lines,
-    read_parquet,
-    read_piece,
-)
-from pipelines.data.files.shards import LEAST_DOCUMENTS, Piece, Shard, even_size
+from pipelines.data.files.kept_columns import check_kept_names, merge_types, settle_types, type_text
+from pipelines.data.files.readers import opener_of, read_piece, reader_of
+from pipelines.data.files.shards import Piece, Shard, even_size
 from pipelines.data.forgotten_ids import NOTHING_FORGOTTEN, ForgottenIds
-from pipelines.data.spool import SPOOL, PartSize, ReadyPiece, Save, SpoolWriter, check_rows, find_dead_rows
+from pipelines.data.spool import PartSize, ReadyPiece, Save, SpoolWriter, check_rows
 from pipelines.service_errors import BadFileError, KeptTypeError
 from pipelines.storage.filesystem import PARALLEL_REQUESTS
 from pipelines.storage.input_opener import InputOpener
 from spin.settings import DataSettings
 
 SMALL = 8_000_000
-"""bytes below which a file is read whole and spooled, whatever its format"""
+"""bytes below which a file is read whole, whatever its format"""
 _GROUP_FILES = 500
 """most small files per task"""
-_WINDOW = {"jsonl": 4 * MAX_BYTES, "parquet": 8 * MAX_BYTES}
-"""bytes of a large file per task"""
-_LINES = 1000
-"""lines that are parsed at a time"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +45,7 @@ class FileOutcome:
     version: str
     """ETag, or modification time on a disk"""
     rows: int
-    """number of rows; an estimate for large JSONL files with trusted ids"""
+    """number of rows"""
     reason: str | None = None
     """why none of its rows is classified, None if they are"""
 
@@ -102,7 +80,7 @@ class NightPlan:
 
     shards: tuple[Shard, ...]
     parts: tuple[tuple[PartKey, ...], ...]
-    """by shard, for each of its pieces the part that holds its ids, in the same order"""
+    """by shard, the place of each of its pieces, in the same order"""
     files: tuple[FileOutcome, ...]
     """every file once, in the order of the tasks"""
     types: Mapping[str, str]
@@ -116,20 +94,22 @@ class NightPlan:
         return replace(self, shards=tuple(shards), parts=tuple(parts))
 
 
-def plan_intake(files: Sequence[InputFile], data: DataSettings, *, bad: dict[str, str]) -> list[Shard]:
+def plan_intake(files: Sequence[InputFile], data: DataSettings, *, bad: dict[str, str] | None = None) -> list[Shard]:
     """The tasks of the intake: a pure function of the listing and the settings.
 
-    Small files are joined to tasks of about 64 MB, a large CSV or compressed file is a task of its own, and a large
-    Parquet or JSONL file is divided by bytes. Empty files are added to `bad` with the reason. Raises UserError for a
-    kept column that the output cannot have.
+    Small files are joined to tasks of about 64 MB, and a large file is divided as its format allows. Raises
+    BadFileError for an empty file; if `bad` is given, such files are added to it, each with the reason. Raises
+    UserError for a kept column that the output cannot have.
     """
     check_kept_names(data)
     tasks: list[tuple[Piece, ...]] = []
     group: list[Piece] = []
     grouped = 0
     for file in files:
-        whole = Piece(file.uri, file.kind, 0, file.size, by_bytes=True, size=file.size, version=file.version)
+        whole = file.whole
         if not file.size:
+            if bad is None:
+                raise formats.empty_file(file.uri)
             bad[file.uri] = formats.empty_file(file.uri).reason
         elif file.size < SMALL:
             if group and (len(group) == _GROUP_FILES or grouped + file.size > MAX_BYTES):
@@ -138,22 +118,11 @@ def plan_intake(files: Sequence[InputFile], data: DataSettings, *, bad: dict[str
             group.append(whole)
             grouped += file.size
         else:
-            tasks += [(window,) for window in _windows(whole)]
+            ranges = reader_of(whole).divide(file.uri, file.size)
+            tasks += [(replace(whole, start=start, stop=stop),) for start, stop in ranges]
     if group:
         tasks.append(tuple(group))
     return [Shard(n, pieces) for n, pieces in enumerate(tasks)]
-
-
-def is_spooled(file: InputFile) -> bool:
-    """Whether all rows of a file go to the spool, whatever it holds."""
-    return file.size < SMALL or file.kind not in _WINDOW or compression_codec(file.uri) is not None
-
-
-def _windows(file: Piece) -> Iterator[Piece]:
-    """A large file in ranges of bytes; each holds the lines or row groups that begin in it."""
-    step = _WINDOW.get(file.kind, file.size) if compression_codec(file.uri) is None else file.size
-    for start in range(0, file.size, step):
-        yield replace(file, start=start, stop=min(start + step, file.size))
 
 
 def take_in(
@@ -161,16 +130,19 @@ def take_in(
 ) -> IntakeReport:
     """Read and check the files of a task, and save its parts, each of about a size and at most 64 MB of text.
 
-    With trusted ids those of large files are not read. Memory is bounded whatever the files hold. A part of a file that
-    turns out to be bad later may be saved and does not appear in the report. If a kept column has two types in the
-    files of the task, the report names that alone: of several models, only those that take these files have no night.
+    Memory is bounded whatever the files hold. A part of a file that turns out to be bad later may be saved and does not
+    appear in the report. If a kept column has two types in the files of the task, the report names that alone: of
+    several models, only those that take these files have no night.
     """
     spool = SpoolWriter(size, save, forgotten)
     outcomes = []
-    with _open_all(task.pieces) as opened:
+    with open_all(task.pieces) as opened:
         for piece, open_file in opened:
+            rows = 0
             try:
-                rows = _take_file(piece, open_file, data, size, spool)
+                for documents in read_piece(piece, data, open_file):
+                    spool.add(check_rows(documents, piece.uri))
+                    rows += len(documents)
             except BadFileError as error:
                 spool.reject()
                 outcomes.append(FileOutcome(piece.uri, piece.size, piece.version, 0, error.reason))
@@ -196,12 +168,11 @@ def plan_night(
 ) -> NightPlan:
     """The shards of a night from the reports of all tasks, in their order: a pure function.
 
-    Parts of the spool are joined while they are worth at most `documents`, fewer where all are few, and 64 MB; a piece
-    of a large file is a shard of its own. A file that is bad in one task is left out of all. `known` are the types of
-    kept columns in the table that the night is written to. `groups` holds a number for each task, by default the same
-    for all: no shard has parts of tasks with different numbers. `typed` are the tasks whose files settle the types, by
-    default all; the shards are the same whatever these are. `describe_columns` lists the columns of a file, by URI, for
-    a message. Raises KeptTypeError if a kept column has two types, UserError if it is in no file.
+    Parts of the spool are joined to shards, see `join_parts`. A file that is bad in one task is left out of all.
+    `known` are the types of kept columns in the table that the night is written to. `typed` are the tasks whose files
+    settle the types, by default all; the shards are the same whatever these are. `describe_columns` lists the columns
+    of a file, by URI, for a message. Raises KeptTypeError if a kept column has two types, UserError if it is in no
+    file.
     """
     files: dict[str, FileOutcome] = {}
     types: dict[str, str] = {}
@@ -215,16 +186,13 @@ def plan_night(
             types = merge_types(types, report.types, "data.keep")
     files = {uri: replace(file, rows=0) if file.reason else file for uri, file in files.items()}
     bad = {uri for uri, file in files.items() if file.reason}
-    shards: list[list[tuple[PartKey, ReadyPiece]]] = []
-    documents = even_size(sum(file.rows for file in files.values()), documents)
-    for task, report in enumerate(reports):
-        for ready in report.pieces:
-            if ready.piece.uri in bad or not bad.isdisjoint(_origins(report, ready)):
-                continue
-            apart = groups is not None and bool(shards) and groups[shards[-1][0][0].task] != groups[task]
-            if not shards or apart or not _fits(shards[-1], ready, documents):
-                shards.append([])
-            shards[-1].append((PartKey(task, ready.part), ready))
+    sound = [
+        (PartKey(task, ready.part), ready)
+        for task, report in enumerate(reports)
+        if not (len(report.files) == 1 and report.files[0].uri in bad)  # it may have read a part of a large file
+        for ready in report.pieces
+    ]
+    shards = join_parts(sound, even_size(sum(file.rows for file in files.values()), documents), groups)
     unreadable = [file.reason for file in files.values() if file.reason]
     kept = settle_types(
         data,
@@ -242,23 +210,30 @@ def plan_night(
     )
 
 
-def _origins(report: IntakeReport, ready: ReadyPiece) -> list[str]:
-    """The file of a part of the spool if its task reads a window of one large file, which another task may find bad."""
-    return [report.files[0].uri] if ready.piece.kind == SPOOL and len(report.files) == 1 else []
+def join_parts(
+    parts: Sequence[tuple[PartKey, ReadyPiece]], documents: int, groups: Sequence[int] | None = None
+) -> list[list[tuple[PartKey, ReadyPiece]]]:
+    """Parts that follow one another, by shard: as many as have at most so many documents and 64 MB together.
+
+    `groups` holds a number for each task: no shard has parts of tasks with different numbers.
+    """
+    shards: list[list[tuple[PartKey, ReadyPiece]]] = []
+    for key, ready in parts:
+        apart = groups is not None and bool(shards) and groups[shards[-1][0][0].task] != groups[key.task]
+        if not shards or apart or not _fits([other for _, other in shards[-1]], ready, documents):
+            shards.append([])
+        shards[-1].append((key, ready))
+    return shards
 
 
-def _fits(shard: Sequence[tuple[PartKey, ReadyPiece]], ready: ReadyPiece, documents: int) -> bool:
+def _fits(shard: Sequence[ReadyPiece], ready: ReadyPiece, documents: int) -> bool:
     """Whether a part of the spool may join a shard of others."""
-    pieces = [other for _, other in shard] + [ready]
-    return (
-        all(other.piece.kind == SPOOL for other in pieces)
-        and sum(other.piece.documents for other in pieces) <= documents
-        and sum(other.bytes for other in pieces) <= MAX_BYTES
-    )
+    parts = [*shard, ready]
+    return sum(part.piece.documents for part in parts) <= documents and sum(part.bytes for part in parts) <= MAX_BYTES
 
 
 @contextmanager
-def _open_all(pieces: Sequence[Piece]) -> Iterator[Iterator[tuple[Piece, Callable[[], BinaryIO]]]]:
+def open_all(pieces: Sequence[Piece]) -> Iterator[Iterator[tuple[Piece, Callable[[], BinaryIO]]]]:
     """The pieces in order, each with a function that opens its file; several small files are requested at a time."""
     opener = InputOpener()
     if len(pieces) == 1:
@@ -276,131 +251,3 @@ def _open_all(pieces: Sequence[Piece]) -> Iterator[Iterator[tuple[Piece, Callabl
 
 def _opened(requests: dict[Piece, Future[bytes]], piece: Piece) -> Callable[[], BinaryIO]:
     return lambda: io.BytesIO(requests.pop(piece).result())
-
-
-def _take_file(
-    piece: Piece, open_file: Callable[[], BinaryIO], data: DataSettings, size: PartSize, spool: SpoolWriter
-) -> int:
-    """Add the rows of a piece to the spool, or its ranges; return their number."""
-    if piece.size >= SMALL and compression_codec(piece.uri) is None and piece.kind in _WINDOW:
-        with file_errors(piece.uri), open_file() as source:
-            if piece.kind == "parquet":
-                return _ParquetIntake(source, piece, data, size, spool).run()
-            take = _plan_lines if data.ids == "trusted" else _take_lines
-            return take(piece, source, data, size, spool)
-    rows = 0
-    for part in read_piece(piece, data, open_file, keep=True):
-        spool.add(check_rows(part, piece.uri, 0, rows))
-        rows += len(part)
-    return rows
-
-
-class _ParquetIntake:
-    """A window of a large Parquet file, whose row groups become pieces, or which is spooled.
-
-    A file with a row group that is too large for a shard is spooled whole, so that no file is read in both ways: if it
-    changes before it is classified, either all of its rows are left out or none.
-    """
-
-    def __init__(self, source: BinaryIO, piece: Piece, data: DataSettings, size: PartSize, spool: SpoolWriter) -> None:
-        self.source, self.piece, self.data, self.size, self.spool = source, piece, data, size, spool
-        self.parquet = formats.open_parquet(source)
-        check_parquet_columns(self.parquet, piece.uri, data, ID_AND_TEXT)
-        self.types = self._kept_types()
-        double = PartSize(2 * size.documents)
-        self.spooled = not all(self._fits([group], double) for group in range(self.parquet.num_row_groups))
-
-    def run(self) -> int:
-        """Take the row groups that begin in the window; return the number of their rows."""
-        starts, metadata = formats.group_starts(self.parquet), self.parquet.metadata
-        first = sum(metadata.row_group(n).num_rows for n, start in enumerate(starts) if start < self.piece.start)
-        groups = [n for n, start in enumerate(starts) if self.piece.start <= start < self.piece.stop]
-        adjacent: list[int] = []
-        for group in groups:
-            if adjacent and not self._fits([*adjacent, group], self.size):
-                first += self._take(adjacent, first)
-                adjacent = []
-            adjacent.append(group)
-        self._take(adjacent, first)
-        return self._rows(groups)
-
-    def _kept_types(self) -> dict[str, str]:
-        """The types of the kept columns that the file has. Raises BadFileError if the output has no such type."""
-        schema, uri = self.parquet.schema_arrow, self.piece.uri
-        names = [name for name in self.data.keep if name in schema.names]
-        formats.check_columns(schema.names, names, uri)
-        empty = schema.empty_table()
-        return {name: type_text(keep_column(empty[name], name, self.data.keep[name], uri).type) for name in names}
-
-    def _rows(self, groups: Sequence[int]) -> int:
-        return sum(self.parquet.metadata.row_group(group).num_rows for group in groups)
-
-    def _text_bytes(self, groups: Sequence[int]) -> int:
-        return formats.uncompressed_bytes(self.parquet, (self.data.text,), groups)
-
-    def _fits(self, groups: Sequence[int], size: PartSize) -> bool:
-        return size.fits(self._rows(groups), self._text_bytes(groups))
-
-    def _take(self, groups: Sequence[int], first: int) -> int:
-        """Read the ids of row groups, the first of which begins at a row, or stream their rows into the spool."""
-        if not (rows := self._rows(groups)):
-            return 0
-        piece = replace(self.piece, start=first, stop=first + rows, by_bytes=False, documents=rows)
-        if not self.spooled:
-            ids: list[str | None] = []
-            if self.data.ids == "checked":
-                for part in read_parquet(self.parquet, piece, self.data, columns=IDS, keep=False):
-                    ids += part.ids
-            self.spool.add_piece(piece, ids, self._text_bytes(groups), self.types)
-            return rows
-        row = first
-        with formats.open_parquet(self.source, stream=True, metadata=self.parquet.metadata) as parquet:
-            for part in read_parquet(parquet, piece, self.data, columns=ID_AND_TEXT, keep=True, stream=True):
-                self.spool.add(check_rows(part, piece.uri, 0, row))
-                row += len(part)
-        return rows
-
-
-def _take_lines(piece: Piece, source: BinaryIO, data: DataSettings, size: PartSize, spool: SpoolWriter) -> int:
-    """Read a window of lines and add ranges of bytes that have at most a size each."""
-    rows = 0
-    lines = formats.read_lines_between(source, piece.uri, piece.start, piece.stop, formats.BLOCK)
-    for group in _group_lines(lines, size):
-        start, stop = group[0][0], group[-1][0] + len(group[-1][1])
-        ids: list[str | None] = []
-        types: dict[str, str] = {}
-        for at in range(0, len(group), _LINES):
-            chunk = [line for _, line in group[at : at + _LINES]]
-            part = parse_lines(chunk, piece.uri, data, columns=ID_AND_TEXT, keep=True)
-            dead = find_dead_rows(part)
-            ids += [None if row in dead else id for row, id in enumerate(part.ids)]
-            if part.kept is not None:
-                types = merge_types(types, types_of([part.kept]), piece.uri)
-        rows += len(group)
-        spool.add_piece(replace(piece, start=start, stop=stop, documents=len(group)), ids, stop - start, types)
-    return rows
-
-
-def _group_lines(lines: Iterator[tuple[int, bytes]], size: PartSize) -> Iterator[list[tuple[int, bytes]]]:
-    """Lines with their positions, in lists of bounded length and bytes."""
-    group: list[tuple[int, bytes]] = []
-    for position, line in lines:
-        if group and not size.fits(len(group) + 1, position + len(line) - group[0][0]):
-            yield group
-            group = []
-        group.append((position, line))
-    if group:
-        yield group
-
-
-def _plan_lines(piece: Piece, source: BinaryIO, data: DataSettings, size: PartSize, spool: SpoolWriter) -> int:
-    """Add ranges of bytes of about a size, by the mean length of lines."""
-    length, mean = piece.stop - piece.start, formats.mean_line_bytes(source, piece.start, piece.stop)
-    most = min(MAX_BYTES, size.documents * mean, max(size.even_bytes, LEAST_DOCUMENTS * mean))
-    parts = max(1, math.ceil(length / max(1, most)))
-    types = {name: declared or "string" for name, declared in data.keep.items()}
-    edges = [piece.start + length * part // parts for part in range(parts + 1)]
-    for start, stop in pairwise(edges):
-        estimate = round((stop - start) / mean)
-        spool.add_piece(replace(piece, start=start, stop=stop, documents=estimate), (), stop - start, types)
-    return round(length / mean)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Hashable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.data.arrow_strings import ArrowStrings
 from pipelines.data.files.formats import BAD_ROWS, name_places
-from pipelines.data.files.readers import ALL_COLUMNS, FIELDS, Documents, find_lines, read_shard
-from pipelines.data.files.shards import Shard
+from pipelines.data.files.input_files import InputFile
+from pipelines.data.files.kept_columns import without_kept
+from pipelines.data.files.reader import ALL_COLUMNS, FIELDS, Documents
+from pipelines.data.files.readers import find_lines, read_piece
+from pipelines.data.files.shards import Piece
 from pipelines.data.files.text_values import is_unicode
+from pipelines.data.intake import open_all, plan_intake
+from pipelines.data.spool import SpoolWriter, check_rows
 from pipelines.service_errors import BadFileError
+from spin.activations.feature_table import documents_table
 from spin.errors import UserError
 from spin.labels.label_space import Label
 from spin.labels.split_groups import choose_group, hash_text
@@ -38,22 +45,32 @@ class LabelledCorpus:
     """see `spin.labels.split_groups`"""
     texts: Sequence[str]
     """of the first documents, as many as requested"""
-    shard_rows: Sequence[int]
-    """number of documents in each shard"""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def table(self) -> pa.Table:
+        """The table of all documents: id, label, split, text_hash and group."""
+        return documents_table(self.ids, self.labels, self.splits, text_hashes=self.text_hashes, groups=self.groups)
 
 
-def read_labelled(shards: Sequence[Shard], data: DataSettings, *, keep_texts: int | None = 0) -> LabelledCorpus:
+def read_labelled(
+    files: Sequence[InputFile], data: DataSettings, *, keep_texts: int | None = 0, spool: SpoolWriter | None = None
+) -> LabelledCorpus:
     """Read and check a labelled corpus; of each document about 60 bytes stay in memory, and its id.
 
-    `keep_texts` is the number of texts to keep, counted from the first document; None keeps all. An empty list is a
-    label: the document belongs to no class. Raises UserError that names the places of the first ten of: an id or label
-    that is null, a list of labels with an element that is not a name, a text that is empty or not a string, lone
-    surrogates in any of these, an id that occurs twice, a split other than train, valid and test; and for a group
-    column that holds nothing but nulls. Mistakes before a file that cannot be read are named in its place.
+    `keep_texts` is the number of texts to keep, counted from the first document; None keeps all. The rows are added to
+    `spool`. An empty list is a label: the document belongs to no class. Raises UserError that names the places of the
+    first ten of: an id or label that is null, a list of labels with an element that is not a name, a text that is empty
+    or not a string, lone surrogates in any of these, an id that occurs twice, a split other than train, valid and test;
+    and for a group column that holds nothing but nulls. Mistakes before a file that cannot be read are named in its
+    place.
     """
-    reader = _Reader(data, keep_texts)
-    for shard in shards:
-        reader.read(shard)
+    reader = _Reader(without_kept(data), keep_texts, spool)
+    for task in plan_intake(files, reader.data):
+        with open_all(task.pieces) as opened:
+            for piece, open_file in opened:
+                reader.read(piece, open_file)
     return reader.finish()
 
 
@@ -61,21 +78,32 @@ def read_labelled(shards: Sequence[Shard], data: DataSettings, *, keep_texts: in
 class _Mistake:
     """A row that cannot be learned from."""
 
-    shard: int
-    """place of its shard among those that were read"""
     row: int
-    """in the shard"""
+    """in the corpus"""
     reason: str
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows of a file that were read at once."""
+
+    piece: Piece
+    first: int
+    """byte from which rows are counted"""
+    row: int
+    """number of the first row, counted from there"""
 
 
 @dataclass
 class _Reader:
-    """The columns read so far. Equal labels share one object, and ids are Arrow strings once their shard is read."""
+    """The columns read so far. Equal labels share one object, and ids are Arrow strings once they are read."""
 
     data: DataSettings
     keep_texts: int | None
-    shards: list[Shard] = field(default_factory=list)
-    shard_rows: list[int] = field(default_factory=list)
+    spool: SpoolWriter | None
+    blocks: list[_Block] = field(default_factory=list)
+    block_rows: list[int] = field(default_factory=list)
+    """first row of each block in the corpus"""
     id_chunks: list[pa.Array] = field(default_factory=list)
     id_hashes: array[int] = field(default_factory=lambda: array("q"))
     labels: list[Label] = field(default_factory=list)
@@ -92,16 +120,20 @@ class _Reader:
     mistaken: int = 0
     """number of all such rows"""
 
-    def read(self, shard: Shard) -> None:
-        """Add the documents of a shard."""
+    def read(self, piece: Piece, open_file: Callable[[], BinaryIO]) -> None:
+        """Add the documents of a piece."""
         try:
-            documents = read_shard(shard, self.data, columns=ALL_COLUMNS)
+            for documents in read_piece(piece, self.data, open_file, columns=ALL_COLUMNS):
+                self.blocks.append(_Block(piece, documents.first, documents.row))
+                self.block_rows.append(len(self.id_hashes))
+                self._add_rows(documents)
+                if self.spool is not None:
+                    self.spool.add(check_rows(documents, piece.uri))
         except BadFileError:
             self._raise_for_mistakes()  # of rows before
             raise
-        self.shards.append(shard)
-        self._add_rows(documents)
-        self.shard_rows.append(len(documents))
+        if self.spool is not None:
+            self.spool.accept(piece.uri)
 
     def _add_rows(self, documents: Documents) -> None:
         """Add the rows that can be learned from, and note the others: once there is one, only ids are complete."""
@@ -116,7 +148,7 @@ class _Reader:
                 self.mistaken += 1
                 if len(self.mistakes) < BAD_ROWS:
                     reason = mistake if row in documents.malformed else documents.absent.get(row, mistake)
-                    self.mistakes.append(_Mistake(len(self.shards) - 1, row, reason))
+                    self.mistakes.append(_Mistake(len(self.id_hashes) - 1, reason))
                 continue
             self.labels.append(self.known.setdefault(label if isinstance(label, str) else tuple(label), label))
             self.splits.append(None if split is None else sys.intern(split))
@@ -128,16 +160,16 @@ class _Reader:
         self.id_chunks.append(pa.array(ids, pa.string()))
 
     def finish(self) -> LabelledCorpus:
-        """The corpus of all shards that were read."""
+        """The corpus of all pieces that were read."""
         self._raise_for_mistakes()
+        if self.spool is not None:
+            self.spool.finish()
         if self.data.group and self.labels and not self.grouped:
             raise UserError(
                 f"data.group: '{self.data.group}' is null in all {len(self.labels):,} documents; expected a column "
                 "with values, or leave the setting out"
             )
-        return LabelledCorpus(
-            self._ids(), self.labels, self.splits, self.text_hashes, self.groups, self.texts, self.shard_rows
-        )
+        return LabelledCorpus(self._ids(), self.labels, self.splits, self.text_hashes, self.groups, self.texts)
 
     def _ids(self) -> ArrowStrings:
         return ArrowStrings(pa.chunked_array(self.id_chunks, pa.string()))
@@ -148,7 +180,7 @@ class _Reader:
         total = self.mistaken + count
         if not total:
             return
-        mistakes = sorted([*self.mistakes, *repeated], key=lambda mistake: (mistake.shard, mistake.row))[:BAD_ROWS]
+        mistakes = sorted([*self.mistakes, *repeated], key=lambda mistake: mistake.row)[:BAD_ROWS]
         reasons = list(dict.fromkeys(mistake.reason for mistake in mistakes))
         more = f"; and {counted(total - len(mistakes), 'more row')}" if total > len(mistakes) else ""
         raise UserError("; ".join(self._describe(reason, mistakes) for reason in reasons) + more)
@@ -161,30 +193,31 @@ class _Reader:
         hashes = np.frombuffer(self.id_hashes, np.int64)
         order = np.argsort(hashes, kind="stable")
         later = np.sort(order[1:][hashes[order[1:]] == hashes[order[:-1]]]).tolist()
-        ids, borders, found = self._ids() if later else [], np.cumsum(self.shard_rows), []
+        ids, found = self._ids() if later else [], list[_Mistake]()
         for at, row in enumerate(later):
             if any(ids[other] == ids[row] for other in np.flatnonzero(hashes[:row] == hashes[row]).tolist()):
-                shard = int(np.searchsorted(borders, row, side="right"))
                 reason = f"the id '{ids[row]}' was seen before; expected unique ids in '{self.data.id}'"
-                found.append(_Mistake(shard, row - int(borders[shard]) + self.shard_rows[shard], reason))
+                found.append(_Mistake(row, reason))
             if len(found) == BAD_ROWS:  # two ids with one hash are rare enough not to be looked for among the others
                 return found, BAD_ROWS + len(later) - at - 1
         return found, len(found)
 
     def _describe(self, reason: str, mistakes: Sequence[_Mistake]) -> str:
         """The places of the rows with one mistake, file by file, and the mistake."""
-        own = [mistake for mistake in mistakes if mistake.reason == reason]
+        rows: dict[tuple[Piece, int], list[int]] = {}
+        for mistake in mistakes:
+            if mistake.reason == reason:
+                at = bisect_right(self.block_rows, mistake.row) - 1
+                block = self.blocks[at]
+                rows.setdefault((block.piece, block.first), []).append(block.row + mistake.row - self.block_rows[at])
         places: dict[tuple[str, str], list[int]] = {}
-        for number in dict.fromkeys(mistake.shard for mistake in own):
-            piece, rows = self.shards[number].piece, [mistake.row for mistake in own if mistake.shard == number]
-            places.setdefault((piece.uri, piece.kind), []).extend(
-                [piece.start + row for row in rows] if piece.kind == "parquet" else find_lines(piece, rows, self.data)
-            )
+        for (piece, first), numbers in rows.items():
+            lines = find_lines(piece, numbers, self.data, first)
+            noun = "row" if lines is None else "line"
+            places.setdefault((piece.uri, noun), []).extend(numbers if lines is None else lines)
         named = (
-            f"{uri} {name_places('row', numbers)} (from 0)"
-            if kind == "parquet"
-            else f"{uri} {name_places('line', numbers)}"
-            for (uri, kind), numbers in places.items()
+            f"{uri} {name_places(noun, numbers)}{' (from 0)' if noun == 'row' else ''}"
+            for (uri, noun), numbers in places.items()
         )
         return f"{' and '.join(named)}: {reason}"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipelines.data.files.formats import MAX_BYTES
 from pipelines.data.files.kept_columns import columns_of_type, merge_types, parse_type, types_of
-from pipelines.data.files.readers import Documents, opener_of, read_piece
+from pipelines.data.files.reader import Documents
 from pipelines.data.files.shards import EVEN_SHARDS, LEAST_DOCUMENTS, Piece, Shard
 from pipelines.data.files.text_values import is_unicode, to_unicode
 from pipelines.data.forgotten_ids import NOTHING_FORGOTTEN, ForgottenIds
@@ -27,17 +27,16 @@ from pipelines.storage.filesystem import store_errors
 from pipelines.storage.input_opener import InputOpener
 from pipelines.storage.parquet import to_parquet
 from spin.errors import UserError
-from spin.settings import DataSettings
 
 SPOOL = "spool"
-"""kind of a piece that is a part of the spool"""
+"""kind of a piece that is a part of the spool, and the folder of the parts"""
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("text", pa.string()),
         ("file", pa.string()),
-        ("first", pa.int64()),  # where the piece begins in its file: a row, in plain JSONL a byte
-        ("row", pa.int64()),  # row after that
+        ("first", pa.int64()),  # byte from which rows are counted: 0, or in a large plain JSONL file that of a line
+        ("row", pa.int64()),  # number of the row after that
         ("reason", pa.string()),  # null for a sound row
         ("message", pa.string()),
     ]
@@ -47,6 +46,10 @@ _SCHEMA = pa.schema(
 FORGOTTEN = "forgotten"
 """reason of the rows of documents that were forgotten: nothing of them is read but their place"""
 _FORGOTTEN_MESSAGE = "its id is among those that `spin forget` was given, so it is not classified"
+
+
+class LostPartError(UserError):
+    """A part of the spool is gone."""
 
 
 @dataclass
@@ -60,9 +63,9 @@ class CheckedRows:
     files: list[str] = field(default_factory=list)
     """URIs of the input files that the rows come from"""
     firsts: list[int] = field(default_factory=list)
-    """where the piece of the file begins: a row, in a large plain JSONL file a byte"""
+    """byte from which the rows are counted: 0, or in a large plain JSONL file that of a line"""
     rows: list[int] = field(default_factory=list)
-    """the row after that"""
+    """number of the row after that"""
     dead: dict[int, tuple[str, str]] = field(default_factory=dict)
     """reason and message for each row that cannot be classified; no message contains a document's text"""
     kept: pa.Table = field(default_factory=lambda: pa.table({}))
@@ -78,38 +81,35 @@ class CheckedRows:
         return [self.texts[row] or "" for row in rows]
 
 
-def read_rows(
-    shard: Shard, data: DataSettings, kept: pa.Schema, forgotten: ForgottenIds = NOTHING_FORGOTTEN
-) -> CheckedRows:
-    """The rows of a shard of a night, whose pieces are parts of the spool or pieces of input files.
+def read_rows(shard: Shard, kept: pa.Schema, forgotten: ForgottenIds = NOTHING_FORGOTTEN) -> CheckedRows:
+    """The rows of a shard, whose pieces are parts of the spool, or rows of them.
 
-    `kept` are the kept columns of the night with their types. Forgotten documents are dead letters. Raises
-    BadFileError, naming the file, for an input file that cannot be read or has changed.
+    `kept` are the kept columns of the night with their types. Forgotten documents are dead letters.
     """
     rows, opener, tables = CheckedRows(), InputOpener(), []
     for piece in shard.pieces:
-        before = len(rows)
-        for table in _piece_tables(piece, data, opener):
-            shown = hide_forgotten(table, forgotten)
-            _append(rows, shown)
-            tables.append(columns_of_type(shown, kept, len(shown)))
-        rows.piece_rows.append(len(rows) - before)
+        table = hide_forgotten(read_part(piece, opener), forgotten)
+        _append(rows, table)
+        tables.append(columns_of_type(table, kept, len(table)))
+        rows.piece_rows.append(len(table))
     rows.kept = pa.concat_tables(tables) if tables else kept.empty_table()
     return rows
 
 
-def _piece_tables(piece: Piece, data: DataSettings, opener: InputOpener) -> list[pa.Table]:
-    if piece.kind == SPOOL:
-        with store_errors(piece.uri):
-            try:
-                return [pq.read_table(io.BytesIO(opener.read(piece.uri, size=piece.size)))]
-            except FileNotFoundError:
-                raise UserError(f"{piece.uri} is missing, so the run cannot go on; start over with --restart") from None
-    first, row, tables = piece.start, 0, []
-    for documents in read_piece(piece, data, opener_of(piece, opener), keep=True):
-        tables.append(check_rows(documents, piece.uri, first, row))
-        row += len(documents)
-    return tables
+def read_texts(shard: Shard) -> list[str]:
+    """The texts of a shard of sound rows."""
+    opener = InputOpener()
+    return [text for piece in shard.pieces for text in read_part(piece, opener, ["text"])["text"].to_pylist()]
+
+
+def read_part(piece: Piece, opener: InputOpener, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a part of the spool, all columns or some. Raises LostPartError if the part is gone."""
+    with store_errors(piece.uri):
+        try:
+            content = opener.read(piece.uri, size=piece.size)
+        except FileNotFoundError:
+            raise LostPartError(f"{piece.uri} is missing, so the run cannot go on; start over with --restart") from None
+    return pq.read_table(io.BytesIO(content), columns=columns).slice(piece.start, piece.stop - piece.start)
 
 
 def _append(rows: CheckedRows, table: pa.Table) -> None:
@@ -122,15 +122,15 @@ def _append(rows: CheckedRows, table: pa.Table) -> None:
     rows.rows.extend(table["row"].to_pylist())
 
 
-def check_rows(documents: Documents, file: str, first: int, row: int) -> pa.Table:
-    """The documents as rows of the spool; `row` is that of the first one, counted from `first` on."""
-    dead = find_dead_rows(documents)
+def check_rows(documents: Documents, file: str) -> pa.Table:
+    """The documents of a file as rows of the spool."""
+    dead, row = find_dead_rows(documents), documents.row
     table = pa.table(
         [
             pa.array([to_unicode(id) for id in documents.ids], pa.string()),
             pa.array([to_unicode(text) for text in documents.texts], pa.string()),
             pa.repeat(file, len(documents)),
-            pa.repeat(first, len(documents)).cast(pa.int64()),
+            pa.repeat(documents.first, len(documents)).cast(pa.int64()),
             pa.array(range(row, row + len(documents)), pa.int64()),
             pa.array([dead[n][0] if n in dead else None for n in range(len(documents))], pa.string()),
             pa.array([dead[n][1] if n in dead else None for n in range(len(documents))], pa.string()),
@@ -182,34 +182,34 @@ def find_dead_rows(documents: Documents) -> dict[int, tuple[str, str]]:
 
 @dataclass(frozen=True)
 class SpoolPart:
-    """A part of the spool that is full, or a piece of an input file whose ids were read."""
+    """A part of the spool that is full."""
 
     number: int
     """place among the parts of its task, from 0"""
     ids: Sequence[str | None]
-    """by row; None for the rows that are known to be dead letters, whose ids another row may have"""
-    parquet: bytes | None
-    """content of the part, None for a piece of an input file"""
+    """by row; None for dead letters, whose ids another row may have"""
+    parquet: bytes
+    """content of the part"""
 
 
 @dataclass(frozen=True)
 class ReadyPiece:
-    """A piece that can be classified."""
+    """A part of the spool that was saved."""
 
     piece: Piece
     part: int
-    """number of the `SpoolPart` that holds its ids"""
+    """number of the `SpoolPart`"""
     bytes: int
-    """of its texts, in the spool with the other columns; an estimate where they were not read"""
+    """of its texts and the other columns"""
 
 
 Save = Callable[[SpoolPart], str]
-"""writes the digests of a part's ids, and its content if it has one; returns the URI of the content, else ''"""
+"""writes the digests of a part's ids, and its content; returns the URI of the content"""
 
 
 @dataclass(frozen=True)
 class PartSize:
-    """How large a part of the spool, or a piece of a large input file, may be."""
+    """How large a part of the spool may be."""
 
     documents: int
     """at most"""
@@ -221,14 +221,6 @@ class PartSize:
         """The size where all input files have `size` bytes, in shards of at most so many documents."""
         return cls(documents, min(MAX_BYTES, -(-size // EVEN_SHARDS)))
 
-    def fits(self, documents: int, size: int) -> bool:
-        """Whether documents with so many bytes of text may be one part."""
-        return documents <= self.documents and size <= self.most_bytes(documents)
-
-    def most_bytes(self, documents: int) -> int:
-        """The bytes of text that so many documents may have in one part."""
-        return MAX_BYTES if documents <= LEAST_DOCUMENTS else min(MAX_BYTES, self.even_bytes)
-
 
 class SpoolWriter:
     """Cuts rows into parts of about equal numbers of documents and of bounded size, and saves each when it is full.
@@ -239,7 +231,7 @@ class SpoolWriter:
 
     def __init__(self, size: PartSize, save: Save, forgotten: ForgottenIds = NOTHING_FORGOTTEN) -> None:
         self.ready: list[ReadyPiece] = []
-        """the parts so far, and the pieces that were added between them"""
+        """the parts so far"""
         self.types: dict[str, str] = {}
         """types of the kept columns in the accepted files"""
         self._size, self._save, self._forgotten = size, save, forgotten
@@ -260,15 +252,6 @@ class SpoolWriter:
         if self._held_bytes > MAX_BYTES // 4:
             self._begin_to_save()
             self._pour()
-
-    def add_piece(self, piece: Piece, ids: Sequence[str | None], size: int, types: dict[str, str]) -> None:
-        """Add a piece of the current file that the classify step reads from the file."""
-        self._file_types = merge_types(self._file_types, types, piece.uri)
-        self._begin_to_save()
-        self._pour()
-        self._flush()
-        gone = set(self._forgotten.find(ids))
-        self._ready(piece, [None if row in gone else id for row, id in enumerate(ids)] if gone else ids, None, size)
 
     def accept(self, uri: str) -> None:
         """End the current file: its rows are part of the night. Raises KeptTypeError for another type of a column."""
@@ -320,18 +303,13 @@ class SpoolWriter:
         if not self._rows:
             return
         table = _concatenate(self._buffer)
-        sound = pc.is_null(table["reason"])
+        sound, parquet = pc.is_null(table["reason"]), to_parquet(table)
         ids = pc.if_else(sound, table["id"], pa.scalar(None, pa.string())).to_pylist()
-        piece = Piece("", SPOOL, 0, len(table), documents=len(table))
-        self._ready(piece, ids, to_parquet(table), self._bytes)
-        self._buffer, self._rows, self._bytes = [], 0, 0
-
-    def _ready(self, piece: Piece, ids: Sequence[str | None], parquet: bytes | None, size: int) -> None:
         uri = self._save(SpoolPart(self._number, ids, parquet))
-        if parquet is not None:
-            piece = replace(piece, uri=uri, size=len(parquet))
-        self.ready.append(ReadyPiece(piece, self._number, size))
+        piece = Piece(uri, SPOOL, 0, len(table), documents=len(table), size=len(parquet))
+        self.ready.append(ReadyPiece(piece, self._number, self._bytes))
         self._number += 1
+        self._buffer, self._rows, self._bytes = [], 0, 0
 
 
 def _row_bytes(table: pa.Table) -> NDArray[np.float64]:

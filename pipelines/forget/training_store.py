@@ -8,8 +8,9 @@ from contextlib import ExitStack
 
 import pyarrow.parquet as pq
 
-from pipelines.data.feature_store import DOCUMENTS
+from pipelines.data.feature_store import LABELS
 from pipelines.data.forgotten_ids import ForgottenIds, add_forgotten
+from pipelines.data.spool import SPOOL
 from pipelines.forget.neuron_documents import without_top_documents
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
@@ -42,6 +43,7 @@ def forget_in_store(settings: Settings, ids: Collection[str], *, dry_run: bool =
         if not _holds(store, forgotten):
             return False
         store.delete_many(_FILES)
+        delete_objects(store, [item.key for item in list_stage(store, SPOOL)], held[FEATURES])
         for name in STAGE_FOLDERS:  # the features come last, by which the next call sees what this one has left
             delete_objects(store, [item.key for item in list_stage(store, name)], held[name])
     return True
@@ -59,7 +61,8 @@ def _holds(store: Store, forgotten: ForgottenIds) -> bool:
     values = [key for key in keys if not key.startswith(f"{MODEL}/") or "/heads/" in key]
     if values and finished_fingerprint(store / FEATURES) is None:
         return True
-    documents = (store.read(key) for key in values if key.endswith(f".{DOCUMENTS}"))
+    spooled = [item.key for item in list_stage(store, SPOOL) if item.key.endswith(".parquet")]
+    documents = (store.read(key) for key in [*spooled, *values] if key in spooled or key.endswith(f"/{LABELS}"))
     return any(_find_in(data, forgotten) for data in documents if data is not None)
 
 

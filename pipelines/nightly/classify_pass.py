@@ -90,8 +90,8 @@ def _find_all_duplicates(
 
 def _find_duplicates(shared: NightPass, stage: str, plan: NightPlan, intake: PassIntake) -> DuplicateRows:
     """The rows whose id another row has; none where ids are trusted."""
-    store, data, shards = shared.store, shared.settings.data, len(plan.shards)
-    if data.ids == "trusted" or not shards:
+    store, shards = shared.store, len(plan.shards)
+    if shared.settings.data.ids == "trusted" or not shards:
         return DuplicateRows.none(store)
     documents = sum(shard.documents for shard in plan.shards)
     partitions, keys = plan_partitions(documents), [outcome.file_key(IDS) for outcome in intake.outcomes]
@@ -104,7 +104,6 @@ def _find_duplicates(shared: NightPass, stage: str, plan: NightPlan, intake: Pas
         store / "intake",
         keys,
         replace(plan, files=()),
-        data,
         len(partitions),
         documents=documents,
         here=documents <= FEW_IDS,

@@ -11,8 +11,8 @@ from functools import cached_property
 import pyarrow as pa
 
 from pipelines.data.files.kept_columns import schema_of
-from pipelines.data.intake import FileOutcome, NightPlan
-from pipelines.data.spool import FORGOTTEN, SPOOL
+from pipelines.data.intake import NightPlan
+from pipelines.data.spool import FORGOTTEN
 from pipelines.nightly.report.night_report import (
     LISTED_FILES,
     REPORT,
@@ -105,38 +105,21 @@ class ClassifiedNight:
     @cached_property
     def quarantined(self) -> Mapping[str, str]:
         """The reason for each file that could not be read, by URI, in order of URI."""
-        changed = {o.counts.uri: o.counts.bad for o in self.outcomes if o.counts.bad is not None}
         unreadable = {file.uri: file.reason for file in self.plan.files if file.reason is not None}
-        return dict(sorted({**self.rejected, **changed, **unreadable}.items()))
-
-    @cached_property
-    def readable(self) -> Outcomes:
-        """The outcomes of the shards whose files could be read: all spooled parts, and pieces of other files."""
-        pairs = zip(self.plan.shards, self.outcomes, strict=True)
-        return [o for shard, o in pairs if shard.pieces[0].kind == SPOOL or shard.uri not in self.quarantined]
+        return dict(sorted({**self.rejected, **unreadable}.items()))
 
     def input_rows(self, run: ChosenRun) -> list[InputRow]:
         """A row per input file that the run was to read."""
         listed = {file.uri: file for file in run.listing.files}
-        counted = self._rows_of_large_files()
-        rows = [self._input_row(file, counted.get(file.uri, file.rows)) for file in self.plan.files]
+        rows = [
+            InputRow(file.uri, file.size, file.version, file.rows, TAKEN)
+            if file.reason is None
+            else InputRow(file.uri, file.size, file.version, 0, QUARANTINED, file.reason)
+            for file in self.plan.files
+        ]
         for uri, reason in self.rejected.items():
             size, version = (listed[uri].size, listed[uri].version) if uri in listed else (0, "")
             rows.append(InputRow(uri, size, version, 0, QUARANTINED, reason))
-        return rows
-
-    def _input_row(self, file: FileOutcome, rows: int) -> InputRow:
-        reason = self.quarantined.get(file.uri)
-        if reason is not None:
-            return InputRow(file.uri, file.size, file.version, 0, QUARANTINED, reason)
-        return InputRow(file.uri, file.size, file.version, rows, TAKEN)
-
-    def _rows_of_large_files(self) -> Mapping[str, int]:
-        """The rows that the classify step read, by file: the intake estimates those of files that it did not read."""
-        rows: Counter[str] = Counter()
-        for shard, outcome in zip(self.plan.shards, self.outcomes, strict=True):
-            if shard.pieces[0].by_bytes:
-                rows[shard.uri] += outcome.counts.rows
         return rows
 
 
@@ -148,11 +131,10 @@ def reconcile(night: ClassifiedNight) -> None:
     for shard, outcome in zip(shards, outcomes, strict=True):
         counts = outcome.counts
         accounted = counts.predicted + counts.dead
-        planned = counts.rows if shard.pieces[0].by_bytes or counts.bad is not None else shard.documents
-        if not accounted == counts.rows == planned or counts.work != work_digest(shard):
+        if not accounted == counts.rows == shard.documents or counts.work != work_digest(shard):
             raise SpinError(
-                f"classify: shard {shard.name} ({counts.uri}): {planned} rows were planned, {counts.rows} read, "
-                f"{accounted} predicted or dead; nothing is published. Start over with --restart"
+                f"classify: shard {shard.name} ({counts.uri}): {shard.documents} rows were planned, "
+                f"{counts.rows} read, {accounted} predicted or dead; nothing is published. Start over with --restart"
             )
 
 
@@ -214,7 +196,7 @@ def finish_night(driver: Driver, night: ClassifiedNight, report: NightReport) ->
     driver.lease.check()
     report = create_report(driver.run.store, report)
     files: dict[str, list[DataFile]] = {}
-    for table, file in _data_files(night.readable):
+    for table, file in _data_files(night.outcomes):
         files.setdefault(table, []).append(file)
     if PREDICTIONS not in files:
         files[PREDICTIONS] = [write_empty_predictions(tables, record, token, kept)]
@@ -288,7 +270,7 @@ def build_report(
         max_error=driver.settings.decision.max_error,
         before=_find_night_before(driver),
         shadow=shadow,
-        counts=total_counts([outcome.counts for outcome in night.readable]),
+        counts=total_counts([outcome.counts for outcome in night.outcomes]),
         files=FileCounts(taken, run.plan.derived.skipped, len(rows) - taken),
         quarantined=tuple(QuarantinedFile(*each) for each in list(night.quarantined.items())[:LISTED_FILES]),
         shards=len(night.outcomes),

@@ -327,7 +327,7 @@ def _finish(night: ModelNight, classified: ClassifiedNight) -> tuple[NightReport
         shadow=_total_agreement(night, classified),
     )
     check_files(driver.settings.classify, classified.quarantined, report.files.total)
-    dead = [key for outcome in classified.readable for key in outcome.files if key.startswith(f"{DEAD_LETTERS}/")]
+    dead = [key for outcome in classified.outcomes for key in outcome.files if key.startswith(f"{DEAD_LETTERS}/")]
     check_rows(
         driver.settings.classify,
         report.counts.reasons,
@@ -351,7 +351,7 @@ def _assess(night: ModelNight, classified: ClassifiedNight) -> tuple[list[Drift]
 
 def _keys(classified: ClassifiedNight, ending: str) -> list[str]:
     """The keys in the output of the files of shards that have an ending."""
-    return [key for outcome in classified.readable for key in outcome.files if key.endswith(ending)]
+    return [key for outcome in classified.outcomes for key in outcome.files if key.endswith(ending)]
 
 
 def _total_agreement(night: ModelNight, classified: ClassifiedNight) -> ShadowAgreement | None:
@@ -359,7 +359,7 @@ def _total_agreement(night: ModelNight, classified: ClassifiedNight) -> ShadowAg
     shadow = night.model.shadow
     if shadow is None:
         return None
-    counts = [outcome.counts.shadow for outcome in classified.readable if outcome.counts.shadow is not None]
+    counts = [outcome.counts.shadow for outcome in classified.outcomes if outcome.counts.shadow is not None]
     return total_agreement(shadow.version, night.model.metadata.multilabel, counts)
 
 

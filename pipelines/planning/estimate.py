@@ -14,11 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.files import input_files, sharding
-from pipelines.data.files.input_files import InputFile
-from pipelines.data.files.shards import Shard, even_size
-from pipelines.data.intake import is_spooled, plan_intake
-from pipelines.data.spool import SPOOL
+from pipelines.data.files.input_files import list_files
+from pipelines.data.files.shards import even_size
+from pipelines.data.intake import plan_intake
 from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE, share_to_sample
 from pipelines.nightly.steps.dedup import plan_partitions
 from pipelines.nightly.steps.intake_step import IDS
@@ -134,27 +132,23 @@ def estimate_night(
 ) -> Estimate:
     """Estimate a night of so many documents like those of `source`, by default the training corpus.
 
-    `deadline` is in hours; the sample takes `seconds` in this process. Several files are assumed to keep their size, a
-    single one to grow. Requests to the store are not estimated; the bytes of plan, table logs and reports, some
-    kilobytes per shard, are not counted. Raises UserError for a missing version, an input without documents that can be
-    classified and figures that are not above 0, UnavailableError where the number of workers depends on a cluster that
-    does not answer.
+    `deadline` is in hours; the sample takes `seconds` in this process. Requests to the store are not estimated; the
+    bytes of plan, table logs and reports, some kilobytes per shard, are not counted. Raises UserError for a missing
+    version, an input without documents that can be classified and figures that are not above 0, UnavailableError where
+    the number of workers depends on a cluster that does not answer.
     """
     _check_figures(documents=documents, deadline=deadline, seconds=seconds)
     documents, source = int(documents), source or settings.data.train
     version = registry.resolve(model)
     rejected: dict[str, str] = {}
-    files = input_files.list_files(source, bad=rejected)
-    shards = sharding.plan_shards(files, settings.ray.shard_documents, settings.data, bad=rejected)
-    tasks = plan_intake(files, settings.data, bad=rejected)
-    available = sum(shard.documents for shard in shards)
-    if not available:
+    tasks = plan_intake(list_files(source, bad=rejected), settings.data, bad=rejected)
+    if not tasks:
         why = f" that can be read: {next(iter(rejected.values()))}" if rejected else ""
         raise UserError(f"{source} holds no documents{why}; name some to sample with --input")
-    count = _count_shards(files, shards, documents, settings)
+    count = -(-documents // even_size(documents, settings.ray.shard_documents))
     partitions = len(plan_partitions(documents)) if settings.data.ids == "checked" else 0
     sampled = share_to_sample(settings.classify, documents)
-    sample = take_sample(settings, registry, version, shards, tasks, seconds, sampled)
+    sample = take_sample(settings, registry, version, tasks, seconds, sampled, source=source)
 
     ray = settings.ray.for_stage("classify")
     depends_on_cluster = ray.address is not None and ray.workers is None
@@ -201,22 +195,6 @@ def _sample_figures(sample: Sample, threads: int) -> SampleFigures:
     )
 
 
-def _count_shards(files: Sequence[InputFile], shards: Sequence[Shard], documents: int, settings: Settings) -> int:
-    """The shards of a night of documents like those of some files; the rows of small files are joined to whole shards.
-
-    Large files are divided. Several are assumed to keep their size, a single one to grow.
-    """
-    spooled = {file.uri for file in files if is_spooled(file)}
-    size = even_size(documents, settings.ray.shard_documents)
-    available = sum(shard.documents for shard in shards)
-    joined = sum(shard.documents for shard in shards if shard.uri in spooled) / available
-    divided = sum(shard.uri not in spooled for shard in shards) / available
-    if len(files) == 1 and documents > available:
-        joined, divided = 1, 0
-    # rounded: the lines of JSONL are counted approximately
-    return max(1, math.ceil(round(documents * joined / size, 2)) + round(documents * divided))
-
-
 def _hours(sample: Sample, documents: int, shards: int) -> Callable[[int], float]:
     """The function from a number of workers to the hours of the night."""
     classify_seconds = documents / median(sample.rates)
@@ -245,7 +223,8 @@ def _store_bytes(sample: Sample, documents: int, shards: int) -> StoreBytes:
     scale = documents / sum(reading.rows for reading in sample.readings)
     profiles = shards * _size(sample.pieces, PROFILE) / len(sample.pieces)
     digests = scale * _size(sample.readings, IDS)
-    read = scale * (sum(reading.read for reading in sample.readings) + sample.text_read)
+    spool = scale * sum(p.piece.size for reading in sample.readings for p in reading.counts.report.pieces)
+    read = scale * sum(reading.read for reading in sample.readings) + spool
     read += digests + profiles * sample.drift
 
     dead_shards = shards * _share_with_dead(sample.pieces, documents / shards)
@@ -253,9 +232,7 @@ def _store_bytes(sample: Sample, documents: int, shards: int) -> StoreBytes:
     written += _size(sample.pieces, SAMPLE) * documents / sample.rows
     written += _scaled_size(sample.pieces, "predictions.parquet", documents * sample.predicted_share, shards)
     written += _scaled_size(sample.pieces, "dead.parquet", documents * sample.dead_share, dead_shards)
-    spool = [ready.piece for reading in sample.readings for ready in reading.counts.report.pieces]
-    written += digests + scale * _size(sample.readings, "json")
-    written += scale * sum(piece.size for piece in spool if piece.kind == SPOOL)
+    written += digests + scale * _size(sample.readings, "json") + spool
     return StoreBytes(round(read), round(written))
 
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import logging
 import random
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, zip_longest
+from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from typing import Generic
 
 import pyarrow as pa
 
-from pipelines.data.files import sharding
-from pipelines.data.files.kept_columns import schema_of
+from pipelines.data.files.kept_columns import without_kept
 from pipelines.data.files.shards import Shard
 from pipelines.data.intake import plan_night
-from pipelines.data.spool import PartSize, read_rows
+from pipelines.data.spool import PartSize
 from pipelines.nightly.steps.classify_job import CALIBRATION, ClassifyJob, ModelJob, pass_ending
 from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.dedup import DuplicateRows
@@ -30,7 +28,6 @@ from pipelines.nightly.tables.passes import PassRecord
 from pipelines.planning.torch_threads import torch_threads
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import Registry
-from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.request_counting import count_input_reads
 from pipelines.storage.shard_log import C, ShardLog
@@ -43,7 +40,6 @@ from spin.errors import UserError
 from spin.heads import persistence
 from spin.settings import Settings
 
-_log = logging.getLogger(__name__)
 _FIRST = 64
 """documents of the piece that warms up, and of the next, whose speed sets the size of the others"""
 _PIECES = 8
@@ -82,8 +78,6 @@ class Sample:
     """classified"""
     readings: list[Piece[IntakeCounts]]
     """tasks of the intake"""
-    text_read: int
-    """bytes read to classify what these tasks took in"""
     whole: bool
     """whether all documents of the input were classified"""
     drift: bool
@@ -129,18 +123,18 @@ def take_sample(
     settings: Settings,
     registry: Registry,
     version: str,
-    shards: Sequence[Shard],
     tasks: Sequence[Shard],
     seconds: float,
     sampled: float,
+    *,
+    source: str,
 ) -> Sample:
-    """Load a version, classify pieces of some shards until the seconds or the documents are used up, and take in tasks.
+    """Take in tasks of the intake, load a version, and classify pieces of what was taken in for some seconds.
 
-    `sampled` is the share of documents that a night keeps for the causes of drift.
+    `sampled` is the share of documents that a night keeps for the causes of drift; `source` names the input in errors.
     Runs with the torch threads of one worker and writes into a temporary folder. Raises UserError where no document can
-    be classified.
+    be read or classified.
     """
-    chosen = random.Random(settings.seed).sample(shards, min(len(shards), _SHARDS))
     # without a cluster the backbone is read where the settings name it, and not fetched from the store
     local = with_engine(settings, "classify")
     local = local.model_copy(update={"ray": settings.ray.model_copy(update={"address": None})})
@@ -150,18 +144,24 @@ def take_sample(
         run, model = Store(f"{scratch}/run", retry_seconds=0), Path(scratch) / "model"
         model.mkdir(parents=True)
         registry.download(version, model)
+        readings = _readings(run / "intake", tasks, settings, seconds * _READING)
+        reports = [reading.counts.report for reading in readings]
+        plan = plan_night(reports, without_kept(settings.data), settings.ray.shard_documents)
+        if not plan.shards:
+            why = next((f" that can be read: {file.reason}" for file in plan.files if file.reason), "")
+            raise UserError(f"{source} holds no documents{why}; name some to sample with --input")
+        shards = plan.shards
+        chosen = random.Random(settings.seed).sample(shards, min(len(shards), _SHARDS))
         start = time.perf_counter()
         step = ClassifyStep(_job(run, registry, version, model, local, sampled), local)
         load = time.perf_counter() - start
         pieces, ended = _pieces(step, chosen, run, seconds)
-        readings, text_read = _readings(run / "intake", tasks, settings, seconds * _READING)
         drift = (model / REFERENCE).exists()
     if not any(piece.counts.predicted for piece in pieces):
         reasons = {reason for piece in pieces for reason in piece.counts.reasons}
-        reasons |= {piece.counts.bad for piece in pieces if piece.counts.bad is not None}
         raise UserError(f"none of the documents that were sampled can be classified: {', '.join(sorted(reasons))}")
-    whole = ended and len(chosen) == len(shards)
-    return Sample(load, [p for p in pieces if p.rows], readings, text_read, whole, drift)
+    whole = ended and len(chosen) == len(shards) and len(readings) == len(tasks)
+    return Sample(load, [p for p in pieces if p.rows], readings, whole, drift)
 
 
 def _pieces(
@@ -169,10 +169,10 @@ def _pieces(
 ) -> tuple[list[Piece[ClassifyCounts]], bool]:
     """Pieces of about equal size from all shards in turn, and whether all documents were used up in time."""
     for folder in ("cold", "warm"):
-        first = _measure(step, next(sharding.split_shard(shards[0], _FIRST)), ShardLog(run / folder))
+        first = _measure(step, next(_split(shards[0], _FIRST)), ShardLog(run / folder))
     # in a small piece few texts are of similar length, so batches are padded more and it is slower
     size = max(_FIRST, int(first.rows / first.seconds * seconds / _PIECES))
-    turns = chain.from_iterable(zip_longest(*(sharding.split_shard(shard, size) for shard in shards)))
+    turns = chain.from_iterable(zip_longest(*(_split(shard, size) for shard in shards)))
     total = min(sum(shard.documents for shard in shards), _PIECES * size)
     pieces: list[Piece[ClassifyCounts]] = []
     until = time.perf_counter() + seconds
@@ -191,29 +191,27 @@ def _of_run(piece: Piece[PassCounts]) -> Piece[ClassifyCounts]:
     return Piece(piece.counts.models[_RUN], piece.seconds, piece.read, files)
 
 
-def _readings(
-    run: Store, tasks: Sequence[Shard], settings: Settings, seconds: float
-) -> tuple[list[Piece[IntakeCounts]], int]:
-    """Tasks of the intake that hold rows, until the seconds are over; bytes read to classify what they took in."""
-    data = settings.data.model_copy(update={"keep": {}})  # a few files need not have all columns
+def _split(shard: Shard, documents: int) -> Iterator[Shard]:
+    """The parts of a shard in equal pieces of at most so many documents; each has the index of the shard."""
+    for part in shard.pieces:
+        pieces = -(-part.documents // documents)
+        edges = [part.documents * n // pieces for n in range(pieces + 1)]
+        for start, stop in pairwise(edges):
+            yield Shard(shard.index, (replace(part, start=start, stop=stop, documents=stop - start),))
+
+
+def _readings(run: Store, tasks: Sequence[Shard], settings: Settings, seconds: float) -> list[Piece[IntakeCounts]]:
+    """Tasks of the intake, until the seconds are over and there are rows."""
+    data = without_kept(settings.data)  # a few files need not have all columns
     size = PartSize.of(sum(task.bytes for task in tasks), settings.ray.shard_documents)
     step = IntakeStep(run, data, size, 0)
     readings: list[Piece[IntakeCounts]] = []
     until = time.perf_counter() + seconds
     for task in random.Random(settings.seed).sample(tasks, len(tasks)):
-        reading = _measure(step, task, ShardLog(run))
-        if reading.rows:
-            readings.append(reading)
-        if time.perf_counter() >= until and readings:
+        readings.append(_measure(step, task, ShardLog(run)))
+        if time.perf_counter() >= until and any(reading.rows for reading in readings):
             break
-    plan = plan_night([piece.counts.report for piece in readings], data, settings.ray.shard_documents)
-    with count_input_reads() as reads:
-        for shard in plan.shards:
-            try:
-                read_rows(shard, data, schema_of(plan.types))
-            except BadFileError:
-                _log.debug("%s cannot be read; a night quarantines it", shard.uri, exc_info=True)
-    return readings, reads.read
+    return readings
 
 
 def _job(run: Store, registry: Registry, version: str, model: Path, settings: Settings, sampled: float) -> ClassifyJob:

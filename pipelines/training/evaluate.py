@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.data import labelled_corpus
-from pipelines.data.files import input_files, sharding
+from pipelines.data.files.input_files import list_files
+from pipelines.data.labelled_corpus import read_labelled
 from pipelines.registry.versions import Registry
 from pipelines.workers.progress import progress
 from spin.errors import UserError
@@ -41,9 +41,8 @@ def run_evaluate(settings: Settings, registry: Registry, source: str, *, model: 
     Raises UserError if there are no rows, a row has no id, text or label, or the model does not know a label.
     """
     version = registry.resolve(model)
-    shards = sharding.plan_shards(input_files.list_files(source), settings.ray.shard_documents, settings.data)
     data = settings.data.model_copy(update={"split": None, "group": None})
-    labelled = labelled_corpus.read_labelled(shards, data, keep_texts=None)
+    labelled = read_labelled(list_files(source), data, keep_texts=None)
     truth = labelled.labels
     spin = registry.load(version)
     if not truth:
@@ -54,10 +53,9 @@ def run_evaluate(settings: Settings, registry: Registry, source: str, *, model: 
         raise UserError(f"{source}: {error}") from None
     predicted: list[Label | None] = []
     with progress("evaluate", len(truth), "documents") as advance:
-        stop = 0
-        for shard_rows in labelled.shard_rows:
-            start, stop = stop, stop + shard_rows
-            predicted += spin.predict_all(labelled.texts[start:stop], progress=advance).labels
+        size = settings.ray.shard_documents
+        for start in range(0, len(truth), size):
+            predicted += spin.predict_all(labelled.texts[start : start + size], progress=advance).labels
     rows = np.flatnonzero([label is not None for label in predicted])
     given = spin.label_space.index([label for label in predicted if label is not None])
     metrics = METRICS if len(rows) else ()

@@ -9,24 +9,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data import labelled_corpus
-from pipelines.data.feature_store import DOCUMENTS, FEATURES, FeaturePlan, FeatureShards
-from pipelines.data.files import input_files, readers, sharding
-from pipelines.data.files.input_files import InputFile
+from pipelines.data.corpus import Corpus, CorpusSpool
+from pipelines.data.feature_store import FEATURES, LABELS, FeaturePlan, FeatureShards
+from pipelines.data.files.input_files import InputFile, list_files
 from pipelines.data.files.shards import Shard, even_size
 from pipelines.data.forgotten_ids import read_forgotten
-from pipelines.data.labelled_corpus import LabelledCorpus
+from pipelines.data.intake import PartKey, join_parts
+from pipelines.data.labelled_corpus import LabelledCorpus, read_labelled
+from pipelines.data.spool import PartSize, ReadyPiece, SpoolWriter, read_texts
 from pipelines.data.training_labels import NOTHING_FROZEN, split_all
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.records import to_json
+from pipelines.storage.parquet import to_parquet
+from pipelines.storage.records import from_json, to_json
 from pipelines.storage.shard_log import (
     Attempt,
     LogLayout,
@@ -40,6 +42,7 @@ from pipelines.storage.stage_plan import (
     StageManifest,
     StagePlan,
     find_manifest,
+    fingerprint,
     load_finished,
     plan_fingerprint,
     read_plan,
@@ -52,22 +55,22 @@ from pipelines.workers.weights_cache import activation_settings, announce_worker
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engines.engine import open_engine
 from spin.activations.extract import choose_column_types, read_activations, single_segment
-from spin.activations.feature_table import MAX_SHARD_BYTES, bytes_per_document, documents_table, features_table
+from spin.activations.feature_table import MAX_SHARD_BYTES, bytes_per_document, features_table
 from spin.arrays import Rows
 from spin.backbone.digest import cached_digest
 from spin.backbone.hub import locate_model
 from spin.backbone.loading import load_backbone
+from spin.backbone.model import Backbone
 from spin.classifier import feature_columns
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace
-from spin.labels.split_groups import choose_group, hash_text
 from spin.labels.splits import rows_in_split
 from spin.labels.training_data import TrainingData
 from spin.pages.number_format import counted
-from spin.settings import DataSettings, Settings
+from spin.settings import Settings
 from spin.sites import FeatureColumn
 
-FORMAT = 5
+FORMAT = 6
 TWO_PASS_FROM = 5
 """documents, as a multiple of `search.documents`, from which `extract: auto` takes two passes"""
 _SURVEYED = 256
@@ -128,32 +131,23 @@ class ExtractStep:
         read_activations(self.engine, [KNOWN_GOOD_TEXT], types=self.types)
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ExtractCounts]:
-        documents = readers.read_shard(shard, self.data, columns=readers.ALL_COLUMNS)
-        rows = range(len(documents)) if self.sample is None else self.sample[shard.index]
-        per_row = len(documents) / max(1, len(rows))
+        texts = read_texts(shard)
+        rows = range(len(texts)) if self.sample is None else self.sample[shard.index]
+        per_row = len(texts) / max(1, len(rows))
         features = read_activations(
             self.engine,
-            [documents.texts[row] for row in rows],
+            [texts[row] for row in rows],
             types=self.types,
             progress=lambda done: attempt.advance(done * per_row),
         )
-        text_hashes = [hash_text(text) for text in documents.texts]
-        table = documents_table(
-            documents.ids,  # type: ignore[arg-type]
-            documents.labels,  # type: ignore[arg-type]
-            documents.splits,
-            text_hashes=text_hashes,
-            groups=[choose_group(*pair) for pair in zip(text_hashes, documents.groups, strict=True)],
-        )
-        files = {DOCUMENTS: to_feature_file(table), FEATURES: to_feature_file(features_table(features))}
         counts = ExtractCounts(
-            rows=len(documents),
+            rows=len(texts),
             extracted=len(rows),
             tokens=int(features.n_tokens.sum()),
             truncated=features.truncated,
             windows=0 if features.windows is None else int(features.windows.sum()),
         )
-        return StepResult(files, counts)
+        return StepResult({FEATURES: to_feature_file(features_table(features))}, counts)
 
 
 def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPlan, ExtractManifest]:
@@ -163,24 +157,35 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPl
     """
     given, settings = settings, with_engine(settings, "extract")
     store = Store.of(settings) / "features"
-    files = input_files.list_files(settings.data.train)
-    metadata = _plan_metadata(settings, files, None if restart else store)
+    files = list_files(settings.data.train)
+    of_one_pass, of_two = _plan_metadata(settings, files)
     start = time.perf_counter()
     with Lease(store) as lease:
-        survey = partial(_survey, settings, files, sampled="sample" in metadata)
-        plan = write_plan(store, "extract", metadata, FeaturePlan, survey, lease=lease, restart=restart)
+        survey = _Survey(settings, files, lease)
+        metadata = of_two if settings.extract == "two_pass" else of_one_pass
+        if settings.extract == "auto":
+            stored = None if restart else read_plan(store, FeaturePlan)
+            two = survey.takes_two_passes() if stored is None else "sample" in _closest(stored, of_one_pass, of_two)
+            metadata = of_two if two else of_one_pass
+        plan = write_plan(
+            store,
+            "extract",
+            metadata,
+            FeaturePlan,
+            lambda: survey.plan(sampled="sample" in metadata),
+            lease=lease,
+            restart=restart,
+        )
         if manifest := find_manifest(store, plan, ExtractResults):
             return plan, manifest
+        labels = f"{plan.folder}/{LABELS}"
+        if not store.exists(labels):
+            store.write(labels, to_parquet(survey.labelled.table()))
         announce_workers(given, settings, "extract")
         outcomes = read_corpus(
-            ExtractStep, (), settings, plan.derived, store, lease, ExtractCounts, stage="extract", folder=plan.folder
+            ExtractStep, (), settings, plan, store, lease, ExtractCounts, stage="extract", folder=plan.folder
         )
         counts = _sum_counts([outcome.counts for outcome in outcomes])
-        if counts.rows != plan.derived.documents:
-            raise UserError(
-                f"extract: the plan counted {plan.derived.documents} documents, the shards hold {counts.rows}; "
-                "the data changed meanwhile: start over with --restart"
-            )
         seconds = round(time.perf_counter() - start, 1)
         return plan, write_manifest(store, plan, ExtractResults(seconds, tuple(files), counts, tuple(outcomes)))
 
@@ -189,7 +194,7 @@ def read_corpus(
     make: Callable[..., Step[C]],
     args: tuple[Any, ...],
     settings: Settings,
-    plan: FeaturePlan,
+    plan: ExtractPlan,
     store: Store,
     lease: Lease,
     counts_type: type[C],
@@ -199,14 +204,16 @@ def read_corpus(
 ) -> list[ShardOutcome[C]]:
     """Map a step that runs the backbone over all shards of a corpus, with the workers of the extract stage.
 
-    `make` is called with the settings, the digest of the backbone's files, the plan and `args`. Shards are written to a
-    folder of the store. The lease is held when it returns. Raises HeldError if it is not.
+    `make` is called with the settings, the digest of the backbone's files, the plan's derived values and `args`. The
+    spool is written again if it is gone. Shards are written to a folder of the store. The lease is held when it
+    returns. Raises HeldError if it is not.
     """
+    open_corpus(settings, plan).restore()
     digest = backbone_digest(settings)
     weights_cache.publish(settings, digest)
     work = ShardWork(
         make,
-        (settings, digest, plan, *args),
+        (settings, digest, plan.derived, *args),
         counts_type,
         store,
         settings.ray.for_stage("extract"),
@@ -215,7 +222,7 @@ def read_corpus(
         layout=LogLayout(folder),
         backbone=describe_backbone(settings.backbone),
     )
-    outcomes = map_shards(work, plan.shards, lease, documents=plan.documents)
+    outcomes = map_shards(work, plan.derived.shards, lease, documents=plan.derived.documents)
     lease.check()
     return outcomes
 
@@ -241,9 +248,21 @@ def load_features(settings: Settings) -> tuple[ExtractPlan, ExtractManifest, Fea
     """
     settings = with_engine(settings, "extract")
     store = Store.of(settings) / "features"
-    metadata = _plan_metadata(settings, input_files.list_files(settings.data.train), store)
+    of_one_pass, of_two = _plan_metadata(settings, list_files(settings.data.train))
+    metadata = of_two if settings.extract == "two_pass" else of_one_pass
+    stored = read_plan(store, FeaturePlan)
+    if settings.extract == "auto" and stored is not None:
+        metadata = _closest(stored, of_one_pass, of_two)
     plan, manifest = load_finished(store, "extract", metadata, FeaturePlan, ExtractResults)
-    return plan, manifest, FeatureShards.of(store, plan.derived, manifest.results.shards)
+    return plan, manifest, FeatureShards.of(store, plan, manifest.results.shards)
+
+
+def open_corpus(settings: Settings, plan: ExtractPlan) -> Corpus:
+    """The texts of an extraction's corpus."""
+    derived = plan.derived
+    files = tuple(from_json(InputFile, file) for file in plan.metadata["data"]["files"])
+    spool = CorpusSpool(Store.of(settings), derived.spool, derived.part_size)
+    return Corpus(files, derived.shards, spool, settings.data)
 
 
 def backbone_digest(settings: Settings) -> str:
@@ -253,11 +272,8 @@ def backbone_digest(settings: Settings) -> str:
     return cached_digest(folder, include_code=code)
 
 
-def _plan_metadata(settings: Settings, files: list[InputFile], store: Store | None) -> dict[str, Any]:
-    """Everything that changes the features; not worker counts, logging or the path of the weights.
-
-    `store` may hold a plan of before, whose number of passes `extract: auto` keeps.
-    """
+def _plan_metadata(settings: Settings, files: list[InputFile]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Everything that changes the features of one pass, and of two; not worker counts, logging or paths of weights."""
     backbone = activation_settings(settings.backbone)
     data = settings.data.model_dump(include={"id", "text", "label", "split", "group"}) | settings.data.file_format()
     of_one_pass = {
@@ -270,57 +286,98 @@ def _plan_metadata(settings: Settings, files: list[InputFile], store: Store | No
     }
     fractions = settings.data.model_dump(include=set() if settings.data.split else {"valid_fraction", "test_fraction"})
     sample = {"documents": settings.search.documents, "seed": settings.seed, **fractions}
-    of_two = {**of_one_pass, "sample": sample}
-    if settings.extract != "auto":
-        return of_one_pass if settings.extract == "all" else of_two
-    plan = None if store is None else read_plan(store, FeaturePlan)
+    return of_one_pass, {**of_one_pass, "sample": sample}
+
+
+def _closest(stored: ExtractPlan, of_one_pass: dict[str, Any], of_two: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a stored plan, whose number of passes `extract: auto` keeps; those with as many if neither is."""
     for metadata in (of_one_pass, of_two):
-        if plan is not None and plan.fingerprint == plan_fingerprint("extract", metadata):
+        if stored.fingerprint == plan_fingerprint("extract", metadata):
             return metadata
-    documents = sum(
-        shard.documents for shard in sharding.plan_shards(files, settings.ray.shard_documents, settings.data)
-    )
-    return of_two if documents >= TWO_PASS_FROM * settings.search.documents else of_one_pass
+    return of_two if "sample" in stored.metadata else of_one_pass
 
 
-def _survey(settings: Settings, files: list[InputFile], *, sampled: bool) -> FeaturePlan:
-    """Check the labelled corpus, choose each column's number type from the first texts, and plan the shards.
+@dataclass(frozen=True)
+class _Survey:
+    """A corpus that is taken in and checked when its labels or its parts are first needed, and the plan of it."""
 
-    A shard holds as many documents as the settings ask for, fewer where all are few, or as many as its features fit in
-    memory.
-    """
-    shards = sharding.plan_shards(files, settings.ray.shard_documents, settings.data)
-    labelled = labelled_corpus.read_labelled(shards, settings.data, keep_texts=_SURVEYED)
-    _require_none_forgotten(settings, labelled)
-    sample = _choose_sample(settings, labelled, extracts_all=not sampled)
-    backbone = load_backbone(settings.backbone)
-    probed = feature_columns(backbone, settings.sites, settings.poolings)
-    baselines = [FeatureColumn(backbone.final_site, p) for p in (("last", "mean") if backbone.causal else ("mean",))]
-    columns = probed + baselines
-    types = choose_column_types(backbone, labelled.texts[: labelled.shard_rows[0]], columns)
-    widths = {column: backbone.width(column.site) for column in columns}
-    sizes = labelled.shard_rows
-    share = 1.0 if sample is None else _largest_share(sample, sizes)
-    fitting = max(1, int(MAX_SHARD_BYTES / share) // bytes_per_document(widths, types))
-    fitting = min(fitting, even_size(len(labelled.ids), settings.ray.shard_documents))
-    if fitting < settings.ray.shard_documents:
-        shards = sharding.plan_shards(files, fitting, settings.data)
-        if sample is not None:
-            sizes = [_count_rows(shard, settings.data) for shard in shards]
-    return FeaturePlan(
-        shards=tuple(shards),
-        documents=len(labelled.ids),
-        types={str(column): np.dtype(kind).name for column, kind in types.items()},
-        widths={str(column): width for column, width in widths.items()},
-        depth=backbone.depth,
-        causal=backbone.causal,
-        sample=None if sample is None else _split_by_shard(sample, sizes),
-    )
+    settings: Settings
+    files: list[InputFile]
+    lease: Lease
 
+    @cached_property
+    def backbone(self) -> Backbone:
+        return load_backbone(self.settings.backbone)
 
-def _count_rows(shard: Shard, data: DataSettings) -> int:
-    """The rows of a shard, which are read only if they are not counted yet."""
-    return len(readers.read_shard(shard, data, columns=readers.IDS)) if shard.by_bytes else shard.documents
+    @cached_property
+    def widths(self) -> dict[FeatureColumn, int]:
+        """The neurons of every feature column, the baseline columns of the last layer included."""
+        backbone = self.backbone
+        probed = feature_columns(backbone, self.settings.sites, self.settings.poolings)
+        last = ("last", "mean") if backbone.causal else ("mean",)
+        baselines = [FeatureColumn(backbone.final_site, pooling) for pooling in last]
+        return {column: backbone.width(column.site) for column in probed + baselines}
+
+    @cached_property
+    def spool(self) -> CorpusSpool:
+        """Where the corpus is spooled, in parts whose features fit in memory whatever their number types are."""
+        bytes_each = bytes_per_document(self.widths, dict.fromkeys(self.widths, np.float32))
+        most = min(self.settings.ray.shard_documents, max(1, MAX_SHARD_BYTES // bytes_each))
+        size = PartSize.of(sum(file.size for file in self.files), most)
+        data = self.settings.data.model_dump(include={"id", "text"}) | self.settings.data.file_format()
+        folder = fingerprint({"data": data, "files": to_json(self.files), "size": to_json(size)})[:16]
+        return CorpusSpool(Store.of(self.settings), folder, size)
+
+    @cached_property
+    def labelled(self) -> LabelledCorpus:
+        return self._taken_in[0]
+
+    @cached_property
+    def _taken_in(self) -> tuple[LabelledCorpus, list[ReadyPiece]]:
+        """The labelled corpus and the parts of its spool, which are deleted again if a row cannot be learned from."""
+        self.spool.delete(self.lease, others=True)
+        writer = SpoolWriter(self.spool.size, self.spool.save)
+        try:
+            labelled = read_labelled(self.files, self.settings.data, keep_texts=_SURVEYED, spool=writer)
+            _require_none_forgotten(self.settings, labelled)
+        except UserError:
+            self.spool.delete(self.lease)
+            raise
+        return labelled, writer.ready
+
+    def takes_two_passes(self) -> bool:
+        """Whether `extract: auto` takes two passes."""
+        return len(self.labelled) >= TWO_PASS_FROM * self.settings.search.documents
+
+    def plan(self, *, sampled: bool) -> FeaturePlan:
+        """Choose each column's number type from the first texts, and divide the corpus into shards.
+
+        A shard holds as many documents as the settings ask for, fewer where all are few, or as many as its features fit
+        in memory.
+        """
+        labelled, most = self.labelled, self.settings.ray.shard_documents
+        sample = _choose_sample(self.settings, labelled, extracts_all=not sampled)
+        types = choose_column_types(self.backbone, labelled.texts, list(self.widths))
+        share = 1.0 if sample is None else _largest_share(sample, self._shards(most))
+        fitting = max(1, int(MAX_SHARD_BYTES / share) // bytes_per_document(self.widths, types))
+        shards = self._shards(min(fitting, even_size(len(labelled), most)))
+        return FeaturePlan(
+            shards=tuple(shards),
+            documents=len(labelled),
+            types={str(column): np.dtype(kind).name for column, kind in types.items()},
+            widths={str(column): width for column, width in self.widths.items()},
+            depth=self.backbone.depth,
+            causal=self.backbone.causal,
+            spool=self.spool.folder,
+            part_size=self.spool.size,
+            sample=None if sample is None else _split_by_shard(sample, shards),
+        )
+
+    def _shards(self, documents: int) -> list[Shard]:
+        """The parts of the spool in shards of at most so many documents, unless a part alone has more."""
+        parts = [(PartKey(0, part.part), part) for part in self._taken_in[1]]
+        joined = enumerate(join_parts(parts, documents))
+        return [Shard(n, tuple(part.piece for _, part in shard)) for n, shard in joined]
 
 
 def _require_none_forgotten(settings: Settings, labelled: LabelledCorpus) -> None:
@@ -356,15 +413,15 @@ def _choose_sample(settings: Settings, labelled: LabelledCorpus, *, extracts_all
     return data.rows
 
 
-def _largest_share(rows: Rows, sizes: Sequence[int]) -> float:
+def _largest_share(rows: Rows, shards: Sequence[Shard]) -> float:
     """The share of its documents that are among some rows, in the shard where it is largest."""
-    parts = _split_by_shard(rows, sizes)
-    return max(len(part) / max(1, size) for part, size in zip(parts, sizes, strict=True))
+    parts = _split_by_shard(rows, shards)
+    return max(len(part) / shard.documents for part, shard in zip(parts, shards, strict=True))
 
 
-def _split_by_shard(rows: Rows, sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Rows of the corpus as positions in shards of these sizes."""
-    borders = np.cumsum([0, *sizes])
+def _split_by_shard(rows: Rows, shards: Sequence[Shard]) -> tuple[tuple[int, ...], ...]:
+    """Rows of the corpus as positions in shards."""
+    borders = np.cumsum([0, *(shard.documents for shard in shards)])
     parts = np.split(rows, np.searchsorted(rows, borders[1:-1]))
     return tuple(tuple((part - first).tolist()) for part, first in zip(parts, borders, strict=False))
 

@@ -26,7 +26,7 @@ from pipelines.storage.stage_plan import (
     write_manifest,
     write_plan,
 )
-from pipelines.training.extract_features import ExtractPlan, load_features
+from pipelines.training.extract_features import ExtractPlan, load_features, open_corpus
 from pipelines.workers.train_group import DOCUMENTS_PER_WORKER, GroupWork, run_group
 from spin.errors import UserError
 from spin.fit import fit_in_threads, group_by_site
@@ -86,7 +86,7 @@ def run_probe(
         if manifest and not lacks:  # words may be wanted later than probes, and files may be lost
             return plan, manifest
         if lacks:
-            _fit_all(settings, features, labels, Corpus(source.derived.shards, settings.data), fitted, keys)
+            _fit_all(settings, features, labels, open_corpus(settings, source), fitted, keys)
         lease.check()
         probes = [read_probe(fitted, column) for column in features.probed]
         seconds = round(time.perf_counter() - start, 1)

@@ -21,8 +21,8 @@ from pipelines.data.feature_store import (
     Positions,
     required_file,
 )
-from pipelines.data.files import readers
 from pipelines.data.files.shards import Shard
+from pipelines.data.spool import read_texts
 from pipelines.data.training_labels import Labels
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
@@ -106,7 +106,7 @@ class KeepStep:
 
     def __init__(self, settings: Settings, digest: str, plan: FeaturePlan, kept: KeptColumns) -> None:
         self.backbone = load_backbone(weights_cache.receive(settings, digest), expect_digest=digest)
-        self.data, self.kept, self.types = settings.data, kept, plan.column_types
+        self.kept, self.types = kept, plan.column_types
         neurons: dict[FeatureColumn, Rows | None] = dict(kept.selection.neurons)
         self.engine = self._open_engine(neurons)
         self.tested_engine = self._open_engine(neurons | dict.fromkeys(kept.whole))
@@ -121,7 +121,7 @@ class KeepStep:
         self._read(self.tested_engine, [KNOWN_GOOD_TEXT])
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ShardCounts]:
-        texts = readers.read_shard(shard, self.data, columns=readers.TEXTS).texts
+        texts = read_texts(shard)
         read = len(self.kept.rows[shard.index]) + len(self.kept.tested[shard.index])
         per_row = len(texts) / max(1, read)
 
@@ -181,7 +181,7 @@ def run_keep(
         manifest = find_manifest(store, plan, KeptResults)
         if manifest is None:
             outcomes = read_corpus(
-                KeepStep, (kept,), settings, source.derived, store, lease, ShardCounts, stage="keep", folder=""
+                KeepStep, (kept,), settings, source, store, lease, ShardCounts, stage="keep", folder=""
             )
             manifest = write_manifest(store, plan, KeptResults(tuple(outcomes)))
         _delete_others(folder, name, lease)

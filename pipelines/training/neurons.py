@@ -13,8 +13,10 @@ import numpy as np
 
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.files import input_files, sharding
-from pipelines.data.files.readers import read_shard
+from pipelines.data.files.input_files import list_files
+from pipelines.data.files.kept_columns import without_kept
+from pipelines.data.files.readers import read_piece
+from pipelines.data.intake import plan_intake
 from pipelines.data.training_labels import Labels
 from pipelines.registry.versions import Registry
 from spin.arrays import Floats, Rows
@@ -214,9 +216,9 @@ def load_neurons(registry: Registry, number: str, choose: Choice) -> list[Chosen
 def read_drivers(rows: Collection[NeuronRow], settings: Settings) -> Drivers:
     """The documents that activate the neurons of these rows most, with their texts.
 
-    Texts that a row holds are taken from there, the others from the corpus at `data.train`, which is read shard by
-    shard, up to the last text that is needed; a document that no longer exists is left out. Raises UserError for a
-    corpus that is needed and cannot be read.
+    Texts that a row holds are taken from there, the others from the corpus at `data.train`, which is read up to the
+    last text that is needed; a document that no longer exists is left out. Raises UserError for a corpus that is needed
+    and cannot be read.
     """
     documents = [document for row in rows for document in row.top]
     stored = {document.id: document.text for document in documents if document.text is not None}
@@ -236,16 +238,16 @@ def _find_texts(wanted: set[str], settings: Settings) -> dict[str, str]:
     texts: dict[str, str] = {}
     if not wanted:
         return texts
-    files = input_files.list_files(settings.data.train)
-    for shard in sharding.plan_shards(files, settings.ray.shard_documents, settings.data):
-        documents = read_shard(shard, settings.data)
-        texts |= {
-            id: text
-            for id, text in zip(documents.ids, documents.texts, strict=True)
-            if id in wanted and isinstance(text, str)
-        }
-        if len(texts) == len(wanted):
-            break
+    data = without_kept(settings.data)
+    for task in plan_intake(list_files(settings.data.train), data):
+        for documents in (part for piece in task.pieces for part in read_piece(piece, data)):
+            texts |= {
+                id: text
+                for id, text in zip(documents.ids, documents.texts, strict=True)
+                if id in wanted and isinstance(text, str)
+            }
+            if len(texts) == len(wanted):
+                return texts
     return texts
 
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from pipelines.data.spool import SPOOL
 from pipelines.storage.lease import Lease
 from pipelines.storage.local_files import is_temporary
 from pipelines.storage.object_store import Store, StoredObject
@@ -85,6 +86,7 @@ def run_purge(settings: Settings, *, older_than: timedelta | None = None, dry_ru
 def plan_purge(store: Store, *, now: datetime, age: timedelta) -> PurgePlan:
     """What a purge deletes: the work of stages that have not changed for `age`."""
     found = (
+        _find_spool(store, now),
         _find_folder(store, FEATURES, now),
         _find_folder(store, KEPT, now),
         _find_folder(store, PROBES, now),
@@ -111,6 +113,12 @@ def _find_folder(store: Store, stage: str, now: datetime) -> StoredWork | None:
     """All that a stage has stored, None if there is nothing."""
     objects = list_stage(store, stage)
     return _describe(stage, stage, objects, objects, now) if objects else None
+
+
+def _find_spool(store: Store, now: datetime) -> StoredWork | None:
+    """The texts of the corpus, which the extract stage writes and the end of the training deletes; None if gone."""
+    objects = list_stage(store, SPOOL)
+    return _describe(SPOOL, FEATURES, objects, objects, now) if objects else None
 
 
 def _find_model_work(store: Store, now: datetime) -> StoredWork | None:

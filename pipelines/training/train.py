@@ -36,7 +36,7 @@ from pipelines.storage.stage_plan import (
     write_plan,
 )
 from pipelines.training.drift_reference import choose_reference, describe_reference
-from pipelines.training.extract_features import ExtractManifest, ExtractPlan, load_features
+from pipelines.training.extract_features import ExtractManifest, ExtractPlan, load_features, open_corpus
 from pipelines.training.fit_heads import HeadsJob, RefitJob, run_integrate, run_refit
 from pipelines.training.fit_probes import ProbeManifest, load_probes
 from pipelines.training.held_out_logits import collect_test_logits, describe_promise, promise_error, write_test_logits
@@ -171,7 +171,7 @@ class _Training:
         source, extracted, features = load_features(settings)
         labels = Labels.of(features, settings, frozen)
         Decision.of(labels.label_space, settings.decision)  # refuses thresholds that do not fit the classes
-        corpus = Corpus(source.derived.shards, settings.data)
+        corpus = open_corpus(settings, source)
         return cls(settings, labels, corpus, source, extracted, features, *load_probes(settings, source, labels))
 
 
@@ -210,6 +210,7 @@ def run_train(
         report = TrainReport(manifest.fingerprint, manifest.results, registered, settings.choose)
         lease.check()
         Store.of(settings).write_json("report.json", report.to_json(training.extracted, training.probed))
+        training.corpus.spool.delete(lease)
         return report
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,15 +11,19 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.files.formats import COMPRESSIONS
+from pipelines.data.files import readers
+from pipelines.data.files.formats import file_errors, list_columns
+from pipelines.data.files.shards import Piece
 from pipelines.data.files.text_values import is_unicode
 from pipelines.service_errors import BadFileError
 from pipelines.storage.filesystem import locate_input, open_input, store_errors
-from spin.errors import UserError
+from pipelines.storage.input_opener import InputOpener
+from spin.errors import SpinError, UserError
+from spin.settings import DataSettings
 
+_log = logging.getLogger(__name__)
 _BROKEN = "broken link"
 """type of a symbolic link to a file that does not exist"""
-_KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,26 @@ class InputFile:
     uri: str
     """without `file://` on a disk"""
     kind: str
-    """parquet, jsonl or csv"""
+    """name of its reader, such as parquet"""
     size: int
     """bytes"""
     version: str
     """ETag, or modification time on a disk"""
+
+    @property
+    def whole(self) -> Piece:
+        """All of the file."""
+        return Piece(self.uri, self.kind, 0, self.size, size=self.size, version=self.version)
+
+    def describe_columns(self, data: DataSettings) -> str:
+        """The columns of the file for a message; empty if it cannot be read now."""
+        try:
+            with file_errors(self.uri), readers.opener_of(self.whole, InputOpener())() as source:
+                names = readers.reader_of(self.whole).column_names(source, self.uri, data)
+            return f"{self.uri} has {list_columns(names) or 'none'}"
+        except SpinError:
+            _log.debug("the columns of %s could not be listed", self.uri, exc_info=True)
+            return ""
 
 
 def list_files(uri: str, *, bad: dict[str, str] | None = None, allow_empty: bool = False) -> list[InputFile]:
@@ -41,7 +61,7 @@ def list_files(uri: str, *, bad: dict[str, str] | None = None, allow_empty: bool
     Sizes and versions come with the listing, so that there is no request per file. Files and folders whose names begin
     with `_` or `.` are left out, unless the URI itself contains that name.
 
-    Raises UserError if there are no files, and BadFileError for a file that is not Parquet, JSONL or CSV; if `bad` is
+    Raises UserError if there are no files, and BadFileError for a file of no known format; if `bad` is
     given, such files are left out and their URIs are added to it, each with the reason. With `allow_empty`, an empty
     folder or a glob without matches is an empty list; a path that does not exist on a disk is an error all the same.
     """
@@ -56,7 +76,8 @@ def list_files(uri: str, *, bad: dict[str, str] | None = None, allow_empty: bool
                 raise
             bad[_printable(_uri(uri, path))] = error.reason
     if not files and not (allow_empty and exists):
-        raise UserError(f"no data at {uri}; expected a file, a folder or a glob of Parquet, JSONL or CSV")
+        known = readers.list_formats([each.title for each in readers.READERS])
+        raise UserError(f"no data at {uri}; expected a file, a folder or a glob of {known}")
     return files
 
 
@@ -141,24 +162,17 @@ def _printable(uri: str) -> str:
     return uri.encode(errors="backslashreplace").decode()
 
 
-def file_kind(uri: str) -> str | None:
-    """parquet, jsonl or csv by the name of a file; None for another."""
-    stem = uri.lower()
-    for ending in COMPRESSIONS:
-        stem = stem.removesuffix(ending)
-    kind = next((kind for ending, kind in _KINDS.items() if stem.endswith(ending)), None)
-    return None if kind == "parquet" and stem != uri.lower() else kind
-
-
 def _file(uri: str, info: Mapping[str, Any]) -> InputFile:
     if not is_unicode(uri):
         raise BadFileError(f"{_printable(uri)} has a name that is not UTF-8; rename it")
     if info["type"] == _BROKEN:
         raise BadFileError(f"{uri} is a symbolic link to a file that does not exist; remove it, or mend it")
-    kind = file_kind(uri)
-    if kind is None:
-        raise BadFileError(f"{uri} is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv")
+    reader = readers.find_reader(uri)
+    if reader is None:
+        known = readers.list_formats([each.title for each in readers.READERS])
+        endings = readers.list_formats([each.endings[0] for each in readers.READERS])
+        raise BadFileError(f"{uri} is not {known} by its name; expected {endings}")
     if "?versionId=" in uri and "://" in uri:
         raise BadFileError(f"{uri} has a name that S3 clients take for a version of another file; rename it")
     version = str(info.get("ETag") or info.get("mtime") or "").strip('"')
-    return InputFile(uri, kind, int(info["size"]), version)
+    return InputFile(uri, reader.name, int(info["size"]), version)

@@ -86,6 +86,11 @@ def check_kept_names(data: DataSettings) -> None:
         seen.add(name.lower())
 
 
+def without_kept(data: DataSettings) -> DataSettings:
+    """The settings without kept columns, for readers that have no use for them."""
+    return data.model_copy(update={"keep": {}})
+
+
 def parse_type(text: str) -> pa.DataType:
     """The Arrow type of a type as text. Raises ValueError for a text that is no type."""
     kind, rest = _read_type(text)

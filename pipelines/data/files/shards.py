@@ -12,20 +12,18 @@ LEAST_DOCUMENTS = 256
 
 @dataclass(frozen=True)
 class Piece:
-    """A range of one file: of rows, or of bytes."""
+    """A range of one file: bytes of an input file, which the intake reads, or rows of a part of the spool."""
 
     uri: str
     """of the file"""
     kind: str
-    """parquet, jsonl or csv; spool for a part of the spool"""
+    """name of the reader of an input file; spool for a part of the spool"""
     start: int
-    """first row or byte"""
+    """first byte or row"""
     stop: int
-    """row or byte after the last"""
-    by_bytes: bool = False
-    """whether `start` and `stop` are bytes; the piece holds the lines, or the row groups, that begin within them"""
+    """byte or row after the last; of an input file the piece holds the rows that begin within the bytes"""
     documents: int = field(default=0, compare=False)
-    """rows; an estimate where the file has not been read"""
+    """rows of a part of the spool; 0 where they are not counted yet"""
     size: int = 0
     """bytes of the whole file, by which it is opened without a request; 0 if not known"""
     version: str = ""
@@ -34,7 +32,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Shard:
-    """A unit of work: many whole small files or parts of the spool, or one piece of one large file."""
+    """A unit of work: many small files or a range of a large one, or parts of the spool."""
 
     index: int
     """place in the plan, from 0"""
@@ -53,34 +51,8 @@ class Shard:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the pieces that are ranges of bytes."""
-        return sum(piece.stop - piece.start for piece in self.pieces if piece.by_bytes)
-
-    @property
-    def piece(self) -> Piece:
-        """The only piece. Raises ValueError if there are none or several."""
-        [piece] = self.pieces
-        return piece
-
-    @property
-    def uri(self) -> str:
-        """File of the only piece."""
-        return self.piece.uri
-
-    @property
-    def start(self) -> int:
-        """First row or byte of the only piece."""
-        return self.piece.start
-
-    @property
-    def stop(self) -> int:
-        """Row or byte after the last of the only piece."""
-        return self.piece.stop
-
-    @property
-    def by_bytes(self) -> bool:
-        """Whether the only piece is a range of bytes."""
-        return self.piece.by_bytes
+        """Bytes of all pieces, which are ranges of input files."""
+        return sum(piece.stop - piece.start for piece in self.pieces)
 
 
 def even_size(documents: int, most: int) -> int:

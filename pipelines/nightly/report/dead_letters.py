@@ -10,8 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipelines.data.files.formats import name_places
-from pipelines.data.files.input_files import file_kind
-from pipelines.data.files.readers import find_lines
+from pipelines.data.files.readers import find_lines, find_reader
 from pipelines.data.files.shards import Piece
 from pipelines.data.spool import FORGOTTEN
 from pipelines.storage.object_store import Store
@@ -54,12 +53,12 @@ def _name_rows(uri: str, first: int, rows: Sequence[int], data: DataSettings) ->
 
     Lines are counted from the start of a file alone: all that comes before them is read again.
     """
-    kind = file_kind(uri)
-    if kind == "parquet":
-        return f"{name_places('row', [first + row for row in rows])} (from 0)"
-    if kind is not None and not first:
-        try:
-            return name_places("line", find_lines(Piece(uri, kind, 0, max(rows) + 1), rows, data))
-        except SpinError:
-            _log.debug("the lines of %s could not be counted", uri, exc_info=True)
-    return f"{name_places('row', rows)} (from 0) of the part that begins at {first:,}"
+    if first:
+        return f"{name_places('row', rows)} (from 0) of the part that begins at {first:,}"
+    try:
+        reader = find_reader(uri)
+        lines = find_lines(Piece(uri, reader.name, 0, 0), rows, data) if reader else None
+    except SpinError:
+        _log.debug("the lines of %s could not be counted", uri, exc_info=True)
+        lines = None
+    return name_places("line", lines) if lines else f"{name_places('row', rows)} (from 0)"

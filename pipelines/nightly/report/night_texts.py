@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator
 
-from pipelines.data.files.readers import opener_of, read_piece
+from pipelines.data.files.kept_columns import without_kept
+from pipelines.data.files.readers import read_piece
 from pipelines.data.files.shards import Piece
 from pipelines.data.intake import plan_intake
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.resume import read_listing
 from pipelines.service_errors import BadFileError
-from pipelines.storage.input_opener import InputOpener
 from pipelines.storage.object_store import Store
 from spin.settings import DataSettings
 
@@ -23,7 +23,7 @@ def read_texts(data: DataSettings, out: Store, run: str, ids: Collection[str]) -
 
     The first sound row with an id is the one that was predicted. Ends when all are found.
     """
-    waiting = set(ids)
+    waiting, data = set(ids), without_kept(data)
     files = read_listing(out / f"{RUNS}/{run}").files
     for task in plan_intake(files, data, bad={}):
         for piece in task.pieces:
@@ -38,7 +38,7 @@ def read_texts(data: DataSettings, out: Store, run: str, ids: Collection[str]) -
 def _read_piece(piece: Piece, data: DataSettings) -> Iterator[tuple[str, str]]:
     """The ids and texts of a part of a file, as far as it can be read."""
     try:
-        for documents in read_piece(piece, data, opener_of(piece, InputOpener())):
+        for documents in read_piece(piece, data):
             for id, text in zip(documents.ids, documents.texts, strict=True):
                 if isinstance(id, str) and isinstance(text, str):
                     yield id, text

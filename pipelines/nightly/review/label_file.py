@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pipelines.data.files.formats import choose_delimiter, list_columns
+from pipelines.data.files.csv_reader import choose_delimiter
+from pipelines.data.files.formats import list_columns
 from spin.errors import UserError
 
 _REQUIRED = ("id", "true_label")

@@ -25,7 +25,6 @@ from pipelines.nightly.steps.reason_columns import reason_columns
 from pipelines.nightly.steps.run_records import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.shadow import Shadow
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, file_rows
-from pipelines.service_errors import BadFileError
 from pipelines.storage.parquet import to_parquet
 from pipelines.storage.records import to_json
 from pipelines.storage.shard_log import Attempt, StepResult
@@ -56,7 +55,7 @@ class ClassifyStep:
     """
 
     def __init__(self, job: ClassifyJob, settings: Settings) -> None:
-        self.job, self.data, self.keep_text = job, settings.data, settings.classify.dead_letter_text
+        self.job, self.keep_text = job, settings.classify.dead_letter_text
         self.sample_words = settings.classify.drift_words
         self.classifiers: list[TrainedClassifier] = []
         for number, model in enumerate(job.models):
@@ -101,11 +100,7 @@ class ClassifyStep:
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[PassCounts]:
         takers = self.job.takers(shard)
-        try:
-            documents = read_rows(shard, self.data, self.job.kept, self.job.forgotten)
-        except BadFileError as error:
-            bad = replace(_count(shard, CheckedRows(), {}, []), bad=error.reason)
-            return self.job.combine({number: StepResult({}, bad) for number in takers})
+        documents = read_rows(shard, self.job.kept, self.job.forgotten)
         dead = {number: self._find_dead(number, shard, documents) for number in takers}
         results: dict[int, StepResult[ClassifyCounts]] = {}
         for members in _with_equal_rows(dead):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,16 +15,12 @@ from numpy.typing import NDArray
 
 from pipelines.data.files.shards import Shard
 from pipelines.data.intake import NightPlan
-from pipelines.data.spool import read_rows
 from pipelines.nightly.steps.run_records import DuplicateCounts
-from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
 from pipelines.storage.shard_log import Attempt, ShardOutcome, StepResult
 from spin.errors import UserError
-from spin.settings import DataSettings
 
-_log = logging.getLogger(__name__)
 REPEATS = "repeats"
 """name of the stage that compares the ids, and its folder in that of the run"""
 PARTITION = 2_000_000
@@ -58,8 +53,7 @@ class IdDigests:
     def count_repeated(self) -> int:
         """Number of rows whose id an earlier row has."""
         digests = self._all()
-        groups, _ = _group(digests[np.lexsort((digests["low"], digests["high"]))])
-        return len(digests) - (int(groups[-1]) + 1 if len(groups) else 0)
+        return int(_repeated(digests[np.lexsort((digests["low"], digests["high"]))]).sum())
 
     def to_bytes(self) -> bytes:
         """The offsets of the buckets, then the digests by bucket, so that a partition reads only its range."""
@@ -81,26 +75,20 @@ def plan_partitions(documents: int) -> list[Shard]:
 class DuplicateStep:
     """Lists the rows of a partition whose id is that of another row, which is predicted in their place.
 
-    Of the rows with an id, the first in the order of the plan is predicted that is sound. The intake has left out the
-    ids of rows that it knows to be dead letters. It has not read the texts of large Parquet files, so these are read
-    here where a row of theirs is the first of several. A row that turns out to fail while it is computed, or whose
-    file changes before it is classified, still counts as the first.
+    Of the rows with an id, the first in the order of the plan is predicted that is sound: the intake has left out the
+    ids of rows that it knows to be dead letters. A row that turns out to fail while it is computed still counts as the
+    first.
     """
 
-    def __init__(
-        self, run: Store, keys: Sequence[str | None], plan: NightPlan, data: DataSettings, partitions: int
-    ) -> None:
-        self.run, self.keys, self.data, self.partitions = run, keys, data, partitions
-        self.shards = plan.shards
+    def __init__(self, run: Store, keys: Sequence[str | None], plan: NightPlan, partitions: int) -> None:
+        self.run, self.keys, self.partitions = run, keys, partitions
         self.places = _Places.of(plan, len(keys))
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[DuplicateCounts]:
         rows = self._read_partition(shard.index)
         rows = rows[np.lexsort((rows["row"], rows["shard"], rows["low"], rows["high"]))]
-        groups, sizes = _group(rows)
-        rows, groups = rows[sizes > 1], groups[sizes > 1]
-        duplicates = rows[~self._choose_predicted(rows, groups)]
-        counts = DuplicateCounts(rows=len(sizes), repeats=len(duplicates))
+        duplicates = rows[_repeated(rows)]
+        counts = DuplicateCounts(rows=len(rows), repeats=len(duplicates))
         if not len(duplicates):
             return StepResult({}, counts)
         table = pa.table([duplicates["shard"], duplicates["row"]], schema=_DUPLICATES)
@@ -123,33 +111,6 @@ class DuplicateStep:
             return np.empty(0, _DIGEST)
         start, stop = (_HEADER + place * _DIGEST.itemsize for place in (start, stop))
         return np.frombuffer(_read_range(self.run, key, start, stop), _DIGEST)
-
-    def _choose_predicted(self, rows: NDArray[np.void], groups: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether each row is the one of its group that is predicted; a group has its rows in order of the plan."""
-        sound, checked = (
-            np.ones(len(rows), bool),
-            {n for n, s in enumerate(self.shards) if not s.pieces or s.pieces[0].kind != "parquet"},
-        )
-        while True:
-            chosen = np.zeros(len(rows), bool)
-            candidates = np.flatnonzero(sound)
-            _, firsts = np.unique(groups[candidates], return_index=True)
-            chosen[candidates[firsts]] = True
-            unchecked = sorted(set(rows["shard"][chosen].tolist()) - checked)
-            if not unchecked:
-                return chosen
-            for index in unchecked:
-                here = rows["shard"] == index
-                sound[here] = ~np.isin(rows["row"][here], self._dead_rows(index))
-                checked.add(index)
-
-    def _dead_rows(self, index: int) -> list[int]:
-        """The rows of a shard that are dead letters, all of them if its file cannot be read."""
-        try:
-            return list(read_rows(self.shards[index], self.data, pa.schema([])).dead)
-        except BadFileError:
-            _log.debug("%s cannot be read; the night quarantines it", self.shards[index].uri, exc_info=True)
-            return list(range(self.shards[index].documents))
 
 
 _ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("shard", "<i4"), ("row", "<i4")])
@@ -189,13 +150,10 @@ class _Places:
         return rows[shards >= 0]
 
 
-def _group(rows: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The number of the group of each row, of rows sorted by digest, and the size of that group."""
-    if not len(rows):
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    first = np.concatenate([[True], (np.diff(rows["high"]) != 0) | (np.diff(rows["low"]) != 0)])
-    groups = np.cumsum(first) - 1
-    return groups, np.bincount(groups)[groups]
+def _repeated(rows: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Whether each of some rows, sorted by digest, has the digest of the row before."""
+    same = [np.diff(rows[name]) == 0 for name in ("high", "low")]
+    return np.concatenate([np.zeros(min(1, len(rows)), bool), same[0] & same[1]])
 
 
 def _read_range(store: Store, key: str, start: int, stop: int) -> bytes:

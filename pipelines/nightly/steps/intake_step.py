@@ -43,11 +43,9 @@ class IntakeStep:
         return StepResult(files, counts)
 
     def _save(self, digests: IdDigests, stem: str, part: SpoolPart) -> str:
-        """Digest the ids of a part, write its content if it has one, and return the URI of the content."""
+        """Digest the ids of a part, write its content, and return the URI of the content."""
         if self.data.ids == "checked":
             digests.add(part.number, part.ids)
-        if part.parquet is None:
-            return ""
         key = f"{stem}-{part.number}.parquet"
         self.run.create(key, part.parquet)
         return f"{self.run.uri}/{key}"

@@ -58,8 +58,6 @@ class ClassifyCounts(ShardCounts):
     """windows in which the backbone read the texts, 0 where long texts are cut"""
     unread_tokens: int = 0
     """tokens of the texts beyond their last window, 0 where long texts are cut"""
-    bad: str | None = None
-    """why the file of the shard cannot be read, None if it can"""
     shadow: AgreementCounts | None = None
     """agreement with the shadow, None without one"""
 

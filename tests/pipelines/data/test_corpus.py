@@ -1,4 +1,4 @@
-"""The texts of a labelled corpus: read once, returned by row."""
+"""The texts of a corpus: read once from the spool, and from the files where it is gone, returned by row."""
 
 from __future__ import annotations
 
@@ -9,45 +9,80 @@ import numpy as np
 import pytest
 
 from pipelines.data.corpus import Corpus
+from pipelines.data.spool import LostPartError, read_texts
+from pipelines.storage.lease import Lease
+from pipelines.storage.object_store import Store
 from pipelines.storage.request_counting import count_input_reads
 from spin.errors import UserError
-from tests.pipelines.data.files.test_sharding import DATA, build_rows, plan_uri, to_jsonl, write_file
+from tests.pipelines.data.files.test_readers import DATA, build_rows, to_jsonl, write_file
+from tests.support.corpora import spool_corpus
 
 TEXTS = [f"text {n}, 学び" for n in range(30)]
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Corpus:
-    """Thirty texts in several shards."""
+    """Thirty texts in several parts."""
     uri = write_file(tmp_path, "a.jsonl", to_jsonl(build_rows(TEXTS)))
-    corpus = Corpus(tuple(plan_uri(uri, 7)), DATA)
-    assert len(corpus.shards) > 3
+    corpus = spool_corpus(uri, Store(str(tmp_path / "store")), 7, DATA)
+    assert len(corpus.parts) == 5
     return corpus
 
 
+def delete_spool(corpus: Corpus) -> None:
+    with Lease(corpus.spool.store / "features") as lease:
+        corpus.spool.delete(lease)
+    assert corpus.spool.store.list("spool") == []
+
+
+@pytest.mark.parametrize("spooled", [True, False])
 @pytest.mark.parametrize("rows", [[], [0], [29], [0, 1, 13, 29], list(range(30))])
-def test_texts_are_returned_by_row(corpus: Corpus, rows: list[int]) -> None:
+def test_texts_are_returned_by_row(corpus: Corpus, rows: list[int], spooled: bool) -> None:
+    if not spooled:
+        delete_spool(corpus)
     assert corpus.read_texts(np.array(rows, np.int64)) == [TEXTS[row] for row in rows]
 
 
-def test_a_block_holds_the_texts_of_one_shard(corpus: Corpus) -> None:
+def test_a_block_holds_the_texts_of_one_part(corpus: Corpus) -> None:
     blocks = list(corpus.text_blocks(np.arange(30)))
-    assert len(blocks) == len(corpus.shards)
+    assert [len(block) for block in blocks] == [7, 7, 7, 7, 2]
     assert [text for block in blocks for text in block] == TEXTS
     assert list(corpus.text_blocks(np.array([29]))) == [[TEXTS[29]]]
 
 
-def test_the_files_are_read_once(corpus: Corpus, tmp_path: Path) -> None:
-    """They are read at the first use; a second use reads nothing."""
+def test_the_spool_is_read_once(corpus: Corpus) -> None:
+    """It is read at the first use; a second use reads nothing."""
     with count_input_reads() as traffic:
         assert corpus.read_texts(np.array([], np.int64)) == []
         assert traffic.read == 0
         corpus.read_texts(np.array([3]))
-        # the byte before a range shows whether a line begins with it
-        assert traffic.read == (tmp_path / "a.jsonl").stat().st_size + len(corpus.shards) - 1
-        bytes_after_first_use = traffic.read
+        assert traffic.read == sum(part.size for part in corpus.parts)
         assert corpus.read_texts(np.array([29])) == [TEXTS[29]]
-        assert traffic.read == bytes_after_first_use
+        assert traffic.read == sum(part.size for part in corpus.parts)
+
+
+def test_a_spool_of_which_a_part_is_lost_is_replaced_by_the_files(corpus: Corpus) -> None:
+    """Also if it is lost while the spool is read."""
+    Path(corpus.parts[2].uri).unlink()
+    assert corpus.read_texts(np.arange(30)) == TEXTS
+    with pytest.raises(LostPartError, match="is missing"):
+        read_texts(corpus.shards[2])
+    before = [Path(part.uri).read_bytes() for part in corpus.parts if Path(part.uri).exists()]
+    corpus.restore()
+    after = [Path(part.uri).read_bytes() for part in corpus.parts]
+    assert len(after) == 5
+    assert [data for n, data in enumerate(after) if n != 2] == before
+
+
+def test_the_spool_of_another_corpus_is_not_deleted(corpus: Corpus) -> None:
+    store = corpus.spool.store
+    store.write("spool/other/000000.parquet", b"")
+    with Lease(store / "features") as lease:
+        corpus.spool.delete(lease)
+        assert store.list("spool") == ["spool/other/000000.parquet"]
+        corpus.restore()
+        corpus.spool.delete(lease, others=True)
+    assert store.list("spool") == [f"spool/corpus/{n:06d}.parquet" for n in range(5)]
 
 
 def test_the_temporary_file_is_deleted_at_once(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +92,7 @@ def test_the_temporary_file_is_deleted_at_once(corpus: Corpus, tmp_path: Path, m
     corpus.read_texts(np.array([3]))
     assert os.listdir(tmp_path / "scratch") == []
     (tmp_path / "a.jsonl").unlink()
+    delete_spool(corpus)
     with pytest.raises(UserError):
-        Corpus(corpus.shards, DATA).read_texts(np.array([3]))
+        Corpus(corpus.files, corpus.shards, corpus.spool, DATA).read_texts(np.array([3]))
     assert os.listdir(tmp_path / "scratch") == []

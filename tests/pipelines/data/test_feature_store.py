@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipelines.data.feature_store import FeatureShard, FeatureShards, KeptFeatures, KeptShard
+from pipelines.data.feature_store import LABELS, FeatureShard, FeatureShards, KeptFeatures, KeptShard
 from pipelines.data.training_labels import Labels
 from pipelines.storage.object_store import Store
+from pipelines.storage.parquet import to_parquet
 from pipelines.storage.stage_plan import fingerprint
 from spin.activations.feature_table import bytes_per_document, documents_table, features_table, from_lists, to_lists
 from spin.activations.features import Features
@@ -124,30 +125,24 @@ def test_shards_with_lists_of_labels_can_be_concatenated() -> None:
 
 def test_lists_of_labels_in_a_store_become_a_boolean_matrix(tmp_path: Path) -> None:
     """Each split has its rows; the digest depends on the labels but not on their order within a list."""
-    shard_labels: list[list[Label]] = [[[], []], [["a"], ["b", "a"]], [["b"], ["a", "b"]]]
+    lists: list[Label] = [[], [], ["a"], ["b", "a"], ["b"], ["a", "b"]]
     splits = ["train", "train", "train", "train", "valid", "valid"]
     config = parse_settings({"backbone": {"model": "m"}, "data": {"train": "t", "split": "split"}, "store": "s"}, "s")
 
-    def read_labels(shards: list[list[Label]]) -> Labels:
-        store = Store(str(tmp_path / fingerprint(shards)))
-        for index, shard in enumerate(shards):
-            rows = range(2 * index, 2 * index + 2)
-            ids, own_splits = [f"d{row}" for row in rows], [splits[row] for row in rows]
-            table = documents_table(ids, shard, own_splits, text_hashes=rows, groups=rows)
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink)
-            store.write(f"parts/{index:06d}.parquet", sink.getvalue().to_pybytes())
-        stored = [FeatureShard(f"parts/{index:06d}.parquet", "no features", 2, None) for index in range(3)]
-        return Labels.of(FeatureShards(store, tuple(stored), {}), config)
+    def read_labels(labels: list[Label]) -> Labels:
+        store, ids = Store(str(tmp_path / fingerprint(labels))), [f"d{row}" for row in range(6)]
+        table = documents_table(ids, labels, splits, text_hashes=range(6), groups=range(6))
+        store.write(LABELS, to_parquet(table))
+        return Labels.of(FeatureShards(store, (FeatureShard("no features", 6, None),), {}), config)
 
-    labels = read_labels(shard_labels)
+    labels = read_labels(lists)
     assert (labels.label_space, labels.classes) == (LabelSpace(("a", "b"), multilabel=True), ["a", "b"])
     rows, y = labels.part("valid")
     assert rows.tolist() == [4, 5]
     np.testing.assert_array_equal(y, [[False, True], [True, True]])
     np.testing.assert_array_equal(labels.y[:4], [[False, False], [False, False], [True, False], [True, True]])
-    reordered = read_labels([[[], []], [["a"], ["a", "b"]], [["b"], ["a", "b"]]])
-    changed = read_labels([[[], ["b"]], [["a"], ["b", "a"]], [["b"], ["a", "b"]]])
+    reordered = read_labels([[], [], ["a"], ["a", "b"], ["b"], ["a", "b"]])
+    changed = read_labels([[], ["b"], ["a"], ["b", "a"], ["b"], ["a", "b"]])
     assert labels.digest == reordered.digest != changed.digest
 
 
@@ -197,7 +192,7 @@ def two_passes(tmp_path: Path) -> tuple[FeatureShards, Features]:
     for index, (first, last) in enumerate([(0, 10), (10, 10), (10, N)]):
         own = [rows[(rows >= first) & (rows < last)] for rows in (EXTRACTED, others, TESTED)]
         key = write(f"first/{index}", own[0], features.columns)
-        shards.append(FeatureShard("", key, last - first, own[0] - first))
+        shards.append(FeatureShard(key, last - first, own[0] - first))
         keys = [
             write(f"second/{index}", own[1], of_kept),
             write(f"tested/{index}", own[2], {**of_kept, FULL: features.columns[FULL]}),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.feature_store import FeatureShard, FeatureShards
+from pipelines.data.feature_store import LABELS, FeatureShard, FeatureShards
 from pipelines.data.training_labels import (
     NOTHING_FROZEN,
     FrozenDocuments,
@@ -53,8 +53,8 @@ def read_labels(
         text_hashes=hashes,
         groups=[choose_group(*pair) for pair in zip(hashes, authors or [None] * n, strict=True)],
     )
-    pq.write_table(table, folder / "a.parquet")
-    shard = FeatureShard("a.parquet", "no features", n, None)
+    pq.write_table(table, folder / LABELS)
+    shard = FeatureShard("no features", n, None)
     return Labels.of(FeatureShards(Store(str(folder)), (shard,), {}), config, frozen)
 
 

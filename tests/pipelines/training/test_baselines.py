@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from jobs import terminal
-from pipelines.data.corpus import Corpus
 from pipelines.data.training_labels import Labels
 from pipelines.registry.versions import Registry
+from pipelines.storage.object_store import Store
 from pipelines.training import baselines, train
 from pipelines.training.evaluate import run_evaluate
 from pipelines.training.workflow import run_stages, run_workflow
@@ -32,8 +32,9 @@ from spin.labels.training_data import TrainingData
 from spin.settings import DecisionSettings, ProbeSettings, Settings, parse_settings
 from spin.sites import FeatureColumn
 from spin.sparsify.probe import fit_probes
-from tests.pipelines.data.files.test_sharding import DATA, plan_uri, to_jsonl, write_file
+from tests.pipelines.data.files.test_readers import DATA, to_jsonl, write_file
 from tests.support import tiny
+from tests.support.corpora import spool_corpus
 
 SPIN_ROWS = {"spin", "balanced", "cheapest"}
 
@@ -244,8 +245,8 @@ def test_words_of_validation_documents_are_learned(tmp_path: Path) -> None:
         rows[n]["text"] = "unheard" if n % 2 else "unseen"
     splits = ["train"] * 60 + ["valid"] * 12 + ["test"] * 8
     labels = make_labels(rows, np.arange(80) % 2, splits, ("good", "bad"))
-    shards = plan_uri(write_file(tmp_path, "a.jsonl", to_jsonl(rows)), 15)
-    contender = baselines.words(Corpus(tuple(shards), DATA), labels, make_data(labels))
+    uri = write_file(tmp_path, "a.jsonl", to_jsonl(rows))
+    contender = baselines.words(spool_corpus(uri, Store(str(tmp_path)), 15, DATA), labels, make_data(labels))
     assert contender.predicted.tolist() == [0, 1] * 4
     assert contender.note is None
 
@@ -303,8 +304,8 @@ def test_long_texts_lower_the_number_of_rows_for_words(
     mean = sum(map(len, texts[:360])) / 360
     monkeypatch.setattr(baselines, "SAMPLE_CHARACTERS", int(120.5 * mean))
     monkeypatch.setattr(baselines, "MAX_WORDS", 7)
-    shards = plan_uri(write_file(tmp_path, "a.jsonl", to_jsonl(rows)), 15)
-    corpus, data = Corpus(tuple(shards), DATA), make_data(labels)
+    uri = write_file(tmp_path, "a.jsonl", to_jsonl(rows))
+    corpus, data = spool_corpus(uri, Store(str(tmp_path)), 15, DATA), make_data(labels)
     contender = baselines.words(corpus, labels, data)
     assert contender.note == "fitted on a stratified sample, 120 of 360 documents that train or validate"
     sample, sampled_texts = baselines._texts_to_fit(corpus, data)

@@ -12,12 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import terminal
-from pipelines.data.corpus import Corpus
 from pipelines.data.training_labels import Labels, Sample
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import read_plan
 from pipelines.training import fit_heads
-from pipelines.training.extract_features import load_features
+from pipelines.training.extract_features import load_features, open_corpus
 from pipelines.training.fit_heads import HeadsJob
 from pipelines.training.train import TrainReport
 from pipelines.training.workflow import run_stages, run_workflow
@@ -80,7 +79,7 @@ def test_the_leakage_of_a_choice_is_that_of_its_neurons_in_the_texts(trained: Tr
     rows = [sample.rows[part] for part in (attack.known, attack.judged)]
     assert not set(rows[0]) & set(rows[1])
     assert {labels.splits[row] for part in rows for row in part} == {"train", "valid"}, "and never test"
-    corpus = Corpus(plan.derived.shards, trained.settings.data)
+    corpus = open_corpus(trained.settings, plan)
     texts = [corpus.read_texts(part) for part in rows]
     vocabulary = Vocabulary.of(texts[0], labels.y[rows[0]], labels.label_space)
     spin = trained.spin.choosing("accuracy")  # no document exits early

@@ -21,7 +21,6 @@ from jobs import cli, terminal
 from jobs.commands import model_commands
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import Columns, FeatureShard, FeatureShards
-from pipelines.data.files import input_files, sharding
 from pipelines.data.training_labels import Labels
 from pipelines.storage.object_store import Store
 from pipelines.training.neurons import (
@@ -51,6 +50,7 @@ from spin.pages.explanation_page import Driver
 from spin.settings import BackboneSettings, DataSettings, ProbeSettings, SearchSettings, parse_settings
 from spin.sites import FeatureColumn
 from tests.support import tiny
+from tests.support.corpora import spool_corpus
 from tests.support.summaries import build_choice_summary
 
 FFN, RESID = FeatureColumn.parse("ffn.01.mean"), FeatureColumn.parse("resid.02.max")
@@ -77,7 +77,7 @@ def write_features(folder: Path, labels: Labels, values: dict[FeatureColumn, Any
         table = features_table(Features({c: v[rows] for c, v in values.items()}, nothing, nothing, nothing > 0))
         key = f"parts/{index:06d}-000001-1.features.parquet"
         pq.write_table(table, folder / key)
-        stored.append(FeatureShard("no documents", key, len(rows), None))
+        stored.append(FeatureShard(key, len(rows), None))
     return RecordingShards(Store(str(folder)), tuple(stored), {c: v.shape[1] for c, v in values.items()})
 
 
@@ -171,11 +171,11 @@ def test_a_neuron_has_at_most_all_training_documents(tmp_path: Path, count: int)
 
 
 def open_corpus(folder: Path, ids: Sequence[str]) -> Corpus:
-    """A corpus of documents with these ids, whose texts name them, in shards of 15."""
+    """A corpus of documents with these ids, whose texts name them, in parts of 15."""
     texts = [f"text of {id}" for id in ids]
     pq.write_table(pa.table({"id": ids, "text": texts, "label": ["a"] * len(ids)}), folder / "corpus.parquet")
     data = DataSettings(train=str(folder / "corpus.parquet"))
-    return Corpus(tuple(sharding.plan_shards(input_files.list_files(data.train), 15, data)), data)
+    return spool_corpus(data.train, Store(str(folder)), 15, data)
 
 
 @pytest.mark.parametrize("label_space", LABEL_SPACES[1:], ids=["three classes", "multilabel"])

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.data.files import readers
 from pipelines.data.files.shards import Piece, Shard
+from pipelines.data.spool import read_texts
 from pipelines.nightly import finish
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.report.drift_check import check_drift
@@ -167,13 +167,13 @@ def test_lost_shards_and_probes_are_computed_again_with_the_same_bytes(project: 
     features, probes = (stage_results(project.settings, name) for name in ("features", "probes"))
 
     def read_files() -> dict[str, bytes | None]:
-        """The probe, and documents and features of the shard, whose names have the number of the run in them."""
+        """The probe, and the features of the shard, whose names have the number of the run in them."""
         keys = sorted(key for key in features.list("parts") if key.startswith("parts/000002-"))
         files = {key.partition(".")[2]: features.read(key) for key in keys}
         return {**files, "probe": probes.read("ffn.02.max.safetensors")}
 
     before, other_shard = read_files(), features.read_json("parts/000001.json")
-    assert list(before) == ["documents.parquet", "features.parquet", "probe"]
+    assert list(before) == ["features.parquet", "probe"]
     for key in features.list("parts"):
         if key.startswith("parts/000002"):
             features.delete(key)
@@ -473,5 +473,5 @@ def test_shards_are_smaller_where_features_are_wide(project: Project, monkeypatc
     run_stages(settings, ["extract"])
     plan = Store.of(settings).read_json("features/plan.json")
     shards = [from_json(Shard, shard) for shard in plan["detail"]["shards"]]
-    assert max(shard.stop - shard.start for shard in shards) <= 100
-    assert sum(len(readers.read_shard(shard, settings.data)) for shard in shards) == 1500
+    assert max(shard.documents for shard in shards) <= 100
+    assert sum(len(read_texts(shard)) for shard in shards) == 1500

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.data.files.input_files import check_output_outside, list_files, normalise_source
-from pipelines.data.files.readers import read_shard
-from pipelines.data.files.sharding import plan_shards
-from pipelines.data.files.shards import Piece, Shard
+from pipelines.data.files.readers import read_piece
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.request_counting import count_input_reads
@@ -41,7 +39,7 @@ def write_document(store: Store, key: str, id: str) -> None:
 
 def read_ids(uri: str) -> list[str | None]:
     """Return the ids in a folder as training and nights read them."""
-    return [id for shard in plan_shards(list_files(uri), 10, DATA) for id in read_shard(shard, DATA).ids]
+    return [id for file in list_files(uri) for part in read_piece(file.whole, DATA) for id in part.ids]
 
 
 def test_a_folder_is_listed_with_one_request_per_page(tmp_path: Path) -> None:
@@ -71,8 +69,8 @@ def test_a_prefix_is_listed_with_one_request(s3_server: str, monkeypatch: pytest
     monkeypatch.setattr(S3FileSystem, "_call_s3", count_and_call)
     files = list_files(f"{store.uri}/data/")
     assert (len(files), requests) == (20, ["list_objects_v2"])
-    pieces = [Piece(f.uri, f.kind, 0, f.size, by_bytes=True, size=f.size, version=f.version) for f in files]
-    assert read_shard(Shard(0, tuple(pieces)), DATA).ids == [str(n) for n in range(20)]
+    parts = [part for file in files for part in read_piece(file.whole, DATA)]
+    assert [id for part in parts for id in part.ids] == [str(n) for n in range(20)]
     assert requests == ["list_objects_v2", *["get_object"] * 20]
 
 
@@ -110,7 +108,6 @@ def test_a_file_that_changed_since_it_was_listed_is_a_bad_file(change: str, name
     store, before, after = Store(store_uri), b'{"id": 1, "text": "a"}\n', b'{"id": 2, "text": "b"}\n'
     store.write(name, before)
     [file] = list_files(store.uri)
-    piece = Piece(file.uri, file.kind, 0, file.size, by_bytes=True, size=file.size, version=file.version)
     if change == "replaced":
         store.write(name, after)
         if store.local:
@@ -118,7 +115,7 @@ def test_a_file_that_changed_since_it_was_listed_is_a_bad_file(change: str, name
     else:
         store.delete(name)
     with pytest.raises(BadFileError, match=f"{name}.*(has changed since it was listed|not found)"):
-        read_shard(Shard(0, (piece,)), DATA)
+        list(read_piece(file.whole, DATA))
 
 
 def test_an_empty_folder_is_an_empty_input_only_where_that_is_allowed(tmp_path: Path) -> None:

@@ -15,11 +15,10 @@ import pytest
 
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.kept_columns import parse_type, settle_types, table_type, type_text, unify_types
-from pipelines.data.files.readers import describe_columns
 from pipelines.data.intake import plan_intake
 from spin.errors import UserError
 from spin.settings import DataSettings, parse_settings
-from tests.pipelines.data.files.test_sharding import to_csv, to_jsonl, to_parquet, write_file
+from tests.pipelines.data.files.test_readers import to_csv, to_jsonl, to_parquet, write_file
 from tests.pipelines.data.test_intake import Night, run_night
 
 
@@ -238,7 +237,7 @@ def test_the_columns_of_a_file_that_has_vanished_are_not_listed(tmp_path: Path) 
     write_file(tmp_path, "a.csv", to_csv([{"id": "1", "text": "t"}]))
     [file] = list_files(str(tmp_path))
     Path(file.uri).unlink()
-    assert describe_columns(file, keep([])) == ""
+    assert file.describe_columns(keep([])) == ""
 
 
 def test_another_type_than_in_the_table_of_the_output_is_refused() -> None:

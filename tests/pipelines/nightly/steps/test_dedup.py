@@ -23,7 +23,6 @@ from pipelines.nightly.steps import dedup
 from pipelines.nightly.steps.dedup import DuplicateStep, IdDigests, collect_duplicates, plan_partitions
 from pipelines.nightly.steps.intake_step import IDS, IntakeStep
 from pipelines.nightly.steps.run_records import DuplicateCounts
-from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, CommittedFile, ShardLog, ShardOutcome
 from pipelines.workers.map_shards import commit_shard
@@ -46,13 +45,13 @@ def find_duplicates(folder: Path | str, run: Store, *, documents: int, partition
     step = IntakeStep(run, DATA, PartSize(documents), 1)
     taken_in = [commit_shard(step, task, ShardLog(run / "intake")) for task in tasks]
     plan = plan_night([outcome.counts.report for outcome in taken_in], DATA, documents)
-    search = DuplicateStep(run / "intake", [outcome.file_key(IDS) for outcome in taken_in], plan, DATA, partitions)
+    search = DuplicateStep(run / "intake", [outcome.file_key(IDS) for outcome in taken_in], plan, partitions)
     work = plan_partitions(partitions * dedup.PARTITION)
     outcomes = [commit_shard(search, partition, ShardLog(run / "repeats")) for partition in work]
     duplicates = collect_duplicates(run, outcomes, len(plan.shards), 1)
     found = []
     for shard in plan.shards:
-        rows, repeated = read_rows(shard, DATA, schema_of({})), duplicates.of(shard)
+        rows, repeated = read_rows(shard, schema_of({})), duplicates.of(shard)
         assert repeated == sorted(set(repeated))
         found += [(id, row not in rows.dead, row in repeated) for row, id in enumerate(rows.ids)]
     return found
@@ -88,7 +87,7 @@ def test_the_first_sound_row_with_an_id_is_no_duplicate(
 def test_texts_of_large_parquet_files_decide_which_row_is_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The intake reads their ids alone; a row without a text does not count, in whichever shard it is."""
+    """A row without a text does not count, in whichever shard it is."""
     monkeypatch.setattr(intake, "SMALL", 1)
     ids = ["x", "y", "x", "z", "x", "y", "z"]
     texts = [None, "t", " ", "t", "t", "t", None]
@@ -145,23 +144,6 @@ def test_a_lost_list_of_duplicates_ends_the_run(tmp_path: Path) -> None:
     outcome = ShardOutcome(counts, files, tries=1, seconds=1, ended=1)
     with pytest.raises(UserError, match=r"000000-000001-1\.parquet is missing.*--restart"):
         collect_duplicates(Store(str(tmp_path)), [outcome], 1, 1)
-
-
-def test_no_row_is_left_out_for_one_of_a_large_file_that_can_no_longer_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The night quarantines the file, whose rows were first."""
-
-    def refuse(*_: object) -> None:
-        raise BadFileError("a.parquet has changed since it was listed")
-
-    monkeypatch.setattr(intake, "SMALL", 1)
-    monkeypatch.setattr(dedup, "read_rows", refuse)
-    (tmp_path / "data").mkdir()
-    pq.write_table(pa.table({"id": ["x"], "text": ["t"]}), tmp_path / "data" / "a.parquet")
-    write_rows(tmp_path / "data", "b.jsonl", [("x", "t")])
-    found = find_duplicates(tmp_path / "data", Store(str(tmp_path / "run")), documents=2, partitions=1)
-    assert found[-1] == ("x", True, False)
 
 
 def test_a_task_that_is_done_twice_writes_its_parts_under_two_names(tmp_path: Path) -> None:

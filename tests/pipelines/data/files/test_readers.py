@@ -1,4 +1,4 @@
-"""Input files, shards and readers: every row is read once and in order; bad files and rows are named."""
+"""Input files and readers: every row is read once and in order; bad files and rows are named."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import date
 from decimal import Decimal
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipelines.data import labelled_corpus
-from pipelines.data.files import formats
+from pipelines.data import intake, labelled_corpus
+from pipelines.data.files import formats, jsonl_reader, readers
 from pipelines.data.files.input_files import list_files
-from pipelines.data.files.readers import ALL_COLUMNS, FIELDS, ID_AND_TEXT, IDS, TEXTS, Column, Documents, read_shard
-from pipelines.data.files.sharding import plan_shards, split_shard
-from pipelines.data.files.shards import Shard
+from pipelines.data.files.jsonl_reader import JsonLinesReader
+from pipelines.data.files.parquet_reader import ParquetReader
+from pipelines.data.files.reader import ALL_COLUMNS, FIELDS, ID_AND_TEXT, Column, Documents, Reader, to_documents
+from pipelines.data.files.readers import read_piece
+from pipelines.data.files.shards import Piece, Shard
+from pipelines.data.intake import plan_intake
 from pipelines.data.labelled_corpus import read_labelled
 from pipelines.data.spool import find_dead_rows
 from pipelines.storage.object_store import Store
@@ -80,22 +82,25 @@ def write_file(folder: Path, name: str, data: bytes) -> str:
     return str(path)
 
 
-def plan_uri(uri: str, shard_size: int = 2, data: DataSettings = DATA) -> list[Shard]:
-    return plan_shards(list_files(uri), shard_size, data)
-
-
-def read_all(
-    shards: Sequence[Shard], data: DataSettings = DATA, *, columns: Sequence[Column] = ALL_COLUMNS
-) -> Documents:
-    """Read the documents of all shards, in order."""
+def read_all(uri: str, data: DataSettings = DATA, *, columns: Sequence[Column] = ALL_COLUMNS) -> Documents:
+    """Read the documents of all files of a URI, in order."""
     documents = Documents()
-    for shard in shards:
-        part = read_shard(shard, data, columns=columns)
-        documents.malformed |= {len(documents) + row: reason for row, reason in part.malformed.items()}
-        for name in FIELDS:
-            assert len(getattr(part, name)) == len(part)
-            getattr(documents, name).extend(getattr(part, name))
+    for task in plan_intake(list_files(uri), data):
+        for part in (part for piece in task.pieces for part in read_piece(piece, data, columns=columns)):
+            documents.malformed |= {len(documents) + row: reason for row, reason in part.malformed.items()}
+            documents.absent |= {len(documents) + row: reason for row, reason in part.absent.items()}
+            for name in FIELDS:
+                assert len(getattr(part, name)) == len(part)
+            for name in FIELDS:
+                getattr(documents, name).extend(getattr(part, name))
     return documents
+
+
+def divide_files(patch: pytest.MonkeyPatch, window: int) -> None:
+    """Read all files that can be divided in ranges of so many bytes."""
+    patch.setattr(intake, "SMALL", 1)
+    for reader in (JsonLinesReader, ParquetReader):
+        patch.setattr(reader, "window", window)
 
 
 def error_message(error: pytest.ExceptionInfo[UserError], uri: str) -> str:
@@ -187,38 +192,36 @@ def test_an_invalid_glob_is_a_user_error(tmp_path: Path) -> None:
 # Every row once and in order
 
 text_lists = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), max_size=25)
-shard_sizes = st.integers(1, 30)
+windows = st.sampled_from([5, 30, 200, 10**6])
 line_ends = st.sampled_from(["\n", "\r\n"])
 
 
-def check_shards(name: str, data: bytes, rows: Sequence[Row], shard_size: int) -> list[Shard]:
-    """Plan the shards of a file; assert that planning is repeatable and that they hold all rows in order."""
-    with tempfile.TemporaryDirectory() as folder:
+def check_rows(name: str, data: bytes, rows: Sequence[Row], window: int) -> None:
+    """Assert that a file has these rows in order if it is read in ranges of bytes, and that each has its place."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        divide_files(patch, window)
         uri = write_file(Path(folder), name, data)
-        shards = plan_uri(uri, shard_size)
-        assert shards == plan_uri(uri, shard_size)
-        assert [shard.index for shard in shards] == list(range(len(shards)))
-        assert all(shard.stop == following.start for shard, following in pairwise(shards))
-        documents = read_all(shards)
+        documents = read_all(uri)
         assert not documents.malformed
         assert documents.ids == [row["id"] for row in rows]
         assert documents.texts == [row["text"] for row in rows]
         assert documents.labels == [row["label"] for row in rows]
         assert documents.splits == documents.groups == [None] * len(rows)
-        unlabelled = read_all(shards, columns=ID_AND_TEXT)
+        unlabelled = read_all(uri, columns=ID_AND_TEXT)
         assert (unlabelled.ids, unlabelled.texts) == (documents.ids, documents.texts)
         assert unlabelled.labels == [None] * len(rows)
-        for size in (1, 2, shard_size):
-            parts = [part for shard in shards for part in split_shard(shard, size)]
-            assert read_all(parts).ids == documents.ids
-            assert all(part.documents <= size for part in parts)
-    return shards
+        pieces = [piece for task in plan_intake(list_files(uri), DATA) for piece in task.pieces]
+        parts = [part for piece in pieces for part in read_piece(piece, DATA)]
+        first = done = 0
+        for part in parts:
+            first, done = (part.first, 0) if part.first > first else (first, done)
+            assert (part.first, part.row) == (first, done)
+            done += len(part)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), shard_sizes)
-def test_parquet_shards_join_small_row_groups_and_split_large_ones(group_sizes: list[int], shard_size: int) -> None:
-    """No shard is larger than the given size, and no two neighbours would fit into one."""
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), windows)
+def test_parquet_ranges_hold_the_row_groups_that_begin_in_them(group_sizes: list[int], window: int) -> None:
     rows = build_rows([f"text {n}" for n in range(sum(group_sizes))])
     table = pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in ("id", "text", "label")})
     sink, first = pa.BufferOutputStream(), 0
@@ -226,24 +229,21 @@ def test_parquet_shards_join_small_row_groups_and_split_large_ones(group_sizes: 
         for size in group_sizes:
             writer.write_table(table.slice(first, size), row_group_size=max(1, size))
             first += size
-    shards = check_shards("a.parquet", sink.getvalue().to_pybytes(), rows, shard_size)
-    counts = [shard.stop - shard.start for shard in shards]
-    assert all(0 < count <= shard_size for count in counts)
-    assert all(sum(pair) > shard_size for pair in pairwise(counts)) or max(group_sizes) > shard_size
+    check_rows("a.parquet", sink.getvalue().to_pybytes(), rows, 100 + 2 * window)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     text_lists,
-    shard_sizes,
+    windows,
     line_ends,
     st.booleans(),
     st.booleans(),
     st.lists(st.integers(0, 24), max_size=3),
     st.booleans(),
 )
-def test_jsonl_shards_hold_all_rows_in_order(
-    texts: list[str], shard_size: int, end: str, trailing: bool, ascii: bool, blanks: list[int], compressed: bool
+def test_jsonl_ranges_hold_all_rows_in_order(
+    texts: list[str], window: int, end: str, trailing: bool, ascii: bool, blanks: list[int], compressed: bool
 ) -> None:
     """The last line end may be absent; CRLF, blank lines, escapes and raw Unicode line separators are no obstacle."""
     rows = build_rows(texts)
@@ -253,22 +253,16 @@ def test_jsonl_shards_hold_all_rows_in_order(
     data = end.join(lines).encode() + (end.encode() if trailing else b"")
     assume(data)
     name, content = ("a.jsonl.gz", gzip.compress(data)) if compressed else ("a.jsonl", data)
-    shards = check_shards(name, content, rows, shard_size)
-    if compressed:
-        assert all(shard.stop - shard.start <= shard_size for shard in shards)
-    elif shards:
-        assert (shards[0].start, shards[-1].stop) == (0, len(data))
-        assert all(data[shard.stop - 1 : shard.stop] == b"\n" for shard in shards[:-1])
+    check_rows(name, content, rows, window)
 
 
 @settings(max_examples=60, deadline=None)
-@given(text_lists, shard_sizes, line_ends, st.booleans())
-def test_csv_shards_hold_all_rows_in_order(texts: list[str], shard_size: int, end: str, compressed: bool) -> None:
+@given(text_lists, line_ends, st.booleans())
+def test_csv_holds_all_rows_in_order(texts: list[str], end: str, compressed: bool) -> None:
     """This holds for commas, quotes and line ends within quoted values."""
     data = to_csv(build_rows(texts), end, quoted=True)
     name = "a.csv.gz" if compressed else "a.csv"
-    shards = check_shards(name, gzip.compress(data) if compressed else data, build_rows(texts), shard_size)
-    assert all(shard.stop - shard.start == shard_size for shard in shards[:-1])
+    check_rows(name, gzip.compress(data) if compressed else data, build_rows(texts), 1)
 
 
 FORMATS: dict[str, Callable[[Sequence[Row]], bytes]] = {
@@ -292,26 +286,24 @@ ROWS = build_rows(
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_is_read_from_a_folder_and_from_s3(name: str, store_uri: str) -> None:
-    """The shards of two files hold all rows in the order of the files."""
+    """The rows of two files come in the order of the files."""
     store = Store(store_uri)
     store.write(f"data/{name}", FORMATS[name](ROWS))
     store.write("data/zz.jsonl", to_jsonl([{"id": "last", "text": "end", "label": "odd"}]))
-    shards = plan_uri(f"{store.uri}/data", 3)
-    documents = read_all(shards)
+    documents = read_all(f"{store.uri}/data")
     assert documents.ids == [*(row["id"] for row in ROWS), "last"]
     assert documents.texts == [*(row["text"] for row in ROWS), "end"]
     assert documents.labels == [*(row["label"] for row in ROWS), "odd"]
     assert not documents.malformed
-    assert len(shards) >= 4
 
 
-def test_files_without_rows_have_no_shards(store_uri: str) -> None:
-    """They are no error either, as long as they are not empty."""
+def test_files_without_rows_are_no_error(store_uri: str) -> None:
+    """As long as they are not empty."""
     store = Store(store_uri)
     store.write("b.jsonl.gz", gzip.compress(b"\r\n\n"))
     store.write("c.csv", b"id,text,label\n")
     store.write("d.parquet", to_parquet(pa.table({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())})))
-    assert plan_uri(store.uri) == []
+    assert read_all(store.uri, columns=ID_AND_TEXT).ids == []
 
 
 @pytest.mark.s3
@@ -322,41 +314,38 @@ def test_a_compressed_file_is_streamed_in_few_requests(s3_server: str, monkeypat
     store, requests, call = Store(f"{s3_server}/streamed-{os.getpid()}"), [], S3FileSystem._call_s3
     rows = [{"id": n, "text": os.urandom(50).hex()} for n in range(5000)]
     store.write("a.jsonl.gz", gzip.compress(to_jsonl(rows)))
-    [shard] = plan_uri(f"{store.uri}/a.jsonl.gz", 5000)
+    [file] = list_files(f"{store.uri}/a.jsonl.gz")
 
     async def count_and_call(self: Any, method: str, *args: Any, **options: Any) -> Any:
         requests.append(method)
         return await call(self, method, *args, **options)
 
     monkeypatch.setattr(S3FileSystem, "_call_s3", count_and_call)
-    assert len(read_shard(shard, DATA)) == 5000
+    assert sum(map(len, read_piece(file.whole, DATA))) == 5000
     assert len(requests) <= 4
 
 
-def test_jsonl_lines_longer_than_the_planning_buffer_are_whole(tmp_path: Path) -> None:
-    """Planning finds the end of a line however far away it is."""
+def test_lines_longer_than_a_range_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a line is found however far away it is."""
+    divide_files(monkeypatch, 50_000)
     rows = build_rows(["x" * length for length in (200_000, 3, 140_000, 65_536, 1)])
-    shards = plan_uri(write_file(tmp_path, "a.jsonl", to_jsonl(rows)), 1)
-    assert read_all(shards).texts == [row["text"] for row in rows]
-    assert len(shards) >= 2
+    assert read_all(write_file(tmp_path, "a.jsonl", to_jsonl(rows))).texts == [row["text"] for row in rows]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.jsonl.gz", "a.parquet"])
 def test_a_text_of_megabytes_is_read_whole(name: str, tmp_path: Path) -> None:
     rows = build_rows(["word, " * 500_000, "short"])
-    shards = plan_uri(write_file(tmp_path, name, FORMATS.get(name, lambda rows: gzip.compress(to_jsonl(rows)))(rows)))
-    assert read_all(shards).texts == [row["text"] for row in rows]
+    uri = write_file(tmp_path, name, FORMATS.get(name, lambda rows: gzip.compress(to_jsonl(rows)))(rows))
+    assert read_all(uri).texts == [row["text"] for row in rows]
 
 
-@pytest.mark.parametrize("shard_size", [1, 3, 7, 100])
-@pytest.mark.parametrize("name", ["a.csv", "A.CSV.GZ", "A.JSONL.GZ"])
-def test_rows_across_the_blocks_of_a_stream_are_whole(
-    name: str, shard_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["a.csv", "A.CSV.GZ", "a.jsonl", "A.JSONL.GZ"])
+def test_rows_across_the_blocks_of_a_stream_are_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block may end within a row or within a quoted value of several lines."""
-    monkeypatch.setattr(formats, "BLOCK", 100)
+    for module in (formats, jsonl_reader, readers):
+        monkeypatch.setattr(module, "BLOCK", 100)
     rows = build_rows([f"line\n{n}\n" * (n % 6) + "end" for n in range(60)])
-    check_shards(name, FORMATS[name](rows), rows, shard_size)
+    check_rows(name, FORMATS[name](rows), rows, 1000)
 
 
 @pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gz"])
@@ -365,7 +354,7 @@ def test_a_carriage_return_alone_does_not_end_a_jsonl_line(compressed: bool, tmp
     data = b'{"id": "a",\r"text": "x"}\r\n{"id": "b",\r\r "text": "y"}'
     name = "a.jsonl.gz" if compressed else "a.jsonl"
     uri = write_file(tmp_path, name, gzip.compress(data) if compressed else data)
-    documents = read_all(plan_uri(uri, 1), columns=ID_AND_TEXT)
+    documents = read_all(uri, columns=ID_AND_TEXT)
     assert (documents.ids, documents.texts, documents.malformed) == (["a", "b"], ["x", "y"], {})
 
 
@@ -399,7 +388,7 @@ def test_ids_and_labels_of_parquet_become_strings(case: str, tmp_path: Path) -> 
     """The module `text_values` documents how; an empty string becomes None."""
     column, expected = COLUMNS[case]
     table = pa.table({"id": column, "text": ["a", "b", "c"], "label": column})
-    documents = read_all(plan_uri(write_file(tmp_path, "a.parquet", to_parquet(table))))
+    documents = read_all(write_file(tmp_path, "a.parquet", to_parquet(table)))
     assert documents.ids == documents.labels == expected
 
 
@@ -408,7 +397,7 @@ def test_texts_are_read_from_every_parquet_string_type(case: str, tmp_path: Path
     column, expected = COLUMNS[case]
     table = pa.table({"id": ["1", "2", "3"], "text": column})
     uri = write_file(tmp_path, "a.parquet", to_parquet(table))
-    assert read_all(plan_uri(uri), columns=ID_AND_TEXT).texts == expected
+    assert read_all(uri, columns=ID_AND_TEXT).texts == expected
 
 
 def test_ids_and_labels_of_jsonl_become_strings(tmp_path: Path) -> None:
@@ -416,7 +405,7 @@ def test_ids_and_labels_of_jsonl_become_strings(tmp_path: Path) -> None:
     values = [1, 1.0, 1.5, 10**16, True, "001", "1.0", "é", "\ud800", "", None, {"a": 1}, float("nan"), [1]]
     expected = ["1", "1", "1.5", "10000000000000000", "true", "001", "1.0", "é", "\ud800"] + [None] * 5
     uri = write_file(tmp_path, "a.jsonl", to_jsonl([{"id": v, "text": "t", "label": v} for v in values]))
-    documents = read_all(plan_uri(uri))
+    documents = read_all(uri)
     assert documents.ids == expected
     assert documents.labels == [*expected[:-1], ["1"]]
 
@@ -425,7 +414,7 @@ def test_csv_values_are_not_converted(tmp_path: Path) -> None:
     """Leading zeros, NA, null, true and dates stay as they are; only an empty id or label becomes None."""
     values = ["001", "1.50", "NA", "null", "NaN", "true", " x ", "2026-01-01", ""]
     data = to_csv([{"other": n, "text": v, "id": v, "label": v} for n, v in enumerate(values)])
-    documents = read_all(plan_uri(write_file(tmp_path, "a.csv", data)))
+    documents = read_all(write_file(tmp_path, "a.csv", data))
     assert documents.ids == documents.labels == [*values[:-1], None]
     assert documents.texts == values
 
@@ -453,15 +442,14 @@ LIST_COLUMNS: dict[str, tuple[list[list[Any]], pa.DataType]] = {
 
 @pytest.mark.parametrize("case", LIST_COLUMNS)
 def test_lists_of_labels_are_read_from_every_parquet_list_type(case: str, tmp_path: Path) -> None:
-    """Numbers are written in digits; shards may begin and end within a row group."""
+    """Numbers are written in digits."""
     lists, arrow_type = LIST_COLUMNS[case]
     ids, texts = [f"d{n}" for n in range(7)], [f"text {n}" for n in range(7)]
     table = pa.table({"id": ids, "text": texts, "label": pa.array(lists, arrow_type)})
-    shards = plan_uri(write_file(tmp_path, "a.parquet", to_parquet(table, row_group_size=4)), 3)
+    uri = write_file(tmp_path, "a.parquet", to_parquet(table, row_group_size=4))
     expected = [[name.decode() if isinstance(name, bytes) else str(name) for name in label] for label in lists]
-    assert len(shards) == 3
-    assert read_all(shards).labels == read_labelled(shards, DATA).labels == expected
-    assert not read_all(shards).malformed
+    assert read_all(uri).labels == read_labelled(list_files(uri), DATA).labels == expected
+    assert not read_all(uri).malformed
 
 
 @pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gz"])
@@ -470,14 +458,14 @@ def test_lists_of_labels_are_read_from_jsonl(compressed: bool, tmp_path: Path) -
     lists: list[Any] = [["b", "a"], [], [1, 1.5, True, "001"], ["é"]]
     data = to_jsonl([{"id": n, "text": "t", "label": label} for n, label in enumerate(lists)])
     name = "a.jsonl.gz" if compressed else "a.jsonl"
-    shards = plan_uri(write_file(tmp_path, name, gzip.compress(data) if compressed else data), 2)
+    uri = write_file(tmp_path, name, gzip.compress(data) if compressed else data)
     expected = [["b", "a"], [], ["1", "1.5", "true", "001"], ["é"]]
-    assert read_all(shards).labels == read_labelled(shards, DATA).labels == expected
+    assert read_all(uri).labels == read_labelled(list_files(uri), DATA).labels == expected
 
 
 def test_csv_labels_are_strings_even_if_they_look_like_lists(tmp_path: Path) -> None:
     uri = write_file(tmp_path, "a.csv", b'id,text,label\n1,t,"[""a""]"\n2,t,[]\n')
-    assert read_labelled(plan_uri(uri), DATA).labels == ['["a"]', "[]"]
+    assert read_labelled(list_files(uri), DATA).labels == ['["a"]', "[]"]
 
 
 @pytest.mark.parametrize("label", ["NaN", "nan", "NA", "N/A", "<NA>", "null", "NULL"])
@@ -486,10 +474,10 @@ def test_a_label_that_stands_for_none_is_refused_in_csv_alone(label: str, tmp_pa
     rows = [{"id": "d0", "text": "t", "label": "a"}, {"id": "d1", "text": "t", "label": label}]
     for name in ("a.jsonl", "a.parquet"):
         uri = write_file(tmp_path, name, FORMATS[name](rows))
-        assert read_labelled(plan_uri(uri), DATA).labels == ["a", label]
+        assert read_labelled(list_files(uri), DATA).labels == ["a", label]
     uri = write_file(tmp_path, "a.csv", to_csv(rows))
     with pytest.raises(UserError) as error:
-        read_labelled(plan_uri(uri), DATA)
+        read_labelled(list_files(uri), DATA)
     assert f"the label (label) is {label}, which CSV has for a missing one; label the row or" in str(error.value)
     assert f"{uri} line 3: " in str(error.value)
     assert f"such as 'class {label}'" in str(error.value)
@@ -523,35 +511,35 @@ def test_an_invalid_list_of_labels_is_an_error_that_names_file_and_row(case: str
     labels = [[], *invalid, []]
     rows = [{"id": f"d{n}", "text": "t", "label": label} for n, label in enumerate(labels)]
     uri = write_file(tmp_path, name, FORMATS[name](rows))
-    shards = plan_uri(uri, 100)
     with pytest.raises(UserError) as error:
-        read_labelled(shards, DATA)
+        read_labelled(list_files(uri), DATA)
     message = error_message(error, uri)
     place = f"row {len(invalid)} (from 0)" if name == "a.parquet" else f"line {len(invalid) + 1}"
     assert message.startswith(f"{uri} {place}: the label (label) is ")
     assert expected in message
     assert "hush" not in message
-    documents = read_all(shards)
+    documents = read_all(uri)
     assert [label is None for label in documents.labels] == [row == len(invalid) for row in range(len(labels))]
     assert list(documents.malformed) == ([] if case == "null" else [len(invalid)])
 
 
-def test_a_malformed_list_is_reported_at_its_row_of_the_file(tmp_path: Path) -> None:
-    """Rows are counted across row groups and shards; a night reads no labels, and there the row is not malformed."""
+def test_a_malformed_list_is_reported_at_its_row_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are counted across row groups; a night reads no labels, and there the row is not malformed."""
     labels = [["a"], [], ["b"], ["a"], ["b"], ["a", None]]
     table = pa.table({"id": list("abcdef"), "text": ["t"] * 6, "label": labels})
     uri = write_file(tmp_path, "a.parquet", to_parquet(table, row_group_size=2))
-    for shard_size in (1, 4, 100):
-        assert list(read_all(plan_uri(uri, shard_size)).malformed) == [5]
-        assert read_all(plan_uri(uri, shard_size), columns=ID_AND_TEXT).malformed == {}
+    for window in (100, 10**6):
+        divide_files(monkeypatch, window)
+        assert list(read_all(uri).malformed) == [5]
+        assert read_all(uri, columns=ID_AND_TEXT).malformed == {}
         with pytest.raises(UserError, match=r"row 5 \(from 0\): the label \(label\) is a list with null as element 1"):
-            read_labelled(plan_uri(uri, shard_size), DATA)
+            read_labelled(list_files(uri), DATA)
 
 
 def test_lone_surrogates_in_a_list_of_labels_are_an_error(tmp_path: Path) -> None:
     data = b'{"id": "1", "text": "t", "label": ["a", "\\ud800"]}'
     with pytest.raises(UserError, match="line 1: 'label' holds lone surrogates, expected Unicode"):
-        read_labelled(plan_uri(write_file(tmp_path, "a.jsonl", data)), DATA)
+        read_labelled(list_files(write_file(tmp_path, "a.jsonl", data)), DATA)
 
 
 def test_a_corpus_with_string_labels_and_list_labels_is_an_error(tmp_path: Path) -> None:
@@ -559,7 +547,7 @@ def test_a_corpus_with_string_labels_and_list_labels_is_an_error(tmp_path: Path)
     rows = [{"id": 1, "text": "t", "label": "a"}, {"id": 2, "text": "t", "label": "b"}]
     write_file(tmp_path, "a.jsonl", to_jsonl(rows))
     write_file(tmp_path, "b.parquet", to_parquet([{"id": "3", "text": "t", "label": ["a"]}]))
-    labels = read_labelled(plan_uri(str(tmp_path)), DATA).labels
+    labels = read_labelled(list_files(str(tmp_path)), DATA).labels
     assert labels == ["a", "b", ["a"]]
     with pytest.raises(UserError, match="labels: found strings and lists; expected one class per document, or a list"):
         LabelSpace.of(labels, ["train", "train", "valid"])
@@ -575,11 +563,9 @@ def test_columns_are_read_by_the_names_in_the_settings(tmp_path: Path) -> None:
         ("a.csv", to_csv([row])),
         ("a.jsonl", to_jsonl([row])),
     ):
-        [shard] = plan_uri(write_file(tmp_path, name, content), data=data)
-        assert read_shard(shard, data, columns=ALL_COLUMNS) == Documents(["3"], ["words"], ["3"], ["test"], ["7"])
-        assert read_shard(shard, data) == Documents(["3"], ["words"], [None], [None], [None])
-        assert read_shard(shard, data, columns=IDS) == Documents(["3"], [None], [None], [None], [None])
-        assert read_shard(shard, data, columns=TEXTS) == Documents([None], ["words"], [None], [None], [None])
+        uri = write_file(tmp_path, name, content)
+        assert read_all(uri, data) == Documents(["3"], ["words"], ["3"], ["test"], ["7"])
+        assert read_all(uri, data, columns=ID_AND_TEXT) == Documents(["3"], ["words"], [None], [None], [None])
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.csv"])
@@ -590,12 +576,12 @@ def test_documents_have_the_group_of_their_column_or_else_of_their_text(name: st
         {"id": str(n), "text": text, "label": "ab"[n % 2], "author": author}
         for n, (text, author) in enumerate([("A b!", 1), ("c", 1), ("a B", None), ("d", None), ("@x a b", 2)])
     ]
-    shards = plan_uri(write_file(tmp_path, name, FORMATS[name](rows)), data=data)
-    labelled = read_labelled(shards, data)
+    files = list_files(write_file(tmp_path, name, FORMATS[name](rows)))
+    labelled = read_labelled(files, data)
     assert list(labelled.text_hashes) == [hash_text(row["text"]) for row in rows]
     one, two, text = hash_group("1"), hash_group("2"), hash_text("a b")
     assert list(labelled.groups) == [one, one, text, hash_text("d"), two]
-    assert read_labelled(shards, DATA).groups == labelled.text_hashes
+    assert read_labelled(files, DATA).groups == labelled.text_hashes
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.csv"])
@@ -604,7 +590,7 @@ def test_a_group_column_without_any_value_is_an_error(name: str, tmp_path: Path)
     data = DataSettings(train="unused", group="author")
     rows = [{"id": str(n), "text": "t", "label": "a", "author": None} for n in range(3)]
     with pytest.raises(UserError, match=r"^data\.group: 'author' is null in all 3 documents; expected a column with"):
-        read_labelled(plan_uri(write_file(tmp_path, name, FORMATS[name](rows)), data=data), data)
+        read_labelled(list_files(write_file(tmp_path, name, FORMATS[name](rows))), data)
 
 
 @pytest.mark.parametrize(
@@ -617,36 +603,28 @@ def test_a_group_column_without_any_value_is_an_error(name: str, tmp_path: Path)
 def test_a_group_that_is_not_one_value_is_an_error(name: str, message: str, tmp_path: Path) -> None:
     data = DataSettings(train="unused", group="author")
     rows = [{"id": str(n), "text": "t", "label": "a", "author": author} for n, author in enumerate([None, ["y"]])]
-    shards = plan_uri(write_file(tmp_path, name, FORMATS[name](rows)), data=data)
+    files = list_files(write_file(tmp_path, name, FORMATS[name](rows)))
     with pytest.raises(UserError, match=message):
-        read_labelled(shards, data)
+        read_labelled(files, data)
 
 
-def test_reading_one_parquet_column_reads_only_its_bytes(tmp_path: Path) -> None:
-    """Reading the ids of long texts costs little. Only reads of input files are counted, not those of a store."""
+def test_of_parquet_only_the_columns_that_are_wanted_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only reads of input files are counted, not those of a store."""
     rng = np.random.default_rng(0)
-    texts = [rng.bytes(15_000).hex() for _ in range(40)]  # not compressible below half their length
-    uri = write_file(tmp_path, "a.parquet", to_parquet(build_rows(texts)))
-    size = Path(uri).stat().st_size
-    [shard] = plan_uri(uri, 100)
-
-    def count_bytes(columns: Sequence[Column]) -> float:
-        with count_input_reads() as traffic:
-            Store(str(tmp_path)).read("a.parquet")
-            assert len(read_shard(shard, DATA, columns=columns)) == 40
-        return traffic.read
-
-    ids, texts_alone, both = (count_bytes(columns) for columns in (IDS, TEXTS, ID_AND_TEXT))
-    assert ids < size / 10
-    assert texts_alone > size / 2
-    assert max(ids, texts_alone) < both < 1.2 * size
+    rows = [{"id": n, "text": "t", "body": rng.bytes(15_000).hex()} for n in range(40)]
+    uri = write_file(tmp_path, "a.parquet", to_parquet(rows))
+    monkeypatch.setattr(readers, "BLOCK", 1)  # or a small file is read whole
+    with count_input_reads() as traffic:
+        Store(str(tmp_path)).read("a.parquet")
+        assert len(read_all(uri, columns=ID_AND_TEXT)) == 40
+    assert 0 < traffic.read < Path(uri).stat().st_size / 10
 
 
 def test_read_labelled_returns_as_many_texts_as_requested(tmp_path: Path) -> None:
     rows = build_rows([f"text {n}" for n in range(9)])
-    shards = plan_uri(write_file(tmp_path, "a.jsonl", to_jsonl(rows)), 4)
+    files = list_files(write_file(tmp_path, "a.jsonl", to_jsonl(rows)))
     for requested, returned in ((0, 0), (5, 5), (99, 9), (None, 9)):
-        assert read_labelled(shards, DATA, keep_texts=requested).texts == [row["text"] for row in rows[:returned]]
+        assert read_labelled(files, DATA, keep_texts=requested).texts == [row["text"] for row in rows[:returned]]
 
 
 # Files that cannot be read
@@ -685,7 +663,7 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     ),
     "parquet with texts of numbers": (
         "a.parquet",
-        to_parquet([{"id": "1", "text": 7}]),
+        to_parquet([{"id": "1", "text": 7, "label": "a"}]),
         "column 'text' is int64, expected string",
     ),
     "parquet with ids of lists": (
@@ -812,20 +790,20 @@ def test_an_unreadable_training_file_is_a_user_error_that_names_it(case: str, tm
     name, data, expected = BAD_FILES[case]
     uri = write_file(tmp_path, name, data)
     with pytest.raises(UserError) as error:
-        read_labelled(plan_uri(uri, 100), DATA)
+        read_labelled(list_files(uri), DATA)
     message = error_message(error, uri)
     assert expected in message
     assert "hush" not in message
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.jsonl", "A.JSONL.GZ"])
-def test_a_file_deleted_after_planning_is_a_user_error_that_names_it(name: str, store_uri: str) -> None:
+def test_a_file_deleted_after_the_listing_is_a_user_error_that_names_it(name: str, store_uri: str) -> None:
     store = Store(store_uri)
     store.write(name, FORMATS[name](ROWS))
-    shards = plan_uri(f"{store.uri}/{name}")
+    files = list_files(f"{store.uri}/{name}")
     store.delete(name)
     with pytest.raises(UserError, match=f"{name}: not found"):
-        read_shard(shards[0], DATA)
+        read_labelled(files, DATA)
 
 
 # Rows that cannot be read
@@ -854,24 +832,22 @@ def test_a_malformed_line_is_a_row_with_a_reason(case: str, compressed: bool, tm
     data = b"\n".join([b'{"id": "before", "text": "a"}', line, b'{"id": "after", "text": "b"}'])
     name = "a.jsonl.gz" if compressed else "a.jsonl"
     uri = write_file(tmp_path, name, gzip.compress(data) if compressed else data)
-    for shard_size in (1, 5):
-        documents = read_all(plan_uri(uri, shard_size), columns=ID_AND_TEXT)
-        assert documents.ids == ["before", None, "after"]
-        assert documents.texts == ["a", None, "b"]
-        [(row, reason)] = documents.malformed.items()
-        assert (row, reason.startswith(expected), "hush" in reason) == (1, True, False)
-        assert find_dead_rows(documents) == {1: ("malformed", reason)}
+    documents = read_all(uri, columns=ID_AND_TEXT)
+    assert documents.ids == ["before", None, "after"]
+    assert documents.texts == ["a", None, "b"]
+    [(row, reason)] = documents.malformed.items()
+    assert (row, reason.startswith(expected), "hush" in reason) == (1, True, False)
+    assert find_dead_rows(documents) == {1: ("malformed", reason)}
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    st.lists(st.binary(max_size=12) | st.sampled_from([b"{}", b"[", b'{"id":1,"text":"a"}']), max_size=8), shard_sizes
-)
-def test_any_bytes_can_be_read_as_jsonl(lines: list[bytes], shard_size: int) -> None:
-    """There are as many rows as lines that are not blank, whatever the size of the shards."""
+@given(st.lists(st.binary(max_size=12) | st.sampled_from([b"{}", b"[", b'{"id":1,"text":"a"}']), max_size=8), windows)
+def test_any_bytes_can_be_read_as_jsonl(lines: list[bytes], window: int) -> None:
+    """There are as many rows as lines that are not blank, whatever the ranges in which they are read."""
     data = b"".join(line + b"\n" for line in lines) or b"\n"
-    with tempfile.TemporaryDirectory() as folder:
-        documents = read_all(plan_uri(write_file(Path(folder), "a.jsonl", data), shard_size), columns=ID_AND_TEXT)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        divide_files(patch, window)
+        documents = read_all(write_file(Path(folder), "a.jsonl", data), columns=ID_AND_TEXT)
     assert len(documents) == sum(bool(line.strip()) for line in data.split(b"\n"))
     assert set(find_dead_rows(documents)) >= set(documents.malformed)
 
@@ -894,8 +870,7 @@ ROWS_AND_REASONS: list[tuple[Row, str | None]] = [
 def test_every_row_that_cannot_be_classified_has_a_reason(tmp_path: Path) -> None:
     """All other rows are left out, and no message holds the text of a document."""
     data = to_jsonl([row for row, _ in ROWS_AND_REASONS]) + b"[hush]\n"
-    [shard] = plan_uri(write_file(tmp_path, "a.jsonl", data), 100)
-    documents = read_shard(shard, DATA)
+    documents = read_all(write_file(tmp_path, "a.jsonl", data), columns=ID_AND_TEXT)
     dead = find_dead_rows(documents)
     reasons = [reason for _, reason in ROWS_AND_REASONS] + ["malformed"]
     assert len(documents) == len(reasons)
@@ -945,9 +920,8 @@ def test_a_row_that_cannot_be_trained_on_is_an_error_that_names_file_and_row(
         expected = expected.replace("not text", "empty")
     data = FORMATS[name](rows)
     uri = write_file(tmp_path, name, data)
-    shards = plan_uri(uri, 4, SPLIT)
     with pytest.raises(UserError) as error:
-        read_labelled(shards, SPLIT)
+        read_labelled(list_files(uri), SPLIT)
     message = error_message(error, uri)
     place = {"a.jsonl": "line 7", "a.parquet": "row 6 (from 0)", "a.csv": "line 8"}[name]
     assert message.startswith(f"{uri} {place}: ")
@@ -955,8 +929,7 @@ def test_a_row_that_cannot_be_trained_on_is_an_error_that_names_file_and_row(
     assert "hush" not in message
 
 
-@pytest.mark.parametrize("shard_size", [2, 3, 100])
-def test_the_first_row_whose_id_was_seen_is_named_before_later_mistakes(shard_size: int, tmp_path: Path) -> None:
+def test_the_first_row_whose_id_was_seen_is_named_before_later_mistakes(tmp_path: Path) -> None:
     """Ids are compared after all rows are read, but mistakes are named in their order."""
     rows = [{"id": id, "text": "t", "label": "a"} for id in "abcdbea"]
     uri = write_file(tmp_path, "a.parquet", to_parquet(rows, row_group_size=2))
@@ -965,13 +938,13 @@ def test_the_first_row_whose_id_was_seen_is_named_before_later_mistakes(shard_si
         r"[56] \(from 0\): the "
     )
     with pytest.raises(UserError, match=expected):
-        read_labelled(plan_uri(uri, shard_size), DATA)
+        read_labelled(list_files(uri), DATA)
     uri = write_file(tmp_path, "a.parquet", to_parquet([*rows[:5], {**rows[5], "text": ""}], row_group_size=2))
     with pytest.raises(UserError, match=expected):
-        read_labelled(plan_uri(uri, shard_size), DATA)
+        read_labelled(list_files(uri), DATA)
     uri = write_file(tmp_path, "a.parquet", to_parquet([*rows[:3], {**rows[3], "text": ""}, rows[4]]))
     with pytest.raises(UserError, match=r"row 3 \(from 0\): the text"):
-        read_labelled(plan_uri(uri, shard_size), DATA)
+        read_labelled(list_files(uri), DATA)
 
 
 def test_the_first_of_many_repeated_ids_is_named_by_its_file_and_row(
@@ -984,31 +957,34 @@ def test_the_first_of_many_repeated_ids_is_named_by_its_file_and_row(
         write_file(tmp_path, f"{name}.parquet", to_parquet(rows))
     expected = r"b\.parquet row 0 \(from 0\): the id 'd' was seen before.*row 3 \(from 0\): the id 'a'"
     with pytest.raises(UserError, match=expected):
-        read_labelled(plan_uri(str(tmp_path), 4), DATA)
+        read_labelled(list_files(str(tmp_path)), DATA)
     write_file(tmp_path, "c.jsonl", b"{")
     with pytest.raises(UserError, match=expected):
-        read_labelled(plan_uri(str(tmp_path), 4), DATA)
+        read_labelled(list_files(str(tmp_path)), DATA)
 
 
 def test_different_ids_of_one_hash_are_no_repeated_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labelled_corpus, "hash", lambda id: len(id), raising=False)
     rows = [{"id": id, "text": "t", "label": "a"} for id in ("a", "bb", "b", "c", "cc")]
     uri = write_file(tmp_path, "a.jsonl", to_jsonl(rows))
-    assert list(read_labelled(plan_uri(uri), DATA).ids) == ["a", "bb", "b", "c", "cc"]
+    assert list(read_labelled(list_files(uri), DATA).ids) == ["a", "bb", "b", "c", "cc"]
     uri = write_file(tmp_path, "a.parquet", to_parquet([*rows, rows[2]]))
     with pytest.raises(UserError, match=r"row 5 \(from 0\): the id 'b' was seen before"):
-        read_labelled(plan_uri(uri), DATA)
+        read_labelled(list_files(uri), DATA)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.jsonl.gz", "a.csv.gz"])
-@pytest.mark.parametrize("shard_size", [2, 5, 100])
-def test_the_first_ten_bad_rows_are_named_by_their_lines(name: str, shard_size: int, tmp_path: Path) -> None:
-    """Blank lines and values of several lines count as they do in an editor, in all shards; the rest is counted."""
+@pytest.mark.parametrize("window", [90, 10**6])
+def test_the_first_ten_bad_rows_are_named_by_their_lines(
+    name: str, window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blank lines and values of several lines count as they do in an editor, in all ranges; the rest is counted."""
+    divide_files(monkeypatch, window)
     rows = [{"id": f"d{n}", "text": "two\nlines", "label": "" if n % 2 else "x"} for n in range(30)]
     lines = to_jsonl(rows).replace(b"\n", b"\n\n") if "jsonl" in name else to_csv(rows)
     uri = write_file(tmp_path, name, gzip.compress(lines) if name.endswith("gz") else lines)
     with pytest.raises(UserError) as error:
-        read_labelled(plan_uri(uri, shard_size), DATA)
+        read_labelled(list_files(uri), DATA)
     first = 3 if "jsonl" in name else 4
     named = ", ".join(str(first + 4 * n) for n in range(9))
     assert error_message(error, uri) == (
@@ -1022,7 +998,7 @@ def test_rows_with_the_same_mistake_are_named_together_in_all_files(tmp_path: Pa
         rows = [{"id": f"{name}1", "text": "t", "label": None}, {"id": f"{name}2", "text": "", "label": "x"}]
         write_file(tmp_path, f"{name}.jsonl", to_jsonl(rows))
     with pytest.raises(UserError) as error:
-        read_labelled(plan_uri(str(tmp_path)), DATA)
+        read_labelled(list_files(str(tmp_path)), DATA)
     folder = f"{tmp_path}/"
     assert str(error.value).replace(folder, "") == (
         "a.jsonl line 1 and b.jsonl line 1: the label (label) is missing (null, NaN or empty); label the row or "
@@ -1038,25 +1014,24 @@ SEPARATED = 'id{0}text{0}"a;b,c"{0}label\r\n' + "".join(
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-@pytest.mark.parametrize("shard_size", [1, 4, 100])
-def test_the_header_decides_the_delimiter_of_all_shards(delimiter: str, shard_size: int, tmp_path: Path) -> None:
+def test_the_header_decides_the_delimiter(delimiter: str, tmp_path: Path) -> None:
     """Also where its names are quoted and hold other delimiters; the setting decides in its place."""
     uri = write_file(tmp_path, "a.csv", ("\ufeff" + SEPARATED.format(delimiter)).encode())
     named = DATA.model_copy(update={"delimiter": delimiter})
     for data in (DATA, named):
-        documents = read_all(plan_uri(uri, shard_size, data), data)
+        documents = read_all(uri, data)
         assert documents.ids == [str(n) for n in range(9)]
         assert documents.texts == ["one, two; three\tü"] * 9
         assert documents.labels == ["y"] * 9
     other = DATA.model_copy(update={"delimiter": "|"})
     with pytest.raises(UserError, match="has no column 'id'"):
-        plan_uri(uri, data=other)
+        read_all(uri, other)
 
 
 def test_a_comma_is_kept_where_it_gives_the_columns(tmp_path: Path) -> None:
     """Also if another delimiter gives more: files that were read before are read in the same way."""
     uri = write_file(tmp_path, "a.csv", b"id,text,label,a;b;c;d;e\n1,t,x,y\n")
-    assert read_all(plan_uri(uri)).labels == ["x"]
+    assert read_all(uri).labels == ["x"]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.csv.gz"])
@@ -1065,22 +1040,21 @@ def test_other_encodings_are_read_by_their_name(name: str, tmp_path: Path) -> No
     data = DATA.model_copy(update={"encoding": "cp1252"})
     text = (to_csv(rows) if "csv" in name else to_jsonl(rows, ensure_ascii=False)).decode().encode("cp1252")
     uri = write_file(tmp_path, name, gzip.compress(text) if name.endswith("gz") else text)
-    assert read_all(plan_uri(uri, 1, data), data).texts == ["Grüße", "50 \u20ac", "caf\u00e9"]
+    assert read_all(uri, data).texts == ["Grüße", "50 \u20ac", "caf\u00e9"]
     with pytest.raises(UserError, match=r"line \d( is not|: the line is not) utf-8, it holds the byte 0x"):
-        read_labelled(plan_uri(uri), DATA)
+        read_labelled(list_files(uri), DATA)
 
 
 def test_read_labelled_returns_ids_labels_and_splits_in_plan_order(tmp_path: Path) -> None:
-    """It also counts the rows of each shard, and reads splits only if the settings name their column."""
+    """It reads splits only if the settings name their column."""
     write_file(tmp_path, "a.jsonl", to_jsonl(LABELLED[:5]))
     write_file(tmp_path, "b.parquet", to_parquet(LABELLED[5:]))
-    shards = plan_uri(str(tmp_path), 100, SPLIT)
-    labelled = read_labelled(shards, SPLIT)
+    files = list_files(str(tmp_path))
+    labelled = read_labelled(files, SPLIT)
     assert list(labelled.ids) == [row["id"] for row in LABELLED]
     assert labelled.labels == [row["label"] for row in LABELLED]
     assert labelled.splits == [row["split"] for row in LABELLED]
-    assert labelled.shard_rows == [5, 3]
-    assert read_labelled(shards, DATA).splits == [None] * 8
+    assert read_labelled(files, DATA).splits == [None] * 8
 
 
 def test_a_plan_stores_uri_kind_size_and_version_of_each_file(tmp_path: Path) -> None:
@@ -1090,13 +1064,40 @@ def test_a_plan_stores_uri_kind_size_and_version_of_each_file(tmp_path: Path) ->
     assert Shard(7).name == "000007"
 
 
-def test_documents_in_a_range_of_bytes_are_estimated(tmp_path: Path) -> None:
-    """The estimate is exact for lines of equal length; Parquet rows are counted."""
-    for name, count in (("a", 100), ("b", 7), ("c", 1)):
-        rows = [{"id": f"{name}{n:04d}", "text": "a fine day"} for n in range(count)]
-        (tmp_path / f"{name}.jsonl").write_bytes(to_jsonl(rows))
-    (tmp_path / "d.parquet").write_bytes(to_parquet(rows))
-    shards = plan_shards(list_files(str(tmp_path)), 30, DATA)
-    estimates = [(Path(shard.uri).stem, shard.documents) for shard in shards]
-    assert estimates == [*[("a", 30)] * 3, ("a", 10), ("b", 7), ("c", 1), ("d", 1)]
-    assert [len(read_shard(shard, DATA)) for shard in shards] == [documents for _, documents in estimates]
+# Formats
+
+
+class CardReader(Reader):
+    """A format of the tests: lines `id: label: text`."""
+
+    name, title, endings = "card", "cards", (".card",)
+
+    def read(self, source: Any, piece: Piece, data: DataSettings, columns: Collection[Column]) -> Iterator[Documents]:
+        lines = source.read().decode().splitlines()
+        cards = [dict(zip(("id", "label", "text"), line.split(": "), strict=True)) for line in lines]
+        yield to_documents(cards, data, columns)
+
+
+def write_cards(rows: Sequence[Row]) -> bytes:
+    return "".join(f"{row['id']}: {row['label']}: {row['text']}\n" for row in rows).encode()
+
+
+def test_a_format_is_added_by_a_class_and_its_registration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bad rows are named as those of other formats."""
+    uri = write_file(tmp_path, "a.card", write_cards(LABELLED))
+    with pytest.raises(UserError, match="is not Parquet, JSONL or CSV by its name"):
+        list_files(uri)
+    monkeypatch.setattr(readers, "READERS", (*readers.READERS, CardReader()))
+    assert list(read_labelled(list_files(uri), DATA).ids) == [row["id"] for row in LABELLED]
+    uri = write_file(tmp_path, "b.card", write_cards([*LABELLED[:2], {"id": "x", "label": "", "text": "t"}]))
+    with pytest.raises(UserError, match=r"b\.card row 2 \(from 0\): the label \(label\) is missing"):
+        read_labelled(list_files(uri), DATA)
+    write_file(tmp_path, "c.txt", b"t")
+    with pytest.raises(UserError, match=r"is not Parquet, JSONL, CSV or cards by its name; expected .*\.csv or \.card"):
+        list_files(str(tmp_path))
+
+
+def test_a_kind_that_nothing_reads_is_an_error() -> None:
+    """It is not read as CSV."""
+    with pytest.raises(UserError, match="is of the kind 'card', which nothing reads; expected parquet, jsonl or csv"):
+        next(read_piece(Piece("a.card", "card", 0, 9), DATA))

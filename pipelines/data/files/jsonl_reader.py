@@ -1,0 +1,148 @@
+"""JSONL: an object per line, which may be read from any byte on."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+from pipelines.data.files.formats import (
+    BLOCK,
+    MAX_BYTES,
+    buffered,
+    compression_codec,
+    decompressed,
+    empty_file,
+    not_encoded,
+    text_codec,
+)
+from pipelines.data.files.reader import Column, Documents, Reader, in_chunks, to_documents
+from pipelines.data.files.shards import Piece
+from pipelines.service_errors import BadFileError
+from spin.settings import DataSettings
+
+_TAIL = 1 << 14
+"""bytes per request in search of the end of a line"""
+
+
+class JsonLinesReader(Reader):
+    """JSONL. A compressed file is read from its beginning."""
+
+    name, title, endings, window = "jsonl", "JSONL", (".jsonl", ".ndjson"), 4 * MAX_BYTES
+
+    def read(
+        self, source: BinaryIO, piece: Piece, data: DataSettings, columns: Collection[Column]
+    ) -> Iterator[Documents]:
+        if compression_codec(piece.uri) is None:
+            lines = read_lines_between(source, piece.uri, piece.start, piece.stop)
+        else:
+            lines = ((0, line) for line in read_lines(decompressed(buffered(source), piece.uri), piece.uri))
+        first, done = None, 0
+        for chunk in in_chunks(lines, lambda line: len(line[1])):
+            first = (chunk[0][0] if piece.start else 0) if first is None else first
+            documents = _parse_lines([line for _, line in chunk], piece.uri, data, columns)
+            yield replace(documents, first=first, row=done)
+            done += len(chunk)
+
+    def column_names(self, source: BinaryIO, uri: str, data: DataSettings) -> Sequence[str]:
+        line = next(read_lines(decompressed(buffered(source), uri), uri))
+        return list(_parse_line(line, uri, data.encoding, {}, 0))
+
+    def lines(self, source: BinaryIO, uri: str, data: DataSettings, first: int) -> Iterator[int]:
+        position = 0
+        for number, line in enumerate(iter(decompressed(buffered(source), uri).readline, b""), 1):
+            if position >= first and line.strip():
+                yield number
+            position += len(line)
+
+
+def read_lines(source: BinaryIO, uri: str) -> Iterator[bytes]:
+    """The lines that are not blank, each with its line end; the last one may have none.
+
+    Raises BadFileError if there is not even a blank one, or for a line of more than `MAX_BYTES`.
+    """
+    first = True
+    while line := _read_line(source, uri):
+        first = False
+        if line.strip():
+            yield line
+    if first:
+        raise empty_file(uri)
+
+
+def read_lines_between(
+    source: BinaryIO, uri: str, start: int, stop: int, block: int = BLOCK
+) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin at a byte from `start` on and before `stop`, each with that byte; blank ones are left out.
+
+    The bytes between are read in requests of `block` bytes at most, the rest of the last line in small ones.
+    """
+    position = max(0, start - 1)
+    source.seek(position)
+    window = _Window(source, position, stop)
+    lines = io.BufferedReader(window, min(block, max(1, stop - position)))
+    if start > 0:
+        position += len(_read_line(lines, uri))  # the rest of the line before
+    while position < stop and (line := _read_line(lines, uri)):
+        if line.strip():
+            yield position, line
+        position += len(line)
+
+
+def _read_line(source: BinaryIO, uri: str) -> bytes:
+    line = source.readline(MAX_BYTES + 1)
+    if len(line) > MAX_BYTES:
+        raise BadFileError(f"{uri} has a line of more than {MAX_BYTES >> 20} MB; expected one document per line")
+    return line
+
+
+class _Window(io.RawIOBase):
+    """A file that is read up to a byte in large requests, and in small ones after it."""
+
+    def __init__(self, source: BinaryIO, position: int, stop: int) -> None:
+        self.source, self.position, self.stop = source, position, stop
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self.stop - self.position if self.position < self.stop else _TAIL)
+        data = self.source.read(wanted)
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+
+def _parse_lines(lines: Sequence[bytes], uri: str, data: DataSettings, columns: Collection[Column]) -> Documents:
+    """The documents of lines. Raises BadFileError if the last one has no line end and is not JSON: the file was cut."""
+    malformed: dict[int, str] = {}
+    records = [_parse_line(line, uri, data.encoding, malformed, row) for row, line in enumerate(lines)]
+    return to_documents(records, data, columns, malformed=malformed, noun="line")
+
+
+def _parse_line(line: bytes, uri: str, encoding: str, malformed: dict[int, str], row: int) -> dict[str, Any]:
+    """The object in a line; an empty one, and a reason in `malformed`, if there is none."""
+    try:
+        record = json.loads(line.removesuffix(b"\n").decode(text_codec(encoding)))
+        if isinstance(record, dict):
+            return record
+        malformed[row] = f"the line is a JSON {type(record).__name__}, expected an object"
+    except (ValueError, RecursionError) as error:
+        reason = _describe_no_json(error, encoding)
+        if not line.endswith(b"\n"):
+            raise BadFileError(
+                f"{uri} ends inside a line: the last one has no line end and {reason}; was the file cut?"
+            ) from None
+        malformed[row] = f"the line {reason}"
+    return {}
+
+
+def _describe_no_json(error: Exception, encoding: str) -> str:
+    """Why a line is no JSON, by its column: the module counts lines within the line."""
+    if isinstance(error, UnicodeDecodeError):
+        return not_encoded(error.object[error.start], encoding)
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not JSON: {error.msg} in column {error.colno}"
+    return f"is not JSON: {error}"
