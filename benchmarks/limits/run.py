@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.limits import (
+    input_reads,
     large_backbone,
     many_files,
     overhead,
@@ -45,6 +46,7 @@ _PARTS: Mapping[str, tuple[str, Measurement]] = {
     "ray": ("The cost of Ray", overhead),
     "memory": ("Memory and speed by number of documents", scale),
     "training": ("Training by number of documents", training),
+    "reads": ("How often a training reads its corpus", input_reads),
     "large": ("Activations of eight billion parameters", large_backbone),
     "files": ("Many files and large files", many_files),
 }

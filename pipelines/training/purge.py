@@ -86,8 +86,8 @@ def run_purge(settings: Settings, *, older_than: timedelta | None = None, dry_ru
 def plan_purge(store: Store, *, now: datetime, age: timedelta) -> PurgePlan:
     """What a purge deletes: the work of stages that have not changed for `age`."""
     found = (
-        _find_spool(store, now),
         _find_folder(store, FEATURES, now),
+        _find_spool(store, now),
         _find_folder(store, KEPT, now),
         _find_folder(store, PROBES, now),
         _find_model_work(store, now),

@@ -175,7 +175,7 @@ def test_a_training_at_work_is_not_disturbed(trained: tuple[Path, Settings]) -> 
     features = Store.of(settings) / "features"
     with Lease(features), pytest.raises(HeldError):
         forget_documents(settings, ["Xyzzy-held"], [])
-    features.write("parts/0.documents.parquet", _documents("Xyzzy-held"))
+    features.write("0/labels.parquet", _documents("Xyzzy-held"))
     with before_call(training_store, "delete_objects", action=crash), pytest.raises(SystemError):
         forget_documents(settings, ["Xyzzy-held"], [])
     assert find_in_files(folder, ["Xyzzy-held"])
@@ -196,6 +196,19 @@ def test_values_that_outlive_their_documents_are_deleted(tmp_path: Path, left: s
     store.write("model/model.safetensors", b"weights")
     assert not forget_in_store(settings, ["any"])
     assert store.exists("model/model.safetensors")
+
+
+def test_a_spool_that_holds_a_document_is_deleted(tmp_path: Path) -> None:
+    """As of a training that ended while it took its corpus in; one of other documents is kept."""
+    store = Store(str(tmp_path / "store"))
+    store.write("spool/0/000000.parquet", _documents("Xyzzy-held"))
+    with Lease(store / "features"):
+        pass
+    settings = small_training.make_settings(tmp_path, tmp_path / "store")
+    assert not forget_in_store(settings, ["another"])
+    assert store.list("spool")
+    assert forget_in_store(settings, ["Xyzzy-held"])
+    assert not store.list("spool")
 
 
 def test_an_extraction_that_was_interrupted_is_not_continued(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ import jobs.commands.plan_command
 from jobs.cli import main
 from pipelines.data import intake
 from pipelines.data.files.input_files import list_files
+from pipelines.data.files.shards import Piece as SpoolPiece
 from pipelines.data.intake import IntakeReport
+from pipelines.data.spool import SPOOL, ReadyPiece
 from pipelines.nightly import classify
 from pipelines.nightly.steps.classify_job import ClassifyJob
 from pipelines.nightly.steps.classify_step import ClassifyStep
@@ -298,12 +300,13 @@ def constructed_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     pq.write_table(pa.table({"id": ["a"] * 100}), table)
     files = {"predictions.parquet": table.getvalue().to_pybytes(), "profile.safetensors": b"p" * 50, "json": b"{}"}
     pieces = [Piece(counts, seconds, 0, files) for seconds in (0.5, 1, 1, 1, 2)]
-    taken_in = IntakeCounts(rows=100, report=IntakeReport((), (), {}), repeated=0)
+    part = ReadyPiece(SpoolPiece("part", SPOOL, 0, 100, documents=100, size=5000), 0, 5000)
+    taken_in = IntakeCounts(rows=100, report=IntakeReport((), (part,), {}), repeated=0)
     reading = Piece(taken_in, 0.01, 5000, {"ids": b"i" * 2000, "json": b"{}"})
     monkeypatch.setattr(
         estimate,
         "take_sample",
-        lambda *_: Sample(36, pieces, [reading], 5000, whole=True, drift=True),
+        lambda *_, **__: Sample(36, pieces, [reading], whole=True, drift=True),
     )
 
 
@@ -319,7 +322,8 @@ def test_hours_and_workers_follow_from_the_sample(
         return estimate_night(settings, registry_fixture, count, source=source, deadline=deadline)  # type: ignore[arg-type]
 
     checked = estimate_documents(3.6e6, workers=4)
-    assert checked.shards == 360  # a single file is assumed to grow
+    assert checked.shards == 360
+    assert estimate_documents(6000).shards == 24
     assert checked.sample.documents_per_s == Rates(median=100, lowest=50, highest=200)
     assert (checked.sample.tokens_per_document, checked.sample.windows_per_document) == (25, 1)
     assert checked.intake == Intake(documents_per_s=pytest.approx(10_000), partitions=2)  # type: ignore[arg-type]
@@ -338,20 +342,10 @@ def test_hours_and_workers_follow_from_the_sample(
 @pytest.mark.parametrize(("size", "share"), [(100, 1 / 5), (10_000, 1)])
 def test_large_shards_have_dead_letters_more_often_than_small_pieces(size: int, share: float) -> None:
     """If one piece in five has a dead letter, so does one shard in five of that size, and every much larger shard."""
-    first, *others = estimate.take_sample(*[None] * 7).pieces  # type: ignore[arg-type]
+    first, *others = estimate.take_sample(*[None] * 6).pieces  # type: ignore[arg-type]
     assert estimate._share_with_dead([first, *others], size) == 0
     with_dead_letter = replace(first, counts=replace(first.counts, predicted=99, dead=1))
     assert estimate._share_with_dead([with_dead_letter, *others], size) == pytest.approx(share)
-
-
-@pytest.mark.usefixtures("constructed_sample")
-def test_several_files_are_assumed_to_keep_their_size(
-    registry_fixture: FolderRegistry, backbone_folder: Path, tmp_path: Path
-) -> None:
-    """A larger night has more files. Rows of small files are joined to shards."""
-    settings = make_settings(backbone_folder, documents=10_000)
-    source = write_rows(str(tmp_path), "jsonl", tiny.make_documents(60), files=3)
-    assert estimate_night(settings, registry_fixture, 6000, source=source).shards == 24  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

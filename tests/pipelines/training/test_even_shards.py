@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.data import spool
 from pipelines.data.files import shards
 from pipelines.training.extract_features import load_features, run_extract
 from tests.support import small_training, tiny
@@ -38,7 +39,8 @@ def test_a_small_corpus_has_several_shards_by_default(
     ending: str, extract: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their number does not depend on that of the workers."""
-    monkeypatch.setattr(shards, "LEAST_DOCUMENTS", 50)
+    for module in (shards, spool):
+        monkeypatch.setattr(module, "LEAST_DOCUMENTS", 50)
     tiny.save_bert(tmp_path / "bert")
     settings = small_training.make_settings(
         tmp_path,

@@ -46,7 +46,8 @@ WORK = {
     ),
 }
 """what is deleted of each stage"""
-DELETED = sorted([*(f"{stage}/{key}" for stage, keys in WORK.items() for key in keys), "suspects.parquet"])
+SPOOLED = ("spool/e/000000.parquet", "spool/e/000001.parquet")
+DELETED = sorted([*(f"{stage}/{key}" for stage, keys in WORK.items() for key in keys), *SPOOLED, "suspects.parquet"])
 MODEL = ("config.json", "d/registered/1.json", "held_out.safetensors", "manifest.json", "neurons.json", "plan.json")
 """what stays of the train stage once it has finished"""
 LEFT = sorted([*(f"model/{key}" for key in MODEL), "backbones/e/model.safetensors", "mlflow.db", "report.json"])
@@ -103,7 +104,7 @@ def test_what_reveals_documents_is_deleted_and_the_model_stays(store: Store) -> 
     plan = purge_now(store)
     assert keys(store) == LEFT
     assert sorted(key for work in plan.delete for key in work.keys) == DELETED
-    assert names(plan) == (["features", "kept", "probes", "model/*/heads", "suspects.parquet"], [])
+    assert names(plan) == (["features", "spool", "kept", "probes", "model/*/heads", "suspects.parquet"], [])
     assert (plan.objects, plan.bytes) == (len(DELETED), sizes)
     assert names(purge_now(store)) == ([], []), "the second time there is nothing left"
 
@@ -111,7 +112,7 @@ def test_what_reveals_documents_is_deleted_and_the_model_stays(store: Store) -> 
 def test_what_is_too_young_stays(store: Store) -> None:
     """The age is counted by the time at which the store says that an object changed."""
     now = datetime.now(UTC)
-    everything = ["features", "kept", "probes", "model/*/heads", "suspects.parquet"]
+    everything = ["features", "spool", "kept", "probes", "model/*/heads", "suspects.parquet"]
     assert names(plan_purge(store, now=now + 29 * DAY, age=30 * DAY)) == ([], everything)
     assert names(plan_purge(store, now=now + 31 * DAY, age=30 * DAY)) == (everything, [])
     run_purge(make_settings(store), older_than=DAY)
@@ -127,8 +128,8 @@ def test_a_stage_is_as_old_as_its_newest_object(folder: Store) -> None:
     with Lease(folder / "features"):
         pass
     plan = run_purge(make_settings(folder), older_than=30 * DAY)
-    assert names(plan) == (["features", "kept", "suspects.parquet"], ["probes", "model/*/heads"])
-    assert [round(work.age / DAY) for work in (*plan.delete, *plan.leave)] == [40, 40, 40, 3, 3]
+    assert names(plan) == (["features", "spool", "kept", "suspects.parquet"], ["probes", "model/*/heads"])
+    assert [round(work.age / DAY) for work in (*plan.delete, *plan.leave)] == [40, 40, 40, 40, 3, 3]
     assert not [key for key in keys(folder) if key.startswith(("features/", "kept/", "suspects"))]
     assert {*DELETED} & {*keys(folder)} == {f"{stage}/{key}" for stage in ("probes", "model") for key in WORK[stage]}
 
@@ -198,7 +199,7 @@ def test_a_stage_that_has_changed_by_the_time_its_lease_is_held_stays(
 
     monkeypatch.setattr(purge, "Lease", LateLease)
     plan = run_purge(make_settings(folder), older_than=DAY)
-    assert names(plan) == (["features", "kept", "model/*/heads", "suspects.parquet"], ["probes"])
+    assert names(plan) == (["features", "spool", "kept", "model/*/heads", "suspects.parquet"], ["probes"])
     assert folder.exists("probes/c/new.safetensors")
     assert folder.exists("probes/manifest.json")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.data.files import formats
+from benchmarks.limits.input_reads import count_reads
+from pipelines.data.corpus import CorpusSpool
 from pipelines.nightly import classify, night_pass
 from pipelines.registry.versions import Registry
+from pipelines.storage.object_store import Store
 from pipelines.storage.request_counting import Traffic, count_input_reads
 from pipelines.training import extract_features, workflow
 from pipelines.workers.map_shards import ShardWork, map_shards
@@ -57,10 +60,6 @@ class Work:
     def map_shards(self, work: ShardWork[Any], *args: Any, **options: Any) -> Any:
         """Count the reads of a step, which runs in this process."""
         return self.count_reads(f"{work.stage} step", map_shards)(work, *args, **options)
-
-    def count_corpus_reads(self, name: str, size: int) -> float:
-        """How often the whole input was read."""
-        return self.reads[name].read / size
 
 
 @pytest.fixture
@@ -105,34 +104,41 @@ def make_settings(folder: Path, name: str, *, include_backbone: bool) -> Setting
     )
 
 
+def note_size(spool: CorpusSpool, sizes: list[int], delete: Callable[..., None], *args: Any, **options: Any) -> None:
+    """Note the bytes of a spool before it is deleted."""
+    sizes.append(sum(item.size for item in spool.store.list_objects("spool")))
+    delete(spool, *args, **options)
+
+
 @pytest.mark.parametrize(("name", "include_backbone"), [("train.parquet", False), ("train.jsonl", True)])
 def test_spin_run_and_nights_read_and_hash_only_what_they_need(
-    work: Work, tmp_path: Path, name: str, include_backbone: bool
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, include_backbone: bool
 ) -> None:
-    """`spin run` reads the corpus twice in extract, and once in probe and in train. A night reads it once.
+    """`spin run` and a night read the corpus once, and from then on their spools, which hold what was checked.
 
-    Extract reads the corpus twice on purpose. The first read checks every row, its text included, before the backbone
-    runs: a mistake in the last row must not show after hours of work. The second read gives the texts to the backbone.
-    The intake of a night reads small files once; classifying then reads the spool, which holds what they held.
+    Every row is checked, its text included, before the backbone runs: a mistake in the last row must not show after
+    hours of work. A spool is compressed.
 
     Each file of weights is hashed once. If the registered version includes the backbone, its files are hard-linked,
     which changes their ctime: the first night after that hashes them once more, and the next night does not.
     """
     settings, size = make_settings(tmp_path, name, include_backbone=include_backbone), write_corpus(tmp_path / name)
-    workflow.run_workflow(settings)
-    sample = (
-        0 if name.endswith(".parquet") else formats._SAMPLES * formats._SAMPLE / size
-    )  # JSONL is sampled to plan the shards
-    assert work.count_corpus_reads("extract", size) == pytest.approx(1 + sample, abs=0.1)
-    assert work.count_corpus_reads("extract step", size) == pytest.approx(1, abs=0.1)
-    assert work.count_corpus_reads("probe", size) == pytest.approx(1, abs=0.1)  # its words
-    assert work.count_corpus_reads("train", size) == pytest.approx(1, abs=0.1)
+    spools: list[int] = []
+    monkeypatch.setattr(CorpusSpool, "delete", partialmethod(note_size, spools, CorpusSpool.delete))
+    with count_reads() as reads:
+        workflow.run_workflow(settings)
+    spool = spools[-1]
+    assert reads["input"].read == pytest.approx(size, rel=0.01)
+    assert reads["spool"].read == 3 * spool > 0  # by the backbone, by the words in probe, and in train
+    assert Store.of(settings).list("spool") == []
+    assert work.reads["extract"].read == pytest.approx(size, rel=0.01)
+    assert work.reads["extract step"].read == work.reads["probe"].read == work.reads["train"].read == spool
     files = digest.list_model_files(tmp_path / "bert")
     assert work.hashes == {path.name: 1 for path in files}
 
     run_night(work, settings, tmp_path / "nights", "2026-01-31")
-    assert work.count_corpus_reads("classify step", size) < 1.1  # of the spool, which is compressed
-    assert work.count_corpus_reads("intake step", size) == pytest.approx(1, abs=0.1)
+    assert work.reads["classify step"].read < size  # of the spool, which is compressed
+    assert work.reads["intake step"].read == size
     hashes = dict(work.hashes)
     assert hashes.keys() == {path.name for path in files}
     assert max(hashes.values()) <= (2 if include_backbone else 1)

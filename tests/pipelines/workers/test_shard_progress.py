@@ -21,7 +21,7 @@ from pipelines.workers.progress import Advance
 from pipelines.workers.shard_progress import ShardReports, StageProgress, count_shard, report_to
 from spin.settings import RaySettings
 
-SHARDS = [Shard(n, (Piece("a.jsonl", "jsonl", 0, 2_000_000, by_bytes=True, documents=10),)) for n in range(2)]
+SHARDS = [Shard(n, (Piece("a.jsonl", "jsonl", 0, 2_000_000, documents=10),)) for n in range(2)]
 
 
 class HalfwayStep:

@@ -18,10 +18,6 @@ from transformers import BertModel
 
 from jobs import cli
 from jobs.commands import classify_command
-from pipelines.data import intake
-from pipelines.data.files.shards import Shard
-from pipelines.data.spool import CheckedRows
-from pipelines.data.spool import read_rows as read_rows_of_shard
 from pipelines.nightly import classify_pass, night_pass
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.steps import classify_step
@@ -29,7 +25,6 @@ from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.run_records import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.shadow import Shadow
 from pipelines.nightly.tables.night_tables import DISAGREEMENTS, NightTables, read_rows
-from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog, ShardOutcome
 from pipelines.workers.fault_isolation import MAX_CRASHES
@@ -313,27 +308,6 @@ def test_a_resumed_night_compares_every_document_once(project: NightProject, mon
     assert resumed.shadow == uninterrupted.shadow
     assert read_disagreements(project) == read_disagreements(project, "uninterrupted")
     assert [key for key in Store(str(project.folder / "out")).list() if "/shadow/" in key] == []
-
-
-def test_documents_of_a_quarantined_file_are_not_compared(
-    project: NightProject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One shard of the file was compared before; the counts and the rows leave it out."""
-    project.write("a.jsonl", ROWS[:80])
-    project.write("b.jsonl", ROWS[80:])
-
-    monkeypatch.setattr(intake, "SMALL", 1)
-
-    def fail_on_second_shard(shard: Shard, *args: Any) -> CheckedRows:
-        if shard.index == 1:
-            raise BadFileError("a.jsonl is corrupt")
-        return read_rows_of_shard(shard, *args)
-
-    monkeypatch.setattr(classify_step, "read_rows", fail_on_second_shard)
-    report = project.run_night(shadow=f"models:/tiny/{DEEP}", max_bad_files=0.5)
-    assert len(report.quarantined) == 1
-    assert get_agreement(report).counts.compared == report.counts.rows == 70
-    assert {row["id"] for row in read_disagreements(project)} <= {row["id"] for row in ROWS[80:]}
 
 
 def test_another_shadow_is_refused_without_restart(project: NightProject) -> None:
