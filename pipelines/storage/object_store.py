@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.storage.filesystem import DEADLINE, PARALLEL_REQUESTS, open_filesystem, store_errors
 from pipelines.storage.local_files import create_file, is_temporary, sync_folder, write_file
+from pipelines.storage.records import to_bytes
 from spin.settings import RaySettings, Settings
 
 _RETRY_SECONDS = RaySettings().retry_seconds
@@ -232,8 +233,8 @@ class Store:
         return None if data is None else json.loads(data)
 
     def write_json(self, key: str, value: Any) -> None:
-        """Write a value as JSON."""
-        self.write(key, json.dumps(value, indent=2).encode() + b"\n")
+        """Write a record or JSON values as JSON."""
+        self.write(key, to_bytes(value))
 
 
 def _transfer_deadline(size: int) -> float:

@@ -41,6 +41,7 @@ def retry_commits(store: Store) -> Retrying:
 def _retrying(store: Store, wait: Any) -> Retrying:
     def is_over(state: RetryCallState) -> bool:
         now = state.outcome_timestamp
+        assert now is not None
         first_failure = state.retry_object.statistics.setdefault("first_failure", now)  # they are of one call
         return now - first_failure + state.upcoming_sleep >= store.retry_seconds
 
