@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 
-from pipelines.data.files.input_files import normalise_source
+from pipelines.storage.filesystem import normalize_uri
 from pipelines.storage.object_store import Store
 from pipelines.telemetry.current_runs import CurrentRun
 from pipelines.telemetry.run_events import DataUse, RunResults, RunStart
@@ -36,14 +36,14 @@ def describe_training(settings: Settings) -> RunStart:
         number=time.time_ns() // 1_000_000,
         home=store.uri,
         records=store / _RECORDS,
-        inputs=(DataUse(uri=normalise_source(settings.data.train), kind="files"),),
+        inputs=(DataUse(uri=normalize_uri(settings.data.train), kind="files"),),
         outputs=(DataUse(uri=settings.mlflow.model, kind="model"),),
     )
 
 
 def describe_stage(settings: Settings, end: ExtractManifest | ProbeManifest | TrainReport) -> RunResults:
     """What a stage has read, and the version that it has registered."""
-    uri = normalise_source(settings.data.train)
+    uri = normalize_uri(settings.data.train)
     if isinstance(end, TrainReport):
         read = DataUse(uri=uri, kind="files", rows=sum(end.results.counts.values()))
         return RunResults((read,), (DataUse(uri=settings.mlflow.model, kind="model", version=end.registered.version),))
