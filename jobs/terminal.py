@@ -1,4 +1,4 @@
-"""What every command prints with: lines, tables and JSON on standard output, errors on standard error."""
+"""Print lines, tables and JSON on standard output, and errors on standard error."""
 
 from __future__ import annotations
 

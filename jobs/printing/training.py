@@ -110,11 +110,11 @@ def _leakage(choice: ChoiceSummary, uncapped: UncappedChoice) -> str:
 def _frontier(choice: TrainingSummary) -> Table:
     """Return a table of the best candidate per depth on validation; each of the three choices is named at its depth."""
     title = "best candidate of every depth"
-    figures = ["depth", "compute", "neurons", "words", "eta", "validation"]
+    figures = ["compute", "neurons", "words", "eta", "validation"]
     if choice.cap is not None:
         title = f"{title} that reveals at most {100 * choice.cap.max_leakage:g} % of the words"
         figures.append("leakage")
-    table = terminal.new_table([], figures, title=title)
+    table = terminal.new_table(["depth"], figures, title=title)
     table.add_column("depth of choice")
     for point in choice.frontier:
         names = [name for name in _CHOICES if choice.choices[name].depth == point.depth]
@@ -148,7 +148,7 @@ def _table(rows: Sequence[ContenderResult]) -> Table:
 
 
 def _certain(row: ContenderResult, score: float, interval: ScoreInterval) -> str:
-    """Return a score, the larger half of its interval, and a mark if it cannot be told apart from that of SPIN."""
+    """Return a score, the larger half of its interval, and a mark if it cannot be told apart from the one of SPIN."""
     half = max(interval.high - score, score - interval.low)
     mark = "≈" if interval.like_spin and row.name != "spin" else " "
     return f"{100 * score:.1f} ±{100 * half:.1f} {mark}"

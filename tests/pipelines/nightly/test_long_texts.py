@@ -17,6 +17,8 @@ from tests.support import tiny
 from tests.support.chaos import FolderRegistry
 from tests.support.night_project import NightProject
 
+pytestmark = pytest.mark.slow
+
 WINDOWS, CUT = "12"
 ROOM, OVERLAP, LIMIT = 6, 2, 3
 """tokens of a window besides its two special ones, and what the settings call window_overlap and max_windows"""

@@ -27,6 +27,8 @@ from spin.errors import UserError
 from spin.settings import Settings
 from tests.support import many_words, small_training, tiny
 
+pytestmark = pytest.mark.slow
+
 SEARCH = {"etas": [0.5, 0.9], "strengths": [1], "l1": [], "head": "linear", "words": "off"}
 
 

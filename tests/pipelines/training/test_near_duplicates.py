@@ -20,6 +20,8 @@ from spin.errors import UserError
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 Row = dict[str, Any]
 
 

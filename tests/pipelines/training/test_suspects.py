@@ -17,6 +17,8 @@ from spin.errors import UserError
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 FLIPPED = 15
 
 
