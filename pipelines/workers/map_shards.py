@@ -20,8 +20,8 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from pipelines.storage.retrying import retry_unavailable
 from pipelines.storage.shard_log import Attempt, LogLayout, ShardCounts, ShardLog, ShardOutcome, StepResult
-from pipelines.telemetry.observed_runs import observe_stage
-from pipelines.telemetry.worker_logs import WorkerLog
+from pipelines.telemetry.json_lines import WorkerLog
+from pipelines.telemetry.observed_runs import observe_stage, report_shard
 from pipelines.workers.fault_isolation import check_readable, run_check
 from pipelines.workers.progress import polled_progress
 from pipelines.workers.ray_cluster import (
@@ -182,7 +182,7 @@ def map_shards(
     results = _run_here(work, waiting, done) if in_process else _run_in_actors(work, waiting, done)
     total, unit = (sum(sizes.values()), "MB") if documents is None else (documents, "documents")
     with (
-        observe_stage(work.stage) as observed,
+        observe_stage(work.stage),
         export_metrics(work.stage, lease) as metrics,
         polled_progress(work.stage, total, unit, done.count) as advance,
         closing(results),
@@ -191,7 +191,7 @@ def map_shards(
             lease.check(max_age=LEASE_CHECK_SECONDS)
             outcomes[name] = outcome
             metrics.count(outcome)
-            observed.shard_ended(name, outcome)
+            report_shard(name, outcome)
             done.end(name, sizes[name] if in_bytes else outcome.counts.rows)
             advance(0, dead=outcome.counts.dead_letters, retried=outcome.tries - 1)
     return [outcomes[shard.name] for shard in shards]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from pipelines.telemetry.worker_logs import WorkerLog
+from pipelines.telemetry.json_lines import WorkerLog
 from pipelines.workers.progress import polled_progress
 from pipelines.workers.ray_cluster import (
     call_in_thread,

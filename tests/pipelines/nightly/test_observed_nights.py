@@ -116,14 +116,14 @@ def test_a_shard_begins_its_seconds_before_its_end(
 ) -> None:
     """Its times are those that the worker has measured."""
     ends: dict[str, Any] = {}
-    original = observed_runs.ObservedStage.shard_ended
+    original = Traces.shard_ended
 
-    def hear(self: Any, name: str, shard: Any) -> None:
+    def hear(self: Traces, name: str, shard: Any) -> None:
         ends[name] = shard
         original(self, name, shard)
 
     local_nights.write("a.jsonl", make_rows(*"abcd"))
-    monkeypatch.setattr(observed_runs.ObservedStage, "shard_ended", hear)
+    monkeypatch.setattr(Traces, "shard_ended", hear)
     local_nights.run()
     shard = receiver.named("shard")[-1]
     outcome = ends[shard.attributes["spin.shard"]]
@@ -356,7 +356,7 @@ def test_a_night_does_not_depend_on_its_collectors(
     assert len(messages) <= 4  # two each: the first failure, and what is lost at the end
 
 
-@pytest.mark.parametrize("method", ["run_started", "work_started", "stage_started", "shard_ended", "run_ended"])
+@pytest.mark.parametrize("method", ["run_started", "work_started", "work_ended", "shard_ended", "run_ended"])
 def test_an_observer_that_fails_is_left_out(
     method: str,
     local_nights: FakeNights,

@@ -13,9 +13,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from pipelines.telemetry import json_lines
 from pipelines.telemetry.current_runs import CurrentRun, working_on
-from pipelines.telemetry.json_lines import log_as_json
 from pipelines.workers import progress as progress_module
 from pipelines.workers.progress import Advance, Pace, progress
 
@@ -38,12 +36,11 @@ class ErrorStream(io.StringIO):
 
 @pytest.mark.parametrize("terminal", [False, True], ids=["log", "terminal"])
 def test_progress_is_logged_as_json_lines(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line holds counts, rate and remaining time. On a terminal, too, lines are written after `log_as_json`."""
+    """A line holds counts, rate and remaining time. On a terminal, too, lines are written."""
     stream = ErrorStream(terminal)
     monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
-    monkeypatch.setattr(json_lines, "_mode", {"json": False})
-    log_as_json()
+    monkeypatch.setattr(progress_module, "is_logging_json", lambda: True)
     with progress("classify", 100, "documents", done=20) as advance:
         advance(30, dead=2, retried=0)
         advance(10, dead=1, retried=1)
@@ -68,7 +65,7 @@ def test_progress_in_a_pipe_is_plain_text(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
     monkeypatch.setattr(progress_module, "_TELLING_SECONDS", 0)
-    monkeypatch.setattr(json_lines, "_mode", {"json": False})
+    monkeypatch.setattr(progress_module, "is_logging_json", lambda: False)
     lines = []
     with progress("classify", 2_000, "documents", done=900) as advance:
         for units in (60, 40):
@@ -97,7 +94,7 @@ def test_a_total_that_was_estimated_too_low_does_not_grow(monkeypatch: pytest.Mo
     stream = ErrorStream(terminal=False)
     monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
-    monkeypatch.setattr(json_lines, "_mode", {"json": True})
+    monkeypatch.setattr(progress_module, "is_logging_json", lambda: True)
     with progress("intake", 10, "documents") as advance:
         advance(30)
         stream.written.clear()
@@ -130,7 +127,7 @@ def test_a_bar_shows_what_is_done_of_a_fixed_total(monkeypatch: pytest.MonkeyPat
     stream = ErrorStream(terminal=True)
     console = Console(file=stream, width=100, force_terminal=True)
     monkeypatch.setattr(progress_module, "console", console)
-    monkeypatch.setattr(json_lines, "_mode", {"json": False})
+    monkeypatch.setattr(progress_module, "is_logging_json", lambda: False)
     with progress("extract", 12_000, "documents", done=1_000) as advance:
         advance(500, dead=2)
         advance(20_000)
@@ -171,7 +168,7 @@ def test_a_line_names_the_runs_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = ErrorStream(terminal=False)
     monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
-    monkeypatch.setattr(json_lines, "_mode", {"json": True})
+    monkeypatch.setattr(progress_module, "is_logging_json", lambda: True)
     for runs in ([CurrentRun("run-a", "a"), CurrentRun("run-b", "b")], []):
         with working_on(runs), progress("classify", 10, "documents"):
             stream.written.clear()
