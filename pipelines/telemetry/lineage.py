@@ -138,7 +138,7 @@ class SpinRunFacet(RunFacet):
 
 
 def _make_event(state: RunState, run: RunRecord, id: str) -> RunEvent:
-    """The event that the work of a process on a run has begun or ended; `id` is that of the process."""
+    """The event that a process, which `id` names, has begun or ended its work on a run."""
     kind = job_type_job.JobTypeJobFacet(
         processingType="BATCH", integration="SPIN", jobType=run.kind.upper(), producer=PRODUCER
     )

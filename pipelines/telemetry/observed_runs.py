@@ -1,7 +1,7 @@
 """Report the work of this process to traces and lineage, if the environment asks for them.
 
 A command wraps its work in `observe_runs`. Below that, `observe_work` marks work on one run or a pass, and
-`observe_stage` a stage, from anywhere in the same context. Where neither is asked for, all three do nothing. An
+`observe_stage` a stage, from anywhere in the same context. Where neither is asked for, they do nothing. An
 observer that fails is logged and left out: it never fails the work, and is waited for `FLUSH_SECONDS` at the end.
 """
 
@@ -12,14 +12,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.storage.shard_log import ShardOutcome
-from pipelines.telemetry.current_runs import CurrentRun, current_runs, within_span
+from pipelines.telemetry.current_runs import current_runs, within_span
 from pipelines.telemetry.run_record import Observer, RunRecord, Work, WorkError
 from spin.settings import mask_credentials
 from spin_neurons import install_command
@@ -36,86 +36,54 @@ _LINEAGE_FILE = "openlineage.yml"
 @contextmanager
 def observe_runs(runs: Sequence[RunRecord]) -> Iterator[None]:
     """Report that this process works on some runs, which end with the context unless `end_run` ends them."""
-    observers = _open_observers() if runs else []
-    if not observers:
-        yield
-        return
-    observation = _Observation(observers, runs)
+    observation = _Observation(_open_observers() if runs else [], runs)
     token = _observation.set(observation)
+    cause: BaseException | None = None
     try:
         yield
     except BaseException as error:
-        observation.end_all(error)
+        cause = error
         raise
-    else:
-        observation.end_all(None)
     finally:
+        observation.close(cause)
         _observation.reset(token)
-        observation.close()
 
 
-@contextmanager
-def observe_work() -> Iterator[None]:
+def observe_work() -> AbstractContextManager[None]:
     """Report work on `current_runs()`: a run, or several at once."""
-    observation, runs = _observation.get(), current_runs()
-    if observation is None or not observation.knows(runs):
-        yield
-    else:
-        with observation.within(Work(runs)):
-            yield
+    return _current().within(Work(current_runs()))
 
 
-@contextmanager
-def observe_stage(stage: str) -> Iterator[None]:
+def observe_stage(stage: str) -> AbstractContextManager[None]:
     """Report a stage of the current work to observers. A stage within one of the same name is part of that one."""
-    observation = _observation.get()
-    if observation is None or observation.stage == stage:
-        yield
-    else:
-        with observation.within(Work(current_runs(), stage)):
-            yield
+    return _current().within(Work(current_runs(), stage))
 
 
 def report_shard(name: str, shard: ShardOutcome[Any]) -> None:
     """Report to observers that a worker has committed a shard of the current stage."""
-    observation = _observation.get()
-    if observation is not None:
-        observation.notify(lambda each: each.shard_ended(name, shard))
+    _current().notify(lambda each: each.shard_ended(name, shard))
 
 
 def add_results(run: str, results: RunRecord) -> None:
     """Keep what a run has read and written for the end of its work, beside what was kept before."""
-    observation = _observation.get()
-    if observation is not None:
-        observation.add_results(run, results)
+    _current().add_results(run, results)
 
 
 def end_run(run: str, error: BaseException | None = None) -> None:
     """Report to observers that the work on a run has ended, unless that was reported before."""
-    observation = _observation.get()
-    if observation is not None:
-        observation.end(run, error)
+    _current().end(run, error)
 
 
 class _Observation:
     """The observers of a process, and the runs whose end they wait for."""
 
-    def __init__(self, observers: Sequence[Observer], runs: Sequence[RunRecord]) -> None:
+    def __init__(self, observers: Sequence[Observer] = (), runs: Sequence[RunRecord] = ()) -> None:
         self._working, self._all = list(observers), tuple(observers)
         self._open = {run.run.name: run for run in runs}
         self._known = frozenset(run.run for run in runs)
         self._nested: list[Work] = []
         for run in runs:
             self.notify(lambda each, run=run: each.run_started(run))  # type: ignore[misc]
-
-    @property
-    def stage(self) -> str | None:
-        """The stage at work, None outside of one."""
-        return self._nested[-1].stage if self._nested else None
-
-    def knows(self, runs: Sequence[CurrentRun]) -> bool:
-        """Whether all of some runs were reported to observers, and there are any."""
-        return bool(runs) and self._known.issuperset(runs)
 
     def notify(self, event: Callable[[Observer], T]) -> list[T]:
         """Report an event to all observers, and return their answers; one that fails is removed."""
@@ -132,7 +100,14 @@ class _Observation:
 
     @contextmanager
     def within(self, work: Work) -> Iterator[None]:
-        """Report the beginning and the end of work, which is the context, to observers."""
+        """Report the beginning and the end of work, which is the context.
+
+        Work on runs of which observers know nothing is not reported, nor is a stage within itself.
+        """
+        known = bool(work.runs) and self._known.issuperset(work.runs)
+        if not known or (work.stage is not None and self._nested and self._nested[-1].stage == work.stage):
+            yield
+            return
         self._nested.append(work)
         span = next((span for span in self.notify(lambda each: each.work_started(work)) if span is not None), None)
         work_error = None
@@ -158,13 +133,10 @@ class _Observation:
             ended = replace(record, error=None if error is None else WorkError.of(error))
             self.notify(lambda each: each.run_ended(ended))
 
-    def end_all(self, error: BaseException | None) -> None:
-        """End the runs that are open, with the error that ends the context."""
+    def close(self, error: BaseException | None) -> None:
+        """End the runs that are open, and let all observers deliver what they have, for at most `FLUSH_SECONDS`."""
         for run in list(self._open):
             self.end(run, error)
-
-    def close(self) -> None:
-        """Let all observers deliver what they have, together for at most `FLUSH_SECONDS`."""
         deadline = time.monotonic() + FLUSH_SECONDS
         # daemons, since a thread that waits for a server must not keep the process from ending
         threads = [threading.Thread(target=each.close, daemon=True, name="flush") for each in self._all]
@@ -176,6 +148,11 @@ class _Observation:
 
 
 _observation: ContextVar[_Observation | None] = ContextVar("observation", default=None)
+
+
+def _current() -> _Observation:
+    """The observation of the innermost `observe_runs`; one without observers outside of it."""
+    return _observation.get() or _Observation()
 
 
 def wants_traces() -> bool:

@@ -1,10 +1,10 @@
 """OpenTelemetry traces of runs, sent to the collector that the standard environment variables name.
 
 Each run has a root span, `night` or `training`, below which are spans of its stages and shards. Several runs that share
-a pass each have a trace of their own, and the pass has another one, whose root span and theirs are linked.
+a pass each have a trace of their own. The pass has another one, whose root span is linked with theirs.
 
-Each process creates an object `traceparent-NUMBER` beside the other records of a run, in the form of W3C Trace Context,
-by which a later process links its trace to the earlier one. None is ever replaced, and the largest number is the latest
+Each process creates an object `traceparent-NUMBER` beside the other records of a run, in the form of W3C Trace Context.
+By it a later process links its trace to the earlier one. None is ever replaced, and the largest number is the latest
 process: one that was suspended and overtaken can create its own object late, but never hide that of its successor.
 """
 

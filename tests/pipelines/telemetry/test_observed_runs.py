@@ -72,7 +72,7 @@ def test_errors_are_reported_in_one_line(error: BaseException, reported: WorkErr
 
 
 def test_later_numbers_of_the_same_data_count(tmp_path: Path) -> None:
-    """What is not known later stays."""
+    """A number that is not known later stays."""
     store = Store(str(tmp_path))
     first = RunRecord(run=CurrentRun("run", "m"), kind="night", number=1, home=store.uri, records=store)
     first = replace(first, inputs=(DataUse(uri="a", kind="files", files=2, rows=1),))
