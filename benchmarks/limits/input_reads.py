@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 from unittest.mock import patch
 
 import numpy as np
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from benchmarks.section_page import Part, table
 from pipelines.data.spool import SPOOL
 from pipelines.storage.input_opener import InputOpener
-from pipelines.storage.request_counting import Traffic, counting_file
+from pipelines.storage.request_counting import CountingFile, Traffic
 from pipelines.training.workflow import run_workflow
 from spin.settings import Settings, parse_settings
 
@@ -55,8 +55,7 @@ def count_reads() -> Iterator[dict[str, Traffic]]:
 
     def open_counted(opener: InputOpener, uri: str, **options: Any) -> BinaryIO:
         kind = SPOOL if f"/{SPOOL}/" in uri else "input"
-        counted: BinaryIO = counting_file(opened(opener, uri, **options), reads[kind], known_size=True)
-        return counted
+        return cast(BinaryIO, CountingFile(opened(opener, uri, **options), reads[kind]))
 
     with patch.object(InputOpener, "open", open_counted):
         yield reads

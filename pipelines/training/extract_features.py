@@ -36,7 +36,6 @@ from pipelines.storage.shard_log import (
     ShardOutcome,
     ShardTally,
     StepResult,
-    StoredOutcome,
 )
 from pipelines.storage.stage_plan import (
     StageManifest,
@@ -110,7 +109,7 @@ class ExtractResults:
     inputs: tuple[InputFile, ...]
     """files of the corpus"""
     counts: CorpusCounts
-    shards: tuple[StoredOutcome[ExtractCounts], ...]
+    shards: tuple[ShardOutcome[ExtractCounts], ...]
     """in plan order"""
 
 
