@@ -6,8 +6,8 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -39,12 +39,23 @@ class CorpusSpool:
     """of the parts, in the spool of the store"""
     size: PartSize
 
+    @property
+    def parts(self) -> Store:
+        """The store of the parts."""
+        return self.store / SPOOL / self.folder
+
     def save(self, part: SpoolPart) -> str:
-        """Write a part and return its URI."""
-        spool = self.store / SPOOL / self.folder
+        """Write a part and return its key: a plan names parts by their keys, so that the store may be moved."""
         key = f"{part.number:06d}.parquet"
-        spool.write(key, part.parquet)
-        return f"{spool.uri}/{key}"
+        self.parts.write(key, part.parquet)
+        return key
+
+    def locate(self, shards: Sequence[Shard]) -> tuple[Shard, ...]:
+        """Shards whose parts are named by their keys with the URIs of these."""
+        return tuple(
+            replace(shard, pieces=tuple(replace(part, uri=f"{self.parts.uri}/{part.uri}") for part in shard.pieces))
+            for shard in shards
+        )
 
     def delete(self, lease: Lease, *, others: bool = False) -> None:
         """Delete the parts of this corpus, or those of all others."""
@@ -74,8 +85,7 @@ class Corpus:
 
     def restore(self) -> None:
         """Write the spool again if it is not there, for workers that read it."""
-        kept = set(self.spool.store.list(f"{SPOOL}/{self.spool.folder}"))
-        uris = {f"{self.spool.store.uri}/{key}" for key in kept}
+        uris = {f"{self.spool.parts.uri}/{key}" for key in self.spool.parts.list()}
         if any(part.uri not in uris for part in self.parts):
             self._take_in(self.spool.save)
 

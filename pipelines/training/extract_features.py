@@ -207,7 +207,8 @@ def read_corpus(
     spool is written again if it is gone. Shards are written to a folder of the store. The lease is held when it
     returns. Raises HeldError if it is not.
     """
-    open_corpus(settings, plan).restore()
+    corpus = open_corpus(settings, plan)
+    corpus.restore()
     digest = backbone_digest(settings)
     weights_cache.publish(settings, digest)
     work = ShardWork(
@@ -221,7 +222,7 @@ def read_corpus(
         layout=LogLayout(folder),
         backbone=describe_backbone(settings.backbone),
     )
-    outcomes = map_shards(work, plan.derived.shards, lease, documents=plan.derived.documents)
+    outcomes = map_shards(work, corpus.shards, lease, documents=plan.derived.documents)
     lease.check()
     return outcomes
 
@@ -261,7 +262,7 @@ def open_corpus(settings: Settings, plan: ExtractPlan) -> Corpus:
     derived = plan.derived
     files = tuple(from_json(InputFile, file) for file in plan.metadata["data"]["files"])
     spool = CorpusSpool(Store.of(settings), derived.spool, derived.part_size)
-    return Corpus(files, derived.shards, spool, settings.data)
+    return Corpus(files, spool.locate(derived.shards), spool, settings.data)
 
 
 def backbone_digest(settings: Settings) -> str:

@@ -17,4 +17,4 @@ def spool_corpus(uri: str, store: Store, documents: int, data: DataSettings) -> 
     writer = SpoolWriter(spool.size, spool.save)
     read_labelled(files, data, spool=writer)
     shards = tuple(Shard(n, (part.piece,)) for n, part in enumerate(writer.ready))
-    return Corpus(files, shards, spool, data)
+    return Corpus(files, spool.locate(shards), spool, data)

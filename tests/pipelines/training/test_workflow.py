@@ -29,10 +29,10 @@ from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipelines.service_errors import BadRowsError, DriftError, UnavailableError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.records import from_json
 from pipelines.storage.shard_log import Attempt, ShardCounts, ShardOutcome, StepResult
 from pipelines.storage.stage_plan import read_plan
 from pipelines.training.evaluate import run_evaluate
+from pipelines.training.extract_features import load_features, open_corpus
 from pipelines.training.fit_probes import read_words, run_probe
 from pipelines.training.train import run_train
 from pipelines.training.workflow import run_stages, run_workflow
@@ -471,7 +471,7 @@ def test_shards_are_smaller_where_features_are_wide(project: Project, monkeypatc
     monkeypatch.setattr("pipelines.training.extract_features.MAX_SHARD_BYTES", 100 * (2 * 136 + 16) * 2)
     settings = project.make_settings(store=f"{project.base}/small_shards", ray=WITHOUT_RAY)
     run_stages(settings, ["extract"])
-    plan = Store.of(settings).read_json("features/plan.json")
-    shards = [from_json(Shard, shard) for shard in plan["derived"]["shards"]]
+    plan, _, _ = load_features(settings)
+    shards = open_corpus(settings, plan).shards
     assert max(shard.documents for shard in shards) <= 100
     assert sum(len(read_texts(shard)) for shard in shards) == 1500
