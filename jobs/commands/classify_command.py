@@ -14,7 +14,7 @@ from spin.errors import SpinError, UserError
 from spin.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from pipelines.nightly.finish_nights import NightFailure
+    from pipelines.nightly.command_result import NightFailure
     from pipelines.nightly.night_models import RequestedModel
     from pipelines.nightly.report.night_report import NightReport
 
@@ -55,7 +55,7 @@ def classify(
 ) -> None:
     """Classify a batch of documents with one model or several; run again after a failure, it resumes."""
     from pipelines.nightly.classify import classify_nights
-    from pipelines.nightly.finish_nights import raise_failures
+    from pipelines.nightly.command_result import raise_failures
 
     loaded = load_settings(settings, set)
     requested = request_models(loaded, model, shadow)
@@ -113,7 +113,7 @@ def _check_night(settings: Settings, requested: RequestedModel, report: NightRep
 @contextmanager
 def _keeping_failure(failures: list[NightFailure], model: str) -> Iterator[None]:
     """Add an error to the failures, and go on."""
-    from pipelines.nightly.finish_nights import NightFailure
+    from pipelines.nightly.command_result import NightFailure
 
     try:
         yield

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipelines.nightly.night_pass import ModelNight
+from pipelines.nightly.night import Night
 from pipelines.nightly.report.night_report import NightReport
-from pipelines.nightly.tables.night_records import NightRecord
+from pipelines.nightly.tables.night_records import Run
 from pipelines.nightly.tables.night_tables import TABLES
 from pipelines.storage.delta_table import DataFile
 from pipelines.telemetry.current_runs import CurrentRun
 from pipelines.telemetry.run_events import DataUse, RunResults, RunStart
 
 
-def describe_night(night: ModelNight) -> RunStart:
+def describe_night(night: Night) -> RunStart:
     """The night as this process begins to work on it."""
-    driver, run = night.driver, night.driver.run
+    run = night.run
     files = run.listing.files
     read = DataUse(uri=input_of(night), kind="files", files=len(files), bytes=sum(file.size for file in files))
     model = DataUse(uri=night.name, kind="model", version=run.record.model_version)
     return RunStart(
-        run=CurrentRun(night.run, night.name),
+        run=CurrentRun(run.name, night.name),
         kind="night",
-        number=driver.token,
-        home=driver.tables.out.uri,
+        number=night.claim,
+        home=night.tables.out.uri,
         records=run.store,
         date=run.record.date,
         inputs=(read, model),
@@ -31,7 +31,7 @@ def describe_night(night: ModelNight) -> RunStart:
     )
 
 
-def describe_published(night: ModelNight, report: NightReport, record: NightRecord) -> RunResults:
+def describe_published(night: Night, report: NightReport, run: Run) -> RunResults:
     """What a published night has read and written."""
     start = describe_night(night)
     read = DataUse(
@@ -41,17 +41,17 @@ def describe_published(night: ModelNight, report: NightReport, record: NightReco
         files=report.files.taken,
         bytes=start.inputs[0].bytes,
     )
-    written = tuple(_sum_files(_table_uri(night, table), record.files, table) for table in TABLES)
+    written = tuple(_sum_files(_table_uri(night, table), run.files, table) for table in TABLES)
     return RunResults((read, *start.inputs[1:]), written)
 
 
-def input_of(night: ModelNight) -> str:
+def input_of(night: Night) -> str:
     """The file, folder or glob that a night reads."""
-    return str(night.driver.run.plan.metadata["data"]["input"])
+    return str(night.run.plan.metadata["data"]["input"])
 
 
-def _table_uri(night: ModelNight, table: str) -> str:
-    return f"{night.driver.tables.out.uri}/{table}"
+def _table_uri(night: Night, table: str) -> str:
+    return f"{night.tables.out.uri}/{table}"
 
 
 def _sum_files(uri: str, files: Mapping[str, Sequence[DataFile]], table: str) -> DataUse:

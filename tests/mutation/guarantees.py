@@ -148,7 +148,7 @@ GUARANTEES = (
             Cut(
                 f"{PUBLICATION}::test_a_driver_that_wakes_after_its_successor_changes_nothing",
                 f"{TABLES}/publication.py",
-                "require_claim(tables, night.model, token)",
+                "require_claim(tables, night.model, claim)",
                 "pass",
             ),
             Cut(
@@ -441,10 +441,9 @@ GUARANTEES = (
         (
             Cut(
                 f"{SEVERAL}::test_a_model_that_fails_its_limits_holds_back_no_other",
-                "pipelines/nightly/finish_nights.py",
-                "with self.keeping_failure(night), overtaken_first(night.driver.lease):\n"
-                "if isinstance(classified, SpinError):",
-                "with overtaken_first(night.driver.lease):\n    if isinstance(classified, SpinError):",
+                "pipelines/nightly/night_driver.py",
+                "with self._keeping_failure(night), overtaken_first(night.lease):\nif isinstance(share, SpinError):",
+                "with overtaken_first(night.lease):\n    if isinstance(share, SpinError):",
             ),
             Cut(
                 f"{SEVERAL}::test_a_driver_that_is_overtaken_for_one_model_publishes_the_others",
@@ -536,7 +535,7 @@ GUARANTEES = (
             Cut(
                 f"{FORGET}::test_a_driver_that_slept_meanwhile_publishes_nothing",
                 f"{FORGETTING}/forget_nights.py",
-                "claims[model] = claim(tables, model)",
+                "claims[model] = claim_nights(tables, model)",
                 "claims[model] = tables.open(PREDICTIONS).last_transaction('spin:' + model) or 0",
             ),
             Cut(

@@ -249,7 +249,7 @@ class ClassifyStep:
     def _to_file(self, number: int, table: str, content: pa.Table) -> bytes:
         """Rows as a file of a table."""
         run = self.job.models[number].run
-        rows = file_rows(table, content, date=run.date, model=run.model, run=run.run, kept=self.job.kept)
+        rows = file_rows(table, content, date=run.date, model=run.model, run=run.name, kept=self.job.kept)
         return to_parquet(rows)
 
 

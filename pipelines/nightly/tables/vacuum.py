@@ -10,7 +10,7 @@ from pipelines.nightly.tables.night_records import (
     ABANDONED,
     RUN,
     RUNS,
-    NightRecord,
+    Run,
     abandon_run,
     find_nights,
     is_run_name,
@@ -92,7 +92,7 @@ def plan_vacuum(tables: NightTables, *, now: datetime, age: timedelta) -> Vacuum
 
 
 def run_vacuum(tables: NightTables, plan: VacuumPlan, claims: Mapping[str, int]) -> None:
-    """Carry out a plan. `claims` holds the token of the claim of every model in `models_of`.
+    """Carry out a plan. `claims` holds the claim of every model in `models_of`.
 
     Runs are given up before their files are deleted, and `clean_side_tables` checks the claims in between: a driver
     that has claimed its model by then stops the vacuum, and one that claims it later sees that the run was given up.
@@ -129,7 +129,7 @@ class _Contents:
     """runs that the predictions consist of"""
     committed: Mapping[tuple[str, str], float]
     """when the night of a date and a model was published or restored, in seconds since 1970"""
-    nights: Mapping[str, NightRecord]
+    nights: Mapping[str, Run]
     """what a published run consists of"""
     keys: frozenset[str]
     """keys in the output of the files that the predictions, and for the same runs the other tables, consist of"""

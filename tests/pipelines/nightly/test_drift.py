@@ -207,7 +207,7 @@ def list_endings(project: NightProject, out: str, ending: str) -> list[str]:
 def fail_before(step: str, monkeypatch: pytest.MonkeyPatch, project: NightProject, **limits: Any) -> None:
     """Run a night that fails before a step of its driver."""
     with monkeypatch.context() as patch:
-        patch.setattr(f"pipelines.nightly.finish_nights.{step}", lambda *_: 1 / 0)
+        patch.setattr(f"pipelines.nightly.night_driver.{step}", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_drifting(project, **limits)
 

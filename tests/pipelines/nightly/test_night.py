@@ -22,7 +22,8 @@ import pytest
 
 from pipelines.data import intake
 from pipelines.data.files.shards import Shard
-from pipelines.nightly import classify, classify_pass, finish, finish_nights
+from pipelines.nightly import classify, classify_pass, finish, night_driver
+from pipelines.nightly.night_driver import NightDriver
 from pipelines.nightly.steps import dedup
 from pipelines.nightly.tables import publication, resume
 from pipelines.nightly.tables.night_history import list_nights, list_unfinished, read_predictions
@@ -397,7 +398,7 @@ def test_an_incremental_night_takes_what_no_other_date_holds(nights: FakeNights)
 
 def test_a_failed_night_that_is_resumed_after_its_successor_takes_no_file_twice(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(finish, "publish_night", fail), pytest.raises(UnavailableError):
+    with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
         local_nights.run(incremental=True)
     local_nights.write("b.jsonl", make_rows("b"))
     local_nights.run(NEXT, incremental=True)
@@ -549,8 +550,8 @@ def fill_disk(folder: Path) -> None:
         (classify, "choose_runs"),
         (classify_pass, "take_in"),
         (classify_pass, "_share_models"),
-        (finish_nights, "finish_night"),
-        (finish_nights, "publish"),
+        (finish, "write_records"),
+        (NightDriver, "_publish"),
     ],
 )
 def test_a_full_disk_ends_a_night_with_status_5_and_it_resumes(
@@ -595,7 +596,7 @@ def test_a_resumed_run_computes_only_what_is_missing(local_nights: FakeNights) -
 def test_a_folder_has_one_name(local_nights: FakeNights) -> None:
     """A run goes on whether the input is named with a slash at its end or without."""
     local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(finish, "publish_night", fail), pytest.raises(UnavailableError):
+    with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
         local_nights.run(source=f"{local_nights.source}/")
     FakeStep.computed.clear()
     local_nights.run()
@@ -675,7 +676,7 @@ def test_a_restart_that_fails_leaves_the_old_night_and_is_resumed(local_nights: 
     local_nights.write("a.jsonl", make_rows("a"))
     local_nights.run()
     local_nights.write("b.jsonl", make_rows("b"))
-    with before_call(finish, "publish_night", fail), pytest.raises(UnavailableError):
+    with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
         local_nights.run(restart=True)
     assert local_nights.ids() == {DATE: ["a"]}
     assert len(list_unfinished(local_nights.tables)) == 1
@@ -705,7 +706,7 @@ def test_a_rerun_after_midnight_names_the_unfinished_night(
 ) -> None:
     """The line tells how to resume it; a night with a date of its own, or after the resumption, says nothing."""
     local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(finish, "publish_night", fail), pytest.raises(UnavailableError):
+    with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
         local_nights.run(incremental=incremental)
     local_nights.run(NEXT)
     assert caplog.messages == []
@@ -724,7 +725,7 @@ def test_a_run_that_was_given_up_is_not_named_after_midnight(
 ) -> None:
     """It can no longer be resumed."""
     local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(finish, "publish_night", fail), pytest.raises(UnavailableError):
+    with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
         local_nights.run()
     abandon_run(local_nights.out, f"{DATE}-tiny-000001")
     local_nights.run(None)
@@ -734,7 +735,7 @@ def test_a_run_that_was_given_up_is_not_named_after_midnight(
 def test_a_run_whose_list_of_files_was_changed_is_not_resumed(local_nights: FakeNights) -> None:
     """Its documents might be those of other files."""
     local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(finish, "publish_night", fail), pytest.raises(UnavailableError):
+    with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
         local_nights.run()
     [key] = [key for key in local_nights.out.list(f"_runs/{DATE}-tiny-000001") if "/files-" in key]
     local_nights.out.write(key, Listing((), (), {}).to_bytes())
@@ -745,7 +746,7 @@ def test_a_run_whose_list_of_files_was_changed_is_not_resumed(local_nights: Fake
 def test_a_run_that_has_lost_its_plan_is_not_resumed(local_nights: FakeNights) -> None:
     """What is left of it may be of other files or settings, so a new run begins."""
     local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(finish, "publish_night", fail), pytest.raises(UnavailableError):
+    with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
         local_nights.run()
     local_nights.out.delete(f"_runs/{DATE}-tiny-000001/plan.json")
     assert local_nights.run().run == f"{DATE}-tiny-000002"

@@ -268,7 +268,7 @@ def test_restore_refuses_runs_that_held_a_document(histories: KeptHistories) -> 
     first, last = runs["replaced"]
     with pytest.raises(UserError, match=f"{first} is abandoned"):
         restore(local_nights.output, run=first)
-    assert restore(local_nights.output, run=last).run == last
+    assert restore(local_nights.output, run=last).name == last
     check_ids = local_nights.ids()
     assert check_ids == REMAINING
 

@@ -22,7 +22,7 @@ from pipelines.data import intake
 from pipelines.data.files.shards import Shard
 from pipelines.data.spool import CheckedRows
 from pipelines.data.spool import read_rows as read_rows_of_shard
-from pipelines.nightly import classify_pass, night_pass
+from pipelines.nightly import classify_pass
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.steps import classify_step
 from pipelines.nightly.steps.classify_step import ClassifyStep
@@ -44,7 +44,7 @@ from spin.shared_pass import SharedPass
 from tests.support import chaos, tiny
 from tests.support.browser import open_page
 from tests.support.chaos import FolderRegistry
-from tests.support.night_project import DATE, NightProject, call_before_stage, run_shards_here
+from tests.support.night_project import DATE, NightProject, call_before_stage, replace_map_shards, run_shards_here
 from tests.support.shard_logs import open_shard_log
 
 Row = dict[str, Any]
@@ -572,7 +572,7 @@ def test_a_night_without_a_shadow_writes_nothing_about_shadows(project: NightPro
         *("format", "model", "choose", "decision", "backbone", "data", "shard_documents", "cascade"),
         *("dead_letter_text", "reasons", "incremental"),
     }
-    assert facts["format"] == 7
+    assert facts["format"] == 9
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -585,7 +585,7 @@ def test_ray_workers_compare_as_a_single_process_does(project: NightProject, mon
         local = project.run_night("local", shadow=f"models:/tiny/{DEEP}")
     finally:
         torch.set_num_threads(threads)
-    monkeypatch.setattr(night_pass, "map_shards", map_shards)
+    replace_map_shards(monkeypatch, map_shards)
     on_ray = project.run_night("ray", shadow=f"models:/tiny/{DEEP}", set=("ray.workers=2",))
     assert (on_ray.shadow, collect_shard_digests(on_ray)) == (local.shadow, collect_shard_digests(local))
     assert read_disagreements(project, "ray") == read_disagreements(project, "local")
