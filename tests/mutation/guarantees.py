@@ -472,8 +472,8 @@ GUARANTEES = (
             Cut(
                 f"{CLASSIFIERS}::test_the_rows_of_each_model_are_those_of_a_night_of_its_own",
                 "pipelines/nightly/steps/pass_features.py",
-                "return self._shared(tuple(classifiers)).features(texts, progress=progress)",
-                "return [self._shared(tuple(classifiers)).features(texts)[0]] * len(classifiers)",
+                "return PieceFeatures(tuple(self._shared(models).features(texts, progress=attempt.advance)), None)",
+                "return PieceFeatures((self._shared(models).features(texts)[0],) * len(models), None)",
             ),
         ),
     ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,16 +17,14 @@ from pipelines.storage.parquet import to_parquet
 from pipelines.storage.stage_plan import read_plan
 from spin.errors import UserError
 
-_NEW, _SKIPPED, _REJECTED = "new", "skipped", "rejected"
 _SCHEMA = pa.schema(
     [
         ("uri", pa.string()),
         ("kind", pa.string()),
         ("size", pa.int64()),
         ("version", pa.string()),
-        ("state", pa.string()),
-        ("reason", pa.string()),
-        ("runs", pa.list_(pa.string())),  # null in the list of a run
+        ("rejected", pa.string()),  # why a file cannot be read by its name, else null
+        ("runs", pa.list_(pa.string())),  # of a pass: the runs that take a file
     ]
 )
 Row = dict[str, Any]
@@ -39,27 +36,19 @@ class Listing:
 
     files: tuple[InputFile, ...]
     """to read, in order"""
-    skipped: tuple[InputFile, ...]
-    """that other nights had classified"""
     rejected: Mapping[str, str]
     """reasons by URI of the files that cannot be read by their names"""
 
     def to_rows(self) -> list[Row]:
         """The files as rows of a list."""
-        rows = [{**asdict(file), "state": _NEW} for file in self.files]
-        rows += [{**asdict(file), "state": _SKIPPED} for file in self.skipped]
-        rejected = self.rejected.items()
-        return rows + [{"uri": uri, "size": 0, "state": _REJECTED, "reason": reason} for uri, reason in rejected]
+        rejected = [{"uri": uri, "rejected": reason} for uri, reason in self.rejected.items()]
+        return [*map(asdict, self.files), *rejected]
 
     @classmethod
     def from_rows(cls, rows: Sequence[Row]) -> Listing:
         """The files whose rows `to_rows` returned."""
-
-        def of_state(state: str) -> tuple[InputFile, ...]:
-            return tuple(_file_of(row) for row in rows if row["state"] == state)
-
-        rejected = {row["uri"]: row["reason"] for row in rows if row["state"] == _REJECTED}
-        return cls(of_state(_NEW), of_state(_SKIPPED), rejected)
+        files = tuple(_file_of(row) for row in rows if row["rejected"] is None)
+        return cls(files, {row["uri"]: row["rejected"] for row in rows if row["rejected"] is not None})
 
 
 @dataclass(frozen=True)
@@ -80,18 +69,15 @@ class ListingPlan:
     """key of the list in the folder of the run or the pass"""
     sha256: str
     """digest of the list, in hexadecimal digits"""
-    files: int
-    """files to read"""
-    skipped: int
-    """files that other nights have classified"""
+    skipped: int = 0
+    """files that are left out of the list, since other nights have classified them"""
 
     @classmethod
-    def write(cls, store: Store, number: int, rows: Sequence[Row]) -> ListingPlan:
+    def write(cls, store: Store, number: int, rows: Sequence[Row], skipped: int = 0) -> ListingPlan:
         """Write a list under a name with the number of the driver, which no other driver replaces."""
         key, data = f"files-{number:06d}.parquet", to_parquet(pa.Table.from_pylist(list(rows), schema=_SCHEMA))
         store.write(key, data)
-        states = Counter(row["state"] for row in rows)
-        return cls(key, hashlib.sha256(data).hexdigest(), states[_NEW], states[_SKIPPED])
+        return cls(key, hashlib.sha256(data).hexdigest(), skipped)
 
     def read(self, store: Store) -> list[Row]:
         """The rows of the list. Raises UserError if it is missing or damaged."""
@@ -117,7 +103,7 @@ def to_pass_rows(listings: Mapping[str, Listing]) -> list[Row]:
         for file in listing.files:
             takers.setdefault(file, []).append(run)
     ordered = sorted(takers, key=lambda file: file.uri)
-    return [{**asdict(file), "state": _NEW, "runs": takers[file]} for file in ordered]
+    return [{**asdict(file), "runs": takers[file]} for file in ordered]
 
 
 def group_by_runs(rows: Sequence[Row]) -> list[FileGroup]:

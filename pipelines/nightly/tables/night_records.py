@@ -63,6 +63,10 @@ class Run:
         """Whether no run of another model shares its pass."""
         return self.pass_name == self.name
 
+    def keys(self) -> set[str]:
+        """The keys in the output of its files."""
+        return {f"{table}/{file.path}" for table, each in self.files.items() for file in each}
+
     def count_rows(self, table: str) -> int:
         """The rows of a finished run in a table."""
         return sum(file.rows for file in self.files.get(table, ()))
@@ -198,7 +202,7 @@ def _from_bytes(out: Store, key: str, data: bytes) -> Run:
     if values.get("format") != FORMAT:
         raise UserError(
             f"run {key.split('/')[1]} in {out.uri} has format {values.get('format', 'none')}, expected {FORMAT}: "
-            "another version of spin has begun it. Go on with that version, or use another output"
+            "another version of spin has begun it. Go on with that version, or start over with --restart"
         )
     return from_json(Run, values)
 

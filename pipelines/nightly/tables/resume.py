@@ -275,12 +275,9 @@ def _plan_run(tables: NightTables, run: Run, request: NightRequest, *, published
 def _list_files(tables: NightTables, store: Store, request: NightRequest) -> ListingPlan:
     """Write the list of files of a new run and return what its plan says about it."""
     taken = _taken(tables, request, request.files) if request.incremental else set()
-    listing = Listing(
-        tuple(file for file in request.files if _state(file) not in taken),
-        tuple(file for file in request.files if _state(file) in taken),
-        request.rejected,
-    )
-    return ListingPlan.write(store, request.claim, listing.to_rows())
+    files = tuple(file for file in request.files if _state(file) not in taken)
+    rows = Listing(files, request.rejected).to_rows()
+    return ListingPlan.write(store, request.claim, rows, skipped=len(request.files) - len(files))
 
 
 def _some_taken(tables: NightTables, run: ChosenRun, request: NightRequest) -> bool:

@@ -18,9 +18,9 @@ from pipelines.nightly.tables.night_records import (
 )
 from pipelines.nightly.tables.night_tables import (
     PREDICTIONS,
-    SIDE_TABLES,
     TABLES,
     NightTables,
+    named_keys,
     published_runs,
     was_published,
 )
@@ -141,9 +141,7 @@ class _Contents:
 
     def recorded_keys(self, run: str) -> set[str]:
         """The keys in the output of the files of a published run."""
-        night = self.nights.get(run)
-        files = {} if night is None else night.files
-        return {f"{table}/{file.path}" for table, each in files.items() for file in each}
+        return self.nights[run].keys() if run in self.nights else set()
 
 
 def _read_contents(tables: NightTables, runs: Sequence[str]) -> _Contents:
@@ -152,16 +150,12 @@ def _read_contents(tables: NightTables, runs: Sequence[str]) -> _Contents:
     published = frozenset(run for run in runs if was_published(predictions, run))
     named = frozenset(night.run for night in nights)
     records = find_nights(tables.out, sorted(published | named))
-    keys = {f"{PREDICTIONS}/{path}" for path in predictions.file_table["path"].to_pylist()}
-    for table in SIDE_TABLES:
-        files = tables.open(table).file_table.select(["run", "path"]).to_pylist()
-        keys |= {f"{table}/{file['path']}" for file in files if file["run"] in named}
     return _Contents(
         published=published,
         named=named,
         committed={(night.date, night.model): night.committed for night in nights},
         nights=records,
-        keys=frozenset(keys),
+        keys=frozenset(named_keys(tables, predictions)),
     )
 
 

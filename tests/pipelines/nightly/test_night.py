@@ -18,6 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pipelines.data import intake
@@ -27,13 +28,13 @@ from pipelines.nightly.night_driver import NightDriver
 from pipelines.nightly.steps import dedup
 from pipelines.nightly.tables import publication, resume
 from pipelines.nightly.tables.night_history import list_nights, list_unfinished, read_predictions
-from pipelines.nightly.tables.night_records import abandon_run, find_night
+from pipelines.nightly.tables.night_records import FORMAT, abandon_run, find_night
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS
-from pipelines.nightly.tables.resume import Listing
 from pipelines.service_errors import BadRowsError, HeldError, StalledError, UnavailableError
 from pipelines.storage.input_opener import InputOpener
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
+from pipelines.storage.parquet import to_parquet
 from pipelines.storage.shard_log import Attempt, ShardCounts, ShardLog, StepResult
 from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, isolate_failing_rows
 from pipelines.workers.map_shards import ShardWork, WorkerAnswer, _within_stall_limit
@@ -80,17 +81,6 @@ def test_every_row_is_a_prediction_or_a_dead_letter(nights: FakeNights) -> None:
     assert nights.out.read("report.json") == nights.out.read(f"_runs/{report.run}/report.json")
     assert "a.jsonl" not in str({**report.to_json(), "slowest": []})
     assert [night.rows for night in nights.registry.logged] == [15]
-
-
-def test_the_spool_with_the_texts_is_deleted_once_a_night_is_published(local_nights: FakeNights) -> None:
-    """Its records stay, and running it again does nothing."""
-    local_nights.write("a.jsonl", make_rows("a", "b"))
-    report = local_nights.run()
-    folders = {key.split("/")[2] for key in local_nights.out.list("_runs")}
-    assert not folders & {"spool", "model", "attempts"}
-    assert {"run.json", "plan.json", "night.json", "report.json", "report.html"} <= folders
-    assert local_nights.run() == report
-    assert FakeStep.computed == ["000000"]
 
 
 def test_an_empty_input_is_an_empty_night(nights: FakeNights) -> None:
@@ -148,13 +138,17 @@ def test_an_output_with_files_of_another_program_is_refused_and_left_as_it_is(lo
         local_nights.run()
 
 
-def test_a_run_of_another_format_is_refused_until_it_is_begun_anew(
-    local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("record", ["run.json", "plan.json"])
+def test_a_run_of_another_format_is_refused_until_it_is_begun_anew(record: str, local_nights: FakeNights) -> None:
+    """The error names the run, whose records another version of spin has written."""
     local_nights.write("a.jsonl", make_rows("a"))
-    local_nights.run()
-    monkeypatch.setattr(resume, "FORMAT", resume.FORMAT + 1)
-    with pytest.raises(UserError, match=rf"format is {resume.FORMAT}, was {resume.FORMAT - 1}\. .*--restart"):
+    with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
+        local_nights.run()
+    key = f"_runs/{DATE}-tiny-000001/{record}"
+    stored = local_nights.out.read_json(key)
+    (stored if record == "run.json" else stored["facts"])["format"] = FORMAT - 1
+    local_nights.out.write_json(key, stored)
+    with pytest.raises(UserError, match=rf"{DATE}-tiny-000001.*format.*{FORMAT - 1}.*--restart"):
         local_nights.run()
     local_nights.run(restart=True)
     assert local_nights.ids() == {DATE: ["a"]}
@@ -738,7 +732,7 @@ def test_a_run_whose_list_of_files_was_changed_is_not_resumed(local_nights: Fake
     with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
         local_nights.run()
     [key] = [key for key in local_nights.out.list(f"_runs/{DATE}-tiny-000001") if "/files-" in key]
-    local_nights.out.write(key, Listing((), (), {}).to_bytes())
+    local_nights.out.write(key, to_parquet(pa.table({})))
     with pytest.raises(UserError, match=f"{key} is missing or damaged; start over with --restart"):
         local_nights.run()
 
@@ -772,12 +766,6 @@ def test_a_night_is_published_though_the_store_is_away_for_what_follows(
     assert "the night is published, but its reports could not be written" in caplog.text
 
 
-def test_digests_of_ids_are_deleted_once_a_night_is_published(local_nights: FakeNights) -> None:
-    local_nights.write("a.jsonl", make_rows("a"))
-    report = local_nights.run()
-    assert not [key for key in local_nights.out.list(f"_runs/{report.run}") if key.endswith(".ids")]
-
-
 def test_a_night_that_is_made_up_for_is_not_compared_with_a_later_one(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
     local_nights.run(NEXT)
@@ -808,19 +796,6 @@ def test_the_report_at_the_top_is_that_of_the_newest_night(local_nights: FakeNig
     local_nights.run(DATE)
     assert local_nights.out.read_json("report.json")["date"] == NEXT
     assert NEXT.encode() in (local_nights.out.read("report.html") or b"")
-
-
-def test_a_report_that_is_lost_is_made_again(local_nights: FakeNights) -> None:
-    """Nothing is computed and the night does not change."""
-    local_nights.write("a.jsonl", make_rows("a"))
-    report = local_nights.run()
-    version = local_nights.tables.open(PREDICTIONS).files({})
-    for key in ("report.json", f"_runs/{report.run}/report.json"):
-        local_nights.out.delete(key)
-    again = local_nights.run()
-    assert (again.run, again.counts) == (report.run, report.counts)
-    assert FakeStep.computed == ["000000"]
-    assert local_nights.tables.open(PREDICTIONS).files({}) == version
 
 
 # Drivers that overtake each other

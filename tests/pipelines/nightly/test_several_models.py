@@ -116,13 +116,6 @@ def alone_report(nights: FakeNights, model: str) -> Any:
     return report.counts
 
 
-def test_a_night_of_one_model_has_no_pass(local_nights: FakeNights) -> None:
-    local_nights.write("a.jsonl", make_rows("a"))
-    [report] = local_nights.run_several(A).reports
-    assert passes_of(local_nights) == []
-    assert local_nights.out.read_json(f"{RUNS}/{report.run}/run.json")["pass_name"] == report.run
-
-
 def test_models_with_other_backbones_have_a_pass_of_their_own(local_nights: FakeNights) -> None:
     """Two of three share one; the third classifies alone in the same command."""
     local_nights.write("a.jsonl", make_rows("a", "b"))
@@ -143,13 +136,22 @@ def test_the_same_registered_name_twice_is_refused(local_nights: FakeNights) -> 
     assert local_nights.out.list() == []
 
 
-def test_the_work_of_a_pass_is_deleted_when_its_nights_are_published(local_nights: FakeNights) -> None:
+@pytest.mark.parametrize("models", [(A,), (A, B)], ids=["one model", "two models"])
+def test_the_work_of_a_pass_is_deleted_when_its_nights_are_published(
+    models: tuple[FakeRegistry, ...], local_nights: FakeNights
+) -> None:
+    """The spool holds texts. The records stay, and the same command does nothing more."""
     local_nights.write("a.jsonl", make_rows("a", "b", "a"))
-    local_nights.run_several(A, B).raise_failures()
-    [name] = passes_of(local_nights)
-    kinds = {key.split("/")[0] for key in (local_nights.out / f"{RUNS}/{name}").list()}
-    assert kinds.isdisjoint({"spool", "model", "attempts"})
-    assert "pass.json" in kinds
+    result = local_nights.run_several(*models)
+    result.raise_failures()
+    left = local_nights.out.list(RUNS)
+    names = {key.split("/")[2] for key in left}
+    assert names.isdisjoint({"spool", "model", "attempts"})
+    assert not [key for key in left if key.endswith(".ids")]
+    assert {"run.json", "plan.json", "night.json", "report.json", "report.html"} <= names
+    assert ("pass.json" in names) is (len(models) > 1)
+    assert local_nights.run_several(*models).reports == result.reports
+    assert FakeStep.computed == ["000000"]
 
 
 # failures
@@ -378,14 +380,21 @@ def test_a_published_run_of_a_pass_that_has_lost_its_report_is_refused(several: 
     local_nights.run_several(A, B, restart=True).raise_failures()
 
 
-def test_the_report_of_a_run_that_classified_alone_is_made_again_with_others(local_nights: FakeNights) -> None:
+@pytest.mark.parametrize("then", [(A,), (A, B)], ids=["alone", "with another"])
+def test_the_report_of_a_run_that_classified_alone_is_made_again(
+    then: tuple[FakeRegistry, ...], local_nights: FakeNights
+) -> None:
+    """Nothing is computed for it, and its night does not change."""
     local_nights.write("a.jsonl", make_rows("a"))
     report = local_nights.run(registry=A)
-    local_nights.out.delete(f"{RUNS}/{report.run}/report.json")
-    result = local_nights.run_several(A, B)
+    files = local_nights.tables.open(PREDICTIONS).files({"model": A.name})
+    for key in ("report.json", f"{RUNS}/{report.run}/report.json"):
+        local_nights.out.delete(key)
+    result = local_nights.run_several(*then)
     result.raise_failures()
     assert (result.reports[0].run, result.reports[0].counts) == (report.run, report.counts)
-    assert FakeStep.computed == ["000000", "000000"]
+    assert FakeStep.computed == ["000000"] * len(then)
+    assert local_nights.tables.open(PREDICTIONS).files({"model": A.name}) == files
 
 
 def test_the_work_of_a_pass_is_deleted_when_its_last_finished_night_is_published(local_nights: FakeNights) -> None:
