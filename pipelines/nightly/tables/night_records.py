@@ -22,7 +22,7 @@ LEASES = "_leases"
 """folder of the leases in an output, with one lease per model"""
 RUN, NIGHT, ABANDONED = "run.json", "night.json", "abandoned.json"
 """records in the folder of a run; each is created only if absent and never replaced"""
-FORMAT = 9
+FORMAT = 10
 """of the records of a run and of its plan; a run of another format is not continued"""
 _RUN_NAME = re.compile(r"\d{4}-\d{2}-\d{2}-[A-Za-z0-9_.-]+-\d{6,}")
 

@@ -23,6 +23,8 @@ from spin.settings import Settings, parse_settings
 from tests.support import tiny
 from tests.support.night_project import replace_map_shards
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS, TEXT_BYTES = 300, 20_000
 
 
