@@ -53,7 +53,7 @@ CLASSES = ("good", "bad", "plain")
 SHALLOW, DEEP, OTHER_BACKBONE, MULTILABEL, OTHER_MULTILABEL = "12345"
 PAIRS = [(SHALLOW, DEEP), (DEEP, SHALLOW), (SHALLOW, OTHER_BACKBONE), (MULTILABEL, OTHER_MULTILABEL)]
 
-pytestmark = pytest.mark.usefixtures("all_folds")
+pytestmark = [pytest.mark.usefixtures("all_folds"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
