@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTally:
-    """What a committed shard adds to the counters that operators look at."""
+    """The addition of a committed shard to the counters that operators look at."""
 
     documents: int
     """documents read"""
@@ -55,7 +55,7 @@ class ShardCounts:
         return 0
 
     def tallies(self) -> Mapping[str | None, ShardTally]:
-        """What the shard adds to counters, by the name of a run; under None what was done for all runs at once."""
+        """The additions of the shard to counters, by the name of a run; under None those for all runs at once."""
         return {None: ShardTally(documents=self.rows)}
 
 

@@ -21,7 +21,7 @@ class RequestTotals:
     """by operation and error: the HTTP status, or `unanswered`"""
 
     def since(self, earlier: RequestTotals) -> RequestTotals:
-        """What was added after earlier totals."""
+        """The requests after earlier totals."""
         return RequestTotals(self.requests - earlier.requests, self.errors - earlier.errors)
 
 
