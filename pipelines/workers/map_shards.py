@@ -103,7 +103,7 @@ class ShardWork(Generic[C]):
 
     def open_log(self, **node: Any) -> ShardLog:
         """The shard log of the run."""
-        return ShardLog(self.store, token=self.token, layout=self.layout, **node)
+        return ShardLog(self.store, claim=self.token, layout=self.layout, **node)
 
     def make_step(self) -> Step[C]:
         """Make the step and run its known-good check, if it has one. Raises WorkerFaultError if the check fails."""

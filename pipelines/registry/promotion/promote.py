@@ -22,6 +22,7 @@ from pipelines.registry.promotion.gate_check import GateCheck
 from pipelines.registry.versions import CHAMPION, Registry
 from pipelines.storage.lease import Lease, user_name
 from pipelines.storage.object_store import Store
+from pipelines.storage.records import to_json
 from spin.errors import UserError
 
 _GATE = "spin.gate"
@@ -223,7 +224,7 @@ def _move_champion(registry: Registry, lease: Lease, before: _State, event: Cham
     """
     tag = next_tag(before.events)
     lease.check()
-    registry.set_tag(tag, event.to_json())
+    registry.set_tag(tag, json.dumps(to_json(event)))
     now = _state(registry)
     if now != _State(before.champion, before.events | {tag}):
         registry.delete_tag(tag)

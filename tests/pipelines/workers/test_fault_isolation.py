@@ -149,7 +149,7 @@ def test_rows_are_divided_only_by_the_driver_that_saw_the_deaths(shard_log: Shar
     """The next driver computes them in one piece again, and blames nothing for what it did not see."""
     crash(shard_log, MAX_CRASHES)
     assert len(isolate(shard_log, list(range(32)), lambda rows: rows).pieces) == 16
-    next_driver = ShardLog(shard_log.store, token=1)
+    next_driver = ShardLog(shard_log.store, claim=1)
     assert len(isolate(next_driver, list(range(32)), lambda rows: rows).pieces) == 1
 
 
