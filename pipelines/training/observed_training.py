@@ -6,7 +6,7 @@ import hashlib
 import time
 from dataclasses import replace
 
-from pipelines.data.files.input_files import normalise_source
+from pipelines.storage.filesystem import normalize_uri
 from pipelines.storage.object_store import Store
 from pipelines.telemetry.current_runs import CurrentRun
 from pipelines.telemetry.run_record import DataUse, RunRecord
@@ -37,7 +37,7 @@ def describe_training(settings: Settings) -> RunRecord:
         number=time.time_ns() // 1_000_000,
         home=store.uri,
         records=store / _RECORDS,
-        inputs=(DataUse(uri=normalise_source(settings.data.train), kind="files"),),
+        inputs=(DataUse(uri=normalize_uri(settings.data.train), kind="files"),),
         outputs=(DataUse(uri=settings.mlflow.model, kind="model"),),
     )
 
