@@ -107,11 +107,11 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 
 
 @pytest.fixture
-def project(empty_project: NightProject) -> NightProject:
+def project(project: NightProject) -> NightProject:
     rows = make_night()
-    empty_project.write("a.jsonl", [*rows[:150], {"id": "dead", "text": " "}, rows[0]])
-    empty_project.write("b.jsonl", rows[150:])
-    return empty_project
+    project.write("a.jsonl", [*rows[:150], {"id": "dead", "text": " "}, rows[0]])
+    project.write("b.jsonl", rows[150:])
+    return project
 
 
 def run_drifting(project: NightProject, out: str = "out", documents: int = 40, **limits: Any) -> NightReport:

@@ -72,9 +72,9 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 
 
 @pytest.fixture
-def project(empty_project: NightProject) -> NightProject:
-    empty_project.write("a.jsonl", ROWS)
-    return empty_project
+def project(project: NightProject) -> NightProject:
+    project.write("a.jsonl", ROWS)
+    return project
 
 
 def load(project: NightProject, number: str) -> tuple[TrainedClassifier, HeldOutLogits]:
