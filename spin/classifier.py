@@ -316,7 +316,7 @@ class TrainedClassifier:
             classes=self.label_space.classes,
             multilabel=self.label_space.multilabel,
             label_type=self.label_space.label_type,
-            backbone=portable_settings(self.settings),
+            backbone=self.settings,
             backbone_digest=self.backbone_digest,
             metric=self.metric,
             decision=self.decision,
@@ -406,13 +406,6 @@ def feature_columns(backbone: Backbone, sites: Sequence[str], poolings: Sequence
     if unknown:
         raise UserError(f"pooling '{unknown[0]}': expected some of {', '.join(POOLINGS)}")
     return [FeatureColumn(site, pooling) for site in choose_sites(sites, backbone.sites) for pooling in chosen]
-
-
-def portable_settings(settings: BackboneSettings) -> BackboneSettings:
-    """The settings of a backbone as an artifact keeps them: without what holds on one machine only."""
-    default = BackboneSettings(model=settings.model)
-    local = {name: getattr(default, name) for name in ("trust_remote_code", "engine", "compile")}
-    return settings.model_copy(update=local | {"dtype": "auto" if settings.dtype == "int8" else settings.dtype})
 
 
 def open_calibrated(backbone: Backbone, segments: Sequence[BlockSegment], calibration: Sequence[str]) -> Engine:
