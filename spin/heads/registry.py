@@ -8,7 +8,7 @@ from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
 
 HEADS: tuple[type[Head], ...] = (LinearHead, MlpHead)
-"""the linear head first, which `search.head: auto` compares the others with"""
+"""the linear head first, with which the others are compared"""
 
 
 def find_head(name: str) -> type[Head]:
@@ -19,9 +19,13 @@ def find_head(name: str) -> type[Head]:
     raise UserError(f"head '{name}': expected one of {', '.join(head.name for head in HEADS)}")
 
 
-def allowed_heads(setting: str) -> tuple[type[Head], ...]:
-    """The heads that a value of `search.head` allows: all of them for auto. Raises UserError for an unknown name."""
-    if setting != "auto" and setting not in [head.name for head in HEADS]:
+def other_heads(setting: str) -> list[type[Head]]:
+    """The heads that a value of `search.head` lets validation compare with the linear one: for auto all of them.
+
+    Raises UserError for a name that no head has.
+    """
+    _, *others = HEADS
+    if setting not in ("auto", *(head.name for head in HEADS)):
         names = ", ".join(head.name for head in HEADS)
-        raise UserError(f"search.head '{setting}': expected auto, or one of {names}")
-    return HEADS if setting == "auto" else (find_head(setting),)
+        raise UserError(f"search.head is '{setting}'; expected auto, or one of {names}")
+    return [head for head in others if setting in ("auto", head.name)]

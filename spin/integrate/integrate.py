@@ -18,7 +18,7 @@ from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
 from spin.heads.head import Head
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
-from spin.heads.registry import HEADS, allowed_heads
+from spin.heads.registry import other_heads
 from spin.heads.selection import Selection
 from spin.integrate.bootstrap import bootstrap_p_value
 from spin.integrate.class_thresholds import choose_class_thresholds
@@ -234,8 +234,7 @@ class CandidateFitter:
         setting = self.search.settings.head
         if not candidate.reads_neurons or (setting == "auto" and self.data.has_few_labels):
             return linear
-        others = [kind for kind in allowed_heads(setting) if kind is not HEADS[0]]
-        tested = [self._test_head(kind, candidate, of_linear) for kind in others]
+        tested = [self._test_head(kind, candidate, of_linear) for kind in other_heads(setting)]
         best, p_value = min(tested, key=lambda test: test[1], default=(linear, None))
         if p_value is None or setting != "auto" or p_value < SIGNIFICANT / len(tested):
             return replace(best, p_value=p_value)
