@@ -196,7 +196,7 @@ class FittedClassifier:
             selection = Selection({}, {}, 0.0, self.selection.rule, classes)
             unscaled = Standardizer.concatenate([]).join_words(np.ones(classes, np.float32))
             return FittedClassifier(selection, unscaled, exit.head, self.summary)
-        selection = self.selection.part(exit.depth)
+        selection = self.selection.up_to(exit.depth)
         return FittedClassifier(selection, self.standardizer.keep(slice(len(selection))), exit.head, self.summary)
 
     def read_at(self, index: int, features: Floats, words: Floats | None) -> Floats:

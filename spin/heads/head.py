@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -13,6 +13,22 @@ from torch import nn
 
 from spin.arrays import Floats
 from spin.heads.design import Design
+
+
+@dataclass(frozen=True)
+class FitTask:
+    """The data for fitting a head, and when to stop."""
+
+    linear: Head
+    """the linear head on the same rows, with coefficients `directions` (K, p) and intercepts `bias` (K,)"""
+    design: Design
+    strength: float
+    """of the penalty of the linear head"""
+    seed: int
+    steps: int | None = None
+    """of a fit in steps the largest number; None for that of the head"""
+    judge: Callable[[Any], float] | None = None
+    """returns the loss of a head on other rows: a fit in steps stops where it is least"""
 
 
 class Head(ABC):
@@ -28,21 +44,10 @@ class Head(ABC):
 
     @classmethod
     @abstractmethod
-    def fit(
-        cls,
-        linear: Head,
-        design: Design,
-        strength: float,
-        *,
-        seed: int,
-        steps: int | None = None,
-        judge: Callable[[Self], float] | None = None,
-    ) -> tuple[Self, int]:
-        """The head on the rows of a design, and the number of steps that it took; 0 for a fit without steps.
+    def fit(cls, task: FitTask) -> tuple[Self, int]:
+        """The head on the rows of a task, and the number of steps that it took; 0 for a fit without steps.
 
-        `linear` is the linear head on these rows, with coefficients `directions` (K, p) and intercepts `bias` (K,), and
-        `strength` that of its penalty. A fit in steps stops where `judge`, the loss on other rows, is least; without
-        it, after `steps`. The members of `design.group` hold different rows, and all return the same head.
+        The members of `task.design.group` hold different rows, and all return the same head.
         """
 
     @abstractmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -12,8 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from spin.arrays import Floats
-from spin.heads.design import Design
-from spin.heads.head import Head
+from spin.heads.head import FitTask, Head
 
 
 @dataclass(frozen=True)
@@ -28,18 +26,9 @@ class LinearHead(Head):
     """(K,)"""
 
     @classmethod
-    def fit(
-        cls,
-        linear: Head,
-        design: Design,
-        strength: float,
-        *,
-        seed: int,
-        steps: int | None = None,
-        judge: Callable[[Self], float] | None = None,
-    ) -> tuple[Self, int]:
+    def fit(cls, task: FitTask) -> tuple[Self, int]:
         """The linear head itself: the search has fitted it (`spin.integrate.fit_linear`)."""
-        return cls(linear.directions, linear.bias), 0
+        return cls(task.linear.directions, task.linear.bias), 0
 
     def logits(self, X: Floats) -> Floats:
         return X @ self.coef.T + self.intercept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -14,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from spin.arrays import Floats
 from spin.heads.design import Design
-from spin.heads.head import Head
+from spin.heads.head import FitTask, Head
 from spin.heads.linear_head import LinearHead, linear_layer
 
 HIDDEN = 32
@@ -38,24 +37,16 @@ class MlpHead(LinearHead):
     """(K, H)"""
 
     @classmethod
-    def fit(
-        cls,
-        linear: Head,
-        design: Design,
-        strength: float,
-        *,
-        seed: int,
-        steps: int | None = None,
-        judge: Callable[[Self], float] | None = None,
-    ) -> tuple[Self, int]:
+    def fit(cls, task: FitTask) -> tuple[Self, int]:
         """Fit the hidden layer on top of a fixed linear head, by Adam on all rows; also return the number of steps.
 
         It starts exactly at the linear head. Every member of a group calls `judge` every ten steps. Fitting returns the
         best head once four calls have not improved on it, and after `steps`, by default 300.
         """
-        layer, most = _HiddenLayer(linear, design, seed), _STEPS if steps is None else steps
+        design, judge, most = task.design, task.judge, _STEPS if task.steps is None else task.steps
+        layer = _HiddenLayer(task.linear, design, task.seed)
         optimiser = torch.optim.Adam(layer.parameters, lr=_LEARNING_RATE)
-        prior = 1 / (2 * strength * design.count * design.group.size)
+        prior = 1 / (2 * task.strength * design.count * design.group.size)
         best, best_loss, best_step = cls(*layer.weights()), np.inf, 0
         for step in range(most + 1):
             if judge is not None and step % _CHECK_EVERY == 0:

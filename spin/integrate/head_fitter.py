@@ -10,7 +10,7 @@ import numpy as np
 from spin.arrays import Floats, Rows
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import ChoiceSummary, ExitSummary, FittedClassifier, TrainingResult
-from spin.heads.head import Head
+from spin.heads.head import FitTask, Head
 from spin.heads.linear_head import LinearHead
 from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
 from spin.heads.registry import find_head
@@ -55,8 +55,8 @@ class HeadFitter:
         design = self.matrix.design(self.cut, selection, self.probes, self.rows)
         design = replace(design, norm=recipe.scale_norm)
         [linear] = fit_linear(design, [recipe.penalty])
-        strength, seed = recipe.penalty.strength, self.matrix.data.seed
-        head, _ = find_head(recipe.kind).fit(linear, design, strength, seed=seed, steps=recipe.steps)
+        task = FitTask(linear, design, recipe.penalty.strength, self.matrix.data.seed, recipe.steps)
+        head, _ = find_head(recipe.kind).fit(task)
         if not drops_neurons:
             return FittedHead(selection, standardizer, head)
         return FittedHead(selection.keep(head.used), standardizer.keep(head.used), head.keep(head.used))
@@ -96,7 +96,7 @@ class HeadFitter:
                 unchanged = LinearHead(np.eye(classes, dtype=np.float32), np.zeros(classes, np.float32))
                 heads[recipe] = recipe.head.calibration.fold_into(unchanged)
                 continue
-            part = selection.part(recipe.depth)
+            part = selection.up_to(recipe.depth)
             if len(part) > features:
                 features = len(part)
                 design = self.matrix.design(self.cut, part, self.probes, self.rows)

@@ -288,7 +288,7 @@ class CandidateFitter:
         offered = self._offer_words(reads_words=choice.blend is not None)
         shallowest = min(column.site.layer for column in selection.neurons)
         for depth in offered_depths(self.cascade.depths, selection.depth):
-            parts = [of_fold.part(depth) for of_fold in choice.selections]
+            parts = [of_fold.up_to(depth) for of_fold in choice.selections]
             if depth < shallowest or not all(map(len, parts)):
                 continue
             ridge = Penalty(candidate.penalty.strength)

@@ -15,7 +15,7 @@ from spin.heads.calibration import fit_calibration, log_loss, log_losses
 from spin.heads.candidate import Candidate, Subset
 from spin.heads.design import Design
 from spin.heads.feature_rows import FeatureRows
-from spin.heads.head import Head
+from spin.heads.head import FitTask, Head
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.selection import Rule, Selection
 from spin.integrate.feature_matrix import FeatureCut, FeatureMatrix, Probes, selected_standardizer
@@ -86,7 +86,7 @@ class FoldSearch:
             calibration = fit_calibration(logits, y, data.label_space, data.class_weights)
             return log_loss(calibration.apply(logits), y, data.label_space)
 
-        head, steps = kind.fit(linear, self.design(part), strength, seed=data.seed, judge=judge)
+        head, steps = kind.fit(FitTask(linear, self.design(part), strength, data.seed, judge=judge))
         return self._predict(features, [head])[0], steps
 
     def _valid_features(self, part: Selection) -> FeatureRows:
@@ -171,7 +171,7 @@ class Search:
         """
         ranking = self.rankings[subset.rule][fold]
         selection = ranking.select(min(subset.eta, ranking.largest_eta(self.max_neurons)))
-        return selection.part(subset.depth, subset.part)
+        return selection.up_to(subset.depth, subset.part)
 
     def fold_selections(self, subset: Subset) -> list[Selection]:
         """The selection of a subset in each fold."""

@@ -94,7 +94,7 @@ def build_classifier(
         head = MlpHead(*vars(draw_head((count, values.shape[1]), 1)).values(), inner, bias, outer)
     fitted = FittedClassifier(selection, standardizer, head, build_choice_summary())
     for number, depth in enumerate(exits):
-        width = count if depth < 0 else len(selection.part(depth))
+        width = count if depth < 0 else len(selection.up_to(depth))
         exit = EarlyExit(depth, draw_head((count, width), 3 + number), 0.0)
         fitted = replace(fitted, exits=(*fitted.exits, exit))
     space = LabelSpace(tuple(classes), multilabel)

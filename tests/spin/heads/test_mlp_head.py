@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from spin.heads.calibration import log_loss
 from spin.heads.design import Design
 from spin.heads.feature_rows import FeatureRows
+from spin.heads.head import FitTask
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import HIDDEN, MlpHead
 from spin.integrate.fit_linear import fit_linear
@@ -63,7 +64,7 @@ def test_an_mlp_head_starts_at_the_linear_head(exclusive: bool) -> None:
     """Before the first step the logits are those of the linear head, bit for bit."""
     design = make_design(exclusive=exclusive)
     [linear] = fit_linear(design, [Penalty(1.0)])
-    head, steps = MlpHead.fit(linear, design, 1.0, seed=0, steps=0)
+    head, steps = MlpHead.fit(FitTask(linear, design, 1.0, seed=0, steps=0))
     assert steps == 0
     assert (head.coef is linear.coef, head.intercept is linear.intercept) == (True, True)
     assert head.inner.shape == (HIDDEN, 6)
@@ -76,7 +77,7 @@ def test_an_mlp_head_learns_an_interaction_that_a_linear_head_misses(exclusive: 
     """It learns the sign of a product on unseen rows, and keeps the linear effect."""
     design, unseen = make_design(exclusive=exclusive), make_design(exclusive=exclusive, seed=1)
     [linear] = fit_linear(design, [Penalty(10.0)])
-    head, steps = MlpHead.fit(linear, design, 10.0, seed=0)
+    head, steps = MlpHead.fit(FitTask(linear, design, 10.0, seed=0))
     assert steps == 300
     accuracies = [((h.logits(matrix(unseen)) > 0) == unseen.has).mean(0) for h in (linear, head)]
     assert accuracies[0][0] < 0.7
@@ -86,7 +87,7 @@ def test_an_mlp_head_learns_an_interaction_that_a_linear_head_misses(exclusive: 
 
 def test_the_same_seed_gives_the_same_mlp_head(design: Design, linear: LinearHead) -> None:
     """Equal bit for bit; another seed gives another head."""
-    first, second, other = (MlpHead.fit(linear, design, 1.0, seed=seed, steps=20)[0] for seed in (3, 3, 4))
+    first, second, other = (MlpHead.fit(FitTask(linear, design, 1.0, seed=seed, steps=20))[0] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.logits(matrix(design)), second.logits(matrix(design)))
     assert np.any(first.logits(matrix(design)) != other.logits(matrix(design)))
 
@@ -95,7 +96,7 @@ def test_a_strong_penalty_keeps_an_mlp_head_nearly_linear(design: Design, linear
     """The smaller the strength, the closer the logits are to those of the linear head."""
     differences = []
     for strength in (1e-3, 0.3, 3.0):
-        head, _ = MlpHead.fit(linear, design, strength, seed=0)
+        head, _ = MlpHead.fit(FitTask(linear, design, strength, seed=0))
         differences.append(np.abs(head.logits(matrix(design)) - linear.logits(matrix(design))).max())
     assert differences[0] < 0.05 < differences[1] < differences[2]
 
@@ -106,7 +107,7 @@ def test_rows_without_weight_do_not_affect_the_mlp_head(design: Design) -> None:
     weighted = replace(design, weights=weights)
     [linear] = fit_linear(weighted, [Penalty(1.0)])
     flipped = replace(weighted, has=np.where(weights > 0, design.has, ~design.has))
-    expected, actual = (MlpHead.fit(linear, each, 1.0, seed=0, steps=30)[0] for each in (weighted, flipped))
+    expected, actual = (MlpHead.fit(FitTask(linear, each, 1.0, seed=0, steps=30))[0] for each in (weighted, flipped))
     np.testing.assert_array_equal(expected.logits(matrix(design)), actual.logits(matrix(design)))
 
 
@@ -128,10 +129,10 @@ def test_fitting_stops_after_four_checks_without_improvement(losses: list[float]
         judged_logits.append(head.logits(matrix(design)))
         return next(losses_to_return)
 
-    head, steps = MlpHead.fit(linear, design, 1.0, seed=0, judge=judge, steps=90)
+    head, steps = MlpHead.fit(FitTask(linear, design, 1.0, seed=0, judge=judge, steps=90))
     assert (len(judged_logits), steps) == (checks, best_step)
     np.testing.assert_array_equal(head.logits(matrix(design)), judged_logits[best_step // 10])
-    refitted, _ = MlpHead.fit(linear, design, 1.0, seed=0, steps=best_step)
+    refitted, _ = MlpHead.fit(FitTask(linear, design, 1.0, seed=0, steps=best_step))
     np.testing.assert_allclose(refitted.logits(matrix(design)), head.logits(matrix(design)), atol=1e-5)
 
 
@@ -149,8 +150,8 @@ def test_a_judge_on_held_out_rows_prevents_overfitting() -> None:
 
     design, valid, unseen = make_noise(), make_noise(), make_noise()
     [linear] = fit_linear(design, [Penalty(1.0)])
-    judged, steps = MlpHead.fit(linear, design, 100.0, seed=0, judge=lambda head: loss(valid, head))
-    unjudged, _ = MlpHead.fit(linear, design, 100.0, seed=0)
+    judged, steps = MlpHead.fit(FitTask(linear, design, 100.0, seed=0, judge=lambda head: loss(valid, head)))
+    unjudged, _ = MlpHead.fit(FitTask(linear, design, 100.0, seed=0))
     assert steps < 300
     assert loss(valid, judged) <= loss(valid, linear)
     assert loss(unseen, judged) < loss(unseen, unjudged)
@@ -165,7 +166,7 @@ def test_features_in_a_file_give_the_same_mlp_head(exclusive: bool, monkeypatch:
     monkeypatch.setattr("spin.heads.feature_rows.BLOCK_BYTES", 4 * 37 * design.features.shape[1])
     on_disk = replace(design, features=FeatureRows.collect(design.features.blocks(), len(design.features)))
     assert not on_disk.features.in_memory
-    expected, actual = (MlpHead.fit(linear, each, 1.0, seed=0, steps=40)[0] for each in (design, on_disk))
+    expected, actual = (MlpHead.fit(FitTask(linear, each, 1.0, seed=0, steps=40))[0] for each in (design, on_disk))
     np.testing.assert_allclose(actual.logits(matrix(design)), expected.logits(matrix(design)), atol=1e-3)
     assert np.abs(expected.logits(matrix(design)) - linear.logits(matrix(design))).max() > 0.1
 

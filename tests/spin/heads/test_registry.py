@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -17,7 +16,7 @@ from spin.estimator import SpinClassifier
 from spin.export import export
 from spin.heads.design import Design
 from spin.heads.feature_rows import FeatureRows
-from spin.heads.head import Head
+from spin.heads.head import FitTask, Head
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.registry import HEADS, other_heads
 from spin.integrate.fit_linear import fit_linear
@@ -34,16 +33,8 @@ class CentroidHead(LinearHead):
     name: ClassVar[str] = "centroid"
 
     @classmethod
-    def fit(
-        cls,
-        linear: Head,
-        design: Design,
-        strength: float,
-        *,
-        seed: int,
-        steps: int | None = None,
-        judge: Callable[[Self], float] | None = None,
-    ) -> tuple[Self, int]:
+    def fit(cls, task: FitTask) -> tuple[Self, int]:
+        design = task.design
         features = torch.from_numpy(np.concatenate(list(design.features.blocks())))
         has = torch.from_numpy(design.has).float()
         sums, counts = (design.group.all_reduce(each) for each in (has.T @ features, has.sum(0)))
@@ -62,7 +53,7 @@ def head(request: pytest.FixtureRequest) -> Head:
         ProcessGroup(),
     )  # fmt: skip
     [linear] = fit_linear(design, [Penalty(1.0)])
-    fitted, steps = request.param.fit(linear, design, 1.0, seed=0, steps=20)
+    fitted, steps = request.param.fit(FitTask(linear, design, 1.0, seed=0, steps=20))
     assert type(fitted) is request.param
     assert steps in (0, 20)
     return fitted

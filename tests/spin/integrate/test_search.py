@@ -22,6 +22,7 @@ from spin.heads.blend import Blend
 from spin.heads.calibration import calibration_error, fit_temperature, log_loss
 from spin.heads.candidate import Candidate, Subset
 from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.heads.head import FitTask
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
@@ -240,7 +241,7 @@ def test_every_candidate_equals_an_independent_refit(
             probes = [p.for_fold(at) for p in project.probes]
             ranking = project.ranking(candidate.rule, at)
             top = ranking.largest_eta(int(96 * SEARCH.max_share))  # of each fold, which may be less
-            selection = ranking.select(min(candidate.eta, top)).part(candidate.depth, candidate.part)
+            selection = ranking.select(min(candidate.eta, top)).up_to(candidate.depth, candidate.part)
             sizes.append(len(selection))
             predicted = project.label_space.predict(held_out[at])
             scores.append(score("accuracy", project.y[fold.valid], predicted))
@@ -462,8 +463,8 @@ def test_exits_read_the_features_that_the_l1_penalty_left(
     assert penalties == [candidate.penalty]
     [[(head, _)]] = fit(search, [full_selection], penalties)
     nonzero_selection = full_selection.keep(head.coef.any(0))
-    assert all(len(nonzero_selection.part(depth)) < len(full_selection.part(depth)) for depth in (1, 2))
-    assert [part.rows() for _, [part], _ in exits] == [nonzero_selection.part(depth).rows() for depth in (1, 2)]
+    assert all(len(nonzero_selection.up_to(depth)) < len(full_selection.up_to(depth)) for depth in (1, 2))
+    assert [part.rows() for _, [part], _ in exits] == [nonzero_selection.up_to(depth).rows() for depth in (1, 2)]
     assert [of_exit for _, _, of_exit in exits] == [[Penalty(candidate.penalty.strength)]] * 2
     assert costs == [READING_COST + compute for compute in (1 / 4 + 1 / 8, 2 / 4 + 1 / 8, candidate.compute)]
 
@@ -530,7 +531,7 @@ def test_an_mlp_is_stopped_by_the_calibrated_loss() -> None:
         """The least loss at any of the temperatures, after every ten steps."""
         each = []
         for steps in range(0, 301, 10):
-            head, _ = MlpHead.fit(certain, fold.design(selection), strength, seed=0, steps=steps)
+            head, _ = MlpHead.fit(FitTask(certain, fold.design(selection), strength, seed=0, steps=steps))
             [logits] = fold._predict(fold._valid_features(selection), [head])
             each.append(min(log_loss(logits / temperature, y, project.label_space) for temperature in temperatures))
         return each
