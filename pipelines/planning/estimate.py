@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines.data.files import input_files, sharding
 from pipelines.data.files.input_files import InputFile
+from pipelines.data.files.kept_columns import check_kept_names
 from pipelines.data.files.shards import Shard, even_size
 from pipelines.data.intake import is_spooled, plan_intake
 from pipelines.data.spool import SPOOL
@@ -23,6 +24,7 @@ from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE, share_to_sampl
 from pipelines.nightly.steps.dedup import plan_partitions
 from pipelines.nightly.steps.intake_step import IDS
 from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.nightly.tables.night_tables import reserved_names
 from pipelines.planning.sample import Piece, Sample, take_sample
 from pipelines.registry.versions import Registry
 from pipelines.storage.parquet import to_parquet
@@ -142,6 +144,7 @@ def estimate_night(
     """
     _check_figures(documents=documents, deadline=deadline, seconds=seconds)
     documents, source = int(documents), source or settings.data.train
+    check_kept_names(settings.data, reserved_names())
     version = registry.resolve(model)
     rejected: dict[str, str] = {}
     files = input_files.list_files(source, bad=rejected)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.nightly.tables.prediction_columns import predictions_schema
 from pipelines.storage.delta_table import LOG, TableSnapshot, create_table, open_table
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
@@ -23,26 +24,7 @@ TAKEN, QUARANTINED = "taken", "quarantined"
 """values of the column `status` of the inputs"""
 
 _LABELS = pa.list_(pa.string())
-_REASON_WORDS = pa.list_(
-    pa.struct([("word", pa.string()), ("start", pa.int32()), ("end", pa.int32()), ("contribution", pa.float32())])
-)
-_REASON_NEURONS = pa.list_(pa.struct([("column", pa.string()), ("neuron", pa.int32()), ("contribution", pa.float32())]))
-_COLUMNS: Mapping[str, pa.Schema] = {
-    PREDICTIONS: pa.schema(
-        [
-            ("id", pa.string()),
-            ("label", pa.string()),  # null without a label, and in a multi-label task
-            ("labels", _LABELS),  # null in any other task
-            ("score", pa.float32()),
-            ("scores", pa.map_(pa.string(), pa.float32())),
-            ("depth", pa.int32()),
-            ("model_version", pa.string()),
-            ("unread_tokens", pa.int32()),  # null unless `backbone.long_texts` is windows
-            ("reason_label", pa.string()),  # this and the next two are null unless `classify.reasons` is above 0
-            ("reason_words", _REASON_WORDS),
-            ("reason_neurons", _REASON_NEURONS),
-        ]
-    ),
+_COLUMNS: Mapping[str, pa.Schema] = {  # those of the predictions are classes of their own
     DEAD_LETTERS: pa.schema(
         [
             ("id", pa.string()),
@@ -217,7 +199,13 @@ def partition_of(table: str, *, date: str, model: str, run: str) -> dict[str, st
 def table_schema(table: str, kept: pa.Schema = NO_COLUMNS) -> pa.Schema:
     """The columns of a table and of its files: partition columns, our own, and kept ones where the table has them."""
     partitions = [pa.field(name, _PARTITION_TYPES[name]) for name in _PARTITIONS[table]]
-    return pa.schema([*partitions, *_COLUMNS[table], *(kept if table in _CARRYING else NO_COLUMNS)])
+    own = predictions_schema() if table == PREDICTIONS else _COLUMNS[table]
+    return pa.schema([*partitions, *own, *(kept if table in _CARRYING else NO_COLUMNS)])
+
+
+def reserved_names() -> frozenset[str]:
+    """The names, in lower case, of our own columns in the tables that carry kept ones: none of these can have them."""
+    return frozenset(name.lower() for table in _CARRYING for name in table_schema(table).names)
 
 
 def file_rows(table: str, rows: pa.Table, *, date: str, model: str, run: str, kept: pa.Schema = NO_COLUMNS) -> pa.Table:
