@@ -25,7 +25,7 @@ from spin.sites import FeatureColumn, exit_name
 if TYPE_CHECKING:
     from pipelines.nightly.report.night_report import NightReport
     from pipelines.registry.champion_history import ChampionEvent
-    from pipelines.registry.promotion.gate_check import GateCheck
+    from pipelines.registry.promotion.gate_checks import CheckResult
     from pipelines.registry.version_records import Version
     from pipelines.training.evaluate import EvaluationReport
     from pipelines.training.extract_features import CorpusCounts
@@ -284,7 +284,7 @@ def evaluation(report: EvaluationReport) -> None:
         say(f"{counted(report.abstained, 'document')} ({share:.1f} %) got no label; the figures above leave them out")
 
 
-def gate(checks: Sequence[GateCheck]) -> None:
+def gate(checks: Sequence[CheckResult]) -> None:
     """Print one row per check of the gate and, below, what to do about those that failed."""
     table = Table("check", "found", "expected", "")
     for check in checks:

@@ -7,7 +7,8 @@ from itertools import zip_longest
 
 from markupsafe import Markup
 
-from spin.audit.perturbations import PERTURBATIONS, SEVERITIES
+from spin.audit import perturbations
+from spin.audit.perturbations import SEVERITIES
 from spin.audit.robustness import MODERATE, RobustnessReport
 from spin.audit.robustness_comparison import RobustnessComparison
 from spin.pages.rendering import render
@@ -67,5 +68,5 @@ def robustness_page(
 def _examples() -> list[Example]:
     return [
         Example(p.name, p.description, tuple(p.apply([_EXAMPLE], severity)[0] for severity in SEVERITIES))
-        for p in PERTURBATIONS
+        for p in perturbations.PERTURBATIONS
     ]

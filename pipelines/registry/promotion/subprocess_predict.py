@@ -91,6 +91,10 @@ class PredictionReply:
     thresholds: Mapping[str, float] | None = None
     """the threshold of every class that the training of this version chose, if it chose any"""
 
+    @property
+    def documents_per_s(self) -> float:
+        return len(self.labels) / max(self.seconds, 1e-9)
+
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"probabilities": self.probabilities.tolist()})
 

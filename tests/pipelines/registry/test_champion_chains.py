@@ -16,8 +16,8 @@ import spin.integrate.bootstrap
 from pipelines.registry.champion_history import ChampionEvent
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.promotion import gate, promote
-from pipelines.registry.promotion.gate import NoReply
-from pipelines.registry.promotion.gate_check import GateCheck
+from pipelines.registry.promotion.gate_checks import CheckResult
+from pipelines.registry.promotion.judged_version import NoReply
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from spin.errors import UserError
 from spin.settings import DecisionSettings, parse_settings
@@ -105,23 +105,23 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryRegistry:
     return MemoryRegistry(tmp_path)
 
 
-def attempt(registry: Any, number: str, *, force: bool = False) -> tuple[ChampionEvent | None, dict[str, GateCheck]]:
+def attempt(registry: Any, number: str, *, force: bool = False) -> tuple[ChampionEvent | None, dict[str, CheckResult]]:
     """Try to promote a version; returns the event, None if it failed, and the checks by name."""
-    shown: list[tuple[GateCheck, ...]] = []
+    shown: list[tuple[CheckResult, ...]] = []
     event = None
     with suppress(UserError):
         event = promote.promote(registry, number, "try", force=force, on_checks=shown.append)
     return event, {check.name: check for check in shown[0]}
 
 
-def promote_passing(registry: Any, number: str) -> dict[str, GateCheck]:
+def promote_passing(registry: Any, number: str) -> dict[str, CheckResult]:
     """Promote a version that passes; returns the checks by name."""
     event, checks = attempt(registry, number)
     assert event is not None, {name: check.measured for name, check in checks.items() if not check.passed}
     return checks
 
 
-def list_failed(checks: Mapping[str, GateCheck]) -> list[str]:
+def list_failed(checks: Mapping[str, CheckResult]) -> list[str]:
     return [name for name, check in checks.items() if not check.passed]
 
 
