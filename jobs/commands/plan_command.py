@@ -13,7 +13,7 @@ from spin.pages.number_format import counted
 from spin.settings import load_settings
 
 if TYPE_CHECKING:
-    from pipelines.planning.estimate import Estimate
+    from pipelines.planning.estimate import NightEstimate
 
 
 def plan(
@@ -44,7 +44,7 @@ def plan(
         _show(estimate)
 
 
-def _show(estimate: Estimate) -> None:
+def _show(estimate: NightEstimate) -> None:
     sample, rates, hours, store = estimate.sample, estimate.sample.documents_per_s, estimate.hours, estimate.store
     threads = counted(sample.threads, "torch thread")
     terminal.say(
@@ -77,7 +77,7 @@ def _show(estimate: Estimate) -> None:
     terminal.say("          requests to the object store are not estimated")
 
 
-def _needed(estimate: Estimate) -> str:
+def _needed(estimate: NightEstimate) -> str:
     workers, within = estimate.deadline.workers, f"within {_time(estimate.deadline.hours)}"
     if workers is None:
         return f"no number of workers finishes {within}: one shard or the ids take longer; lower ray.shard_documents"

@@ -25,7 +25,8 @@ def to_json(record: Any) -> Any:
         return record
     if isinstance(record, (list, tuple)):
         return [to_json(item) for item in record]
-    return _adapter(type(record)).dump_python(record, mode="json", exclude_none=not isinstance(record, NullsWritten))
+    exclude_none = not isinstance(record, NullsWritten)
+    return _adapter(type(record)).dump_python(record, mode="json", by_alias=True, exclude_none=exclude_none)
 
 
 def from_json(kind: type[T], value: Any) -> T:

@@ -15,7 +15,8 @@ from spin.heads import persistence
 from spin.heads.abstention import ErrorPromise
 from spin.heads.held_out import HeldOutLogits
 from spin.labels.metrics import ClassFigures
-from spin.monitor.quality import BREAKS_ESTIMATE, LEAST_DOCUMENTS, expect_quality
+from spin.monitor.drift_statistics import list_breaking
+from spin.monitor.quality import LEAST_DOCUMENTS, expect_quality
 from spin.pages.model_card import CARD, CardFacts, ContenderResult, QualityFacts, model_card
 from spin.settings import Settings
 
@@ -108,7 +109,7 @@ def _quality_facts(
         accuracy_width=None if expected is None else expected.accuracy.width,
         macro_f1_width=None if expected is None else expected.macro_f1.width,
         least_labelled=LEAST_DOCUMENTS,
-        breaking_drift=BREAKS_ESTIMATE,
+        breaking_drift=list_breaking(),
     )
 
 

@@ -66,7 +66,7 @@ from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, best_probe
 from spin.sparsify.ridge import RidgeImportance
 
-FORMAT = 8
+FORMAT = 9
 ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE, HELD_OUT)
 """names of the files of a registered version"""
 

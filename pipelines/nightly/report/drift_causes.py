@@ -8,7 +8,8 @@ from dataclasses import replace
 from pipelines.storage.object_store import Store
 from spin.heads.selection import Selection
 from spin.monitor.document_sample import DocumentSample
-from spin.monitor.drift import Drift, NeuronShift, feature_names
+from spin.monitor.drift import Drift, NeuronShift
+from spin.monitor.drift_statistics import feature_names
 from spin.monitor.drift_words import frequent_words
 from spin.settings import ClassifySettings
 

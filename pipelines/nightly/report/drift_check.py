@@ -10,7 +10,7 @@ from pipelines.registry.packaging import REFERENCE
 from pipelines.service_errors import DriftError
 from spin.classifier import TrainedClassifier
 from spin.heads.held_out import HeldOutLogits
-from spin.monitor.drift import Drift, measure
+from spin.monitor.drift import Drift
 from spin.monitor.profile import Profile
 
 
@@ -29,7 +29,7 @@ def measure_drift(
     reference = Profile.from_bytes((model / REFERENCE).read_bytes(), prefix)
     if held_out is not None and spin.exits_early:
         reference = reference.under(held_out, spin.fitted.exits, spin.decision_rule)
-    return measure(profile.documents, reference, spin.fitted.selection, allowed)
+    return profile.documents.drift_from(reference, spin.fitted.selection, allowed)
 
 
 def check_drift(report: NightReport) -> None:

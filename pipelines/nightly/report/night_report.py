@@ -114,7 +114,6 @@ class SlowShard:
         return self.documents / max(self.seconds, 1e-3)
 
 
-_DriftJson = Annotated[Drift, PlainValidator(Drift.from_json), PlainSerializer(Drift.to_json)]
 _ShadowJson = Annotated[
     ShadowAgreement, PlainValidator(ShadowAgreement.from_json), PlainSerializer(ShadowAgreement.to_json)
 ]
@@ -144,7 +143,7 @@ class NightReport:
     """classes of the model, in its order"""
     seconds: float
     """time in which at least one shard was being computed"""
-    drift: tuple[_DriftJson, ...]
+    drift: tuple[Drift, ...]
     """drift from the training documents by property; empty where there is no reference or no prediction"""
     quality: QualityEstimate | None = None
     """estimated quality of the labels, None where there is no estimate"""

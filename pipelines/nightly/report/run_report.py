@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from pipelines.nightly.report.night_report import REPORT, NightReport
 from pipelines.nightly.steps.run_records import NightCounts
+from spin.monitor.drift_statistics import Labels, describe_statistics
 from spin.monitor.quality import ClassQuality
 from spin.pages.rendering import render
 from spin.pages.stylesheet import report_css
@@ -21,14 +22,6 @@ _CLASSES = 30
 """classes listed, the most frequent first"""
 _DISAGREEMENTS = 12
 """pairs of labels listed on which the model and its shadow differ"""
-_PROPERTIES = {
-    "labels": "distribution of the labels",
-    "exits": "documents per early exit",
-    "scores": "largest probability per document",
-    "lengths": "tokens per document",
-    "unknown": "share of unknown tokens per document",
-    "neurons": "means of the selected neurons",
-}
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ def report_page(report: NightReport) -> str:
         classes_listed=_CLASSES,
         disagreements_listed=_DISAGREEMENTS,
         drifts=report.drift,
-        properties=_PROPERTIES,
+        properties=describe_statistics(),
         reasons=sorted(counts.reasons.items(), key=lambda item: (-item[1], item[0])),
         slowest=report.slowest,
     )
@@ -89,7 +82,7 @@ def _label_columns(report: NightReport) -> list[LabelShares]:
     if before is not None:
         columns.append(_label_shares(f"night of {before.date}", before.counts))
     for drift in report.drift:
-        if drift.name == "labels":
+        if drift.name == Labels.name:
             counts = dict(zip([*report.classes, ""], drift.then, strict=True))
             columns.append(LabelShares("reference", _shares(counts)))
     return columns

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date as day
 from functools import cached_property
@@ -253,6 +253,17 @@ def check_kept_columns(tables: NightTables, kept: pa.Schema) -> None:
         snapshot = tables.find(table)
         if snapshot is not None:
             merge_schemas(snapshot.schema, table_schema(table, kept), snapshot.store.uri)
+
+
+def read_night(
+    tables: NightTables, table: str, columns: Sequence[str], *, date: str, model: str, run: str, rows: int = 1 << 16
+) -> Iterator[pa.RecordBatch]:
+    """Some columns of the files that a run has in a table, in the order of their names, so many rows at a time."""
+    snapshot = tables.open(table)
+    files = snapshot.files(partition_of(table, date=date, model=model, run=run))
+    for file in sorted(files, key=lambda file: file.path):
+        with snapshot.store.open(file.path) as source:
+            yield from pq.ParquetFile(source).iter_batches(rows, columns=list(columns))
 
 
 def read_rows(snapshot: TableSnapshot, partition: Mapping[str, str]) -> pa.Table:

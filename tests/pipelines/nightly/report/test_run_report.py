@@ -247,7 +247,7 @@ def test_a_report_of_another_format_counts_as_none(tmp_path: Path) -> None:
     run, record = Store(str(tmp_path)), make_report()
     run.write_json("report.json", record)
     assert find_report(run) == NightReport.from_json(record)
-    del record["drift"][-1]["moved"][0]["documents"]
+    del record["drift"][-1]["moved"][0]["shift"]
     run.write_json("report.json", record)
     assert find_report(run) is None
     run.write_json("report.json", {name: value for name, value in make_report().items() if name != "counts"})
