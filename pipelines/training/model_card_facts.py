@@ -50,7 +50,7 @@ def describe_artifact(
     fingerprint: str,
     texts: Corpus | None = None,
 ) -> dict[str, bytes]:
-    """Return `neurons.json` and `MODEL_CARD.md` by name.
+    """The files `neurons.json` and `MODEL_CARD.md` by name.
 
     `held_out` are the logits of the test documents that the version carries, and `promise` is what they prove of
     `decision.max_error`; `fingerprint` is that of the probes. If `texts` is the corpus, `neurons.json` contains the
@@ -94,7 +94,7 @@ def describe_artifact(
 def _quality_facts(
     settings: Settings, spin: TrainedClassifier, held_out: HeldOutLogits, promise: ErrorPromise | None
 ) -> QualityFacts | None:
-    """Return what a night under these settings estimates its quality by; None without test documents."""
+    """The facts by which a night under these settings estimates its quality; None without test documents."""
     if not len(held_out):
         return None
     decision, expected = spin.decision_rule, None
@@ -114,7 +114,7 @@ def _quality_facts(
 
 
 def _tested(spin: TrainedClassifier, table: Sequence[ContenderResult]) -> ContenderResult | None:
-    """Return the row of the classifier in use; one that is several choices has the name of the first."""
+    """The row of the classifier in use; one that is several choices has the name of the first."""
     first = next(name for name, fitted in spin.training_result.choices.items() if fitted is spin.fitted)
     name = "spin" if first == "accuracy" else first
     return next((row for row in table if row.name == name), None)

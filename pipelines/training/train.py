@@ -148,7 +148,7 @@ TrainManifest = StageManifest[TrainResults]
 
 @dataclass(frozen=True)
 class _Training:
-    """What a training reads: its settings, the labelled documents, and what the stages before have left."""
+    """The inputs of a training: its settings, the labelled documents, and the results of the stages before."""
 
     settings: Settings
     labels: Labels
@@ -315,7 +315,7 @@ def _read_words(spin: TrainedClassifier, corpus: Corpus, rows: Rows) -> Floats |
 def _columns_to_keep(
     result: TrainingResult, probes: Sequence[Probe], features: FeatureShards
 ) -> tuple[Selection, list[FeatureColumn]]:
-    """What is needed of documents outside the sample: neurons of all, and whole columns of those that test.
+    """The values needed of documents outside the sample: neurons of all, and whole columns of those that test.
 
     The columns are those of the baselines, whether `train.baselines` asks for them or not: it may be changed when a
     training is resumed.

@@ -37,7 +37,7 @@ _SD_FLOOR = 0.5
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What was decided of n documents, in one of K classes each or in several."""
+    """The decisions on n documents, for one of K classes each or for several."""
 
     label_space: LabelSpace
     logits: Floats
@@ -50,7 +50,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class ReadDocuments:
-    """What was read of n documents, of which m got to the backbone: the others were decided by their words."""
+    """The values read of n documents, of which m got to the backbone: the others were decided by their words."""
 
     values: Floats
     """(n, p) standardised features, 0 where they were not read"""

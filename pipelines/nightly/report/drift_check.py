@@ -17,7 +17,7 @@ from spin.monitor.profile import Profile
 def measure_drift(
     profile: NightProfile, model: Path, spin: TrainedClassifier, held_out: HeldOutLogits | None, allowed: float
 ) -> list[Drift]:
-    """Return the drift of the profile of a night from the reference in the folder of a model, opened as `spin`.
+    """The drift of the profile of a night from the reference in the folder of a model, opened as `spin`.
 
     Where documents may exit early, the reference is that of documents with early exits, under the decision of the night
     if the model carries the logits of its test documents; neurons above the first exit, which not all documents reach,

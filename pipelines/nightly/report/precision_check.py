@@ -20,7 +20,7 @@ _BATCH = 1024
 
 
 def check_precision(settings: Settings, registry: Registry, report: NightReport, count: int) -> tuple[int, int]:
-    """How many of the first `count` predictions of a published night were compared, and how many have the same label.
+    """The number of compared predictions, the first `count` of a published night, and of those with the same label.
 
     Their texts are read from the input again. Float32 labels are computed by torch in this process, with the same early
     exits. Raises UserError for a night without predictions, and where the input is not there any more.

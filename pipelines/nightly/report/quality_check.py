@@ -14,7 +14,7 @@ from spin.monitor.quality import QualityEstimate, QualitySums, estimate_quality
 
 @dataclass(frozen=True)
 class NightQuality:
-    """What is known of the quality of a night's labels without checking any."""
+    """The quality of a night's labels, estimated without checking any."""
 
     estimate: QualityEstimate | None
     """None where the model has no test documents, no document got a label, or drift withdraws it"""

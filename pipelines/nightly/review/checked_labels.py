@@ -52,7 +52,7 @@ Given = Mapping[str, frozenset[str]]
 
 @dataclass(frozen=True)
 class AddedLabels:
-    """What became of the labels in a file."""
+    """The labels of a file by what became of them."""
 
     added: int
     """labels of documents that a night has given a label"""
@@ -232,7 +232,7 @@ def read_labels(out: Store) -> dict[tuple[str, str], list[LabelRow]]:
 
 
 def _merge(before: LabelRow, added: LabelRow) -> LabelRow:
-    """What is known of a document after another row about it was added."""
+    """The row of a document after another one about it was added."""
     reviewed = before if added.reason is None else added
     labels = before.true_labels if added.true_labels is None else added.true_labels
     return replace(added, true_labels=labels, reason=reviewed.reason, population=reviewed.population)

@@ -106,7 +106,7 @@ class _Smallest:
 
 
 def _allot(documents: int, drifted: int, any_disputed: bool) -> dict[str, int]:
-    """How many documents of each stratum are wanted."""
+    """The number of documents that are wanted of each stratum."""
     counts = {name: round(share * documents) for name, share in _SHARES.items()}
     counts[DRIFTED] = min(drifted, counts[DRIFTED])
     if not any_disputed:

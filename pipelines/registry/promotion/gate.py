@@ -108,7 +108,7 @@ def _measure(registry: Registry, number: str, texts: Sequence[str], settings: Se
 
 
 def _measure_champion(registry: Registry, number: str, texts: Sequence[str]) -> Reply:
-    """As `_measure`, but a champion that hangs does not keep a version from being promoted with --force."""
+    """The predictions of a champion; one that hangs does not keep a version from being promoted with --force."""
     try:
         return _measure(registry, number, texts, settle_promise(registry, number)[0])
     except StalledError as error:

@@ -222,7 +222,7 @@ class BestChampion(_ScoreLoss):
 
 
 class Robustness(_ScoreLoss):
-    """How much lower the version scores where each text is perturbed; the attempts on the original texts count too."""
+    """The loss of score where each text is perturbed; the attempts on the original texts count too."""
 
     name, other, setting = "robustness", f"{THE_CHAMPION} on perturbed texts", "max_robustness_loss"
 

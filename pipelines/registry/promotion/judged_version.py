@@ -1,4 +1,4 @@
-"""What the checks of the gate judge: the predictions of a version, and those of the champions on the same documents."""
+"""The version that the gate judges: its predictions, and those of the champions on the same documents."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Comparison:
 
     @cached_property
     def differences(self) -> Mapping[str, tuple[float, float]]:
-        """How much higher the version scores than the champion and the best one, and the lower confidence bound."""
+        """The score minus that of the champion and of the best one, each with its lower confidence bound."""
         metric, seed, own = self.settings.metric, self.settings.seed, self.score(self.predicted)
         return {
             name: (

@@ -18,6 +18,7 @@ from pipelines.nightly.report.run_report import report_page
 from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE
 from pipelines.registry.packaging import REFERENCE
 from pipelines.storage.object_store import Store
+from pipelines.storage.records import from_json, to_json
 from spin.backbone.loading import load_backbone
 from spin.classifier import TrainedClassifier
 from spin.labels.standardizer import Standardizer
@@ -305,4 +306,4 @@ def test_a_statistic_that_is_added_is_compared_and_shown(
     assert drift.now == ((counts <= 12).sum(), (counts > 12).sum())
     assert 0 < drift.now[0] < len(counts)
     assert "documents &lt;longer&gt; than most" in report_page(report)
-    assert NightReport.from_json(report.to_json()).drift == report.drift
+    assert from_json(NightReport, to_json(report)).drift == report.drift
