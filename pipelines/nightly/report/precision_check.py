@@ -43,8 +43,8 @@ def check_precision(settings: Settings, registry: Registry, report: NightReport,
 
 def _first_labels(report: NightReport, count: int) -> dict[str, Label | None]:
     """The labels of the first predictions of a night by id."""
-    tables, night = NightTables(Store(report.output)), {"date": report.date, "model": report.model, "run": report.run}
-    batches = read_night(tables, PREDICTIONS, ["id", "label", "labels"], **night)
+    tables, columns = NightTables(Store(report.output)), ["id", "label", "labels"]
+    batches = read_night(tables, PREDICTIONS, columns, date=report.date, model=report.model, run=report.run)
     rows = islice((row for batch in batches for row in batch.to_pylist()), count)
     return {row["id"]: row["label"] if row["labels"] is None else row["labels"] for row in rows}
 

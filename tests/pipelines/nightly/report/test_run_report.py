@@ -73,11 +73,14 @@ def make_report(**changes: Any) -> dict[str, Any]:
     rows = [400] * 29 + [745]
     shards = [
         {
-            "uri": f"s3://inbox/{n // 10}.parquet",
-            "work": "0",
-            "rows": count,
-            **dict.fromkeys(("predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0),
-            **{name: {} for name in ("reasons", "labels", "depths", "files")},
+            "counts": {
+                "uri": f"s3://inbox/{n // 10}.parquet",
+                "work": "0",
+                "rows": count,
+                **dict.fromkeys(("predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0),
+                **{name: {} for name in ("reasons", "labels", "depths")},
+            },
+            "files": {},
             "seconds": 20.0 + n,
             "ended": 1.79e9 + 15.0 * n + 300 * (n > 15),
             "tries": 1 + (n == 7),
@@ -389,9 +392,15 @@ def test_a_report_survives_a_json_round_trip() -> None:
 
 def test_the_slowest_shards_come_first() -> None:
     counts = dict.fromkeys(("rows", "predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0)
-    empty: dict[str, Any] = {name: {} for name in ("reasons", "labels", "depths", "files")}
+    empty: dict[str, Any] = {name: {} for name in ("reasons", "labels", "depths")}
     shards = [
-        {"uri": "a", "work": "0", **counts, **empty, "seconds": seconds, "ended": 1.0, "tries": 1}
+        {
+            "counts": {"uri": "a", "work": "0", **counts, **empty},
+            "files": {},
+            "seconds": seconds,
+            "ended": 1.0,
+            "tries": 1,
+        }
         for seconds in range(1, 20)
     ]
     slowest = slowest_shards([ShardOutcome.from_json(shard, ClassifyCounts) for shard in shards], range(len(shards)))

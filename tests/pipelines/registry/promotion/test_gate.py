@@ -16,7 +16,7 @@ from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.promotion import gate, gate_checks, judged_version
 from pipelines.registry.promotion.earlier_gates import EarlierGates
 from pipelines.registry.promotion.gate import GateReport, run_gate
-from pipelines.registry.promotion.gate_checks import CHECKS, Check, CheckResult
+from pipelines.registry.promotion.gate_checks import CheckResult
 from pipelines.registry.promotion.judged_version import JudgedVersion, NoReply
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from pipelines.service_errors import StalledError
@@ -403,30 +403,3 @@ def test_the_gate_perturbs_texts_only_where_they_are_compared(
     assert {number: len(reply.labels) for number, reply in report.predictions.items()} == dict.fromkeys(versions, N)
     assert report.figures["score"] == 1
     assert report.figures["documents_per_s"] == pytest.approx(10)
-
-
-class Certainty(Check):
-    """The mean probability of the labels that the version gives."""
-
-    name = "certainty"
-
-    def judge(self, version: JudgedVersion) -> CheckResult:
-        certainty = float(version.model.probabilities.max(axis=1).mean())
-        return CheckResult(
-            self.name,
-            value=certainty,
-            limit=0.8,
-            measured=f"{certainty:.2f}",
-            expected="at least 0.80",
-            remedy="train on more documents",
-            figures={"certainty": certainty},
-        )
-
-
-def test_a_check_that_is_added_is_judged_and_its_figure_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_checks, "CHECKS", (*CHECKS, Certainty()))
-    report = judge(build_settings(max_ece=1), TRUTH, build_reply(TENTH, confidence=0.7), CALIBRATED)
-    assert list_failed_checks(report) == ["certainty"]
-    assert report.figures["certainty"] == pytest.approx(0.7)
-    assert not judge(build_settings(), TRUTH, CALIBRATED, CALIBRATED).failed
-    assert "certainty" not in [check.name for check in judge(build_settings(), [], CALIBRATED, None).checks]
