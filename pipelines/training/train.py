@@ -41,8 +41,8 @@ from pipelines.training.fit_heads import HeadsJob, RefitJob, run_integrate, run_
 from pipelines.training.fit_probes import ProbeManifest, load_probes
 from pipelines.training.held_out_logits import collect_test_logits, describe_promise, promise_error, write_test_logits
 from pipelines.training.keep_neurons import run_keep
-from pipelines.training.model_card_facts import Comparison, describe_artifact
-from pipelines.training.neurons import NEURONS
+from pipelines.training.model_card_facts import Comparison, build_card
+from pipelines.training.neurons import NEURONS, describe_neurons, neurons_to_json
 from pipelines.training.suspects import SUSPECTS, check_labels
 from pipelines.workers.progress import progress
 from spin.arrays import Floats, Rows
@@ -231,21 +231,16 @@ def _fit(training: _Training, store: Store, plan: TrainPlan, lease: Lease) -> Tr
     test_logits = collect_test_logits(spin, features, labels, test_words)
     promise = promise_error(settings, spin, test_logits[settings.choose])
     figures = replace(figures, notes=(*labels.overlap.notes(counts["test"], settings.data), *figures.notes))
-    described = describe_artifact(
-        settings,
-        spin,
-        features,
-        labels,
-        figures,
-        held_out=test_logits[settings.choose],
-        promise=promise,
-        fingerprint=training.probed.fingerprint,
-        texts=texts,
-    )
+    fingerprint, held_out = training.probed.fingerprint, test_logits[settings.choose]
+    card = build_card(settings, spin, labels, figures, held_out=held_out, promise=promise, fingerprint=fingerprint)
     reference = choose_reference(test_rows, test_words, training.words, data.folds)
-    described[REFERENCE] = describe_reference(spin, features, corpus, *reference)
-    described[HELD_OUT] = write_test_logits(test_logits)
-    artifact = spin.files() | described
+    artifact = {
+        **spin.files(),
+        NEURONS: neurons_to_json(describe_neurons(spin, features, labels, texts=texts)),
+        CARD: card.encode(),
+        REFERENCE: describe_reference(spin, features, corpus, *reference),
+        HELD_OUT: write_test_logits(test_logits),
+    }
     results = TrainResults(
         choice=spin.training_result.summary(),
         classes=tuple(labels.classes),
