@@ -27,7 +27,7 @@ from pipelines.nightly.steps.intake_step import IntakeStep
 from pipelines.nightly.steps.run_records import ClassifyCounts, IntakeCounts, PassCounts
 from pipelines.nightly.tables.night_records import RunRecord
 from pipelines.nightly.tables.passes import PassRecord
-from pipelines.planning.torch_threads import torch_threads
+from pipelines.planning.night_worker import as_night_worker
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import BadFileError
@@ -37,7 +37,6 @@ from pipelines.storage.shard_log import C, ShardLog
 from pipelines.workers.artifact_copy import ArtifactCopy
 from pipelines.workers.map_shards import Step, commit_shard
 from pipelines.workers.progress import progress
-from pipelines.workers.weights_cache import with_engine
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads import persistence
@@ -141,12 +140,9 @@ def take_sample(
     be classified.
     """
     chosen = random.Random(settings.seed).sample(shards, min(len(shards), _SHARDS))
-    # without a cluster the backbone is read where the settings name it, and not fetched from the store
-    local = with_engine(settings, "classify")
-    local = local.model_copy(update={"ray": settings.ray.model_copy(update={"address": None})})
-    if not settings.ray.for_stage("classify").gpus_per_worker:
-        local = local.model_copy(update={"backbone": local.backbone.model_copy(update={"device": "cpu"})})
-    with tempfile.TemporaryDirectory() as scratch, torch_threads(settings.ray.for_stage("classify").cpus_per_worker):
+    with tempfile.TemporaryDirectory() as scratch, as_night_worker(settings) as of_worker:
+        # without a cluster the backbone is read where the settings name it, and not fetched from the store
+        local = of_worker.model_copy(update={"ray": settings.ray.model_copy(update={"address": None})})
         run, model = Store(f"{scratch}/run", retry_seconds=0), Path(scratch) / "model"
         model.mkdir(parents=True)
         registry.download(version, model)
