@@ -19,7 +19,7 @@ from typing import BinaryIO
 from pipelines.data.files import formats
 from pipelines.data.files.formats import MAX_BYTES
 from pipelines.data.files.input_files import InputFile
-from pipelines.data.files.kept_columns import check_kept_names, merge_types, settle_types, type_text
+from pipelines.data.files.kept_columns import merge_types, settle_types, type_text
 from pipelines.data.files.readers import opener_of, read_piece, reader_of
 from pipelines.data.files.shards import Piece, Shard, even_size
 from pipelines.data.forgotten_ids import NOTHING_FORGOTTEN, ForgottenIds
@@ -98,10 +98,8 @@ def plan_intake(files: Sequence[InputFile], data: DataSettings, *, bad: dict[str
     """The tasks of the intake: a pure function of the listing and the settings.
 
     Small files are joined to tasks of about 64 MB, and a large file is divided as its format allows. Raises
-    BadFileError for an empty file; if `bad` is given, such files are added to it, each with the reason. Raises
-    UserError for a kept column that the output cannot have.
+    BadFileError for an empty file; if `bad` is given, such files are added to it, each with the reason.
     """
-    check_kept_names(data)
     tasks: list[tuple[Piece, ...]] = []
     group: list[Piece] = []
     grouped = 0

@@ -9,8 +9,8 @@ from pipelines.data.files.kept_columns import without_kept
 from pipelines.data.files.readers import read_piece
 from pipelines.data.files.shards import Piece
 from pipelines.data.intake import plan_intake
+from pipelines.nightly.tables.listing import read_listing
 from pipelines.nightly.tables.night_records import RUNS
-from pipelines.nightly.tables.resume import read_listing
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from spin.settings import DataSettings

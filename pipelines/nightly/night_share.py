@@ -1,0 +1,69 @@
+"""The share of one night in its pass: what it takes of the files, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from pipelines.data.files.shards import Shard
+from pipelines.data.intake import NightPlan
+from pipelines.nightly.night import Night
+from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.nightly.tables.night_tables import QUARANTINED, TAKEN
+from pipelines.nightly.tables.publication import InputRow
+from pipelines.storage.shard_log import ShardOutcome
+
+Outcomes = Sequence[ShardOutcome[ClassifyCounts]]
+
+
+@dataclass(frozen=True)
+class NightShare:
+    """The share of a night in its pass."""
+
+    night: Night
+    """the night"""
+    plan: NightPlan
+    """its shards and files"""
+    rejected: Mapping[str, str]
+    """reasons by URI of its files that the intake did not read"""
+    tasks: frozenset[int]
+    """tasks of the intake with its files"""
+    shards: frozenset[int] | None
+    """indices of its shards, None if it takes all of the pass"""
+    outcomes: Outcomes = ()
+    """of its shards, once all are classified"""
+
+    @property
+    def documents(self) -> int:
+        """Number of documents in its shards."""
+        return sum(shard.documents for shard in self.plan.shards)
+
+    def takes(self, shard: Shard) -> bool:
+        """Whether the night takes the files of a shard."""
+        return self.shards is None or shard.index in self.shards
+
+    @cached_property
+    def quarantined(self) -> Mapping[str, str]:
+        """The reason for each file that could not be read, by URI, in order of URI."""
+        unreadable = {file.uri: file.reason for file in self.plan.files if file.reason is not None}
+        return dict(sorted({**self.rejected, **unreadable}.items()))
+
+    @cached_property
+    def input_rows(self) -> list[InputRow]:
+        """A row per input file that the run was to read."""
+        listed = {file.uri: file for file in self.night.run.listing.files}
+        rows = [
+            InputRow(file.uri, file.size, file.version, file.rows, TAKEN)
+            if file.reason is None
+            else InputRow(file.uri, file.size, file.version, 0, QUARANTINED, file.reason)
+            for file in self.plan.files
+        ]
+        for uri, reason in self.rejected.items():
+            size, version = (listed[uri].size, listed[uri].version) if uri in listed else (0, "")
+            rows.append(InputRow(uri, size, version, 0, QUARANTINED, reason))
+        return rows
+
+    def keys(self, ending: str) -> list[str]:
+        """The keys in the output of the files of its shards that have an ending."""
+        return [key for outcome in self.outcomes for key in outcome.files if key.endswith(ending)]
