@@ -38,7 +38,7 @@ test-here:  # within the servers; several Ray nodes on one machine want it for t
 	$(PYTEST) $(PARALLEL) --ignore tests/pipelines/workers/test_cluster.py
 	$(PYTEST) tests/pipelines/workers/test_cluster.py
 
-test-fast: setup  ## the tests that need no server, no Ray and no browser
+test-fast: setup  ## the tests that need no server, no Ray and no browser, and are not slow
 	$(PYTEST) $(PARALLEL) --fast
 
 soak: setup  ## an hour of histories of nights that Hypothesis makes up; SOAK="--minutes 1 --stride 20 --steps 10" for a trial

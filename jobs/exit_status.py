@@ -85,7 +85,7 @@ def _describe_exit(code: object) -> tuple[str, int]:
 
 
 def _describe_usage(error: Any) -> str:
-    """What is wrong with the command line, and where to read more."""
+    """The mistake in the command line, and where to read more."""
     if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed already
         return "expected a command; `spin --help` lists them"
     context = getattr(error, "ctx", None)

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 
-from pipelines.telemetry.json_lines import JsonFormatter, log_as_json
+from pipelines.telemetry.json_lines import JsonFormatter
 from spin.errors import UserError
 from spin.settings import mask_credentials
 
@@ -33,7 +33,6 @@ def configure_logging(*, as_json: bool = False) -> None:
     level = os.environ.get("SPIN_LOG", "warning").lower()
     if level not in LEVELS:
         raise UserError(f"SPIN_LOG is '{level}'; expected one of {', '.join(LEVELS)}")
-    log_as_json(as_json)
     handler = _StderrHandler()
     handler.setFormatter(JsonFormatter() if as_json else LineFormatter(tracebacks=level == "debug"))
     root = logging.getLogger()

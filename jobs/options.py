@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.page_file import check_writable
 from spin.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,6 +38,11 @@ Models = Annotated[
 Input = Annotated[str, typer.Option("--input", metavar="URI", help="file, folder or glob of documents")]
 Output = Annotated[str, typer.Option("--output", metavar="URI", help="folder or s3:// prefix that collects all nights")]
 Date = Annotated[str | None, typer.Option("--date", metavar="YYYY-MM-DD", help="date of a night")]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", callback=check_writable, help="also write the report as a page"),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be done and change nothing")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for a program")]
 Why = Annotated[str, typer.Option(help="reason, kept in the history")]
 

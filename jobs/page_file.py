@@ -9,14 +9,17 @@ from jobs import terminal
 from spin.errors import UserError
 
 
-def check_writable(path: Path) -> None:
-    """Raise UserError, before any work is done, for a page that could not be written."""
+def check_writable(path: Path | None) -> Path | None:
+    """Return the path of a page. Raises UserError, before any work is done, where none could be written."""
+    if path is None:
+        return None
     if path.is_dir():
         raise UserError(f"{path} is a directory; name a file in it, such as {path / 'page.html'}")
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: there is no directory {path.parent}; make it first")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UserError(f"{path} cannot be written: permission denied; name another file")
+    return path
 
 
 def write_page(path: Path, page: str) -> None:

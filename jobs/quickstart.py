@@ -13,6 +13,11 @@ import pyarrow.parquet as pq
 import yaml
 
 from jobs import terminal
+from jobs.printing.explanations import list_main_neurons
+from jobs.printing.figures import format_estimate
+from jobs.printing.nights import print_night
+from jobs.printing.registry import print_champion
+from jobs.printing.training import print_stage, print_training
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.tables.night_history import read_predictions
 from pipelines.registry.promotion import promote
@@ -44,20 +49,20 @@ def run_quickstart(folder: Path, *, full: bool = False) -> None:
     start = time.perf_counter()
     settings = load_settings(_prepare(folder, full))
     registry = Registry(settings)
-    report = run_workflow(settings, on_stage=terminal.stage)
-    terminal.trained(report)
+    report = run_workflow(settings, on_stage=print_stage)
+    print_training(report)
     version = report.registered.version
     if registry.champion() is None or registry.resolve(f"models:/{registry.name}@{CHALLENGER}") != registry.champion():
-        terminal.moved(registry.name, promote.promote(registry, version, "quickstart"))
+        print_champion(registry.name, promote.promote(registry, version, "quickstart"))
     else:
         terminal.say(f"{registry.name} version {version} is champion — finished before")
     night, output = folder / "tonight.parquet", folder / "nights"
     classified = run_classify(settings, registry, str(night), str(output))
-    terminal.night(classified, str(output))
+    print_night(classified, str(output))
     by_words = classified.counts.depths.get(str(BY_WORDS), 0)
     share = 100 * by_words / max(1, classified.counts.predicted)
-    terminal.say(f"          words alone decided {share:.0f} % of the documents, before the language model read them")
-    terminal.say(f"          {_compare_with_truth(classified.quality, folder / _TRUTH, output)}")
+    decided = f"words alone decided {share:.0f} % of the documents, before the language model read them"
+    terminal.say_about("", [decided, _compare_with_truth(classified.quality, folder / _TRUTH, output)])
     _show_five(settings, registry, night, output)
     file = folder / "settings.yaml"
     terminal.say("\nNext:")
@@ -145,7 +150,7 @@ def _compare_with_truth(quality: QualityEstimate | None, truth: Path, output: Pa
     true, given = (classes.index(list(side)) for side in zip(*pairs, strict=True))
     estimates = (None, None) if quality is None else (quality.accuracy, quality.macro_f1)
     figures = ", ".join(
-        f"{name} {terminal.format_estimate(estimate)}, true {100 * score(metric, true, given):.1f}"
+        f"{name} {format_estimate(estimate)}, true {100 * score(metric, true, given):.1f}"
         for name, metric, estimate in zip(("accuracy", "macro-F1"), ("accuracy", "macro_f1"), estimates, strict=True)
     )
     return f"estimated without labels, and true by labels that were kept aside: {figures}"
@@ -159,4 +164,4 @@ def _show_five(settings: Settings, registry: Registry, night: Path, output: Path
     for row in read_predictions(str(output), 5):
         text = texts[row["id"]]
         terminal.say(f"\n  {row['label']} {row['score']:.2f}  {' '.join(text.split())}")
-        terminal.say(f"    {terminal.main_neurons(spin.explain(text))}")
+        terminal.say(f"    {list_main_neurons(spin.explain(text))}")

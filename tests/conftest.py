@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -43,14 +44,24 @@ MLFLOW = os.environ.setdefault("SPIN_TEST_MLFLOW", os.environ.pop("MLFLOW_TRACKI
 
 SLOW_FIXTURES = {"ray_session", "s3_server", "mlflow_server", "browser", "site"}
 """`--fast` leaves out tests that use one of these fixtures or have one of the markers below"""
-SLOW_MARKERS = ("s3", "mlflow", "server", "real", "ray", "wheel")
+SLOW_MARKERS = ("s3", "mlflow", "server", "real", "ray", "wheel", "slow")
+_SLOW_FILE = re.compile(r"^pytestmark = .*pytest\.mark\.slow", re.MULTILINE)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--fast`."""
     parser.addoption(
-        "--fast", action="store_true", help="only tests that need no server, no Ray, no browser and no real weights"
+        "--fast",
+        action="store_true",
+        help="only tests that need no server, no Ray, no browser and no real weights, and are not marked slow",
     )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Under `--fast`, do not even import a file that is slow as a whole: its libraries may load for seconds."""
+    if config.getoption("--fast") and collection_path.suffix == ".py":
+        return bool(_SLOW_FILE.search(collection_path.read_text(encoding="utf-8"))) or None
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -50,7 +50,7 @@ def train(name: str, settings: Settings, folder: Path, documents: int) -> Traini
         if process.wait():
             raise SystemExit(f"the training on {documents:,} documents failed")
     store = Path(settings.store.uri)
-    plan = json.loads((store / "features" / "plan.json").read_text(encoding="utf-8"))["detail"]
+    plan = json.loads((store / "features" / "plan.json").read_text(encoding="utf-8"))["derived"]
     row = sum(width * np.dtype(plan["types"][column]).itemsize for column, width in plan["widths"].items())
     stored = sum(file.stat().st_size for part in ("features", "kept") for file in (store / part).rglob("*.parquet"))
     seconds = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))

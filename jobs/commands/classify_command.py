@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs import terminal
 from jobs.options import File, Input, Models, Output, Set, open_registry
+from jobs.printing.nights import print_check, print_night
 from spin.errors import SpinError, UserError
 from spin.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from pipelines.nightly.finish_nights import NightFailure
     from pipelines.nightly.night_models import RequestedModel
     from pipelines.nightly.report.night_report import NightReport
 
@@ -55,7 +54,7 @@ def classify(
 ) -> None:
     """Classify a batch of documents with one model or several; run again after a failure, it resumes."""
     from pipelines.nightly.classify import classify_nights
-    from pipelines.nightly.finish_nights import raise_failures
+    from pipelines.nightly.finish_nights import NightFailure, raise_failures
 
     loaded = load_settings(settings, set)
     requested = request_models(loaded, model, shadow)
@@ -64,9 +63,11 @@ def classify(
     for report in nights.reports:  # a model that fails keeps no other one from being printed and checked
         each = requested[0] if not several else next(model for model in requested if model.name == report.model)
         own = loaded.model_copy(update={"backbone": nights.backbones.get(report.model, loaded.backbone)})
-        with _keeping_failure(failures, report.model):
-            terminal.night(report, output, named=several)
+        try:
+            print_night(report, output, named=several)
             _check_night(own, each, report, check)
+        except SpinError as error:
+            failures.append(NightFailure(report.model, error))
     raise_failures(failures, several=several)  # the one with the highest exit status, drift last
 
 
@@ -100,22 +101,11 @@ def _check_night(settings: Settings, requested: RequestedModel, report: NightRep
     if documents is not None:
         from pipelines.nightly.report.precision_check import check_precision
 
-        terminal.check(*check_precision(settings, requested.registry, report, documents))
+        print_check(*check_precision(settings, requested.registry, report, documents))
     if requested.shadow is not None and report.shadow is None:
         version = f"version {report.model_version}, the version that classified"
-        terminal.say(f"          no shadow: {requested.shadow} is {version}")
+        terminal.say_about("", [f"no shadow: {requested.shadow} is {version}"])
     if settings.classify.fail_on_drift:
         from pipelines.nightly.report.drift_check import check_drift
 
         check_drift(report)
-
-
-@contextmanager
-def _keeping_failure(failures: list[NightFailure], model: str) -> Iterator[None]:
-    """Add an error to the failures, and go on."""
-    from pipelines.nightly.finish_nights import NightFailure
-
-    try:
-        yield
-    except SpinError as error:
-        failures.append(NightFailure(model, error))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from jobs import terminal
+from jobs.printing.jobs import print_jobs
 from jobs.signals import Stopped
 from spin.errors import UserError
 from spin.settings import Settings, load_settings, mask_credentials
@@ -78,7 +79,7 @@ def jobs(address: Address = None) -> None:
     """List the jobs of a cluster."""
     from pipelines.workers.job_client import JobServer
 
-    terminal.jobs(JobServer(address).jobs())
+    print_jobs(JobServer(address).jobs())
 
 
 def logs(

@@ -137,7 +137,7 @@ def _refuse_unreadable(error: OSError) -> NoReturn:
 
 
 def _target(path: Path) -> Path:
-    """What a path leads to. Raises UserError if that is not in the working directory."""
+    """The file or folder that a path leads to. Raises UserError if that is not in the working directory."""
     target = path.resolve()
     if not target.is_relative_to(Path.cwd().resolve()):
         raise UserError(
@@ -155,7 +155,7 @@ def _plain_file(path: Path) -> Path:
 
 
 def _refuse_credentials(files: dict[str, Path]) -> None:
-    """Raise UserError that names the files whose names, or those of the files that links lead to, are refused."""
+    """Raise UserError that names the files with refused names; the target of a link counts as the link does."""
     root = Path.cwd().resolve()
     refused = [
         name

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from jobs import terminal
 from jobs.extras import PipelinesCommand
 from jobs.options import AsJson, Date, File, Output, Set
+from jobs.printing.nights import print_scores
 from spin.errors import UserError
 from spin.pages.number_format import counted
 from spin.settings import load_settings
-
-if TYPE_CHECKING:
-    from pipelines.nightly.report.scored_night import ScoredNight
 
 Name = Annotated[str | None, typer.Option("--model", metavar="NAME", help="registered name; default: the only one")]
 
@@ -63,10 +58,11 @@ def review(
     reasons = sample.rows["reason"].to_pylist()
     counts = ", ".join(f"{reasons.count(name)} {name}" for name in dict.fromkeys(reasons))
     night = f"the night of {sample.night.date} of {sample.night.model}"
-    terminal.say(f"review    {counted(len(reasons), 'document')} of {night}: {counts}")
+    lines = [f"{counted(len(reasons), 'document')} of {night}: {counts}"]
     if texts is not None and len(texts) < len(reasons):
-        terminal.say(f"          the input of {len(reasons) - len(texts)} of them is not there any more")
-    terminal.say(f"          wrote {to}; fill in the column true_label, then: spin labels add {to} --output {output}")
+        lines.append(f"the input of {len(reasons) - len(texts)} of them is not there any more")
+    lines.append(f"wrote {to}; fill in the column true_label, then: spin labels add {to} --output {output}")
+    terminal.say_about("review", lines)
 
 
 @app.command(cls=PipelinesCommand)
@@ -90,13 +86,13 @@ def add(
     if as_json:
         terminal.plain(asdict(added))
         return
-    terminal.say(f"labels    {added.added:,} added, {counted(added.empty, 'row')} without a label")
+    lines = [f"{added.added:,} added, {counted(added.empty, 'row')} without a label"]
     if added.unknown:
-        terminal.say(f"          {added.unknown:,} of documents to which no published night gave a label")
+        lines.append(f"{added.unknown:,} of documents to which no published night gave a label")
     if added.foreign:
-        names = ", ".join(added.foreign)
-        terminal.say(f"          classes that the model does not have, whose labels count as wrong: {names}")
-    _print_scores(added.nights)
+        lines.append(f"classes that the model does not have, whose labels count as wrong: {', '.join(added.foreign)}")
+    terminal.say_about("labels", lines)
+    print_scores(added.nights)
 
 
 @app.command(cls=PipelinesCommand)
@@ -112,7 +108,7 @@ def show(output: Output, model: Name = None, as_json: AsJson = False) -> None:
     elif not scores:
         terminal.say(f"{output} has no labels; `spin review` chooses documents, `spin labels add` takes their labels")
     else:
-        _print_scores(scores)
+        print_scores(scores)
 
 
 @app.command(cls=PipelinesCommand)
@@ -127,22 +123,7 @@ def export(
     from pipelines.nightly.review.labelled_texts import export_labels
 
     written, lost = export_labels(load_settings(settings, set).data, output, to, model=model)
-    terminal.say(f"labels    wrote {counted(written, 'labelled document')} to {to}")
+    lines = [f"wrote {counted(written, 'labelled document')} to {to}"]
     if lost:
-        terminal.say(f"          the input of {lost:,} more is not there any more")
-
-
-def _print_scores(scores: Sequence[ScoredNight]) -> None:
-    if not scores:
-        return
-    table = Table()
-    for name in ("night", "model"):
-        table.add_column(name, no_wrap=True)
-    for name in ("right", "accuracy", "estimated"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for score in scores:
-        model = f"{score.model} {score.model_version}".strip()
-        right = f"{score.right:,} of {score.checked:,}"
-        figures = map(terminal.format_estimate, (score.accuracy, score.estimated))
-        table.add_row(score.date, escape(model), right, *figures)
-    terminal.show(table)
+        lines.append(f"the input of {lost:,} more is not there any more")
+    terminal.say_about("labels", lines)

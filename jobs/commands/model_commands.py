@@ -10,8 +10,11 @@ import typer
 
 from jobs import terminal
 from jobs.extras import require_pipelines
-from jobs.options import File, Input, Model, Set, open_registry
-from jobs.page_file import check_writable, write_page
+from jobs.named_classifier import Name, RegisteredVersion, open_named
+from jobs.options import File, Html, Input, Model, Set, open_registry
+from jobs.page_file import write_page
+from jobs.printing.audits import print_evaluation
+from jobs.printing.explanations import print_explanation, print_neurons
 from spin.errors import UserError
 from spin.pages.number_format import counted
 from spin.settings import Settings, load_settings
@@ -28,7 +31,7 @@ def evaluate(settings: File, input: Input, model: Model = None, set: Set = []) -
     loaded = load_settings(settings, set)
     from pipelines.training.evaluate import run_evaluate
 
-    terminal.evaluation(run_evaluate(loaded, open_registry(loaded), input, model=model))
+    print_evaluation(run_evaluate(loaded, open_registry(loaded), input, model=model))
 
 
 def neurons(
@@ -60,16 +63,13 @@ def neurons(
     if as_json:
         terminal.plain([neuron.to_json() for neuron in listed])
     else:
-        terminal.neurons(listed, _read_drivers([neuron.row for neuron in listed], loaded), len(selected))
+        print_neurons(listed, _read_drivers([neuron.row for neuron in listed], loaded), len(selected))
 
 
 def explain(
-    settings: Annotated[
-        str,
-        typer.Argument(metavar="SETTINGS|FOLDER", help="settings file, or the folder of a saved classifier"),
-    ],
+    settings: Name,
     text: Annotated[str, typer.Option(help="text to explain")],
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="also write the explanation as a page")] = None,
+    html: Html = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="read the whole model, also where the text would exit by its words or early")
     ] = False,
@@ -77,12 +77,14 @@ def explain(
     set: Set = [],  # noqa: B006
 ) -> None:
     """Show which words and which neurons led to the predicted class of a text."""
+    with open_named(settings, model, set, "spin explain") as (spin, version):
+        explanation = spin.explain(text, deep=deep)
+    print_explanation(explanation)
     if html is not None:
-        check_writable(html)
-    if Path(settings).is_dir():
-        _explain_saved(Path(settings), text, html, model, set, deep=deep)
-    else:
-        _explain_registered(settings, text, html, model, set, deep=deep)
+        from spin.pages.explanation_page import explanation_page
+
+        title = Path(settings).name if version is None else f"{version.registry.name}, version {version.number}"
+        write_page(html, explanation_page(explanation, _read_own_drivers(explanation, version), title=title))
 
 
 def export(
@@ -116,54 +118,16 @@ def export(
     terminal.say(f"wrote {folder}: {', '.join(files)}; {size}")
 
 
-def refuse_options_with(name: str, model: str | None, overrides: Sequence[str]) -> None:
-    """Raise UserError for an option that needs a settings file, where a command names a classifier in its place."""
-    if model is not None or overrides:
-        given = f"--model {model}" if model is not None else f"--set {overrides[0]}"
-        raise UserError(
-            f"{given} is for registered models that a settings file names, and {name} is a classifier; name such a file"
-        )
+def _read_own_drivers(explanation: Explanation, version: RegisteredVersion | None) -> Drivers:
+    """Return the documents that activate the neurons of an explanation most; none for a saved classifier."""
+    if version is None:
+        return {}
+    from pipelines.training.neurons import load_neurons
+    from spin.pages.explanation_page import shown_neurons
 
-
-def _explain_saved(
-    folder: Path, text: str, html: Path | None, model: str | None, overrides: Sequence[str], *, deep: bool
-) -> None:
-    """Explain by a saved classifier, which needs neither settings nor registry."""
-    refuse_options_with(str(folder), model, overrides)
-    from pipelines.registry.open_model import open_classifier
-
-    with open_classifier(str(folder)) as spin:
-        explanation = spin.explain(text, deep=deep)
-    terminal.explanation(explanation)
-    if html is not None:
-        _write_explanation(html, explanation, {}, title=folder.name)
-
-
-def _explain_registered(
-    settings: str, text: str, html: Path | None, model: str | None, overrides: Sequence[str], *, deep: bool
-) -> None:
-    """Explain by a version of the registry; the page also shows training documents per neuron."""
-    loaded = load_settings(settings, overrides)
-    require_pipelines("spin explain of a registered model")
-    registry = open_registry(loaded)
-    number = registry.resolve(model)
-    explanation = registry.load(number).explain(text, deep=deep)
-    terminal.explanation(explanation)
-    if html is not None:
-        from pipelines.training.neurons import load_neurons
-        from spin.pages.explanation_page import shown_neurons
-
-        shown = shown_neurons(explanation)
-        rows = [neuron.row for neuron in load_neurons(registry, number, loaded.choose)]
-        rows = [row for row in rows if (row.column, row.neuron) in shown]
-        title = f"{registry.name}, version {number}"
-        _write_explanation(html, explanation, _read_drivers(rows, loaded), title=title)
-
-
-def _write_explanation(file: Path, explanation: Explanation, drivers: Drivers, *, title: str) -> None:
-    from spin.pages.explanation_page import explanation_page
-
-    write_page(file, explanation_page(explanation, drivers, title=title))
+    shown = shown_neurons(explanation)
+    rows = [neuron.row for neuron in load_neurons(version.registry, version.number, version.settings.choose)]
+    return _read_drivers([row for row in rows if (row.column, row.neuron) in shown], version.settings)
 
 
 def _read_drivers(rows: Sequence[NeuronRow], settings: Settings) -> Drivers:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from jobs import terminal
 from jobs.extras import PipelinesCommand
-from jobs.options import AsJson, Date, Output
+from jobs.options import AsJson, Date, DryRun, Output
+from jobs.printing.figures import format_bytes
+from jobs.printing.nights import print_details, print_runs
 from spin.errors import UserError
 from spin.pages.number_format import counted
-
-if TYPE_CHECKING:
-    from pipelines.nightly.nights import NightRun, RunDetails
-
-_LISTED = 10
-"""number of quarantined files that `show` prints"""
 
 app = typer.Typer(
     name="nights",
@@ -40,7 +33,7 @@ def list_nights(output: Output, as_json: AsJson = False) -> None:
     if as_json:
         terminal.plain([asdict(run) for run in runs])
     else:
-        _print_runs(runs, output)
+        print_runs(runs, output)
 
 
 @app.command(cls=PipelinesCommand)
@@ -64,7 +57,7 @@ def show(
         terminal.plain([asdict(each) for each in details])
     else:
         for each in details:
-            _print_details(each)
+            print_details(each)
 
 
 @app.command(cls=PipelinesCommand)
@@ -96,7 +89,7 @@ def vacuum(
             help="age of the files that are deleted and of the runs that are given up; at least 1",
         ),
     ] = 7.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done and change nothing")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Delete files that no night needs.
 
@@ -107,50 +100,5 @@ def vacuum(
     plan = run_vacuum(output, older_than=timedelta(days=older_than), dry_run=dry_run)
     for run in plan.abandon:
         terminal.say(f"{'would give' if dry_run else 'gave'} up {run}; it can be neither resumed nor restored")
-    deleted = f"{counted(len(plan.delete), 'object')}, {terminal.format_bytes(plan.bytes)}"
+    deleted = f"{counted(len(plan.delete), 'object')}, {format_bytes(plan.bytes)}"
     terminal.say(f"{'would delete' if dry_run else 'deleted'} {deleted}")
-
-
-def _print_runs(runs: Sequence[NightRun], output: str) -> None:
-    table = Table()
-    for name in ("run", "state"):
-        table.add_column(name, no_wrap=True)
-    for name in ("version", "rows", "dead"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("published (UTC)", no_wrap=True)
-    for run in runs:
-        counts = ("" if count is None else f"{count:,}" for count in (run.predictions, run.dead_letters))
-        published = (run.published or "")[:16].replace("T", " ")
-        table.add_row(escape(run.run), run.state, run.model_version or "", *counts, published)
-    terminal.show(table)
-    from pipelines.nightly.nights import models_to_resume, resumable_runs
-
-    for run in resumable_runs(runs):
-        models = "".join(f" --model {model}" for model in models_to_resume(run, runs))
-        options = f"--output {output} --date {run.date}{' --incremental' if run.incremental else ''}{models}"
-        terminal.say(f"{run.run} is unfinished: `spin classify … {options}` resumes it")
-
-
-def _print_details(details: RunDetails) -> None:
-    run = details.night
-    version = "" if run.model_version is None else f", version {run.model_version}"
-    kind = "incremental night" if run.incremental else "night"
-    terminal.say(f"{run.run}: {run.state}, {kind} of {run.date}, model {run.model}{version}")
-    times = [
-        f"{name} {time}" for name, time in (("begun", run.begun), ("published", run.published)) if time is not None
-    ]
-    terminal.say(f"          {', '.join(times)}")
-    if details.rows:
-        names = {table: table.replace("_", " ").removesuffix("s") for table in details.rows if table != "inputs"}
-        rows = ", ".join(counted(details.rows[table], name) for table, name in names.items())
-        terminal.say(f"          {rows}")
-    if details.files_taken is not None:
-        taken, quarantined = counted(details.files_taken, "input file"), len(details.quarantined)
-        terminal.say(f"          {taken} taken, {quarantined:,} quarantined")
-    for file in details.quarantined[:_LISTED]:
-        named = file.reason.startswith(file.uri)  # most reasons begin with the file
-        terminal.say(f"          quarantined: {file.reason if named else f'{file.uri}: {file.reason}'}")
-    if len(details.quarantined) > _LISTED:
-        terminal.say(f"          … and {len(details.quarantined) - _LISTED:,} more; --json lists them")
-    if details.report is not None:
-        terminal.say(f"          report: {details.report}")

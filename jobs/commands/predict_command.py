@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from jobs import terminal
-from jobs.commands.model_commands import refuse_options_with
-from jobs.extras import require_pipelines
-from jobs.options import AsJson, Model, Set, open_registry
+from jobs.named_classifier import Name, open_named
+from jobs.options import AsJson, Model, Set
+from jobs.printing.explanations import print_predictions
 from spin.errors import UserError
-from spin.settings import load_settings
-
-if TYPE_CHECKING:
-    from spin.predictions import Predictions
 
 
 def predict(
-    settings: Annotated[
-        str,
-        typer.Argument(
-            metavar="SETTINGS|FOLDER|models:/NAME@ALIAS",
-            help="settings file, the folder of a saved classifier, or a version of the registry in MLFLOW_TRACKING_URI",
-        ),
-    ],
+    settings: Name,
     text: Annotated[
         list[str],
         typer.Option(help="text to classify; may be given several times; default: the lines of standard input"),
@@ -37,9 +26,10 @@ def predict(
 ) -> None:
     """Classify single texts: label, probability and text, one line each."""
     texts = text or _read_lines()
-    classes, predicted = _predict(settings, texts, model, set)
+    with open_named(settings, model, set, "spin predict") as (spin, _):
+        classes, predicted = list(spin.classes), spin.predict_all(texts)
     if not as_json:
-        terminal.predictions(texts, predicted)
+        print_predictions(texts, predicted)
         return
     rows = zip(texts, predicted.labels, predicted.score.tolist(), predicted.probabilities.tolist(), strict=True)
     terminal.plain(
@@ -56,20 +46,3 @@ def _read_lines() -> list[str]:
     if not lines:
         raise UserError("found no text to classify; expected --text, or lines on standard input")
     return lines
-
-
-def _predict(name: str, texts: list[str], model: str | None, overrides: list[str]) -> tuple[list[str], Predictions]:
-    """The classes of the classifier that the command line names, and its predictions."""
-    from pipelines.registry.open_model import open_classifier
-
-    if name.startswith("models:/") or Path(name).is_dir():
-        refuse_options_with(name, model, overrides)
-        if name.startswith("models:/"):
-            require_pipelines("spin predict with a registered model")
-        with open_classifier(name) as spin:
-            return list(spin.classes), spin.predict_all(texts)
-    loaded = load_settings(name, overrides)
-    require_pipelines("spin predict with a registered model")
-    registry = open_registry(loaded)
-    spin = registry.load(registry.resolve(model))
-    return list(spin.classes), spin.predict_all(texts)

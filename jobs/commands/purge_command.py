@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs import terminal
-from jobs.options import File, Set
+from jobs.options import DryRun, File, Set
+from jobs.printing.figures import format_bytes
 from spin.pages.number_format import counted
 from spin.settings import load_settings
 
@@ -27,7 +28,7 @@ def purge(
             help="age of what is deleted; 0: whatever its age; default: store.retention",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be deleted and change nothing")] = False,
+    dry_run: DryRun = False,
     set: Set = [],  # noqa: B006
 ) -> None:
     """Delete from the store what reveals training documents: features, probes, heads of the search, suspects.
@@ -48,7 +49,7 @@ def purge(
 
 
 def _count(objects: int, size: int) -> str:
-    return f"{counted(objects, 'object')}, {terminal.format_bytes(size)}"
+    return f"{counted(objects, 'object')}, {format_bytes(size)}"
 
 
 def _days(work: StoredWork) -> str:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from jobs import terminal
 from jobs.options import File, Set, Why, open_registry
+from jobs.printing.registry import print_champion, print_gate, print_history, print_versions
 from spin.settings import load_settings
 
 
@@ -26,7 +26,7 @@ def promote(
     from pipelines.registry.versions import CHALLENGER
 
     number = registry.resolve(f"models:/{registry.name}" + (f"/{version}" if version else f"@{CHALLENGER}"))
-    terminal.moved(registry.name, promote.promote(registry, number, why, force=force, on_checks=terminal.gate))
+    print_champion(registry.name, promote.promote(registry, number, why, force=force, on_checks=print_gate))
 
 
 def rollback(
@@ -42,7 +42,7 @@ def rollback(
     registry = open_registry(load_settings(settings, set))
     from pipelines.registry.promotion import promote
 
-    terminal.moved(registry.name, promote.rollback(registry, why, to))
+    print_champion(registry.name, promote.rollback(registry, why, to))
 
 
 def history(settings: File, set: Set = []) -> None:  # noqa: B006
@@ -50,10 +50,10 @@ def history(settings: File, set: Set = []) -> None:  # noqa: B006
     registry = open_registry(load_settings(settings, set))
     from pipelines.registry.promotion import promote
 
-    terminal.history(registry.name, promote.history(registry))
+    print_history(registry.name, promote.history(registry))
 
 
 def models(settings: File, set: Set = []) -> None:  # noqa: B006
     """List the registered versions and their metrics, the newest first."""
     registry = open_registry(load_settings(settings, set))
-    terminal.models(registry.name, registry.versions())
+    print_versions(registry.name, registry.versions())

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from jobs import terminal
-from jobs.options import AsJson, File, Model, Set, open_registry
-from jobs.page_file import check_writable, write_page
+from jobs.options import AsJson, File, Html, Model, Set, open_registry
+from jobs.page_file import write_page
+from jobs.printing.audits import print_roi
 from spin.settings import load_settings
-
-if TYPE_CHECKING:
-    from spin.roi.roi_report import RoiReport
 
 
 def roi(
@@ -51,14 +48,12 @@ def roi(
     documents: Annotated[
         int, typer.Option(min=2, metavar="N", help="number of evaluation documents that are classified")
     ] = 4000,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="also write the report as a page")] = None,
+    html: Html = None,
     as_json: AsJson = False,
     set: Set = [],  # noqa: B006
 ) -> None:
     """Weigh errors, reviews and compute: the cheapest classifier, exits and abstention band, and the alternatives."""
     loaded = load_settings(settings, set)
-    if html is not None:
-        check_writable(html)
     from pipelines.planning.label_mix import read_label_mix
     from pipelines.planning.roi import RoiTerms, estimate_roi, read_cost_matrix
 
@@ -77,38 +72,8 @@ def roi(
     if as_json:
         terminal.plain(report.to_json())
     else:
-        _print_report(report)
+        print_roi(report)
     if html is not None:
         from spin.roi.roi_page import roi_page
 
         write_page(html, roi_page(report))
-
-
-def _print_report(report: RoiReport) -> None:
-    """Print the best point of every classifier, the alternatives, and the settings of the best point."""
-    from pipelines.planning.roi import break_even_sentences, summarise
-    from spin.pages.number_format import significant
-    from spin.roi.operating_points import THOUSAND, rank_cost
-
-    table = Table(title="costs per thousand documents, the least expected first")
-    for name in ("choose", "exits"):
-        table.add_column(name, no_wrap=True)
-    for name in ("band", "reviewed", "wrong", "compute", "expected", "realised"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for point in sorted(report.bests, key=rank_cost):
-        table.add_row(
-            point.choose,
-            "yes" if point.exits else "no",
-            f"{point.abstain:g}",
-            f"{100 * point.reviewed:.1f} %",
-            f"{100 * point.errors:.1f} %",
-            significant(point.compute, 2),
-            significant(point.expected_total),
-            significant(point.total),
-        )
-    terminal.show(table)
-    terminal.say(f"{report.model} version {report.version}: {summarise(report)}")
-    terminal.say(f"{report.volume:,.0f} documents: {significant(report.best.total * report.volume / THOUSAND)}")
-    for sentence in break_even_sentences(report):
-        terminal.say(f"  {sentence}")
-    terminal.say(f"\nSettings of this point:\n\n{report.settings()}")

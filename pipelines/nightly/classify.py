@@ -34,6 +34,7 @@ from pipelines.nightly.tables.publication import claim
 from pipelines.nightly.tables.resume import NightRequest, RefusedRun, choose_runs, find_unfinished
 from pipelines.registry.versions import Registry
 from pipelines.storage.delta_table import require_hard_links
+from pipelines.storage.filesystem import normalize_uri
 from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.storage.object_store import Store
 from pipelines.telemetry.observed_runs import observe_runs
@@ -96,7 +97,7 @@ def classify_nights(
     day = parse_date(night)
     with NightOutcomes(settings, [model.name for model in requested], output, day) as outcomes:
         out = _open_output(settings, source, output)
-        source = input_files.normalise_source(source)
+        source = normalize_uri(source)
         check_kept_names(settings.data)
         with_engine = weights_cache.with_engine(settings, "classify")
         chosen = choose_versions(requested)

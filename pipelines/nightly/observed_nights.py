@@ -1,8 +1,9 @@
-"""What is reported of nights to observers, such as traces and lineage: what they read and write."""
+"""The records of nights for observers, such as traces and lineage: what nights read and write."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 from pipelines.nightly.night_pass import ModelNight
 from pipelines.nightly.report.night_report import NightReport
@@ -10,16 +11,16 @@ from pipelines.nightly.tables.night_records import NightRecord
 from pipelines.nightly.tables.night_tables import TABLES
 from pipelines.storage.delta_table import DataFile
 from pipelines.telemetry.current_runs import CurrentRun
-from pipelines.telemetry.run_events import DataUse, RunResults, RunStart
+from pipelines.telemetry.run_record import DataUse, RunRecord
 
 
-def describe_night(night: ModelNight) -> RunStart:
+def describe_night(night: ModelNight) -> RunRecord:
     """The night as this process begins to work on it."""
     driver, run = night.driver, night.driver.run
     files = run.listing.files
     read = DataUse(uri=input_of(night), kind="files", files=len(files), bytes=sum(file.size for file in files))
     model = DataUse(uri=night.name, kind="model", version=run.record.model_version)
-    return RunStart(
+    return RunRecord(
         run=CurrentRun(night.run, night.name),
         kind="night",
         number=driver.token,
@@ -27,22 +28,18 @@ def describe_night(night: ModelNight) -> RunStart:
         records=run.store,
         date=run.record.date,
         inputs=(read, model),
-        outputs=tuple(DataUse(uri=_table_uri(night, table), kind="table") for table in TABLES),
+        outputs=tuple(DataUse(uri=f"{driver.tables.out.uri}/{table}", kind="table") for table in TABLES),
     )
 
 
-def describe_published(night: ModelNight, report: NightReport, record: NightRecord) -> RunResults:
-    """What a published night has read and written."""
-    start = describe_night(night)
-    read = DataUse(
-        uri=input_of(night),
-        kind="files",
-        rows=report.counts.rows,
-        files=report.files.taken,
-        bytes=start.inputs[0].bytes,
-    )
-    written = tuple(_sum_files(_table_uri(night, table), record.files, table) for table in TABLES)
-    return RunResults((read, *start.inputs[1:]), written)
+def describe_published(night: ModelNight, report: NightReport, record: NightRecord) -> RunRecord:
+    """The night with the numbers of what it has read and written, once it is published."""
+    started = describe_night(night)
+    read, model = started.inputs
+    read = replace(read, rows=report.counts.rows, files=report.files.taken)
+    tables = zip(started.outputs, TABLES, strict=True)
+    written = tuple(_add_files(use, record.files.get(table, ())) for use, table in tables)
+    return replace(started, inputs=(read, model), outputs=written)
 
 
 def input_of(night: ModelNight) -> str:
@@ -50,12 +47,7 @@ def input_of(night: ModelNight) -> str:
     return str(night.driver.run.plan.metadata["data"]["input"])
 
 
-def _table_uri(night: ModelNight, table: str) -> str:
-    return f"{night.driver.tables.out.uri}/{table}"
-
-
-def _sum_files(uri: str, files: Mapping[str, Sequence[DataFile]], table: str) -> DataUse:
-    """What a night has written to a table."""
-    written = files.get(table, ())
-    rows, size = sum(file.rows for file in written), sum(file.size for file in written)
-    return DataUse(uri=uri, kind="table", rows=rows, files=len(written), bytes=size)
+def _add_files(table: DataUse, files: Sequence[DataFile]) -> DataUse:
+    """The use of a table with the numbers of what a night has written to it."""
+    rows, size = sum(file.rows for file in files), sum(file.size for file in files)
+    return replace(table, rows=rows, files=len(files), bytes=size)

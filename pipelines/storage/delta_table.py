@@ -29,13 +29,6 @@ from botocore.session import Session
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
-from tenacity import (
-    Retrying,
-    before_sleep_log,
-    retry_if_exception_type,
-    stop_after_delay,
-    wait_random_exponential,
-)
 
 from pipelines.service_errors import UnavailableError
 from pipelines.storage.filesystem import DEADLINE, SERVICE_MODELS, store_errors
@@ -269,21 +262,6 @@ def require_hard_links(store: Store) -> None:
         finally:
             probe.unlink(missing_ok=True)
             link.unlink(missing_ok=True)
-
-
-def retry_commits(store: Store) -> Retrying:
-    """Attempts with random pauses while UnavailableError is raised, StaleSnapshotError included.
-
-    They end after the `retry_seconds` of the store. Each attempt must open the table anew, since the attempt before it
-    may have been committed.
-    """
-    return Retrying(
-        retry=retry_if_exception_type(UnavailableError),
-        wait=wait_random_exponential(multiplier=0.1, max=5),
-        stop=stop_after_delay(store.retry_seconds),
-        before_sleep=before_sleep_log(_log, logging.DEBUG),
-        reraise=True,
-    )
 
 
 def _add_action(file: DataFile, partition: Mapping[str, str], now: int) -> AddAction:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +27,6 @@ from botocore.loaders import create_loader
 from s3fs.core import set_custom_error_handler
 
 from pipelines.service_errors import UnavailableError
-from pipelines.storage.request_counting import with_counting
 from pipelines.storage.store_requests import count_requests
 from spin.errors import SpinError, UserError, shorten_message
 from spin.settings import holds_user_part, mask_credentials
@@ -41,8 +39,6 @@ _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound,
 _FULL = ("QuotaExceeded", "EntityTooLarge", "XMinioStorageFull", "InsufficientStorage", "507")
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 PARALLEL_REQUESTS = 32
 """requests for objects that a process sends at a time; more are no faster"""
@@ -70,60 +66,26 @@ SERVICE_MODELS = create_loader()
 
 
 def open_filesystem(uri: str) -> tuple[Any, str]:
-    """The file system of a URI and the path on it.
+    """The file system of a URI and the path on it. Names are taken literally, see `locate`.
 
     Raises UserError for a URI that is not a path or s3://BUCKET/PREFIX, or that holds credentials: these come from the
     environment.
     """
-    check_uri(uri)
-    match = _SCHEME.match(uri)
-    protocol = match[1] if match else "file"
+    protocol, path = locate(uri)
+    if protocol == "file":
+        return fsspec.filesystem("file"), path
+    if protocol == "s3":
+        return _open_s3(), path
     try:
         kind = fsspec.get_filesystem_class(protocol)
-        # not url_to_fs: names of files come from outside, and `::` or `?versionId` in one mean nothing
-        options = _s3_options() if protocol == "s3" else kind._get_kwargs_from_urls(uri)
-        fs, path = kind(**options), kind._strip_protocol(uri)
+        # private: `url_to_fs` is public, and takes `::` in the name of a file for a chain of file systems
+        return kind(**kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)
     except (ValueError, ImportError) as error:
         raise UserError(f"'{mask_credentials(uri)}' is not a folder or an s3:// URI: {error}") from None
-    if not path:
-        raise UserError(f"'{uri}' names no bucket; expected s3://BUCKET/PREFIX")
-    if protocol == "s3":
-        _configure_retries(fs)
-    return fs, path
 
 
-def check_uri(uri: str) -> None:
-    """Raise UserError for a URI with a part before @, which may be a token or a password; it is not repeated."""
-    if holds_user_part(uri):
-        raise UserError("a URI holds credentials (the part before @); put them in the environment")
-
-
-def normalize_uri(uri: str) -> str:
-    """The same location in one spelling, to compare two of them or to name something after one.
-
-    A path becomes absolute, without `.`, `..` and double slashes; every location loses the slashes at its end. In an
-    object store all other characters count.
-    """
-    match = _SCHEME.match(uri)
-    if match and match[1] != "file":
-        return f"{match[1].lower()}://{uri[match.end() :].rstrip('/')}"
-    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
-
-
-def open_input(uri: str) -> tuple[Any, str]:
-    """The file system of an input file and the path on it. Only these reads are counted by `count_input_reads`.
-
-    Names are taken literally, see `locate_input`.
-    """
-    protocol, path = locate_input(uri)
-    if protocol in ("file", "s3"):
-        return with_counting(open_input_filesystem(protocol)), path
-    fs, path = open_filesystem(uri)
-    return with_counting(fs), path
-
-
-def locate_input(uri: str) -> tuple[str, str]:
-    """The protocol of the URI of an input file, and the path on its file system.
+def locate(uri: str) -> tuple[str, str]:
+    """The protocol of a URI, and the path on its file system: absolute on a disk, without slashes at its end.
 
     Names come from outside, so they are taken literally: `::`, `?`, `&` and `%` are characters of a name. Raises
     UserError for a URI of an object store without a bucket or with credentials.
@@ -133,28 +95,25 @@ def locate_input(uri: str) -> tuple[str, str]:
         return "file", os.path.abspath(os.path.expanduser(uri))
     if protocol == "file":
         return "file", os.path.abspath(path)
-    check_uri(uri)
-    if not path.strip("/"):
+    if holds_user_part(uri):
+        raise UserError("a URI holds credentials (the part before @); put them in the environment")
+    path = path.rstrip("/")
+    if not path:
         raise UserError(f"'{uri}' names no bucket; expected s3://BUCKET/PREFIX")
-    return protocol, path
+    return protocol.lower(), path
 
 
-def open_input_filesystem(protocol: str) -> Any:
-    """The file system of a protocol, file or s3."""
-    if protocol == "file":
-        return fsspec.filesystem("file")
-    fs = fsspec.filesystem("s3", **_s3_options())
-    _configure_retries(fs)
-    return fs
+def normalize_uri(uri: str) -> str:
+    """The same location in one spelling, to compare two of them or to name something after one."""
+    protocol, path = locate(uri)
+    return path if protocol == "file" else f"{protocol}://{path}"
 
 
-def _s3_options() -> dict[str, Any]:
-    return {**_S3, "session": _session()}
-
-
-def _configure_retries(fs: Any) -> None:
+def _open_s3() -> Any:
+    fs = fsspec.filesystem("s3", **_S3, session=_session())
     fs.retries = _ATTEMPTS
     set_custom_error_handler(_is_temporary)
+    return fs
 
 
 def _is_temporary(error: BaseException) -> bool:

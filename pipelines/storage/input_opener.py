@@ -10,8 +10,8 @@ from fsspec.implementations.local import LocalFileSystem
 from s3fs import S3File, S3FileSystem
 
 from pipelines.service_errors import BadFileError
-from pipelines.storage.filesystem import locate_input, open_input, open_input_filesystem
-from pipelines.storage.request_counting import active_traffic, counting_file
+from pipelines.storage.filesystem import locate, open_filesystem
+from pipelines.storage.request_counting import CountingFile, active_traffic
 
 
 class InputOpener:
@@ -32,21 +32,21 @@ class InputOpener:
         no other version of the file is read. Raises BadFileError if the file has changed, and FileNotFoundError if
         there is none; in an object store the first read may raise them.
         """
-        protocol, path = locate_input(uri)
-        if protocol not in ("file", "s3"):
-            fs, path = open_input(uri)
-            return cast(BinaryIO, fs.open(path, "rb"))
-        source = _open(self._filesystem(protocol), path, uri, size, version)
-        return cast(BinaryIO, counting_file(source, self._traffic, known_size=size > 0))
+        fs, path = self._filesystem(uri)
+        source = _open(fs, path, uri, size, version)
+        return cast(BinaryIO, source if self._traffic is None else CountingFile(source, self._traffic))
 
-    def _filesystem(self, protocol: str) -> Any:
+    def _filesystem(self, uri: str) -> tuple[Any, str]:
+        protocol, path = locate(uri)
+        if protocol not in ("file", "s3"):
+            return open_filesystem(uri)  # its host may be in the URI
         with self._lock:
             if protocol not in self._filesystems:
-                fs = open_input_filesystem(protocol)
+                fs, _ = open_filesystem(uri)
                 if isinstance(fs, S3FileSystem):
                     fs.connect()  # here, since several threads would each make a client
                 self._filesystems[protocol] = fs
-            return self._filesystems[protocol]
+            return self._filesystems[protocol], path
 
     def read(self, uri: str, *, size: int, version: str = "") -> bytes:
         """Return the content of a file of known size, in one request."""
@@ -74,6 +74,7 @@ class _KnownObject(S3File):
         self.uri = uri
 
     def _fetch_range(self, start: int, end: int) -> bytes:
+        # private: s3fs has no other place where the error of one range can be told from those of others
         try:
             return cast(bytes, super()._fetch_range(start, end))
         except (OSError, TypeError) as error:

@@ -17,7 +17,7 @@ def write_file(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    _sync_folder(path.parent)
 
 
 def create_file(path: Path, data: bytes) -> bool:
@@ -29,7 +29,7 @@ def create_file(path: Path, data: bytes) -> bool:
         return False
     finally:
         temporary.unlink()
-    sync_folder(path.parent)
+    _sync_folder(path.parent)
     return True
 
 
@@ -53,7 +53,7 @@ def _temporary(path: Path, data: bytes) -> Path:
     return temporary
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Flush the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

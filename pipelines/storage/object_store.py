@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.storage.filesystem import DEADLINE, PARALLEL_REQUESTS, open_filesystem, store_errors
-from pipelines.storage.local_files import create_file, is_temporary, sync_folder, write_file
+from pipelines.storage.local_files import create_file, is_temporary, write_file
+from pipelines.storage.records import to_bytes
 from spin.settings import RaySettings, Settings
 
 _RETRY_SECONDS = RaySettings().retry_seconds
@@ -125,13 +126,7 @@ class Store:
 
     def list(self, prefix: str = "") -> list[str]:
         """The keys below a prefix, sorted, without temporary files."""
-        with store_errors(f"{self.uri}/{prefix}"):
-            try:
-                paths = self._call("find", self.path(prefix).rstrip("/"))
-            except FileNotFoundError:
-                return []
-            keys = [path[len(self.root) :].lstrip("/") for path in paths]
-            return sorted(key for key in keys if not key.rpartition("/")[2].startswith("."))
+        return [item.key for item in self.list_objects(prefix)]
 
     def list_objects(self, prefix: str = "") -> Sequence[StoredObject]:
         """The objects below a prefix, sorted by key, without temporary files; no request per object."""
@@ -188,17 +183,6 @@ class Store:
             else:
                 self._call("copy", self.path(key), self.path(to))
 
-    def move(self, key: str, to: str) -> None:
-        """Rename an object on a disk; in an object store copy it, and the old object stays."""
-        if not self.local:
-            self.copy(key, to)
-            return
-        with store_errors(f"{self.uri}/{to}"):
-            path = Path(self.path(to))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Path(self.path(key)).replace(path)
-            sync_folder(path.parent)
-
     def find_object(self, key: str) -> StoredObject | None:
         """An object as a listing shows it, None if there is no object."""
         with store_errors(f"{self.uri}/{key}"):
@@ -207,11 +191,6 @@ class Store:
             except FileNotFoundError:
                 return None
             return None if info["type"] == "directory" else StoredObject(key, int(info["size"]), _modified(info))
-
-    def size(self, key: str) -> int | None:
-        """The size of an object in bytes, None if there is no object."""
-        found = self.find_object(key)
-        return None if found is None else found.size
 
     def open(self, key: str) -> BinaryIO:
         """Open an object for reading ranges of it."""
@@ -232,8 +211,8 @@ class Store:
         return None if data is None else json.loads(data)
 
     def write_json(self, key: str, value: Any) -> None:
-        """Write a value as JSON."""
-        self.write(key, json.dumps(value, indent=2).encode() + b"\n")
+        """Write a record or JSON values as JSON."""
+        self.write(key, to_bytes(value))
 
 
 def _transfer_deadline(size: int) -> float:

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import json
+from functools import cache
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter
 
 T = TypeVar("T")
-_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
-"""built once per type"""
 
 
 class NullsWritten:
     """Base of the records that write a field that is None as null; other records leave such a field out."""
 
 
-def to_json(record: Any) -> Any:
+def to_json(record: Any, kind: Any = None) -> Any:
     """A frozen dataclass or model, or a list or tuple of them, as JSON values.
 
-    A field that is None is left out, unless the record is `NullsWritten`.
-    A dictionary is returned as it is: it must hold JSON values.
+    `kind` is the type of a generic record with its parameter; other records know theirs. A field that is None is left
+    out, unless the record is `NullsWritten`. A dictionary is returned as it is: it must hold JSON values.
     """
     if isinstance(record, dict):
         return record
     if isinstance(record, (list, tuple)):
         return [to_json(item) for item in record]
-    return _adapter(type(record)).dump_python(record, mode="json", exclude_none=not isinstance(record, NullsWritten))
+    adapter: TypeAdapter[Any] = _adapter(cast(Any, kind or type(record)))
+    return adapter.dump_python(record, mode="json", exclude_none=not isinstance(record, NullsWritten))
+
+
+def to_bytes(record: Any) -> bytes:
+    """The JSON values of a record as the content of a file."""
+    return json.dumps(to_json(record), indent=2).encode() + b"\n"
 
 
 def from_json(kind: type[T], value: Any) -> T:
@@ -33,11 +39,11 @@ def from_json(kind: type[T], value: Any) -> T:
 
     Raises pydantic.ValidationError if a required field is missing or has another type.
     """
-    record: T = _adapter(kind).validate_python(value)
-    return record
+    adapter: TypeAdapter[T] = _adapter(cast(Any, kind))
+    return adapter.validate_python(value)
 
 
+@cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind)
-    return _ADAPTERS[kind]
+    """The adapter of a type, which is built once."""
+    return TypeAdapter(kind)

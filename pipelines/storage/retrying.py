@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from tenacity import (
     RetryCallState,
@@ -24,27 +25,30 @@ def retry_unavailable(store: Store) -> Retrying:
 
     The `retry_seconds` of the store count from the first failure, so that a function may compute for hours before it
     fails. The error is raised once the next call would start after them. The pauses double, and half of each is random,
-    so that workers whose requests failed together do not retry together. One caller is for one call.
+    so that workers whose requests failed together do not retry together.
     """
+    return _retrying(store, wait_exponential(multiplier=0.5) + wait_random_exponential(multiplier=0.5))
+
+
+def retry_commits(store: Store) -> Retrying:
+    """Return the same with short random pauses, for commits to a table: after StaleSnapshotError, nobody waits long.
+
+    Each call must open the table anew, since the call before it may have been committed.
+    """
+    return _retrying(store, wait_random_exponential(multiplier=0.1, max=5))
+
+
+def _retrying(store: Store, wait: Any) -> Retrying:
+    def is_over(state: RetryCallState) -> bool:
+        now = state.outcome_timestamp
+        assert now is not None
+        first_failure = state.retry_object.statistics.setdefault("first_failure", now)  # they are of one call
+        return now - first_failure + state.upcoming_sleep >= store.retry_seconds
+
     return Retrying(
         retry=retry_if_exception_type(UnavailableError),
-        wait=wait_exponential(multiplier=0.5) + wait_random_exponential(multiplier=0.5),
-        stop=_StopAfterFirstFailure(store.retry_seconds),
+        wait=wait,
+        stop=is_over,
         before_sleep=before_sleep_log(_log, logging.DEBUG, exc_info=True),
         reraise=True,
     )
-
-
-class _StopAfterFirstFailure:
-    """Stops when the pause before the next call would end some seconds after the first failure."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.first_failure: float | None = None
-
-    def __call__(self, state: RetryCallState) -> bool:
-        now = state.outcome_timestamp
-        assert now is not None
-        if self.first_failure is None:
-            self.first_failure = now
-        return now - self.first_failure + state.upcoming_sleep >= self.seconds

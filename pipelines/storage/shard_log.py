@@ -14,13 +14,11 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Generic, TypeVar, get_args
-
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from types import GenericAlias
+from typing import Any, Generic, TypeVar, cast
 
 from pipelines.storage.object_store import Store
-from pipelines.storage.records import from_json, to_json
+from pipelines.storage.records import from_json, to_bytes, to_json
 from pipelines.storage.retrying import retry_unavailable
 from spin.errors import SpinError
 
@@ -45,8 +43,7 @@ class ShardTally:
 class ShardCounts:
     """The counts of a stage in one shard. Each stage has a frozen subclass with its own fields, all JSON values.
 
-    The fields stand at the top level of the shard's `parts/NAME.json`, so their names may not be `tries`, `seconds`,
-    `ended` or `files`. A field that is None is left out there.
+    A field that is None is left out of the shard's `parts/NAME.json`.
     """
 
     rows: int
@@ -104,34 +101,18 @@ class ShardOutcome(Generic[C]):
 
     def to_json(self) -> dict[str, Any]:
         """The content of `parts/NAME.json`."""
-        log = {"tries": self.tries, "seconds": self.seconds, "ended": self.ended}
-        return {**to_json(self.counts), **log, "files": {key: to_json(file) for key, file in self.files.items()}}
+        values: dict[str, Any] = to_json(self, _outcome_type(type(self.counts)))
+        return values
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], counts_type: type[C]) -> ShardOutcome[C]:
         """The outcome of a shard whose step counts `counts_type`."""
-        return cls(
-            counts=from_json(counts_type, value),
-            files={key: from_json(CommittedFile, file) for key, file in value["files"].items()},
-            tries=value["tries"],
-            seconds=value["seconds"],
-            ended=value["ended"],
-        )
+        return from_json(_outcome_type(counts_type), value)
 
 
-class _OutcomeJson:
-    """Makes pydantic read and write an outcome by `from_json` and `to_json`."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        [counts_type] = get_args(source)
-        return core_schema.no_info_plain_validator_function(
-            lambda value: value if isinstance(value, ShardOutcome) else ShardOutcome.from_json(value, counts_type),
-            serialization=core_schema.plain_serializer_function_ser_schema(ShardOutcome.to_json),
-        )
-
-
-StoredOutcome = Annotated[ShardOutcome[C], _OutcomeJson()]
-"""the type of an outcome in another record, such as a manifest"""
+def _outcome_type(counts_type: type[C]) -> type[ShardOutcome[C]]:
+    """`ShardOutcome` with the type of its counts, by which pydantic reads and writes it."""
+    return cast("type[ShardOutcome[C]]", GenericAlias(ShardOutcome, (counts_type,)))
 
 
 @dataclass(frozen=True)
@@ -206,7 +187,7 @@ class Attempt:
         retry_unavailable(self._store)(self._write)
 
     def _write(self) -> None:
-        self._store.write_json(self._key, to_json(self._record))
+        self._store.write_json(self._key, self._record)
 
     def _end_with_error(self) -> None:
         self._record = replace(self._record, open=self._record.open[:-1])
@@ -280,7 +261,7 @@ class ShardLog:
             key = self._create_file(name, ending, data, tries)
             files[key] = CommittedFile(len(data), hashlib.sha256(data).hexdigest())
         outcome = ShardOutcome(result.counts, files, tries, seconds, ended)
-        key, data = self.outcome_key(name), _json_bytes(outcome.to_json())
+        key, data = self.outcome_key(name), to_bytes(outcome.to_json())
         while not self._request(self.store.create, key, data):
             first = self.find_outcome(name, type(result.counts))
             if first is not None:
@@ -326,7 +307,7 @@ class ShardLog:
         """Begin the try that follows those in the store, with one request if it is the first."""
         key, id = self.attempt_key(name), uuid.uuid4().hex
         record, crashes = _AttemptRecord(id, 1, (self._node,)), 0
-        while not self._request(self.store.create, key, _json_bytes(to_json(record))):
+        while not self._request(self.store.create, key, to_bytes(record)):
             stored = self._request(self.store.read_json, key)
             if stored is None:
                 continue
@@ -339,7 +320,7 @@ class ShardLog:
             if note is not None:
                 note = note.after_crash() if crashed and crashed[-1] else note.after_end()
             record = _AttemptRecord(id, earlier.begun + 1, (*earlier.open, self._node), note)
-            self._request(self.store.write_json, key, to_json(record))
+            self._request(self.store.write_json, key, record)
             break
         return Attempt(self.store, key, record=record, crashes=crashes, advance=advance)
 
@@ -356,10 +337,6 @@ class ShardLog:
         if folder is None:
             return self.layout.key("parts", f"{stem}.{ending}")
         return f"{folder}/{stem}.{ending.rpartition('.')[2]}"
-
-
-def _json_bytes(value: Any) -> bytes:
-    return json.dumps(value, indent=2).encode() + b"\n"
 
 
 def _shard_name(key: str) -> str:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.records import from_json, to_json
+from pipelines.storage.records import from_json, to_bytes, to_json
 from spin.errors import UserError, shorten_message
 
 PLAN, MANIFEST = "plan.json", "manifest.json"
@@ -48,9 +48,9 @@ class StagePlan(Generic[D]):
     stage: str
     """name of the command: extract, probe, train, classify"""
     metadata: dict[str, Any]
-    """JSON values of everything that changes results, `facts` in the file; an error message names what differs"""
+    """JSON values of everything that changes results; an error message names what differs"""
     derived: D
-    """record of what follows from the metadata, `detail` in the file; a resumed stage need not compute it again"""
+    """record of what follows from the metadata; a resumed stage need not compute it again"""
 
     @property
     def fingerprint(self) -> str:
@@ -99,15 +99,12 @@ def write_plan(
     store instead. Raises HeldError if another run has taken the lease meanwhile.
     """
     metadata = json.loads(json.dumps(metadata))
-    stored = store.read_json(PLAN)
-    if stored is not None and plan_fingerprint(stage, metadata) == _stored_fingerprint(stored):
-        return _parse_plan(store, stored, derived_type)
-    if stored is not None and not restart:
-        _refuse(store, stage, metadata, stored)
+    if plan := _find_plan(store, stage, metadata, derived_type, restart=restart):
+        return plan
     plan = StagePlan(stage, metadata, derive())
     _clear(store, lease)
     lease.check()
-    store.write_json(PLAN, {"stage": stage, "facts": metadata, "detail": to_json(plan.derived)})
+    store.write_json(PLAN, _plan_json(plan))
     return plan
 
 
@@ -120,14 +117,9 @@ def create_plan(
     at the same time. Raises UserError, naming the differences, if the store holds a plan with other metadata.
     """
     metadata = json.loads(json.dumps(metadata))
-    stored = store.read_json(PLAN)
-    while stored is None:
-        plan = {"stage": stage, "facts": metadata, "detail": to_json(derive())}
-        store.create(PLAN, json.dumps(plan, indent=2).encode() + b"\n")
-        stored = store.read_json(PLAN)
-    if plan_fingerprint(stage, metadata) != _stored_fingerprint(stored):
-        _refuse(store, stage, metadata, stored)
-    return _parse_plan(store, stored, derived_type)
+    while (plan := _find_plan(store, stage, metadata, derived_type)) is None:
+        store.create(PLAN, to_bytes(_plan_json(StagePlan(stage, metadata, derive()))))
+    return plan
 
 
 def read_plan(store: Store, derived_type: type[D]) -> StagePlan[D] | None:
@@ -158,10 +150,7 @@ def load_finished(
 
     Raises UserError if it has not finished, or, naming the differences, if it finished with other metadata.
     """
-    stored = store.read_json(PLAN)
-    if stored is not None and plan_fingerprint(stage, metadata) != _stored_fingerprint(stored):
-        _refuse(store, stage, metadata, stored)
-    plan = None if stored is None else _parse_plan(store, stored, derived_type)
+    plan = _find_plan(store, stage, metadata, derived_type)
     manifest = None if plan is None else find_manifest(store, plan, results_type)
     if plan is None or manifest is None:
         raise UserError(f"{stage} has not finished in {store.uri}; run `spin {stage}` first")
@@ -188,9 +177,23 @@ def delete_objects(store: Store, keys: Sequence[str], lease: Lease) -> None:
         store.delete(key)
 
 
+def _find_plan(
+    store: Store, stage: str, metadata: dict[str, Any], derived_type: type[D], *, restart: bool = False
+) -> StagePlan[D] | None:
+    """The plan in a store, None if there is none; one with other metadata is refused, or with `restart` ignored."""
+    stored = store.read_json(PLAN)
+    if stored is None:
+        return None
+    if plan_fingerprint(stage, metadata) != plan_fingerprint(stored["stage"], stored["metadata"]):
+        if not restart:
+            _refuse(store, stage, metadata, stored)
+        return None
+    return _parse_plan(store, stored, derived_type)
+
+
 def _parse_plan(store: Store, stored: dict[str, Any], derived_type: type[D]) -> StagePlan[D]:
     try:
-        return StagePlan(stored["stage"], stored["facts"], from_json(derived_type, stored["detail"]))
+        return StagePlan(stored["stage"], stored["metadata"], from_json(derived_type, stored["derived"]))
     except (KeyError, ValidationError) as error:
         raise UserError(
             f"{store.uri}/{PLAN} is damaged or of another version ({shorten_message(str(error))}); delete it to "
@@ -198,8 +201,8 @@ def _parse_plan(store: Store, stored: dict[str, Any], derived_type: type[D]) -> 
         ) from None
 
 
-def _stored_fingerprint(stored: dict[str, Any]) -> str:
-    return plan_fingerprint(stored["stage"], stored["facts"])
+def _plan_json(plan: StagePlan[Any]) -> dict[str, Any]:
+    return {"stage": plan.stage, "metadata": plan.metadata, "derived": to_json(plan.derived)}
 
 
 def _clear(store: Store, lease: Lease) -> None:
@@ -223,7 +226,7 @@ def _refuse(store: Store, stage: str, metadata: dict[str, Any], stored: dict[str
 def _differences(stage: str, metadata: dict[str, Any], stored: dict[str, Any]) -> str:
     """The differences between metadata and a stored plan, by name and with both values."""
     new = _flatten({"stage": stage, **json.loads(json.dumps(metadata))})
-    old = _flatten({"stage": stored["stage"], **stored["facts"]})
+    old = _flatten({"stage": stored["stage"], **stored["metadata"]})
     names = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
     shown = [f"{name} is {_short(new.get(name))}, was {_short(old.get(name))}" for name in names[:4]]
     return "; ".join(shown) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")

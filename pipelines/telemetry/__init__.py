@@ -1,1 +1,1 @@
-"""What the operators of a nightly job look at: logs with run names, traces, lineage and the gauges of nights."""
+"""Reports to the operators of a nightly job: logs with run names, traces, lineage and the gauges of nights."""

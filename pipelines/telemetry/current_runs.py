@@ -1,4 +1,4 @@
-"""The runs that this process works on, by which log lines, metrics and traces name their work."""
+"""The runs that this process works on, and the open span of a trace: log lines and metrics name them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,45 @@ class CurrentRun:
     """name of the registered model"""
 
 
-_current: ContextVar[tuple[CurrentRun, ...]] = ContextVar("current_runs", default=())
+@dataclass(frozen=True)
+class CurrentSpan:
+    """The ids of a span, as in W3C Trace Context."""
+
+    trace_id: str
+    """32 hexadecimal digits"""
+    span_id: str
+    """16 hexadecimal digits"""
+
+
+_runs: ContextVar[tuple[CurrentRun, ...]] = ContextVar("current_runs", default=())
+_span: ContextVar[CurrentSpan | None] = ContextVar("current_span", default=None)
 
 
 def current_runs() -> tuple[CurrentRun, ...]:
     """The runs of the innermost `working_on`: several where models share a pass, none outside of one."""
-    return _current.get()
+    return _runs.get()
+
+
+def current_span() -> CurrentSpan | None:
+    """The span of the innermost `within_span`, None outside of one."""
+    return _span.get()
 
 
 @contextmanager
 def working_on(runs: Sequence[CurrentRun]) -> Iterator[None]:
     """Name the runs that all work within the context is for."""
-    token = _current.set(tuple(runs))
+    token = _runs.set(tuple(runs))
     try:
         yield
     finally:
-        _current.reset(token)
+        _runs.reset(token)
+
+
+@contextmanager
+def within_span(span: CurrentSpan) -> Iterator[None]:
+    """Name a span in all log lines that are written within the context."""
+    token = _span.set(span)
+    try:
+        yield
+    finally:
+        _span.reset(token)

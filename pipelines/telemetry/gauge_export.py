@@ -14,7 +14,6 @@ from pathlib import Path
 
 from filelock import FileLock
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway, pushadd_to_gateway, write_to_textfile
-from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from spin.settings import MetricsSettings, mask_credentials
@@ -33,7 +32,7 @@ class GaugeValue:
     name: str
     """in Prometheus, such as `spin_night_documents`"""
     help: str
-    """what it measures, in a line"""
+    """its description for readers of a scrape, in a line"""
     value: float
     labels: dict[str, str] = field(default_factory=dict)
     """beside those that all gauges of an export have"""
@@ -74,43 +73,38 @@ def _try_export(target: str, export: Callable[[], None]) -> None:
 
 
 def _push(gateway: str, labels: dict[str, str], values: Sequence[GaugeValue], *, replace: bool) -> None:
-    registry = CollectorRegistry()
-    _set_gauges(registry, values, {})
     push = push_to_gateway if replace else pushadd_to_gateway
-    push(gateway, job=JOB, registry=registry, grouping_key=labels, timeout=EXPORT_SECONDS)
+    push(gateway, job=JOB, registry=_make_registry(values, {}), grouping_key=labels, timeout=EXPORT_SECONDS)
 
 
 def _write_file(folder: Path, labels: dict[str, str], values: Sequence[GaugeValue], *, replace: bool) -> None:
     path = folder / f"{JOB}_{_slug(labels)}.prom"
-    registry = CollectorRegistry()
     if not folder.is_dir():
         raise FileNotFoundError("there is no such folder")
     with FileLock(f"{path}.lock", timeout=EXPORT_SECONDS):  # another command of the model may end at the same time
-        if not replace and path.exists():
-            written = {value.name for value in values}
-            families = text_string_to_metric_families(path.read_text(encoding="utf-8"))
-            registry.register(_Kept([family for family in families if family.name not in written]))
-        _set_gauges(registry, values, labels)
-        write_to_textfile(str(path), registry)
+        kept = [] if replace or not path.exists() else _read_gauges(path.read_text(encoding="utf-8"), values)
+        write_to_textfile(str(path), _make_registry([*kept, *values], labels))
 
 
-class _Kept:
-    """Gauges of an earlier export."""
+def _read_gauges(text: str, later: Sequence[GaugeValue]) -> list[GaugeValue]:
+    """The gauges of an earlier export, without those that a later one writes."""
+    written = {value.name for value in later}
+    return [
+        GaugeValue(sample.name, family.documentation, sample.value, dict(sample.labels))
+        for family in text_string_to_metric_families(text)
+        if family.name not in written
+        for sample in family.samples
+    ]
 
-    def __init__(self, families: Sequence[Metric]) -> None:
-        self.families = families
 
-    def collect(self) -> Sequence[Metric]:
-        return self.families
-
-
-def _set_gauges(registry: CollectorRegistry, values: Sequence[GaugeValue], labels: dict[str, str]) -> None:
-    gauges: dict[str, Gauge] = {}
+def _make_registry(values: Sequence[GaugeValue], labels: dict[str, str]) -> CollectorRegistry:
+    registry, gauges = CollectorRegistry(), dict[str, Gauge]()
     for value in values:
         own = labels | value.labels
         if value.name not in gauges:
             gauges[value.name] = Gauge(value.name, value.help, list(own), registry=registry)
         (gauges[value.name].labels(**own) if own else gauges[value.name]).set(value.value)
+    return registry
 
 
 def _slug(labels: dict[str, str]) -> str:

@@ -7,36 +7,27 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pipelines.telemetry.current_runs import current_runs
-from pipelines.telemetry.current_span import current_span
+from pipelines.telemetry.current_runs import CurrentRun, current_runs, current_span, working_on
 from spin.settings import mask_credentials
 
-_mode = {"json": False}
-
-
-def log_as_json(on: bool = True) -> None:
-    """Let progress be written as JSON lines even on a terminal, and workers log as JSON."""
-    _mode["json"] = on
-
-
-def is_logging_json() -> bool:
-    """Whether `log_as_json` was called in this process."""
-    return _mode["json"]
-
-
-def name_work() -> dict[str, str]:
-    """The entries of a line that name the runs at work, joined by commas, and the span; none outside of a run."""
-    runs, span = current_runs(), current_span()
-    entries = {"run": ",".join(run.name for run in runs)} if runs else {}
-    return entries if span is None else {**entries, "trace_id": span.trace_id, "span_id": span.span_id}
+_PACKAGES = ("spin", "pipelines")
+"""packages whose records workers write"""
 
 
 def to_line(entries: Mapping[str, object]) -> str:
-    """A JSON object in one line, with the names of the runs and the span at work."""
-    return json.dumps({**entries, **name_work()}, ensure_ascii=False)
+    """A JSON object in one line, with the names of the runs at work, joined by commas, and the ids of the span."""
+    named, runs, span = dict(entries), current_runs(), current_span()
+    if runs:
+        named["run"] = ",".join(run.name for run in runs)
+    if span is not None:
+        named |= {"trace_id": span.trace_id, "span_id": span.span_id}
+    return json.dumps(named, ensure_ascii=False)
 
 
 class JsonFormatter(logging.Formatter):
@@ -57,3 +48,42 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["traceback"] = mask_credentials(self.formatException(record.exc_info))
         return to_line(entry)
+
+
+def is_logging_json() -> bool:
+    """Whether SPIN's records are written as JSON in this process: progress is then too, and workers do the same."""
+    handlers = [*logging.getLogger().handlers, *logging.getLogger("pipelines").handlers]
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in handlers)
+
+
+@dataclass(frozen=True)
+class WorkerLog:
+    """The log of the workers of a stage, as their driver logs. It is pickled and sent to them with their work."""
+
+    runs: tuple[CurrentRun, ...]
+    """the runs that the driver works on"""
+    level: int | None = None
+    """least level of SPIN's records that the workers write as JSON lines; None where the driver logs no JSON"""
+
+    @classmethod
+    def of_driver(cls) -> WorkerLog:
+        """The log as this process, the driver, would have it in its workers."""
+        level = logging.getLogger("pipelines").getEffectiveLevel() if is_logging_json() else None
+        return cls(current_runs(), level)
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Name the runs in what this worker logs within the context, and write it as the driver does.
+
+        Standard error of a worker is a file of Ray (`worker-*.err`). The driver itself, in which the shards of a small
+        stage are computed, is configured already.
+        """
+        if self.level is not None and not is_logging_json():
+            for logger in map(logging.getLogger, _PACKAGES):
+                handler = logging.StreamHandler(sys.stderr)
+                handler.setFormatter(JsonFormatter())
+                logger.addHandler(handler)
+                logger.setLevel(self.level)
+                logger.propagate = False  # Ray's own handler would write each record again
+        with working_on(self.runs):
+            yield

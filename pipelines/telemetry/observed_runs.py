@@ -1,162 +1,142 @@
 """Report the work of this process to traces and lineage, if the environment asks for them.
 
 A command wraps its work in `observe_runs`. Below that, `observe_work` marks work on one run or a pass, and
-`observe_stage` a stage, from anywhere in the same context. Where neither is asked for, all three do nothing. An
+`observe_stage` a stage, from anywhere in the same context. Where neither is asked for, they do nothing. An
 observer that fails is logged and left out: it never fails the work, and is waited for `FLUSH_SECONDS` at the end.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
 
-from pipelines.telemetry.current_runs import current_runs
-from pipelines.telemetry.current_span import within_span
-from pipelines.telemetry.run_events import Observer, RunEnd, RunResults, RunStart, ShardEnd, WorkError
-from pipelines.telemetry.telemetry_settings import wants_lineage, wants_traces
+from pipelines.storage.shard_log import ShardOutcome
+from pipelines.telemetry.current_runs import current_runs, within_span
+from pipelines.telemetry.run_record import Observer, RunRecord, Work, WorkError
+from spin.settings import mask_credentials
 from spin_neurons import install_command
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 FLUSH_SECONDS = 5.0
 """for which the end of a command waits for what is not delivered"""
+_TRACE_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+"""variables of which one says where traces are sent"""
+_LINEAGE_FILE = "openlineage.yml"
 
 
 @contextmanager
-def observe_runs(starts: Sequence[RunStart]) -> Iterator[None]:
+def observe_runs(runs: Sequence[RunRecord]) -> Iterator[None]:
     """Report that this process works on some runs, which end with the context unless `end_run` ends them."""
-    observers = _open_observers() if starts else []
-    if not observers:
-        yield
-        return
-    observation = _Observation(observers, starts)
+    observation = _Observation(_open_observers() if runs else [], runs)
     token = _observation.set(observation)
+    cause: BaseException | None = None
     try:
         yield
     except BaseException as error:
-        observation.end_all(error)
+        cause = error
         raise
-    else:
-        observation.end_all(None)
     finally:
+        observation.close(cause)
         _observation.reset(token)
-        observation.close()
 
 
-@contextmanager
-def observe_work() -> Iterator[None]:
+def observe_work() -> AbstractContextManager[None]:
     """Report work on `current_runs()`: a run, or several at once."""
-    observation, runs = _observation.get(), current_runs()
-    if observation is None or not observation.knows([run.name for run in runs]):
-        yield
-        return
-    with observation.within(lambda each: each.work_started(runs), lambda each, error: each.work_ended(error)):
-        yield
+    return _current().within(Work(current_runs()))
 
 
-@contextmanager
-def observe_stage(stage: str) -> Iterator[ObservedStage]:
+def observe_stage(stage: str) -> AbstractContextManager[None]:
     """Report a stage of the current work to observers. A stage within one of the same name is part of that one."""
-    observation = _observation.get()
-    if observation is None or observation.stages[-1:] == [stage]:
-        yield ObservedStage(observation)
-        return
-    observation.stages.append(stage)
-    try:
-        with observation.within(lambda each: each.stage_started(stage), lambda each, error: each.stage_ended(error)):
-            yield ObservedStage(observation)
-    finally:
-        observation.stages.pop()
+    return _current().within(Work(current_runs(), stage))
 
 
-def add_results(run: str, results: RunResults) -> None:
+def report_shard(name: str, shard: ShardOutcome[Any]) -> None:
+    """Report to observers that a worker has committed a shard of the current stage."""
+    _current().notify(lambda each: each.shard_ended(name, shard))
+
+
+def add_results(run: str, results: RunRecord) -> None:
     """Keep what a run has read and written for the end of its work, beside what was kept before."""
-    observation = _observation.get()
-    if observation is not None:
-        observation.results[run] = observation.results.get(run, RunResults()).updated(results)
+    _current().add_results(run, results)
 
 
 def end_run(run: str, error: BaseException | None = None) -> None:
     """Report to observers that the work on a run has ended, unless that was reported before."""
-    observation = _observation.get()
-    if observation is not None:
-        observation.end(run, error)
-
-
-class ObservedStage:
-    """A stage that is reported to observers."""
-
-    def __init__(self, observation: _Observation | None) -> None:
-        self._observation = observation
-
-    def shard_ended(self, name: str, shard: ShardEnd) -> None:
-        """Report to observers that a worker has committed a shard."""
-        if self._observation is not None:
-            self._observation.notify(lambda each: each.shard_ended(name, shard))
+    _current().end(run, error)
 
 
 class _Observation:
     """The observers of a process, and the runs whose end they wait for."""
 
-    def __init__(self, observers: Sequence[Observer], starts: Sequence[RunStart]) -> None:
-        self._observers = list(observers)
-        self._all = tuple(observers)
-        self._open = {start.run.name: start for start in starts}
-        self._known = frozenset(self._open)
-        self.results: dict[str, RunResults] = {}
-        self.stages: list[str] = []
-        for start in starts:
-            self.notify(lambda each, start=start: each.run_started(start))  # type: ignore[misc]
+    def __init__(self, observers: Sequence[Observer] = (), runs: Sequence[RunRecord] = ()) -> None:
+        self._working, self._all = list(observers), tuple(observers)
+        self._open = {run.run.name: run for run in runs}
+        self._known = frozenset(run.run for run in runs)
+        self._nested: list[Work] = []
+        for run in runs:
+            self.notify(lambda each, run=run: each.run_started(run))  # type: ignore[misc]
 
-    def knows(self, runs: Sequence[str]) -> bool:
-        """Whether all of some runs were reported to observers, and there are any."""
-        return bool(runs) and self._known.issuperset(runs)
-
-    def notify(self, event: Callable[[Observer], None]) -> None:
-        """Report an event to all observers; one that fails is removed."""
-        for observer in list(self._observers):
+    def notify(self, event: Callable[[Observer], T]) -> list[T]:
+        """Report an event to all observers, and return their answers; one that fails is removed."""
+        answers = []
+        for observer in list(self._working):
             try:
-                event(observer)
+                answers.append(event(observer))
             except Exception as error:
-                self._observers.remove(observer)
+                self._working.remove(observer)
                 name = type(observer).__name__.lower()
                 _log.warning("%s: stopped after an error (%s); the work goes on", name, type(error).__name__)
                 _log.debug("an observer failed", exc_info=True)
+        return answers
 
     @contextmanager
-    def within(
-        self, begin: Callable[[Observer], None], end: Callable[[Observer, WorkError | None], None]
-    ) -> Iterator[None]:
-        """Report the beginning and the end of the context to observers."""
-        self.notify(begin)
-        span = next((span for each in self._observers if (span := each.current_span()) is not None), None)
+    def within(self, work: Work) -> Iterator[None]:
+        """Report the beginning and the end of work, which is the context.
+
+        Work on runs of which observers know nothing is not reported, nor is a stage within itself.
+        """
+        known = bool(work.runs) and self._known.issuperset(work.runs)
+        if not known or (work.stage is not None and self._nested and self._nested[-1].stage == work.stage):
+            yield
+            return
+        self._nested.append(work)
+        span = next((span for span in self.notify(lambda each: each.work_started(work)) if span is not None), None)
+        work_error = None
         try:
             with nullcontext() if span is None else within_span(span):
                 yield
         except BaseException as error:
             work_error = WorkError.of(error)
-            self.notify(lambda each: end(each, work_error))
             raise
-        else:
-            self.notify(lambda each: end(each, None))
+        finally:
+            self.notify(lambda each: each.work_ended(work_error))
+            self._nested.pop()
+
+    def add_results(self, run: str, results: RunRecord) -> None:
+        """Update the record of a run, unless it has ended."""
+        if run in self._open:
+            self._open[run] = self._open[run].updated(results)
 
     def end(self, run: str, error: BaseException | None) -> None:
-        start = self._open.pop(run, None)
-        if start is not None:
-            work_error = None if error is None else WorkError.of(error)
-            end = RunEnd(work_error, self.results.get(run, RunResults()))
-            self.notify(lambda each: each.run_ended(start, end))
+        """Report the end of a run, unless it has ended."""
+        record = self._open.pop(run, None)
+        if record is not None:
+            ended = replace(record, error=None if error is None else WorkError.of(error))
+            self.notify(lambda each: each.run_ended(ended))
 
-    def end_all(self, error: BaseException | None) -> None:
-        """End the runs that are open, with the error that ends the context."""
+    def close(self, error: BaseException | None) -> None:
+        """End the runs that are open, and let all observers deliver what they have, for at most `FLUSH_SECONDS`."""
         for run in list(self._open):
             self.end(run, error)
-
-    def close(self) -> None:
-        """Let all observers deliver what they have, together for at most `FLUSH_SECONDS`."""
         deadline = time.monotonic() + FLUSH_SECONDS
         # daemons, since a thread that waits for a server must not keep the process from ending
         threads = [threading.Thread(target=each.close, daemon=True, name="flush") for each in self._all]
@@ -170,34 +150,72 @@ class _Observation:
 _observation: ContextVar[_Observation | None] = ContextVar("observation", default=None)
 
 
+def _current() -> _Observation:
+    """The observation of the innermost `observe_runs`; one without observers outside of it."""
+    return _observation.get() or _Observation()
+
+
+def wants_traces() -> bool:
+    """Whether an endpoint for traces is set, and OpenTelemetry is not switched off."""
+    if _is_true("OTEL_SDK_DISABLED") or os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none":
+        return False
+    return _trace_endpoint() is not None
+
+
+def _trace_endpoint() -> str | None:
+    return next((value for name in _TRACE_ENDPOINTS if (value := os.environ.get(name))), None)
+
+
+def wants_lineage() -> bool:
+    """Whether the OpenLineage client finds a configuration, and is not switched off.
+
+    It reads these variables and files; where there are none it would print events to standard output.
+    """
+    if _is_true("OPENLINEAGE_DISABLED"):
+        return False
+    if os.environ.get("OPENLINEAGE_URL") or any(name.startswith("OPENLINEAGE__TRANSPORT") for name in os.environ):
+        return True
+    files = [Path(_LINEAGE_FILE), Path("~/.openlineage").expanduser() / _LINEAGE_FILE]
+    if named := os.environ.get("OPENLINEAGE_CONFIG"):
+        files.append(Path(named))
+    return any(file.is_file() for file in files)
+
+
+def _is_true(variable: str) -> bool:
+    return os.environ.get(variable, "").strip().lower() == "true"
+
+
 def _open_observers() -> list[Observer]:
     """The observers that the environment asks for and whose packages are installed."""
     observers: list[Observer] = []
-    try:
-        if wants_traces():
-            from pipelines.telemetry.traces import Traces
-
-            observers.append(Traces())
-    except Exception as error:
-        _warn_not_open("traces", "otel", error)
-    try:
-        if wants_lineage():
-            from pipelines.telemetry.lineage import Lineage
-
-            observers.append(Lineage())
-    except Exception as error:
-        _warn_not_open("lineage", "lineage", error)
+    for name, extra, wanted, open_observer in (
+        ("traces", "otel", wants_traces, _open_traces),
+        ("lineage", "lineage", wants_lineage, _open_lineage),
+    ):
+        try:
+            if wanted():
+                observers.append(open_observer())
+        except ImportError as error:
+            _log.warning(
+                "%s: the environment asks for it, but %s is not installed: %s; the work goes on without",
+                name,
+                error.name or "a package",
+                install_command(extra),
+            )
+            _log.debug("%s could not be imported", name, exc_info=True)
+        except Exception as error:
+            _log.warning("%s: cannot be set up (%s); the work goes on without", name, type(error).__name__)
+            _log.debug("%s could not be set up", name, exc_info=True)
     return observers
 
 
-def _warn_not_open(name: str, extra: str, error: Exception) -> None:
-    if isinstance(error, ImportError):
-        _log.warning(
-            "%s: the environment asks for it, but %s is not installed: %s; the work goes on without",
-            name,
-            error.name or "a package",
-            install_command(extra),
-        )
-    else:
-        _log.warning("%s: cannot be set up (%s); the work goes on without", name, type(error).__name__)
-    _log.debug("%s could not be set up", name, exc_info=True)
+def _open_traces() -> Observer:
+    from pipelines.telemetry.traces import Traces
+
+    return Traces(mask_credentials(_trace_endpoint() or ""))
+
+
+def _open_lineage() -> Observer:
+    from pipelines.telemetry.lineage import Lineage
+
+    return Lineage()

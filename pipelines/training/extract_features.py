@@ -34,7 +34,6 @@ from pipelines.storage.shard_log import (
     ShardOutcome,
     ShardTally,
     StepResult,
-    StoredOutcome,
 )
 from pipelines.storage.stage_plan import (
     StageManifest,
@@ -67,7 +66,7 @@ from spin.pages.number_format import counted
 from spin.settings import DataSettings, Settings
 from spin.sites import FeatureColumn
 
-FORMAT = 5
+FORMAT = 6
 TWO_PASS_FROM = 5
 """documents, as a multiple of `search.documents`, from which `extract: auto` takes two passes"""
 _SURVEYED = 256
@@ -107,7 +106,7 @@ class ExtractResults:
     inputs: tuple[InputFile, ...]
     """files of the corpus"""
     counts: CorpusCounts
-    shards: tuple[StoredOutcome[ExtractCounts], ...]
+    shards: tuple[ShardOutcome[ExtractCounts], ...]
     """in plan order"""
 
 

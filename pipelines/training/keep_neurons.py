@@ -26,7 +26,7 @@ from pipelines.data.files.shards import Shard
 from pipelines.data.training_labels import Labels
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult, StoredOutcome
+from pipelines.storage.shard_log import Attempt, ShardCounts, ShardOutcome, StepResult
 from pipelines.storage.stage_plan import (
     MANIFEST,
     PLAN,
@@ -52,7 +52,7 @@ from spin.labels.splits import in_split
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class KeptColumns:
 class KeptResults:
     """The manifest of the second pass."""
 
-    shards: tuple[StoredOutcome[ShardCounts], ...]
+    shards: tuple[ShardOutcome[ShardCounts], ...]
     """in plan order"""
 
 

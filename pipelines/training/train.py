@@ -15,13 +15,13 @@ import numpy as np
 from pipelines.data.arrow_strings import ArrowStrings
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
-from pipelines.data.files import input_files
 from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labels, Sample, SplitOverlap
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.logged_data import LoggedData
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.version_records import RegisteredVersion, TrainingRecord
 from pipelines.registry.versions import Registry
+from pipelines.storage.filesystem import normalize_uri
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
@@ -390,7 +390,7 @@ def _describe_data(training: _Training, manifest: TrainManifest) -> LoggedData:
     settings, labels, files = training.settings, training.labels, training.extracted.results.inputs
     return LoggedData(
         name=settings.mlflow.model,
-        source=input_files.normalise_source(settings.data.train),
+        source=normalize_uri(settings.data.train),
         digest=fingerprint({"files": to_json(files), "labels": labels.digest}),
         profile={
             "documents": training.extracted.results.counts.rows,

@@ -42,8 +42,8 @@ def isolate_failing_rows(
     """Call `work` on all rows in order, in few pieces, and isolate the rows that it cannot compute.
 
     A piece that raises is halved until the failing row is alone. A killed process reports nothing, so after
-    `MAX_CRASHES` crashes each piece is written down before it is tried, and the next process divides the piece that
-    killed the last one. Both take a number of tries that is logarithmic in the number of rows.
+    `MAX_CRASHES` crashes each piece is written down before it is tried. The next process divides the piece that killed
+    the last one. Both take a number of tries that is logarithmic in the number of rows.
 
     `check` computes what is known to be good. Before a row is blamed it is called: if that fails too, WorkerFaultError
     is raised instead. It is raised as well for MemoryError, OSError and errors of a GPU, which are never the fault of
@@ -127,7 +127,8 @@ class _Isolation(Generic[T]):
             if is_fault_of_worker(error):
                 raise worker_fault(error) from error
             # without the error's message, which may hold the text of a document
-            _log.debug("%d rows raised %s:\n%s", len(rows), type(error).__name__, _frames(error))
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            _log.debug("%d rows raised %s:\n%s", len(rows), type(error).__name__, frames)
             if len(rows) > 1:
                 self._divide(rows, 2, result)
                 return
@@ -158,7 +159,3 @@ class _Isolation(Generic[T]):
         self.attempt.write_note(replace(self._note(), checking=True))
         self._check_worker()
         self.deadly_checks = 0
-
-
-def _frames(error: BaseException) -> str:
-    return "".join(traceback.format_tb(error.__traceback__))

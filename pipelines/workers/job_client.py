@@ -23,11 +23,8 @@ from spin.errors import UserError, shorten_message
 from spin.settings import holds_password, holds_user_part, mask_credentials
 
 _log = logging.getLogger(__name__)
-_NOISY_LOGGERS = (
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-    "ray._private.runtime_env.packaging",
-)
+_NOISY_LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+"""the last two have levels of their own"""
 PASSED = (
     "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL",
@@ -65,15 +62,15 @@ class Job:
     @classmethod
     def of(cls, details: Any) -> Job:
         status = str(details.status.value)
+        # a driver that was ended by a signal has a negative exit code
+        failed = max(details.driver_exit_code or 1, 1)
         start, end = details.start_time or 0, details.end_time
-        code = {"SUCCEEDED": 0, "STOPPED": 130}.get(status, details.driver_exit_code or 1)
         return cls(
             details.submission_id or details.job_id,
             status,
             datetime.fromtimestamp(start / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S"),
             (end - start) / 1000 if end else None,
-            # a driver that was ended by a signal has a negative exit code
-            (code if code > 0 else 1 if code < 0 else 0) if status in _OVER else None,
+            {"SUCCEEDED": 0, "STOPPED": 130}.get(status, failed) if status in _OVER else None,
         )
 
 

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -20,8 +20,8 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from pipelines.storage.retrying import retry_unavailable
 from pipelines.storage.shard_log import Attempt, LogLayout, ShardCounts, ShardLog, ShardOutcome, StepResult
-from pipelines.telemetry.observed_runs import observe_stage
-from pipelines.telemetry.worker_logs import WorkerLog
+from pipelines.telemetry.json_lines import WorkerLog
+from pipelines.telemetry.observed_runs import observe_stage, report_shard
 from pipelines.workers.fault_isolation import check_readable, run_check
 from pipelines.workers.progress import polled_progress
 from pipelines.workers.ray_cluster import (
@@ -34,16 +34,17 @@ from pipelines.workers.ray_cluster import (
     translate_ray_errors,
     worker_count,
 )
-from pipelines.workers.shard_progress import (
+from pipelines.workers.repeated_calls import repeat
+from pipelines.workers.stage_counts import (
     Report,
     ShardReports,
-    StageProgress,
+    StageCounts,
     ask_reports,
     count_shard,
     report_to,
     start_reports,
 )
-from pipelines.workers.stage_metrics import StageMetrics, export_metrics
+from pipelines.workers.stage_metrics import EXPORT_SECONDS, StageMetrics, export_metrics
 from pipelines.workers.worker_faults import WorkerFaults, is_fault_of_worker, worker_fault
 from spin.errors import SpinError, describe_error, error_types
 from spin.pages.number_format import counted
@@ -114,40 +115,37 @@ class ShardWork(Generic[C]):
 
 
 @dataclass(frozen=True)
-class WorkerError:
-    """A SpinError on its way from an actor to the driver."""
-
-    kind: str
-    """name of its class"""
-    message: str
-
-    @classmethod
-    def of(cls, error: SpinError) -> WorkerError:
-        return cls(type(error).__name__, str(error))
-
-    def rebuild(self) -> SpinError:
-        """The error as the worker raised it."""
-        return error_types()[self.kind](self.message)
-
-
-@dataclass(frozen=True)
 class WorkerAnswer:
-    """The result of an actor for one shard: its outcome or an error, as JSON in the one column of a Ray dataset."""
+    """The answer of an actor for one shard, its outcome or an error, as JSON in the one column of a Ray dataset."""
 
     name: str
     """of the shard"""
     outcome: Mapping[str, Any] | None = None
     """JSON of the ShardOutcome"""
-    error: WorkerError | None = None
+    failure: Sequence[str] | None = None
+    """class and message of the SpinError that the actor raised"""
+
+    @classmethod
+    def failed(cls, name: str, error: Exception) -> WorkerAnswer:
+        """The answer for a shard that could not be computed; an error that is not SPIN's own is described in a line."""
+        if not isinstance(error, SpinError):
+            error = SpinError(f"a worker raised {describe_error(error)}")
+        return cls(name, failure=(type(error).__name__, str(error)))
+
+    @property
+    def error(self) -> SpinError | None:
+        """The error as the worker raised it."""
+        if self.failure is None:
+            return None
+        kind, message = self.failure
+        return error_types()[kind](message)
 
     def to_row(self) -> dict[str, str]:
         return {"answer": json.dumps(asdict(self))}
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> WorkerAnswer:
-        answer = json.loads(row["answer"])
-        error = answer["error"]
-        return cls(answer["name"], answer["outcome"], None if error is None else WorkerError(**error))
+        return cls(**json.loads(row["answer"]))
 
 
 def map_shards(
@@ -172,28 +170,21 @@ def map_shards(
     """
     outcomes = work.open_log().outcomes(work.counts_type)
     waiting = [shard for shard in shards if shard.name not in outcomes]
-    if not waiting:
-        return [outcomes[shard.name] for shard in shards]
-    in_bytes = documents is None
-    sizes = {shard.name: shard.bytes / 1e6 if in_bytes else shard.documents for shard in shards}
-    ended = sum(sizes.get(name, 0) if in_bytes else outcome.counts.rows for name, outcome in outcomes.items())
-    done = StageProgress(ended, {shard.name: sizes[shard.name] for shard in waiting})
-    in_process = here or work.settings.workers == 0
-    results = _run_here(work, waiting, done) if in_process else _run_in_actors(work, waiting, done)
-    total, unit = (sum(sizes.values()), "MB") if documents is None else (documents, "documents")
-    with (
-        observe_stage(work.stage) as observed,
-        export_metrics(work.stage, lease) as metrics,
-        polled_progress(work.stage, total, unit, done.count) as advance,
-        closing(results),
-    ):
-        for name, outcome in results:
-            lease.check(max_age=LEASE_CHECK_SECONDS)
-            outcomes[name] = outcome
-            metrics.count(outcome)
-            observed.shard_ended(name, outcome)
-            done.end(name, sizes[name] if in_bytes else outcome.counts.rows)
-            advance(0, dead=outcome.counts.dead_letters, retried=outcome.tries - 1)
+    if waiting:
+        counts = StageCounts(shards, outcomes, documents)
+        run = _run_here if here or work.settings.workers == 0 else _run_in_actors
+        with (
+            observe_stage(work.stage),
+            export_metrics(work.stage, lease) as metrics,
+            polled_progress(work.stage, counts.total, counts.unit, counts.done, counts.others),
+            closing(run(work, waiting, counts)) as results,
+        ):
+            for name, outcome in results:
+                lease.check(max_age=LEASE_CHECK_SECONDS)
+                outcomes[name] = outcome
+                counts.shard_ended(name, outcome)
+                metrics.count(outcome)
+                report_shard(name, outcome)
     return [outcomes[shard.name] for shard in shards]
 
 
@@ -202,24 +193,24 @@ def describe_backbone(settings: BackboneSettings) -> str:
     return f"engine {settings.engine}, precision {settings.dtype}"
 
 
-def _run_here(work: ShardWork[C], shards: Sequence[Shard], progress: StageProgress) -> _Results[C]:
+def _run_here(work: ShardWork[C], shards: Sequence[Shard], counts: StageCounts) -> _Results[C]:
     step, shard_log, reports = work.make_step(), work.open_log(), ShardReports()
-    progress.listen(reports.read)
+    counts.listen(reports.read)
     for shard in shards:
         with _faults_of_worker():
             outcome = commit_shard(step, shard, shard_log, work.counts_type, report=reports.report)
         yield shard.name, outcome
 
 
-def _run_in_actors(work: ShardWork[C], shards: Sequence[Shard], progress: StageProgress) -> _Results[C]:
+def _run_in_actors(work: ShardWork[C], shards: Sequence[Shard], counts: StageCounts) -> _Results[C]:
     with cluster(work.settings), translate_ray_errors(work.stage):
         if work.backbone is not None:  # other steps take a shard in a moment
             reports = start_reports()
-            progress.listen(partial(ask_reports, reports))
+            counts.listen(partial(ask_reports, reports))
             work = replace(work, reports=reports)
         for answer in _within_stall_limit(_answers(work, shards), work):
             if answer.error is not None:
-                raise answer.error.rebuild()
+                raise answer.error
             assert answer.outcome is not None
             yield answer.name, ShardOutcome.from_json(answer.outcome, work.counts_type)
 
@@ -342,7 +333,8 @@ class _Worker:
 
     def __init__(self, work: ShardWork[Any]) -> None:
         self.metrics = StageMetrics(work.stage, work.log.runs)
-        self.metrics.export_regularly()
+        self.lasting = ExitStack()  # open until the process ends
+        self.lasting.enter_context(repeat(self.metrics.export, EXPORT_SECONDS, "metrics"))
         self.node = current_node()
         self.shard_log = work.open_log(node=self.node, lost_nodes=lost_nodes)
         self.counts_type = work.counts_type
@@ -351,13 +343,13 @@ class _Worker:
         self.report: Report = lambda shard, documents: None
         if work.reports is not None:
             self.report = report_to(work.reports)
-        self.failure: WorkerError | None = None
+        self.failure: Exception | None = None
         with self.log.entered():
             try:
                 self.step = self._start(work)
             except Exception as error:  # raised here, it would make Ray start the actor again and again
                 _log.debug("the worker cannot start", exc_info=True)
-                self.failure = WorkerError.of(_one_line(error))
+                self.failure = error
 
     def _start(self, work: ShardWork[Any]) -> Step[Any]:
         configure_worker(work.settings)
@@ -375,13 +367,12 @@ class _Worker:
 
     def _answer(self, shard: Shard) -> WorkerAnswer:
         if self.failure is not None:
-            return WorkerAnswer(shard.name, error=self.failure)
+            return WorkerAnswer.failed(shard.name, self.failure)
         try:
-            outcome = self._commit(shard)
+            return WorkerAnswer(shard.name, self._commit(shard).to_json())
         except Exception as error:
             _log.debug("shard %s failed", shard.name, exc_info=True)
-            return WorkerAnswer(shard.name, error=WorkerError.of(_one_line(error)))
-        return WorkerAnswer(shard.name, outcome.to_json())
+            return WorkerAnswer.failed(shard.name, error)
 
     def _commit(self, shard: Shard) -> ShardOutcome[Any]:
         try:
@@ -389,8 +380,3 @@ class _Worker:
                 return commit_shard(self.step, shard, self.shard_log, self.counts_type, report=self.report)
         except WorkerFaultError as error:
             self.faults.replace_or_raise(error)
-
-
-def _one_line(error: Exception) -> SpinError:
-    """The error as a SpinError."""
-    return error if isinstance(error, SpinError) else SpinError(f"a worker raised {describe_error(error)}")

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import copy_context
-from functools import partial
-from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.console import Console, RenderableType
+from rich.progress import Progress, ProgressColumn, Task
+from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from pipelines.telemetry.json_lines import is_logging_json, to_line
+from pipelines.workers.repeated_calls import repeat
 
 _log = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False)
@@ -27,28 +24,37 @@ _POLL_SECONDS = 0.5
 """seconds between two counts of what is done"""
 _TELLING_SECONDS = 3.0
 """seconds of work after which its pace tells how much longer it takes"""
-Advance = Callable[..., None]
-"""called with the number of further units, and with other counts by name: `advance(40, dead=2)`"""
+Advance = Callable[[float], None]
+"""called with the number of further units"""
 
 
 class Pace:
-    """How much of a stage is done, how fast, and how much longer it takes.
+    """How much of a stage is done, how fast, and how much longer it takes; `others` are further counts by name.
 
     The pace is that since the first report: what comes before it, such as the start of workers, says nothing of it.
     """
 
-    def __init__(self, total: float, done: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total, self.counts = total, Counter[str]()
+    def __init__(
+        self,
+        total: float,
+        done: float = 0.0,
+        others: Mapping[str, int] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total, self.others = total, others or {}
         self._done, self._clock = done, clock
         self._first: tuple[float, float] | None = None
         """time and units done of the first report"""
 
-    def advance(self, units: float, counts: Mapping[str, int]) -> None:
-        """Count further units, and other counts by name."""
-        self._done += units
-        self.counts.update(counts)
-        if units and self._first is None:
-            self._first = self._clock(), self._done
+    def advance(self, units: float) -> None:
+        """Count further units."""
+        self.reach(self._done + units)
+
+    def reach(self, done: float) -> None:
+        """Note the units that are done, unless more were before."""
+        if done > self._done:
+            self._done = done
+            self._first = self._first or (self._clock(), done)
 
     @property
     def done(self) -> float:
@@ -75,116 +81,89 @@ class Pace:
 def progress(stage: str, total: float, unit: str, *, done: float = 0.0) -> Iterator[Advance]:
     """Show progress towards `total` units, of which `done` are done before; call the yielded function for more."""
     pace = Pace(total, done)
-    shown = _bar if console.is_terminal and not is_logging_json() else _lines
-    with shown(stage, unit, pace) as refresh:
-
-        def advance(units: float, **counts: int) -> None:
-            pace.advance(units, counts)
-            refresh()
-
-        yield advance
+    with show_pace(stage, unit, pace):
+        yield pace.advance
 
 
 @contextmanager
-def polled_progress(stage: str, total: float, unit: str, count_done: Callable[[], float]) -> Iterator[Advance]:
-    """Show progress as `count_done()` tells it, which a thread calls twice per second.
+def polled_progress(
+    stage: str, total: float, unit: str, count_done: Callable[[], float], others: Mapping[str, int] | None = None
+) -> Iterator[None]:
+    """Show progress as `count_done()` tells it, which a thread calls twice per second, and counts that others update.
 
-    An error that it raises is logged and ends there: nothing depends on progress. The yielded function takes other
-    counts.
+    An error that it raises is logged and ends there: nothing depends on progress.
     """
-    done, ended = count_done(), threading.Event()
-    with progress(stage, total, unit, done=done) as advance:
+    pace = Pace(total, count_done(), others)
 
-        def poll() -> None:
-            before = done
-            while not ended.wait(_POLL_SECONDS):
-                try:
-                    now = count_done()
-                except Exception:
-                    _log.debug("%s: what is done could not be counted", stage, exc_info=True)
-                    continue
-                if now > before:
-                    advance(now - before)
-                    before = now
-
-        poller = threading.Thread(target=poll, daemon=True, name="poll")
-        poller.start()
+    def poll() -> None:
         try:
-            yield advance
-        finally:
-            ended.set()
-            poller.join()
+            pace.reach(count_done())
+        except Exception:
+            _log.debug("%s: what is done could not be counted", stage, exc_info=True)
+
+    with show_pace(stage, unit, pace), repeat(poll, _POLL_SECONDS, "poll"):
+        yield
 
 
-class _Rate(ProgressColumn):
+@contextmanager
+def show_pace(stage: str, unit: str, pace: Pace) -> Iterator[None]:
+    """Show a pace as a bar, or by a line now and then, while the context lasts."""
+    if console.is_terminal and not is_logging_json():
+        columns = (
+            _Column(lambda: Text(f"{stage:<9}")),
+            _Column(lambda: ProgressBar(total=pace.total, completed=pace.done, width=28)),
+            _Column(lambda: Text(f"{pace.done:,.0f}/{pace.total:,.0f} {unit}")),
+            _Column(lambda: Text(_describe_speed(unit, pace))),
+            _Column(lambda: Text(_describe_remaining(pace.remaining))),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            bar.add_task(stage, total=None)
+            yield
+    else:
+        with repeat(lambda: _write_line(stage, unit, pace), LINE_SECONDS, "progress"):
+            yield
+
+
+class _Column(ProgressColumn):
+    """A part of the bar, made anew whenever it is drawn."""
+
+    def __init__(self, make: Callable[[], RenderableType]) -> None:
+        super().__init__()
+        self._make = make
+
+    def render(self, task: Task) -> RenderableType:
+        return self._make()
+
+
+def _describe_speed(unit: str, pace: Pace) -> str:
     """Units per second, and the other counts."""
-
-    def render(self, task: Task) -> Text:
-        pace: Pace = task.fields["pace"]
-        speed = pace.per_second
-        shown = f"{speed:,.{0 if speed >= 10 else 1}f} {task.fields['unit']}/s" if speed else ""
-        counts = [f"{name} {count:,}" for name, count in pace.counts.items() if count]
-        return Text(" · ".join([shown, *counts]))
+    speed = pace.per_second
+    shown = f"{speed:,.{0 if speed >= 10 else 1}f} {unit}/s" if speed else ""
+    return " · ".join([shown, *_describe_others(pace)])
 
 
-class _Remaining(ProgressColumn):
-    """Minutes and seconds that remain, once that can be told."""
-
-    def render(self, task: Task) -> Text:
-        seconds = task.fields["pace"].remaining
-        if seconds is None:
-            return Text("")
-        minutes, seconds = divmod(seconds, 60)
-        hours, minutes = divmod(minutes, 60)
-        return Text(f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}")
+def _describe_others(pace: Pace) -> list[str]:
+    return [f"{name} {count:,}" for name, count in pace.others.items() if count]
 
 
-@contextmanager
-def _bar(stage: str, unit: str, pace: Pace) -> Iterator[Callable[[], None]]:
-    columns = (
-        TextColumn("{task.description:<9}"),
-        BarColumn(bar_width=28),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
-        _Rate(),
-        _Remaining(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(stage, total=pace.total, completed=pace.done, unit=unit, pace=pace)  # type: ignore[arg-type]
-        yield lambda: bar.update(task, completed=pace.done)
+def _describe_remaining(seconds: int | None) -> str:
+    """Hours, minutes and seconds that remain, once that can be told."""
+    if seconds is None:
+        return ""
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}"
 
 
-def _describe(line: Mapping[str, Any], counts: Mapping[str, int]) -> str:
-    """The entries of a JSON line for people."""
-    shown = "progress: {stage} {done:,} of {total:,} {unit}".format_map(line)
-    pace = [f"{line['per_s']:,} per second"] if line["per_s"] else []
-    left = [] if line["remaining_s"] is None else [f"{line['remaining_s']:,} s left"]
-    return ", ".join([shown, *pace, *left, *(f"{name} {count:,}" for name, count in counts.items() if count)])
-
-
-@contextmanager
-def _lines(stage: str, unit: str, pace: Pace) -> Iterator[Callable[[], None]]:
-    """Write a line every `LINE_SECONDS` seconds, as JSON under `--log json`."""
-    ended = threading.Event()
-
-    def write_lines() -> None:
-        while not ended.wait(LINE_SECONDS):
-            line: dict[str, Any] = {
-                "stage": stage,
-                "done": round(pace.done),
-                "total": round(pace.total),
-                "unit": unit,
-                "per_s": round(pace.per_second, 1),
-                "remaining_s": pace.remaining,
-            }
-            shown = to_line({**line, **pace.counts}) if is_logging_json() else _describe(line, pace.counts)
-            console.print(shown, soft_wrap=True, markup=False)
-
-    # in this context, whose runs the lines name
-    work = partial(copy_context().run, write_lines)
-    writer = threading.Thread(target=work, daemon=True, name="progress")
-    writer.start()
-    try:
-        yield lambda: None
-    finally:
-        ended.set()
-        writer.join()
+def _write_line(stage: str, unit: str, pace: Pace) -> None:
+    """Write how much is done in one line for people, or as JSON where the log is."""
+    done, total, speed, remaining = round(pace.done), round(pace.total), round(pace.per_second, 1), pace.remaining
+    if is_logging_json():
+        line = {"stage": stage, "done": done, "total": total, "unit": unit, "per_s": speed, "remaining_s": remaining}
+        shown = to_line({**line, **pace.others})
+    else:
+        parts = [f"progress: {stage} {done:,} of {total:,} {unit}"]
+        parts += [f"{speed:,.1f} per second"] if speed else []
+        parts += [] if remaining is None else [f"{remaining:,} s left"]
+        shown = ", ".join([*parts, *_describe_others(pace)])
+    console.print(shown, soft_wrap=True, markup=False)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import os
-import queue
 import signal
 import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, get_args
 
 from tenacity import (
     RetryCallState,
@@ -60,8 +60,8 @@ def shared_ray_session() -> Iterator[None]:
 def cluster(settings: RaySettings) -> Iterator[None]:
     """Connect to the cluster of the settings, or start Ray here, until this or the shared context ends.
 
-    A session that the process already has is used and left open. Raises UnavailableError if Ray does not answer, and
-    UserError if its workers would find other packages in place of ours, since they look into the working directory.
+    A session that the process already has is used and left open. Raises UnavailableError if Ray does not answer.
+    Raises UserError if its workers, which look into the working directory, would find other packages in place of ours.
     """
     if conflict := find_conflict([os.getcwd()], ("spin", "pipelines")):
         raise UserError(f"Ray's workers look for modules in the working directory first: {conflict}")
@@ -82,6 +82,7 @@ def cluster(settings: RaySettings) -> Iterator[None]:
             "address": "local",
             "num_cpus": max(4, wanted + 2, os.cpu_count() or 1),
             "include_dashboard": False,
+            # `ray start` has an option for it, `ray.init` has only this
             "_metrics_export_port": _choose_metrics_port(settings.metrics_port),
         }
     with ExitStack() as own:
@@ -177,23 +178,19 @@ def call_in_thread(function: Callable[[], T]) -> T:
 
     In the main thread some functions of Ray replace the handler of SIGINT by one that ends with status 0.
     """
-    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+    future: Future[T] = Future()
 
     def call() -> None:
         try:
-            answers.put((function(), None))
+            future.set_result(function())
         except BaseException as error:
-            answers.put((None, error))
+            future.set_exception(error)
 
     threading.Thread(target=call, daemon=True, name="call").start()
-    while True:
-        with suppress(queue.Empty):
-            # in short waits: a signal that arrives just before a wait is handled only after it
-            result, error = answers.get(timeout=1)
-            break
-    if error is not None:
-        raise error
-    return cast(T, result)
+    # in short waits: a signal that arrives just before a wait is handled only after it
+    while not wait([future], timeout=1).done:
+        pass
+    return future.result()
 
 
 def _check_gpus(settings: RaySettings) -> None:

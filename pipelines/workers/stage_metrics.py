@@ -17,6 +17,7 @@ from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.storage.shard_log import ShardOutcome, ShardTally
 from pipelines.storage.store_requests import request_totals
 from pipelines.telemetry.current_runs import CurrentRun, current_runs
+from pipelines.workers.repeated_calls import repeat
 
 _log = logging.getLogger(__name__)
 EXPORT_SECONDS = 5.0
@@ -36,7 +37,6 @@ class StageMetrics:
         self._requests = request_totals()
         self._instruments: dict[str, Any] = {}
         self._lock = threading.Lock()
-        self._ended = threading.Event()
 
     def count(self, outcome: ShardOutcome[Any]) -> None:
         """Count a shard that was committed just now."""
@@ -76,20 +76,6 @@ class StageMetrics:
                 age = self._instrument("Gauge", "lease_age_seconds", "seconds since the lease was found to be held")
                 age.set(self.lease.age, tags=self._tags())
 
-    def export_regularly(self) -> None:
-        """Export in a thread of its own until `stop` is called or the process ends."""
-
-        def run() -> None:
-            while not self._ended.wait(EXPORT_SECONDS):
-                self.export()
-
-        threading.Thread(target=run, daemon=True, name="metrics").start()
-
-    def stop(self) -> None:
-        """End the thread and export a last time."""
-        self._ended.set()
-        self.export()
-
     @contextmanager
     def _recording(self) -> Iterator[None]:
         """Let one thread record at a time; an error is logged and ends there, since nothing depends on a metric."""
@@ -119,13 +105,13 @@ class StageMetrics:
 
 @contextmanager
 def export_metrics(stage: str, lease: Lease | LeaseGroup) -> Iterator[StageMetrics]:
-    """Export the metrics of a stage of the current runs while the context lasts."""
+    """Export the metrics of a stage of the current runs while the context lasts, and a last time at its end."""
     metrics = StageMetrics(stage, current_runs(), lease)
-    metrics.export_regularly()
     try:
-        yield metrics
+        with repeat(metrics.export, EXPORT_SECONDS, "metrics"):
+            yield metrics
     finally:
-        metrics.stop()
+        metrics.export()
 
 
 def _ray_runs() -> bool:

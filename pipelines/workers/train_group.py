@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from pipelines.telemetry.worker_logs import WorkerLog
+from pipelines.telemetry.json_lines import WorkerLog
 from pipelines.workers.progress import polled_progress
 from pipelines.workers.ray_cluster import (
     call_in_thread,
@@ -51,7 +51,7 @@ def run_group(
 ) -> None:
     """Call `work.run` in every worker of a group; as many workers as the cluster holds, at most `most_workers`.
 
-    A stage without workers (`ray.workers: 0`) calls it once, in this process, as does one on this machine for which a
+    A stage without workers (`ray.workers: 0`) calls it once, in this process. So does one on this machine for which a
     single worker is enough, unless the settings give a number of workers or a GPU.
     The progress bar shows `count_done()`, which counts results in the store, of `total`. If a worker dies, the whole
     group starts again, at most three times, with fewer workers where nodes are lost. Raises SpinError, naming the
@@ -80,6 +80,9 @@ def _run_workers(stage: str, work: GroupWork[Any], most_workers: int) -> None:
     with cluster(settings), tempfile.TemporaryDirectory() as scratch, translate_ray_errors(stage):
         most = worker_count(settings, most_workers)
         least = least_workers(settings, most)
+        resources = {"CPU": float(settings.cpus_per_worker)}
+        if settings.gpus_per_worker:
+            resources["GPU"] = settings.gpus_per_worker
         trainer = TorchTrainer(
             _run_worker,
             train_loop_config={"work": ray.put(work)},  # a reference, or Ray would keep three copies
@@ -89,18 +92,11 @@ def _run_workers(stage: str, work: GroupWork[Any], most_workers: int) -> None:
                 num_workers=least if least == most else (least, most),
                 elastic_resize_monitor_interval_s=math.inf,  # a running group is not restarted for more workers
                 use_gpu=bool(settings.gpus_per_worker),
-                resources_per_worker=_resources(settings),
+                resources_per_worker=resources,
             ),
             run_config=RunConfig(storage_path=scratch, name=stage, failure_config=FailureConfig(max_failures=3)),
         )
         call_in_thread(trainer.fit)
-
-
-def _resources(settings: RaySettings) -> dict[str, float]:
-    resources = {"CPU": float(settings.cpus_per_worker)}
-    if settings.gpus_per_worker:
-        resources["GPU"] = settings.gpus_per_worker
-    return resources
 
 
 def _run_worker(config: dict[str, Any]) -> None:

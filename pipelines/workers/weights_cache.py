@@ -58,8 +58,9 @@ def with_engine(settings: Settings, stage: Stage) -> Settings:
     Without workers (`ray.workers: 0`) the device is set too, because this process sees GPUs even if
     `ray.gpus_per_worker` is 0.
     The driver decides by a trial on its own processor; a worker on another type of processor tries that engine itself.
-    Raises UserError for an engine that is not installed here or does not run on the device of the stage, and for a
-    device that the workers of the stage are not given; UnavailableError if the trial ran out of time or memory.
+    Raises UserError for an engine that is not installed here or does not run on the device of the stage. It is raised
+    as well for a device that the workers of the stage are not given; UnavailableError if the trial ran out of time or
+    memory.
     """
     backbone, ray = settings.backbone, settings.ray.for_stage(stage)
     device = _worker_device(settings, stage)
@@ -102,7 +103,7 @@ def announce_workers(given: Settings, settings: Settings, stage: Stage) -> None:
 
 
 def _worker_device(settings: Settings, stage: Stage) -> str:
-    """The device of the settings, by default that of the workers of a stage."""
+    """The device that the settings name, by default the one of the workers of a stage."""
     on_gpu = settings.ray.for_stage(stage).gpus_per_worker > 0
     return {"auto": "cuda" if on_gpu else "cpu"}.get(settings.backbone.device, settings.backbone.device)
 

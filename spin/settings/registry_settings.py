@@ -24,7 +24,7 @@ class MlflowSettings(Section):
 
 
 class RegistrySettings(Section):
-    """What a registered version contains."""
+    """The content of a registered version."""
 
     include_backbone: bool = Field(
         True,

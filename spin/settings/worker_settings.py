@@ -87,7 +87,7 @@ class RaySettings(Section):
     classify: StageSettings = Field(default_factory=StageSettings)
 
     def for_stage(self, stage: Stage) -> RaySettings:
-        """These settings with those of one stage in place of the general ones."""
+        """The settings of one stage: its own, and the general ones where it has none."""
         own: StageSettings = getattr(self, stage)
         return self.model_copy(update=own.model_dump(exclude_none=True))
 

@@ -22,6 +22,8 @@ from tests.docs.pages import read_code_blocks, read_spin_commands, split_command
 from tests.support import tiny
 from tests.support.repository import ROOT
 
+pytestmark = pytest.mark.slow
+
 TUTORIALS = ROOT / "docs" / "tutorials"
 BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 """the language model that the tutorials name; the tests replace it by a tiny one"""

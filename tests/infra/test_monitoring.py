@@ -20,7 +20,6 @@ from pipelines.nightly.classify import run_classify
 from pipelines.nightly.report.night_gauges import NIGHT_GAUGES
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.storage.object_store import Store
-from spin.estimator import SpinClassifier
 from spin.settings import parse_settings
 from tests.support import tiny
 from tests.support.chaos import KILL_ONCE, ChaosStep, FolderRegistry
@@ -32,6 +31,7 @@ from tests.support.monitoring import (
     unpack_programs,
 )
 from tests.support.proxy import run_proxy
+from tests.support.registry_fixture import build_quick_classifier
 from tests.support.repository import ROOT
 
 NAME = re.compile(r"\b(?:ray_)?spin_(?:night_)?[a-z_]+\b")
@@ -157,7 +157,7 @@ def observed_night(
 def make_registry(folder: Path, backbone: Path) -> FolderRegistry:
     """A registry whose champion is version 1."""
     rows = tiny.make_documents(240, ("good", "bad"))
-    classifier = SpinClassifier(str(backbone), metric="accuracy")
+    classifier = build_quick_classifier(backbone)
     classifier.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder / "registry" / "1")
     (folder / "registry" / "champion").write_text("1")
     registry = FolderRegistry(folder / "registry")

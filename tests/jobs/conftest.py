@@ -8,16 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from jobs.log_setup import PACKAGES
-from pipelines.telemetry.json_lines import is_logging_json, log_as_json
 
 
 @pytest.fixture(autouse=True)
 def restore_logging() -> Iterator[None]:
     """Restore the handlers and levels that a test changes."""
     handlers, levels = logging.getLogger().handlers[:], [logging.getLogger(name).level for name in PACKAGES]
-    as_json = is_logging_json()
     yield
-    log_as_json(as_json)
     logging.getLogger().handlers[:] = handlers
     for name, level in zip(PACKAGES, levels, strict=True):
         logging.getLogger(name).setLevel(level)

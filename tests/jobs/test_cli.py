@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
+from jobs import cli, terminal
 from jobs.cli import main
 from spin.settings import METRICS, Settings, load_settings, parse_settings
 
@@ -36,6 +37,21 @@ def run_spin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 def test_the_version_is_that_of_the_installed_package(run_spin: Any) -> None:
     assert run_spin("--version") == f"{importlib.metadata.version('spin-neurons')}\n"
+
+
+def greet(name: str) -> None:
+    """Greet somebody."""
+    terminal.say(f"hello, {name}")
+
+
+def test_a_command_of_another_file_takes_one_line_of_registration(
+    run_spin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The help lists it with the first line of its docstring, and it runs."""
+    monkeypatch.setattr(cli.app, "registered_commands", [*cli.app.registered_commands])
+    cli.add_command(cli.USE, greet, needs_pipelines=False)
+    assert re.search(r"greet +Greet somebody\.", run_spin("--help"))
+    assert run_spin("greet", "[bold]Ada :cat:") == "hello, [bold]Ada :cat:\n"
 
 
 def test_init_writes_all_settings_with_their_defaults(run_spin: Any, tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ import pytest
 
 from jobs.cli import main
 from jobs.log_setup import configure_logging
-from pipelines.telemetry.current_runs import CurrentRun, working_on
-from pipelines.telemetry.current_span import CurrentSpan, within_span
+from pipelines.telemetry.current_runs import CurrentRun, CurrentSpan, within_span, working_on
 from spin.errors import UserError
 
 

@@ -11,7 +11,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from jobs import terminal
-from jobs.commands import audit_commands, label_commands, night_commands
+from jobs.printing.audits import print_comparison, print_evaluation, print_privacy, print_robustness
+from jobs.printing.jobs import print_jobs
+from jobs.printing.nights import print_runs, print_scores
+from jobs.printing.registry import print_versions
+from jobs.printing.training import _frontier, print_stage, print_training
 from pipelines.data.training_labels import SplitOverlap
 from pipelines.registry.version_records import RegisteredVersion
 from pipelines.training.train import TrainReport, TrainResults, TrainSeconds
@@ -37,6 +41,8 @@ POINTS = [
     )
     for depth, compute, score in ((1, 0.1666, 0.61), (2, 0.3333, 0.702), (3, 0.5, 0.7049), (4, 1.0, 0.71))
 ]
+
+NARROW = Console(force_terminal=True, color_system=None, width=80, highlight=False, markup=False, emoji=False)
 
 
 def build_train_report(choose: Choice, exits: tuple[ExitSummary, ...] = (), **depths: int) -> TrainReport:
@@ -80,11 +86,11 @@ def test_the_table_has_intervals_and_marks_what_cannot_be_told_apart_in_80_colum
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The larger half of the interval counts; the row `spin` itself is not marked."""
-    monkeypatch.setattr(terminal, "out", Console(force_terminal=True, color_system=None, width=80, highlight=False))
+    monkeypatch.setattr(terminal, "out", NARROW)
     report = build_train_report("accuracy", accuracy=4, balanced=2, cheapest=1)
     apart, alike, same = (ScoreInterval(0.69, 0.76, *ends) for ends in ((-0.02, -0.001), (-0.02, 0.001), (0.0, 0.0)))
     rows = [build_contender(*pair) for pair in (("last_layer", apart), ("best_site", alike), ("spin", same))]
-    terminal.trained(replace(report, results=replace(report.results, table=tuple(rows))))
+    print_training(replace(report, results=replace(report.results, table=tuple(rows))))
     printed = capsys.readouterr().out
     sizes = ["16,000", "100,000", "12/12", "44,400"]
     lines = [line.translate(str.maketrans("│┃", "  ")).split() for line in printed.splitlines()]
@@ -103,7 +109,7 @@ def read_printed_words(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
 
 def test_the_frontier_is_printed_by_depth_with_the_choices_marked(capsys: pytest.CaptureFixture[str]) -> None:
     """Every depth has one row with its share of the compute; each choice is named in the row of its depth."""
-    terminal.trained(build_train_report("balanced", accuracy=4, balanced=2, cheapest=2))
+    print_training(build_train_report("balanced", accuracy=4, balanced=2, cheapest=2))
     lines = read_printed_words(capsys)
     assert ["1", "17", "%", "100", "no", "0.50", "61.0"] in lines
     assert ["2", "33", "%", "200", "no", "0.50", "70.2", "balanced,", "cheapest"] in lines
@@ -119,7 +125,7 @@ def test_the_frontier_is_printed_by_depth_with_the_choices_marked(capsys: pytest
 
 def test_the_shares_of_exits_are_printed_with_each_choice(capsys: pytest.CaptureFixture[str]) -> None:
     exits = tuple(ExitSummary(depth=d, threshold=0.9, valid_share=s) for d, s in ((-1, 0.314), (2, 0.2)))
-    terminal.trained(build_train_report("accuracy", exits, accuracy=4, balanced=4, cheapest=4))
+    print_training(build_train_report("accuracy", exits, accuracy=4, balanced=4, cheapest=4))
     line = "accuracy 71.0 on validation, 100 % of the compute, 400 neurons of 4 blocks; "
     assert f"{line}31 % exit by words; 20 % exit after block 2".split() in read_printed_words(capsys)
 
@@ -143,7 +149,7 @@ def test_leakage_and_the_price_of_a_cap_are_printed_with_each_choice(capsys: pyt
     )
     frontier = tuple(point.model_copy(update={"leakage": 0.1 * point.depth}) for point in POINTS)
     summary = report.results.choice.model_copy(update={"choices": choices, "cap": cap, "frontier": frontier})
-    terminal.trained(replace(report, results=replace(report.results, choice=summary)))
+    print_training(replace(report, results=replace(report.results, choice=summary)))
     lines = read_printed_words(capsys)
     assert " ".join(lines[0]) == "best candidate of every depth that reveals at most 40 % of the words"
     assert ["2", "33", "%", "200", "no", "0.50", "70.2", "20.0", "%", "balanced"] in lines
@@ -155,7 +161,7 @@ def test_leakage_and_the_price_of_a_cap_are_printed_with_each_choice(capsys: pyt
 
 
 def test_nothing_about_leakage_is_printed_without_a_cap(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.trained(build_train_report("accuracy", accuracy=4, balanced=2, cheapest=1))
+    print_training(build_train_report("accuracy", accuracy=4, balanced=2, cheapest=1))
     printed = capsys.readouterr().out
     assert "leakage" not in printed
     assert "reveals" not in printed
@@ -166,7 +172,7 @@ def test_nothing_about_leakage_is_printed_without_a_cap(capsys: pytest.CaptureFi
 )
 def test_a_stage_prints_the_choice_in_use(capsys: pytest.CaptureFixture[str], choose: Choice, size: str) -> None:
     report = build_train_report(choose, accuracy=4, balanced=2, cheapest=1)
-    terminal.stage(StageEvent("train", report, 12.3, resumed=False))
+    print_stage(StageEvent("train", report, 12.3, resumed=False))
     line = f"train {size} by l1, eta 0.50, mlp head, strength 1, L1 0.03 — 12 s"
     assert read_printed_words(capsys) == [line.split()]
 
@@ -181,74 +187,74 @@ Record = SimpleNamespace
 SHARE = Record(value=0.981, low=0.972, high=0.987)
 
 
-def print_runs() -> None:
+def show_runs() -> None:
     published = {"state": "published", "published": "2026-11-28T02:10:00", "model_version": "12"}
     run = Record(run=RUN, predictions=12_345_678, dead_letters=12_345, model=MODEL, date="2026-11-27", **published)
-    night_commands._print_runs([run], "out")  # type: ignore[list-item]
+    print_runs([run], "out")  # type: ignore[list-item]
 
 
-def print_scores() -> None:
+def show_scores() -> None:
     score = Record(date="2026-11-27", model=MODEL, model_version="12", right=1_180, checked=1_200)
     score.accuracy = score.estimated = SHARE
-    label_commands._print_scores([score])  # type: ignore[list-item]
+    print_scores([score])  # type: ignore[list-item]
 
 
-def print_jobs() -> None:
-    terminal.jobs([Record(id=JOB, seconds=12_345, exit_status=143, status="SUCCEEDED", started="2026-11-27 02:10")])
+def show_jobs() -> None:
+    print_jobs([Record(id=JOB, seconds=12_345, exit_status=143, status="SUCCEEDED", started="2026-11-27 02:10")])
 
 
-def print_models() -> None:
+def show_models() -> None:
     metrics = {"test_accuracy": 0.7512, "test_macro_f1": 0.7112, "seconds": 1234.5}
     version = Record(number="12", aliases=("challenger", "champion"), metrics=metrics, fingerprint="0123456789ab" * 4)
     version.created = "2026-11-27T02:10:11+00:00"
-    terminal.models(MODEL, [version])  # type: ignore[list-item]
+    print_versions(MODEL, [version])  # type: ignore[list-item]
 
 
-def print_evaluation() -> None:
+def show_evaluation() -> None:
     figures = Record(precision=1.0, recall=1.0, f1=1.0, support=12_345)
     report = Record(
         per_class={CLASS: figures, "x": figures}, metrics={}, intervals={}, model_version="1", documents=9, abstained=0
     )
     report.decision = Record(thresholds={}, abstain=0)
-    terminal.evaluation(report)  # type: ignore[arg-type]
+    print_evaluation(report)  # type: ignore[arg-type]
 
 
-def print_frontier() -> None:
+def show_frontier() -> None:
     report = build_train_report("accuracy", accuracy=4, balanced=4, cheapest=4).results.choice
     points = tuple(point.model_copy(update={"leakage": 0.551, "neurons": 16_000}) for point in POINTS)
     cap = LeakageCap(max_leakage=0.4, by_frequency=0.08, known=2000, judged=1500, uncapped={})
-    terminal.show(terminal._frontier(report.model_copy(update={"frontier": points, "cap": cap})))
+    terminal.show(_frontier(report.model_copy(update={"frontier": points, "cap": cap})))
 
 
-def print_robustness() -> None:
+def show_robustness() -> None:
     row = Record(name="white_space", severity=2, keeps_label=True, documents=1_000, score=0.9, loss=0.123, flips=0.12)
     row.ece, row.flips_of_right = 0.12, 0.1
-    audit_commands._print_robustness(Record(metric="macro_f1", figures=[row]))  # type: ignore[arg-type]
+    print_robustness(Record(metric="macro_f1", figures=[row]))  # type: ignore[arg-type]
 
 
-def print_comparison() -> None:
+def show_comparison() -> None:
     difference = Record(value=-0.123, low=-0.145, high=-0.101)
     row = Record(name="white_space", severity=2, score=0.9, champion_score=0.9, difference=difference)
     champion = Record(champion="12", report=Record(metric="macro_f1"), confidence=0.95, differences=[row])
-    audit_commands._print_comparison(champion)  # type: ignore[arg-type]
+    print_comparison(champion)  # type: ignore[arg-type]
 
 
-def print_privacy() -> None:
+def show_privacy() -> None:
     figure = Record(name="a fifth of the selected neurons", numbers=27_648, attributes=dict.fromkeys(ATTRIBUTES, 0.71))
     figure.recovery = Record(every=0.412, by_band={"rare": 0.112, "common": 0.312})
-    audit_commands._print_privacy(Record(figures=[figure], attributes=list(ATTRIBUTES)))  # type: ignore[arg-type]
+    print_privacy(Record(figures=[figure], attributes=list(ATTRIBUTES)))  # type: ignore[arg-type]
 
 
 TABLES: dict[str, tuple[Callable[[], None], list[str]]] = {
-    "runs": (print_runs, [RUN, "published", "12,345,678"]),
-    "scores": (print_scores, [f"{MODEL} 12", "98.1 [97.2–98.7]"]),
-    "jobs": (print_jobs, [JOB, "succeeded", "143"]),
-    "models": (print_models, ["0123456789ab", "2026-11-27 02:10", "challenger", "0.7512"]),
-    "evaluation": (print_evaluation, [CLASS, "12,345"]),
-    "frontier": (print_frontier, ["16,000", "55.1 %", "cheapest"]),
-    "robustness": (print_robustness, ["white_space", "12.0 %"]),
-    "comparison": (print_comparison, ["white_space", "−14.5 to −10.1"]),
-    "privacy": (print_privacy, ["27,648", "41.2 %", "0.71"]),
+    "runs": (show_runs, [RUN, "published", "12,345,678"]),
+    "scores": (show_scores, [f"{MODEL} 12", "98.1 [97.2–98.7]"]),
+    "jobs": (show_jobs, [JOB, "succeeded", "143"]),
+    "models": (show_models, ["0123456789ab", "2026-11-27 02:10", "challenger", "0.7512"]),
+    "evaluation": (show_evaluation, [CLASS, "12,345"]),
+    "frontier": (show_frontier, ["16,000", "55.1 %", "cheapest"]),
+    "robustness": (show_robustness, ["white_space", "12.0 %"]),
+    "comparison": (show_comparison, ["white_space", "−14.5 to −10.1"]),
+    "privacy": (show_privacy, ["27,648", "41.2 %", "0.71"]),
 }
 
 
@@ -257,7 +263,7 @@ def test_a_table_fits_80_columns_and_cuts_nothing(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Names that other commands take are whole in one line, also long ones."""
-    monkeypatch.setattr(terminal, "out", Console(force_terminal=True, color_system=None, width=80, highlight=False))
+    monkeypatch.setattr(terminal, "out", NARROW)
     print_table, whole = TABLES[name]
     print_table()
     lines = capsys.readouterr().out.splitlines()
@@ -267,7 +273,7 @@ def test_a_table_fits_80_columns_and_cuts_nothing(
 
 
 def test_a_table_in_a_pipe_is_aligned_columns_without_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.jobs([Record(id=JOB, seconds=9, exit_status=0, status="SUCCEEDED", started="2026-11-27 02:10")])
+    print_jobs([Record(id=JOB, seconds=9, exit_status=0, status="SUCCEEDED", started="2026-11-27 02:10")])
     header, row = capsys.readouterr().out.splitlines()
     assert header == f"{'job':<{len(JOB)}}  seconds  exit status  status     started (UTC)"
     assert row == f"{JOB}        9            0  succeeded  2026-11-27 02:10"

@@ -97,6 +97,7 @@ def test_features_are_the_values_of_the_selected_neurons_only(fitted: TrainedCla
     assert [values.shape for values in columns.values()] == [(2, len(n)) for n in selection.neurons.values()]
 
 
+@pytest.mark.slow
 def test_fit_complies_with_a_cap_on_leakage(backbone: BackboneSettings, tmp_path: Path) -> None:
     """It reads neurons that reveal fewer words of its own texts, and keeps the figures."""
     texts, labels = generate_documents(600, 2, seed=0)
@@ -336,6 +337,7 @@ def test_numpy_arrays_and_pandas_columns_are_read_like_lists(backbone: BackboneS
     np.testing.assert_array_equal(from_list, from_array)
 
 
+@pytest.mark.slow
 def test_the_same_texts_give_bitwise_the_same_classifier(backbone: BackboneSettings) -> None:
     first, second = (
         SpinClassifier(backbone, sites=["resid"], **QUICK).fit(*generate_documents(150, 3, seed=0)).trained_
@@ -501,6 +503,7 @@ def test_an_artifact_cannot_allow_code_to_run(tmp_path: Path, monkeypatch: pytes
     assert TrainedClassifier.load(tmp_path / "model", backbone=trusting).predict(texts) == spin.predict(texts)
 
 
+@pytest.mark.slow
 def test_importing_the_classifier_loads_no_cluster_libraries() -> None:
     """Neither Ray nor MLflow nor a client of an object store is imported."""
     script = (

@@ -205,7 +205,7 @@ def find_tied_share(spin: TrainedClassifier, text: str, explanation: Explanation
     return tied
 
 
-@pytest.fixture(scope="module", params=["torch", "openvino"])
+@pytest.fixture(scope="module", params=["torch", pytest.param("openvino", marks=pytest.mark.slow)])
 def settings(request: pytest.FixtureRequest, backbone_folder: Path) -> BackboneSettings:
     return BackboneSettings(
         model=str(backbone_folder), dtype="float32", device="cpu", engine=request.param, batch_tokens=128
@@ -272,7 +272,7 @@ def test_reasons_of_long_texts_are_from_all_windows(settings: BackboneSettings, 
     )
 
 
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
+@pytest.mark.parametrize("engine", ["torch", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_reasons_of_a_decoder(tmp_path: Path, engine: str) -> None:
     shape = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3, "intermediate_size": 24}
     config = LlamaConfig(**shape, num_attention_heads=2, max_position_embeddings=64, initializer_range=0.6)

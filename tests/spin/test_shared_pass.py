@@ -293,6 +293,7 @@ def test_classifiers_share_a_pass_only_on_the_same_weights_and_settings(
     assert present == [True] * 4 + [False] * 2
 
 
+@pytest.mark.slow
 def test_openvino_shares_a_pass(settings: BackboneSettings, backbone: Backbone) -> None:
     """With several streams; depths may differ where a confidence is within rounding of its threshold."""
     draw, threads = np.random.default_rng(5), torch.get_num_threads()
@@ -310,6 +311,7 @@ def test_openvino_shares_a_pass(settings: BackboneSettings, backbone: Backbone) 
     assert any(len(set(alone.exit_depth.tolist())) > 1 for alone in expected)
 
 
+@pytest.mark.slow
 def test_int8_is_scaled_by_the_texts_of_any_classifier(settings: BackboneSettings, backbone: Backbone) -> None:
     int8 = settings.model_copy(update={"engine": "openvino", "dtype": "int8"})
     columns = [FeatureColumn.parse(name) for name in ("resid.02.mean", "ffn.03.max")]

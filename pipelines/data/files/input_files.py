@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.data.files.formats import COMPRESSIONS
 from pipelines.data.files.text_values import is_unicode
 from pipelines.service_errors import BadFileError
-from pipelines.storage.filesystem import locate_input, open_input, store_errors
+from pipelines.storage.filesystem import locate, open_filesystem, store_errors
 from spin.errors import UserError
 
 _BROKEN = "broken link"
@@ -60,12 +60,6 @@ def list_files(uri: str, *, bad: dict[str, str] | None = None, allow_empty: bool
     return files
 
 
-def normalise_source(uri: str) -> str:
-    """The one way to write a source: on a disk an absolute path, no `/` at the end."""
-    protocol, path = locate_input(uri)
-    return path if protocol == "file" else f"{protocol}://{path.rstrip('/')}"
-
-
 def check_output_outside(source: str, output: str) -> None:
     """Raise UserError if an output lies within its input, so that a night would read what another has written."""
     (protocol, path), (output_protocol, output_path) = _resolve(source), _resolve(output)
@@ -78,7 +72,7 @@ def check_output_outside(source: str, output: str) -> None:
 
 def _resolve(uri: str) -> tuple[str, str]:
     """The protocol and the path of a URI; on a disk without symbolic links."""
-    protocol, path = locate_input(uri)
+    protocol, path = locate(uri)
     return protocol, str(Path(path).resolve()) if protocol == "file" else path
 
 
@@ -98,7 +92,7 @@ def _may_match_below(pattern: list[str], folder: list[str]) -> bool:
 
 def _find(uri: str) -> tuple[Mapping[str, Any], bool]:
     """The visible files of a path, a folder or a glob with their details, and whether there is a place to look in."""
-    fs, path = open_input(uri)
+    fs, path = open_filesystem(uri)
     infos = fs.find(path, detail=True)
     if list(infos) == [path]:
         info = infos[path] or fs.info(path)
@@ -132,7 +126,7 @@ def _is_visible(path: str, base: str) -> bool:
 
 def _uri(source: str, path: str) -> str:
     """The URI of a path that was listed for a source."""
-    protocol, _ = locate_input(source)
+    protocol, _ = locate(source)
     return path if protocol == "file" else f"{protocol}://{path}"
 
 

@@ -36,8 +36,9 @@ from pipelines.nightly.tables.night_tables import (
     was_published,
 )
 from pipelines.service_errors import HeldError, UnavailableError
-from pipelines.storage.delta_table import DataFile, TableSnapshot, retry_commits
+from pipelines.storage.delta_table import DataFile, TableSnapshot
 from pipelines.storage.parquet import to_parquet
+from pipelines.storage.retrying import retry_commits
 from spin.errors import UserError
 
 _log = logging.getLogger(__name__)

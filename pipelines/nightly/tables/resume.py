@@ -34,7 +34,7 @@ from pipelines.storage.stage_plan import StagePlan, create_plan, fingerprint, re
 from spin.errors import UserError
 
 _log = logging.getLogger(__name__)
-FORMAT = 8
+FORMAT = 9
 """of the plan of a nightly run; a run of another format is not continued"""
 STAGE = "classify"
 """name of the stage in the plan"""

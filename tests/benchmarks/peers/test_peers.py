@@ -23,6 +23,8 @@ from spin.labels.metrics import score
 from spin.sites import FeatureColumn, Site
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ("bad", "good", "plain")
 LIBRARY = {
     contenders.tfidf_characters: "sklearn",

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 import jobs.commands.classify_command
-from jobs import terminal
 from jobs.cli import main
 from jobs.commands import job_commands
+from jobs.printing.nights import print_night
 from pipelines.nightly import classify
 from pipelines.nightly.finish_nights import CommandResult, NightFailure
 from pipelines.nightly.report import drift_check, precision_check
@@ -227,7 +227,7 @@ def test_since_is_refused_in_one_line(
 def test_a_night_is_printed_with_its_counts_and_files(capsys: pytest.CaptureFixture[str]) -> None:
     files = FileCounts(taken=3, skipped=1_200, quarantined=2)
     bad = (QuarantinedFile("b.csv", "b.csv: an open quote"),)
-    terminal.night(replace(REPORT, files=files, quarantined=bad), "out/")
+    print_night(replace(REPORT, files=files, quarantined=bad), "out/")
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
         "classify  10 of 12 documents by version 7: bad 3, good 7",
         "1,200 files skipped that other nights have taken",
@@ -240,7 +240,7 @@ def test_a_night_is_printed_with_its_counts_and_files(capsys: pytest.CaptureFixt
 
 def test_the_exits_of_a_night_are_printed_shallow_first(capsys: pytest.CaptureFixture[str]) -> None:
     """Documents that their words alone decide come first, and have no block."""
-    terminal.night(replace(REPORT, counts=replace(COUNTS, depths={"10": 1_200, "-1": 5, "2": 3})), "out")
+    print_night(replace(REPORT, counts=replace(COUNTS, depths={"10": 1_200, "-1": 5, "2": 3})), "out")
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "exits: 5 by words, 3 after block 2, 1,200 after block 10" in lines
 
@@ -253,7 +253,7 @@ def test_the_causes_of_drift_are_printed_below_it(capsys: pytest.CaptureFixture[
         NeuronShift("ffn.02.max", 3, 0.4),
     )
     drift = Drift("neurons", 0.81, 0.13, (2, 98), (), moved, drifted=True)
-    terminal.night(replace(REPORT, drift=(drift,)), "out")
+    print_night(replace(REPORT, drift=(drift,)), "out")
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     at = lines.index("drift: neurons stability index 0.81, above 0.13")
     assert lines[at + 1 : at + 3] == [
@@ -265,5 +265,5 @@ def test_the_causes_of_drift_are_printed_below_it(capsys: pytest.CaptureFixture[
 
 def test_an_empty_night_is_printed_as_one(capsys: pytest.CaptureFixture[str]) -> None:
     empty = replace(COUNTS, rows=0, predicted=0, dead=0, reasons={}, labels={}, depths={})
-    terminal.night(replace(REPORT, counts=empty, files=FileCounts(0, 0, 0)), "out")
+    print_night(replace(REPORT, counts=empty, files=FileCounts(0, 0, 0)), "out")
     assert capsys.readouterr().out.splitlines()[0] == "classify  0 of 0 documents by version 7"

@@ -16,6 +16,8 @@ from tests.support.chaos import FolderRegistry
 from tests.support.command_line import run_spin
 from tests.support.night_project import NightProject, run_shards_here
 
+pytestmark = pytest.mark.slow
+
 ROWS = [{"id": f"n{number}", **row} for number, row in enumerate(tiny.make_documents(120, seed=3))]
 
 

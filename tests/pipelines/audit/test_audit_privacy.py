@@ -20,6 +20,8 @@ from spin.settings import Settings, parse_settings
 from tests.support import small_training, tiny
 from tests.support.command_line import read_cells, run_spin
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Settings:

@@ -25,6 +25,8 @@ from tests.support import tiny
 from tests.support.command_line import read_cells, run_spin
 from tests.support.registry_fixture import RegistryFixture, build_evaluation_set, build_quick_classifier
 
+pytestmark = pytest.mark.slow
+
 ROWS = tiny.make_documents(80, seed=5)
 
 

@@ -16,6 +16,8 @@ from spin.audit.verbatim import find_verbatim
 from tests.support import small_training, tiny
 from tests.support.object_search import find_in_files
 
+pytestmark = pytest.mark.slow
+
 SECRETS = ["Xyzzyplugh4711", "quuxgarplywaldo", "+49-30-5550199", "ada.q.lovelace@example.org"]
 
 

@@ -53,7 +53,6 @@ class Night:
     """ids of every saved part, by task and part"""
     rows: list[CheckedRows] = field(default_factory=list)
     """by shard"""
-    listed: Traffic = field(default_factory=Traffic)
     taken: Traffic = field(default_factory=Traffic)
     classified: Traffic = field(default_factory=Traffic)
     """reads of the shards, parts of the spool included"""
@@ -74,8 +73,7 @@ def run_night(folder: Path | str, documents: int = 10, data: DataSettings = DATA
     bad: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(scratch)
-        with count_input_reads() as listed:
-            files = list_files(str(folder), bad=bad, allow_empty=True)
+        files = list_files(str(folder), bad=bad, allow_empty=True)
         tasks = plan_intake(files, data, bad=bad)
         ids: dict[tuple[int, int], Sequence[str | None]] = {}
 
@@ -96,7 +94,7 @@ def run_night(folder: Path | str, documents: int = 10, data: DataSettings = DATA
             documents,
             describe_columns=lambda uri: describe_columns(next(file for file in files if file.uri == uri), data),
         )
-        night = Night(bad, tasks, from_json(NightPlan, to_json(plan)), ids, listed=listed, taken=taken)
+        night = Night(bad, tasks, from_json(NightPlan, to_json(plan)), ids, taken=taken)
         with count_input_reads() as night.classified:
             night.rows = [read_rows(shard, data, schema_of(plan.types)) for shard in night.plan.shards]
     check_night(night, documents, data)
@@ -445,15 +443,13 @@ def test_a_file_that_is_replaced_or_moved_away_before_it_is_read_is_a_bad_file(t
 
 
 def test_small_files_cost_one_request_each(tmp_path: Path) -> None:
-    """Every byte is read once, and the listing takes one request."""
+    """Every byte is read once."""
     size = 0
     for n in range(300):
         size += Path(write_file(tmp_path, f"{n:04d}.jsonl", to_jsonl(make_rows(5, f"{n}-")))).stat().st_size
         size += Path(write_file(tmp_path, f"{n:04d}.parquet", to_parquet(make_rows(5, f"p{n}-")))).stat().st_size
     night = run_night(tmp_path, 1000)
-    assert (night.listed.list, night.listed.head, night.listed.get) == (1, 0, 0)
-    assert (night.taken.get, night.taken.head, night.taken.list) == (600, 0, 0)
-    assert night.taken.read == size
+    assert (night.taken.get, night.taken.read) == (600, size)
     assert night.classified.get == sum(len(shard.pieces) for shard in night.plan.shards) <= 12
 
 
@@ -487,8 +483,7 @@ def test_large_files_are_read_within_the_budget(name: str, data: DataSettings, l
     spooled = sum(piece.size for piece in pieces if piece.kind == SPOOL)
     assert (spooled > 0) == (name in ("a.csv", "a.jsonl.gz", "group.parquet"))
     assert night.taken.read + night.classified.read - spooled <= limit * size
-    requests = sum(getattr(traffic, kind) for traffic in (night.taken, night.classified) for kind in ("get", "head"))
-    assert requests <= 8 * len(night.plan.shards)
+    assert night.taken.get + night.classified.get <= 8 * len(night.plan.shards)
 
 
 def note_progress(traffic: Traffic, read_before: list[float], part: SpoolPart) -> str:

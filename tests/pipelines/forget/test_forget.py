@@ -31,6 +31,8 @@ from tests.support import small_training, tiny
 from tests.support.fake_nights import before_call
 from tests.support.object_search import find_in_files
 
+pytestmark = pytest.mark.slow
+
 NIGHT = "2026-03-01"
 
 

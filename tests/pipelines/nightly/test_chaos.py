@@ -27,10 +27,10 @@ from pipelines.nightly.tables.night_history import PredictionRow, list_nights, r
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, NightTables, read_rows
 from pipelines.storage.object_store import Store
 from spin.classifier import TrainedClassifier
-from spin.estimator import SpinClassifier
 from spin.settings import Settings, parse_settings
 from tests.support import chaos, tiny
 from tests.support.chaos import FolderRegistry
+from tests.support.registry_fixture import build_quick_classifier
 from tests.support.repository import ROOT
 from tests.support.shard_logs import open_shard_log
 
@@ -71,7 +71,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     folder = tmp_path_factory.mktemp("registry")
     for number, classes in (("1", ("good", "bad")), ("2", ("plain", "bad"))):
         rows = tiny.make_documents(240, classes)
-        classifier = SpinClassifier(str(backbone_folder), metric="accuracy")
+        classifier = build_quick_classifier(backbone_folder)
         classifier.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder / number)
     (folder / "champion").write_text("1")
     return FolderRegistry(folder)

@@ -33,6 +33,7 @@ from tests.support import chaos, tiny
 from tests.support.browser import open_page
 from tests.support.chaos import FolderRegistry
 from tests.support.night_project import DATE, NightProject, call_before_stage
+from tests.support.registry_fixture import build_quick_classifier
 from tests.support.word_regression import build_word_regression
 
 Row = dict[str, Any]
@@ -44,7 +45,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     folder = tmp_path_factory.mktemp("registry")
     for number, classes in (("1", ("good", "bad")), ("2", ("plain", "bad"))):
         rows = tiny.make_documents(120, classes)
-        classifier = SpinClassifier(str(backbone_folder), metric="accuracy", sites=["ffn"], poolings=["mean"])
+        classifier = build_quick_classifier(backbone_folder, sites=["ffn"], poolings=["mean"])
         classifier.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder / number)
     return FolderRegistry(folder)
 

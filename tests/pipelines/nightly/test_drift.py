@@ -34,6 +34,8 @@ from tests.support.random_classifiers import build_classifier
 from tests.support.summaries import build_choice_summary
 from tests.support.word_regression import build_word_regression
 
+pytestmark = pytest.mark.slow
+
 EXIT_BY_WORDS = "3"
 VERSIONS: dict[str, dict[str, bool]] = {
     "1": {},

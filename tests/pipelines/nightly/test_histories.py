@@ -32,6 +32,8 @@ from tests.support.gates import Driver, Outage
 from tests.support.histories import Inputs, Output, Violation
 from tests.support.nightly_driver import Request, gated_nights, restore, run_request, vacuum
 
+pytestmark = pytest.mark.slow
+
 HISTORIES = int(os.environ.get("SPIN_HISTORIES", "6"))
 STRIDE = int(os.environ.get("SPIN_HISTORY_STRIDE", "29"))
 """a driver is overtaken before every operation whose number is divisible by this"""

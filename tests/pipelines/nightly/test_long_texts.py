@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import terminal
+from jobs.printing.nights import print_night
 from pipelines.nightly import finish_nights
 from pipelines.nightly.report.run_report import report_page
 from pipelines.planning.estimate import estimate_night
@@ -16,6 +16,8 @@ from spin.settings import BackboneSettings, ProbeSettings, SearchSettings, load_
 from tests.support import tiny
 from tests.support.chaos import FolderRegistry
 from tests.support.night_project import NightProject
+
+pytestmark = pytest.mark.slow
 
 WINDOWS, CUT = "12"
 ROOM, OVERLAP, LIMIT = 6, 2, 3
@@ -87,7 +89,7 @@ def test_what_is_not_read_is_counted_per_row_and_per_night(project: NightProject
 def test_the_terminal_says_what_is_not_read(project: NightProject, capsys: pytest.CaptureFixture[str]) -> None:
     project.promote(WINDOWS)
     report = project.run_night(max_dead_fraction=0.5)
-    terminal.night(report, str(project.folder / "out"))
+    print_night(report, str(project.folder / "out"))
     printed = " ".join(capsys.readouterr().out.split())
     assert f"longer than backbone.max_windows windows, {report.counts.unread_tokens:,} tokens not read" in printed
 

@@ -142,7 +142,7 @@ def test_an_output_with_files_of_another_program_is_refused_and_left_as_it_is(lo
         with pytest.raises(UserError, match=found):
             local_nights.run(restart=restart)
     assert {key: local_nights.out.read(key) for key in local_nights.out.list()} == files
-    local_nights.out.move("predictions/date=2026-05-04/part.parquet", "theirs/part.parquet")
+    local_nights.out.delete("predictions/date=2026-05-04/part.parquet")
     with pytest.raises(UserError, match=r"out/dead_letters holds a\.csv and no Delta table"):
         local_nights.run()
 

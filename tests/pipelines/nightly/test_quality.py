@@ -29,6 +29,8 @@ from tests.support import tiny
 from tests.support.chaos import FolderRegistry
 from tests.support.night_project import NightProject
 
+pytestmark = pytest.mark.slow
+
 SINGLE, SEVERAL, NO_TEST, OTHER, EXIT = "1", "2", "3", "4", "5"
 TEST = [row["text"] for row in tiny.make_documents(400, seed=9)]
 ROWS = tiny.make_documents(70, seed=3)

@@ -22,6 +22,8 @@ from tests.support.chaos import FolderRegistry
 from tests.support.night_project import NightProject
 from tests.support.word_regression import build_word_regression
 
+pytestmark = pytest.mark.slow
+
 SINGLE, MULTI, WORDS = "1", "2", "3"
 COLUMNS = ["reason_label", "reason_words", "reason_neurons"]
 ROWS = [*tiny.make_documents(38, seed=3), {"id": "odd", "text": "unheard of"}, {"id": "mark", "text": "?"}]

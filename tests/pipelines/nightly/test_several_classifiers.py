@@ -33,7 +33,7 @@ SHALLOW, DEEP, MULTILABEL, ELSEWHERE = "shallow", "deep", "multilabel", "elsewhe
 QUICK = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), l1=(), head="linear", words="off")
 PROBE = ProbeSettings(penalties=3, max_extra=0)
 
-pytestmark = pytest.mark.usefixtures("all_folds")
+pytestmark = [pytest.mark.usefixtures("all_folds"), pytest.mark.slow]
 
 
 class NamedRegistry(FolderRegistry):

@@ -35,12 +35,14 @@ from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.request_counting import active_traffic
 from spin.errors import UserError
-from spin.estimator import SpinClassifier
 from spin.monitor.profile import Profile
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
 from tests.support.chaos import FolderRegistry
 from tests.support.night_project import run_shards_here
+from tests.support.registry_fixture import build_quick_classifier
+
+pytestmark = pytest.mark.slow
 
 DATE = "2026-03-01"
 Row = dict[str, Any]
@@ -72,7 +74,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     folder = tmp_path_factory.mktemp("registry")
     rows = tiny.make_documents(120)
     texts = [row["text"] for row in rows]
-    classifier = SpinClassifier(str(backbone_folder), metric="accuracy", sites=["ffn"], poolings=["mean"])
+    classifier = build_quick_classifier(backbone_folder, sites=["ffn"], poolings=["mean"])
     spin = classifier.fit(texts, [row["label"] for row in rows]).trained_
     spin.save(folder / "1")
     features = spin.features(texts)

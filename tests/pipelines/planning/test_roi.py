@@ -23,6 +23,8 @@ from tests.support.command_line import read_cells, run_spin
 from tests.support.random_classifiers import build_classifier
 from tests.support.registry_fixture import RegistryFixture, build_evaluation_set
 
+pytestmark = pytest.mark.slow
+
 ROWS = tiny.make_documents(90, seed=6)
 TERMS = RoiTerms(volume=1e6, cost_error=0.4, cost_review=0.25)
 

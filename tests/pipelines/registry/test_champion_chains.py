@@ -125,6 +125,7 @@ def list_failed(checks: Mapping[str, GateCheck]) -> list[str]:
     return [name for name, check in checks.items() if not check.passed]
 
 
+@pytest.mark.slow
 def test_a_chain_of_slightly_worse_versions_ends_at_the_margin(registry: MemoryRegistry) -> None:
     """Each of 15 versions is 0.7 points worse than the champion, which alone is within the margin of 1 point."""
     attempt(registry, registry.add(range(TENTH)))
@@ -162,6 +163,7 @@ def test_a_chain_of_random_versions_keeps_within_the_margin_and_noise(registry: 
     assert expected - 0.1 <= 0.01 + 0.004
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast_bootstrap", "registry")
 def test_many_attempts_seldom_pass_by_luck(tmp_path: Path) -> None:
     """In 24 chains of 10 versions that are worse by the margin, 11 have one that passes if none is counted.

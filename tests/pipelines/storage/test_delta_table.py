@@ -25,9 +25,9 @@ from pipelines.storage.delta_table import (
     TableSnapshot,
     create_table,
     open_table,
-    retry_commits,
 )
 from pipelines.storage.object_store import Store
+from pipelines.storage.retrying import retry_commits
 from spin.errors import UserError
 from tests.support.proxy import Proxy, run_proxy
 

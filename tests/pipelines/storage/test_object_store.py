@@ -23,11 +23,12 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ProfileNot
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
+from s3fs import S3File
 
 from pipelines.service_errors import HeldError, UnavailableError
 from pipelines.storage import filesystem as store_module
 from pipelines.storage import lease as lease_module
-from pipelines.storage.filesystem import normalize_uri, open_input, store_errors
+from pipelines.storage.filesystem import normalize_uri, open_filesystem, store_errors
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from spin.errors import SpinError, UserError
@@ -433,8 +434,19 @@ def test_names_from_outside_are_opened_as_they_are(store: Store) -> None:
     store.write("sound.jsonl", b"sound")
     for name in ("sound.jsonl::x.jsonl", "a&pass=1.jsonl", "me@home.jsonl", "simplecache::sound.jsonl"):
         store.write(name, name.encode())
-        fs, path = open_input(f"{store.uri}/{name}")
+        fs, path = open_filesystem(f"{store.uri}/{name}")
         assert fs.cat_file(path) == name.encode()
+
+
+def test_a_file_system_that_we_do_not_know_is_opened_by_private_names_of_fsspec() -> None:
+    """`_get_kwargs_from_urls` and `_strip_protocol` are still there."""
+    fs, path = open_filesystem("memory://folder/a.jsonl")
+    fs.pipe_file(path, b"text")
+    assert (path, fs.cat_file(path)) == ("/folder/a.jsonl", b"text")
+
+
+def test_s3fs_reads_ranges_by_the_private_method_that_known_objects_override() -> None:
+    assert callable(S3File._fetch_range)
 
 
 def test_store_errors_mask_a_token_in_the_user_part_of_a_uri() -> None:
@@ -448,7 +460,7 @@ def test_store_errors_mask_a_token_in_the_user_part_of_a_uri() -> None:
 def test_a_location_has_one_normal_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slashes at the end never count; in an object store every other character does."""
     monkeypatch.chdir(tmp_path)
-    spellings = ["in", "in/", "./in//", f"{tmp_path}/x/../in", f"file://{tmp_path}/in/", f"{tmp_path}/in"]
+    spellings = ["in", "in/", "./in//", "x/../in", f"{tmp_path}/x/../in", f"file://{tmp_path}/in/", f"{tmp_path}/in"]
     assert {normalize_uri(uri) for uri in spellings} == {f"{tmp_path}/in"}
     assert {normalize_uri(uri) for uri in ("s3://b/in", "s3://b/in/", "S3://b/in//")} == {"s3://b/in"}
     assert len({normalize_uri(uri) for uri in ("s3://b/a/b", "s3://b/a//b", "s3://b/a/./b", "s3://B/a/b")}) == 4

@@ -64,13 +64,12 @@ def test_a_shard_is_committed_once_its_outcome_is_written(shard_log: ShardLog) -
     assert shard_log.store.read("parts/000003-000000-3.a.txt") == b"one"
 
 
-def test_an_outcome_is_stored_as_one_flat_json_object(shard_log: ShardLog) -> None:
+def test_an_outcome_is_stored_as_json(shard_log: ShardLog) -> None:
     """It holds the counts and the fields of the log; a count that is None is left out."""
     commit_shard(shard_log, {"a.txt": b"one"})
     digest = hashlib.sha256(b"one").hexdigest()
     assert shard_log.store.read_json("parts/000003.json") == {
-        "rows": 2,
-        "words": 7,
+        "counts": {"rows": 2, "words": 7},
         "tries": 3,
         "seconds": 1.5,
         "ended": 1e9,

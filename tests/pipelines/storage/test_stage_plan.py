@@ -194,7 +194,7 @@ def test_the_plan_of_a_different_stage_is_refused(folder: Store) -> None:
 @given(metadata_dicts, metadata_dicts)
 def test_differences_are_named_exactly_if_fingerprints_differ(new: dict[str, Any], old: dict[str, Any]) -> None:
     different = plan_fingerprint("probe", new) != plan_fingerprint("probe", old)
-    assert bool(_differences("probe", new, {"stage": "probe", "facts": old})) == different
+    assert bool(_differences("probe", new, {"stage": "probe", "metadata": old})) == different
 
 
 def test_a_restart_deletes_everything_but_the_lease(store: Store) -> None:
@@ -333,10 +333,10 @@ def test_a_manifest_is_found_only_for_the_plan_it_was_written_for(store: Store) 
     assert find(store, StagePlan("train", METADATA, Derived((7,)))) == manifest
 
 
-def test_a_plan_file_holds_stage_facts_and_detail(folder: Store) -> None:
+def test_a_plan_file_holds_stage_metadata_and_derived_values(folder: Store) -> None:
     """These keys of plan.json are an interface; a derived value that is None is left out."""
     write(folder, "extract", METADATA, lambda: Derived((1, 2)))
-    assert folder.read_json("plan.json") == {"stage": "extract", "facts": METADATA, "detail": {"shards": [1, 2]}}
+    assert folder.read_json("plan.json") == {"stage": "extract", "metadata": METADATA, "derived": {"shards": [1, 2]}}
 
 
 def test_load_finished_returns_plan_and_manifest_of_a_finished_stage(folder: Store) -> None:
@@ -359,7 +359,7 @@ def test_load_finished_returns_plan_and_manifest_of_a_finished_stage(folder: Sto
 def test_a_stage_may_derive_nothing(folder: Store) -> None:
     with Lease(folder) as lease:
         plan = write_plan(folder, "probe", METADATA, NothingDerived, NothingDerived, lease=lease)
-    assert folder.read_json("plan.json")["detail"] == {}
+    assert folder.read_json("plan.json")["derived"] == {}
     assert read_plan(folder, NothingDerived) == plan
 
 

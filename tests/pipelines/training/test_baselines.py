@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from jobs import terminal
+from jobs.printing.training import print_training
 from pipelines.data.corpus import Corpus
 from pipelines.data.training_labels import Labels
 from pipelines.registry.versions import Registry
@@ -97,7 +97,7 @@ def test_a_baseline_that_runs_out_of_memory_is_left_out_of_the_table(
     [record] = [record for record in caplog.records if record.levelno == logging.WARNING and "tfidf" in record.message]
     assert record.exc_info is not None
     assert record.exc_info[0] is MemoryError
-    terminal.trained(report)
+    print_training(report)
     assert note in capsys.readouterr().out
     assert "tfidf is left out of the table" in (Path(project.store.uri) / "model" / "MODEL_CARD.md").read_text()
 

@@ -15,6 +15,8 @@ from spin.errors import UserError
 from spin.sites import FeatureColumn
 from tests.support.small_training import make_settings, write_corpus
 
+pytestmark = pytest.mark.slow
+
 COLUMN = FeatureColumn.parse("ffn.02.mean")
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import terminal
+from jobs.printing.training import print_training
 from pipelines.data.corpus import Corpus
 from pipelines.data.training_labels import Labels, Sample
 from pipelines.storage.object_store import Store
@@ -26,6 +26,8 @@ from spin.audit.word_recovery import Vocabulary, recover_words, word_presence
 from spin.errors import UserError
 from spin.settings import Settings
 from tests.support import many_words, small_training, tiny
+
+pytestmark = pytest.mark.slow
 
 SEARCH = {"etas": [0.5, 0.9], "strengths": [1], "l1": [], "head": "linear", "words": "off"}
 
@@ -101,7 +103,7 @@ def test_the_report_the_card_and_the_terminal_name_leakage_and_price(
     assert all(0 < point["leakage"] <= 0.9 for point in choice["frontier"])
     card = (Path(trained.settings.store.uri) / "model/MODEL_CARD.md").read_text()
     assert "`search.max_leakage`" in card
-    terminal.trained(trained.report)
+    print_training(trained.report)
     assert f"reveals {100 * leakage:.1f} % of the words of a text" in capsys.readouterr().out
     assert trained.spin.training_result.cap == trained.report.results.choice.cap
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import terminal
+from jobs.printing.training import print_training
 from pipelines.data.training_labels import Labels, SplitOverlap
 from pipelines.training.extract_features import load_features
 from pipelines.training.train import TrainReport
@@ -19,6 +19,8 @@ from pipelines.training.workflow import run_stages, run_workflow
 from spin.errors import UserError
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
+
+pytestmark = pytest.mark.slow
 
 Row = dict[str, Any]
 
@@ -142,7 +144,7 @@ def test_the_report_says_what_a_split_column_shares_and_what_was_left_out(
         "may be too good",
     )
     assert written["notes"] == list(report.results.notes)
-    terminal.trained(report)
+    print_training(report)
     printed = capsys.readouterr().out.splitlines()
     assert [note for note in report.results.notes if note not in printed] == []
     assert "- warning: 7 of 7 test documents" in (Path(project.store.uri) / "model" / "MODEL_CARD.md").read_text()

@@ -17,8 +17,9 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from jobs import cli, terminal
+from jobs import cli, named_classifier
 from jobs.commands import model_commands
+from jobs.printing.explanations import print_neurons
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import Columns, FeatureShard, FeatureShards
 from pipelines.data.files import input_files, sharding
@@ -234,7 +235,7 @@ def test_the_small_shares_of_the_ridge_rule_are_printed(tmp_path: Path, capsys: 
     spin, labels, values = build_random_classifier(LABEL_SPACES[1])
     rows = describe_neurons(spin, write_features(tmp_path, labels, values), labels)
     for choose, shown in (("accuracy", ("20 %", "share of the weights of its probe")), ("cheapest", ("0.0020 %",))):
-        terminal.neurons([ChosenNeuron(row, row.heads[choose]) for row in rows if choose in row.heads], {}, 5)
+        print_neurons([ChosenNeuron(row, row.heads[choose]) for row in rows if choose in row.heads], {}, 5)
         printed = " ".join(capsys.readouterr().out.split())
         assert all(text in printed for text in shown), printed
     assert "share of the weights of a ridge regression on all neurons" in printed
@@ -295,7 +296,8 @@ class Project:
     def spin(self, *words: str, fails: bool = False) -> str:
         """Run `spin COMMAND settings.yaml …`; returns its output, or its error message if it is expected to fail."""
         fixture = RegistryFixture(self.folder / "model")
-        self.monkeypatch.setattr(model_commands, "open_registry", lambda settings: fixture)
+        for module in (model_commands, named_classifier):
+            self.monkeypatch.setattr(module, "open_registry", lambda settings: fixture)
         self.monkeypatch.setattr(sys, "argv", ["spin", words[0], str(self.folder / "settings.yaml"), *words[1:]])
         with pytest.raises(SystemExit) as exit_info:
             cli.main()

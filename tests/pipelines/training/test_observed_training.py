@@ -24,6 +24,8 @@ from tests.support.collectors import Receiver, receiving
 from tests.support.fake_nights import before_call
 from tests.support.leases import expire_lease
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS = 300
 SEARCH = {"etas": [0.5], "strengths": [1], "head": "linear", "words": "off", "l1": []}
 

@@ -26,6 +26,8 @@ from spin.sparsify.probe import Probe
 from tests.support import small_training
 from tests.support.leases import expire_lease
 
+pytestmark = pytest.mark.slow
+
 T = TypeVar("T")
 _running: ContextVar[Suspended | None] = ContextVar("running", default=None)
 """the stage that calls, in whichever thread of it"""

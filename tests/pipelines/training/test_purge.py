@@ -32,6 +32,8 @@ from spin.settings import Settings, parse_settings
 from tests.support import small_training, tiny
 from tests.support.leases import expire_lease
 
+pytestmark = pytest.mark.slow
+
 DAY = timedelta(days=1)
 STAGES = ("features", "kept", "probes", "model")
 WORK = {

@@ -14,6 +14,8 @@ from pipelines.training.workflow import run_stages
 from pipelines.workers import train_group
 from tests.support import small_training
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS = 300
 
 

@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import terminal
+from jobs.printing.training import print_training
 from pipelines.training.train import TrainReport
 from pipelines.training.workflow import run_workflow
 from spin.errors import UserError
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
+
+pytestmark = pytest.mark.slow
 
 FLIPPED = 15
 
@@ -72,7 +74,7 @@ def test_flipped_labels_are_listed_first(
     assert len(found) >= 6, "by chance it would be fewer than one"
     assert sum(row["prediction"] == right[row["id"]] for row in found) >= 0.7 * len(found)
     assert json.loads((tmp_path / "store" / "report.json").read_text())["suspects"] == len(rows)
-    terminal.trained(report)
+    print_training(report)
     assert f"{len(rows):,} of 340 labels contradicted" in capsys.readouterr().out
     texts = {document["id"]: document["text"] for document in documents}
     top = [top for row in json.loads((tmp_path / "store/model/neurons.json").read_text()) for top in row["top"]]

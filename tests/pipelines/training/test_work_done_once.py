@@ -22,6 +22,8 @@ from spin.backbone import digest
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS, TEXT_BYTES = 300, 20_000
 
 

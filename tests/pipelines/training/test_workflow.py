@@ -472,6 +472,6 @@ def test_shards_are_smaller_where_features_are_wide(project: Project, monkeypatc
     settings = project.make_settings(store=f"{project.base}/small_shards", ray=WITHOUT_RAY)
     run_stages(settings, ["extract"])
     plan = Store.of(settings).read_json("features/plan.json")
-    shards = [from_json(Shard, shard) for shard in plan["detail"]["shards"]]
+    shards = [from_json(Shard, shard) for shard in plan["derived"]["shards"]]
     assert max(shard.stop - shard.start for shard in shards) <= 100
     assert sum(len(readers.read_shard(shard, settings.data)) for shard in shards) == 1500

@@ -26,8 +26,8 @@ from pipelines.service_errors import HeldError
 from pipelines.storage.object_store import Store
 from pipelines.workers.job_client import JobServer
 from spin.errors import UserError
-from spin.estimator import SpinClassifier
 from tests.support import tiny
+from tests.support.registry_fixture import build_quick_classifier
 from tests.support.repository import ROOT
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray]
@@ -139,7 +139,7 @@ def test_a_night_uses_added_nodes_and_survives_lost_ones(
     rows = tiny.make_documents(480)
     Store(base).write("data/night.parquet", parquet([{"id": row["id"], "text": row["text"]} for row in rows]))
     training_rows = tiny.make_documents(200)
-    spin = SpinClassifier(str(backbone_folder), sites=["resid"], metric="accuracy")
+    spin = build_quick_classifier(backbone_folder)
     spin.fit([row["text"] for row in training_rows], [row["label"] for row in training_rows])
     spin.save(tmp_path / "registry" / "1")
     (tmp_path / "registry" / "champion").write_text("1")

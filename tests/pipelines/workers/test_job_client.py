@@ -1,4 +1,4 @@
-"""What `spin submit` sends to a cluster, and what it refuses to send."""
+"""Files and variables that `spin submit` sends to a cluster, and those that it refuses to send."""
 
 from __future__ import annotations
 

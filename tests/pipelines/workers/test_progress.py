@@ -6,18 +6,15 @@ import io
 import json
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 
 import pytest
 from rich.console import Console
 from rich.text import Text
 
-from pipelines.telemetry import json_lines
 from pipelines.telemetry.current_runs import CurrentRun, working_on
-from pipelines.telemetry.json_lines import log_as_json
 from pipelines.workers import progress as progress_module
-from pipelines.workers.progress import Advance, Pace, progress
+from pipelines.workers.progress import Pace, polled_progress, progress, show_pace
 
 
 class ErrorStream(io.StringIO):
@@ -38,24 +35,27 @@ class ErrorStream(io.StringIO):
 
 @pytest.mark.parametrize("terminal", [False, True], ids=["log", "terminal"])
 def test_progress_is_logged_as_json_lines(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line holds counts, rate and remaining time. On a terminal, too, lines are written after `log_as_json`."""
+    """A line holds counts, rate and remaining time. On a terminal, too, lines are written."""
     stream = ErrorStream(terminal)
     monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
-    monkeypatch.setattr(json_lines, "_mode", {"json": False})
-    log_as_json()
-    with progress("classify", 100, "documents", done=20) as advance:
-        advance(30, dead=2, retried=0)
-        advance(10, dead=1, retried=1)
-        stream.written.clear()
-        assert stream.written.wait(10)
+    monkeypatch.setattr(progress_module, "is_logging_json", lambda: True)
+    others = Counter(dead=0, retried=0)
+    pace = Pace(100, 20, others)
+    with show_pace("classify", "documents", pace):
+        pace.advance(30)
+        pace.advance(10)
+        others.update(dead=2, retried=1)
+        for _ in range(2):  # the first of them may have begun before
+            stream.written.clear()
+            assert stream.written.wait(10)
     line = json.loads(stream.getvalue().splitlines()[-1])
     assert {key: line[key] for key in ("stage", "done", "total", "unit", "dead", "retried")} == {
         "stage": "classify",
         "done": 60,
         "total": 100,
         "unit": "documents",
-        "dead": 3,
+        "dead": 2,
         "retried": 1,
     }
     assert line["per_s"] > 0
@@ -68,13 +68,16 @@ def test_progress_in_a_pipe_is_plain_text(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
     monkeypatch.setattr(progress_module, "_TELLING_SECONDS", 0)
-    monkeypatch.setattr(json_lines, "_mode", {"json": False})
-    lines = []
-    with progress("classify", 2_000, "documents", done=900) as advance:
+    monkeypatch.setattr(progress_module, "is_logging_json", lambda: False)
+    lines, others = [], Counter(dead=0, retried=0)
+    pace = Pace(2_000, 900, others)
+    with show_pace("classify", "documents", pace):
         for units in (60, 40):
-            advance(units, dead=units // 30, retried=0)
-            stream.written.clear()
-            assert stream.written.wait(10)
+            others["dead"] += units // 30
+            pace.advance(units)
+            for _ in range(2):  # the first of them may have begun before
+                stream.written.clear()
+                assert stream.written.wait(10)
             lines.append(stream.getvalue().splitlines()[-1])
     assert lines[0] == "progress: classify 960 of 2,000 documents, dead 2"
     assert re.fullmatch(
@@ -93,11 +96,11 @@ def test_a_short_stage_logs_no_progress(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_total_that_was_estimated_too_low_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done stays at it, and nobody is told that nothing remains."""
+    """The number of units stays at it, and nobody is told that nothing remains."""
     stream = ErrorStream(terminal=False)
     monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
-    monkeypatch.setattr(json_lines, "_mode", {"json": True})
+    monkeypatch.setattr(progress_module, "is_logging_json", lambda: True)
     with progress("intake", 10, "documents") as advance:
         advance(30)
         stream.written.clear()
@@ -109,20 +112,20 @@ def test_a_total_that_was_estimated_too_low_does_not_grow(monkeypatch: pytest.Mo
 def test_what_remains_follows_the_pace_since_the_first_report_and_is_never_nothing() -> None:
     """Neither the start of workers counts, nor what was done before; one report alone tells nothing."""
     now = 0.0
-    pace = Pace(1000, done=500, clock=lambda: now)
+    pace = Pace(1000, 500, clock=lambda: now)
     assert (pace.done, pace.per_second, pace.remaining) == (500, 0, None)
     now = 60.0
-    pace.advance(10, {})
+    pace.advance(10)
     assert (pace.per_second, pace.remaining) == (0, None)
     now = 62.0
-    pace.advance(40, {})
+    pace.advance(40)
     assert (pace.per_second, pace.remaining) == (20, None)  # too early to tell
     now = 70.0
-    pace.advance(160, {"dead": 1})
-    assert (pace.done, pace.per_second, pace.remaining, pace.counts) == (710, 20, 15, {"dead": 1})
-    pace.advance(289.9, {})
+    pace.advance(160)
+    assert (pace.done, pace.per_second, pace.remaining) == (710, 20, 15)
+    pace.advance(289.9)
     assert pace.remaining == 1
-    pace.advance(1, {})
+    pace.advance(1)
     assert (pace.done, pace.remaining) == (1000, None)
 
 
@@ -130,10 +133,11 @@ def test_a_bar_shows_what_is_done_of_a_fixed_total(monkeypatch: pytest.MonkeyPat
     stream = ErrorStream(terminal=True)
     console = Console(file=stream, width=100, force_terminal=True)
     monkeypatch.setattr(progress_module, "console", console)
-    monkeypatch.setattr(json_lines, "_mode", {"json": False})
-    with progress("extract", 12_000, "documents", done=1_000) as advance:
-        advance(500, dead=2)
-        advance(20_000)
+    monkeypatch.setattr(progress_module, "is_logging_json", lambda: False)
+    pace = Pace(12_000, 1_000, {"dead": 2})
+    with show_pace("extract", "documents", pace):
+        pace.advance(500)
+        pace.advance(20_000)
     shown = Text.from_ansi(stream.getvalue()).plain
     assert "extract" in shown
     assert "12,000/12,000 documents" in shown
@@ -153,25 +157,24 @@ def test_what_is_done_is_polled_and_an_error_ends_nothing(monkeypatch: pytest.Mo
             ended.set()
         return 9 if number < 0 else number
 
-    @contextmanager
-    def show(stage: str, total: float, unit: str, *, done: float) -> Iterator[Advance]:
-        seen.append(done)
-        yield lambda units, **counts: seen.append(units)
+    class ListeningPace(Pace):
+        def reach(self, done: float) -> None:
+            super().reach(done)
+            seen.append(self.done)
 
-    monkeypatch.setattr(progress_module, "progress", show)
-    with progress_module.polled_progress("probe", 10, "fits", count) as advance:
+    monkeypatch.setattr(progress_module, "Pace", ListeningPace)
+    with polled_progress("probe", 10, "fits", count):
         assert ended.wait(10)
-        advance(0, dead=1)
-    assert seen == [3, 2, 4, 0]
+    assert seen[:3] == [5, 9, 9]
     assert "poll" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_line_names_the_runs_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also that of the thread which writes the lines; outside of a run it has no such entry."""
+    """Also in the thread that writes the lines; outside of a run it has no such entry."""
     stream = ErrorStream(terminal=False)
     monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
-    monkeypatch.setattr(json_lines, "_mode", {"json": True})
+    monkeypatch.setattr(progress_module, "is_logging_json", lambda: True)
     for runs in ([CurrentRun("run-a", "a"), CurrentRun("run-b", "b")], []):
         with working_on(runs), progress("classify", 10, "documents"):
             stream.written.clear()

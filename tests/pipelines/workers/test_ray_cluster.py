@@ -1,7 +1,8 @@
-"""What surrounds a Ray session: signal handlers that Ray replaces, and a line if Ray ends the process."""
+"""The surroundings of a Ray session: signal handlers that Ray replaces, and a line if Ray ends the process."""
 
 from __future__ import annotations
 
+import inspect
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import ray
 
 from pipelines.workers import ray_cluster
 from pipelines.workers.ray_cluster import call_in_thread, signal_handlers_kept
@@ -141,3 +143,8 @@ def test_a_metrics_port_that_is_taken_costs_a_warning(caplog: pytest.LogCaptureF
     assert f"ray.metrics_port {taken}" in caplog.text
     assert ray_cluster._choose_metrics_port(taken) == taken
     assert ray_cluster._choose_metrics_port(None) is None
+
+
+def test_ray_still_takes_what_only_private_names_give_it() -> None:
+    """The port of metrics of a session that a command starts; nothing public sets it."""
+    assert "_metrics_export_port" in inspect.signature(ray.init).parameters

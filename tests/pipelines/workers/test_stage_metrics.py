@@ -1,4 +1,4 @@
-"""What a stage counts, by a stand-in for Ray's instruments; tests/infra/test_monitoring.py has the real ones."""
+"""The metrics of a stage, by a stand-in for Ray's instruments; tests/infra/test_monitoring.py has the real ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Recorded = Counter[tuple[str, str]]
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """What was recorded, by the name of an instrument and its labels in order of name."""
+    """The recorded values, by the name of an instrument and its labels in order of name."""
     values: Recorded = Counter()
 
     class Instrument:
@@ -94,7 +94,7 @@ def test_other_stages_count_documents_for_all_models_together(recorded: Recorded
 
 
 def test_requests_count_from_the_start_of_the_stage(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of an earlier stage of the process are not counted again, and each is counted once."""
+    """Requests of an earlier stage of the process are not counted again, and each is counted once."""
     totals = RequestTotals(Counter(GetObject=5))
     monkeypatch.setattr(stage_metrics, "request_totals", lambda: RequestTotals(+totals.requests, +totals.errors))
     metrics = StageMetrics("classify", (A,), FixedLease())  # type: ignore[arg-type]

@@ -12,9 +12,8 @@ from pipelines.data.files.shards import Piece, Shard
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult
-from pipelines.telemetry import json_lines
 from pipelines.telemetry.current_runs import CurrentRun, current_runs, working_on
-from pipelines.telemetry.worker_logs import WorkerLog
+from pipelines.telemetry.json_lines import JsonFormatter, WorkerLog
 from pipelines.workers.map_shards import ShardWork, map_shards
 from spin.settings import RaySettings
 from tests.support.hanging import wait_until
@@ -47,6 +46,13 @@ def compute_shard(store: Store, mark: str, **settings: int) -> str:
     return (store.read(key) or b"").decode()
 
 
+def log_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write log records as the command does under `--log json`."""
+    root, handler = logging.getLogger(), logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    monkeypatch.setattr(root, "handlers", [*root.handlers, handler])
+
+
 def read_worker_logs(mark: str) -> list[str]:
     """The lines with a mark on the standard error of Ray's workers."""
     import ray._private.worker
@@ -59,7 +65,7 @@ def read_worker_logs(mark: str) -> list[str]:
 @pytest.mark.usefixtures("ray_session")
 def test_workers_log_as_their_driver_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each line on the standard error of a worker is a JSON object with the runs, from the same level on."""
-    monkeypatch.setattr(json_lines, "_mode", {"json": True})
+    log_as_json(monkeypatch)
     monkeypatch.setattr(logging.getLogger("pipelines"), "level", logging.WARNING)
     assert compute_shard(Store(str(tmp_path)), "mark-7c1", workers=1) == "run-a,run-b"
     wait_until(lambda: len(read_worker_logs("mark-7c1")) >= 2)
@@ -74,7 +80,7 @@ def test_a_stage_in_the_driver_logs_through_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No second handler writes the same lines again; that of the command may be there from another test."""
-    monkeypatch.setattr(json_lines, "_mode", {"json": True})
+    log_as_json(monkeypatch)
     assert compute_shard(Store(str(tmp_path)), "mark-8d2", workers=0) == "run-a,run-b"
     assert capsys.readouterr().err.count("mark-8d2 made") <= 1
     assert logging.getLogger("pipelines").handlers == []

@@ -89,6 +89,7 @@ def test_the_band_is_the_last_before_the_first_that_is_not_proven(
     assert 0.1 < found.coverage < 1
 
 
+@pytest.mark.slow
 def test_the_promise_holds_over_draws_of_the_test_documents() -> None:
     """It fails in 5 % of them at most; a band under which the test documents just have the error, in half of them."""
     population, decision, max_error = draw_documents(100_000, 1), make_decision(), 0.1

@@ -74,6 +74,7 @@ def test_sums_are_those_of_a_plain_loop_and_add_up(space: LabelSpace) -> None:
         QualitySums.from_tensors(sums.to_tensors("quality."), "other.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("space", "sharpness", "abstain"), [(SINGLE, 1.0, 0.0), (SINGLE, 1.3, 0.2), (SEVERAL, 1.0, 0.0), (SEVERAL, 0.8, 0)]
 )

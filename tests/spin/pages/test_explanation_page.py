@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import terminal
+from jobs.printing.explanations import print_explanation
 from spin import TrainedClassifier
 from spin.labels.label_space import LabelSpace
 from spin.pages.explanation import Explanation, stretches
@@ -444,7 +444,7 @@ def test_terminal_and_page_say_what_was_not_read(capsys: pytest.CaptureFixture[s
     early = replace(whole, exit=BY_WORDS)
     for explanation, said in ((whole, False), (early, True)):
         assert (f"This text was {note}." in explanation_page(explanation)) == said
-        terminal.explanation(explanation)
+        print_explanation(explanation)
         assert (note in capsys.readouterr().out.splitlines()) == said
 
 
@@ -456,7 +456,7 @@ def test_words_and_their_pieces_are_one_row(capsys: pytest.CaptureFixture[str]) 
     explanation = replace(make_explanation(), terms=(word, *pieces))
     page = explanation_page(explanation)
     assert re.findall(r'<bdi class="term">(.*?)</bdi>', page) == ["hours"] * 3
-    terminal.explanation(explanation)
+    print_explanation(explanation)
     [row] = [line for line in capsys.readouterr().out.splitlines() if "“" in line]
     assert row.split() == ["“hours”", "+1.000"]
 

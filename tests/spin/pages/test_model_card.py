@@ -291,6 +291,7 @@ def test_the_card_says_that_validation_chose_the_thresholds() -> None:
     assert "is divided by the threshold of its class; the largest result wins." in card
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text(max_size=12), min_size=2, max_size=4, unique_by=lambda name: " ".join(name.split())))
 def test_any_class_name_is_one_row_of_each_table(names: list[str]) -> None:

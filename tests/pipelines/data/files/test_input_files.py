@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.data.files.input_files import check_output_outside, list_files, normalise_source
+from pipelines.data.files.input_files import check_output_outside, list_files
 from pipelines.data.files.readers import read_shard
 from pipelines.data.files.sharding import plan_shards
 from pipelines.data.files.shards import Piece, Shard
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
-from pipelines.storage.request_counting import count_input_reads
 from spin.errors import UserError
 from spin.settings import DataSettings
 
@@ -42,16 +41,6 @@ def write_document(store: Store, key: str, id: str) -> None:
 def read_ids(uri: str) -> list[str | None]:
     """Return the ids in a folder as training and nights read them."""
     return [id for shard in plan_shards(list_files(uri), 10, DATA) for id in read_shard(shard, DATA).ids]
-
-
-def test_a_folder_is_listed_with_one_request_per_page(tmp_path: Path) -> None:
-    """Sizes and versions come with the listing; there is no request per file."""
-    for n in range(2500):
-        (tmp_path / f"{n}.jsonl").write_bytes(b"{}\n")
-    with count_input_reads() as traffic:
-        files = list_files(str(tmp_path))
-    assert (len(files), {file.size for file in files}) == (2500, {3})
-    assert (traffic.list, traffic.head, traffic.get) == (3, 0, 0)
 
 
 @pytest.mark.s3
@@ -192,10 +181,3 @@ def test_an_output_within_its_input_is_refused(source: str, output: str, within:
             check_output_outside(source, output)
     else:
         check_output_outside(source, output)
-
-
-def test_a_source_is_the_same_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for uri in ("data", "data/", "./data", f"{tmp_path}/data//", f"file://{tmp_path}/data", "x/../data"):
-        assert normalise_source(uri) == f"{tmp_path}/data"
-    assert normalise_source("s3://b/data/") == normalise_source("s3://b/data") == "s3://b/data"

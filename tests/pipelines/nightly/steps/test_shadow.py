@@ -28,6 +28,7 @@ from pipelines.nightly.steps import classify_step
 from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.run_records import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.shadow import Shadow
+from pipelines.nightly.tables import resume
 from pipelines.nightly.tables.night_tables import DISAGREEMENTS, NightTables, read_rows
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
@@ -52,7 +53,7 @@ CLASSES = ("good", "bad", "plain")
 SHALLOW, DEEP, OTHER_BACKBONE, MULTILABEL, OTHER_MULTILABEL = "12345"
 PAIRS = [(SHALLOW, DEEP), (DEEP, SHALLOW), (SHALLOW, OTHER_BACKBONE), (MULTILABEL, OTHER_MULTILABEL)]
 
-pytestmark = pytest.mark.usefixtures("all_folds")
+pytestmark = [pytest.mark.usefixtures("all_folds"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -567,12 +568,12 @@ def test_a_night_without_a_shadow_writes_nothing_about_shadows(project: NightPro
     for key in keys:
         data = (out.read(key) or b"").replace(str(project.folder).encode(), b"")  # the folder is named after this test
         assert b"shadow" not in data.lower(), key
-    facts = out.read_json(f"_runs/{DATE}-tiny-000001/plan.json")["facts"]
+    facts = out.read_json(f"_runs/{DATE}-tiny-000001/plan.json")["metadata"]
     assert set(facts) == {
         *("format", "model", "choose", "decision", "backbone", "data", "shard_documents", "cascade"),
         *("dead_letter_text", "reasons", "incremental"),
     }
-    assert facts["format"] == 7
+    assert facts["format"] == resume.FORMAT
 
 
 @pytest.mark.usefixtures("ray_session")

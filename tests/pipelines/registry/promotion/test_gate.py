@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from jobs import terminal
+from jobs.printing.registry import print_gate
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.promotion import gate
 from pipelines.registry.promotion.earlier_gates import EarlierGates
@@ -304,7 +304,7 @@ def test_a_check_passes_up_to_and_at_its_limit(value: float, at_least: bool, at_
 def test_the_printed_table_shows_all_checks(capsys: pytest.CaptureFixture[str]) -> None:
     """It has one row per check and prints brackets literally; the remedies of the failed checks follow."""
     model = replace(build_reply(TENTH, confidence=0.6), input_columns={"[bold]": "long"})
-    terminal.gate(judge(build_settings(), TRUTH, model, None).checks)
+    print_gate(judge(build_settings(), TRUTH, model, None).checks)
     output = capsys.readouterr().out
     rows = read_cells(output)
     assert ["schema", "[bold]: long", "text: string", "failed"] in rows

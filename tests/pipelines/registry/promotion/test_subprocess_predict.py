@@ -33,6 +33,8 @@ from tests.support import tiny
 from tests.support.hanging import hang_fresh_process, has_ended, run_in_fresh_process, wait_until
 from tests.support.registry_fixture import TEXTS, build_quick_classifier
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def trained_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Path:

@@ -13,15 +13,18 @@ import pytest
 from pipelines.data.files.shards import Piece, Shard
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult
+from pipelines.storage.shard_log import Attempt, ShardCounts, ShardOutcome, StepResult
 from pipelines.workers import map_shards as map_shards_module
-from pipelines.workers import shard_progress
+from pipelines.workers import stage_counts
 from pipelines.workers.map_shards import ShardWork, map_shards
-from pipelines.workers.progress import Advance
-from pipelines.workers.shard_progress import ShardReports, StageProgress, count_shard, report_to
+from pipelines.workers.stage_counts import ShardReports, StageCounts, count_shard, report_to
 from spin.settings import RaySettings
 
 SHARDS = [Shard(n, (Piece("a.jsonl", "jsonl", 0, 2_000_000, by_bytes=True, documents=10),)) for n in range(2)]
+
+
+def make_outcome(rows: int, tries: int = 1) -> ShardOutcome[ShardCounts]:
+    return ShardOutcome(ShardCounts(rows=rows), {}, tries=tries, seconds=1.0, ended=0.0)
 
 
 class HalfwayStep:
@@ -41,18 +44,20 @@ class HalfwayStep:
 
 def test_a_shard_counts_at_most_once() -> None:
     """While it is at work by what was reported last, also when it is computed again; then with its size."""
-    reports = ShardReports()
-    progress = StageProgress(100, {"000001": 10, "000002": 10})
-    assert progress.count() == 100
-    progress.listen(reports.read)
+    reports, before = ShardReports(), make_outcome(100)
+    shards = [Shard(n, (Piece("a.jsonl", "jsonl", 0, 10, documents=10),)) for n in range(3)]
+    counts = StageCounts(shards, {"000000": before}, 120)
+    assert (counts.done(), counts.total, counts.unit) == (100, 120, "documents")
+    counts.listen(reports.read)
     reports.report("000001", 4)
-    assert progress.count() == 104
+    assert counts.done() == 104
     reports.report("000001", 14)
-    assert progress.count() == 110
-    progress.end("000001", 9)
-    assert progress.count() == 109
+    assert counts.done() == 110
+    counts.shard_ended("000001", make_outcome(9, tries=3))
+    assert counts.done() == 109
     reports.report("000002", 1)
-    assert progress.count() == 110
+    assert counts.done() == 110
+    assert counts.others == {"dead": 0, "retried": 2}
 
 
 def test_a_worker_reports_now_and_then() -> None:
@@ -79,7 +84,7 @@ def test_progress_advances_within_a_shard(
     documents: int | None, unit: str, expected: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where documents are not counted yet, it is in bytes of whole shards."""
-    monkeypatch.setattr(shard_progress, "_REPORT_SECONDS", 0)
+    monkeypatch.setattr(stage_counts, "_REPORT_SECONDS", 0)
     seen: list[Any] = []
     counts: list[Callable[[], float]] = []
 
@@ -92,10 +97,10 @@ def test_progress_advances_within_a_shard(
             return StepResult({}, ShardCounts(rows=10))
 
     @contextmanager
-    def show(stage: str, total: float, unit: str, count: Callable[[], float]) -> Iterator[Advance]:
+    def show(stage: str, total: float, unit: str, count: Callable[[], float], others: Any) -> Iterator[None]:
         seen.append((total, unit))
         counts.append(count)
-        yield lambda units, **counts: None
+        yield
         seen.append(count())
 
     monkeypatch.setattr(map_shards_module, "polled_progress", show)
@@ -108,14 +113,14 @@ def test_workers_report_to_the_driver(ray_session: None, tmp_path: Path, monkeyp
     seen: set[float] = set()
     original = map_shards_module.polled_progress
 
-    def show(stage: str, total: float, unit: str, count: Callable[[], float]) -> Any:
+    def show(stage: str, total: float, unit: str, count: Callable[[], float], others: Any) -> Any:
         def count_and_go() -> float:
             seen.add(done := count())
             if done >= 5:
                 (tmp_path / "go").touch()
             return done
 
-        return original(stage, total, unit, count_and_go)
+        return original(stage, total, unit, count_and_go, others)
 
     monkeypatch.setattr(map_shards_module, "polled_progress", show)
     _map(HalfwayStep, (tmp_path / "go",), tmp_path, RaySettings(workers=1), 20)
