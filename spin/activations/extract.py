@@ -94,9 +94,8 @@ def read_activations(
     their order.
     Raises UserError, naming the site, if a value does not fit a float16 column; NotFiniteError if one is not finite.
     """
-    buffer = FeatureBuffer(engine, len(texts), types or {}, store)
-    if word_sink is not None:
-        buffer.words = WordReader(engine, word_sink)
+    words = None if word_sink is None else WordReader(engine, word_sink)
+    buffer = FeatureBuffer(engine, len(texts), types or {}, store, words)
     chunks = make_chunks(engine.backbone, texts, buffer, 1 if keep_mask is None else BATCHES_PER_CHUNK, choose_rows)
     for documents in _run_streams(lambda chunk: _run_chunk(engine, chunk, buffer, keep_mask), chunks, engine.streams):
         progress(documents)

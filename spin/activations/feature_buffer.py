@@ -59,8 +59,9 @@ class FeatureBuffer:
         count: int,
         types: Mapping[FeatureColumn, type[np.floating]],
         store: StoreValues | None = None,
+        words: WordReader | None = None,
     ) -> None:
-        self.segments, self.store = engine.segments, store
+        self.segments, self.store, self.words = engine.segments, store, words
         self.columns: dict[FeatureColumn, NDArray[np.floating]] = {}
         self.slices: list[list[tuple[FeatureColumn, slice]]] = []
         """slice of each column among the values of a segment, for each segment"""
@@ -72,7 +73,6 @@ class FeatureBuffer:
             )
             for column, width in zip(segment.neurons, widths, strict=True) if store is None else ():
                 self.columns[column] = np.full((count, width), np.nan, types.get(column, np.float32))
-        self.words: WordReader | None = None
         self.counts, self.depth = TokenCounts(engine.backbone, count), np.full(count, BY_WORDS, np.int32)
 
     def store_values(self, rows: NDArray[np.int64], index: int, values: NDArray[np.floating]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,33 +72,20 @@ class Features:
 
     def count_only(self, mask: NDArray[np.bool_]) -> Features:
         """The features with the counts of the texts in a mask (n,); the others have no tokens and no windows."""
-
-        def keep(counts: NDArray[np.int32]) -> NDArray[np.int32]:
-            return np.where(mask, counts, 0).astype(np.int32)
-
-        return replace(
-            self,
-            n_tokens=keep(self.n_tokens),
-            n_unknown=keep(self.n_unknown),
-            cut=self.cut & mask,
-            windows=None if self.windows is None else keep(self.windows),
-            unread_tokens=None if self.unread_tokens is None else keep(self.unread_tokens),
-        )
+        return self._change_counts(lambda name, own: np.where(mask, own, 0).astype(own.dtype))
 
     def add_counts(self, other: Features) -> Features:
         """The features with the counts of the same n texts by another one, each of which has counted other texts."""
+        return self._change_counts(
+            lambda name, own: own + getattr(other, name)
+        )  # of two flags the sum is true if one is
 
-        def add(own: NDArray[np.int32] | None, more: NDArray[np.int32] | None) -> NDArray[np.int32] | None:
-            return None if own is None or more is None else own + more
-
-        return replace(
-            self,
-            n_tokens=self.n_tokens + other.n_tokens,
-            n_unknown=self.n_unknown + other.n_unknown,
-            cut=self.cut | other.cut,
-            windows=add(self.windows, other.windows),
-            unread_tokens=add(self.unread_tokens, other.unread_tokens),
-        )
+    def _change_counts(self, change: Callable[[str, NDArray[Any]], NDArray[Any]]) -> Features:
+        """The features with other counts, each by its name and what it is; those that are None stay None."""
+        names = ("n_tokens", "n_unknown", "cut", "windows", "unread_tokens")
+        counts = ((name, getattr(self, name)) for name in names)
+        changed: dict[str, Any] = {name: change(name, own) for name, own in counts if own is not None}
+        return replace(self, **changed)
 
 
 def _join(name: str, arrays: Sequence[NDArray[_Value] | None]) -> NDArray[_Value] | None:

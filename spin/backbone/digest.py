@@ -41,7 +41,7 @@ _LOADED = (
 """patterns of the files that loading a model reads from its folder"""
 _ADAPTER = "adapter_config.json"
 """makes transformers change the weights of a folder by those of an adapter, but only where `peft` is installed"""
-_FORMAT = 2
+_FORMAT = 3
 """version of the records in the cache; records of another version are ignored"""
 _SETTLED_NS = 2_000_000_000
 """nanoseconds since the last change of a file after which another change is sure to show in its times"""
@@ -110,45 +110,26 @@ def _combine(hashes: Iterable[tuple[Path, str]]) -> str:
 
 
 @dataclass(frozen=True)
-class _FileState:
-    """The state of a file as its file system reports it. If the state changes, the content may have changed."""
-
-    size: int
-    """bytes"""
-    modified_ns: int
-    """time of the last write, in nanoseconds since 1970"""
-    changed_ns: int
-    """time of the last change of content, name or rights (ctime), in nanoseconds since 1970"""
-    inode: int
-    device: int
-    """number of the file system"""
-
-    @classmethod
-    def of(cls, path: Path) -> _FileState:
-        """The state of a file, or of the file that a link leads to."""
-        status = path.stat()
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
-
-    def settled_before(self, now_ns: int) -> bool:
-        """Whether the last change is so long ago that any change after `now_ns` will show in the times."""
-        return max(self.modified_ns, self.changed_ns) <= now_ns - _SETTLED_NS
-
-
-@dataclass(frozen=True)
 class _HashedFile:
     """A file's state and the hash of the content that it had in this state."""
 
-    state: _FileState
+    state: list[int]
+    """size, modification time and change time (ctime) in nanoseconds since 1970, inode, and number of the file system.
+
+    If the state changes, the content may have changed.
+    """
     sha256: str
 
 
 def _hash_if_changed(path: Path, known: _HashedFile | None) -> tuple[_HashedFile, bool]:
-    """The hash of a file, and whether it may be remembered."""
-    now_ns, state = time.time_ns(), _FileState.of(path)
+    """The hash of a file, or of the file that a link leads to, and whether it may be remembered."""
+    now_ns, status = time.time_ns(), path.stat()
+    state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
     if known is not None and known.state == state and path.suffix != ".py":
         return known, True
-    settled = state.settled_before(now_ns) and not os.statvfs(path).f_flag & os.ST_RDONLY
-    return _HashedFile(state, hash_file(path)), settled
+    # so long ago that any change from now on shows in the times
+    settled = max(status.st_mtime_ns, status.st_ctime_ns) <= now_ns - _SETTLED_NS
+    return _HashedFile(state, hash_file(path)), settled and not os.statvfs(path).f_flag & os.ST_RDONLY
 
 
 def _record_file(folder: Path) -> Path:
@@ -162,10 +143,7 @@ def _read_hashes(record: Path) -> dict[str, _HashedFile]:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         return {}
     try:
-        return {
-            name: _HashedFile(_FileState(**file["state"]), str(file["sha256"]))
-            for name, file in content["files"].items()
-        }
+        return {name: _HashedFile(file["state"], str(file["sha256"])) for name, file in content["files"].items()}
     except (KeyError, TypeError, AttributeError):
         return {}
 

@@ -6,7 +6,7 @@ lives and knows.
 
 The protocol: this process starts `python -m spin.activations.engines.engine_child REPORT` (a layer above, so it is not
 imported here). It writes to the child's standard input `{"subject": TrialRequest, "threads": torch's number of
-threads}` as JSON. The child writes a `TrialReport` as JSON to the file REPORT and ends with status 0. A child that ends
+threads}` as JSON. The child writes a `Verdict` as JSON to the file REPORT and ends with status 0. A child that ends
 otherwise is judged by its exit status. Most signals are a crash of the engine, but a signal from outside, a time limit,
 or any other status say nothing about the engine. Such an inconclusive verdict is not recorded on disk.
 
@@ -35,7 +35,7 @@ import torch
 from spin.backbone.local_cache import cache_folder, lock_record, read_record, write_record
 
 TOLERANCES = {"float32": 0.001, "bfloat16": 0.15, "int8": 0.9}
-"""the relative error that every backbone is allowed, by precision; for the measure see `TrialReport.difference`
+"""the relative error that every backbone is allowed, by precision; for the measure see `relative_error` in the child
 
 Measured on MiniLM and SmolLM2-135M against torch in float32, OpenVINO in float32 has 0.00001 at most. In bfloat16 it
 has 0.01 and (torch itself) 0.05, in int8 0.27 and 0.5. An encoder that attends to its padding has 2, a decoder whose
@@ -67,23 +67,6 @@ class TrialRequest:
     """float32, bfloat16 or int8"""
     trust_remote_code: bool = False
     """whether Python code of the model may run"""
-
-
-@dataclass(frozen=True)
-class TrialReport:
-    """The report of a child process: the largest difference from torch, or the error that was raised."""
-
-    difference: float | None = None
-    """the largest relative error. It is the norm of the error of a text's values in a feature column over the norm of
-    the values. It is infinite if one is not finite, and None if an error was raised"""
-    column: str = ""
-    """the feature column with this error"""
-    allowed: float = 0.0
-    """the largest relative error that this column may have"""
-    error: str = ""
-    """type and message of the error that was raised"""
-    judged: bool = True
-    """whether the error is the engine's own; false for lack of memory, a missing package or the backbone's files"""
 
 
 @dataclass(frozen=True)
@@ -147,23 +130,15 @@ def _version(package: str) -> str | None:
 
 @cache
 def processor() -> str:
-    """The type of this machine's processor as JSON: its name and model, and the instruction sets that engines use."""
-    properties = {"machine": platform.machine(), "name": platform.processor()}
-    wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "CPU implementer", "CPU part")
+    """The type of this machine's processor: what Linux says of its first core, and what torch finds."""
     try:
         first_core = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
     except OSError:
         first_core = ""  # not Linux
-    for line in first_core.splitlines():
-        name, _, value = (part.strip() for part in line.partition(":"))
-        if name in wanted:
-            properties[name] = value
-        elif name in ("flags", "Features"):
-            prefixes = ("avx", "amx", "sse", "ssse", "fma", "f16c", "asimd", "sve", "sme", "bf16", "i8mm")
-            properties["instructions"] = " ".join(sorted(flag for flag in value.split() if flag.startswith(prefixes)))
-    capabilities = torch.cpu.get_capabilities()
-    properties["torch"] = " ".join(sorted(name for name, present in capabilities.items() if present is True))
-    return json.dumps(properties, sort_keys=True)
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU part", "flags", "Features")
+    lines = [line for line in first_core.splitlines() if line.startswith(wanted)]
+    found = sorted(name for name, present in torch.cpu.get_capabilities().items() if present is True)
+    return "\n".join([platform.machine(), platform.processor(), *lines, *found])
 
 
 def _run_trial(request: TrialRequest) -> Verdict:
@@ -188,16 +163,9 @@ def _run_trial(request: TrialRequest) -> Verdict:
             return Verdict("inconclusive", f"its process could not be started: {error}")
         stderr = child.stderr.decode(errors="replace").strip()
         _log.debug("the trial ended with status %d: %s", child.returncode, stderr[-2000:])
-        if child.returncode == 0 and file.exists():
-            return _judge_report(TrialReport(**json.loads(file.read_bytes())))
+        if child.returncode == 0 and (verdict := _read_verdict(file)):
+            return verdict
     return _judge_exit(child.returncode, stderr)
-
-
-def _judge_report(report: TrialReport) -> Verdict:
-    if report.difference is None:
-        return Verdict("failed" if report.judged else "inconclusive", report.error)
-    detail = f"relative error {report.difference:.2g} in {report.column}, expected at most {report.allowed:.2g}"
-    return Verdict("agrees" if report.difference <= report.allowed else "differs", detail)
 
 
 def _judge_exit(status: int, stderr: str) -> Verdict:

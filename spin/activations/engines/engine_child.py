@@ -1,7 +1,7 @@
 """The child process of an engine trial: it computes some texts in OpenVINO and in torch and reports the difference.
 
 `python -m spin.activations.engines.engine_child REPORT` reads a `TrialRequest` as JSON from standard input and writes a
-`TrialReport` as JSON to the file REPORT; `spin.backbone.engine_trial` starts it and describes the protocol. It may die
+`Verdict` as JSON to the file REPORT; `spin.backbone.engine_trial` starts it and describes the protocol. It may die
 of a signal, which is why it is a process of its own.
 """
 
@@ -24,7 +24,7 @@ from spin.activations.engines.engine import Engine, TorchEngine
 from spin.activations.engines.openvino_engine import OpenVinoEngine
 from spin.arrays import Floats
 from spin.backbone.engine_choice import EngineChoice
-from spin.backbone.engine_trial import TOLERANCES, TrialReport, TrialRequest
+from spin.backbone.engine_trial import TOLERANCES, TrialRequest, Verdict
 from spin.backbone.loading import open_backbone
 from spin.backbone.model import Backbone
 from spin.errors import UserError, describe_error
@@ -48,31 +48,28 @@ _NEURON_STEP = 4
 """where few neurons of a site are read, they are every fourth one"""
 
 
-def try_engine(request: TrialRequest) -> TrialReport:
-    """Compare OpenVINO with torch in float32 on the first blocks and a few texts; errors are reported, not raised."""
-    settings = BackboneSettings.model_validate(
-        {
-            "model": request.model,
-            "max_tokens": _LONG,
-            "device": "cpu",
-            "trust_remote_code": request.trust_remote_code,
-        }
-    )
+def try_engine(request: TrialRequest) -> Verdict:
+    """Compare OpenVINO with torch in float32 on the first blocks and a few texts; errors are judged, not raised.
+
+    Lack of memory, a missing package and the backbone's files are no errors of the engine.
+    """
+    code = request.trust_remote_code
+    settings = BackboneSettings(model=request.model, max_tokens=_LONG, device="cpu", trust_remote_code=code)
     try:
         choice = EngineChoice("openvino", request.precision)
         backbone = open_backbone(settings, Path(request.folder), request.digest, "cpu", choice, blocks=_BLOCKS)
     except UserError as error:
-        return TrialReport(error=str(error), judged=False)
+        return Verdict("inconclusive", str(error))
     try:
         return compare_engines(backbone)
     except (UserError, ImportError, MemoryError) as error:
-        return TrialReport(error=describe_error(error), judged=False)
+        return Verdict("inconclusive", describe_error(error))
     except Exception as error:  # OpenVINO raises many kinds for a graph that it cannot compile or run
-        return TrialReport(error=describe_error(error), judged="bad_alloc" not in str(error))
+        return Verdict("inconclusive" if "bad_alloc" in str(error) else "failed", describe_error(error))
 
 
-def compare_engines(backbone: Backbone) -> TrialReport:
-    """Report the column whose error in OpenVINO is largest, measured by what it is allowed.
+def compare_engines(backbone: Backbone) -> Verdict:
+    """The verdict by the column whose error in OpenVINO is largest, measured by what it is allowed.
 
     The texts run alone and in batches with padding. A backbone that loses much in bfloat16 in torch too is allowed
     twice as much in OpenVINO. To find out, its weights are converted to bfloat16 for good.
@@ -87,7 +84,8 @@ def compare_engines(backbone: Backbone) -> TrialReport:
         rounded = _largest_errors(_run(TorchEngine(backbone, segments), batches), expected)
         allowed = {column: max(allowed[column], _BFLOAT16_FACTOR * error) for column, error in rounded.items()}
     column = max(errors, key=lambda c: errors[c] / allowed[c])
-    return TrialReport(errors[column], column, allowed[column])
+    detail = f"relative error {errors[column]:.2g} in {column}, expected at most {allowed[column]:.2g}"
+    return Verdict("agrees" if errors[column] <= allowed[column] else "differs", detail)
 
 
 def relative_error(values: Floats, expected: Floats) -> float:
@@ -155,8 +153,8 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an expected result: write no core file
     message = json.load(sys.stdin)
     torch.set_num_threads(message["threads"])
-    report = try_engine(TrialRequest(**message["subject"]))
-    Path(sys.argv[1]).write_text(json.dumps(asdict(report)), encoding="utf-8")
+    verdict = try_engine(TrialRequest(**message["subject"]))
+    Path(sys.argv[1]).write_text(json.dumps(asdict(verdict)), encoding="utf-8")
 
 
 if __name__ == "__main__":

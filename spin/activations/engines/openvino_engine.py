@@ -83,6 +83,7 @@ def convert_to_openvino(module: nn.Module, example_inputs: tuple[Tensor, ...]) -
     Uses OpenVINO's PyTorch frontend directly; `openvino.convert_model` does the same in ten times the time.
     """
     _disable_telemetry()
+    # The decoder's module is not in OpenVINO's documentation, and its frontend takes no other form of a traced graph.
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 

@@ -36,6 +36,8 @@ def compile_encoder(encoder: NeuronEncoder, backend: str = "inductor") -> Run:
 
     It is traced first: torch.compile alone would compile anew for the hooks that the encoder sets in each batch.
     """
+    # Both `make_fx` and its argument are experimental in torch. No public function traces with symbolic sizes a module
+    # whose weights and buffers are no inputs.
     with torch.no_grad():
         graph = make_fx(encoder, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*encoder.example_inputs())
     run: Run = torch.compile(graph, dynamic=True, backend=backend)

@@ -144,7 +144,7 @@ def test_openvino_with_automatic_precision_uses_one_whose_trial_passed(
 ) -> None:
     """The same precision serves int8 without calibration texts. A precision whose trial crashed is never used."""
     crash = f"if subject['precision'] == 'bfloat16':\n    {CRASH.format('ILL')}\n"
-    write = 'open(sys.argv[1], \'w\').write(\'{"difference": 0.0001, "allowed": 0.001, "column": "resid.00.mean"}\')'
+    write = 'open(sys.argv[1], \'w\').write(\'{"outcome": "agrees", "detail": "relative error 0.0001"}\')'
     child.replace_code(f"import json, sys\nsubject = json.load(sys.stdin)['subject']\n{crash}{write}")
     assert choose(backbone_folder, engine="openvino") == EngineChoice("openvino", "float32")
     assert "openvino in bfloat16 crashed (SIGILL)" in caplog.text
@@ -273,7 +273,7 @@ def test_an_inconclusive_trial_is_not_cached_on_disk(
     assert "the next start tries again" in str(raised.value)
     assert not verdict_path(build_request(backbone_folder)).exists()
     forget_verdicts()
-    child.replace_report(difference=0.0, column="resid.00.mean")
+    child.replace_report(outcome="agrees", detail="relative error 0")
     assert choose(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
 
 
