@@ -25,8 +25,8 @@ from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.dedup import DuplicateRows
 from pipelines.nightly.steps.intake_step import IntakeStep
 from pipelines.nightly.steps.run_records import ClassifyCounts, IntakeCounts, PassCounts
-from pipelines.nightly.tables.night_records import RunRecord
-from pipelines.nightly.tables.passes import PassRecord
+from pipelines.nightly.tables.night_records import Run
+from pipelines.nightly.tables.passes import Pass
 from pipelines.planning.night_worker import as_night_worker
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import Registry
@@ -217,13 +217,20 @@ def _job(run: Store, registry: Registry, version: str, model: Path, settings: Se
     files = {name: (model / name).read_bytes() for name in (persistence.CONFIG, persistence.TENSORS)}
     if settings.backbone.dtype == "int8":
         files[CALIBRATION] = json.dumps(registry.calibration()).encode()
-    record = RunRecord(
-        run=_RUN, date="2000-01-01", model=registry.name, model_version=version, token=0, begun="2000-01-01"
+    record = Run(
+        name=_RUN,
+        date="2000-01-01",
+        model=registry.name,
+        model_version=version,
+        claim=0,
+        begun="2000-01-01",
+        incremental=False,
+        pass_name=_RUN,
     )
     copy = ArtifactCopy.write(run / "model", files)
     decision = TrainedClassifier.open(model, settings).decision
     job = ModelJob(record, copy, DuplicateRows.none(run), sampled=sampled, decision=decision)
-    alone = PassRecord(name=record.run, date=record.date, runs=(record.run,), begun=record.begun)
+    alone = Pass(name=_RUN, runs=(_RUN,), begun=record.begun)
     return ClassifyJob((job,), pa.schema([]), alone)
 
 

@@ -69,7 +69,7 @@ def build_card(
         notes=list(figures.notes),
         tested=_tested(spin, figures.table),
         per_class=dict(figures.per_class),
-        frontier=[candidate.summary() for candidate in result.frontier],
+        frontier=result.frontier,
         choices={name: fitted.summary for name, fitted in result.choices.items()},
         choose=settings.choose,
         selection=spin.fitted.selection,

@@ -221,14 +221,13 @@ class ClassifyStep:
 
     def _to_files(self, number: int, tables: Mapping[str, pa.Table]) -> dict[str, bytes]:
         """The files of a model by ending; tables without rows have none."""
-        filled = {table: content for table, content in tables.items() if len(content)}
-        return {ENDINGS[table]: self._to_file(number, table, content) for table, content in filled.items()}
-
-    def _to_file(self, number: int, table: str, content: pa.Table) -> bytes:
-        """Rows as a file of a table."""
         run = self.job.models[number].run
-        rows = file_rows(table, content, date=run.date, model=run.model, run=run.run, kept=self.job.kept)
-        return to_parquet(rows)
+        by_run = {"date": run.date, "model": run.model, "run": run.name}
+        filled = {table: rows for table, rows in tables.items() if len(rows)}
+        return {
+            ENDINGS[table]: to_parquet(file_rows(table, rows, **by_run, kept=self.job.kept))
+            for table, rows in filled.items()
+        }
 
 
 def _with_equal_rows(dead: Mapping[int, Mapping[int, DeadRow]]) -> list[list[int]]:

@@ -173,6 +173,16 @@ def published_runs(predictions: TableSnapshot) -> list[PublishedRun]:
     )
 
 
+def named_keys(tables: NightTables, predictions: TableSnapshot) -> set[str]:
+    """The keys in the output of the files that the predictions, and for the same runs the other tables, consist of."""
+    named = {night.run for night in published_runs(predictions)}
+    keys = {f"{PREDICTIONS}/{path}" for path in predictions.file_table["path"].to_pylist()}
+    for table in SIDE_TABLES:
+        files = tables.open(table).file_table.select(["run", "path"]).to_pylist()
+        keys |= {f"{table}/{file['path']}" for file in files if file["run"] in named}
+    return keys
+
+
 def was_published(predictions: TableSnapshot, run: str) -> bool:
     """Whether a run was published, now or at any time before."""
     return predictions.last_transaction(run_app(run)) is not None

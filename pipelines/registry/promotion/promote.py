@@ -22,6 +22,7 @@ from pipelines.registry.promotion.gate_checks import CheckResult
 from pipelines.registry.versions import CHAMPION, Registry
 from pipelines.storage.lease import Lease, user_name
 from pipelines.storage.object_store import Store
+from pipelines.storage.records import to_json
 from spin.errors import UserError
 
 _GATE = "spin.gate"
@@ -174,7 +175,9 @@ def _log(
 def _event(move: Move, number: str, before: _State, why: str, run: str) -> ChampionEvent:
     """The event that a version becomes the champion now."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return ChampionEvent(now, user_name(), move, before.champion, number, why, run)
+    return ChampionEvent(
+        when=now, who=user_name(), move=move, from_version=before.champion, to_version=number, why=why, run=run
+    )
 
 
 def _move_champion(registry: Registry, lease: Lease, before: _State, event: ChampionEvent) -> ChampionEvent:
@@ -185,7 +188,7 @@ def _move_champion(registry: Registry, lease: Lease, before: _State, event: Cham
     """
     tag = next_tag(before.events)
     lease.check()
-    registry.set_tag(tag, event.to_json())
+    registry.set_tag(tag, json.dumps(to_json(event)))
     now = _state(registry)
     if now != _State(before.champion, before.events | {tag}):
         registry.delete_tag(tag)

@@ -20,17 +20,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.nightly import classify_pass, night_pass
+from pipelines.nightly import classify_pass
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.tables.night_history import PredictionRow, list_nights, read_predictions
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, NightTables, read_rows
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json
+from pipelines.workers.map_shards import map_shards
 from spin.classifier import TrainedClassifier
 from spin.settings import Settings, parse_settings
 from tests.support import chaos, tiny
 from tests.support.chaos import FolderRegistry
+from tests.support.night_project import replace_map_shards
 from tests.support.registry_fixture import build_quick_classifier
 from tests.support.repository import ROOT
 from tests.support.shard_logs import open_shard_log
@@ -199,13 +201,12 @@ def test_a_run_uses_one_model_version_and_labels_do_not_depend_on_workers(
     This process with smaller shards gives the same labels as two workers, and scores that differ by at most 0.01.
     """
     project.write("a.parquet", to_parquet(tiny.make_documents(150, seed=3)))
-    map_shards = night_pass.map_shards
 
     def change_champion(*args: Any, **keywords: Any) -> Any:
         (project.registry_fixture.folder / "champion").write_text("2")
         return map_shards(*args, **keywords)
 
-    monkeypatch.setattr(night_pass, "map_shards", change_champion)
+    replace_map_shards(monkeypatch, change_champion)
     check_complete(project, project.run_night(), 150)
     two_workers = read_predictions(f"{project.base}/out")
     assert {row["model_version"] for row in two_workers} == {"1"}

@@ -111,11 +111,11 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 
 
 @pytest.fixture
-def project(empty_project: NightProject) -> NightProject:
+def project(project: NightProject) -> NightProject:
     rows = make_night()
-    empty_project.write("a.jsonl", [*rows[:150], {"id": "dead", "text": " "}, rows[0]])
-    empty_project.write("b.jsonl", rows[150:])
-    return empty_project
+    project.write("a.jsonl", [*rows[:150], {"id": "dead", "text": " "}, rows[0]])
+    project.write("b.jsonl", rows[150:])
+    return project
 
 
 def run_drifting(project: NightProject, out: str = "out", documents: int = 40, **limits: Any) -> NightReport:
@@ -213,7 +213,7 @@ def list_endings(project: NightProject, out: str, ending: str) -> list[str]:
 def fail_before(step: str, monkeypatch: pytest.MonkeyPatch, project: NightProject, **limits: Any) -> None:
     """Run a night that fails before a step of its driver."""
     with monkeypatch.context() as patch:
-        patch.setattr(f"pipelines.nightly.finish_nights.{step}", lambda *_: 1 / 0)
+        patch.setattr(f"pipelines.nightly.night_driver.{step}", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_drifting(project, **limits)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as save_tensors
 
-from pipelines.nightly.finish_nights import _summary
+from pipelines.nightly.logged_night import summarize_report
 from pipelines.nightly.steps.classify_job import PROFILE
 from pipelines.nightly.steps.night_profile import NightProfile, sum_profiles
 from pipelines.registry.packaging import REFERENCE
@@ -72,9 +72,9 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 
 
 @pytest.fixture
-def project(empty_project: NightProject) -> NightProject:
-    empty_project.write("a.jsonl", ROWS)
-    return empty_project
+def project(project: NightProject) -> NightProject:
+    project.write("a.jsonl", ROWS)
+    return project
 
 
 def load(project: NightProject, number: str) -> tuple[TrainedClassifier, HeldOutLogits]:
@@ -89,7 +89,7 @@ def add_exit(folder: Path, spin: TrainedClassifier) -> None:
 
     Its reference is that of documents that take the exit.
     """
-    neurons = len(spin.fitted.selection.part(1))
+    neurons = len(spin.fitted.selection.up_to(1))
     constant = LinearHead(np.zeros((2, neurons), np.float32), np.array([0.6, -0.6], np.float32))
     fitted = replace(spin.fitted, exits=(EarlyExit(1, constant, 0.7),))
     result = replace(spin.training_result, choices=dict.fromkeys(spin.training_result.choices, fitted))
@@ -139,7 +139,7 @@ def test_the_estimate_is_that_of_all_documents_at_once(project: NightProject, nu
     assert report.quality.accuracy.value == pytest.approx(expected.accuracy.value, abs=2e-4)
     assert [each.name for each in report.quality.classes] == list(spin.classes)
     assert report.quality_withdrawn == ()
-    metrics = _summary(report).metrics()
+    metrics = summarize_report(report).metrics()
     assert metrics["coverage"] == 1
     assert metrics["estimated_accuracy_low"] <= metrics["estimated_accuracy"] <= metrics["estimated_accuracy_high"]
 
@@ -149,7 +149,7 @@ def test_a_model_without_test_documents_has_no_estimate(project: NightProject) -
     report = project.run_night()
     assert report.quality is None
     assert report.quality_withdrawn == ()
-    assert "estimated_accuracy" not in _summary(report).metrics()
+    assert "estimated_accuracy" not in summarize_report(report).metrics()
 
 
 def test_drift_withdraws_the_estimate(project: NightProject) -> None:

@@ -236,7 +236,7 @@ def classifier(backbone_folder: Path) -> TrainedClassifier:
     exits: list[EarlyExit] = []
     exited = np.zeros(len(TEXTS), bool)
     for depth in (1, 2):
-        p = len(selection.part(depth))
+        p = len(selection.up_to(depth))
         shallow = LinearHead(head.coef[:, :p] * 2, head.intercept)
         X = full.standardizer.transform(values)[:, :p]
         confidences = confidence(label_space, label_space.probabilities(shallow.logits(X)))
@@ -397,7 +397,7 @@ def test_drift_is_not_measured_above_the_first_exit(classifier: TrainedClassifie
     logits = fitted.predict_logits(features.values, features.depth)
     current = Profile.from_outputs(classifier.label_space, fitted, logits, features.values, features)
     drifts = {drift.name: drift for drift in current.drift_from(reference, fitted.selection, 0.1)}
-    assert drifts["neurons"].now == (0, len(fitted.selection.part(1)))
+    assert drifts["neurons"].now == (0, len(fitted.selection.up_to(1)))
     assert not any(drift.drifted for drift in drifts.values())
 
 

@@ -171,7 +171,6 @@ def test_choices_reveal_at_most_the_cap_and_its_price_is_recorded(
         assert before.price > 0.02
     assert len(result.frontier) > 1
     assert all(point.leakage is not None and point.leakage <= most for point in result.frontier)
-    assert [point.leakage for point in result.summary().frontier] == [round(p.leakage or 0, 4) for p in result.frontier]
 
 
 def count_neurons(known: Floats, judged: Floats) -> float:

@@ -90,7 +90,7 @@ def test_a_logged_model_replies_with_the_thresholds_of_its_choice(trained_bundle
     labels = load_bundle(bundle).predict(TEXTS)
     config = bundle / "artifacts" / "spin" / "config.json"
     content = json.loads(config.read_text())
-    content["integrations"][content["choices"]["accuracy"]]["facts"]["thresholds"] = thresholds
+    content["classifiers"][content["choices"]["accuracy"]]["summary"]["thresholds"] = thresholds
     config.write_text(json.dumps(content))
     reply = _reply(bundle, TEXTS, build_settings())
     assert reply.thresholds == thresholds
