@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,15 +87,14 @@ def words(corpus: Corpus, labels: Labels, data: TrainingData) -> Contender:
     except ValueError:  # no word occurs in two documents
         vectorizer = TfidfVectorizer(token_pattern=r"\S+", max_features=MAX_WORDS).fit(texts)
     model, _ = fit_best_strength(vectorizer.transform(texts), rows, data, STRENGTHS["tfidf"])
-    classify = partial(_classify_words, vectorizer=vectorizer, model=model, multilabel=data.label_space.multilabel)
+
+    def classify(texts: Sequence[str]) -> Targets:
+        return _predict(model, vectorizer.transform(texts), data.label_space.multilabel)
+
     predicted = _predict_blocks(classify, corpus.text_blocks(labels.part("test")[0]))
     return Contender(
         "tfidf", predicted, 0, 0, classify, note=_sample_note(rows, data), words=len(vectorizer.vocabulary_)
     )
-
-
-def _classify_words(texts: Sequence[str], *, vectorizer: Any, model: Any, multilabel: bool) -> Targets:
-    return _predict(model, vectorizer.transform(texts), multilabel)
 
 
 def last_layer(features: FeatureShards, backbone: Backbone, labels: Labels, data: TrainingData) -> Contender:

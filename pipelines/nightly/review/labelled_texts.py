@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,12 +15,8 @@ from pipelines.storage.object_store import Store
 from spin.errors import UserError
 from spin.settings import DataSettings
 
-
-@dataclass(frozen=True)
-class _LabelledText:
-    id: str
-    text: str
-    labels: tuple[str, ...]
+_Labelled = dict[str, tuple[str, tuple[str, ...]]]
+"""texts and labels of documents by id"""
 
 
 def export_labels(data: DataSettings, output: str, file: Path, *, model: str | None = None) -> tuple[int, int]:
@@ -34,35 +28,29 @@ def export_labels(data: DataSettings, output: str, file: Path, *, model: str | N
     """
     tables = NightTables(Store(output))
     stored = read_labels(tables.out)
-    labelled: dict[str, _LabelledText] = {}
+    labelled: _Labelled = {}
     lost: set[str] = set()
     for night in sorted(list_nights(tables), key=lambda night: night.date):
         if model not in (None, night.model):
             continue
         rows = stored.get((night.date, night.model), ())
         labels = {row.id: row.true_labels for row in rows if row.true_labels is not None}
-        read = {each.id: each for each in _read(data, tables.out, night.run, labels)}
-        labelled |= read
+        if labels:
+            labelled |= {id: (text, labels[id]) for id, text in read_texts(data, tables.out, night.run, labels)}
         lost = (lost | set(labels)) - set(labelled)
     if not labelled and not lost:
         raise UserError(f"{output} has no labels; `spin labels add` stores those that people have given")
-    _write(data, list(labelled.values()), file)
+    _write(data, labelled, file)
     return len(labelled), len(lost)
 
 
-def _read(data: DataSettings, out: Store, run: str, labels: dict[str, tuple[str, ...]]) -> Iterator[_LabelledText]:
-    """The labelled documents of a run whose texts are still there."""
-    for id, text in read_texts(data, out, run, labels) if labels else ():
-        yield _LabelledText(id, text, labels[id])
-
-
-def _write(data: DataSettings, rows: list[_LabelledText], file: Path) -> None:
-    several = any(len(row.labels) != 1 for row in rows)
+def _write(data: DataSettings, labelled: _Labelled, file: Path) -> None:
+    several = any(len(labels) != 1 for _, labels in labelled.values())
     table = pa.table(
         {
-            data.id: pa.array([row.id for row in rows], pa.string()),
-            data.text: pa.array([row.text for row in rows], pa.string()),
-            data.label: [list(row.labels) if several else row.labels[0] for row in rows],
+            data.id: pa.array(list(labelled), pa.string()),
+            data.text: pa.array([text for text, _ in labelled.values()], pa.string()),
+            data.label: [list(labels) if several else labels[0] for _, labels in labelled.values()],
         }
     )
     pq.write_table(table, file)

@@ -114,7 +114,7 @@ def registry_fixture(shared_fixture: PromotionFixture) -> Iterator[PromotionFixt
 @pytest.fixture
 def open_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the gate pass at once, for tests of the steps after it."""
-    passed = GateReport((CheckResult("score", 1, 1, "", "", "", figures={"score": 0.5}),))
+    passed = GateReport((CheckResult("loads", 1, 1, "", "", "", figures={"score": 0.5}),))
     monkeypatch.setattr(promote, "run_gate", lambda *_: passed)
     monkeypatch.setattr(promote, "check_loads", lambda *_: passed)
 
