@@ -30,10 +30,11 @@ from spin.heads.persistence import ClassifierMetadata
 from spin.labels.label_space import Label, LabelSpace, class_names
 from spin.labels.label_types import describe_table
 from spin.pages.explanation import Explanation
+from spin.poolings.registry import find_pooling
 from spin.predictions import Predictions
 from spin.reason_finder import ReasonFinder, ReasonSink
 from spin.settings import TRAINED_SETTINGS, BackboneSettings, Choice, DecisionSettings, Metric, Settings
-from spin.sites import BY_WORDS, POOLINGS, FeatureColumn, choose_sites
+from spin.sites import BY_WORDS, FeatureColumn, choose_sites
 from spin.words.word_regression import WordRegression
 from spin.words_first import DecideByWords, WordsFirst, decide_none
 
@@ -397,10 +398,7 @@ def feature_columns(backbone: Backbone, sites: Sequence[str], poolings: Sequence
 
     Raises UserError for a site or pooling that does not exist.
     """
-    chosen = poolings or DEFAULT_POOLINGS[backbone.causal]
-    unknown = sorted(set(chosen) - set(POOLINGS))
-    if unknown:
-        raise UserError(f"pooling '{unknown[0]}': expected some of {', '.join(POOLINGS)}")
+    chosen = [find_pooling(name).name for name in poolings or DEFAULT_POOLINGS[backbone.causal]]
     return [FeatureColumn(site, pooling) for site in choose_sites(sites, backbone.sites) for pooling in chosen]
 
 

@@ -40,7 +40,6 @@ from spin.settings import (
     SearchSettings,
     parse_section,
 )
-from spin.sites import Pooling
 
 
 class NotFittedClassifierError(UserError, NotFittedError):
@@ -75,7 +74,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         backbone: str | BackboneSettings | dict[str, Any],
         *,
         sites: Sequence[str] = ("resid", "ffn"),
-        poolings: Sequence[Pooling] | None = None,
+        poolings: Sequence[str] | None = None,
         metric: Metric = "macro_f1",
         seed: int = 0,
         probe: ProbeSettings | dict[str, Any] | None = None,

@@ -27,6 +27,8 @@ from spin.backbone.windows import CONTEXT, OWN, context_of
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads.fitted import FittedClassifier
+from spin.poolings.pooled_windows import TensorWindows
+from spin.poolings.registry import find_pooling
 from spin.words.vocabulary import CHARACTERS_READ, UNITS, Unit
 from spin.words.word_regression import WordRegression
 from spin_neurons import install_command
@@ -207,12 +209,7 @@ def merge_one_text(encoder: NeuronEncoder, ids: Tensor, mask: Tensor, values: Te
     parts = []
     for column, part in zip(columns, values.split(encoder.segment.widths(encoder.backbone), 1), strict=True):
         share = shares["final" if column.site.kind == "final" else "content"].float().unsqueeze(1)
-        if column.pooling == "mean":
-            parts.append((part * share).sum(0, keepdim=True))
-        elif column.pooling == "max":
-            parts.append(torch.where(share > 0, part, -torch.inf).amax(0, keepdim=True))
-        else:
-            parts.append(part[:1] if column.pooling == "first" else part[-1:])
+        parts.append(find_pooling(column.pooling).merge(TensorWindows(part, share)))
     return torch.cat(parts, 1)
 
 
