@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 from benchmarks.limits.delay_proxy import DelayProxy, Traffic, run_delay_proxy
 from benchmarks.section_page import Part, Verdict, table
 from pipelines.nightly.report.throughput import busy_seconds
-from pipelines.nightly.steps.classify_job import data_layout
-from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.nightly.steps.classify_job import pass_layout
+from pipelines.nightly.steps.run_records import PassCounts
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import begin_run, finish_run
 from pipelines.nightly.tables.night_tables import INPUTS, PREDICTIONS, NightTables, file_rows, table_schema
-from pipelines.nightly.tables.publication import claim, publish_night, write_inputs
+from pipelines.nightly.tables.passes import Pass
+from pipelines.nightly.tables.publication import claim_nights, publish_night, write_inputs
 from pipelines.storage.delta_table import DataFile
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog
@@ -219,7 +220,8 @@ def _run_night(folder: Path, endpoint: str, proxy: DelayProxy, number: int, name
 
 def _cost(name: str, source: Store, out: Store, traffic: Traffic, seconds: float) -> NightCost:
     [night] = list_nights(NightTables(out))
-    shards = list(ShardLog(out, layout=data_layout(night.run)).outcomes(ClassifyCounts).values())
+    layout = pass_layout(Pass(name=night.run, runs=(night.run,), begun=""))
+    shards = list(ShardLog(out, layout=layout).outcomes(PassCounts).values())
     objects = source.list_objects()
     return NightCost(
         name=name,
@@ -239,19 +241,19 @@ def _cost(name: str, source: Store, out: Store, traffic: Traffic, seconds: float
 def publish_parts(parts: int) -> Publication:
     """Publish a run of so many files without a proxy, and measure the publication."""
     tables = NightTables(Store("s3://spin/limits/parts"))
-    token = claim(tables, _MODEL)
-    run = begin_run(tables.out, date=DAY, model=_MODEL, model_version="1", token=token)
-    rows = file_rows(PREDICTIONS, table_schema(PREDICTIONS).empty_table(), date=DAY, model=_MODEL, run=run.run)
+    token = claim_nights(tables, _MODEL)
+    run = begin_run(tables.out, date=DAY, model=_MODEL, model_version="1", claim=token)
+    rows = file_rows(PREDICTIONS, table_schema(PREDICTIONS).empty_table(), date=DAY, model=_MODEL, run=run.name)
     sink = io.BytesIO()
     pq.write_table(rows, sink)
     data, store = sink.getvalue(), tables.store(PREDICTIONS)
-    files = [DataFile(f"{run.run}/{n:06d}-{token:06d}-1.parquet", len(data), 0) for n in range(parts)]
+    files = [DataFile(f"{run.name}/{n:06d}-{token:06d}-1.parquet", len(data), 0) for n in range(parts)]
     with ThreadPoolExecutor(_PARALLEL) as threads:
         list(threads.map(lambda file: store.create(file.path, data), files))
     inputs = write_inputs(tables, run, token, [])
-    night = finish_run(tables.out, run, token=token, files={PREDICTIONS: files, INPUTS: [inputs]})
+    night = finish_run(tables.out, run, {PREDICTIONS: files, INPUTS: [inputs]})
     start = time.perf_counter()
-    publish_night(tables, night, token=token)
+    publish_night(tables, night, claim=token)
     seconds = time.perf_counter() - start
     [published] = list_nights(tables)
     assert published.files == parts

@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 from benchmarks.limits.process_memory import Watch
 from benchmarks.section_page import Part, Verdict, table
 from pipelines.nightly.report.throughput import span
-from pipelines.nightly.steps.classify_job import data_layout
-from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.nightly.steps.classify_job import pass_layout
+from pipelines.nightly.steps.run_records import PassCounts
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_tables import NightTables
+from pipelines.nightly.tables.passes import Pass
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog, ShardOutcome
 
@@ -135,7 +136,8 @@ def night(folder: Path, documents: int) -> Scale:
     out = Store(str(_output(folder, documents)))
     [night] = list_nights(NightTables(out))
     assert night.rows == documents
-    shards = list(ShardLog(out, layout=data_layout(night.run)).outcomes(ClassifyCounts).values())
+    layout = pass_layout(Pass(name=night.run, runs=(night.run,), begun=""))
+    shards = list(ShardLog(out, layout=layout).outcomes(PassCounts).values())
     return Scale(
         documents,
         _speed(shards),

@@ -54,7 +54,7 @@ def classify(
 ) -> None:
     """Classify a batch of documents with one model or several; run again after a failure, it resumes."""
     from pipelines.nightly.classify import classify_nights
-    from pipelines.nightly.finish_nights import NightFailure, raise_failures
+    from pipelines.nightly.command_result import NightFailure, raise_failures
 
     loaded = load_settings(settings, set)
     requested = request_models(loaded, model, shadow)

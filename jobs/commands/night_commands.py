@@ -74,7 +74,7 @@ def restore(
     from pipelines.nightly.nights import restore as restore_run
 
     night = restore_run(output, date=date, run=run)
-    terminal.say(f"the night of {night.date} of {night.model} is run {night.run}, by version {night.model_version}")
+    terminal.say(f"the night of {night.date} of {night.model} is run {night.name}, by version {night.model_version}")
 
 
 @app.command(cls=PipelinesCommand)

@@ -5,32 +5,24 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 from pipelines.data.files import input_files
-from pipelines.data.files.input_files import InputFile
 from pipelines.data.files.kept_columns import check_declared_types, check_kept_names
-from pipelines.nightly.finish import Driver
-from pipelines.nightly.finish_nights import (
-    CommandResult,
-    NightFailure,
-    overtaken_first,
-    refuse_run,
-    work_on_nights,
-)
+from pipelines.nightly.command_result import CommandResult, NightFailure
+from pipelines.nightly.night import Night
+from pipelines.nightly.night_driver import NightDriver, overtaken_first
 from pipelines.nightly.night_models import NightModel, RequestedModel, choose_versions, download_model
 from pipelines.nightly.night_outcomes import NightOutcomes
-from pipelines.nightly.night_pass import ModelNight
 from pipelines.nightly.observed_nights import describe_night
 from pipelines.nightly.pass_intake import kept_types
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.tables.night_records import lease_model
-from pipelines.nightly.tables.night_tables import NightTables
-from pipelines.nightly.tables.publication import claim
+from pipelines.nightly.tables.night_tables import NightTables, reserved_names
+from pipelines.nightly.tables.publication import claim_nights
 from pipelines.nightly.tables.resume import NightRequest, RefusedRun, choose_runs, find_unfinished
 from pipelines.registry.versions import Registry
 from pipelines.storage.delta_table import require_hard_links
@@ -40,7 +32,7 @@ from pipelines.storage.object_store import Store
 from pipelines.telemetry.observed_runs import observe_runs
 from pipelines.workers import weights_cache
 from pipelines.workers.ray_cluster import shared_ray_session
-from spin.errors import UserError
+from spin.errors import SpinError, UserError
 from spin.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -96,94 +88,87 @@ def classify_nights(
     """
     day = parse_date(night)
     with NightOutcomes(settings, [model.name for model in requested], output, day) as outcomes:
-        out = _open_output(settings, source, output)
+        tables = _open_output(settings, source, output)
         source = normalize_uri(source)
-        check_kept_names(settings.data)
+        check_kept_names(settings.data, reserved_names())
         with_engine = weights_cache.with_engine(settings, "classify")
         chosen = choose_versions(requested)
         rejected: dict[str, str] = {}
         files = input_files.list_files(source, bad=rejected, allow_empty=True)
-        batch = _Batch(day, source, files, rejected, incremental, restart)
-        tables = NightTables(out)
-        require_hard_links(out)
+        require_hard_links(tables.out)
         with ExitStack() as stack:
             # in order of name, so that two commands do not wait for each other
             names = [each.registry.name for each in chosen]
-            leases = [stack.enter_context(lease_model(out, name)) for name in names]
+            leases = [stack.enter_context(lease_model(tables.out, name)) for name in names]
             outcomes.hold(dict(zip(names, leases, strict=True)))
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.enter_context(shared_ray_session())
             models = [download_model(each, scratch / str(n), settings, with_engine) for n, each in enumerate(chosen)]
             for each in models:
                 weights_cache.announce_workers(settings, each.settings, "classify")
-            tokens = [claim(tables, name) for name in names]
+            claims = [claim_nights(tables, name) for name in names]
             if night is None:
                 for name in names:
                     _name_unfinished(tables, name, day)
             check_declared_types(settings.data, kept_types(tables, settings.data))
-            requests = [batch.request(model, token) for model, token in zip(models, tokens, strict=True)]
+            requests = [
+                NightRequest(
+                    date=day,
+                    model=model.registry.name,
+                    claim=number,
+                    model_version=model.version,
+                    backbone=model.metadata.backbone_digest,
+                    metadata=model.plan_metadata(source),
+                    files=files,
+                    rejected=rejected,
+                    incremental=incremental,
+                    restart=restart,
+                )
+                for model, number in zip(models, claims, strict=True)
+            ]
             nights, refused = _choose_nights(tables, models, leases, requests)
             with observe_runs([describe_night(each) for each in nights]):
-                result = work_on_nights(nights, refused, on_published=outcomes.export_published)
+                driver = NightDriver(nights, refused, outcomes.export_published)
+                driver.publish_finished()
+                for together in driver.waiting_passes():
+                    driver.classify(together)
+                result = driver.end()
             outcomes.export_failures(result.failures)
             return result
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """What a command asks for of all of its models."""
-
-    date: str
-    """of the night, YYYY-MM-DD"""
-    source: str
-    """where the input files are"""
-    files: Sequence[InputFile]
-    """the input files"""
-    rejected: Mapping[str, str]
-    """reasons by URI of the files that cannot be read by their names"""
-    incremental: bool
-    """whether files that other nights have classified are skipped"""
-    restart: bool
-    """whether new runs begin"""
-
-    def request(self, model: NightModel, token: int) -> NightRequest:
-        """The night of a model under its claim."""
-        return NightRequest(
-            date=self.date,
-            model=model.registry.name,
-            token=token,
-            model_version=model.version,
-            backbone=model.metadata.backbone_digest,
-            metadata=model.plan_metadata(self.source),
-            files=self.files,
-            rejected=self.rejected,
-            incremental=self.incremental,
-            restart=self.restart,
-        )
-
-
 def _choose_nights(
     tables: NightTables, models: Sequence[NightModel], leases: Sequence[Lease], requests: Sequence[NightRequest]
-) -> tuple[list[ModelNight], list[NightFailure]]:
+) -> tuple[list[Night], list[NightFailure]]:
     """The nights to work on, and the failures of the models whose runs cannot go on."""
     with overtaken_first(leases[0] if len(leases) == 1 else LeaseGroup(leases)):
         runs = choose_runs(tables, requests)
-    nights: list[ModelNight] = []
+    nights: list[Night] = []
     refused: list[NightFailure] = []
     for model, lease, request, run in zip(models, leases, requests, runs, strict=True):
         if isinstance(run, RefusedRun):
-            refused.append(refuse_run(request.model, lease, run.error))
+            refused.append(_refuse_run(request.model, lease, run.error))
         else:
-            nights.append(ModelNight(Driver(model.settings, tables, lease, request.token, run), model))
+            nights.append(Night(model, tables, lease, request.claim, run))
     return nights, refused
 
 
-def _open_output(settings: Settings, source: str, output: str) -> Store:
-    """The output of a night. Raises UserError if it is within the input, or if it holds files of another program."""
+def _refuse_run(model: str, lease: Lease, error: UserError) -> NightFailure:
+    """The failure of a model whose run cannot go on: the error, or HeldError if another driver has taken over."""
+    try:
+        with overtaken_first(lease):
+            raise error
+    except SpinError as found:
+        _log.debug("the run of model %s is refused", model, exc_info=True)
+        return NightFailure(model, found)
+
+
+def _open_output(settings: Settings, source: str, output: str) -> NightTables:
+    """The tables of an output. Raises UserError if it is within the input, or holds files of another program."""
     input_files.check_output_outside(source, output)
-    out = Store(output, settings.ray.retry_seconds)
-    NightTables(out).refuse_foreign_files()
-    return out
+    tables = NightTables(Store(output, settings.ray.retry_seconds))
+    tables.refuse_foreign_files()
+    return tables
 
 
 def _name_unfinished(tables: NightTables, model: str, day: str) -> None:
@@ -196,11 +181,11 @@ def _name_unfinished(tables: NightTables, model: str, day: str) -> None:
             "%s: run %s is unfinished%s; this command is for the night of %s, to resume the other run it again with "
             "--date %s%s",
             tables.out.uri,
-            run.run,
+            run.name,
             more,
             day,
             run.date,
-            (" --incremental" if run.incremental else "") + (" and all models of its pass" if run.shared_pass else ""),
+            (" --incremental" if run.incremental else "") + ("" if run.is_alone else " and all models of its pass"),
         )
 
 

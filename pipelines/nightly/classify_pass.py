@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.intake import NightPlan
-from pipelines.nightly.finish import ClassifiedNight
-from pipelines.nightly.night_pass import NightPass, map_stage
-from pipelines.nightly.pass_intake import NightPart, PassIntake, check_intake, part_of, plan_shards, take_in
+from pipelines.nightly.night_pass import NightPass
+from pipelines.nightly.night_share import NightShare
+from pipelines.nightly.pass_intake import PassIntake, check_intake, plan_shards, share_of, take_in
 from pipelines.nightly.steps.classify_job import (
     CALIBRATION,
     ENDINGS,
@@ -27,65 +26,63 @@ from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.dedup import REPEATS, DuplicateRows, DuplicateStep, collect_duplicates, plan_partitions
 from pipelines.nightly.steps.intake_step import IDS
 from pipelines.nightly.steps.run_records import ClassifyCounts, DuplicateCounts, PassCounts
-from pipelines.nightly.tables.passes import PassRecord
+from pipelines.nightly.tables.passes import Pass
 from pipelines.storage.shard_log import ShardOutcome
-from pipelines.workers.map_shards import describe_backbone
+from pipelines.workers.map_shards import describe_backbone, map_shards
 from spin.errors import SpinError, UserError
 
 FEW_IDS = 200_000
 """number of ids that the driver compares in less time than workers need to start"""
 
 
-def classify_pass(shared: NightPass, waiting: Collection[str]) -> Mapping[str, ClassifiedNight | SpinError]:
+def classify_pass(shared: NightPass, waiting: Collection[str]) -> Mapping[str, NightShare | SpinError]:
     """Take in the files, look for duplicate ids if the settings ask for it, and classify all shards for each night.
 
-    Returns the nights by model, and the error of a model whose kept columns do not fit in place of its night. `waiting`
-    are the models whose nights are to be published: if it is known after the intake, before hours of work, that none of
-    them can be, nothing is classified, and the errors of these are returned.
+    Returns the shares of the nights by model, and the error of a model whose kept columns do not fit in place of its
+    share. `waiting` are the models whose nights are to be published: if it is known after the intake, before hours of
+    work, that none of them can be, nothing is classified, and the errors of these are returned.
     """
     intake = take_in(shared)
     plan, refused = plan_shards(shared, intake)
     if plan is None:
         return refused
-    parts = [part_of(night, plan, intake) for night in shared.nights if night.name not in refused]
-    errors = refused | check_intake(parts, intake)
+    shares = [share_of(night, plan, intake) for night in shared.nights if night.name not in refused]
+    errors = refused | check_intake(shares, intake)
     if errors.keys() >= set(waiting):
         return {model: errors[model] for model in waiting}
-    work = [shard for shard in plan.shards if any(part.takes(shard) for part in parts)]
-    duplicates = _find_all_duplicates(shared, plan, parts, intake)
-    outcomes = map_stage(
-        shared,
+    shards = [shard for shard in plan.shards if any(share.takes(shard) for share in shares)]
+    duplicates = _find_all_duplicates(shared, plan, shares, intake)
+    work = shared.work(
         "classify",
-        work,
-        PassCounts,
         ClassifyStep,
-        _share_models(shared, plan, parts, duplicates),
+        _share_models(shared, plan, shares, duplicates),
         shared.settings,
-        documents=sum(shard.documents for shard in work),
+        counts_type=PassCounts,
         store=shared.tables.out,
         layout=pass_layout(shared.record),
         backbone=describe_backbone(shared.settings.backbone),
     )
+    outcomes = map_shards(work, shards, shared.lease, documents=sum(shard.documents for shard in shards))
     shared.lease.check()
-    by_name = dict(zip((shard.name for shard in work), outcomes, strict=True))
-    return refused | {part.night.name: _classified(shared, part, by_name) for part in parts}
+    by_name = dict(zip((shard.name for shard in shards), outcomes, strict=True))
+    return refused | {share.night.name: _with_outcomes(shared, share, by_name) for share in shares}
 
 
 def _find_all_duplicates(
-    shared: NightPass, plan: NightPlan, parts: Sequence[NightPart], intake: PassIntake
+    shared: NightPass, plan: NightPlan, shares: Sequence[NightShare], intake: PassIntake
 ) -> list[DuplicateRows]:
     """For each night the rows whose id another row of it has; nights that take the same files are asked about once."""
     found: dict[frozenset[int], DuplicateRows] = {}
-    for part in parts:
-        if part.tasks in found:
+    for share in shares:
+        if share.tasks in found:
             continue
-        stage, whole = REPEATS, part.shards is None
+        stage, whole = REPEATS, share.shards is None
         if not whole:  # named after the first run that takes these files
-            first = next(n for n, run in enumerate(shared.record.runs) if intake.tasks_of(run) == part.tasks)
+            first = next(n for n, run in enumerate(shared.record.runs) if intake.tasks_of(run) == share.tasks)
             stage = f"{REPEATS}-{first}"
-        own = plan if whole else plan.with_tasks(part.tasks)
-        found[part.tasks] = _find_duplicates(shared, stage, own, intake)
-    return [found[part.tasks] for part in parts]
+        own = plan if whole else plan.with_tasks(share.tasks)
+        found[share.tasks] = _find_duplicates(shared, stage, own, intake)
+    return [found[share.tasks] for share in shares]
 
 
 def _find_duplicates(shared: NightPass, stage: str, plan: NightPlan, intake: PassIntake) -> DuplicateRows:
@@ -95,35 +92,31 @@ def _find_duplicates(shared: NightPass, stage: str, plan: NightPlan, intake: Pas
         return DuplicateRows.none(store)
     documents = sum(shard.documents for shard in plan.shards)
     partitions, keys = plan_partitions(documents), [outcome.file_key(IDS) for outcome in intake.outcomes]
-    outcomes = map_stage(
-        shared,
+    work = shared.work(
         stage,
-        partitions,
-        DuplicateCounts,
         DuplicateStep,
         store / "intake",
         keys,
         replace(plan, files=()),
         data,
         len(partitions),
-        documents=documents,
-        here=documents <= FEW_IDS,
+        counts_type=DuplicateCounts,
     )
+    outcomes = map_shards(work, partitions, shared.lease, documents=documents, here=documents <= FEW_IDS)
     return collect_duplicates(store, outcomes, shards, shared.number, stage)
 
 
 def _share_models(
-    shared: NightPass, plan: NightPlan, parts: Sequence[NightPart], duplicates: Sequence[DuplicateRows]
+    shared: NightPass, plan: NightPlan, shares: Sequence[NightShare], duplicates: Sequence[DuplicateRows]
 ) -> ClassifyJob:
     """Write the artifacts to the folder of the shared work, so that every worker can load them."""
     jobs, calibration = [], _settle_calibration(shared)
-    for part, rows in zip(parts, duplicates, strict=True):
-        run = part.night.driver.run.record
-        driver = f"{shared.number:06d}-{shared.record.runs.index(run.run)}"
-        artifact, shadow = part.night.model.share(shared.store, driver, calibration)
-        documents = sum(shard.documents for shard in part.plan.shards)
-        sampled = share_to_sample(shared.settings.classify, documents)
-        jobs.append(ModelJob(run, artifact, rows, shadow, part.shards, sampled, part.night.model.decision))
+    for share, rows in zip(shares, duplicates, strict=True):
+        night = share.night
+        driver = f"{shared.number:06d}-{shared.record.runs.index(night.run.name)}"
+        artifact, shadow = night.model.share(shared.store, driver, calibration)
+        sampled = share_to_sample(shared.settings.classify, share.documents)
+        jobs.append(ModelJob(night.run.record, artifact, rows, shadow, share.shards, sampled, night.model.decision))
     return ClassifyJob(tuple(jobs), schema_of(plan.types), shared.record, shared.forgotten)
 
 
@@ -143,21 +136,25 @@ def _settle_calibration(shared: NightPass) -> bytes | None:
     return stored
 
 
-def _classified(shared: NightPass, part: NightPart, outcomes: Mapping[str, ShardOutcome[Any]]) -> ClassifiedNight:
-    """A night from the outcomes of the pass by name of shard."""
-    own = [_outcome_of(shared.record, part.night.run, outcomes[shard.name]) for shard in part.plan.shards]
-    return ClassifiedNight(part.plan, part.rejected, own)
+def _with_outcomes(
+    shared: NightPass, share: NightShare, outcomes: Mapping[str, ShardOutcome[PassCounts]]
+) -> NightShare:
+    """The share of a night with its part of the outcomes of the pass, which are given by name of shard."""
+    run = share.night.run.name
+    return replace(
+        share, outcomes=[_outcome_of(shared.record, run, outcomes[shard.name]) for shard in share.plan.shards]
+    )
 
 
-def _outcome_of(record: PassRecord, run: str, outcome: ShardOutcome[PassCounts]) -> ShardOutcome[ClassifyCounts]:
+def _outcome_of(shared: Pass, run: str, outcome: ShardOutcome[PassCounts]) -> ShardOutcome[ClassifyCounts]:
     """The part of one run in the outcome of a shard. Raises UserError if it has none."""
     counts = outcome.counts.models.get(run)
     if counts is None:
         raise UserError(
-            f"the pass {record.name} has a shard without the documents of run {run}, so the run cannot go on; start "
+            f"the pass {shared.name} has a shard without the documents of run {run}, so the run cannot go on; start "
             "over with --restart"
         )
-    place = record.runs.index(run)
+    place = shared.runs.index(run)
     endings = tuple(f".{pass_ending(ending, place)}" for ending in (PROFILE, SAMPLE))
     folders = tuple(f"{table}/{run}/" for table in ENDINGS)
     files = {key: file for key, file in outcome.files.items() if key.startswith(folders) or key.endswith(endings)}

@@ -1,148 +1,76 @@
-"""Finish a night: check what was classified, write its records, publish it and show its reports."""
+"""Finish a night: check what was classified, write its records, and show its reports once it is published."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
 
-import pyarrow as pa
-
-from pipelines.data.files.kept_columns import schema_of
-from pipelines.data.intake import FileOutcome, NightPlan
-from pipelines.data.spool import FORGOTTEN, SPOOL
-from pipelines.nightly.report.night_report import (
-    LISTED_FILES,
-    REPORT,
-    EarlierNight,
-    FileCounts,
-    NightReport,
-    QuarantinedFile,
-    create_report,
-    find_earlier_night,
-    find_report,
-    measure_throughput,
-    slowest_shards,
-    total_counts,
-)
-from pipelines.nightly.report.quality_check import NightQuality
+from pipelines.data.spool import FORGOTTEN
+from pipelines.nightly.assess import assess_night
+from pipelines.nightly.night import Night
+from pipelines.nightly.night_share import NightShare, Outcomes
+from pipelines.nightly.report.dead_letters import name_dead_letters
+from pipelines.nightly.report.night_report import REPORT, NightReport, create_report, find_report
 from pipelines.nightly.report.run_report import render_reports
-from pipelines.nightly.report.throughput import busy_seconds
-from pipelines.nightly.review.checked_labels import list_scores
 from pipelines.nightly.steps.classify_job import ENDINGS, SAMPLE
 from pipelines.nightly.steps.classify_step import work_digest
-from pipelines.nightly.steps.run_records import ClassifyCounts
 from pipelines.nightly.tables.night_history import find_newest_night, list_nights
-from pipelines.nightly.tables.night_records import RUNS, NightRecord, find_night, finish_run
-from pipelines.nightly.tables.night_tables import (
-    DEAD_LETTERS,
-    DISAGREEMENTS,
-    INPUTS,
-    PREDICTIONS,
-    QUARANTINED,
-    TAKEN,
-    NightTables,
-)
+from pipelines.nightly.tables.night_records import Run, find_night, finish_run
+from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, INPUTS, PREDICTIONS
 from pipelines.nightly.tables.publication import (
-    InputRow,
-    publish_night,
     published_files,
     require_complete,
     write_empty_predictions,
     write_inputs,
 )
-from pipelines.nightly.tables.resume import ChosenRun
 from pipelines.service_errors import BadRowsError, UnavailableError
 from pipelines.storage.delta_table import DataFile
-from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import ShardOutcome
 from spin.errors import SpinError
-from spin.monitor.agreement import ShadowAgreement
-from spin.monitor.drift import Drift
 from spin.pages.number_format import counted
-from spin.settings import ClassifySettings, Settings
+from spin.settings import ClassifySettings
 
 _log = logging.getLogger(__name__)
-KEPT = "kept.json"
-"""record of the kept columns of a run with their types"""
 _WORK = ("spool/", "model/", "shadow/", "attempts/")
 """folders of a run that nobody needs once it is published; the spool holds the texts of the input"""
-_SCORED = 30
-"""nights with checked labels in a report"""
-Outcomes = Sequence[ShardOutcome[ClassifyCounts]]
 
 
-@dataclass(frozen=True)
-class Driver:
-    """What a command holds while it works on a night."""
+def find_finished(night: Night) -> tuple[NightReport, Run | None] | None:
+    """The report of a run that is finished, and what it publishes; None if there is work left.
 
-    settings: Settings
-    """settings of the night, with an engine"""
-    tables: NightTables
-    """tables of the output"""
-    lease: Lease
-    """lease on the nights of the model"""
-    token: int
-    """number of its claim"""
-    run: ChosenRun
-    """the run"""
-
-
-@dataclass(frozen=True)
-class ClassifiedNight:
-    """A run all of whose shards are classified."""
-
-    plan: NightPlan
-    """its shards and files"""
-    rejected: Mapping[str, str]
-    """reasons by URI of the files that the intake did not read"""
-    outcomes: Outcomes
-    """by shard"""
-
-    @cached_property
-    def quarantined(self) -> Mapping[str, str]:
-        """The reason for each file that could not be read, by URI, in order of URI."""
-        changed = {o.counts.uri: o.counts.bad for o in self.outcomes if o.counts.bad is not None}
-        unreadable = {file.uri: file.reason for file in self.plan.files if file.reason is not None}
-        return dict(sorted({**self.rejected, **changed, **unreadable}.items()))
-
-    @cached_property
-    def readable(self) -> Outcomes:
-        """The outcomes of the shards whose files could be read: all spooled parts, and pieces of other files."""
-        pairs = zip(self.plan.shards, self.outcomes, strict=True)
-        return [o for shard, o in pairs if shard.pieces[0].kind == SPOOL or shard.uri not in self.quarantined]
-
-    def input_rows(self, run: ChosenRun) -> list[InputRow]:
-        """A row per input file that the run was to read."""
-        listed = {file.uri: file for file in run.listing.files}
-        counted = self._rows_of_large_files()
-        rows = [self._input_row(file, counted.get(file.uri, file.rows)) for file in self.plan.files]
-        for uri, reason in self.rejected.items():
-            size, version = (listed[uri].size, listed[uri].version) if uri in listed else (0, "")
-            rows.append(InputRow(uri, size, version, 0, QUARANTINED, reason))
-        return rows
-
-    def _input_row(self, file: FileOutcome, rows: int) -> InputRow:
-        reason = self.quarantined.get(file.uri)
-        if reason is not None:
-            return InputRow(file.uri, file.size, file.version, 0, QUARANTINED, reason)
-        return InputRow(file.uri, file.size, file.version, rows, TAKEN)
-
-    def _rows_of_large_files(self) -> Mapping[str, int]:
-        """The rows that the classify step read, by file: the intake estimates those of files that it did not read."""
-        rows: Counter[str] = Counter()
-        for shard, outcome in zip(self.plan.shards, self.outcomes, strict=True):
-            if shard.pieces[0].by_bytes:
-                rows[shard.uri] += outcome.counts.rows
-        return rows
+    What a run publishes is None if it is published already. Raises UserError if a file of a published run is missing.
+    """
+    run, tables = night.run, night.tables
+    report = find_report(run.store)
+    if report is None:
+        return None
+    if run.published:
+        files = published_files(tables, date=run.record.date, model=night.name, run=run.name)
+        require_complete(tables, run.name, files)
+        return report, None
+    finished = find_night(tables.out, run.name)
+    return None if finished is None else (report, finished)
 
 
-def reconcile(night: ClassifiedNight) -> None:
+def finish_night(night: Night, share: NightShare) -> tuple[NightReport, Run]:
+    """Check a classified night and write its records. Raises BadRowsError if it is outside of its limits."""
+    reconcile(share)
+    report, limits = assess_night(night, share), night.settings.classify
+    check_files(limits, share.quarantined, report.files.total)
+    dead = [key for outcome in share.readable for key in outcome.files if key.startswith(f"{DEAD_LETTERS}/")]
+    check_rows(
+        limits,
+        report.counts.reasons,
+        report.counts.rows,
+        lambda: name_dead_letters(night.tables.out, dead, night.settings.data),
+    )
+    return write_records(night, share, report)
+
+
+def reconcile(share: NightShare) -> None:
     """Raise SpinError unless every row of every planned shard is predicted or a dead letter, once."""
-    shards, outcomes = night.plan.shards, night.outcomes
+    shards, outcomes = share.plan.shards, share.outcomes
     if len(shards) != len(outcomes):
         raise SpinError(f"classify: {len(shards)} shards were planned, {len(outcomes)} are committed; run it again")
     for shard, outcome in zip(shards, outcomes, strict=True):
@@ -186,61 +114,37 @@ def check_rows(
         )
 
 
-def find_finished(driver: Driver) -> tuple[NightReport, NightRecord | None] | None:
-    """The report of a run that is finished, and what it publishes; None if there is work left.
-
-    What a run publishes is None if it is published already. Raises UserError if a file of a published run is missing.
-    """
-    run, tables = driver.run, driver.tables
-    report = find_report(run.store)
-    if report is None:
-        return None
-    if run.published:
-        record = run.record
-        files = published_files(tables, date=record.date, model=record.model, run=record.run)
-        require_complete(tables, record.run, files)
-        return report, None
-    night = find_night(tables.out, run.record.run)
-    return None if night is None else (report, night)
-
-
-def finish_night(driver: Driver, night: ClassifiedNight, report: NightReport) -> tuple[NightReport, NightRecord]:
+def write_records(night: Night, share: NightShare, report: NightReport) -> tuple[NightReport, Run]:
     """Write the records of a classified run: its report, its input files, and the files that it publishes.
 
     Each is created only if there is none, and returned as it is stored.
     """
-    tables, record, token = driver.tables, driver.run.record, driver.token
-    kept = kept_schema_of(driver)
-    driver.lease.check()
-    report = create_report(driver.run.store, report)
+    tables, run, claim = night.tables, night.run.record, night.claim
+    kept = night.kept
+    night.lease.check()
+    report = create_report(night.run.store, report)
     files: dict[str, list[DataFile]] = {}
-    for table, file in _data_files(night.readable):
+    for table, file in _data_files(share.readable):
         files.setdefault(table, []).append(file)
     if PREDICTIONS not in files:
-        files[PREDICTIONS] = [write_empty_predictions(tables, record, token, kept)]
-    files[INPUTS] = [write_inputs(tables, record, token, night.input_rows(driver.run))]
-    return report, finish_run(tables.out, record, token=token, files=files)
+        files[PREDICTIONS] = [write_empty_predictions(tables, run, claim, kept)]
+    files[INPUTS] = [write_inputs(tables, run, claim, share.input_rows)]
+    return report, finish_run(tables.out, run, files)
 
 
-def publish(driver: Driver, night: NightRecord) -> None:
-    """Publish a finished run. Raises HeldError if another driver has taken over."""
-    driver.lease.check()
-    publish_night(driver.tables, night, token=driver.token, kept=kept_schema_of(driver))
-
-
-def show_reports(driver: Driver, report: NightReport) -> Mapping[str, bytes]:
+def show_reports(night: Night, report: NightReport) -> Mapping[str, bytes]:
     """Write the reports of a published night and return them by name; nothing depends on them.
 
     They are in the folder of the run, and at the top of the output if no later night is there.
     """
     reports = render_reports(report)
-    out, run = driver.tables.out, driver.run
+    out, run = night.tables.out, night.run
     try:
-        newest = find_newest_night(list_nights(driver.tables))
+        newest = find_newest_night(list_nights(night.tables))
         for name, data in reports.items():
             if name != REPORT:
                 run.store.write(name, data)
-            if newest is not None and newest.run == run.record.run:
+            if newest is not None and newest.run == run.name:
                 out.write(name, data)
     except UnavailableError:
         _log.warning("%s: the night is published, but its reports could not be written", out.uri)
@@ -258,50 +162,6 @@ def is_work(key: str) -> bool:
     return key.startswith(_WORK) or "/attempts/" in key or key.endswith((".ids", f".{SAMPLE}"))
 
 
-def build_report(
-    driver: Driver,
-    night: ClassifiedNight,
-    *,
-    classes: Sequence[str],
-    drift: Sequence[Drift],
-    quality: NightQuality,
-    shadow: ShadowAgreement | None,
-) -> NightReport:
-    """The report of a classified run."""
-    run, rows = driver.run, night.input_rows(driver.run)
-    taken = sum(row.status == TAKEN for row in rows)
-    return NightReport(
-        fingerprint=run.fingerprint,
-        date=run.record.date,
-        run=run.record.run,
-        output=driver.tables.out.uri,
-        model=run.record.model,
-        model_version=run.record.model_version,
-        token=driver.token,
-        incremental=bool(run.plan.metadata["incremental"]),
-        classes=tuple(classes),
-        seconds=round(busy_seconds(night.outcomes), 1),
-        drift=tuple(drift),
-        quality=quality.estimate,
-        quality_withdrawn=quality.withdrawn,
-        scored=tuple(list_scores(driver.tables, run.record.model, most=_SCORED)),
-        max_error=driver.settings.decision.max_error,
-        before=_find_night_before(driver),
-        shadow=shadow,
-        counts=total_counts([outcome.counts for outcome in night.readable]),
-        files=FileCounts(taken, run.plan.derived.skipped, len(rows) - taken),
-        quarantined=tuple(QuarantinedFile(*each) for each in list(night.quarantined.items())[:LISTED_FILES]),
-        shards=len(night.outcomes),
-        throughput=measure_throughput(night.outcomes),
-        slowest=slowest_shards(night.outcomes, [shard.index for shard in night.plan.shards]),
-    )
-
-
-def kept_schema_of(driver: Driver) -> pa.Schema:
-    """The kept columns of a run whose intake has ended."""
-    return schema_of(driver.run.store.read_json(KEPT) or {})
-
-
 def _data_files(outcomes: Outcomes) -> Iterator[tuple[str, DataFile]]:
     """The files of shards with their tables."""
     for outcome in outcomes:
@@ -312,11 +172,3 @@ def _data_files(outcomes: Outcomes) -> Iterator[tuple[str, DataFile]]:
             table, _, path = key.partition("/")
             if table in ENDINGS:
                 yield table, DataFile(path, file.bytes, rows[table])
-
-
-def _find_night_before(driver: Driver) -> EarlierNight | None:
-    """The night of the model that precedes this one."""
-    record = driver.run.record
-    earlier = (night for night in list_nights(driver.tables) if night.date < record.date)
-    before = find_newest_night(earlier, model=record.model)
-    return None if before is None else find_earlier_night(driver.tables.out / f"{RUNS}/{before.run}")

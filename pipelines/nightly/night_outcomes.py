@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from pipelines.nightly.finish_nights import NightFailure
-from pipelines.nightly.night_pass import ModelNight
+from pipelines.nightly.command_result import NightFailure
+from pipelines.nightly.night import Night
 from pipelines.nightly.report.night_gauges import list_end, list_figures, list_status
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.tables.night_history import find_newest_night, list_nights
@@ -51,7 +51,7 @@ class NightOutcomes:
         """From now on the command holds the leases of its models, which are checked before anything is exported."""
         self._leases = leases
 
-    def export_published(self, night: ModelNight, report: NightReport) -> None:
+    def export_published(self, night: Night, report: NightReport) -> None:
         """Export the figures of a published night."""
         drifted = self.settings.classify.fail_on_drift and any(drift.drifted for drift in report.drift)
         now = time.time()

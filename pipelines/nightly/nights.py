@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
@@ -17,8 +17,7 @@ from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import (
     ABANDONED,
     RUNS,
-    NightRecord,
-    RunRecord,
+    Run,
     find_night,
     find_nights,
     lease_model,
@@ -32,11 +31,10 @@ from pipelines.nightly.tables.night_tables import (
     TABLES,
     TAKEN,
     NightTables,
-    PublishedRun,
     open_output,
     was_published,
 )
-from pipelines.nightly.tables.publication import claim, restore_night
+from pipelines.nightly.tables.publication import claim_nights, restore_night
 from pipelines.nightly.tables.vacuum import VacuumPlan, models_of, plan_vacuum, run_vacuum
 from spin.errors import UserError
 
@@ -153,7 +151,7 @@ def describe_night(output: str, date: str) -> list[RunDetails]:
     return [_details(tables, night) for night in nights]
 
 
-def restore(output: str, *, date: str | None = None, run: str | None = None) -> NightRecord:
+def restore(output: str, *, date: str | None = None, run: str | None = None) -> Run:
     """Publish a run again as the night of its date and model, and return its record.
 
     Without `run`, it is the one run of the date that was replaced. Raises UserError if that is not exactly one, if the
@@ -162,8 +160,7 @@ def restore(output: str, *, date: str | None = None, run: str | None = None) -> 
     tables = open_output(output)
     chosen = _find_restorable(tables, output, date=date, run=run)
     with lease_model(tables.out, chosen.model):
-        token = claim(tables, chosen.model)
-        night = restore_night(tables, chosen.run, token=token)
+        night = restore_night(tables, chosen.run, claim=claim_nights(tables, chosen.model))
         show_newest_report(tables)
     return night
 
@@ -181,7 +178,7 @@ def vacuum(output: str, *, older_than: timedelta, dry_run: bool = False) -> Vacu
     with ExitStack() as leases:
         for model in models:
             leases.enter_context(lease_model(tables.out, model))
-        claims = {model: claim(tables, model) for model in models}
+        claims = {model: claim_nights(tables, model) for model in models}
         plan = plan_vacuum(tables, now=datetime.now(UTC), age=older_than)
         run_vacuum(tables, plan, claims)
     return plan
@@ -190,12 +187,36 @@ def vacuum(output: str, *, older_than: timedelta, dry_run: bool = False) -> Vacu
 def _list_runs(tables: NightTables) -> list[NightRun]:
     """The runs of an output. What published runs consist of is not read, since the tables have the counts."""
     published = {night.run: night for night in list_nights(tables)}
-    runs = {run.run: run for run in list_runs(tables.out)}
+    runs = {run.name: run for run in list_runs(tables.out)}
     others = [name for name in runs if name not in published]
     states, nights = _states(tables, others), find_nights(tables.out, others)
     dead = _count_by_run(tables, DEAD_LETTERS)
-    described = [_describe_published(night, runs.get(name), dead.get(name, 0)) for name, night in published.items()]
-    described += [_describe_other(runs[name], states[name], nights.get(name)) for name in others]
+    described = [
+        NightRun(
+            date=night.date,
+            model=night.model,
+            run=name,
+            state="published",
+            published=datetime.fromtimestamp(night.committed, UTC).isoformat(timespec="seconds"),
+            predictions=night.rows,
+            dead_letters=dead.get(name, 0),
+            **_describe_beginning(runs.get(name)),
+        )
+        for name, night in published.items()
+    ]
+    described += [
+        NightRun(
+            date=runs[name].date,
+            model=runs[name].model,
+            run=name,
+            state=states[name],
+            published=None,
+            predictions=nights[name].count_rows(PREDICTIONS) if name in nights else None,
+            dead_letters=nights[name].count_rows(DEAD_LETTERS) if name in nights else None,
+            **_describe_beginning(runs[name]),
+        )
+        for name in others
+    ]
     return sorted(described, key=lambda night: (night.date, night.model, night.run))
 
 
@@ -219,37 +240,16 @@ def _count_by_run(tables: NightTables, table: str) -> Mapping[str, int]:
     return {row["run"]: row["rows_sum"] for row in totals.to_pylist()}
 
 
-def _describe_published(night: PublishedRun, run: RunRecord | None, dead_letters: int) -> NightRun:
-    """A published run; it has no record if its folder in `_runs/` has been deleted."""
-    return NightRun(
-        date=night.date,
-        model=night.model,
-        model_version=None if run is None else run.model_version,
-        run=night.run,
-        state="published",
-        incremental=None if run is None else run.incremental,
-        begun=None if run is None else run.begun,
-        published=datetime.fromtimestamp(night.committed, UTC).isoformat(timespec="seconds"),
-        predictions=night.rows,
-        dead_letters=dead_letters,
-        shared_pass=None if run is None else run.shared_pass,
-    )
-
-
-def _describe_other(run: RunRecord, state: State, night: NightRecord | None) -> NightRun:
-    return NightRun(
-        date=run.date,
-        model=run.model,
-        model_version=run.model_version,
-        run=run.run,
-        state=state,
-        incremental=run.incremental,
-        begun=run.begun,
-        published=None,
-        predictions=None if night is None else _count(night, PREDICTIONS),
-        dead_letters=None if night is None else _count(night, DEAD_LETTERS),
-        shared_pass=run.shared_pass,
-    )
+def _describe_beginning(run: Run | None) -> dict[str, Any]:
+    """What the record of a run says of its beginning; nothing if its folder in `_runs/` has been deleted."""
+    if run is None:
+        return {"model_version": None, "incremental": None, "begun": None, "shared_pass": None}
+    return {
+        "model_version": run.model_version,
+        "incremental": run.incremental,
+        "begun": run.begun,
+        "shared_pass": None if run.is_alone else run.pass_name,
+    }
 
 
 def _details(tables: NightTables, night: NightRun) -> RunDetails:
@@ -258,20 +258,20 @@ def _details(tables: NightTables, night: NightRun) -> RunDetails:
     report = f"{RUNS}/{night.run}/{PAGE}"
     return RunDetails(
         night=night,
-        rows={} if record is None else {table: _count(record, table) for table in TABLES},
+        rows={} if record is None else {table: record.count_rows(table) for table in TABLES},
         files_taken=None if record is None else sum(status == TAKEN for _, status, _ in files),
         quarantined=tuple(LeftOutFile(uri, reason) for uri, status, reason in files if status == QUARANTINED),
         report=f"{tables.out.uri}/{report}" if tables.out.exists(report) else None,
     )
 
 
-def _read_inputs(tables: NightTables, night: NightRecord) -> list[tuple[str, str, str]]:
+def _read_inputs(tables: NightTables, night: Run) -> list[tuple[str, str, str]]:
     """URI, status and reason of the input files of a run: from its own files, which a replaced run has too."""
     inputs, rows = tables.store(INPUTS), []
     for file in night.files.get(INPUTS, ()):
         data = inputs.read(file.path)
         if data is None:
-            raise UserError(f"{inputs.uri}/{file.path} is missing, so it is unknown what {night.run} has read")
+            raise UserError(f"{inputs.uri}/{file.path} is missing, so it is unknown what {night.name} has read")
         rows += pq.ParquetFile(io.BytesIO(data)).read(columns=["uri", "status", "reason"]).to_pylist()
     return [(row["uri"], row["status"], row["reason"] or "") for row in rows]
 
@@ -302,7 +302,3 @@ def _find_restorable(tables: NightTables, output: str, *, date: str | None, run:
 
 def _hint(output: str) -> str:
     return f"`spin nights list --output {output}` lists the runs, `spin classify` makes one"
-
-
-def _count(night: NightRecord, table: str) -> int:
-    return sum(file.rows for file in night.files.get(table, ()))

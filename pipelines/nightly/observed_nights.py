@@ -5,46 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipelines.nightly.night_pass import ModelNight
+from pipelines.nightly.night import Night
 from pipelines.nightly.report.night_report import NightReport
-from pipelines.nightly.tables.night_records import NightRecord
+from pipelines.nightly.tables.night_records import Run
 from pipelines.nightly.tables.night_tables import TABLES
 from pipelines.storage.delta_table import DataFile
 from pipelines.telemetry.current_runs import CurrentRun
 from pipelines.telemetry.run_record import DataUse, RunRecord
 
 
-def describe_night(night: ModelNight) -> RunRecord:
+def describe_night(night: Night) -> RunRecord:
     """The night as this process begins to work on it."""
-    driver, run = night.driver, night.driver.run
+    run = night.run
     files = run.listing.files
     read = DataUse(uri=input_of(night), kind="files", files=len(files), bytes=sum(file.size for file in files))
     model = DataUse(uri=night.name, kind="model", version=run.record.model_version)
     return RunRecord(
-        run=CurrentRun(night.run, night.name),
+        run=CurrentRun(run.name, night.name),
         kind="night",
-        number=driver.token,
-        home=driver.tables.out.uri,
+        number=night.claim,
+        home=night.tables.out.uri,
         records=run.store,
         date=run.record.date,
         inputs=(read, model),
-        outputs=tuple(DataUse(uri=f"{driver.tables.out.uri}/{table}", kind="table") for table in TABLES),
+        outputs=tuple(DataUse(uri=f"{night.tables.out.uri}/{table}", kind="table") for table in TABLES),
     )
 
 
-def describe_published(night: ModelNight, report: NightReport, record: NightRecord) -> RunRecord:
+def describe_published(night: Night, report: NightReport, run: Run) -> RunRecord:
     """The night with the numbers of what it has read and written, once it is published."""
     started = describe_night(night)
     read, model = started.inputs
     read = replace(read, rows=report.counts.rows, files=report.files.taken)
     tables = zip(started.outputs, TABLES, strict=True)
-    written = tuple(_add_files(use, record.files.get(table, ())) for use, table in tables)
+    written = tuple(_add_files(use, run.files.get(table, ())) for use, table in tables)
     return replace(started, inputs=(read, model), outputs=written)
 
 
-def input_of(night: ModelNight) -> str:
+def input_of(night: Night) -> str:
     """The file, folder or glob that a night reads."""
-    return str(night.driver.run.plan.metadata["data"]["input"])
+    return str(night.run.plan.metadata["data"]["input"])
 
 
 def _add_files(table: DataUse, files: Sequence[DataFile]) -> DataUse:

@@ -13,14 +13,17 @@ from pipelines.data.files.readers import describe_columns
 from pipelines.data.files.shards import Shard
 from pipelines.data.intake import NightPlan, plan_intake, plan_night
 from pipelines.data.spool import PartSize
-from pipelines.nightly.finish import KEPT, ClassifiedNight, check_files, check_rows
-from pipelines.nightly.night_pass import ModelNight, NightPass, map_stage
+from pipelines.nightly.finish import check_files, check_rows
+from pipelines.nightly.night import KEPT, Night
+from pipelines.nightly.night_pass import NightPass
+from pipelines.nightly.night_share import NightShare
 from pipelines.nightly.steps.intake_step import IntakeStep
 from pipelines.nightly.steps.run_records import IntakeCounts
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, check_kept_columns
-from pipelines.nightly.tables.pass_files import plan_files
+from pipelines.nightly.tables.passes import plan_files
 from pipelines.service_errors import BadRowsError
 from pipelines.storage.shard_log import ShardOutcome
+from pipelines.workers.map_shards import map_shards
 from spin.errors import SpinError, UserError
 from spin.settings import DataSettings
 
@@ -65,51 +68,29 @@ def take_in(shared: NightPass) -> PassIntake:
         numbers += [number] * len(planned)
     files = [file for group in groups for file in group.files]
     size = sum(file.size for file in files)
-    outcomes = map_stage(
-        shared,
+    work = shared.work(
         "intake",
-        tasks,
-        IntakeCounts,
         IntakeStep,
         shared.store,
         shared.settings.data,
         PartSize.of(size, shared.settings.ray.shard_documents),
         shared.number,
         shared.forgotten,
-        documents=None,
-        here=size <= FEW_BYTES and len(files) <= FEW_FILES,
+        counts_type=IntakeCounts,
     )
+    few = size <= FEW_BYTES and len(files) <= FEW_FILES
+    outcomes = map_shards(work, tasks, shared.lease, documents=None, here=few)
     return PassIntake(outcomes, takers, numbers, empty, {file.uri: file for file in files})
 
 
-@dataclass(frozen=True)
-class NightPart:
-    """What one night takes of a pass."""
-
-    night: ModelNight
-    """the night"""
-    plan: NightPlan
-    """its shards and files"""
-    rejected: Mapping[str, str]
-    """reasons by URI of its files that the intake did not read"""
-    tasks: frozenset[int]
-    """tasks of the intake with its files"""
-    shards: frozenset[int] | None
-    """indices of its shards, None if it takes all of the pass"""
-
-    def takes(self, shard: Shard) -> bool:
-        """Whether the night takes the files of a shard."""
-        return self.shards is None or shard.index in self.shards
-
-
-def part_of(night: ModelNight, plan: NightPlan, intake: PassIntake) -> NightPart:
-    """The part of a night in the plan of its pass."""
-    listing = night.driver.run.listing
-    listed = {file.uri for file in listing.files}
-    rejected = dict(listing.rejected) | {uri: reason for uri, reason in intake.empty.items() if uri in listed}
-    tasks = intake.tasks_of(night.run)
+def share_of(night: Night, plan: NightPlan, intake: PassIntake) -> NightShare:
+    """The share of a night in the plan of its pass."""
+    listing = night.run.listing
+    listed = {file.uri: file for file in listing.files}
+    rejected = {**listing.rejected, **{uri: reason for uri, reason in intake.empty.items() if uri in listed}}
+    tasks = intake.tasks_of(night.run.name)
     if len(tasks) == len(intake.takers):
-        return NightPart(night, plan, rejected, tasks, None)
+        return NightShare(night, plan, rejected, tasks, None)
     own = plan.with_tasks(tasks)
     taken = [(shard, keys) for shard, keys in zip(own.shards, own.parts, strict=True) if shard.pieces]
     restricted = replace(
@@ -118,7 +99,7 @@ def part_of(night: ModelNight, plan: NightPlan, intake: PassIntake) -> NightPart
         parts=tuple(keys for _, keys in taken),
         files=tuple(file for file in plan.files if file.uri in listed),
     )
-    return NightPart(night, restricted, rejected, tasks, frozenset(shard.index for shard, _ in taken))
+    return NightShare(night, restricted, rejected, tasks, frozenset(shard.index for shard, _ in taken))
 
 
 def plan_shards(shared: NightPass, intake: PassIntake) -> tuple[NightPlan | None, dict[str, SpinError]]:
@@ -136,7 +117,7 @@ def plan_shards(shared: NightPass, intake: PassIntake) -> tuple[NightPlan | None
     types = store.read_json(KEPT) or plan.types
     for night in shared.nights:  # for a driver that publishes a run and does not know its pass
         if night.name not in errors:
-            night.driver.run.store.create(KEPT, json.dumps(types).encode())
+            night.run.store.create(KEPT, json.dumps(types).encode())
     return replace(plan, types=types), errors
 
 
@@ -154,7 +135,7 @@ def _settle_types(shared: NightPass, intake: PassIntake) -> tuple[NightPlan | No
             raise
         _log.debug("the kept columns of the models do not fit together", exc_info=True)
     plan: NightPlan | None = None
-    fitting: dict[str, ModelNight] = {}
+    fitting: dict[str, Night] = {}
     errors: dict[str, SpinError] = {}
     for night in [*shared.nights, *shared.nights]:
         if night.name in fitting:
@@ -170,16 +151,14 @@ def _settle_types(shared: NightPass, intake: PassIntake) -> tuple[NightPlan | No
     return plan, errors
 
 
-def _plan_nights(
-    shared: NightPass, nights: Sequence[ModelNight], intake: PassIntake, known: Mapping[str, str]
-) -> NightPlan:
+def _plan_nights(shared: NightPass, nights: Sequence[Night], intake: PassIntake, known: Mapping[str, str]) -> NightPlan:
     """The plan of a pass with the types of kept columns that some of its nights have.
 
     Raises UserError if they have several, or others than a table.
     """
     settings = shared.settings
     reports = [outcome.counts.report for outcome in intake.outcomes]
-    typed = frozenset[int]().union(*(intake.tasks_of(night.run) for night in nights))
+    typed = frozenset[int]().union(*(intake.tasks_of(night.run.name) for night in nights))
     plan = plan_night(
         reports,
         settings.data,
@@ -199,27 +178,26 @@ def kept_types(tables: NightTables, data: DataSettings) -> dict[str, str]:
     return {name: type_text(schema.field(name).type) for name in data.keep if name in schema.names}
 
 
-def check_intake(parts: Sequence[NightPart], intake: PassIntake) -> dict[str, SpinError]:
+def check_intake(shares: Sequence[NightShare], intake: PassIntake) -> dict[str, SpinError]:
     """By model the errors of the nights of which it is known by now that too little can be classified."""
     errors: dict[str, SpinError] = {}
-    for part in parts:
+    for share in shares:
         try:
-            _check_part(part, intake)
+            _check_share(share, intake)
         except BadRowsError as error:
-            _log.debug("model %s: too little can be classified", part.night.name, exc_info=True)
-            errors[part.night.name] = error
+            _log.debug("model %s: too little can be classified", share.night.name, exc_info=True)
+            errors[share.night.name] = error
     return errors
 
 
-def _check_part(part: NightPart, intake: PassIntake) -> None:
+def _check_share(share: NightShare, intake: PassIntake) -> None:
     """Raise BadRowsError if too little of what a night takes can be classified.
 
     A column that is no id ends here: all rows of a task but one per value are repeated.
     """
-    driver, night = part.night.driver, ClassifiedNight(part.plan, part.rejected, ())
-    allowed, bad = driver.settings.classify, night.quarantined
-    check_files(allowed, bad, len({file.uri for file in part.plan.files} | set(bad)) + driver.run.plan.derived.skipped)
-    counts = [outcome.counts for task, outcome in enumerate(intake.outcomes) if task in part.tasks]
+    allowed, bad = share.night.settings.classify, share.quarantined
+    files = {file.uri for file in share.plan.files} | set(bad)
+    check_files(allowed, bad, len(files) + share.night.run.plan.derived.skipped)
+    counts = [outcome.counts for task, outcome in enumerate(intake.outcomes) if task in share.tasks]
     sound = [each for each in counts if bad.keys().isdisjoint(file.uri for file in each.report.files)]
-    repeated = sum(each.repeated for each in sound)
-    check_rows(allowed, {"repeated_id": repeated}, sum(shard.documents for shard in part.plan.shards))
+    check_rows(allowed, {"repeated_id": sum(each.repeated for each in sound)}, share.documents)

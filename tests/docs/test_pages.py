@@ -103,7 +103,7 @@ def test_the_architecture_page_names_every_folder() -> None:
     [
         ("spin/sparsify/select.py", "np.flatnonzero("),
         ("pipelines/nightly/tables/publication.py", "predictions.replace_partition("),
-        ("pipelines/nightly/tables/publication.py", "def claim("),
+        ("pipelines/nightly/tables/publication.py", "def claim_nights("),
         ("pipelines/nightly/tables/publication.py", "def publish_night("),
         ("pipelines/nightly/tables/publication.py", "def _commit_predictions("),
         ("pipelines/nightly/classify.py", "def run_classify("),

@@ -148,7 +148,7 @@ GUARANTEES = (
             Cut(
                 f"{PUBLICATION}::test_a_driver_that_wakes_after_its_successor_changes_nothing",
                 f"{TABLES}/publication.py",
-                "require_claim(tables, night.model, token)",
+                "require_claim(tables, night.model, claim)",
                 "pass",
             ),
             Cut(
@@ -188,7 +188,7 @@ GUARANTEES = (
             Cut(
                 f"{SHARD_LOG}::test_a_new_driver_starts_with_a_clean_slate",
                 "pipelines/storage/shard_log.py",
-                'return self.layout.key("attempts", f"{self.token:06d}")',
+                'return self.layout.key("attempts", f"{self.claim:06d}")',
                 'return self.layout.key("attempts")',
             ),
             Cut(
@@ -306,8 +306,8 @@ GUARANTEES = (
             Cut(
                 f"{FAULTS}::test_a_permanent_fault_raises_unavailable_error",
                 "pipelines/storage/filesystem.py",
-                'raise UnavailableError(f"{what}: the store does not answer ({_reason(error)}); try again") from None',
-                "raise",
+                'return UnavailableError(f"{what}: the store does not answer ({reason}); try again")',
+                'return UserError(f"{what}: the store does not answer ({reason}); try again")',
             ),
             Cut(
                 f"{FAULTS}::test_a_write_to_a_server_that_stops_reading_times_out",
@@ -394,14 +394,14 @@ GUARANTEES = (
             Cut(
                 f"{NIGHT}::test_a_full_disk_ends_a_night_with_status_5_and_it_resumes",
                 "pipelines/storage/filesystem.py",
-                'if _code(error) in _FULL or getattr(error, "errno", None) in _FULL_DISK:',
-                "if _code(error) in _FULL:",
+                'full=code in (*FULL, "507") or getattr(error, "errno", None) in _FULL_DISK,',
+                'full=code in (*FULL, "507"),',
             ),
             Cut(
                 f"{FAULTS}::test_an_exhausted_quota_fails_the_night_and_publishes_nothing",
                 "pipelines/storage/filesystem.py",
-                'if _code(error) in _FULL or getattr(error, "errno", None) in _FULL_DISK:',
-                'if getattr(error, "errno", None) in _FULL_DISK:',
+                'full=code in (*FULL, "507") or getattr(error, "errno", None) in _FULL_DISK,',
+                'full=getattr(error, "errno", None) in _FULL_DISK,',
             ),
         ),
     ),
@@ -441,10 +441,9 @@ GUARANTEES = (
         (
             Cut(
                 f"{SEVERAL}::test_a_model_that_fails_its_limits_holds_back_no_other",
-                "pipelines/nightly/finish_nights.py",
-                "with self.keeping_failure(night), overtaken_first(night.driver.lease):\n"
-                "if isinstance(classified, SpinError):",
-                "with overtaken_first(night.driver.lease):\n    if isinstance(classified, SpinError):",
+                "pipelines/nightly/night_driver.py",
+                "with self._keeping_failure(night), overtaken_first(night.lease):\nif isinstance(share, SpinError):",
+                "with overtaken_first(night.lease):\n    if isinstance(share, SpinError):",
             ),
             Cut(
                 f"{SEVERAL}::test_a_driver_that_is_overtaken_for_one_model_publishes_the_others",
@@ -473,8 +472,8 @@ GUARANTEES = (
             Cut(
                 f"{CLASSIFIERS}::test_the_rows_of_each_model_are_those_of_a_night_of_its_own",
                 "pipelines/nightly/steps/pass_features.py",
-                "return self._shared(tuple(classifiers)).features(texts, progress=progress)",
-                "return [self._shared(tuple(classifiers)).features(texts)[0]] * len(classifiers)",
+                "return PieceFeatures(tuple(self._shared(models).features(texts, progress=attempt.advance)), None)",
+                "return PieceFeatures((self._shared(models).features(texts)[0],) * len(models), None)",
             ),
         ),
     ),
@@ -536,7 +535,7 @@ GUARANTEES = (
             Cut(
                 f"{FORGET}::test_a_driver_that_slept_meanwhile_publishes_nothing",
                 f"{FORGETTING}/forget_nights.py",
-                "claims[model] = claim(tables, model)",
+                "claims[model] = claim_nights(tables, model)",
                 "claims[model] = tables.open(PREDICTIONS).last_transaction('spin:' + model) or 0",
             ),
             Cut(

@@ -17,8 +17,8 @@ import pytest
 
 from pipelines.data.files.shards import Shard
 from pipelines.data.spool import CheckedRows
-from pipelines.nightly import classify, classify_pass, finish, finish_nights
-from pipelines.nightly.finish_nights import CommandResult
+from pipelines.nightly import classify, classify_pass, finish, night_driver
+from pipelines.nightly.command_result import CommandResult
 from pipelines.nightly.night_models import ChosenVersion, NightModel, RequestedModel
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.steps.classify_job import ClassifyJob
@@ -86,13 +86,13 @@ class FakeStep(ClassifyStep):
 
 
 WAKING = {
-    "before it claims": (classify, "claim"),
+    "before it claims": (classify, "claim_nights"),
     "while it plans": (classify, "choose_runs"),
     "before the intake": (classify_pass, "take_in"),
     "after the intake": (classify_pass, "plan_shards"),
     "while it classifies": (FakeStep, "_find_dead"),
-    "before its records": (finish_nights, "finish_night"),
-    "before it publishes": (finish, "publish_night"),
+    "before its records": (finish, "write_records"),
+    "before it publishes": (night_driver, "publish_night"),
     "between side tables and predictions": (publication, "_commit_predictions"),
 }
 """functions, as arguments of `before_call`, before which a driver may be suspended"""

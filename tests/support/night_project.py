@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.nightly import classify, night_pass
+from pipelines.nightly import classify, classify_pass, pass_intake
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.tables.night_history import PredictionRow, list_nights, read_predictions
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, PREDICTIONS, NightTables, read_rows
@@ -82,9 +82,13 @@ class NightProject:
 
 def run_shards_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nights compute their shards in this process."""
-    monkeypatch.setattr(
-        night_pass, "map_shards", lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True})
-    )
+    replace_map_shards(monkeypatch, lambda *args, **keywords: map_shards(*args, **{**keywords, "here": True}))
+
+
+def replace_map_shards(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any]) -> None:
+    """Let another function map the steps of nights."""
+    for module in (pass_intake, classify_pass):
+        monkeypatch.setattr(module, "map_shards", function)
 
 
 def call_before_stage(stage: str, action: Callable[[ShardLog], None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,4 +99,4 @@ def call_before_stage(stage: str, action: Callable[[ShardLog], None], monkeypatc
             action(work.open_log())
         return map_shards(work, *args, **{**keywords, "here": True})
 
-    monkeypatch.setattr(night_pass, "map_shards", act_and_map)
+    replace_map_shards(monkeypatch, act_and_map)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.nightly.tables.night_history import FileState
-from pipelines.nightly.tables.night_records import NightRecord, RunRecord, begin_run, finish_run
+from pipelines.nightly.tables.night_records import Run, begin_run, finish_run
 from pipelines.nightly.tables.night_tables import (
     DEAD_LETTERS,
     DISAGREEMENTS,
@@ -26,7 +26,7 @@ from pipelines.nightly.tables.night_tables import (
 )
 from pipelines.nightly.tables.publication import (
     InputRow,
-    claim,
+    claim_nights,
     publish_night,
     write_empty_predictions,
     write_inputs,
@@ -39,7 +39,7 @@ DATE, MODEL = "2026-03-01", "topics"
 
 def claim_model(tables: NightTables, model: str = MODEL) -> int:
     """Claim a model's nights; returns the token."""
-    return claim(tables, model)
+    return claim_nights(tables, model)
 
 
 def prediction(id: str, **columns: Any) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def prediction(id: str, **columns: Any) -> dict[str, Any]:
 def write_file(
     tables: NightTables,
     table: str,
-    run: RunRecord,
+    run: Run,
     name: str,
     rows: Sequence[dict[str, Any]],
     kept: pa.Schema = NO_COLUMNS,
@@ -59,11 +59,11 @@ def write_file(
     """Write a file of a table, as a worker does."""
     listed = [{**row, "scores": list(row["scores"].items())} if "scores" in row else row for row in rows]
     values = pa.Table.from_pylist(listed, schema=table_schema(table, kept))
-    complete = file_rows(table, values, date=run.date, model=run.model, run=run.run, kept=kept)
+    complete = file_rows(table, values, date=run.date, model=run.model, run=run.name, kept=kept)
     buffer = io.BytesIO()
     pq.write_table(complete, buffer)
-    tables.store(table).write(f"{run.run}/{name}", buffer.getvalue())
-    return DataFile(f"{run.run}/{name}", len(buffer.getvalue()), len(rows))
+    tables.store(table).write(f"{run.name}/{name}", buffer.getvalue())
+    return DataFile(f"{run.name}/{name}", len(buffer.getvalue()), len(rows))
 
 
 def write_night(
@@ -80,12 +80,12 @@ def write_night(
     kept: pa.Schema = NO_COLUMNS,
     columns: dict[str, Any] | None = None,
     incremental: bool = False,
-) -> NightRecord:
+) -> Run:
     """Write a finished run: two files of predictions, one of dead letters if there are any, and its inputs.
 
     `rows` are the predictions where they differ in more than their ids; a shadow disagrees on the ids `disputed`.
     """
-    run = begin_run(tables.out, date=date, model=model, model_version="7", token=token, incremental=incremental)
+    run = begin_run(tables.out, date=date, model=model, model_version="7", claim=token, incremental=incremental)
     rows = [prediction(id, **(columns or {})) for id in ids] if rows is None else rows
     halves = [part for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :]) if part]
     predictions = [
@@ -106,15 +106,15 @@ def write_night(
             write_inputs(tables, run, token, [InputRow(file.uri, file.size, file.version, 1, TAKEN) for file in inputs])
         ],
     }
-    return finish_run(tables.out, run, token=token, files=files)
+    return finish_run(tables.out, run, files)
 
 
-def run_night(out: Store, ids: Sequence[str], *, model: str = MODEL, **options: Any) -> NightRecord:
+def run_night(out: Store, ids: Sequence[str], *, model: str = MODEL, **options: Any) -> Run:
     """Claim a model, write a run and publish it; the options are those of `write_night`."""
     tables = NightTables(out)
     token = claim_model(tables, model)
     night = write_night(tables, token, ids, model=model, **options)
-    publish_night(tables, night, token=token, kept=options.get("kept", NO_COLUMNS))
+    publish_night(tables, night, claim=token, kept=options.get("kept", NO_COLUMNS))
     return night
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pipelines.nightly.steps.classify_job import pass_layout
-from pipelines.nightly.tables.passes import PassRecord
+from pipelines.nightly.tables.passes import Pass
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog
 
 
 def open_shard_log(output: Store, run: str) -> ShardLog:
     """The log of a run in an output."""
-    return ShardLog(output, layout=pass_layout(PassRecord(name=run, date=run[:10], runs=(run,), begun="")))
+    return ShardLog(output, layout=pass_layout(Pass(name=run, runs=(run,), begun="")))

@@ -31,7 +31,7 @@ from pipelines.nightly.tables.night_tables import (
     open_output,
     was_published,
 )
-from pipelines.nightly.tables.publication import claim, clean_side_tables, published_files, require_claim
+from pipelines.nightly.tables.publication import claim_nights, clean_side_tables, published_files, require_claim
 from pipelines.nightly.tables.vacuum import models_of
 from pipelines.storage.lease import user_name
 from pipelines.storage.records import to_json
@@ -103,7 +103,7 @@ def _claim_all(tables: NightTables, leases: ExitStack) -> dict[str, int]:
     while missing := [model for model in models_of(tables) if model not in claims]:
         for model in missing:
             leases.enter_context(lease_model(tables.out, model))
-            claims[model] = claim(tables, model)
+            claims[model] = claim_nights(tables, model)
     return claims
 
 
@@ -133,9 +133,9 @@ def _forget(tables: NightTables, forgotten: ForgottenIds, claims: Mapping[str, i
         files, held = _find_rows(tables, night, forgotten)
         if held:
             rewriting = Rewriting(tables, night, files, held, forgotten)
-            record = rewriting.publish(claims[night.model])
+            run = rewriting.publish(claims[night.model])
             removed.append(held)
-            rewritten[night.run] = record.run
+            rewritten[night.run] = run.name
     given_up = _give_up_and_delete(tables, forgotten, claims)
     labels = remove_labels(tables.out, forgotten)
     hide_report(tables)
@@ -188,8 +188,8 @@ def _give_up_and_delete(tables: NightTables, forgotten: ForgottenIds, claims: Ma
     the models, it deletes nothing, and of what they write nothing is in the list.
     """
     given_up = _runs_to_give_up(tables, claims, forgotten)
-    for model, token in claims.items():
-        require_claim(tables, model, token)
+    for model, claim in claims.items():
+        require_claim(tables, model, claim)
     for run in given_up:
         abandon_run(tables.out, run)
     unused = find_unused(tables, claims)

@@ -11,14 +11,13 @@ import pyarrow.parquet as pq
 
 from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.forgotten_ids import ForgottenIds
-from pipelines.nightly.finish import KEPT
 from pipelines.nightly.forget.held_rows import WITH_IDS, HeldRows, RunFiles
+from pipelines.nightly.night import KEPT
 from pipelines.nightly.report.night_report import NightReport, find_report
 from pipelines.nightly.report.run_report import render_reports
 from pipelines.nightly.tables.night_records import (
     RUNS,
-    NightRecord,
-    RunRecord,
+    Run,
     abandon_run,
     begin_run,
     find_night,
@@ -51,25 +50,25 @@ class Rewriting:
     forgotten: ForgottenIds
     """ids of these rows"""
 
-    def publish(self, token: int) -> NightRecord:
-        """Write the run that replaces the old one, publish it under the claim `token`, and return its record.
+    def publish(self, claim: int) -> Run:
+        """Write the run that replaces the old one, publish it under a claim, and return its record.
 
         Until it is complete it counts as given up: nobody goes on with it if this process ends in between. Raises as
         `publish_night` does.
         """
-        out, name = self.tables.out, run_name(self.night.date, self.night.model, token)
+        out, name = self.tables.out, run_name(self.night.date, self.night.model, claim)
         abandon_run(out, name)
         files = {table: self._write_table(table, name) for table in self.files}
         store = out / f"{RUNS}/{name}"
         _copy_plan(out / f"{RUNS}/{self.night.run}", store)
-        self._write_reports(store, name, token)
-        record = finish_run(out, self._begin(token), token=token, files=files)
+        self._write_reports(store, name, claim)
+        run = finish_run(out, self._begin(claim), files)
         kept = schema_of(store.read_json(KEPT) or {})
         revive_run(out, name)
-        publish_night(self.tables, record, token=token, kept=kept)
-        return record
+        publish_night(self.tables, run, claim=claim, kept=kept)
+        return run
 
-    def _begin(self, token: int) -> RunRecord:
+    def _begin(self, claim: int) -> Run:
         """The beginning of the new run, with what is known of the old one."""
         out, old = self.tables.out, self.night.run
         known = find_runs(out, [old]).get(old) or find_night(out, old)  # neither, if its folder was deleted
@@ -78,7 +77,7 @@ class Rewriting:
             date=self.night.date,
             model=self.night.model,
             model_version="" if known is None else known.model_version,
-            token=token,
+            claim=claim,
             incremental=known is not None and known.incremental,
         )
 
@@ -106,13 +105,13 @@ class Rewriting:
         store.write(path, data)
         return DataFile(path, len(data), len(rows))
 
-    def _write_reports(self, store: Store, run: str, token: int) -> None:
+    def _write_reports(self, store: Store, run: str, claim: int) -> None:
         """Write the reports of the old run, if it has any, for the new one."""
         report = find_report(self.tables.out / f"{RUNS}/{self.night.run}")
         if report is None:
             return
         gone = report.forgotten + self.held.in_table(PREDICTIONS)
-        report = replace(without_documents(report, self.forgotten), run=run, token=token, forgotten=gone)
+        report = replace(without_documents(report, self.forgotten), run=run, token=claim, forgotten=gone)
         for name, data in render_reports(report).items():
             store.write(name, data)
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pipelines.nightly.finish import is_work
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import ABANDONED, RUN, RUNS, find_nights, is_run_of
-from pipelines.nightly.tables.night_tables import PREDICTIONS, SIDE_TABLES, TABLES, NightTables
+from pipelines.nightly.tables.night_tables import PREDICTIONS, TABLES, NightTables, named_keys
 from pipelines.nightly.tables.passes import find_passes, is_pass_name
 from pipelines.storage.local_files import is_temporary
 from pipelines.storage.object_store import Store
@@ -45,14 +45,8 @@ def _list_all(out: Store, folder: str) -> list[str]:
 
 def _named_files(tables: NightTables, runs: Collection[str]) -> set[str]:
     """The keys of the files that the tables consist of, and of those that the records of runs name."""
-    keys = {f"{PREDICTIONS}/{path}" for path in tables.open(PREDICTIONS).file_table["path"].to_pylist()}
-    named = {night.run for night in list_nights(tables)}
-    for table in SIDE_TABLES:
-        listed = tables.open(table).file_table.select(["run", "path"]).to_pylist()
-        keys |= {f"{table}/{file['path']}" for file in listed if file["run"] in named}
-    for night in find_nights(tables.out, sorted(runs)).values():
-        keys |= {f"{table}/{file.path}" for table, each in night.files.items() for file in each}
-    return keys
+    recorded = (run.keys() for run in find_nights(tables.out, sorted(runs)).values())
+    return named_keys(tables, tables.open(PREDICTIONS)).union(*recorded)
 
 
 def _passes_of(tables: NightTables, names: Collection[str], models: Collection[str]) -> set[str]:

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator
 from pipelines.data.files.readers import opener_of, read_piece
 from pipelines.data.files.shards import Piece
 from pipelines.data.intake import plan_intake
+from pipelines.nightly.tables.listing import read_listing
 from pipelines.nightly.tables.night_records import RUNS
-from pipelines.nightly.tables.resume import read_listing
 from pipelines.service_errors import BadFileError
 from pipelines.storage.input_opener import InputOpener
 from pipelines.storage.object_store import Store

@@ -12,9 +12,9 @@ from pipelines.data.forgotten_ids import ForgottenIds
 from pipelines.nightly.steps.dedup import DuplicateRows
 from pipelines.nightly.steps.run_records import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.shadow import ShadowSpec
-from pipelines.nightly.tables.night_records import RUNS, RunRecord
+from pipelines.nightly.tables.night_records import RUNS, Run
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS
-from pipelines.nightly.tables.passes import PassRecord
+from pipelines.nightly.tables.passes import Pass
 from pipelines.storage.shard_log import LogLayout, StepResult
 from pipelines.workers.artifact_copy import ArtifactCopy
 from spin.monitor.document_sample import sample_share
@@ -48,7 +48,7 @@ class ShadowJob:
 class ModelJob:
     """What the workers of a pass need of one of its models."""
 
-    run: RunRecord
+    run: Run
     """run of the model"""
     artifact: ArtifactCopy
     """artifact of the model"""
@@ -72,7 +72,7 @@ class ClassifyJob:
     """the models, of which at most one has a shadow"""
     kept: pa.Schema
     """kept columns with their types"""
-    record: PassRecord
+    record: Pass
     """the pass"""
     forgotten: ForgottenIds = field(default_factory=ForgottenIds)
     """ids of documents of which nothing is read or written but their place in the input"""
@@ -88,9 +88,9 @@ class ClassifyJob:
         """
         files: dict[str, bytes] = {}
         for number, result in results.items():
-            place = self.record.runs.index(self.models[number].run.run)
+            place = self.record.runs.index(self.models[number].run.name)
             files |= {pass_ending(ending, place): data for ending, data in result.files.items()}
-        counts = {self.models[number].run.run: result.counts for number, result in results.items()}
+        counts = {self.models[number].run.name: result.counts for number, result in results.items()}
         return StepResult(files, PassCounts(rows=max(each.rows for each in counts.values()), models=counts))
 
 
@@ -99,7 +99,7 @@ def share_to_sample(settings: ClassifySettings, documents: int) -> float:
     return sample_share(documents) if settings.drift_documents or settings.drift_words else 0.0
 
 
-def pass_layout(record: PassRecord) -> LogLayout:
+def pass_layout(record: Pass) -> LogLayout:
     """Where the files of a pass's shards are in an output: those of tables in the folders of each run."""
     return LogLayout(
         f"{RUNS}/{record.name}",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipelines.storage.shard_log import Attempt
@@ -49,43 +50,32 @@ class PassFeatures:
         self.models, self.shadow, self._known_good = tuple(models), shadow, known_good
         self._passes: dict[tuple[TrainedClassifier, ...], SharedPass] = {}
         self._shadow_joins = False
-        if not self._prepare_with_shadow():
-            self._prepare_models()
-            self._prepare_shadow()
-
-    def _prepare_with_shadow(self) -> bool:
-        """Load the backbone for models and shadow; whether the engine of all of them is open."""
-        if self.shadow is None:
-            return False
-        every = (*self.models, self.shadow)
-        try:
-            together = self._shared(every)
-            together.share_backbones()
-            exits = any(spin.exits_early for spin in every)
-            self._shadow_joins = not exits and all(spin.backbone.engine == "torch" for spin in self.models)
-            if self._shadow_joins:
-                together.prepare()
-        except Exception:
-            self._go_on_without_shadow()
-        return self.shadow is not None and self._shadow_joins
-
-    def _prepare_models(self) -> None:
-        if len(self.models) > 1:
+        with self._leaving_shadow_out():
+            self._join_shadow()
+        if not self._shadow_joins:
             self._shared(self.models).prepare()
-        else:
-            self.models[0].prepare()
+            with self._leaving_shadow_out():
+                if self.shadow is not None:
+                    self.shadow.prepare()
 
-    def _prepare_shadow(self) -> None:
-        """Open the engine of a shadow that computes apart from the models."""
+    def _join_shadow(self) -> None:
+        """Load the backbone for models and shadow, and open the engine of all if the shadow may take part."""
         if self.shadow is not None:
-            try:
-                self.shadow.prepare()
-            except Exception:
-                self._go_on_without_shadow()
+            together = self._shared((*self.models, self.shadow))
+            together.share_backbones()
+            exits = any(spin.exits_early for spin in together.classifiers)
+            if not exits and all(spin.backbone.engine == "torch" for spin in self.models):
+                together.prepare()
+                self._shadow_joins = True
 
-    def _go_on_without_shadow(self) -> None:
-        _log.warning("the shadow could not be prepared; its documents count as failed", exc_info=True)
-        self.shadow = None
+    @contextmanager
+    def _leaving_shadow_out(self) -> Iterator[None]:
+        """Go on without the shadow where it cannot be prepared."""
+        try:
+            yield
+        except Exception:
+            _log.warning("the shadow could not be prepared; its documents count as failed", exc_info=True)
+            self.shadow = None
 
     def check(self) -> None:
         """Run the backbone on a text that is known to be good, whether its words decide it or not, for all models.
@@ -93,17 +83,6 @@ class PassFeatures:
         Raises what that raises.
         """
         self._shared(self.models).run_backbones([self._known_good])
-
-    def together(
-        self,
-        classifiers: Sequence[TrainedClassifier],
-        texts: Sequence[str],
-        progress: Progress = lambda documents: None,
-    ) -> list[Features]:
-        """The features of some of the classifiers, in order."""
-        if len(classifiers) == 1:
-            return [classifiers[0].features(texts, progress=progress)]
-        return self._shared(tuple(classifiers)).features(texts, progress=progress)
 
     def compute(
         self,
@@ -121,7 +100,7 @@ class PassFeatures:
         alone that cannot compute it. A row that kills its process is one of all. `check` and the errors are those of
         `isolate_failing_rows`.
         """
-        models = [self.models[member] for member in members]
+        models = tuple(self.models[member] for member in members)
         shadow = self.shadow if with_shadow and attempt.crashes < MAX_CRASHES else None
 
         def compute(piece: list[int]) -> PieceFeatures:
@@ -129,7 +108,9 @@ class PassFeatures:
             if shadow is not None and (found := self._with_shadow(models, shadow, texts, attempt.advance)) is not None:
                 return found
             try:
-                return PieceFeatures(tuple(self.together(models, texts, attempt.advance)), None)
+                if len(models) == 1:
+                    return PieceFeatures((models[0].features(texts, progress=attempt.advance),), None)
+                return PieceFeatures(tuple(self._shared(models).features(texts, progress=attempt.advance)), None)
             except Exception as error:
                 if len(piece) > 1 or len(models) == 1 or not _may_be_of_document(error):
                     raise
@@ -140,14 +121,15 @@ class PassFeatures:
         return {member: _rows_of(isolated, place) for place, member in enumerate(members)}
 
     def _with_shadow(
-        self, models: Sequence[TrainedClassifier], shadow: TrainedClassifier, texts: list[str], progress: Progress
+        self, models: tuple[TrainedClassifier, ...], shadow: TrainedClassifier, texts: list[str], progress: Progress
     ) -> PieceFeatures | None:
         """The features of models and shadow; None if that fails, which must not cost the models anything."""
         try:
             if self._shadow_joins:
-                *features, of_shadow = self.together([*models, shadow], texts, progress)
+                *features, of_shadow = self._shared((*models, shadow)).features(texts, progress=progress)
             else:
-                features, of_shadow = self.together(models, texts, progress), shadow.features(texts)
+                features = self._shared(models).features(texts, progress=progress)
+                of_shadow = shadow.features(texts)
             return PieceFeatures(tuple(features), of_shadow)
         except Exception:
             _log.debug("the pass of models and shadow failed; the models run without it", exc_info=True)

@@ -29,35 +29,43 @@ class DuplicateCounts(ShardCounts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyCounts(ShardCounts):
+class DocumentCounts:
+    """Counts of documents that a model has classified."""
+
+    rows: int
+    """documents read, dead letters included"""
+    predicted: int
+    """rows with a prediction"""
+    abstained: int
+    """predicted rows without a label because the decision abstains"""
+    unlabelled: int
+    """predicted rows without any class, including those on which the decision abstains"""
+    dead: int
+    """number of dead letters"""
+    tokens: int
+    """tokens that the backbone read"""
+    truncated: int
+    """texts that were not read to their end"""
+    reasons: Mapping[str, int]
+    """dead letters by reason"""
+    labels: Mapping[str, int]
+    """predicted rows by class; a row counts for each of its classes"""
+    depths: Mapping[str, int]
+    """predicted rows by the block after which they exited, in decimal digits; -1: their words alone decided"""
+    windows: int = 0
+    """windows in which the backbone read the texts, 0 where long texts are cut"""
+    unread_tokens: int = 0
+    """tokens of the texts beyond their last window, 0 where long texts are cut"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyCounts(DocumentCounts, ShardCounts):
     """A classified shard: every row is predicted or a dead letter."""
 
     uri: str
     """URI of the input file of the first row"""
     work: str
     """digest of the shard's pieces, which shows whether the plan is still the same"""
-    predicted: int
-    """rows with a prediction"""
-    dead: int
-    """number of dead letters"""
-    reasons: Mapping[str, int]
-    """dead letters by reason"""
-    labels: Mapping[str, int]
-    """predicted rows by class; a row counts for each of its classes"""
-    abstained: int
-    """predicted rows without a label because the decision abstains"""
-    unlabelled: int
-    """predicted rows without any class, including those on which the decision abstains"""
-    depths: Mapping[str, int]
-    """predicted rows by the block after which they exited, in decimal digits; -1: their words alone decided"""
-    tokens: int
-    """tokens that the backbone read"""
-    truncated: int
-    """texts that were not read to their end"""
-    windows: int = 0
-    """windows in which the backbone read the texts, 0 where long texts are cut"""
-    unread_tokens: int = 0
-    """tokens of the texts beyond their last window, 0 where long texts are cut"""
     bad: str | None = None
     """why the file of the shard cannot be read, None if it can"""
     shadow: AgreementCounts | None = None
@@ -94,32 +102,8 @@ class PassCounts(ShardCounts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NightCounts:
+class NightCounts(DocumentCounts):
     """Counts of a night over all shards of the files that could be read."""
 
-    rows: int
-    """documents read, dead letters included"""
-    predicted: int
-    """rows with a prediction"""
-    abstained: int
-    """predicted rows without a label because the decision abstains"""
-    unlabelled: int
-    """predicted rows without any class, including those on which the decision abstains"""
-    dead: int
-    """number of dead letters"""
-    tokens: int
-    """tokens that the backbone read"""
-    truncated: int
-    """texts that were not read to their end"""
     truncated_share: float
     """truncated texts per predicted row, to four digits"""
-    reasons: Mapping[str, int]
-    """dead letters by reason"""
-    labels: Mapping[str, int]
-    """predicted rows by class; a row counts for each of its classes"""
-    depths: Mapping[str, int]
-    """predicted rows by the block after which they exited, in decimal digits; -1: their words alone decided"""
-    windows: int = 0
-    """windows in which the backbone read the texts, 0 where long texts are cut"""
-    unread_tokens: int = 0
-    """tokens of the texts beyond their last window, 0 where long texts are cut"""

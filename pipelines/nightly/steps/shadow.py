@@ -19,7 +19,6 @@ from spin.backbone.hub import locate_model
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads.persistence import ClassifierMetadata
-from spin.labels.label_space import Label
 from spin.monitor.agreement import AgreementCounts, count_agreement
 from spin.predictions import Predictions
 from spin.settings import BackboneSettings, DecisionSettings, Settings
@@ -131,46 +130,24 @@ class Shadow:
         shadow = self.spin.predict_features(
             Features.concatenate([features for _, features in parts] or [self.spin.features([])])
         )
-        predicted = [row for rows, _ in pieces for row in rows]
+        at = {row: n for n, row in enumerate(row for rows, _ in pieces for row in rows)}
         compared = [row for rows, _ in parts for row in rows]
-        position = {row: n for n, row in enumerate(predicted)}
-        in_model = [position[row] for row in compared]
-        labels = [model.labels[n] for n in in_model]
-        differing = [n for n, label in enumerate(labels) if label != shadow.labels[n]]
-        table = self._disagreements(
-            [documents.ids[compared[n]] for n in differing],
-            [labels[n] for n in differing],
-            [float(model.score[in_model[n]]) for n in differing],
-            [shadow.labels[n] for n in differing],
-            [float(shadow.score[n]) for n in differing],
-            model_version,
-        )
-        failed = len(predicted) - len(compared)
-        return table, count_agreement(labels, shadow.labels, self.spin.label_space.multilabel, failed=failed)
-
-    def _disagreements(
-        self,
-        ids: Sequence[str | None],
-        labels: Sequence[Label | None],
-        scores: Sequence[float],
-        shadow_labels: Sequence[Label | None],
-        shadow_scores: Sequence[float],
-        model_version: str,
-    ) -> pa.Table:
-        """The rows on which the labels differ; a multi-label task has lists, in columns of their own."""
+        labels = [model.labels[at[row]] for row in compared]
         multilabel = self.spin.label_space.multilabel
+        agreement = count_agreement(labels, shadow.labels, multilabel, failed=len(at) - len(compared))
+        differing = [n for n, label in enumerate(labels) if label != shadow.labels[n]]
+        rows = [compared[n] for n in differing]
         kind, name = (pa.list_(pa.string()), "labels") if multilabel else (pa.string(), "label")
-        return pa.table(
-            {
-                "id": pa.array(ids, pa.string()),
-                name: pa.array(labels, kind),
-                "score": pa.array(scores, pa.float32()),
-                f"shadow_{name}": pa.array(shadow_labels, kind),
-                "shadow_score": pa.array(shadow_scores, pa.float32()),
-                "model_version": pa.repeat(model_version, len(ids)),
-                "shadow_version": pa.repeat(self.version, len(ids)),
-            }
-        )
+        columns = {
+            "id": pa.array([documents.ids[row] for row in rows], pa.string()),
+            name: pa.array([labels[n] for n in differing], kind),
+            "score": pa.array([float(model.score[at[row]]) for row in rows], pa.float32()),
+            f"shadow_{name}": pa.array([shadow.labels[n] for n in differing], kind),
+            "shadow_score": pa.array([float(shadow.score[n]) for n in differing], pa.float32()),
+            "model_version": pa.repeat(model_version, len(rows)),
+            "shadow_version": pa.repeat(self.version, len(rows)),
+        }
+        return pa.table(columns), agreement
 
     def _features_alone(self, rows: list[int], documents: CheckedRows) -> list[tuple[list[int], Features]]:
         """Return the features of the shadow alone. A piece that raises is halved, until `_MAX_ERRORS` errors.

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypedDict
 
 import pyarrow.parquet as pq
 
-from pipelines.nightly.tables.night_records import NightRecord, RunRecord, list_runs
+from pipelines.nightly.tables.night_records import Run, list_runs
 from pipelines.nightly.tables.night_tables import (
     INPUTS,
     PREDICTIONS,
@@ -71,11 +71,11 @@ def find_newest_night(nights: Iterable[PublishedRun], *, model: str | None = Non
     return max(eligible, key=lambda night: (night.date, night.committed), default=None)
 
 
-def list_unfinished(tables: NightTables) -> list[RunRecord]:
+def list_unfinished(tables: NightTables) -> list[Run]:
     """The runs that were never published, in the order in which they began, abandoned ones included."""
     predictions = tables.find(PREDICTIONS)
     runs = list_runs(tables.out)
-    return runs if predictions is None else [run for run in runs if not was_published(predictions, run.run)]
+    return runs if predictions is None else [run for run in runs if not was_published(predictions, run.name)]
 
 
 def taken_files(tables: NightTables, *, model: str, date: str, files: Collection[FileState]) -> set[FileState]:
@@ -103,7 +103,7 @@ def taken_files(tables: NightTables, *, model: str, date: str, files: Collection
         return set().union(*threads.map(read, [file for each in by_run.values() for file in each]))
 
 
-def require_not_taken(tables: NightTables, night: NightRecord) -> None:
+def require_not_taken(tables: NightTables, night: Run) -> None:
     """Raise UserError if a night of another date of the model holds a file that a run has taken.
 
     Ask after the claim: until another claim, the answer stays true.
@@ -112,7 +112,7 @@ def require_not_taken(tables: NightTables, night: NightRecord) -> None:
     files = set().union(*(_read_taken(inputs, file) for file in night.files.get(INPUTS, ())))
     if taken := taken_files(tables, model=night.model, date=night.date, files=files):
         raise UserError(
-            f"run {night.run} cannot be restored: nights of other dates hold {len(taken)} of its {len(files)} files, "
+            f"run {night.name} cannot be restored: nights of other dates hold {len(taken)} of its {len(files)} files, "
             f"such as {min(taken).uri}, and its documents would be in two nights. Classify them again with "
             f"`spin classify --date {night.date} --incremental --restart`, or restore the other nights first"
         )

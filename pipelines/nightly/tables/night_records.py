@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from pipelines.nightly.tables.night_tables import TABLES
@@ -22,14 +22,20 @@ LEASES = "_leases"
 """folder of the leases in an output, with one lease per model"""
 RUN, NIGHT, ABANDONED = "run.json", "night.json", "abandoned.json"
 """records in the folder of a run; each is created only if absent and never replaced"""
+FORMAT = 10
+"""of the records of a run and of its plan; a run of another format is not continued"""
 _RUN_NAME = re.compile(r"\d{4}-\d{2}-\d{2}-[A-Za-z0-9_.-]+-\d{6,}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """The beginning of a run, written before anything else of it."""
+class Run:
+    """A run of one model, with what it publishes once it is finished.
 
-    run: str
+    Its beginning is written before anything else of it. The first driver that finishes a run writes it again with its
+    files; every other driver publishes these.
+    """
+
+    name: str
     """name of the run"""
     date: str
     """date of the night, YYYY-MM-DD"""
@@ -37,41 +43,38 @@ class RunRecord:
     """name of the registered model"""
     model_version: str
     """version of the model that classifies"""
-    token: int
+    claim: int
     """number of the claim under which the run began"""
     begun: str
     """time of the beginning, ISO 8601 in UTC"""
-    incremental: bool = False
+    incremental: bool
     """whether the run leaves out the files that nights of other dates have taken"""
-    shared_pass: str | None = None
-    """name of the pass that it shares with runs of other models; None for a run that classifies alone"""
+    pass_name: str
+    """name of the pass in which it classifies; that of a run alone has the name of the run"""
+    finished: str | None = None
+    """time at which its files were recorded, ISO 8601 in UTC; None for a beginning"""
+    files: Mapping[str, tuple[DataFile, ...]] = field(default_factory=dict)
+    """files of a finished run by table, with their paths in the table's folder"""
+    format: int = FORMAT
+    """format of the records and of the plan of the run"""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no run of another model shares its pass."""
+        return self.pass_name == self.name
+
+    def keys(self) -> set[str]:
+        """The keys in the output of its files."""
+        return {f"{table}/{file.path}" for table, each in self.files.items() for file in each}
+
+    def count_rows(self, table: str) -> int:
+        """The rows of a finished run in a table."""
+        return sum(file.rows for file in self.files.get(table, ()))
 
 
-@dataclass(frozen=True, kw_only=True)
-class NightRecord:
-    """What a finished run publishes. The first driver that finishes a run writes it; every other one publishes it."""
-
-    run: str
-    """name of the run"""
-    date: str
-    """date of the night, YYYY-MM-DD"""
-    model: str
-    """name of the registered model"""
-    model_version: str
-    """version of the model that classified"""
-    token: int
-    """number of the claim under which the run was finished"""
-    finished: str
-    """time of this record, ISO 8601 in UTC"""
-    files: Mapping[str, tuple[DataFile, ...]]
-    """files of the run by table, with their paths in the table's folder"""
-    incremental: bool = False
-    """whether the run leaves out the files that nights of other dates have taken"""
-
-
-def run_name(date: str, model: str, token: int) -> str:
+def run_name(date: str, model: str, claim: int) -> str:
     """The name of the run of a date and a model that begins under a claim: of letters, digits, `_`, `-` and `.`."""
-    return f"{date}-{model_slug(model)}-{token:06d}"
+    return f"{date}-{model_slug(model)}-{claim:06d}"
 
 
 def model_slug(model: str) -> str:
@@ -101,24 +104,24 @@ def begin_run(
     date: str,
     model: str,
     model_version: str,
-    token: int,
+    claim: int,
     incremental: bool = False,
-    shared_pass: str | None = None,
-) -> RunRecord:
-    """Begin a run under a claim and return its record."""
-    run = run_name(date, model, token)
-    record = RunRecord(
-        run=run,
+    pass_name: str | None = None,
+) -> Run:
+    """Begin a run under a claim and return its record; without `pass_name` it has a pass of its own."""
+    name = run_name(date, model, claim)
+    run = Run(
+        name=name,
         date=date,
         model=model,
         model_version=model_version,
-        token=token,
+        claim=claim,
         begun=now(),
         incremental=incremental,
-        shared_pass=shared_pass,
+        pass_name=pass_name or name,
     )
-    out.create(f"{RUNS}/{run}/{RUN}", _to_bytes(record))
-    return record
+    out.create(f"{RUNS}/{name}/{RUN}", _to_bytes(run))
+    return run
 
 
 def list_run_names(out: Store) -> list[str]:
@@ -126,55 +129,40 @@ def list_run_names(out: Store) -> list[str]:
     return [name for name in out.list_names(RUNS) if is_run_name(name)]
 
 
-def find_runs(out: Store, names: Sequence[str]) -> dict[str, RunRecord]:
+def find_runs(out: Store, names: Sequence[str]) -> dict[str, Run]:
     """The beginnings of runs by name; runs whose record is missing are left out."""
-    stored = out.read_many([f"{RUNS}/{name}/{RUN}" for name in names])
-    records = [from_json(RunRecord, json.loads(data)) for data in stored.values()]
-    return {record.run: record for record in records}
+    return _read_records(out, names, RUN)
 
 
-def list_runs(out: Store) -> list[RunRecord]:
-    """The runs of an output, finished or not, by date and then in the order in which they began."""
-    records = find_runs(out, list_run_names(out)).values()
-    return sorted(records, key=lambda record: (record.date, record.token, record.model))
+def list_runs(out: Store) -> list[Run]:
+    """The beginnings of all runs of an output, by date and then in the order in which they began."""
+    runs = find_runs(out, list_run_names(out)).values()
+    return sorted(runs, key=lambda run: (run.date, run.claim, run.model))
 
 
-def finish_run(out: Store, run: RunRecord, *, token: int, files: Mapping[str, Sequence[DataFile]]) -> NightRecord:
-    """Record what a run publishes and return the record: the stored one, if another driver was first.
-
-    `files` are the files of the run by table; `token` is the claim of the driver that finishes the run.
-    """
+def finish_run(out: Store, run: Run, files: Mapping[str, Sequence[DataFile]]) -> Run:
+    """Record which files a run publishes, by table, and return it with them: as stored, if another driver was first."""
     unknown = set(files) - set(TABLES)
-    strays = [file.path for each in files.values() for file in each if not file.path.startswith(f"{run.run}/")]
+    strays = [file.path for each in files.values() for file in each if not file.path.startswith(f"{run.name}/")]
     if unknown or strays:
-        raise ValueError(f"{run.run} cannot publish {sorted(unknown)} {strays[:3]}")
-    record = NightRecord(
-        run=run.run,
-        date=run.date,
-        model=run.model,
-        model_version=run.model_version,
-        token=token,
-        finished=now(),
-        files={table: tuple(sorted(each, key=lambda file: file.path)) for table, each in files.items()},
-        incremental=run.incremental,
-    )
-    if out.create(f"{RUNS}/{run.run}/{NIGHT}", _to_bytes(record)):
-        return record
-    stored = find_night(out, run.run)
-    return record if stored is None else stored
+        raise ValueError(f"{run.name} cannot publish {sorted(unknown)} {strays[:3]}")
+    by_path = {table: tuple(sorted(each, key=lambda file: file.path)) for table, each in files.items()}
+    finished = replace(run, finished=now(), files=by_path)
+    if out.create(f"{RUNS}/{run.name}/{NIGHT}", _to_bytes(finished)):
+        return finished
+    return find_night(out, run.name) or finished
 
 
-def find_night(out: Store, run: str) -> NightRecord | None:
-    """What a run publishes, None while it is not finished."""
-    stored = out.read_json(f"{RUNS}/{run}/{NIGHT}")
-    return None if stored is None else from_json(NightRecord, stored)
+def find_night(out: Store, run: str) -> Run | None:
+    """A run with what it publishes, None while it is not finished."""
+    key = f"{RUNS}/{run}/{NIGHT}"
+    data = out.read(key)
+    return None if data is None else _from_bytes(out, key, data)
 
 
-def find_nights(out: Store, runs: Sequence[str]) -> dict[str, NightRecord]:
-    """What each of the runs publishes, by its name; runs that are not finished are left out."""
-    stored = out.read_many([f"{RUNS}/{run}/{NIGHT}" for run in runs])
-    nights = [from_json(NightRecord, json.loads(data)) for data in stored.values()]
-    return {night.run: night for night in nights}
+def find_nights(out: Store, runs: Sequence[str]) -> dict[str, Run]:
+    """Runs with what they publish, by name; those that are not finished are left out."""
+    return _read_records(out, runs, NIGHT)
 
 
 def abandon_run(out: Store, run: str) -> None:
@@ -203,5 +191,21 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _to_bytes(record: RunRecord | NightRecord) -> bytes:
-    return json.dumps(to_json(record)).encode()
+def _read_records(out: Store, names: Sequence[str], record: str) -> dict[str, Run]:
+    """The records of runs that are there, by name. Raises UserError for a run of another format."""
+    stored = out.read_many([f"{RUNS}/{name}/{record}" for name in names])
+    return {key.split("/")[1]: _from_bytes(out, key, data) for key, data in stored.items()}
+
+
+def _from_bytes(out: Store, key: str, data: bytes) -> Run:
+    values = json.loads(data)
+    if values.get("format") != FORMAT:
+        raise UserError(
+            f"run {key.split('/')[1]} in {out.uri} has format {values.get('format', 'none')}, expected {FORMAT}: "
+            "another version of spin has begun it. Go on with that version, or start over with --restart"
+        )
+    return from_json(Run, values)
+
+
+def _to_bytes(run: Run) -> bytes:
+    return json.dumps(to_json(run)).encode()

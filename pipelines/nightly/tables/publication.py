@@ -1,7 +1,7 @@
 """Publish a night: claim a model's part of an output, and commit a run only while the claim is the last one.
 
-The number of a claim is a token. It is committed to the predictions, so that the table itself says who may publish:
-`publish_night` requires, in the snapshot on top of which it commits, that the last token of the model is its own.
+A claim is a number that is committed to the predictions, so that the table itself says who may publish:
+`publish_night` requires, in the snapshot on top of which it commits, that the last claim of the model is its own.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import pyarrow as pa
 
 from pipelines.nightly.tables.night_history import require_not_taken
 from pipelines.nightly.tables.night_records import (
-    NightRecord,
-    RunRecord,
+    Run,
     find_night,
     require_not_abandoned,
 )
@@ -62,77 +61,77 @@ class InputRow:
     """why it is quarantined"""
 
 
-def claim(tables: NightTables, model: str) -> int:
-    """Create the tables if they are missing, claim a model's nights and return the token of the claim.
+def claim_nights(tables: NightTables, model: str) -> int:
+    """Create the tables if they are missing, claim a model's nights and return the number of the claim.
 
-    No run of this model that was claimed earlier can be published from then on. Tokens only grow; one may be skipped.
+    No run of this model that was claimed earlier can be published from then on. Numbers only grow; one may be skipped.
     Raises UnavailableError if the store does not take the claim within its `retry_seconds`.
     """
 
     def attempt() -> int:
         tables.create()
         snapshot = tables.open(PREDICTIONS)
-        token = (snapshot.last_transaction(_model_app(model)) or 0) + 1
-        snapshot.commit_transaction(_model_app(model), token, metadata={"model": model, "claim": str(token)})
-        return token
+        claim = (snapshot.last_transaction(_model_app(model)) or 0) + 1
+        snapshot.commit_transaction(_model_app(model), claim, metadata={"model": model, "claim": str(claim)})
+        return claim
 
     return retry_commits(tables.out)(attempt)
 
 
-def require_claim(tables: NightTables, model: str, token: int) -> None:
-    """Raise HeldError if a model has been claimed again: nothing may be published under this token any more."""
-    _require_last(tables.open(PREDICTIONS), model, token)
+def require_claim(tables: NightTables, model: str, claim: int) -> None:
+    """Raise HeldError if a model has been claimed again: nothing may be published under this claim any more."""
+    _require_last(tables.open(PREDICTIONS), model, claim)
 
 
-def claim_side_tables(tables: NightTables, model: str, token: int) -> None:
+def claim_side_tables(tables: NightTables, model: str, claim: int) -> None:
     """Commit a claim to the side tables as well: whoever has opened one of them before can no longer commit to it.
 
     Raises StaleSnapshotError if another process commits meanwhile.
     """
     for table in SIDE_TABLES:
-        tables.open(table).commit_transaction(_model_app(model), token, metadata={"model": model, "claim": str(token)})
+        tables.open(table).commit_transaction(_model_app(model), claim, metadata={"model": model, "claim": str(claim)})
 
 
-def write_inputs(tables: NightTables, run: RunRecord, token: int, rows: Sequence[InputRow]) -> DataFile:
+def write_inputs(tables: NightTables, run: Run, claim: int, rows: Sequence[InputRow]) -> DataFile:
     """Write the input files of a run as a file of the table of inputs and return it; nothing is committed."""
     columns = [field.name for field in fields(InputRow)]
     values = pa.table({name: [getattr(row, name) for row in rows] for name in columns})
-    return _write_file(tables, INPUTS, run, f"inputs-{token:06d}", values, NO_COLUMNS)
+    return _write_file(tables, INPUTS, run, f"inputs-{claim:06d}", values, NO_COLUMNS)
 
 
-def write_empty_predictions(tables: NightTables, run: RunRecord, token: int, kept: pa.Schema = NO_COLUMNS) -> DataFile:
+def write_empty_predictions(tables: NightTables, run: Run, claim: int, kept: pa.Schema = NO_COLUMNS) -> DataFile:
     """Write a file of predictions without rows and return it: a night has a run even if nothing was predicted."""
     empty = table_schema(PREDICTIONS, kept).empty_table()
-    return _write_file(tables, PREDICTIONS, run, f"empty-{token:06d}", empty, kept)
+    return _write_file(tables, PREDICTIONS, run, f"empty-{claim:06d}", empty, kept)
 
 
 def publish_night(
     tables: NightTables,
-    night: NightRecord,
+    night: Run,
     *,
-    token: int,
+    claim: int,
     kept: pa.Schema = NO_COLUMNS,
 ) -> None:
     """Publish a finished run as the night of its date and model, in place of the run that was there.
 
-    Readers of the predictions see the old night or the new one. A run that is there already is done. `token` is the
-    claim of this driver, `kept` the input columns that the run carries.
+    Readers of the predictions see the old night or the new one. A run that is there already is done. `claim` is that of
+    this driver, `kept` the input columns that the run carries.
 
     Raises HeldError if the model has been claimed again, UserError if a file of the run is missing or has another
     size, or if a kept column has another type by now, and UnavailableError if others commit, or the store does not
     answer, for more than its `retry_seconds`; the same command may then succeed later.
     """
     if not night.files.get(PREDICTIONS):
-        raise ValueError(f"{night.run} has no file of predictions; expected one, with 0 rows if need be")
+        raise ValueError(f"{night.name} has no file of predictions; expected one, with 0 rows if need be")
     if not retry_commits(tables.out)(_is_published, tables, night):
-        _commit_night(tables, night, token, kept)
-    _remove_replaced_rows_or_log(tables, night.model, token)
+        _commit_night(tables, night, claim, kept)
+    _remove_replaced_rows_or_log(tables, night.model, claim)
 
 
-def restore_night(tables: NightTables, run: str, *, token: int) -> NightRecord:
+def restore_night(tables: NightTables, run: str, *, claim: int) -> Run:
     """Publish a run of a night again, its rows in the side tables included, and return its record.
 
-    `token` is a claim of its model. Raises UserError if there is no such run, if it was never published, was given up,
+    `claim` is a claim of its model. Raises UserError if there is no such run, if it was never published, was given up,
     or has lost a file, and if it was incremental and another date has taken a file of it since; HeldError and
     UnavailableError as `publish_night` does.
     """
@@ -144,8 +143,8 @@ def restore_night(tables: NightTables, run: str, *, token: int) -> NightRecord:
         )
     if night.incremental:
         retry_commits(tables.out)(require_not_taken, tables, night)
-    _commit_night(tables, night, token, NO_COLUMNS)
-    _remove_replaced_rows_or_log(tables, night.model, token)
+    _commit_night(tables, night, claim, NO_COLUMNS)
+    _remove_replaced_rows_or_log(tables, night.model, claim)
     return night
 
 
@@ -175,16 +174,16 @@ def published_files(tables: NightTables, *, date: str, model: str, run: str) -> 
 def clean_side_tables(tables: NightTables, claims: Mapping[str, int]) -> None:
     """Remove the rows of replaced runs from the side tables, before their files are deleted.
 
-    `claims` holds the token of the claim of every model of the output. The claims are committed to the side tables
+    `claims` holds the claim of every model of the output. The claims are committed to the side tables
     before rows are removed there, so that no driver of an earlier claim adds rows later, whose files would be gone.
     Raises HeldError if a model has been claimed again.
     """
-    for model, token in claims.items():
+    for model, claim in claims.items():
         for commit in (claim_side_tables, remove_replaced_rows):
-            retry_commits(tables.out)(commit, tables, model, token)
+            retry_commits(tables.out)(commit, tables, model, claim)
 
 
-def remove_replaced_rows(tables: NightTables, model: str, token: int) -> None:
+def remove_replaced_rows(tables: NightTables, model: str, claim: int) -> None:
     """Remove the rows of a model's runs that the predictions do not name from the side tables.
 
     The claim is checked in a snapshot of the predictions that is newer than that of the side table. So the runs in the
@@ -194,33 +193,33 @@ def remove_replaced_rows(tables: NightTables, model: str, token: int) -> None:
     for table in SIDE_TABLES:
         side = tables.open(table)
         predictions = tables.open(PREDICTIONS)
-        _require_last(predictions, model, token)
+        _require_last(predictions, model, claim)
         named = {night.run for night in published_runs(predictions)}
         replaced = [each for each in partitions(side) if each["model"] == model and each["run"] not in named]
         if replaced:
             side.remove_partitions(replaced)
 
 
-def _commit_night(tables: NightTables, night: NightRecord, token: int, kept: pa.Schema) -> None:
+def _commit_night(tables: NightTables, night: Run, claim: int, kept: pa.Schema) -> None:
     """Commit a run to the side tables and then to the predictions, once its claim and its files have been checked."""
     retrying = retry_commits(tables.out)
-    retrying(require_claim, tables, night.model, token)
-    retrying(require_complete, tables, night.run, night.files)
+    retrying(require_claim, tables, night.model, claim)
+    retrying(require_complete, tables, night.name, night.files)
     for table in SIDE_TABLES:
-        retrying(_commit_side_rows, tables, table, night, token, kept)
-    retrying(_commit_predictions, tables, night, token, kept)
+        retrying(_commit_side_rows, tables, table, night, claim, kept)
+    retrying(_commit_predictions, tables, night, claim, kept)
 
 
-def _remove_replaced_rows_or_log(tables: NightTables, model: str, token: int) -> None:
+def _remove_replaced_rows_or_log(tables: NightTables, model: str, claim: int) -> None:
     """Remove the side rows of replaced runs; a failure changes nothing about the night, and the next one does it."""
     try:
-        retry_commits(tables.out)(remove_replaced_rows, tables, model, token)
+        retry_commits(tables.out)(remove_replaced_rows, tables, model, claim)
     except (HeldError, UnavailableError):
         _log.warning("%s: rows of replaced runs stay in the side tables for now", tables.out.uri)
         _log.debug("they could not be removed", exc_info=True)
 
 
-def _commit_side_rows(tables: NightTables, table: str, night: NightRecord, token: int, kept: pa.Schema) -> None:
+def _commit_side_rows(tables: NightTables, table: str, night: Run, claim: int, kept: pa.Schema) -> None:
     """Commit that the run's partition of a side table consists of the run's files.
 
     The side table is opened before the claim is checked: if the model is claimed again in between, whoever claimed it
@@ -229,41 +228,41 @@ def _commit_side_rows(tables: NightTables, table: str, night: NightRecord, token
     side = tables.open(table)
     app = _model_app(night.model)
     files = list(night.files.get(table, ()))
-    partition = partition_of(table, date=night.date, model=night.model, run=night.run)
+    partition = partition_of(table, date=night.date, model=night.model, run=night.name)
     complete = side.files(partition) == files
-    if complete and side.last_transaction(app) == token:
+    if complete and side.last_transaction(app) == claim:
         return
-    require_claim(tables, night.model, token)
+    require_claim(tables, night.model, claim)
     if complete:
-        side.commit_transaction(app, token, metadata=_metadata(night, token))
+        side.commit_transaction(app, claim, metadata=_metadata(night, claim))
         return
     side.replace_partition(
         partition,
         files,
         schema=_merged_schema(side, table, kept),
-        transactions={app: token},
-        metadata=_metadata(night, token),
+        transactions={app: claim},
+        metadata=_metadata(night, claim),
     )
 
 
-def _commit_predictions(tables: NightTables, night: NightRecord, token: int, kept: pa.Schema) -> None:
+def _commit_predictions(tables: NightTables, night: Run, claim: int, kept: pa.Schema) -> None:
     """Commit that the night of a date and model consists of the run's files, if it does not yet."""
     predictions = tables.open(PREDICTIONS)
-    partition = partition_of(PREDICTIONS, date=night.date, model=night.model, run=night.run)
+    partition = partition_of(PREDICTIONS, date=night.date, model=night.model, run=night.name)
     if predictions.files(partition) == list(night.files[PREDICTIONS]):
         return
-    _require_last(predictions, night.model, token)
+    _require_last(predictions, night.model, claim)
     predictions.replace_partition(
         partition,
         night.files[PREDICTIONS],
         schema=_merged_schema(predictions, PREDICTIONS, kept),
-        transactions={_model_app(night.model): token, run_app(night.run): 1},
-        metadata=_metadata(night, token),
+        transactions={_model_app(night.model): claim, run_app(night.name): 1},
+        metadata=_metadata(night, claim),
     )
 
 
-def _is_published(tables: NightTables, night: NightRecord) -> bool:
-    partition = partition_of(PREDICTIONS, date=night.date, model=night.model, run=night.run)
+def _is_published(tables: NightTables, night: Run) -> bool:
+    partition = partition_of(PREDICTIONS, date=night.date, model=night.model, run=night.name)
     return tables.open(PREDICTIONS).files(partition) == list(night.files[PREDICTIONS])
 
 
@@ -271,22 +270,20 @@ def _merged_schema(snapshot: TableSnapshot, table: str, kept: pa.Schema) -> pa.S
     return merge_schemas(snapshot.schema, table_schema(table, kept), snapshot.store.uri)
 
 
-def _require_last(predictions: TableSnapshot, model: str, token: int) -> None:
+def _require_last(predictions: TableSnapshot, model: str, claim: int) -> None:
     last = predictions.last_transaction(_model_app(model))
-    if last != token:
+    if last != claim:
         raise HeldError(
             f"{predictions.store.uri}: another run of model {model} has taken over (claim {last}, this run has "
-            f"{token}); this one publishes nothing"
+            f"{claim}); this one publishes nothing"
         )
 
 
-def _write_file(
-    tables: NightTables, table: str, run: RunRecord, name: str, rows: pa.Table, kept: pa.Schema
-) -> DataFile:
+def _write_file(tables: NightTables, table: str, run: Run, name: str, rows: pa.Table, kept: pa.Schema) -> DataFile:
     """Write rows to the first path `RUN/NAME-N.parquet` that is free."""
-    complete = file_rows(table, rows, date=run.date, model=run.model, run=run.run, kept=kept)
+    complete = file_rows(table, rows, date=run.date, model=run.model, run=run.name, kept=kept)
     data = to_parquet(complete)
-    attempt, store, stem = 1, tables.store(table), f"{run.run}/{name}"
+    attempt, store, stem = 1, tables.store(table), f"{run.name}/{name}"
     while not store.create(f"{stem}-{attempt}.parquet", data):
         attempt += 1
     return DataFile(f"{stem}-{attempt}.parquet", len(data), len(rows))
@@ -296,12 +293,12 @@ def _model_app(model: str) -> str:
     return f"spin:{model}"
 
 
-def _metadata(night: NightRecord, token: int) -> dict[str, str]:
+def _metadata(night: Run, claim: int) -> dict[str, str]:
     """What a commit says about itself in the history of a table."""
     return {
-        "run": night.run,
+        "run": night.name,
         "date": night.date,
         "model": night.model,
         "model_version": night.model_version,
-        "claim": str(token),
+        "claim": str(claim),
     }

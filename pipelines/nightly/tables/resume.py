@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipelines.data.files.input_files import InputFile
+from pipelines.nightly.tables.listing import Listing, ListingPlan
 from pipelines.nightly.tables.night_history import FileState, list_nights, taken_files
 from pipelines.nightly.tables.night_records import (
+    FORMAT,
     RUN,
     RUNS,
-    RunRecord,
+    Run,
     begin_run,
     find_night,
     find_runs,
@@ -29,75 +26,12 @@ from pipelines.nightly.tables.night_records import (
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, was_published
 from pipelines.nightly.tables.passes import begin_pass, find_pass, open_runs
 from pipelines.storage.object_store import Store
-from pipelines.storage.parquet import to_parquet
 from pipelines.storage.stage_plan import StagePlan, create_plan, fingerprint, read_plan
 from spin.errors import UserError
 
 _log = logging.getLogger(__name__)
-FORMAT = 9
-"""of the plan of a nightly run; a run of another format is not continued"""
 STAGE = "classify"
 """name of the stage in the plan"""
-_NEW, _SKIPPED, _REJECTED = "new", "skipped", "rejected"
-_LISTING = pa.schema(
-    [
-        ("uri", pa.string()),
-        ("kind", pa.string()),
-        ("size", pa.int64()),
-        ("version", pa.string()),
-        ("state", pa.string()),
-        ("reason", pa.string()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """The input files of a nightly run, listed once."""
-
-    listing: str
-    """key of the list of files in the folder of the run, see `Listing`"""
-    sha256: str
-    """digest of the list, in hexadecimal digits"""
-    files: int
-    """files to read"""
-    skipped: int
-    """files that other nights have classified"""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The input files of a run, as they were when it began."""
-
-    files: tuple[InputFile, ...]
-    """to read, in order"""
-    skipped: tuple[InputFile, ...]
-    """that other nights had classified"""
-    rejected: Mapping[str, str]
-    """reasons by URI of the files that cannot be read by their names"""
-
-    def to_bytes(self) -> bytes:
-        """The list as a Parquet file."""
-        rows = [{**asdict(file), "state": _NEW} for file in self.files]
-        rows += [{**asdict(file), "state": _SKIPPED} for file in self.skipped]
-        rows += [
-            {"uri": uri, "kind": "", "size": 0, "version": "", "state": _REJECTED, "reason": reason}
-            for uri, reason in self.rejected.items()
-        ]
-        return to_parquet(pa.Table.from_pylist(rows, schema=_LISTING))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Listing:
-        """The list that `to_bytes` returned."""
-        rows = pq.read_table(io.BytesIO(data)).to_pylist()
-
-        def of_state(state: str) -> tuple[InputFile, ...]:
-            return tuple(
-                InputFile(row["uri"], row["kind"], row["size"], row["version"]) for row in rows if row["state"] == state
-            )
-
-        rejected = {row["uri"]: row["reason"] for row in rows if row["state"] == _REJECTED}
-        return cls(of_state(_NEW), of_state(_SKIPPED), rejected)
 
 
 @dataclass(frozen=True)
@@ -108,7 +42,7 @@ class NightRequest:
     """YYYY-MM-DD"""
     model: str
     """name of the registered model"""
-    token: int
+    claim: int
     """number of the claim of the model"""
     model_version: str
     """version of the model that classifies"""
@@ -130,16 +64,21 @@ class NightRequest:
 class ChosenRun:
     """The run of a night, and what it reads."""
 
-    record: RunRecord
+    record: Run
     """its beginning"""
     store: Store
     """its folder"""
-    plan: StagePlan[RunPlan]
+    plan: StagePlan[ListingPlan]
     """its plan"""
     listing: Listing
     """its files"""
     published: bool
     """whether readers see it as the night of its date"""
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.record.name
 
     @property
     def fingerprint(self) -> str:
@@ -208,15 +147,15 @@ def _require_whole_passes(
     for model, run in runs.items():
         if not refused or not isinstance(run, ChosenRun) or run.published:
             continue
-        record = find_pass(tables.out, run.record)
-        waiting = [] if record is None else open_runs(tables, record)
+        shared = find_pass(tables.out, run.record)
+        waiting = [] if shared is None else open_runs(tables, shared.runs)
         missing = [name for name in waiting if name in refused]
-        if run.record.run not in waiting or not missing:
+        if run.name not in waiting or not missing:
             continue
         other, lacking = refused[missing[0]]
         version = f"models:/{other}/{find_runs(tables.out, [lacking.name])[lacking.name].model_version}"
         raise UserError(
-            f"model {other}: {lacking.error}. Model {model} shares the unfinished pass {run.record.shared_pass} with "
+            f"model {other}: {lacking.error}. Model {model} shares the unfinished pass {run.record.pass_name} with "
             f"this run; to resume both, name the version with which it began (--model {version}); to begin a new run "
             f"of {model}, leave {other} out"
         ) from lacking.error
@@ -230,28 +169,20 @@ def _leave_divided_passes(
     What a pass computes for a shard is one entry of one log, with the files of all of its runs that are not finished.
     """
     chosen = [run for run in runs if isinstance(run, ChosenRun)]
-    going_on = {run.record.run for run in chosen}
-    passes = {name: run.record for run in chosen if not run.published and (name := run.record.shared_pass)}
+    going_on = [run.name for run in chosen]
+    waiting = [run.record for run in chosen if not run.published and not run.record.is_alone]
     lacking: dict[str, str] = {}
-    for name in sorted(passes):
-        record = find_pass(tables.out, passes[name])
-        if record is None:
+    for name, record in {record.pass_name: record for record in waiting}.items():
+        shared = find_pass(tables.out, record)
+        if shared is None:
             lacking[name] = f"the record of its pass {name} is missing"
-        elif others := [run for run in open_runs(tables, record) if run not in going_on]:
+        elif others := [run for run in open_runs(tables, shared.runs) if run not in going_on]:
             lacking[name] = f"it shares the pass {name} with {', '.join(others)}, which this command does not continue"
-
-    def divided(run: ChosenRun) -> bool:
-        waiting = not run.published and run.record.shared_pass in lacking
-        return waiting and find_night(tables.out, run.record.run) is None
-
-    kept: list[ChosenRun | RefusedRun | None] = []
-    for run in runs:
-        if isinstance(run, ChosenRun) and divided(run):
-            _warn_of_new_run(tables, run.record.run, lacking[run.record.shared_pass or ""])
-            kept.append(None)
-        else:
-            kept.append(run)
-    return kept
+    divided = {each.name for each in waiting if each.pass_name in lacking and find_night(tables.out, each.name) is None}
+    for record in waiting:
+        if record.name in divided:
+            _warn_of_new_run(tables, record.name, lacking[record.pass_name])
+    return [None if isinstance(run, ChosenRun) and run.name in divided else run for run in runs]
 
 
 def _warn_of_new_run(tables: NightTables, name: str, why: str) -> None:
@@ -260,7 +191,7 @@ def _warn_of_new_run(tables: NightTables, name: str, why: str) -> None:
 
 def _begin_runs(tables: NightTables, requests: Sequence[NightRequest]) -> list[ChosenRun]:
     """New runs. Those whose models read the same backbone share a pass, whose record is written first."""
-    names = {request.model: run_name(request.date, request.model, request.token) for request in requests}
+    names = {request.model: run_name(request.date, request.model, request.claim) for request in requests}
     passes: dict[str, str] = {}
     for backbone in dict.fromkeys(request.backbone for request in requests):
         together = [request for request in requests if request.backbone == backbone]
@@ -271,42 +202,27 @@ def _begin_runs(tables: NightTables, requests: Sequence[NightRequest]) -> list[C
     return [_begin_run(tables, request, passes.get(request.model)) for request in requests]
 
 
-def _begin_run(tables: NightTables, request: NightRequest, shared_pass: str | None) -> ChosenRun:
-    record = begin_run(
+def _begin_run(tables: NightTables, request: NightRequest, pass_name: str | None) -> ChosenRun:
+    run = begin_run(
         tables.out,
         date=request.date,
         model=request.model,
         model_version=request.model_version,
-        token=request.token,
+        claim=request.claim,
         incremental=request.incremental,
-        shared_pass=shared_pass,
+        pass_name=pass_name,
     )
-    return _plan_run(tables, record, request)
+    return _plan_run(tables, run, request)
 
 
-def read_listing(run: Store) -> Listing:
-    """The files of a run from its folder. Raises UserError if they are not there."""
-    plan = read_plan(run, RunPlan)
-    if plan is None:
-        raise UserError(f"{run.uri} has no plan, so it is unknown what the run has read")
-    return _read_files(run, plan.derived)
-
-
-def _read_files(run: Store, plan: RunPlan) -> Listing:
-    data = run.read(plan.listing)
-    if data is None or hashlib.sha256(data).hexdigest() != plan.sha256:
-        raise UserError(f"{run.uri}/{plan.listing} is missing or damaged; start over with --restart")
-    return Listing.from_bytes(data)
-
-
-def find_unfinished(tables: NightTables, model: str, date: str) -> list[RunRecord]:
+def find_unfinished(tables: NightTables, model: str, date: str) -> list[Run]:
     """The runs of a model that were begun for nights before a date and never published, where no other run was."""
     predictions = tables.open(PREDICTIONS)
     nights = {night.date for night in list_nights(tables) if night.model == model}
     names = [name for name in list_run_names(tables.out) if f"-{model_slug(model)}-" in name and name[:10] < date]
     waiting = [name for name in names if name[:10] not in nights and not was_published(predictions, name)]
-    records = [record for record in find_runs(tables.out, waiting).values() if record.model == model]
-    return [record for record in records if not is_abandoned(tables.out, record.run)]
+    runs = [run for run in find_runs(tables.out, waiting).values() if run.model == model]
+    return [run for run in runs if not is_abandoned(tables.out, run.name)]
 
 
 def _find_current(tables: NightTables, date: str, model: str) -> tuple[str | None, bool]:
@@ -316,9 +232,9 @@ def _find_current(tables: NightTables, date: str, model: str) -> tuple[str | Non
     """
     predictions = tables.open(PREDICTIONS)
     named = next((night.run for night in list_nights(tables) if (night.date, night.model) == (date, model)), None)
-    tokens = {name: int(name.rpartition("-")[2]) for name in list_run_names(tables.out)}
-    names = [name for name, number in tokens.items() if name == run_name(date, model, number)]
-    for name in sorted(names, key=lambda name: -tokens[name]):
+    claims = {name: int(name.rpartition("-")[2]) for name in list_run_names(tables.out)}
+    names = [name for name, number in claims.items() if name == run_name(date, model, number)]
+    for name in sorted(names, key=lambda name: -claims[name]):
         if was_published(predictions, name):
             break
         if not is_abandoned(tables.out, name):
@@ -333,43 +249,35 @@ def _open_run(tables: NightTables, name: str, request: NightRequest, *, publishe
     shares a pass: all runs of a pass have the files of one listing.
     """
     store = tables.out / f"{RUNS}/{name}"
-    record = find_runs(tables.out, [name]).get(name)
-    if read_plan(store, RunPlan) is not None and record is not None:
-        return _plan_run(tables, record, request, published=published)
+    run = find_runs(tables.out, [name]).get(name)
+    if read_plan(store, ListingPlan) is not None and run is not None:
+        return _plan_run(tables, run, request, published=published)
     if published:
         raise UserError(
             f"{store.uri} holds no plan: files of the run were deleted. So it cannot be compared with this command; "
             "leave it as it is, or classify it again with --restart"
         )
-    begun_alike = record is not None and (record.model_version, record.incremental, record.shared_pass) == (
-        request.model_version,
-        request.incremental,
-        None,
-    )
-    if record is None or not begun_alike or [item.key for item in store.list_objects()] != [RUN]:
+    if run is None or not run.is_alone or [item.key for item in store.list_objects()] != [RUN]:
         return None
-    return _plan_run(tables, record, request)
+    if (run.model_version, run.incremental) != (request.model_version, request.incremental):
+        return None
+    return _plan_run(tables, run, request)
 
 
-def _plan_run(tables: NightTables, record: RunRecord, request: NightRequest, *, published: bool = False) -> ChosenRun:
+def _plan_run(tables: NightTables, run: Run, request: NightRequest, *, published: bool = False) -> ChosenRun:
     """The run with its plan and its files; both are written if they are not there."""
-    store = tables.out / f"{RUNS}/{record.run}"
+    store = tables.out / f"{RUNS}/{run.name}"
     metadata = {"format": FORMAT, **request.metadata, "incremental": request.incremental}
-    plan = create_plan(store, STAGE, metadata, RunPlan, partial(_list_files, tables, store, request))
-    return ChosenRun(record, store, plan, _read_files(store, plan.derived), published)
+    plan = create_plan(store, STAGE, metadata, ListingPlan, partial(_list_files, tables, store, request))
+    return ChosenRun(run, store, plan, Listing.from_rows(plan.derived.read(store)), published)
 
 
-def _list_files(tables: NightTables, store: Store, request: NightRequest) -> RunPlan:
+def _list_files(tables: NightTables, store: Store, request: NightRequest) -> ListingPlan:
     """Write the list of files of a new run and return what its plan says about it."""
     taken = _taken(tables, request, request.files) if request.incremental else set()
-    listing = Listing(
-        tuple(file for file in request.files if _state(file) not in taken),
-        tuple(file for file in request.files if _state(file) in taken),
-        request.rejected,
-    )
-    key, data = f"files-{request.token:06d}.parquet", listing.to_bytes()
-    store.write(key, data)
-    return RunPlan(key, hashlib.sha256(data).hexdigest(), len(listing.files), len(listing.skipped))
+    files = tuple(file for file in request.files if _state(file) not in taken)
+    rows = Listing(files, request.rejected).to_rows()
+    return ListingPlan.write(store, request.claim, rows, skipped=len(request.files) - len(files))
 
 
 def _some_taken(tables: NightTables, run: ChosenRun, request: NightRequest) -> bool:

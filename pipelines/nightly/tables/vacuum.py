@@ -10,7 +10,7 @@ from pipelines.nightly.tables.night_records import (
     ABANDONED,
     RUN,
     RUNS,
-    NightRecord,
+    Run,
     abandon_run,
     find_nights,
     is_run_name,
@@ -18,9 +18,9 @@ from pipelines.nightly.tables.night_records import (
 )
 from pipelines.nightly.tables.night_tables import (
     PREDICTIONS,
-    SIDE_TABLES,
     TABLES,
     NightTables,
+    named_keys,
     published_runs,
     was_published,
 )
@@ -92,7 +92,7 @@ def plan_vacuum(tables: NightTables, *, now: datetime, age: timedelta) -> Vacuum
 
 
 def run_vacuum(tables: NightTables, plan: VacuumPlan, claims: Mapping[str, int]) -> None:
-    """Carry out a plan. `claims` holds the token of the claim of every model in `models_of`.
+    """Carry out a plan. `claims` holds the claim of every model in `models_of`.
 
     Runs are given up before their files are deleted, and `clean_side_tables` checks the claims in between: a driver
     that has claimed its model by then stops the vacuum, and one that claims it later sees that the run was given up.
@@ -129,7 +129,7 @@ class _Contents:
     """runs that the predictions consist of"""
     committed: Mapping[tuple[str, str], float]
     """when the night of a date and a model was published or restored, in seconds since 1970"""
-    nights: Mapping[str, NightRecord]
+    nights: Mapping[str, Run]
     """what a published run consists of"""
     keys: frozenset[str]
     """keys in the output of the files that the predictions, and for the same runs the other tables, consist of"""
@@ -141,9 +141,7 @@ class _Contents:
 
     def recorded_keys(self, run: str) -> set[str]:
         """The keys in the output of the files of a published run."""
-        night = self.nights.get(run)
-        files = {} if night is None else night.files
-        return {f"{table}/{file.path}" for table, each in files.items() for file in each}
+        return self.nights[run].keys() if run in self.nights else set()
 
 
 def _read_contents(tables: NightTables, runs: Sequence[str]) -> _Contents:
@@ -152,16 +150,12 @@ def _read_contents(tables: NightTables, runs: Sequence[str]) -> _Contents:
     published = frozenset(run for run in runs if was_published(predictions, run))
     named = frozenset(night.run for night in nights)
     records = find_nights(tables.out, sorted(published | named))
-    keys = {f"{PREDICTIONS}/{path}" for path in predictions.file_table["path"].to_pylist()}
-    for table in SIDE_TABLES:
-        files = tables.open(table).file_table.select(["run", "path"]).to_pylist()
-        keys |= {f"{table}/{file['path']}" for file in files if file["run"] in named}
     return _Contents(
         published=published,
         named=named,
         committed={(night.date, night.model): night.committed for night in nights},
         nights=records,
-        keys=frozenset(keys),
+        keys=frozenset(named_keys(tables, predictions)),
     )
 
 

@@ -16,7 +16,7 @@ from jobs.cli import main
 from jobs.commands import job_commands
 from jobs.printing.nights import print_night
 from pipelines.nightly import classify
-from pipelines.nightly.finish_nights import CommandResult, NightFailure
+from pipelines.nightly.command_result import CommandResult, NightFailure
 from pipelines.nightly.report import drift_check, precision_check
 from pipelines.nightly.report.night_report import FileCounts, NightReport, QuarantinedFile
 from pipelines.nightly.steps.run_records import NightCounts

@@ -54,7 +54,7 @@ def read_runs(spin: Run, out: Store) -> dict[str, str]:
 def begin_unfinished_run(out: Store, date: str = NEXT, *, incremental: bool = False) -> str:
     """Begin a run that is never finished; returns its name."""
     token = claim_model(NightTables(out))
-    return begin_run(out, date=date, model=MODEL, model_version="8", token=token, incremental=incremental).run
+    return begin_run(out, date=date, model=MODEL, model_version="8", claim=token, incremental=incremental).name
 
 
 def test_runs_are_listed_with_what_they_are_to_readers(spin: Run, out: Store) -> None:
@@ -63,17 +63,17 @@ def test_runs_are_listed_with_what_they_are_to_readers(spin: Run, out: Store) ->
     abandoned, unfinished = begin_unfinished_run(out), begin_unfinished_run(out)
     abandon_run(out, abandoned)
     assert read_runs(spin, out) == {
-        replaced.run: "replaced",
-        published.run: "published",
+        replaced.name: "replaced",
+        published.name: "published",
         abandoned: "abandoned",
         unfinished: "unfinished",
     }
     rows = {row["run"]: row for row in json.loads(spin("list", "--output", out.uri, "--json"))}
-    assert (rows[published.run]["predictions"], rows[published.run]["dead_letters"]) == (2, 1)
+    assert (rows[published.name]["predictions"], rows[published.name]["dead_letters"]) == (2, 1)
     assert rows[unfinished]["predictions"] is None
-    committed = datetime.fromisoformat(rows[published.run]["published"])
+    committed = datetime.fromisoformat(rows[published.name]["published"])
     assert abs(committed - datetime.now(UTC)) < timedelta(minutes=5)
-    assert rows[replaced.run]["published"] is None
+    assert rows[replaced.name]["published"] is None
 
 
 def test_the_list_is_a_table_and_names_what_can_be_resumed(spin: Run, out: Store) -> None:
@@ -81,7 +81,7 @@ def test_the_list_is_a_table_and_names_what_can_be_resumed(spin: Run, out: Store
     unfinished = begin_unfinished_run(out)
     printed = spin("list", "--output", out.uri)
     cells = [line.split() for line in printed.splitlines()[1:3]]
-    assert [row[:5] for row in cells] == [[night.run, "published", "7", "2", "1"], [unfinished, "unfinished", "8"]]
+    assert [row[:5] for row in cells] == [[night.name, "published", "7", "2", "1"], [unfinished, "unfinished", "8"]]
     assert datetime.strptime(" ".join(cells[0][5:]), "%Y-%m-%d %H:%M")
     assert f"spin classify … --output {out.uri} --date {NEXT}" in printed.splitlines()[-1]
 
@@ -107,10 +107,10 @@ def test_a_run_after_which_another_was_begun_is_not_named_to_be_resumed(spin: Ru
 def test_a_night_is_listed_after_its_folder_of_records_was_deleted(spin: Run, out: Store) -> None:
     """Readers of the table still see it."""
     night = run_night(out, ["a", "b"])
-    out.delete(f"_runs/{night.run}")
-    assert read_runs(spin, out) == {night.run: "published"}
+    out.delete(f"_runs/{night.name}")
+    assert read_runs(spin, out) == {night.name: "published"}
     assert "published" in spin("list", "--output", out.uri)
-    assert night.run in spin("show", night.run, "--output", out.uri)
+    assert night.name in spin("show", night.name, "--output", out.uri)
 
 
 def test_a_run_is_shown_with_its_rows_and_the_files_that_it_left_out(
@@ -121,27 +121,27 @@ def test_a_run_is_shown_with_its_rows_and_the_files_that_it_left_out(
         "tests.support.nights.write_inputs", lambda tables, run, token, _: write_inputs(tables, run, token, rows)
     )
     night = run_night(out, ["a", "b"], dead=["d"])
-    out.write(f"_runs/{night.run}/report.html", b"<p>")
-    for words in ([night.run], ["--date", DATE]):
+    out.write(f"_runs/{night.name}/report.html", b"<p>")
+    for words in ([night.name], ["--date", DATE]):
         lines = spin("show", *words, "--output", out.uri).splitlines()
-        assert lines[0] == f"{night.run}: published, night of {DATE}, model {MODEL}, version 7"
+        assert lines[0] == f"{night.name}: published, night of {DATE}, model {MODEL}, version 7"
         assert lines[1].split()[0] == "begun"
         assert [line.strip() for line in lines[2:]] == [
             "2 predictions, 1 dead letter, 0 disagreements",
             "1 input file taken, 1 quarantined",
             "quarantined: [b].csv: an open quote",
-            f"report: {out.uri}/_runs/{night.run}/report.html",
+            f"report: {out.uri}/_runs/{night.name}/report.html",
         ]
-    [shown] = json.loads(spin("show", night.run, "--output", out.uri, "--json"))
+    [shown] = json.loads(spin("show", night.name, "--output", out.uri, "--json"))
     assert shown["rows"] == {"predictions": 2, "dead_letters": 1, "inputs": 2, "disagreements": 0}
     assert shown["quarantined"] == [{"uri": "[b].csv", "reason": "an open quote"}]
-    assert shown["night"]["run"] == night.run
+    assert shown["night"]["run"] == night.name
 
 
 def test_a_replaced_run_is_shown_with_its_files(spin: Run, out: Store) -> None:
     """Its rows are no longer in the table of inputs."""
     replaced, _ = run_night(out, ["a"]), run_night(out, ["b"])
-    assert "0 input files taken, 0 quarantined" in spin("show", replaced.run, "--output", out.uri)
+    assert "0 input files taken, 0 quarantined" in spin("show", replaced.name, "--output", out.uri)
 
 
 def test_show_needs_a_run_or_a_date_that_is_there(spin: Run, out: Store) -> None:
@@ -168,7 +168,7 @@ def test_a_quarantined_file_is_named_once(spin: Run, out: Store, monkeypatch: py
     monkeypatch.setattr(
         "tests.support.nights.write_inputs", lambda tables, run, token, _: write_inputs(tables, run, token, rows)
     )
-    printed = spin("show", run_night(out, ["a"]).run, "--output", out.uri)
+    printed = spin("show", run_night(out, ["a"]).name, "--output", out.uri)
     assert "quarantined: s3://b/a.csv row 7: an open quote\n" in printed
 
 
@@ -176,29 +176,29 @@ def test_a_quarantined_file_is_named_once(spin: Run, out: Store, monkeypatch: py
 def test_a_replaced_night_is_restored_with_its_side_rows(spin: Run, out: Store, named: str) -> None:
     first = run_night(out, ["a", "b"], dead=["d"])
     second = run_night(out, ["c"])
-    words = {"run": ["--run", first.run], "date": ["--date", DATE], "both": ["--run", first.run, "--date", DATE]}
+    words = {"run": ["--run", first.name], "date": ["--date", DATE], "both": ["--run", first.name, "--date", DATE]}
     printed = spin("restore", *words[named], "--output", out.uri)
-    assert printed == f"the night of {DATE} of {MODEL} is run {first.run}, by version 7\n"
+    assert printed == f"the night of {DATE} of {MODEL} is run {first.name}, by version 7\n"
     tables = NightTables(out)
     assert published_ids(tables) == {(DATE, MODEL): ["a", "b"]}
-    assert {partition["run"] for partition in partitions(tables.open(DEAD_LETTERS))} == {first.run}
-    assert read_runs(spin, out) == {first.run: "published", second.run: "replaced"}
+    assert {partition["run"] for partition in partitions(tables.open(DEAD_LETTERS))} == {first.name}
+    assert read_runs(spin, out) == {first.name: "published", second.name: "replaced"}
 
 
 def test_the_report_at_the_top_is_that_of_the_newest_night_after_a_restore(spin: Run, out: Store) -> None:
     old = [run_night(out, [id], date=date) for date in (DATE, NEXT) for id in "ab"]
     for night in old:
-        out.write(f"_runs/{night.run}/report.html", night.run.encode())
-    out.write("report.html", old[-1].run.encode())
+        out.write(f"_runs/{night.name}/report.html", night.name.encode())
+    out.write("report.html", old[-1].name.encode())
     spin("restore", "--date", DATE, "--output", out.uri)
-    assert out.read("report.html") == old[-1].run.encode(), "a later night is there"
+    assert out.read("report.html") == old[-1].name.encode(), "a later night is there"
     spin("restore", "--date", NEXT, "--output", out.uri)
-    assert out.read("report.html") == old[2].run.encode()
+    assert out.read("report.html") == old[2].name.encode()
 
 
 def test_a_restore_refuses_what_is_not_one_published_run(spin: Run, out: Store) -> None:
     """Nothing is committed then."""
-    runs = [run_night(out, [id]).run for id in "abc"]
+    runs = [run_night(out, [id]).name for id in "abc"]
     unfinished = begin_unfinished_run(out)
     refused = {
         ("--date", DATE): f"found {runs[0]}, {runs[1]}",
@@ -220,7 +220,7 @@ def test_a_restore_waits_for_no_run_at_work(spin: Run, out: Store) -> None:
     run_night(out, ["b"])
     version = NightTables(out).open("predictions").version
     with Lease(out / f"{LEASES}/{MODEL}", ttl=1.0):
-        for words in (("restore", "--run", first.run), ("vacuum",)):
+        for words in (("restore", "--run", first.name), ("vacuum",)):
             assert "is held by" in spin(*words, "--output", out.uri, status=3)
     assert NightTables(out).open("predictions").version == version
 
@@ -279,7 +279,7 @@ def test_a_run_whose_list_of_files_is_lost_is_not_shown_as_one_that_read_nothing
     night = run_night(out, ["a"])
     [file] = night.files["inputs"]
     out.delete(f"inputs/{file.path}")
-    assert f"inputs/{file.path} is missing" in spin("show", night.run, "--output", out.uri, status=2)
+    assert f"inputs/{file.path} is missing" in spin("show", night.name, "--output", out.uri, status=2)
 
 
 def test_of_many_quarantined_files_ten_are_shown_and_the_others_counted(
@@ -289,7 +289,7 @@ def test_of_many_quarantined_files_ten_are_shown_and_the_others_counted(
     monkeypatch.setattr(
         "tests.support.nights.write_inputs", lambda tables, run, token, _: write_inputs(tables, run, token, rows)
     )
-    lines = spin("show", run_night(out, ["a"]).run, "--output", out.uri).splitlines()
+    lines = spin("show", run_night(out, ["a"]).name, "--output", out.uri).splitlines()
     assert sum("quarantined: " in line for line in lines) == 10
     assert lines[-1].strip() == "… and 2 more; --json lists them"
 

@@ -20,16 +20,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.nightly import classify_pass, night_pass
+from pipelines.nightly import classify_pass
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.tables.night_history import PredictionRow, list_nights, read_predictions
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, NightTables, read_rows
 from pipelines.storage.object_store import Store
+from pipelines.storage.records import from_json
+from pipelines.workers.map_shards import map_shards
 from spin.classifier import TrainedClassifier
 from spin.settings import Settings, parse_settings
 from tests.support import chaos, tiny
 from tests.support.chaos import FolderRegistry
+from tests.support.night_project import replace_map_shards
 from tests.support.registry_fixture import build_quick_classifier
 from tests.support.repository import ROOT
 from tests.support.shard_logs import open_shard_log
@@ -198,13 +201,12 @@ def test_a_run_uses_one_model_version_and_labels_do_not_depend_on_workers(
     This process with smaller shards gives the same labels as two workers, and scores that differ by at most 0.01.
     """
     project.write("a.parquet", to_parquet(tiny.make_documents(150, seed=3)))
-    map_shards = night_pass.map_shards
 
     def change_champion(*args: Any, **keywords: Any) -> Any:
         (project.registry_fixture.folder / "champion").write_text("2")
         return map_shards(*args, **keywords)
 
-    monkeypatch.setattr(night_pass, "map_shards", change_champion)
+    replace_map_shards(monkeypatch, change_champion)
     check_complete(project, project.run_night(), 150)
     two_workers = read_predictions(f"{project.base}/out")
     assert {row["model_version"] for row in two_workers} == {"1"}
@@ -289,7 +291,7 @@ def test_a_killed_driver_loses_no_finished_work(project: Project, tmp_path: Path
     process = start_driver("run_night", *args, **{chaos.LOG: str(log)})
     output_text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output_text
-    report = NightReport.from_json(project.out.read_json("report.json"))
+    report = from_json(NightReport, project.out.read_json("report.json"))
     predicted = check_complete(project, report, 400)
     assert [row["id"] for row in predicted] == [row["id"] for row in documents]
     computed = Counter(log.read_text().split())

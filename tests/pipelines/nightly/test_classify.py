@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.nightly import classify_pass, night_pass
+from pipelines.nightly import classify_pass
 from pipelines.nightly.report.precision_check import check_precision
 from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.pass_features import PassFeatures
@@ -32,7 +32,7 @@ from spin.sites import BY_WORDS
 from tests.support import chaos, tiny
 from tests.support.browser import open_page
 from tests.support.chaos import FolderRegistry
-from tests.support.night_project import DATE, NightProject, call_before_stage
+from tests.support.night_project import DATE, NightProject, call_before_stage, replace_map_shards
 from tests.support.registry_fixture import build_quick_classifier
 from tests.support.word_regression import build_word_regression
 
@@ -65,7 +65,7 @@ def test_the_outcome_of_a_shard_does_not_grow_with_its_rows(
         recorded.extend(outcome.to_json() for outcome in outcomes)
         return outcomes
 
-    monkeypatch.setattr(night_pass, "map_shards", record_outcomes)
+    replace_map_shards(monkeypatch, record_outcomes)
     shapes = {}
     for rows in (20, 200):
         dead: list[Row] = [{"id": f"e{n}", "text": ""} for n in range(rows // 10)]

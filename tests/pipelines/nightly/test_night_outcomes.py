@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from jobs.signals import Stopped
-from pipelines.nightly import classify, finish_nights, night_outcomes
+from pipelines.nightly import classify, night_driver, night_outcomes
+from pipelines.nightly.night_driver import NightDriver
 from pipelines.nightly.tables.night_records import lease_model
 from pipelines.service_errors import BadRowsError, HeldError, UnavailableError
 from pipelines.telemetry import gauge_export
@@ -160,7 +161,7 @@ def test_whatever_ends_a_night_its_status_is_exported(
     def fail() -> None:
         raise error
 
-    with before_call(finish_nights, "classify_pass", fail), pytest.raises(type(error)):
+    with before_call(night_driver, "classify_pass", fail), pytest.raises(type(error)):
         local_nights.run()
     assert status_of(exported()) == status
     assert figures_of_night(exported()) == {}
@@ -198,7 +199,7 @@ def test_a_driver_that_slept_while_a_later_night_was_published_exports_nothing(
         local_nights.run(NEXT)
         after.append(exported())
 
-    with before_call(finish_nights, place, sleep), pytest.raises(HeldError):
+    with before_call(night_driver, place, sleep), pytest.raises(HeldError):
         local_nights.run(DATE)
     assert exported() == after[0]
     assert exported()["spin_night_documents"] == {TINY: 5}
@@ -209,7 +210,7 @@ def _lease_store(nights: FakeNights) -> Any:
 
 
 @pytest.mark.parametrize(
-    "place", [(finish_nights, "publish"), (night_outcomes, "list_figures"), (finish_nights, "show_reports")]
+    "place", [(NightDriver, "_publish"), (night_outcomes, "list_figures"), (night_driver, "show_reports")]
 )
 def test_a_driver_that_slept_while_or_after_it_published_exports_nothing(
     local_nights: FakeNights, exported: Callable[[], Figures], place: tuple[Any, str]
@@ -231,7 +232,7 @@ def test_a_driver_that_slept_while_or_after_it_published_exports_nothing(
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        ((finish_nights, "classify_pass"), Stopped(signal.SIGTERM)),
+        ((night_driver, "classify_pass"), Stopped(signal.SIGTERM)),
         ((classify, "check_declared_types"), UnavailableError("its connection was lost meanwhile")),
     ],
 )
@@ -260,7 +261,7 @@ def test_a_night_is_exported_before_another_model_ends(
     a, b = FakeRegistry("a"), FakeRegistry("b", backbone="1")
     local_nights.write("a.jsonl", ROWS)
     seen: list[Figures] = []
-    original = finish_nights.classify_pass
+    original = night_driver.classify_pass
 
     def look_before_b(shared: Any, waiting: Any) -> Any:
         if "b" in waiting:
@@ -268,7 +269,7 @@ def test_a_night_is_exported_before_another_model_ends(
         return original(shared, waiting)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finish_nights, "classify_pass", look_before_b)
+        patch.setattr(night_driver, "classify_pass", look_before_b)
         local_nights.run_several(a, b)
     assert seen[0]["spin_night_documents"] == {(("model", "a"),): 9}
     assert set(exported()["spin_night_documents"]) == {(("model", "a"),), (("model", "b"),)}
@@ -288,14 +289,14 @@ def test_each_model_has_its_own_status(local_nights: FakeNights, exported: Calla
     a, b = FakeRegistry("a"), FakeRegistry("b", backbone="1")
     local_nights.write("a.jsonl", ROWS)
     with pytest.MonkeyPatch.context() as patch:
-        original = finish_nights.classify_pass
+        original = night_driver.classify_pass
 
         def fail_for_b(shared: Any, waiting: Any) -> Any:
             if "b" in waiting:
                 raise UnavailableError("away")
             return original(shared, waiting)
 
-        patch.setattr(finish_nights, "classify_pass", fail_for_b)
+        patch.setattr(night_driver, "classify_pass", fail_for_b)
         local_nights.run_several(a, b)
     assert (status_of(exported(), "a"), status_of(exported(), "b")) == (0, 5)
     assert exported()["spin_night_documents"] == {(("model", "a"),): 9}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.nightly import classify_pass, finish, finish_nights
+from pipelines.nightly import classify_pass, finish, night_driver
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.vacuum import models_of
 from pipelines.service_errors import BadRowsError, HeldError, UnavailableError
@@ -125,6 +125,8 @@ def test_a_night_starts_and_completes_in_lineage(local_nights: FakeNights, recei
     assert facets["nominalTime"]["nominalStartTime"] == f"{DATE}T00:00:00Z"
     own = {key: value for key, value in facets["spin_run"].items() if not key.startswith("_")}
     assert own == {"run": report.run, "model": "tiny", "process": 1, "modelVersion": "1", "night": DATE}
+    schema = "https://pypi.org/project/spin-neurons#SpinRunFacet-1-0-0"
+    assert facets["spin_run"]["_schemaURL"] == schema
     assert "errorMessage" not in facets
     folder, model = complete["inputs"]
     assert (folder["namespace"], folder["name"]) == ("file", local_nights.source)
@@ -167,7 +169,7 @@ def test_log_lines_name_the_run_and_the_span(local_nights: FakeNights, receiver:
 def test_a_resumed_night_is_linked_to_its_earlier_process(local_nights: FakeNights, receiver: Receiver) -> None:
     """It is the same run: the second trace has a link to the first root span, and only what it computed itself."""
     local_nights.write("a.jsonl", make_rows(*"abcdefgh"))
-    with before_call(finish_nights, "finish_night", fail), pytest.raises(UnavailableError):
+    with before_call(finish, "write_records", fail), pytest.raises(UnavailableError):
         local_nights.run()
     report = local_nights.run()
     first, second = receiver.named("night")
@@ -200,7 +202,7 @@ def test_an_overtaken_process_ends_with_an_error(local_nights: FakeNights, recei
         local_nights.expire_lease()
         local_nights.run()
 
-    with before_call(finish_nights, "finish_night", overtake), pytest.raises(HeldError):
+    with before_call(finish, "write_records", overtake), pytest.raises(HeldError):
         local_nights.run()
     local_nights.run()  # finds the night published
     first, second, third = sorted(receiver.named("night"), key=lambda span: span.attributes["spin.process"])
@@ -303,7 +305,7 @@ def test_models_that_share_a_pass_have_a_trace_each_and_one_of_the_pass(
 def test_a_model_that_fails_ends_before_the_others(local_nights: FakeNights, receiver: Receiver) -> None:
     """Its own trace and event have the error; those of the other model have none."""
     local_nights.write("a.jsonl", make_rows(*"abcd"))
-    with before_call(finish, "publish_night", fail):
+    with before_call(night_driver, "publish_night", fail):
         result = local_nights.run_several(FakeRegistry("a"), FakeRegistry("b"))
     [failure] = result.failures
     failed = {root.attributes["spin.model"]: root.failed for root in receiver.named("night")}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as save_tensors
 
-from pipelines.nightly.finish_nights import _summary
+from pipelines.nightly.logged_night import summarize_report
 from pipelines.nightly.steps.classify_job import PROFILE
 from pipelines.nightly.steps.night_profile import NightProfile, sum_profiles
 from pipelines.registry.packaging import REFERENCE
@@ -89,7 +89,7 @@ def add_exit(folder: Path, spin: TrainedClassifier) -> None:
 
     Its reference is that of documents that take the exit.
     """
-    neurons = len(spin.fitted.selection.part(1))
+    neurons = len(spin.fitted.selection.up_to(1))
     constant = LinearHead(np.zeros((2, neurons), np.float32), np.array([0.6, -0.6], np.float32))
     fitted = replace(spin.fitted, exits=(EarlyExit(1, constant, 0.7),))
     result = replace(spin.training_result, choices=dict.fromkeys(spin.training_result.choices, fitted))
@@ -104,7 +104,7 @@ def add_exit(folder: Path, spin: TrainedClassifier) -> None:
     features = leaving.features(TEST)
     predictions = leaving.predict_features(features)
     profile = Profile.from_outputs(spin.label_space, fitted, predictions.logits, features.values, features)
-    reference = {f"accuracy.early.{name}": tensor for name, tensor in profile.to_tensors().items()}
+    reference = {f"accuracy.early.{name}": tensor for name, tensor in profile.sums.items()}
     (folder / REFERENCE).write_bytes(save_tensors(reference))
 
 
@@ -139,7 +139,7 @@ def test_the_estimate_is_that_of_all_documents_at_once(project: NightProject, nu
     assert report.quality.accuracy.value == pytest.approx(expected.accuracy.value, abs=2e-4)
     assert [each.name for each in report.quality.classes] == list(spin.classes)
     assert report.quality_withdrawn == ()
-    metrics = _summary(report).metrics()
+    metrics = summarize_report(report).metrics()
     assert metrics["coverage"] == 1
     assert metrics["estimated_accuracy_low"] <= metrics["estimated_accuracy"] <= metrics["estimated_accuracy_high"]
 
@@ -149,7 +149,7 @@ def test_a_model_without_test_documents_has_no_estimate(project: NightProject) -
     report = project.run_night()
     assert report.quality is None
     assert report.quality_withdrawn == ()
-    assert "estimated_accuracy" not in _summary(report).metrics()
+    assert "estimated_accuracy" not in summarize_report(report).metrics()
 
 
 def test_drift_withdraws_the_estimate(project: NightProject) -> None:
@@ -159,7 +159,7 @@ def test_drift_withdraws_the_estimate(project: NightProject) -> None:
     profile = Profile.from_outputs(
         spin.label_space, spin.fitted, spin.predict_features(features).logits, features.values, features
     )
-    tensors = {f"accuracy.early.{name}": tensor for name, tensor in profile.to_tensors().items()}
+    tensors = {f"accuracy.early.{name}": tensor for name, tensor in profile.sums.items()}
     reference = project.registry_fixture.folder / SINGLE / REFERENCE
     reference.write_bytes(save_tensors(tensors))
     try:
@@ -219,7 +219,7 @@ def test_the_profiles_of_shards_add_up(project: NightProject, tmp_path: Path) ->
     both = sum_profiles(store, [f"a.{PROFILE}", f"b.{PROFILE}"])
     assert both is not None
     assert (both.quality.labelled, both.documents.documents) == (20, 20)
-    store.write(f"c.{PROFILE}", save_tensors(profile.documents.to_tensors()))
+    store.write(f"c.{PROFILE}", save_tensors(profile.documents.sums))
     with pytest.raises(UserError, match="not a profile of a night: it has no 'quality"):
         sum_profiles(store, [f"a.{PROFILE}", f"c.{PROFILE}"])
     assert sum_profiles(store, []) is None

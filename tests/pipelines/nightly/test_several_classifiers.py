@@ -12,7 +12,7 @@ import pytest
 from transformers import BertModel
 
 from pipelines.nightly import classify, classify_pass
-from pipelines.nightly.finish_nights import CommandResult
+from pipelines.nightly.command_result import CommandResult
 from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.steps import classify_step
 from pipelines.nightly.tables.night_records import RUNS
@@ -201,7 +201,7 @@ def test_ten_classifiers_share_one_pass_and_publish_by_themselves(
 
     assert [(failure.model, failure.status) for failure in night.failures] == [(STRICT, 4)]
     assert [report.model for report in night.reports] == [model for model in TEN if model != STRICT]
-    [shared] = {project.store.read_json(f"out/{RUNS}/{report.run}/run.json")["shared_pass"] for report in night.reports}
+    [shared] = {project.store.read_json(f"out/{RUNS}/{report.run}/run.json")["pass_name"] for report in night.reports}
     new = set((project.store / f"out/{RUNS}").list_names()) - before
     assert len(new) == 1 + len(TEN)
     work = {name: set((project.store / f"out/{RUNS}/{name}").list_names()) for name in new}
@@ -351,7 +351,7 @@ def test_a_model_whose_backbone_is_gone_is_refused_before_any_work(project: Seve
     for file in (project.versions / ELSEWHERE).iterdir():
         (moved / "gone" / file.name).write_bytes(file.read_bytes())
     config = json.loads((moved / "gone" / "config.json").read_text())
-    config["backbone"]["model"] = "/nowhere"
+    config["metadata"]["backbone"]["model"] = "/nowhere"
     (moved / "gone" / "config.json").write_text(json.dumps(config))
     (moved / SHALLOW).symlink_to(project.versions / SHALLOW)
     project.versions = moved

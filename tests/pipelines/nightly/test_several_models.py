@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 from pipelines.data.files.shards import Shard
-from pipelines.nightly import classify, classify_pass, finish, finish_nights
+from pipelines.nightly import classify, classify_pass, finish, night_driver
+from pipelines.nightly.night_driver import NightDriver
 from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.nights import list_output, models_to_resume
 from pipelines.nightly.steps.classify_job import CALIBRATION
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import RUNS, lease_model
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS, read_rows
-from pipelines.nightly.tables.publication import claim
+from pipelines.nightly.tables.publication import claim_nights
 from pipelines.nightly.tables.vacuum import models_of, plan_vacuum, run_vacuum
 from pipelines.service_errors import BadRowsError, HeldError, UnavailableError
 from pipelines.storage.shard_log import StepResult
@@ -115,13 +116,6 @@ def alone_report(nights: FakeNights, model: str) -> Any:
     return report.counts
 
 
-def test_a_night_of_one_model_has_no_pass(local_nights: FakeNights) -> None:
-    local_nights.write("a.jsonl", make_rows("a"))
-    [report] = local_nights.run_several(A).reports
-    assert passes_of(local_nights) == []
-    assert "shared_pass" not in local_nights.out.read_json(f"{RUNS}/{report.run}/run.json")
-
-
 def test_models_with_other_backbones_have_a_pass_of_their_own(local_nights: FakeNights) -> None:
     """Two of three share one; the third classifies alone in the same command."""
     local_nights.write("a.jsonl", make_rows("a", "b"))
@@ -131,7 +125,8 @@ def test_models_with_other_backbones_have_a_pass_of_their_own(local_nights: Fake
         assert local_nights.ids(model) == {DATE: ["a", "b"]}
     assert len(passes_of(local_nights)) == 1
     assert FakeStep.computed == ["000000", "000000"]
-    assert "shared_pass" not in local_nights.out.read_json(f"{RUNS}/{run_of(local_nights, 'other')}/run.json")
+    alone = run_of(local_nights, "other")
+    assert local_nights.out.read_json(f"{RUNS}/{alone}/run.json")["pass_name"] == alone
 
 
 def test_the_same_registered_name_twice_is_refused(local_nights: FakeNights) -> None:
@@ -141,13 +136,22 @@ def test_the_same_registered_name_twice_is_refused(local_nights: FakeNights) -> 
     assert local_nights.out.list() == []
 
 
-def test_the_work_of_a_pass_is_deleted_when_its_nights_are_published(local_nights: FakeNights) -> None:
+@pytest.mark.parametrize("models", [(A,), (A, B)], ids=["one model", "two models"])
+def test_the_work_of_a_pass_is_deleted_when_its_nights_are_published(
+    models: tuple[FakeRegistry, ...], local_nights: FakeNights
+) -> None:
+    """The spool holds texts. The records stay, and the same command does nothing more."""
     local_nights.write("a.jsonl", make_rows("a", "b", "a"))
-    local_nights.run_several(A, B).raise_failures()
-    [name] = passes_of(local_nights)
-    kinds = {key.split("/")[0] for key in (local_nights.out / f"{RUNS}/{name}").list()}
-    assert kinds.isdisjoint({"spool", "model", "attempts"})
-    assert "pass.json" in kinds
+    result = local_nights.run_several(*models)
+    result.raise_failures()
+    left = local_nights.out.list(RUNS)
+    names = {key.split("/")[2] for key in left}
+    assert names.isdisjoint({"spool", "model", "attempts"})
+    assert not [key for key in left if key.endswith(".ids")]
+    assert {"run.json", "plan.json", "night.json", "report.json", "report.html"} <= names
+    assert ("pass.json" in names) is (len(models) > 1)
+    assert local_nights.run_several(*models).reports == result.reports
+    assert FakeStep.computed == ["000000"]
 
 
 # failures
@@ -186,7 +190,7 @@ def test_the_highest_status_of_several_failures_is_that_of_the_command(
 ) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
     monkeypatch.setattr(classify_pass, "ClassifyStep", StrictStep)
-    with before_call(finish, "publish_night", failed()):
+    with before_call(night_driver, "publish_night", failed()):
         result = local_nights.run_several(A, B, limits={"max_dead_fraction": 0.1})
     assert [failure.status for failure in result.failures] == [4, 5]
     with pytest.raises(UnavailableError, match="model b's/model: here it ends; model a-model: 1 of 1 row cannot"):
@@ -264,7 +268,7 @@ def test_an_unfinished_pass_names_the_models_with_which_it_goes_on(local_nights:
         local_nights.run_several(A, B)
     runs = list_output(local_nights.output)
     assert [models_to_resume(run, runs) for run in runs] == [["models:/a-model/1", "models:/b's/model/1"]] * 2
-    with before_call(finish, "publish_night", failed()), suppress(UnavailableError):
+    with before_call(night_driver, "publish_night", failed()), suppress(UnavailableError):
         local_nights.run(NEXT, registry=A)
     runs = list_output(local_nights.output)
     assert models_to_resume(runs[-1], runs) == []
@@ -272,7 +276,7 @@ def test_an_unfinished_pass_names_the_models_with_which_it_goes_on(local_nights:
 
 def test_a_run_that_began_alone_goes_on_alone(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a", "b"))
-    with before_call(finish, "publish_night", failed()), suppress(UnavailableError):
+    with before_call(night_driver, "publish_night", failed()), suppress(UnavailableError):
         local_nights.run(registry=A)
     [begun] = [run.run for run in list_output(local_nights.output)]
     local_nights.run_several(A, B).raise_failures()
@@ -306,9 +310,9 @@ def test_a_pass_keeps_the_runs_of_a_model_that_was_taken_over_before_it_began(lo
 
     def claim_and_die() -> None:
         local_nights.expire_lease(list_leases(local_nights)[0])
-        claim(local_nights.tables, A.name)
+        claim_nights(local_nights.tables, A.name)
 
-    with before_call(classify, "work_on_nights", claim_and_die):
+    with before_call(NightDriver, "publish_finished", claim_and_die):
         result = local_nights.run_several(A, B)
     assert [failure.model for failure in result.failures] == [A.name]
     [begun] = [run.run for run in list_output(local_nights.output) if run.model == A.name]
@@ -376,14 +380,21 @@ def test_a_published_run_of_a_pass_that_has_lost_its_report_is_refused(several: 
     local_nights.run_several(A, B, restart=True).raise_failures()
 
 
-def test_the_report_of_a_run_that_classified_alone_is_made_again_with_others(local_nights: FakeNights) -> None:
+@pytest.mark.parametrize("then", [(A,), (A, B)], ids=["alone", "with another"])
+def test_the_report_of_a_run_that_classified_alone_is_made_again(
+    then: tuple[FakeRegistry, ...], local_nights: FakeNights
+) -> None:
+    """Nothing is computed for it, and its night does not change."""
     local_nights.write("a.jsonl", make_rows("a"))
     report = local_nights.run(registry=A)
-    local_nights.out.delete(f"{RUNS}/{report.run}/report.json")
-    result = local_nights.run_several(A, B)
+    files = local_nights.tables.open(PREDICTIONS).files({"model": A.name})
+    for key in ("report.json", f"{RUNS}/{report.run}/report.json"):
+        local_nights.out.delete(key)
+    result = local_nights.run_several(*then)
     result.raise_failures()
     assert (result.reports[0].run, result.reports[0].counts) == (report.run, report.counts)
-    assert FakeStep.computed == ["000000", "000000"]
+    assert FakeStep.computed == ["000000"] * len(then)
+    assert local_nights.tables.open(PREDICTIONS).files({"model": A.name}) == files
 
 
 def test_the_work_of_a_pass_is_deleted_when_its_last_finished_night_is_published(local_nights: FakeNights) -> None:
@@ -401,7 +412,7 @@ def test_the_work_of_a_pass_is_deleted_when_its_last_finished_night_is_published
     assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a", "b"]}
 
 
-@pytest.mark.parametrize("where", ["find_finished", "publish"])
+@pytest.mark.parametrize("where", ["find_finished", "publish_night"])
 def test_a_finished_night_that_cannot_be_published_at_first_is_tried_again(
     where: str, local_nights: FakeNights
 ) -> None:
@@ -411,7 +422,7 @@ def test_a_finished_night_that_cannot_be_published_at_first_is_tried_again(
     with failing_publication_of(A.name):
         local_nights.run_several(A)
     begun = list_output(local_nights.output)
-    with before_call(finish_nights, where, failed()):
+    with before_call(night_driver, where, failed()):
         local_nights.run_several(A, other).raise_failures()
     assert run_of(local_nights, A.name) == begun[0].run
     assert FakeStep.computed == ["000000", "000000"]
@@ -436,7 +447,7 @@ def test_the_intake_ends_a_pass_in_which_no_night_waits_to_be_published(local_ni
     local_nights.write("a.jsonl", make_rows("a"))
     local_nights.run(LAST, registry=B)
     local_nights.write("b.csv", b"nothing\n1\n")
-    with before_call(finish_nights, "find_finished", lambda: take_lease(local_nights, 0)):
+    with before_call(night_driver, "find_finished", lambda: take_lease(local_nights, 0)):
         result = local_nights.run_several(A, B, incremental=True, limits={"max_bad_files": 0.4})
     assert [(failure.model, type(failure.error)) for failure in result.failures] == [
         (A.name, HeldError),
@@ -462,7 +473,7 @@ def test_a_defect_of_one_model_is_logged_with_its_traceback(
 ) -> None:
     """The line of an error that is no SpinError says too little."""
     local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(finish_nights, "_finish", failed(ZeroDivisionError)):
+    with before_call(night_driver, "finish_night", failed(ZeroDivisionError)):
         result = local_nights.run_several(A, B)
     assert [failure.model for failure in result.failures] == [A.name]
     [record] = [record for record in caplog.records if record.exc_info and record.levelname == "WARNING"]
@@ -490,15 +501,15 @@ def test_int8_is_scaled_by_the_texts_of_the_first_model_with_which_the_pass_bega
     monkeypatch.setattr(classify_pass, "_share_models", keep_job)
     local_nights.write("a.jsonl", make_rows("a"))
     registries = [CalibratedRegistry(name) for name in NAMES]
-    original = finish_nights.finish_night
+    original = finish.write_records
 
-    def finish_first(driver: Any, *args: Any) -> Any:
-        if driver.run.record.model == B.name:
+    def finish_first(night: Any, *args: Any) -> Any:
+        if night.name == B.name:
             raise UnavailableError("here it ends")
-        return original(driver, *args)
+        return original(night, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finish_nights, "finish_night", finish_first)
+        patch.setattr(finish, "write_records", finish_first)
         local_nights.run_several(*registries)
     local_nights.run_several(*registries).raise_failures()
     used = [[model.artifact.sha256[CALIBRATION] for model in job.models] for job in jobs]
@@ -538,7 +549,7 @@ def test_a_run_that_is_refused_is_overtaken_first(local_nights: FakeNights) -> N
     local_nights.run(registry=registry)
     registry.champion = "2"
     with (
-        before_call(classify, "refuse_run", lambda: take_lease(local_nights, 0)),
+        before_call(classify, "_refuse_run", lambda: take_lease(local_nights, 0)),
         pytest.raises(HeldError),
     ):
         local_nights.run(registry=registry)
@@ -548,13 +559,13 @@ def take_lease(nights: FakeNights, number: int) -> None:
     """Let another driver claim a model."""
     nights.expire_lease(list_leases(nights)[number])
     with lease_model(nights.out, NAMES[number]):
-        claim(nights.tables, NAMES[number])
+        claim_nights(nights.tables, NAMES[number])
 
 
 @contextmanager
 def failing_publication_of(model: str, error: type[BaseException] = UnavailableError) -> Iterator[None]:
     """The publication of the nights of a model fails."""
-    original = finish.publish_night
+    original = night_driver.publish_night
 
     def publish_others(tables: Any, night: Any, **options: Any) -> None:
         if night.model == model:
@@ -562,7 +573,7 @@ def failing_publication_of(model: str, error: type[BaseException] = UnavailableE
         original(tables, night, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finish, "publish_night", publish_others)
+        patch.setattr(night_driver, "publish_night", publish_others)
         yield
 
 
@@ -656,7 +667,7 @@ def test_an_incremental_pass_resumes_with_the_files_of_each_model(local_nights: 
     local_nights.write("a.jsonl", make_rows("a", "b"))
     local_nights.run(DATE, registry=A)
     local_nights.write("b.jsonl", make_rows("c"))
-    with before_call(finish, "publish_night", failed()):
+    with before_call(night_driver, "publish_night", failed()):
         local_nights.run_several(A, B, date=NEXT, incremental=True)
     assert local_nights.ids(B.name) == {NEXT: ["a", "b", "c"]}
     local_nights.write("z.jsonl", make_rows("z"))
@@ -735,7 +746,7 @@ def test_no_model_is_classified_where_the_kept_columns_of_all_have_two_types(loc
 
 
 def vacuum(nights: FakeNights, later: timedelta) -> None:
-    claims = {model: claim(nights.tables, model) for model in models_of(nights.tables)}
+    claims = {model: claim_nights(nights.tables, model) for model in models_of(nights.tables)}
     plan = plan_vacuum(nights.tables, now=datetime.now(UTC) + later, age=timedelta(hours=24))
     run_vacuum(nights.tables, plan, claims)
 
@@ -776,7 +787,7 @@ def test_a_vacuum_keeps_the_old_objects_of_a_pass_that_can_go_on(local_nights: F
 def test_a_vacuum_keeps_the_pass_of_a_run_whose_companion_is_published(local_nights: FakeNights) -> None:
     """It is as old as its last object; the run goes on without computing anything."""
     local_nights.write("a.jsonl", make_rows("a", "b"))
-    with before_call(finish_nights, "finish_night", failed()):
+    with before_call(finish, "write_records", failed()):
         local_nights.run_several(A, B)
     assert local_nights.ids(A.name) == {}
     assert local_nights.ids(B.name) == {DATE: ["a", "b"]}

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data.files import formats
-from pipelines.nightly import classify, night_pass
+from pipelines.nightly import classify
 from pipelines.registry.versions import Registry
 from pipelines.storage.request_counting import Traffic, count_input_reads
 from pipelines.training import extract_features, workflow
@@ -21,6 +21,7 @@ from pipelines.workers.map_shards import ShardWork, map_shards
 from spin.backbone import digest
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
+from tests.support.night_project import replace_map_shards
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +46,7 @@ class Work:
             run = getattr(workflow, f"run_{stage}")
             monkeypatch.setattr(workflow, f"run_{stage}", self.count_reads(stage, run))
         monkeypatch.setattr(extract_features, "map_shards", self.map_shards)
-        monkeypatch.setattr(night_pass, "map_shards", self.map_shards)
+        replace_map_shards(monkeypatch, self.map_shards)
 
     def count_reads(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a function so that its reads of the input are counted under a name."""

@@ -19,7 +19,7 @@ import pytest
 
 from pipelines.data.files import readers
 from pipelines.data.files.shards import Piece, Shard
-from pipelines.nightly import finish
+from pipelines.nightly import night_driver
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.report.drift_check import check_drift
 from pipelines.nightly.tables.night_history import list_nights, read_predictions
@@ -307,7 +307,7 @@ def test_a_restarted_night_replaces_the_old_one_in_one_commit(
     run_classify(project.without_ray, project.registry, more, output, night="2026-02-01")
     assert len(read_predictions(output)) == 20
     with monkeypatch.context() as patch:
-        patch.setattr(finish, "publish_night", fail)
+        patch.setattr(night_driver, "publish_night", fail)
         with pytest.raises(UnavailableError, match="no space"):
             run_classify(project.without_ray, project.registry, more, output, night="2026-02-01", restart=True)
     assert len(read_predictions(output)) == 20

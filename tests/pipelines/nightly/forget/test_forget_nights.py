@@ -38,7 +38,7 @@ TEXTS = [f"text {id}" for id in SECRETS]
 DATA = {"keep": ["note"]}
 LIMITS = {"dead_letter_text": True}
 STEPS = {
-    "before it claims": (forget_nights, "claim"),
+    "before it claims": (forget_nights, "claim_nights"),
     "before a night is written": (rewritten_run, "run_name"),
     "before it counts as given up": (rewritten_run, "abandon_run"),
     "before the plan is copied": (rewritten_run, "_copy_plan"),
@@ -268,7 +268,7 @@ def test_restore_refuses_runs_that_held_a_document(histories: KeptHistories) -> 
     first, last = runs["replaced"]
     with pytest.raises(UserError, match=f"{first} is abandoned"):
         restore(local_nights.output, run=first)
-    assert restore(local_nights.output, run=last).run == last
+    assert restore(local_nights.output, run=last).name == last
     check_ids = local_nights.ids()
     assert check_ids == REMAINING
 
@@ -328,7 +328,7 @@ def test_all_models_of_an_output_forget(local_nights: FakeNights) -> None:
         with before_call(*WAKING["before the intake"], action=crash), pytest.raises(SystemError):
             run(local_nights, NEXT, registry=third)
 
-    with before_call(forget_nights, "claim", action=begin_night):
+    with before_call(forget_nights, "claim_nights", action=begin_night):
         done = forget_in_output(local_nights.output, SECRETS)
     assert done.models == ("it's/another", "late", "one")
     for model in (first.name, second.name):

@@ -194,8 +194,8 @@ def test_ids_and_classes_that_look_like_numbers_stay_text(tmp_path: Path) -> Non
 def test_a_score_has_what_the_night_had_estimated(tmp_path: Path) -> None:
     out = Store(str(tmp_path / "out"))
     night = run_night(out, ["a"])
-    report = make_report(run=night.run)
-    out.write_json(f"{RUNS}/{night.run}/{REPORT}", report)
+    report = make_report(run=night.name)
+    out.write_json(f"{RUNS}/{night.name}/{REPORT}", report)
     added = add_labels(out.uri, write_csv(tmp_path / "labels.csv", [label("a", "Late")]), new_classes=["Late"])
     assert added.foreign == ("Late",)
     added = add_labels(out.uri, write_csv(tmp_path / "labels.csv", [label("a", "late")]))
@@ -204,7 +204,7 @@ def test_a_score_has_what_the_night_had_estimated(tmp_path: Path) -> None:
     assert score.estimated is not None
     assert score.estimated.value == report["quality"]["accuracy"]["value"]
     assert score.model_version == "7"
-    stored = out.read_json(f"{LABELS}/nights/{night.run}.json")
+    stored = out.read_json(f"{LABELS}/nights/{night.name}.json")
     assert stored["estimated"] == report["quality"]["accuracy"]
 
 
@@ -221,7 +221,7 @@ def test_a_class_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None
     """The message names the nearest class. Nothing is stored, also of the other labels in the file."""
     out = Store(str(tmp_path / "out"))
     night = run_night(out, ["a", "b"])
-    out.write_json(f"{RUNS}/{night.run}/{REPORT}", make_report(run=night.run))
+    out.write_json(f"{RUNS}/{night.name}/{REPORT}", make_report(run=night.name))
     file = write_csv(tmp_path / "labels.csv", [label("a", "late"), label("b", "Late"), label("c", "other")])
     with pytest.raises(UserError, match=r"labels\.csv: 'Late' \(did you mean 'late'\?\): .* --new-class NAME$"):
         add_labels(out.uri, file)

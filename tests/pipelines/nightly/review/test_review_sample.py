@@ -85,7 +85,7 @@ def test_documents_that_drive_drift_are_chosen_whole(tmp_path: Path) -> None:
     drift = make_drift(
         "neurons", 0.8, [3, 97], [], moved=[make_shift(1, ["d00001", "d00501", "d00502"]), make_shift(2)]
     )
-    Store(str(tmp_path)).write_json(f"{RUNS}/{night.run}/{REPORT}", make_report(drift=[drift]))
+    Store(str(tmp_path)).write_json(f"{RUNS}/{night.name}/{REPORT}", make_report(drift=[drift]))
     rows = choose_documents(str(tmp_path), documents=100).rows.to_pylist()
     reasons = [row["reason"] for row in rows]
     assert {row["id"]: row["population"] for row in rows if row["reason"] == "drifted"} == {"d00501": 2, "d00502": 2}

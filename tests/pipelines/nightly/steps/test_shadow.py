@@ -22,7 +22,7 @@ from pipelines.data import intake
 from pipelines.data.files.shards import Shard
 from pipelines.data.spool import CheckedRows
 from pipelines.data.spool import read_rows as read_rows_of_shard
-from pipelines.nightly import classify_pass, night_pass
+from pipelines.nightly import classify_pass
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.steps import classify_step
 from pipelines.nightly.steps.classify_step import ClassifyStep
@@ -45,7 +45,7 @@ from spin.shared_pass import SharedPass
 from tests.support import chaos, tiny
 from tests.support.browser import open_page
 from tests.support.chaos import FolderRegistry
-from tests.support.night_project import DATE, NightProject, call_before_stage, run_shards_here
+from tests.support.night_project import DATE, NightProject, call_before_stage, replace_map_shards, run_shards_here
 from tests.support.shard_logs import open_shard_log
 
 Row = dict[str, Any]
@@ -382,7 +382,7 @@ def test_an_unusable_shadow_is_refused_before_any_work(
         folder = project.registry_fixture.folder / name
         shutil.copytree(project.registry_fixture.folder / OTHER_BACKBONE, folder, dirs_exist_ok=True)
         config = json.loads((folder / "config.json").read_text())
-        config["backbone"]["model"] = backbone
+        config["metadata"]["backbone"]["model"] = backbone
         (folder / "config.json").write_text(json.dumps(config) if backbone else "half")
     with pytest.raises(UserError, match=message):
         project.run_night(shadow=shadow, set=set)
@@ -586,7 +586,7 @@ def test_ray_workers_compare_as_a_single_process_does(project: NightProject, mon
         local = project.run_night("local", shadow=f"models:/tiny/{DEEP}")
     finally:
         torch.set_num_threads(threads)
-    monkeypatch.setattr(night_pass, "map_shards", map_shards)
+    replace_map_shards(monkeypatch, map_shards)
     on_ray = project.run_night("ray", shadow=f"models:/tiny/{DEEP}", set=("ray.workers=2",))
     assert (on_ray.shadow, collect_shard_digests(on_ray)) == (local.shadow, collect_shard_digests(local))
     assert read_disagreements(project, "ray") == read_disagreements(project, "local")

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines.data.files.kept_columns import OUR_COLUMNS, schema_of
+from pipelines.data.files.kept_columns import schema_of
 from pipelines.nightly.tables.night_history import (
     FileState,
     find_newest_night,
@@ -19,7 +19,7 @@ from pipelines.nightly.tables.night_history import (
     taken_files,
 )
 from pipelines.nightly.tables.night_records import (
-    NightRecord,
+    Run,
     abandon_run,
     begin_run,
     find_night,
@@ -44,7 +44,7 @@ from pipelines.nightly.tables.night_tables import (
 )
 from pipelines.nightly.tables.publication import (
     InputRow,
-    claim,
+    claim_nights,
     publish_night,
     remove_replaced_rows,
     require_claim,
@@ -69,8 +69,8 @@ NEXT = "2026-03-02"
 IDS = ["a1", "a2", "a3"]
 
 
-def publish(tables: NightTables, night: NightRecord, token: int, **options: Any) -> None:
-    publish_night(tables, night, token=token, **options)
+def publish(tables: NightTables, night: Run, token: int, **options: Any) -> None:
+    publish_night(tables, night, claim=token, **options)
 
 
 def side_runs(tables: NightTables, table: str) -> set[str]:
@@ -105,7 +105,7 @@ def test_a_night_is_readable_after_its_commit(tables: NightTables) -> None:
         3,
         2,
     )
-    partition = {"date": DATE, "model": MODEL, "run": night.run}
+    partition = {"date": DATE, "model": MODEL, "run": night.name}
     assert read_rows(tables.open(DEAD_LETTERS), partition)["id"].to_pylist() == ["d1"]
     [row] = read_rows(tables.open(INPUTS), partition).to_pylist()
     assert (row["uri"], row["size"], row["version"], row["status"], row["reason"]) == ("a.jsonl", 7, "v1", TAKEN, None)
@@ -142,23 +142,23 @@ def test_a_redone_night_replaces_its_rows_in_all_tables(tables: NightTables) -> 
         (NEXT, MODEL): ["other date"],
         (DATE, "it's another/model"): ["other model"],
     }
-    assert first.run != second.run
-    assert first.run not in side_runs(tables, DEAD_LETTERS) | side_runs(tables, INPUTS)
-    assert second.run in side_runs(tables, DEAD_LETTERS) & side_runs(tables, INPUTS)
+    assert first.name != second.name
+    assert first.name not in side_runs(tables, DEAD_LETTERS) | side_runs(tables, INPUTS)
+    assert second.name in side_runs(tables, DEAD_LETTERS) & side_runs(tables, INPUTS)
     assert len(side_runs(tables, INPUTS)) == 3
 
 
 def test_an_empty_night_has_a_run_and_its_inputs(tables: NightTables) -> None:
     night = run_night(tables.out, [], inputs=[])
     [published] = list_nights(tables)
-    assert (published.run, published.rows, published.files) == (night.run, 0, 1)
-    assert side_runs(tables, INPUTS) == {night.run}
+    assert (published.run, published.rows, published.files) == (night.name, 0, 1)
+    assert side_runs(tables, INPUTS) == {night.name}
 
 
 def test_a_run_without_any_file_is_not_published(local_tables: NightTables) -> None:
     token = claim_model(local_tables)
-    run = begin_run(local_tables.out, date=DATE, model=MODEL, model_version="7", token=token)
-    night = finish_run(local_tables.out, run, token=token, files={})
+    run = begin_run(local_tables.out, date=DATE, model=MODEL, model_version="7", claim=token)
+    night = finish_run(local_tables.out, run, {})
     with pytest.raises(ValueError, match="no file of predictions"):
         publish(local_tables, night, token)
 
@@ -192,11 +192,11 @@ def test_a_successor_publishes_the_run_of_its_predecessor(tables: NightTables) -
     write_night(tables, claim_model(tables), IDS, dead=["d1"])
     token = claim_model(tables)
     [run] = list_unfinished(tables)
-    night = find_night(tables.out, run.run)
+    night = find_night(tables.out, run.name)
     assert night is not None
     publish(tables, night, token)
     assert published_ids(tables) == {(DATE, MODEL): IDS}
-    assert side_runs(tables, DEAD_LETTERS) == {run.run}
+    assert side_runs(tables, DEAD_LETTERS) == {run.name}
 
 
 def claim_and_publish(uri: str, model: str, dates: Sequence[str]) -> None:
@@ -267,7 +267,7 @@ def test_a_driver_that_wakes_after_its_successor_changes_nothing(
         seen: list[dict[str, list[dict[str, Any]]]] = []
 
         def succeed(
-            night: NightRecord = night,
+            night: Run = night,
             date: str = date,
             number: int = number,
             seen: list[dict[str, list[dict[str, Any]]]] = seen,
@@ -323,7 +323,7 @@ def test_a_table_that_others_commit_to_all_the_time_is_unavailable(
     with pytest.raises(UnavailableError):
         publish(hurried, night, token)
     with pytest.raises(UnavailableError):
-        claim(hurried, MODEL)
+        claim_nights(hurried, MODEL)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut"])
@@ -348,15 +348,15 @@ def test_the_first_record_of_a_run_wins(local_tables: NightTables) -> None:
     night = write_night(local_tables, token, IDS)
     [run] = list_runs(local_tables.out)
     other = write_file(local_tables, PREDICTIONS, run, "000009-000002-1.parquet", [])
-    assert finish_run(local_tables.out, run, token=2, files={PREDICTIONS: [other]}) == night
+    assert finish_run(local_tables.out, run, {PREDICTIONS: [other]}) == night
     with pytest.raises(ValueError, match="cannot publish"):
-        finish_run(local_tables.out, run, token=2, files={PREDICTIONS: [night.files[INPUTS][0]], "x": []})
+        finish_run(local_tables.out, run, {PREDICTIONS: [night.files[INPUTS][0]], "x": []})
 
 
 def test_a_run_that_was_given_up_is_not_published(local_tables: NightTables) -> None:
     token = claim_model(local_tables)
     night = write_night(local_tables, token, IDS)
-    abandon_run(local_tables.out, night.run)
+    abandon_run(local_tables.out, night.name)
     with pytest.raises(UserError, match="given up"):
         publish(local_tables, night, token)
 
@@ -366,19 +366,19 @@ def test_a_night_is_restored_with_all_its_rows(tables: NightTables) -> None:
     first = run_night(tables.out, IDS, dead=["d1"], inputs=files)
     run_night(tables.out, ["b1"], dead=["d2"])
     other = run_night(tables.out, ["c1"], date=NEXT)
-    restore_night(tables, first.run, token=claim_model(tables))
+    restore_night(tables, first.name, claim=claim_model(tables))
     assert published_ids(tables) == {(DATE, MODEL): IDS, (NEXT, MODEL): ["c1"]}
-    assert side_runs(tables, DEAD_LETTERS) == {first.run}
-    assert side_runs(tables, INPUTS) == {first.run, other.run}
+    assert side_runs(tables, DEAD_LETTERS) == {first.name}
+    assert side_runs(tables, INPUTS) == {first.name, other.name}
     assert taken_files(tables, model=MODEL, date=NEXT, files=files) == set(files)
 
 
 def test_what_was_never_published_is_not_restored(local_tables: NightTables) -> None:
     token = claim_model(local_tables)
     night = write_night(local_tables, token, IDS)
-    for run in (night.run, "2026-03-01-none-000009"):
+    for run in (night.name, "2026-03-01-none-000009"):
         with pytest.raises(UserError, match="no run"):
-            restore_night(local_tables, run, token=token)
+            restore_night(local_tables, run, claim=token)
     assert published_ids(local_tables) == {}
 
 
@@ -387,7 +387,7 @@ def test_a_night_that_lost_a_file_is_not_restored(local_tables: NightTables) -> 
     run_night(local_tables.out, ["b1"])
     local_tables.store(PREDICTIONS).delete(first.files[PREDICTIONS][0].path)
     with pytest.raises(UserError, match="is missing"):
-        restore_night(local_tables, first.run, token=claim_model(local_tables))
+        restore_night(local_tables, first.name, claim=claim_model(local_tables))
     assert published_ids(local_tables) == {(DATE, MODEL): ["b1"]}
 
 
@@ -400,13 +400,13 @@ def test_an_incremental_night_is_not_restored_next_to_a_night_that_has_taken_its
     run_night(local_tables.out, ["b1"], incremental=True)
     second = run_night(local_tables.out, ["c1"], date=NEXT, inputs=files[:1], incremental=True)
     with pytest.raises(UserError, match=r"hold 1 of its 2 files, such as a\.jsonl"):
-        restore_night(local_tables, first.run, token=claim_model(local_tables))
+        restore_night(local_tables, first.name, claim=claim_model(local_tables))
     assert published_ids(local_tables) == {(DATE, MODEL): ["b1"], (NEXT, MODEL): ["c1"]}
     whole = run_night(local_tables.out, ["d1"], date=NEXT, inputs=files)
-    restore_night(local_tables, second.run, token=claim_model(local_tables))
-    restore_night(local_tables, whole.run, token=claim_model(local_tables))
+    restore_night(local_tables, second.name, claim=claim_model(local_tables))
+    restore_night(local_tables, whole.name, claim=claim_model(local_tables))
     run_night(local_tables.out, ["e1"], date=NEXT, incremental=True)
-    restore_night(local_tables, first.run, token=claim_model(local_tables))
+    restore_night(local_tables, first.name, claim=claim_model(local_tables))
     assert published_ids(local_tables) == {(DATE, MODEL): IDS, (NEXT, MODEL): ["e1"]}
 
 
@@ -418,11 +418,11 @@ def test_rows_of_unfinished_runs_come_back_when_they_are_published(local_tables:
         patch.setattr("pipelines.nightly.tables.publication._commit_predictions", stop)
         with pytest.raises(KeyboardInterrupt):
             publish(local_tables, unfinished, died)
-    assert side_runs(local_tables, DEAD_LETTERS) == {unfinished.run}
+    assert side_runs(local_tables, DEAD_LETTERS) == {unfinished.name}
     run_night(local_tables.out, ["x"], date=NEXT)
     assert side_runs(local_tables, DEAD_LETTERS) == set()
     publish(local_tables, unfinished, claim_model(local_tables))
-    assert side_runs(local_tables, DEAD_LETTERS) == {unfinished.run}
+    assert side_runs(local_tables, DEAD_LETTERS) == {unfinished.name}
     assert side_runs(local_tables, DISAGREEMENTS) == set()
 
 
@@ -441,7 +441,7 @@ def test_rows_are_removed_only_under_the_last_claim(local_tables: NightTables) -
             publish(local_tables, night, new)
     with pytest.raises(HeldError):
         remove_replaced_rows(local_tables, MODEL, old)
-    assert side_runs(local_tables, INPUTS) == {night.run}
+    assert side_runs(local_tables, INPUTS) == {night.name}
 
 
 def test_files_count_as_taken_by_published_nights_of_other_dates(tables: NightTables) -> None:
@@ -456,11 +456,11 @@ def test_files_count_as_taken_by_published_nights_of_other_dates(tables: NightTa
     run_night(tables.out, ["2"], date=NEXT, inputs=[files["same"]])
     run_night(tables.out, ["3"], date="2026-02-28", model="other", inputs=[files["model"]])
     token = claim_model(tables)
-    run = begin_run(tables.out, date="2026-02-26", model=MODEL, model_version="7", token=token)
+    run = begin_run(tables.out, date="2026-02-26", model=MODEL, model_version="7", claim=token)
     row = InputRow(quarantined.uri, 10, "v1", 0, QUARANTINED, "no JSON")
     empty = write_file(tables, PREDICTIONS, run, f"000000-{token:06d}-1.parquet", [])
     record = {PREDICTIONS: [empty], INPUTS: [write_inputs(tables, run, token, [row])]}
-    publish(tables, finish_run(tables.out, run, token=token, files=record), token)
+    publish(tables, finish_run(tables.out, run, record), token)
     write_night(tables, claim_model(tables), ["4"], date="2026-02-25", inputs=[files["unfinished"]])
     asked = [*files.values(), quarantined, changed]
     assert taken_files(tables, model=MODEL, date=NEXT, files=asked) == {files["first"]}
@@ -470,10 +470,10 @@ def test_files_count_as_taken_by_published_nights_of_other_dates(tables: NightTa
 
 def test_missing_input_rows_do_not_pass_as_nothing_taken(local_tables: NightTables) -> None:
     night = run_night(local_tables.out, IDS, inputs=[FileState("a", 1, "v")])
-    local_tables.open(INPUTS).remove_partitions([{"date": DATE, "model": MODEL, "run": night.run}])
-    with pytest.raises(UserError, match=f"restore --run {night.run}"):
+    local_tables.open(INPUTS).remove_partitions([{"date": DATE, "model": MODEL, "run": night.name}])
+    with pytest.raises(UserError, match=f"restore --run {night.name}"):
         taken_files(local_tables, model=MODEL, date=NEXT, files=[FileState("a", 1, "v")])
-    restore_night(local_tables, night.run, token=claim_model(local_tables))
+    restore_night(local_tables, night.name, claim=claim_model(local_tables))
     assert taken_files(local_tables, model=MODEL, date=NEXT, files=[FileState("a", 1, "v")])
 
 
@@ -482,7 +482,7 @@ def test_a_lost_file_of_input_rows_is_named_with_the_night_to_do_again(local_tab
     files = [FileState("a", 1, "v")]
     night = run_night(local_tables.out, IDS, inputs=files)
     local_tables.store(INPUTS).delete(night.files[INPUTS][0].path)
-    with pytest.raises(UserError, match=f"run {night.run} has taken.*--date {DATE} --incremental --restart"):
+    with pytest.raises(UserError, match=f"run {night.name} has taken.*--date {DATE} --incremental --restart"):
         taken_files(local_tables, model=MODEL, date=NEXT, files=files)
     assert taken_files(local_tables, model=MODEL, date=DATE, files=files) == set()
 
@@ -518,11 +518,6 @@ def test_a_kept_column_keeps_its_type(kept: dict[str, pa.DataType], local_tables
     with pytest.raises(UserError, match="a column keeps its type"):
         publish(local_tables, night, token, kept=pa.schema(kept))
     assert published_ids(local_tables) == {(DATE, MODEL): ["a"]}
-
-
-def test_no_kept_column_has_the_name_of_one_of_ours() -> None:
-    names = {name for table in (PREDICTIONS, DEAD_LETTERS) for name in table_schema(table).names}
-    assert names == OUR_COLUMNS
 
 
 @pytest.mark.parametrize("table", TABLES)

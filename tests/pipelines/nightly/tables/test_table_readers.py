@@ -111,6 +111,6 @@ def test_readers_see_dead_letters_and_inputs(reader: str, tmp_path: Path) -> Non
     night = run_night(out, ["a"], dead=["d1", "d2"])
     letters = READERS[reader](f"{out.uri}/dead_letters")
     assert sorted((row["date"], row["model"], row["run"], row["id"], row["reason"]) for row in letters) == [
-        (day(DATE), MODEL, night.run, id, "null_text") for id in ("d1", "d2")
+        (day(DATE), MODEL, night.name, id, "null_text") for id in ("d1", "d2")
     ]
     assert READERS[reader](f"{out.uri}/inputs") == []

@@ -1,0 +1,67 @@
+"""What a command has done for its models: the reports of their nights, and what has failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pipelines.nightly.report.night_report import NightReport
+from pipelines.service_errors import DriftError
+from spin.errors import SpinError, describe_error, exit_status
+from spin.settings import BackboneSettings
+
+
+@dataclass(frozen=True)
+class NightFailure:
+    """Why the night of a model has failed, or what failed after it was published."""
+
+    model: str
+    """name of the registered model"""
+    error: Exception
+    """the error"""
+
+    @property
+    def status(self) -> int:
+        """Exit status of the error."""
+        return exit_status(self.error)
+
+    @property
+    def message(self) -> str:
+        """The error in one line."""
+        return str(self.error) if isinstance(self.error, SpinError) else describe_error(self.error)
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """What a command has done for its models."""
+
+    models: tuple[str, ...]
+    """names of the registered models, in order"""
+    reports: tuple[NightReport, ...]
+    """reports of the nights that are published, in order of model"""
+    failures: tuple[NightFailure, ...]
+    """what has failed, in order of model"""
+    backbones: Mapping[str, BackboneSettings] = field(default_factory=dict)
+    """settings of the backbone by model: that of the command's settings, or the model's own"""
+
+    def raise_failures(self) -> None:
+        """Raise the error with the highest exit status; of a command for several models, the message names each.
+
+        That of drift comes after all others: the night is published, and the others may say that one is not.
+        """
+        raise_failures(self.failures, several=len(self.models) > 1)
+
+
+def raise_failures(failures: Sequence[NightFailure], *, several: bool) -> None:
+    """Raise the error with the highest exit status, if there is one; with `several` models, the message names each.
+
+    That of drift counts as the lowest: it says that a night is published, and must not hide that another one is not.
+    """
+    if not failures:
+        return
+    worst = max(failures, key=lambda failure: (failure.status != DriftError.status, failure.status))
+    if not several:
+        raise worst.error
+    kind = type(worst.error) if isinstance(worst.error, SpinError) else SpinError
+    ordered = [worst, *(failure for failure in failures if failure is not worst)]
+    raise kind("; ".join(f"model {failure.model}: {failure.message}" for failure in ordered)) from worst.error
