@@ -45,6 +45,8 @@ from tests.support.repository import ROOT
 from tests.support.summaries import build_choice_summary
 from tests.support.word_regression import build_word_regression
 
+pytestmark = pytest.mark.slow
+
 FORMATS = ("onnx", "openvino")
 TEXTS = (
     "the film was great .",

@@ -50,6 +50,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     return FolderRegistry(folder)
 
 
+@pytest.mark.slow
 def test_the_outcome_of_a_shard_does_not_grow_with_its_rows(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_night_does_not_resume_with_another_model_version(project: NightProjec
     assert {row["model_version"] for row in project.read_predictions("other")} == {"2"}
 
 
+@pytest.mark.slow
 def test_labels_do_not_depend_on_the_shard_size(project: NightProject) -> None:
     """A second run and shards of other sizes give the same labels, and scores within 0.01.
 
@@ -169,6 +171,7 @@ def test_a_document_that_raises_is_the_only_dead_letter_of_its_shard(
     assert labels[0] == labels[1]
 
 
+@pytest.mark.slow
 def test_documents_that_words_decide_are_marked_and_not_tokenized(project: NightProject) -> None:
     """Their depth is -1 and their label that of the words; tokens are those of the other documents."""
     rows = tiny.make_documents(90, seed=3)

@@ -498,6 +498,7 @@ def crash_at(number: int, *, after: bool) -> Iterator[list[str]]:
         yield mutations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_crash_at_any_step_loses_nothing(after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rerun completes the night and computes at most one shard again: the one in progress."""
