@@ -67,24 +67,27 @@ def render_page(record: dict[str, Any]) -> str:
     return report_page(NightReport.from_json(record))
 
 
+def make_outcome(uri: str, rows: int, *, seconds: float, ended: float, tries: int = 1) -> ShardOutcome[ClassifyCounts]:
+    """A shard of a file of which nothing but the number of rows and the times matter."""
+    none = dict.fromkeys(("predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0)
+    counts = ClassifyCounts(uri=uri, work="0", rows=rows, reasons={}, labels={}, depths={}, **none)
+    return ShardOutcome(counts, {}, tries, seconds, ended)
+
+
 def make_report(**changes: Any) -> dict[str, Any]:
     """JSON of the report of a night of 12,345 documents in 30 shards, with a pause after half of them."""
     draw = np.random.default_rng(0)
     rows = [400] * 29 + [745]
-    shards = [
-        {
-            "uri": f"s3://inbox/{n // 10}.parquet",
-            "work": "0",
-            "rows": count,
-            **dict.fromkeys(("predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0),
-            **{name: {} for name in ("reasons", "labels", "depths", "files")},
-            "seconds": 20.0 + n,
-            "ended": 1.79e9 + 15.0 * n + 300 * (n > 15),
-            "tries": 1 + (n == 7),
-        }
+    outcomes = [
+        make_outcome(
+            f"s3://inbox/{n // 10}.parquet",
+            count,
+            tries=1 + (n == 7),
+            seconds=20.0 + n,
+            ended=1.79e9 + 15.0 * n + 300 * (n > 15),
+        )
         for n, count in enumerate(rows)
     ]
-    outcomes = [ShardOutcome.from_json(shard, ClassifyCounts) for shard in shards]
     moved = [make_shift(n) for n in range(5)]
     counts = {
         "rows": 12345,
@@ -388,11 +391,5 @@ def test_a_report_survives_a_json_round_trip() -> None:
 
 
 def test_the_slowest_shards_come_first() -> None:
-    counts = dict.fromkeys(("rows", "predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0)
-    empty: dict[str, Any] = {name: {} for name in ("reasons", "labels", "depths", "files")}
-    shards = [
-        {"uri": "a", "work": "0", **counts, **empty, "seconds": seconds, "ended": 1.0, "tries": 1}
-        for seconds in range(1, 20)
-    ]
-    slowest = slowest_shards([ShardOutcome.from_json(shard, ClassifyCounts) for shard in shards], range(len(shards)))
+    slowest = slowest_shards([make_outcome("a", 0, seconds=n, ended=1.0) for n in range(1, 20)], range(19))
     assert [shard.seconds for shard in slowest] == [19, 18, 17, 16, 15, 14, 13, 12]
