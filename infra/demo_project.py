@@ -86,7 +86,7 @@ class DemoProject:
         server = JobServer(self.address)
         job = next(job.id for job in server.jobs() if job.id.startswith("classify-tweets-"))  # the newest
         layout = LogLayout(f"{RUNS}/{run_name(parse_date(None), 'tweets', 1)}")
-        shard_log = ShardLog(Store(self.nights), token=1, layout=layout)
+        shard_log = ShardLog(Store(self.nights), claim=1, layout=layout)
         done: set[str] = set()
         working: set[str] = set()
         while len(done) < _BEFORE_THE_LOSS or len(working) < workers:

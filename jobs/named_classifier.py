@@ -45,8 +45,6 @@ def open_named(
 
     Raises UserError for `--model` and `--set` without a settings file, and where packages for a registry are missing.
     """
-    from pipelines.registry.open_model import open_classifier
-
     registered = name.startswith("models:/")
     if not registered and not Path(name).is_dir():
         settings = load_settings(name, overrides)
@@ -62,5 +60,7 @@ def open_named(
         )
     if registered:
         require_pipelines(f"{command} with a registered model")
+    from pipelines.registry.open_model import open_classifier
+
     with open_classifier(name) as classifier:
         yield classifier, None

@@ -22,7 +22,7 @@ from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
 from spin.explainer import explain_text
 from spin.heads import persistence
-from spin.heads.abstention import keep_promise
+from spin.heads.abstention import keep_promise, refuse_promise
 from spin.heads.decision import Decision
 from spin.heads.early_exit import should_exit
 from spin.heads.fitted import FittedClassifier, TrainingResult
@@ -30,10 +30,11 @@ from spin.heads.persistence import ClassifierMetadata
 from spin.labels.label_space import Label, LabelSpace, class_names
 from spin.labels.label_types import describe_table
 from spin.pages.explanation import Explanation
+from spin.poolings.registry import find_pooling
 from spin.predictions import Predictions
 from spin.reason_finder import ReasonFinder, ReasonSink
 from spin.settings import TRAINED_SETTINGS, BackboneSettings, Choice, DecisionSettings, Metric, Settings
-from spin.sites import BY_WORDS, POOLINGS, FeatureColumn, choose_sites
+from spin.sites import BY_WORDS, FeatureColumn, choose_sites
 from spin.words.word_regression import WordRegression
 from spin.words_first import DecideByWords, WordsFirst, decide_none
 
@@ -69,11 +70,7 @@ class TrainedClassifier:
         self.settings, self.backbone_digest = settings, digest
         self.label_space, self.training_result, self.metric = label_space, training_result, metric
         self.choose, self.decision, self.early = choose, decision or DecisionSettings(), early
-        if self.decision.max_error is not None:
-            raise UserError(
-                "decision.max_error: only the test documents of a version that spin train made can prove it; give the "
-                "setting to `load` with the folder of one, or set abstain"
-            )
+        refuse_promise(self.decision, "`load`")
         Decision.of(label_space, self.decision)
         self.calibration, self.reasons = tuple(calibration), reasons
         self._backbone = backbone
@@ -190,11 +187,15 @@ class TrainedClassifier:
 
     def _read(self, texts: Sequence[str], decide: DecideByWords, progress: Progress) -> Features:
         """The features of texts, of which the backbone reads those that words do not decide."""
-        words = WordsFirst(texts, self.word_regression, decide)
-        sink = None
+        sink: ReasonSink | None = None
+
+        def store_decided(rows: NDArray[np.int64]) -> None:
+            if sink is not None:
+                sink.store_unread(rows, by_words=True)
+
+        words = WordsFirst(texts, self.word_regression, decide, store_decided)
         if self.reasons:
             sink = ReasonSink(self._reason_finder, self.backbone, texts, words.logits)
-            words.on_decided = partial(sink.store_unread, by_words=True)
         read = self._read_backbone(texts, words, sink, lambda documents: progress(documents + words.count_new()))
         progress(words.count_new())
         depth = read.depth
@@ -234,10 +235,6 @@ class TrainedClassifier:
         """The word regression; None for a classifier that neither reads words nor exits by them."""
         return self.training_result.words if self.fitted.selection.words or self.exits_by_words else None
 
-    def _read_words(self, words: Floats | None) -> Floats | None:
-        """The words' logits (n, K) if they are features of the head, and not only of the exit by words."""
-        return words if self.fitted.selection.words else None
-
     def decided_by_words(self, words: Floats) -> NDArray[np.bool_]:
         """Mask (n,) of the texts that exit by their words alone, by the word regression's logits (n, K)."""
         if not self.exits_by_words:
@@ -249,8 +246,8 @@ class TrainedClassifier:
 
         `words` (t, K) are the words' logits of all t texts, if the classifier has a word regression.
         """
-        if (read := self._read_words(words)) is not None:
-            values = np.concatenate([read[rows], values], axis=1)
+        if words is not None and self.fitted.selection.words:  # they are features of the head, not only of an exit
+            values = np.concatenate([words[rows], values], axis=1)
         index += len(self.fitted.exits) - len(self.fitted.block_exits)
         exit, logits = self.fitted.exits[index], self.fitted.at(index).logits(values)
         return ~should_exit(self.label_space, self.decision_rule, exit.threshold, logits)
@@ -316,7 +313,7 @@ class TrainedClassifier:
             classes=self.label_space.classes,
             multilabel=self.label_space.multilabel,
             label_type=self.label_space.label_type,
-            backbone=portable_settings(self.settings),
+            backbone=self.settings,
             backbone_digest=self.backbone_digest,
             metric=self.metric,
             decision=self.decision,
@@ -401,18 +398,8 @@ def feature_columns(backbone: Backbone, sites: Sequence[str], poolings: Sequence
 
     Raises UserError for a site or pooling that does not exist.
     """
-    chosen = poolings or DEFAULT_POOLINGS[backbone.causal]
-    unknown = sorted(set(chosen) - set(POOLINGS))
-    if unknown:
-        raise UserError(f"pooling '{unknown[0]}': expected some of {', '.join(POOLINGS)}")
+    chosen = [find_pooling(name).name for name in poolings or DEFAULT_POOLINGS[backbone.causal]]
     return [FeatureColumn(site, pooling) for site in choose_sites(sites, backbone.sites) for pooling in chosen]
-
-
-def portable_settings(settings: BackboneSettings) -> BackboneSettings:
-    """The settings of a backbone as an artifact keeps them: without what holds on one machine only."""
-    default = BackboneSettings(model=settings.model)
-    local = {name: getattr(default, name) for name in ("trust_remote_code", "engine", "compile")}
-    return settings.model_copy(update=local | {"dtype": "auto" if settings.dtype == "int8" else settings.dtype})
 
 
 def open_calibrated(backbone: Backbone, segments: Sequence[BlockSegment], calibration: Sequence[str]) -> Engine:

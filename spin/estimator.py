@@ -20,7 +20,9 @@ from spin.backbone.loading import announce_backbone, load_backbone
 from spin.classifier import TrainedClassifier, checked_texts, feature_columns
 from spin.errors import UserError
 from spin.fit_progress import StartStep, show_steps, start_silently
+from spin.heads.abstention import refuse_promise
 from spin.heads.decision import Decision
+from spin.heads.registry import other_heads
 from spin.labels.label_space import LabelSpace
 from spin.labels.label_types import LabelValue, name_labels
 from spin.labels.split_groups import hash_text
@@ -38,7 +40,6 @@ from spin.settings import (
     SearchSettings,
     parse_section,
 )
-from spin.sites import Pooling
 
 
 class NotFittedClassifierError(UserError, NotFittedError):
@@ -73,7 +74,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         backbone: str | BackboneSettings | dict[str, Any],
         *,
         sites: Sequence[str] = ("resid", "ffn"),
-        poolings: Sequence[Pooling] | None = None,
+        poolings: Sequence[str] | None = None,
         metric: Metric = "macro_f1",
         seed: int = 0,
         probe: ProbeSettings | dict[str, Any] | None = None,
@@ -94,11 +95,8 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         if isinstance(self.backbone, str):
             given["backbone"] = {"model": self.backbone}
         parameters = parse_section(_Parameters, given, "SpinClassifier")
-        if parameters.decision.max_error is not None:
-            raise UserError(
-                "decision.max_error: only the test documents of a version that spin train made can prove it; give the "
-                "setting to SpinClassifier.load with the folder of one, or set abstain"
-            )
+        other_heads(parameters.search.head)
+        refuse_promise(parameters.decision, "SpinClassifier.load")
         return parameters
 
     def fit(

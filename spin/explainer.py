@@ -13,7 +13,13 @@ from spin.arrays import Floats
 from spin.attribution.place_shares import Places, add_places
 from spin.attribution.text_words import Ints, TextWords
 from spin.attribution.token_shares import sum_by_text
-from spin.attribution.token_sums import TokenReadings, TokenWeights, find_loudest_tokens, sum_tokens
+from spin.attribution.token_sums import (
+    TokenReadings,
+    TokenWeights,
+    find_loudest_tokens,
+    sum_tokens,
+    warn_of_missing_shares,
+)
 from spin.backbone.model import Backbone, Tokens
 from spin.heads.attribution_weights import slice_of, token_directions, token_weights
 from spin.heads.decision import Decision
@@ -38,7 +44,8 @@ def explain_text(
     regression of a classifier that reads words. The contribution of a neuron is w (x - mean) / scale. In a linear head
     w is its weight, in an MLP head its integrated gradient (Sundararajan et al., Axiomatic Attribution for Deep
     Networks, 2017). Under mean pooling each token of the content has the part of the contribution that comes from its
-    own activation, less an equal part of the mean. Under max, first and last pooling one token has all of it. The
+    own activation, less an equal part of the mean. Under max, first and last pooling one token has all of it. Where no
+    token has a share, it counts for no word, which is logged. The
     tokens of a text that is read in windows are those of all windows, each once. A term contributes its part of the
     word regression's logits, times their weights in the head, in equal parts at its places in the text.
     """
@@ -60,7 +67,7 @@ def explain_text(
         contributions=contributions,
         words=all_words,
         word_contributions=by_word,
-        loudest=words_read.word_of[loudest],
+        loudest=np.where(loudest < 0, -1, words_read.word_of[loudest]),
         values=fitted.standardizer.transform(features[None])[0, fitted.selection.words :],
         terms=terms,
         truncated=bool(text[int(words_read.ends.max()) :].strip()),
@@ -76,6 +83,7 @@ def _share_tokens(
     `weights` are those of the K classes.
     """
     neurons = fitted.selection.neurons
+    warn_of_missing_shares(neurons)
     ids, mask = backbone.pad_tokens(tokens, range(len(tokens.ids)))
     masks = find_masks(backbone, np.zeros(len(ids), np.int64), ids, mask)
     values = read_token_values(backbone, ids, mask, neurons)
@@ -85,7 +93,7 @@ def _share_tokens(
     totals = (features - fitted.standardizer.mean)[fitted.selection.words :]
     loudest = find_loudest_tokens(values, readings, masks, totals, columns)
     own_before = np.cumsum(masks.own) - 1
-    return np.stack(by_class, axis=1), own_before[loudest]
+    return np.stack(by_class, axis=1), np.where(loudest < 0, -1, own_before[loudest])
 
 
 def _weigh_terms(

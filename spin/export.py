@@ -27,7 +27,8 @@ from spin.backbone.windows import CONTEXT, OWN, context_of
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads.fitted import FittedClassifier
-from spin.heads.mlp_head import MlpHead
+from spin.poolings.pooled_windows import TensorWindows
+from spin.poolings.registry import find_pooling
 from spin.words.vocabulary import CHARACTERS_READ, UNITS, Unit
 from spin.words.word_regression import WordRegression
 from spin_neurons import install_command
@@ -158,17 +159,12 @@ class Scorer(nn.Module):
 
     def __init__(self, backbone: Backbone, fitted: FittedClassifier, multilabel: bool) -> None:
         super().__init__()
-        self.multilabel, head = multilabel, fitted.head
-        self.backbone, self.words = backbone, fitted.selection.words
+        self.backbone, self.multilabel, self.words = backbone, multilabel, fitted.selection.words
         self.encoder = None
         if fitted.selection.neurons:
             self.encoder = NeuronEncoder(backbone, split_segments(fitted.selection.neurons, [])[0])
         self.mean, self.scale = _constant(fitted.standardizer.mean), _constant(fitted.standardizer.scale)
-        self.inner = self.outer = None
-        if isinstance(head, MlpHead):
-            self.inner, self.outer = _layer(head.inner, head.inner_bias), _layer(head.outer)
-            head = head.linear
-        self.linear = _layer(head.coef, head.intercept)
+        self.head = fitted.head.graph()
 
     @property
     def input_names(self) -> list[str]:
@@ -196,10 +192,7 @@ class Scorer(nn.Module):
                 values = self.encoder(input_ids, mask | empty)[0]
             parts.append(values)
         features = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        x = (features - self.mean) / self.scale
-        logits: Tensor = self.linear(x)
-        if self.inner is not None and self.outer is not None:
-            logits = logits + self.outer(torch.tanh(self.inner(x)))
+        logits: Tensor = self.head((features - self.mean) / self.scale)
         return logits.sigmoid() if self.multilabel else logits.softmax(1)
 
 
@@ -216,25 +209,12 @@ def merge_one_text(encoder: NeuronEncoder, ids: Tensor, mask: Tensor, values: Te
     parts = []
     for column, part in zip(columns, values.split(encoder.segment.widths(encoder.backbone), 1), strict=True):
         share = shares["final" if column.site.kind == "final" else "content"].float().unsqueeze(1)
-        if column.pooling == "mean":
-            parts.append((part * share).sum(0, keepdim=True))
-        elif column.pooling == "max":
-            parts.append(torch.where(share > 0, part, -torch.inf).amax(0, keepdim=True))
-        else:
-            parts.append(part[:1] if column.pooling == "first" else part[-1:])
+        parts.append(find_pooling(column.pooling).merge(TensorWindows(part, share)))
     return torch.cat(parts, 1)
 
 
 def _constant(values: Floats) -> nn.Parameter:
     return nn.Parameter(torch.as_tensor(values, dtype=torch.float32), requires_grad=False)
-
-
-def _layer(weight: Floats, bias: Floats | None = None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight = _constant(weight)
-    if bias is not None:
-        layer.bias = _constant(bias)
-    return layer
 
 
 def _export_tokenizer(backbone: Backbone) -> Tokenizer:

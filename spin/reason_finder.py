@@ -16,7 +16,7 @@ from spin.activations.portions import divide_texts
 from spin.arrays import Floats
 from spin.attribution.reason_buffer import ReasonBuffer
 from spin.attribution.reasons import Reasons
-from spin.attribution.token_sums import TokenWeights
+from spin.attribution.token_sums import TokenWeights, warn_of_missing_shares
 from spin.attribution.word_sums import WordSums
 from spin.backbone.model import Backbone
 from spin.heads.attribution_weights import token_directions, token_weights
@@ -56,6 +56,7 @@ class ReasonFinder:
 
     def add_directions(self, segments: Sequence[BlockSegment]) -> list[BlockSegment]:
         """Segments that project the tokens too, on the heads at which texts can still stop."""
+        warn_of_missing_shares(self.fitted.selection.neurons)
         return [
             replace(segment, directions=token_directions(self.block_stops[index:], segment.neurons))
             for index, segment in enumerate(segments)

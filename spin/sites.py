@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from spin.errors import UserError
 
 Kind = Literal["resid", "ffn", "final"]
-Pooling = Literal["first", "last", "mean", "max"]
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
-"""ways to make one vector per document of the vectors of its tokens"""
 BY_WORDS = -1
 """depth of documents that their words alone decide, which the backbone does not even tokenize"""
 _PATTERN = re.compile(r"(resid|ffn|final)\.([0-9]{2}|[1-9][0-9]{2,3})")
@@ -53,7 +50,7 @@ class FeatureColumn:
 
     site: Site
     pooling: str
-    """mean, max, first or last"""
+    """the name of a `Pooling`, such as mean or max"""
 
     def __str__(self) -> str:
         return f"{self.site}.{self.pooling}"

@@ -18,10 +18,11 @@ from spin.activations.extract import read_activations, single_segment
 from spin.arrays import Floats
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.heads.decision import Decision
+from spin.heads.design import Design
 from spin.heads.early_exit import confidence, should_exit
+from spin.heads.feature_rows import FeatureRows
 from spin.heads.linear_head import LinearHead, Penalty
-from spin.integrate.feature_rows import FeatureRows
-from spin.integrate.fit_linear import Design, fit_linear
+from spin.integrate.fit_linear import fit_linear
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.process_group import ProcessGroup

@@ -11,10 +11,11 @@ from scipy.linalg import cholesky, solve_triangular
 from benchmarks.method.contenders import Answer, choose_strength, choose_targets, final_logits
 from benchmarks.method.corpora import Exam
 from spin.arrays import Floats, Rows
+from spin.heads.design import Design
+from spin.heads.feature_rows import FeatureRows
 from spin.heads.linear_head import Penalty
 from spin.integrate.feature_matrix import row_weights
-from spin.integrate.feature_rows import FeatureRows
-from spin.integrate.fit_linear import Design, fit_linear
+from spin.integrate.fit_linear import fit_linear
 from spin.labels.standardizer import Standardizer
 from spin.process_group import ProcessGroup
 

@@ -14,7 +14,7 @@ from benchmarks.speed.role import TransformerPeer
 from benchmarks.speed.trial import Trial
 from spin.arrays import Floats
 from spin.backbone.hub import silence_transformers
-from spin.backbone.pooling import pool
+from spin.poolings.registry import find_pooling
 
 _FITTED = 32
 """batch size, in documents, for the embeddings that the head is fitted on"""
@@ -63,7 +63,8 @@ def pipeline(trial: Trial) -> Embed:
         vectors = run(ordered, batch_size=batch, return_tensors=True, tokenize_kwargs=truncation)
         out = np.empty((len(texts), vectors[0].shape[-1]), np.float32)
         for row, count, values in zip(rows, counts, vectors, strict=True):
-            out[row] = pool(values[:, :count], torch.ones(1, count, dtype=torch.bool), trial.pooling).numpy()[0]
+            mask = torch.ones(1, count, dtype=torch.bool)
+            out[row] = find_pooling(trial.pooling).pool(values[:, :count], mask).numpy()[0]
         return out
 
     return embed
@@ -78,9 +79,8 @@ def loop(trial: Trial, dtype: torch.dtype) -> Embed:
         with torch.inference_mode():
             for rows, ids, mask in by_length(tokenizer, texts, batch, trial.plan.max_tokens):
                 tokens, attended = torch.from_numpy(ids), torch.from_numpy(mask)
-                out[rows] = pool(
-                    model(input_ids=tokens, attention_mask=attended)[0], attended.bool(), trial.pooling
-                ).numpy()
+                values = model(input_ids=tokens, attention_mask=attended)[0]
+                out[rows] = find_pooling(trial.pooling).pool(values, attended.bool()).numpy()
         return out
 
     return embed

@@ -19,9 +19,9 @@ from spin.heads.decision import Decision
 from spin.heads.held_out import HeldOutLogits
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
-from spin.monitor.drift import measure as measure_drift
+from spin.monitor.drift_statistics import list_breaking
 from spin.monitor.profile import Profile
-from spin.monitor.quality import BREAKS_ESTIMATE, QualitySums, estimate_quality
+from spin.monitor.quality import QualitySums, estimate_quality
 
 SPLITS, LEAST_INSIDE = 200, 180
 LEAST_KEPT = 184
@@ -189,8 +189,8 @@ def _estimate(kind: str, clean: _Read, read: _Read, y: Targets, more: float, spl
         inside += [estimate.low <= value <= estimate.high for estimate, value in pairs]
         gaps.append([estimate.value - value for estimate, value in pairs])
         widths.append(found.accuracy.high - found.accuracy.low)
-        drift = measure_drift(read.profile(night), clean.profile(known), read.spin.fitted.selection, 0.1)
-        withdrawn += any(each.drifted and each.name in BREAKS_ESTIMATE for each in drift)
+        drift = read.profile(night).drift_from(clean.profile(known), read.spin.fitted.selection, 0.1)
+        withdrawn += any(each.drifted and each.name in list_breaking() for each in drift)
     accuracy_gap, f1_gap = np.mean(gaps, axis=0).tolist()
     return Estimates(kind, *inside.tolist(), accuracy_gap, f1_gap, float(np.mean(widths)), withdrawn)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,59 +13,21 @@ from spin.backbone.digest import list_model_files
 from spin.errors import UserError
 from spin.settings import BackboneSettings
 
-_CREDENTIALS = (
-    ".env",
-    ".env.*",
-    "*.env",
-    ".envrc",
-    ".aws",
-    ".azure",
-    ".boto",
-    ".databrickscfg",
-    ".docker",
-    ".dockercfg",
-    ".git-credentials",
-    ".gnupg",
-    ".htpasswd",
-    ".kube",
-    ".my.cnf",
-    ".netrc",
-    "_netrc",
-    ".npmrc",
-    ".pgpass",
-    ".pypirc",
-    ".s3cfg",
-    ".secrets",
-    ".ssh",
-    ".vault-token",
-    "*.gpg",
-    "*.jks",
-    "*.kdbx",
-    "*.key",
-    "*.keystore",
-    "*.p12",
-    "*.pem",
-    "*.pfx",
-    "*.ppk",
-    "*credentials",
-    "*credentials.*",
-    "gcloud",
-    "id_dsa*",
-    "id_ecdsa*",
-    "id_ed25519*",
-    "id_rsa*",
-    "kubeconfig*",
-    "mlflow.db*",
-    "secret",
-    "secret.*",
-    "secrets",
-    "secrets.*",
-    "service-account*.json",
-    "service_account*.json",
-    "token",
-    "token.txt",
+_CREDENTIALS = re.compile(
+    r"""
+    \.env(\..*)? | .*\.env | \.envrc                                           # variables of the environment
+    | \.aws | \.azure | \.boto | \.databrickscfg | \.s3cfg | gcloud            # clouds
+    | \.docker | \.dockercfg | \.kube | kubeconfig.*                           # clusters
+    | \.git-credentials | \.htpasswd | [._]netrc | \.npmrc | \.pypirc          # servers
+    | \.my\.cnf | \.pgpass | mlflow\.db.*                                      # databases; mlflow.db is a registry
+    | \.gnupg | \.ssh | id_(dsa|ecdsa|ed25519|rsa).*                           # keys
+    | .*\.(gpg|jks|kdbx|key|keystore|p12|pem|pfx|ppk)
+    | \.secrets | \.vault-token | .*credentials(\..*)? | secrets?(\..*)?       # secrets by name
+    | service[-_]account.*\.json | token(\.txt)?
+    """,
+    re.VERBOSE | re.DOTALL,
 )
-"""patterns of names of files and folders that usually hold credentials, in lower case; mlflow.db is a registry"""
+"""names of files and folders that usually hold credentials, in lower case"""
 _LEFT_OUT = frozenset({".git", ".gitignore", ".rayignore", ".venv", "venv", "__pycache__"})
 """names that are never sent: Ray leaves out these folders, and what these lists name"""
 _SHOWN = 5
@@ -172,4 +134,4 @@ def _refuse_credentials(files: dict[str, Path]) -> None:
 
 def looks_like_credential(name: str) -> bool:
     """Whether a file or folder of this name usually holds credentials."""
-    return any(fnmatchcase(name.casefold(), pattern) for pattern in _CREDENTIALS)
+    return _CREDENTIALS.fullmatch(name.casefold()) is not None

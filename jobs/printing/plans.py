@@ -10,10 +10,10 @@ from jobs.printing.figures import format_bytes
 from spin.pages.number_format import counted
 
 if TYPE_CHECKING:
-    from pipelines.planning.estimate import Estimate
+    from pipelines.planning.estimate import NightEstimate
 
 
-def print_plan(estimate: Estimate) -> None:
+def print_plan(estimate: NightEstimate) -> None:
     """Print what a sample has shown of the documents, and what a night of them is estimated to take."""
     hours, store, intake = estimate.hours, estimate.store, estimate.intake
     terminal.say_about("sample", _describe_sample(estimate))
@@ -30,7 +30,7 @@ def print_plan(estimate: Estimate) -> None:
     terminal.say_about("store", [moved, "requests to the object store are not estimated"])
 
 
-def _describe_sample(estimate: Estimate) -> Iterator[str]:
+def _describe_sample(estimate: NightEstimate) -> Iterator[str]:
     sample, rates = estimate.sample, estimate.sample.documents_per_s
     yield (
         f"{counted(sample.documents, 'document')} of {estimate.source}{', all of it,' * sample.whole} in "
@@ -48,7 +48,7 @@ def _describe_sample(estimate: Estimate) -> Iterator[str]:
         yield f"{100 * sample.dead_share:.1f} % dead letters"
 
 
-def _describe_workers(estimate: Estimate) -> str:
+def _describe_workers(estimate: NightEstimate) -> str:
     """The workers that a deadline needs, or the reason why none suffice."""
     workers, within = estimate.deadline.workers, f"within {_format_hours(estimate.deadline.hours)}"
     if workers is None:

@@ -13,11 +13,11 @@ from jobs.printing.figures import format_minute
 
 if TYPE_CHECKING:
     from pipelines.registry.champion_history import ChampionEvent
-    from pipelines.registry.promotion.gate_check import GateCheck
+    from pipelines.registry.promotion.gate_checks import CheckResult
     from pipelines.registry.version_records import Version
 
 
-def print_gate(checks: Sequence[GateCheck]) -> None:
+def print_gate(checks: Sequence[CheckResult]) -> None:
     """Print one row per check of the gate and, below, what to do about those that failed."""
     table = Table("check", "found", "expected", "")
     for check in checks:

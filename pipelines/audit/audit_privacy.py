@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PrivacyAudit:
-    """What is revealed by what is stored for one version."""
+    """The privacy of one version: how much the numbers stored for it reveal."""
 
     model: str
     """registered name"""
@@ -85,7 +85,7 @@ class PrivacyAudit:
         return text
 
     def record(self) -> AuditRecord:
-        """What is kept with the version."""
+        """The record that is kept with the version."""
         metrics = {
             f"recovered_{figure.name.replace(' ', '_').replace(',', '')}": figure.recovery.every
             for figure in self.report.figures
@@ -132,7 +132,7 @@ def audit_privacy(
 
 
 def _stored_numbers(settings: Settings, audited: AuditedVersion) -> dict[str, Floats]:
-    """What a feature store or a table of predictions holds of texts: (n, d) by name, and as many random neurons."""
+    """The numbers (n, d) of texts in a feature store or a table of predictions, by name, and as many random neurons."""
     spin, texts = audited.spin, audited.texts
     backbone = load_backbone(settings.backbone, expect_digest=spin.backbone_digest)
     selection = spin.fitted.selection

@@ -64,7 +64,7 @@ class RobustnessAudit:
         return text if self.champion is None else f"{text} {_summarise(self.champion)}"
 
     def record(self) -> AuditRecord:
-        """What is kept with the version."""
+        """The record that is kept with the version."""
         figures = {f"{row.name}_loss": row.loss for row in self.report.at(MODERATE)}
         if self.champion is not None:
             champion = self.champion.report

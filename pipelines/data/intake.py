@@ -22,7 +22,6 @@ from pipelines.data.files import formats
 from pipelines.data.files.formats import MAX_BYTES, compression_codec
 from pipelines.data.files.input_files import InputFile
 from pipelines.data.files.kept_columns import (
-    check_kept_names,
     keep_column,
     merge_types,
     settle_types,
@@ -120,10 +119,8 @@ def plan_intake(files: Sequence[InputFile], data: DataSettings, *, bad: dict[str
     """The tasks of the intake: a pure function of the listing and the settings.
 
     Small files are joined to tasks of about 64 MB, a large CSV or compressed file is a task of its own, and a large
-    Parquet or JSONL file is divided by bytes. Empty files are added to `bad` with the reason. Raises UserError for a
-    kept column that the output cannot have.
+    Parquet or JSONL file is divided by bytes. Empty files are added to `bad` with the reason.
     """
-    check_kept_names(data)
     tasks: list[tuple[Piece, ...]] = []
     group: list[Piece] = []
     grouped = 0

@@ -24,6 +24,7 @@ from pipelines.registry.file_replacement import replace_evaluation_set, replace_
 from pipelines.registry.versions import Registry
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
+from pipelines.storage.records import from_json
 from pipelines.training.neurons import NEURONS
 from spin.errors import UserError
 from spin.settings import Settings
@@ -125,7 +126,7 @@ def _shorten(forgotten: ForgottenIds, frozen: EvaluationSet) -> EvaluationSet:
 def _without_causes(forgotten: ForgottenIds, text: str) -> Mapping[str, str] | None:
     """The files of a night's report without forgotten documents; None if it names none."""
     try:
-        report = NightReport.from_json(json.loads(text))
+        report = from_json(NightReport, json.loads(text))
     except ValidationError:
         _log.debug("a logged report is of a version that named no documents", exc_info=True)
         return None

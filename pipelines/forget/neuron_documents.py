@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 from pipelines.data.forgotten_ids import ForgottenIds
-from pipelines.training.neurons import NEURONS, NeuronRow, neurons_to_json
+from pipelines.training.neurons import NEURONS, neurons_from_json, neurons_to_json
 from spin.errors import UserError
 
 
 def without_top_documents(content: bytes, forgotten: ForgottenIds) -> bytes | None:
     """The content of `neurons.json` without forgotten documents; None if it names none. Raises UserError if damaged."""
     try:
-        rows = [NeuronRow.from_json(entry) for entry in json.loads(content)]
-    except (ValueError, KeyError, TypeError) as error:
+        rows = neurons_from_json(content)
+    except (ValueError, TypeError) as error:
         raise UserError(f"{NEURONS} is damaged or of another version ({error!r}); delete the version") from None
     named = [document.id for row in rows for document in row.top]
     gone = {named[at] for at in forgotten.find(named)}

@@ -21,7 +21,7 @@ from pipelines.nightly.observed_nights import describe_night
 from pipelines.nightly.pass_intake import kept_types
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.tables.night_records import lease_model
-from pipelines.nightly.tables.night_tables import NightTables
+from pipelines.nightly.tables.night_tables import NightTables, reserved_names
 from pipelines.nightly.tables.publication import claim_nights
 from pipelines.nightly.tables.resume import NightRequest, RefusedRun, choose_runs, find_unfinished
 from pipelines.registry.versions import Registry
@@ -90,7 +90,7 @@ def classify_nights(
     with NightOutcomes(settings, [model.name for model in requested], output, day) as outcomes:
         tables = _open_output(settings, source, output)
         source = normalize_uri(source)
-        check_kept_names(settings.data)
+        check_kept_names(settings.data, reserved_names())
         with_engine = weights_cache.with_engine(settings, "classify")
         chosen = choose_versions(requested)
         rejected: dict[str, str] = {}

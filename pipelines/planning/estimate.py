@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines.data.files import input_files, sharding
 from pipelines.data.files.input_files import InputFile
+from pipelines.data.files.kept_columns import check_kept_names
 from pipelines.data.files.shards import Shard, even_size
 from pipelines.data.intake import is_spooled, plan_intake
 from pipelines.data.spool import SPOOL
@@ -23,7 +24,8 @@ from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE, share_to_sampl
 from pipelines.nightly.steps.dedup import plan_partitions
 from pipelines.nightly.steps.intake_step import IDS
 from pipelines.nightly.steps.run_records import ClassifyCounts
-from pipelines.planning.sample import Piece, Sample, take_sample
+from pipelines.nightly.tables.night_tables import reserved_names
+from pipelines.planning.sample import MeasuredShard, NightSample, take_sample
 from pipelines.registry.versions import Registry
 from pipelines.storage.parquet import to_parquet
 from pipelines.workers.ray_cluster import cluster, worker_count
@@ -101,7 +103,7 @@ class StoreBytes:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class NightEstimate:
     """The estimated cost of a night. Field names are the keys of `spin plan --json`."""
 
     model: str
@@ -131,7 +133,7 @@ def estimate_night(
     model: str | None = None,
     deadline: float = 8.0,
     seconds: float = 60.0,
-) -> Estimate:
+) -> NightEstimate:
     """Estimate a night of so many documents like those of `source`, by default the training corpus.
 
     `deadline` is in hours; the sample takes `seconds` in this process. Several files are assumed to keep their size, a
@@ -142,6 +144,7 @@ def estimate_night(
     """
     _check_figures(documents=documents, deadline=deadline, seconds=seconds)
     documents, source = int(documents), source or settings.data.train
+    check_kept_names(settings.data, reserved_names())
     version = registry.resolve(model)
     rejected: dict[str, str] = {}
     files = input_files.list_files(source, bad=rejected)
@@ -163,7 +166,7 @@ def estimate_night(
     hours = _hours(sample, documents, count)
     needed = bisect_left(range(1, count + 1), True, key=lambda w: hours(w) <= deadline) + 1
 
-    return Estimate(
+    return NightEstimate(
         model=registry.name,
         model_version=version,
         source=source,
@@ -186,7 +189,7 @@ def _check_figures(**figures: float) -> None:
         raise UserError(f"--documents {figures['documents']:g}: expected a whole number, such as 5e6")
 
 
-def _sample_figures(sample: Sample, threads: int) -> SampleFigures:
+def _sample_figures(sample: NightSample, threads: int) -> SampleFigures:
     return SampleFigures(
         documents=sample.rows,
         whole=sample.whole,
@@ -217,7 +220,7 @@ def _count_shards(files: Sequence[InputFile], shards: Sequence[Shard], documents
     return max(1, math.ceil(round(documents * joined / size, 2)) + round(documents * divided))
 
 
-def _hours(sample: Sample, documents: int, shards: int) -> Callable[[int], float]:
+def _hours(sample: NightSample, documents: int, shards: int) -> Callable[[int], float]:
     """The function from a number of workers to the hours of the night."""
     classify_seconds = documents / median(sample.rates)
     intake_seconds = documents / _reading_rate(sample)
@@ -229,18 +232,18 @@ def _hours(sample: Sample, documents: int, shards: int) -> Callable[[int], float
     return hours
 
 
-def _reading_rate(sample: Sample) -> float:
+def _reading_rate(sample: NightSample) -> float:
     """Documents per second that are read, checked and spooled."""
     return sum(r.rows for r in sample.readings) / sum(r.seconds for r in sample.readings)
 
 
-def _share_with_dead(pieces: Sequence[Piece[ClassifyCounts]], size: float) -> float:
+def _share_with_dead(pieces: Sequence[MeasuredShard[ClassifyCounts]], size: float) -> float:
     """The share of shards of `size` documents with dead letters, from the share of the pieces, which are smaller."""
     share = sum(piece.counts.dead > 0 for piece in pieces) / len(pieces)
     return 1 - (1 - share) ** (size * len(pieces) / sum(piece.rows for piece in pieces))
 
 
-def _store_bytes(sample: Sample, documents: int, shards: int) -> StoreBytes:
+def _store_bytes(sample: NightSample, documents: int, shards: int) -> StoreBytes:
     """The bytes of reading the documents, and of what tasks and shards write and read again."""
     scale = documents / sum(reading.rows for reading in sample.readings)
     profiles = shards * _size(sample.pieces, PROFILE) / len(sample.pieces)
@@ -259,12 +262,12 @@ def _store_bytes(sample: Sample, documents: int, shards: int) -> StoreBytes:
     return StoreBytes(round(read), round(written))
 
 
-def _size(pieces: Sequence[Piece[Any]], ending: str) -> int:
+def _size(pieces: Sequence[MeasuredShard[Any]], ending: str) -> int:
     """Bytes of all files with an ending."""
     return sum(len(piece.files.get(ending, b"")) for piece in pieces)
 
 
-def _scaled_size(pieces: Sequence[Piece[Any]], ending: str, rows: float, files: float) -> float:
+def _scaled_size(pieces: Sequence[MeasuredShard[Any]], ending: str, rows: float, files: float) -> float:
     """Bytes of `rows` rows in `files` Parquet files.
 
     A straight line through two file sizes: the mean of the pieces' files, and one file of many rows of the pieces.

@@ -16,7 +16,7 @@ _OPTION = "--label-mix"
 
 
 def read_label_mix(values: Sequence[str]) -> dict[str, float]:
-    """Return the share of each class by the values of the option `--label-mix`; empty without any.
+    """The share of each class by the values of the option `--label-mix`; empty without any.
 
     A single value is a list such as `spam=0.2,ham=0.8`, or the name of a YAML or JSON file that holds a mapping. Of
     several values each is one class with its share, such as `spam=0.2`, in which a comma is part of the name. A mix
@@ -35,7 +35,7 @@ def read_label_mix(values: Sequence[str]) -> dict[str, float]:
 
 
 def weigh_classes(mix: Mapping[str, float], label_space: LabelSpace, y: Targets) -> Floats | None:
-    """Return the shares (K,) of the classes to come; None without a mix: they are those of the evaluation set.
+    """The shares (K,) of the classes to come; None without a mix: they are those of the evaluation set.
 
     `y` are the targets of the evaluation set. Raises UserError in a multi-label task, for classes that are missing or
     unknown, for shares that do not add up to 1, and for a class of which the evaluation set has no document.
@@ -66,7 +66,7 @@ def weigh_classes(mix: Mapping[str, float], label_space: LabelSpace, y: Targets)
 
 
 def _parse_share(part: str) -> tuple[str, float]:
-    """Return the class and the share of a text such as `spam=0.2`."""
+    """The class and the share of a text such as `spam=0.2`."""
     name, _, share = part.rpartition("=")
     error = UserError(
         f"{_OPTION}: found '{part.strip()}'; expected a share of each class, such as spam=0.2,ham=0.8; for classes "
@@ -82,7 +82,7 @@ def _parse_share(part: str) -> tuple[str, float]:
 
 
 def _read_file(path: Path) -> dict[str, float]:
-    """Return the share of each class by the mapping in a file."""
+    """The share of each class by the mapping in a file."""
     expected = "shares by class, such as {spam: 0.2, ham: 0.8}"
     mix: dict[str, float] = {}
     for name, share in read_terms(path, expected).items():

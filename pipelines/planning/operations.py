@@ -12,10 +12,9 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.planning.torch_threads import torch_threads
+from pipelines.planning.night_worker import as_night_worker
 from pipelines.registry.versions import Registry
 from pipelines.workers.progress import progress
-from pipelines.workers.weights_cache import with_engine
 from spin.arrays import Floats
 from spin.classifier import TrainedClassifier
 from spin.heads.decision import Decision
@@ -33,30 +32,19 @@ def measure_operations(settings: Settings, registry: Registry, number: str, text
     values, for every band. Speed is measured at full depth, and with exits without a band; with a band, fewer documents
     exit, and the seconds grow with the blocks that run. Runs as one worker of a night does.
     """
-    settings = _settings_of_worker(settings)
     threads = settings.ray.for_stage("classify").cpus_per_worker
     calibration = registry.calibration() if settings.backbone.dtype == "int8" else ()
     known: list[object] = []
-    with tempfile.TemporaryDirectory() as folder, torch_threads(threads):
+    with tempfile.TemporaryDirectory() as folder, as_night_worker(settings) as of_worker:
         registry.download(number, Path(folder))
         with progress("roi", len(get_args(Choice)), "classifiers") as advance:
             for choose in get_args(Choice):
-                full, early = (
-                    TrainedClassifier.open(Path(folder), _with_choice(settings, choose, exits), calibration=calibration)
-                    for exits in (False, True)
-                )
+                choices = [_with_choice(of_worker, choose, exits) for exits in (False, True)]
+                full, early = (TrainedClassifier.open(Path(folder), c, calibration=calibration) for c in choices)
                 if full.fitted.summary not in known:
                     known.append(full.fitted.summary)
                     yield from _operate(full, early, choose, texts, threads)
                 advance(1)
-
-
-def _settings_of_worker(settings: Settings) -> Settings:
-    """The settings with an engine, on the device that the workers of a night are given."""
-    settings = with_engine(settings, "classify")
-    if settings.ray.for_stage("classify").gpus_per_worker:
-        return settings
-    return settings.model_copy(update={"backbone": settings.backbone.model_copy(update={"device": "cpu"})})
 
 
 def _with_choice(settings: Settings, choose: Choice, exits: bool) -> Settings:

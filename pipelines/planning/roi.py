@@ -31,7 +31,7 @@ _BASELINES = {"tfidf": "words alone (TF-IDF)", "last_layer": "last layer of the 
 
 @dataclass(frozen=True)
 class RoiTerms:
-    """What the user expects and pays; all prices are in one currency."""
+    """The volume that a user expects, and prices; all are in one currency."""
 
     volume: float
     """documents to classify"""
@@ -144,7 +144,7 @@ def _alternatives(
 
 
 def _record(report: RoiReport) -> AuditRecord:
-    """What is kept with the version."""
+    """The record that is kept with the version."""
     return AuditRecord(
         "roi",
         summarise(report),

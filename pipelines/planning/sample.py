@@ -27,7 +27,7 @@ from pipelines.nightly.steps.intake_step import IntakeStep
 from pipelines.nightly.steps.run_records import ClassifyCounts, IntakeCounts, PassCounts
 from pipelines.nightly.tables.night_records import Run
 from pipelines.nightly.tables.passes import Pass
-from pipelines.planning.torch_threads import torch_threads
+from pipelines.planning.night_worker import as_night_worker
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import BadFileError
@@ -37,7 +37,6 @@ from pipelines.storage.shard_log import C, ShardLog
 from pipelines.workers.artifact_copy import ArtifactCopy
 from pipelines.workers.map_shards import Step, commit_shard
 from pipelines.workers.progress import progress
-from pipelines.workers.weights_cache import with_engine
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads import persistence
@@ -57,7 +56,7 @@ _READING = 0.25
 
 
 @dataclass(frozen=True)
-class Piece(Generic[C]):
+class MeasuredShard(Generic[C]):
     """The measurements of one committed shard, or of a part of one."""
 
     counts: C
@@ -73,14 +72,14 @@ class Piece(Generic[C]):
 
 
 @dataclass(frozen=True)
-class Sample:
+class NightSample:
     """The measurements that an estimate is computed from."""
 
     load_seconds: float
     """until a worker has loaded the model"""
-    pieces: list[Piece[ClassifyCounts]]
+    pieces: list[MeasuredShard[ClassifyCounts]]
     """classified"""
-    readings: list[Piece[IntakeCounts]]
+    readings: list[MeasuredShard[IntakeCounts]]
     """tasks of the intake"""
     text_read: int
     """bytes read to classify what these tasks took in"""
@@ -133,7 +132,7 @@ def take_sample(
     tasks: Sequence[Shard],
     seconds: float,
     sampled: float,
-) -> Sample:
+) -> NightSample:
     """Load a version, classify pieces of some shards until the seconds or the documents are used up, and take in tasks.
 
     `sampled` is the share of documents that a night keeps for the causes of drift.
@@ -141,12 +140,9 @@ def take_sample(
     be classified.
     """
     chosen = random.Random(settings.seed).sample(shards, min(len(shards), _SHARDS))
-    # without a cluster the backbone is read where the settings name it, and not fetched from the store
-    local = with_engine(settings, "classify")
-    local = local.model_copy(update={"ray": settings.ray.model_copy(update={"address": None})})
-    if not settings.ray.for_stage("classify").gpus_per_worker:
-        local = local.model_copy(update={"backbone": local.backbone.model_copy(update={"device": "cpu"})})
-    with tempfile.TemporaryDirectory() as scratch, torch_threads(settings.ray.for_stage("classify").cpus_per_worker):
+    with tempfile.TemporaryDirectory() as scratch, as_night_worker(settings) as of_worker:
+        # without a cluster the backbone is read where the settings name it, and not fetched from the store
+        local = of_worker.model_copy(update={"ray": settings.ray.model_copy(update={"address": None})})
         run, model = Store(f"{scratch}/run", retry_seconds=0), Path(scratch) / "model"
         model.mkdir(parents=True)
         registry.download(version, model)
@@ -161,12 +157,12 @@ def take_sample(
         reasons |= {piece.counts.bad for piece in pieces if piece.counts.bad is not None}
         raise UserError(f"none of the documents that were sampled can be classified: {', '.join(sorted(reasons))}")
     whole = ended and len(chosen) == len(shards)
-    return Sample(load, [p for p in pieces if p.rows], readings, text_read, whole, drift)
+    return NightSample(load, [p for p in pieces if p.rows], readings, text_read, whole, drift)
 
 
 def _pieces(
     step: Step[PassCounts], shards: Sequence[Shard], run: Store, seconds: float
-) -> tuple[list[Piece[ClassifyCounts]], bool]:
+) -> tuple[list[MeasuredShard[ClassifyCounts]], bool]:
     """Pieces of about equal size from all shards in turn, and whether all documents were used up in time."""
     for folder in ("cold", "warm"):
         first = _measure(step, next(sharding.split_shard(shards[0], _FIRST)), ShardLog(run / folder))
@@ -174,7 +170,7 @@ def _pieces(
     size = max(_FIRST, int(first.rows / first.seconds * seconds / _PIECES))
     turns = chain.from_iterable(zip_longest(*(sharding.split_shard(shard, size) for shard in shards)))
     total = min(sum(shard.documents for shard in shards), _PIECES * size)
-    pieces: list[Piece[ClassifyCounts]] = []
+    pieces: list[MeasuredShard[ClassifyCounts]] = []
     until = time.perf_counter() + seconds
     with progress("sample", total, "documents") as advance:
         for number, part in enumerate(part for part in turns if part is not None):
@@ -185,20 +181,20 @@ def _pieces(
     return pieces, True
 
 
-def _of_run(piece: Piece[PassCounts]) -> Piece[ClassifyCounts]:
+def _of_run(piece: MeasuredShard[PassCounts]) -> MeasuredShard[ClassifyCounts]:
     """The piece of the only run of a pass."""
     files = {ending.removeprefix(pass_ending("", 0)): data for ending, data in piece.files.items()}
-    return Piece(piece.counts.models[_RUN], piece.seconds, piece.read, files)
+    return MeasuredShard(piece.counts.models[_RUN], piece.seconds, piece.read, files)
 
 
 def _readings(
     run: Store, tasks: Sequence[Shard], settings: Settings, seconds: float
-) -> tuple[list[Piece[IntakeCounts]], int]:
+) -> tuple[list[MeasuredShard[IntakeCounts]], int]:
     """Tasks of the intake that hold rows, until the seconds are over; bytes read to classify what they took in."""
     data = settings.data.model_copy(update={"keep": {}})  # a few files need not have all columns
     size = PartSize.of(sum(task.bytes for task in tasks), settings.ray.shard_documents)
     step = IntakeStep(run, data, size, 0)
-    readings: list[Piece[IntakeCounts]] = []
+    readings: list[MeasuredShard[IntakeCounts]] = []
     until = time.perf_counter() + seconds
     for task in random.Random(settings.seed).sample(tasks, len(tasks)):
         reading = _measure(step, task, ShardLog(run))
@@ -238,7 +234,7 @@ def _job(run: Store, registry: Registry, version: str, model: Path, settings: Se
     return ClassifyJob((job,), pa.schema([]), alone)
 
 
-def _measure(step: Step[C], shard: Shard, shard_log: ShardLog) -> Piece[C]:
+def _measure(step: Step[C], shard: Shard, shard_log: ShardLog) -> MeasuredShard[C]:
     """Commit a shard as a worker does, and measure it."""
     with count_input_reads() as reads:
         start = time.perf_counter()
@@ -247,4 +243,4 @@ def _measure(step: Step[C], shard: Shard, shard_log: ShardLog) -> Piece[C]:
     log_keys = (shard_log.attempt_key(shard.name), shard_log.outcome_key(shard.name))
     files = {"json": b"".join(shard_log.store.read(key) or b"" for key in log_keys)}
     files |= {key.partition(".")[2]: shard_log.store.read(key) or b"" for key in outcome.files}
-    return Piece(outcome.counts, seconds, reads.read, files)
+    return MeasuredShard(outcome.counts, seconds, reads.read, files)

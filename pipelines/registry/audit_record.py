@@ -1,4 +1,4 @@
-"""What an audit leaves with a version: a run with figures and files, and a section of the version's description."""
+"""The record of an audit at a version: a run with figures and files, and a section of the version's description."""
 
 from __future__ import annotations
 

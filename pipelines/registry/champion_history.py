@@ -6,7 +6,9 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from pipelines.storage.records import from_json
 
 BEST_CHAMPION = "best_champion"
 """the check of the gate that compares a version with the best of all champions that count"""
@@ -15,7 +17,7 @@ _PREFIX = "spin.history."
 Move = Literal["promote", "rollback"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ChampionEvent:
     """A version became the champion."""
 
@@ -24,7 +26,7 @@ class ChampionEvent:
     who: str
     """the user whose command it was"""
     move: Move
-    from_version: str | None
+    from_version: str | None = None
     """the champion before; None for the first"""
     to_version: str
     why: str
@@ -41,40 +43,6 @@ class ChampionEvent:
     """of `from_version` on the same documents"""
     evaluation: str | None = None
     """what the predictions in the run depend on, see `evaluation_key`; None where the run keeps none"""
-
-    def to_json(self) -> str:
-        event: dict[str, Any] = {
-            "who": self.who,
-            "when": self.when,
-            "move": self.move,
-            "from": self.from_version,
-            "to": self.to_version,
-            "why": self.why,
-            "run": self.run,
-        }
-        if self.move == "promote":
-            event["forced"] = list(self.forced)
-        gate = {"score": self.score, "measured": self.measured}
-        gate |= {"score_before": self.score_before, "evaluation": self.evaluation}
-        return json.dumps(event | {name: value for name, value in gate.items() if value is not None})
-
-    @classmethod
-    def from_json(cls, text: str) -> ChampionEvent:
-        event = json.loads(text)
-        return cls(
-            when=event["when"],
-            who=event["who"],
-            move=event["move"],
-            from_version=event["from"],
-            to_version=event["to"],
-            why=event["why"],
-            run=event["run"],
-            forced=tuple(event.get("forced", ())),
-            score=event.get("score"),
-            measured=event.get("measured"),
-            score_before=event.get("score_before"),
-            evaluation=event.get("evaluation"),
-        )
 
 
 def event_tags(tags: Mapping[str, str]) -> frozenset[str]:
@@ -94,7 +62,7 @@ def next_tag(tags: frozenset[str]) -> str:
 
 def read_events(tags: Mapping[str, str]) -> list[ChampionEvent]:
     """The events in the tags of a registered model, oldest first."""
-    numbered = [(name.split(".")[2], ChampionEvent.from_json(tags[name])) for name in event_tags(tags)]
+    numbered = [(name.split(".")[2], from_json(ChampionEvent, json.loads(tags[name]))) for name in event_tags(tags)]
     return [event for _, event in sorted(numbered, key=lambda pair: (pair[0], pair[1].when))]
 
 

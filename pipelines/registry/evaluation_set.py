@@ -38,7 +38,7 @@ class EvaluationSet:
         return b"".join(self.json_parts())
 
     def json_parts(self) -> Iterator[bytes]:
-        """The same, a document at a time, since there may be many."""
+        """The parts of the stored set, a document at a time, since there may be many."""
         yield b"["
         for number, row in enumerate(zip(self.ids, self.texts, self.labels, strict=True)):
             yield (b", " if number else b"") + json.dumps(dict(zip(_FIELDS, row, strict=True))).encode()

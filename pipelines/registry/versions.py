@@ -17,6 +17,7 @@ from pipelines.registry import evaluation_set, packaging
 from pipelines.registry.audit_record import AuditRecord
 from pipelines.registry.champion_history import Move
 from pipelines.registry.evaluation_set import EvaluationSet
+from pipelines.registry.logged_data import LoggedData
 from pipelines.registry.mlflow_client import Tracking
 from pipelines.registry.night_summary import NightSummary
 from pipelines.registry.version_records import RegisteredVersion, TrainingRecord, Version
@@ -143,7 +144,7 @@ class Registry:
             raise UserError(
                 f"'{reference}' is not a model here; expected models:/{self.name}@alias or models:/{self.name}/N"
             )
-        numbers, aliases = self._numbers(), self._aliases()
+        numbers, aliases = [str(v.version) for v in self._model_versions()], self._aliases()
         target = aliases.get(alias) if alias else number
         if target in numbers:
             return str(target)
@@ -165,51 +166,49 @@ class Registry:
 
     def log_night(self, number: str, night: NightSummary, reports: Mapping[str, bytes]) -> None:
         """Log a night under a version as a run with metrics and report files, unless it is logged already."""
-        import mlflow
-
         tags = night.tags(number)
         with self.tracking.session():
-            experiment = self.tracking.experiment()
             # an interrupted run has its tags, but not its metrics
             finished = f"attributes.status = 'FINISHED' and tags.`spin.night` = '{night.date}'"
-            logged = self._client.search_runs([experiment], finished)
+            logged = self._client.search_runs([self.tracking.experiment()], finished)
             if any(tags.items() <= run.data.tags.items() for run in logged):
                 return
-            with mlflow.start_run(experiment_id=experiment, run_name=f"night {night.run}", tags=tags) as run:
-                mlflow.log_metrics(night.metrics())
-                if night.data is not None:
-                    self._client.log_inputs(run.info.run_id, [night.data.to_input("inference")])
-                for file, data in reports.items():
-                    mlflow.log_text(data.decode(), file)
+            texts = {file: data.decode() for file, data in reports.items()}
+            self._log_run(f"night {night.run}", tags, night.metrics(), texts, night.data)
 
     def log_gate(
         self, number: str, move: Move, tags: Mapping[str, str], metrics: Mapping[str, float], files: Mapping[str, str]
     ) -> str:
         """Log the checks before a promotion or rollback as a run with text files by name; returns the run's id."""
-        import mlflow
-
-        tags = {"spin.version": number, "spin.move": move, **tags}
-        with self.tracking.session():
-            experiment = self.tracking.experiment()
-            with mlflow.start_run(experiment_id=experiment, run_name=f"{move} {number}", tags=tags) as run:
-                mlflow.log_metrics(dict(metrics))
-                for file, text in files.items():
-                    mlflow.log_text(text, file)
-            return str(run.info.run_id)
+        return self._log_run(f"{move} {number}", {"spin.version": number, "spin.move": move, **tags}, metrics, files)
 
     def log_audit(self, number: str, audit: AuditRecord) -> None:
         """Log an audit of a version as a run with metrics and files, and add its summary to the description."""
-        import mlflow
-
         tags = {"spin.version": number, "spin.audit": audit.kind}
+        self._log_run(f"audit {audit.kind} {number}", tags, audit.metrics, audit.files)
         with self.tracking.session():
-            experiment = self.tracking.experiment()
-            with mlflow.start_run(experiment_id=experiment, run_name=f"audit {audit.kind} {number}", tags=tags):
-                mlflow.log_metrics(dict(audit.metrics))
-                for file, text in audit.files.items():
-                    mlflow.log_text(text, file)
             description = self._client.get_model_version(self.name, number).description or ""
             self._client.update_model_version(self.name, number, audit.add_to(description))
+
+    def _log_run(
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        metrics: Mapping[str, float],
+        files: Mapping[str, str],
+        read: LoggedData | None = None,
+    ) -> str:
+        """Log a run with metrics, text files by name and the data that was read; returns its id."""
+        import mlflow
+
+        with self.tracking.session():
+            with mlflow.start_run(experiment_id=self.tracking.experiment(), run_name=name, tags=dict(tags)) as run:
+                mlflow.log_metrics(dict(metrics))
+                if read is not None:
+                    self._client.log_inputs(run.info.run_id, [read.to_input("inference")])
+                for file, text in files.items():
+                    mlflow.log_text(text, file)
+            return str(run.info.run_id)
 
     def read_run_file(self, run: str, file: str) -> str | None:
         """The text of a file of an MLflow run, such as one of `log_gate`; None if either no longer exists."""
@@ -349,9 +348,6 @@ class Registry:
         """MLflow's records of the versions, newest first."""
         with self.tracking.session():
             return sorted(self._client.search_model_versions(f"name='{self.name}'"), key=lambda v: -int(v.version))
-
-    def _numbers(self) -> list[str]:
-        return [str(v.version) for v in self._model_versions()]
 
     def _aliases(self) -> dict[str, str]:
         """Version number by alias."""

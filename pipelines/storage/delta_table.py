@@ -31,7 +31,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, RemoveAction
 
 from pipelines.service_errors import UnavailableError
-from pipelines.storage.filesystem import DEADLINE, SERVICE_MODELS, store_errors
+from pipelines.storage.filesystem import DEADLINE, FULL, REFUSED, SERVICE_MODELS, store_error, store_errors
 from pipelines.storage.object_store import Store
 from spin.errors import SpinError, UserError, shorten_message
 
@@ -46,11 +46,8 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 _DEFAULT_REGION = "us-east-1"
 """region in requests to servers that have none; AWS needs the real one, from AWS_REGION or the profile"""
 
-_REFUSED = re.compile(
-    r"AccessDenied|ExpiredToken|InvalidAccessKeyId|SignatureDoesNotMatch|InvalidToken|\b403 Forbidden"
-    r"|\(os error (1|13)\)"
-)
-_FULL = re.compile(r"QuotaExceeded|EntityTooLarge|XMinioStorageFull|InsufficientStorage|\b507\b|\(os error (28|122)\)")
+_REFUSED = re.compile("|".join((*REFUSED, r"\b403 Forbidden", r"\(os error (1|13)\)")))
+_FULL = re.compile("|".join((*FULL, r"\b507\b", r"\(os error (28|122)\)")))
 _MISSING = re.compile(r"NoSuchBucket")
 _UNANSWERED = re.compile(r"Generic S3 error")
 """a request that failed after all its attempts, also while a checkpoint is read, where it is no OSError"""
@@ -336,13 +333,9 @@ def _raise_for(what: str, error: Exception) -> NoReturn:
     text, reason = str(error), _reason(error)
     if _MISSING.search(text):
         raise UserError(f"{what}: not found ({reason})") from None
-    if _FULL.search(text):
-        full = f"{what}: the store is full ({reason}); free space, then run it again to resume"
-        raise UnavailableError(full) from None
-    if _REFUSED.search(text):
-        raise UserError(f"{what}: the store refuses the credentials ({reason}); check the environment") from None
-    if isinstance(error, OSError) or _UNANSWERED.search(text):
-        raise UnavailableError(f"{what}: the store does not answer ({reason}); try again") from None
+    full, refused = _FULL.search(text) is not None, _REFUSED.search(text) is not None
+    if full or refused or isinstance(error, OSError) or _UNANSWERED.search(text):
+        raise store_error(what, reason, full=full, refused=refused) from None
     if isinstance(error, DeltaError):
         raise UserError(f"{what}: the table is damaged or of another version ({reason})") from None
     raise UserError(f"{what}: the table does not take this ({reason}); nothing was changed") from None

@@ -27,17 +27,17 @@ from botocore.loaders import create_loader
 from s3fs.core import set_custom_error_handler
 
 from pipelines.service_errors import UnavailableError
-from pipelines.storage.store_requests import count_requests
+from pipelines.storage.store_requests import PROCESS_REQUESTS
 from spin.errors import SpinError, UserError, shorten_message
 from spin.settings import holds_user_part, mask_credentials
 
 _log = logging.getLogger(__name__)
-_REFUSED = ("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
-
+REFUSED = ("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch")
+"""codes with which a store refuses credentials"""
 _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, PermissionError)
 
-_FULL = ("QuotaExceeded", "EntityTooLarge", "XMinioStorageFull", "InsufficientStorage", "507")
-
+FULL = ("QuotaExceeded", "EntityTooLarge", "XMinioStorageFull", "InsufficientStorage")
+"""codes of a store that is full"""
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 PARALLEL_REQUESTS = 32
@@ -129,7 +129,7 @@ def _session() -> AioSession:
     session = AioSession()
     session.register_component("data_loader", SERVICE_MODELS)
     session.unregister("before-call.s3", add_expect_header)
-    count_requests(session)
+    PROCESS_REQUESTS.watch(session)
     return session
 
 
@@ -151,13 +151,22 @@ def store_errors(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {_reason(error)}") from None
     except (BotoCoreError, ClientError, Boto3Error, OSError) as error:
         _log.debug("%s: the store raised an error", what, exc_info=True)
-        if _code(error) in _FULL or getattr(error, "errno", None) in _FULL_DISK:
-            full = f"{what}: the store is full ({_reason(error)}); free space, then run it again to resume"
-            raise UnavailableError(full) from None
-        if isinstance(error, _NO_CREDENTIALS) or _code(error) in _REFUSED:
-            refused = f"{what}: the store refuses the credentials ({_reason(error)}); check the environment"
-            raise UserError(refused) from None
-        raise UnavailableError(f"{what}: the store does not answer ({_reason(error)}); try again") from None
+        code = _code(error)
+        raise store_error(
+            what,
+            _reason(error),
+            full=code in (*FULL, "507") or getattr(error, "errno", None) in _FULL_DISK,
+            refused=isinstance(error, _NO_CREDENTIALS) or code in (*REFUSED, "403"),
+        ) from None
+
+
+def store_error(what: str, reason: str, *, full: bool, refused: bool) -> SpinError:
+    """The error for a store that is full, or else refuses the credentials, or else does not answer."""
+    if full:
+        return UnavailableError(f"{what}: the store is full ({reason}); free space, then run it again to resume")
+    if refused:
+        return UserError(f"{what}: the store refuses the credentials ({reason}); check the environment")
+    return UnavailableError(f"{what}: the store does not answer ({reason}); try again")
 
 
 def _code(error: BaseException) -> str:

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -22,7 +22,7 @@ import psutil
 
 from pipelines.service_errors import HeldError
 from pipelines.storage.object_store import Store
-from pipelines.storage.records import from_json
+from pipelines.storage.records import NullsWritten, from_json, to_bytes
 from spin.errors import SpinError
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _INTERRUPTED_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class LeaseRecord:
+class LeaseRecord(NullsWritten):
     """The content of an object `_lease/NNNNNN`."""
 
     holder: str
@@ -44,7 +44,7 @@ class LeaseRecord:
     """process of the holder"""
     started: str | None
     """when that process started, in clock ticks since boot: a pid may belong to another process by now"""
-    token: str
+    holder_id: str
     """random, one per run"""
     beat: str
     """random, new in every write: a lease whose beat changes has a living holder"""
@@ -52,9 +52,6 @@ class LeaseRecord:
     """seconds without a new beat after which another run may take the store"""
     ended: bool
     """whether the holder has released the store"""
-
-    def to_bytes(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
 
     def is_dead(self) -> bool:
         """Whether the process of the holder belongs to this kernel and no longer exists."""
@@ -74,7 +71,16 @@ class Lease:
     def __init__(self, store: Store, *, ttl: float = 30.0) -> None:
         self.store, self.ttl = store, ttl
         self.holder = f"{user_name()}@{socket.gethostname()} process {os.getpid()}"
-        self.token = uuid.uuid4().hex
+        self._record = LeaseRecord(
+            holder=self.holder,
+            kernel=_kernel(),
+            pid=os.getpid(),
+            started=_start_time(os.getpid()),
+            holder_id=uuid.uuid4().hex,
+            beat="",
+            ttl=ttl,
+            ended=False,
+        )
         self.number = 0
         """of the lease, once it is held; higher than that of every earlier holder"""
         self._confirmed = -math.inf
@@ -127,8 +133,8 @@ class Lease:
 
     def _holds(self) -> bool:
         asked = time.monotonic()
-        record = self._read(self.number)
-        holds = record is not None and record.token == self.token and self._numbers()[-1:] == [self.number]
+        record, own = self._read(self.number), self._record.holder_id
+        holds = record is not None and record.holder_id == own and self._numbers()[-1:] == [self.number]
         self._confirmed = asked if holds else -math.inf
         return holds
 
@@ -171,16 +177,7 @@ class Lease:
                 )
 
     def _content(self, *, ended: bool = False) -> bytes:
-        return LeaseRecord(
-            holder=self.holder,
-            kernel=_kernel(),
-            pid=os.getpid(),
-            started=_start_time(os.getpid()),
-            token=self.token,
-            beat=uuid.uuid4().hex,
-            ttl=self.ttl,
-            ended=ended,
-        ).to_bytes()
+        return to_bytes(replace(self._record, beat=uuid.uuid4().hex, ended=ended))
 
     def _read(self, number: int) -> LeaseRecord | None:
         data = self.store.read(_lease_key(number))

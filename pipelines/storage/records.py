@@ -26,7 +26,8 @@ def to_json(record: Any, kind: Any = None) -> Any:
     if isinstance(record, (list, tuple)):
         return [to_json(item) for item in record]
     adapter: TypeAdapter[Any] = _adapter(cast(Any, kind or type(record)))
-    return adapter.dump_python(record, mode="json", exclude_none=not isinstance(record, NullsWritten))
+    exclude_none = not isinstance(record, NullsWritten)
+    return adapter.dump_python(record, mode="json", by_alias=True, exclude_none=exclude_none)
 
 
 def to_bytes(record: Any) -> bytes:

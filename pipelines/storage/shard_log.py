@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTally:
-    """What a committed shard adds to the counters that operators look at."""
+    """The addition of a committed shard to the counters that operators look at."""
 
     documents: int
     """documents read"""
@@ -55,7 +55,7 @@ class ShardCounts:
         return 0
 
     def tallies(self) -> Mapping[str | None, ShardTally]:
-        """What the shard adds to counters, by the name of a run; under None what was done for all runs at once."""
+        """The additions of the shard to counters, by the name of a run; under None those for all runs at once."""
         return {None: ShardTally(documents=self.rows)}
 
 
@@ -140,7 +140,7 @@ class AttemptNote:
 
 @dataclass(frozen=True)
 class _AttemptRecord:
-    """The content of `attempts/TOKEN/NAME.json`."""
+    """The content of `attempts/CLAIM/NAME.json`."""
 
     id: str
     """of the last try, random: a create whose response was lost finds its own record"""
@@ -205,7 +205,7 @@ class LogLayout:
     """folder of the log, such as `_runs/RUN`; by default the store itself"""
     data: Mapping[str, str] = field(default_factory=dict)
     """folder in the store by file-name ending: with `{"predictions.parquet": "predictions/RUN"}` that file of a shard
-    is `predictions/RUN/SHARD-TOKEN-ATTEMPT.parquet`; files with other endings are written next to the outcomes"""
+    is `predictions/RUN/SHARD-CLAIM-ATTEMPT.parquet`; files with other endings are written next to the outcomes"""
 
     def key(self, *parts: str) -> str:
         """A key in the folder of the log."""
@@ -213,13 +213,13 @@ class LogLayout:
 
 
 class ShardLog:
-    """The log of a run's shards: outcomes under `parts/`, tries under `attempts/TOKEN/`.
+    """The log of a run's shards: outcomes under `parts/`, tries under `attempts/CLAIM/`.
 
     A shard is committed by `parts/NAME.json`. It is created only if there is none, so that the first outcome of a
     shard is the only one, whoever else computes the shard. It names the shard's files with their digests. These are
     written before it, under names that no other try uses, created only if absent and never replaced:
-    `SHARD-TOKEN-ATTEMPT`. The token is the number of the driver. Tries are kept per token, so a new driver blames
-    nothing for what happened under another one.
+    `SHARD-CLAIM-ATTEMPT`. The claim is the number of the driver's claim, of its lease in a training. Tries are kept per
+    claim, so a new driver blames nothing for what happened under another one.
 
     Every request is retried for the `retry_seconds` of the store after its first failure. `node` is the node of this
     process, and `lost_nodes` returns the nodes that no longer exist: a try on one of them did not crash, its node was
@@ -230,12 +230,12 @@ class ShardLog:
         self,
         store: Store,
         *,
-        token: int = 0,
+        claim: int = 0,
         layout: LogLayout = LogLayout(),
         node: str = "",
         lost_nodes: Callable[[], Collection[str]] = frozenset,
     ) -> None:
-        self.store, self.token, self.layout = store, token, layout
+        self.store, self.claim, self.layout = store, claim, layout
         self._node, self._lost_nodes = node, lost_nodes
 
     @contextmanager
@@ -285,7 +285,7 @@ class ShardLog:
         return [_shard_name(key) for key in keys if key.endswith(".json")]
 
     def begun(self) -> list[str]:
-        """The names of the shards that were tried under this token, committed or not, in order."""
+        """The names of the shards that were tried under this claim, committed or not, in order."""
         return [_shard_name(key) for key in self._request(self.store.list, self._attempts)]
 
     def outcome_key(self, name: str) -> str:
@@ -298,7 +298,7 @@ class ShardLog:
 
     @property
     def _attempts(self) -> str:
-        return self.layout.key("attempts", f"{self.token:06d}")
+        return self.layout.key("attempts", f"{self.claim:06d}")
 
     def _request(self, operation: Callable[..., Any], *args: Any) -> Any:
         return retry_unavailable(self.store)(operation, *args)
@@ -333,7 +333,7 @@ class ShardLog:
             number += 1
 
     def _file_key(self, name: str, ending: str, number: int) -> str:
-        stem, folder = f"{name}-{self.token:06d}-{number}", self.layout.data.get(ending)
+        stem, folder = f"{name}-{self.claim:06d}-{number}", self.layout.data.get(ending)
         if folder is None:
             return self.layout.key("parts", f"{stem}.{ending}")
         return f"{folder}/{stem}.{ending.rpartition('.')[2]}"

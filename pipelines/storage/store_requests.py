@@ -21,33 +21,37 @@ class RequestTotals:
     """by operation and error: the HTTP status, or `unanswered`"""
 
     def since(self, earlier: RequestTotals) -> RequestTotals:
-        """What was added after earlier totals."""
+        """The requests after earlier totals."""
         return RequestTotals(self.requests - earlier.requests, self.errors - earlier.errors)
 
 
-_LOCK = threading.Lock()
-"""held while totals change: every thread with a file system has its own event loop"""
-_totals = RequestTotals()
+class RequestCounter:
+    """Counts the requests of the sessions that it watches, not those of Delta commits, which botocore does not send."""
+
+    def __init__(self) -> None:
+        self._totals = RequestTotals()
+        self._lock = threading.Lock()  # every thread with a file system has its own event loop
+
+    def watch(self, session: Any) -> None:
+        """Count all requests of the clients that a session of aiobotocore makes from now on."""
+        session.register("response-received.s3", self._count_answer)
+
+    def totals(self) -> RequestTotals:
+        """The totals until now."""
+        with self._lock:
+            return RequestTotals(self._totals.requests.copy(), self._totals.errors.copy())
+
+    def _count_answer(self, response_dict: dict[str, Any] | None, event_name: str, **_: Any) -> None:
+        """Called by botocore after each attempt at a request; `response_dict` is None if no answer came."""
+        operation = event_name.rpartition(".")[2]
+        status = None if response_dict is None else int(response_dict["status_code"])
+        with self._lock:
+            self._totals.requests[operation] += 1
+            if status is None:
+                self._totals.errors[operation, "unanswered"] += 1
+            elif status >= 400 and status not in _EXPECTED:
+                self._totals.errors[operation, str(status)] += 1
 
 
-def request_totals() -> RequestTotals:
-    """The totals of this process. Requests of Delta commits, which are not sent by botocore, are not among them."""
-    with _LOCK:
-        return RequestTotals(_totals.requests.copy(), _totals.errors.copy())
-
-
-def count_requests(session: Any) -> None:
-    """Count all requests of the clients that a session of aiobotocore makes from now on."""
-    session.register("response-received.s3", _count_answer)
-
-
-def _count_answer(response_dict: dict[str, Any] | None, event_name: str, **_: Any) -> None:
-    """Called by botocore after each attempt at a request; `response_dict` is None if no answer came."""
-    operation = event_name.rpartition(".")[2]
-    status = None if response_dict is None else int(response_dict["status_code"])
-    with _LOCK:
-        _totals.requests[operation] += 1
-        if status is None:
-            _totals.errors[operation, "unanswered"] += 1
-        elif status >= 400 and status not in _EXPECTED:
-            _totals.errors[operation, str(status)] += 1
+PROCESS_REQUESTS = RequestCounter()
+"""of all stores and inputs that this process opens"""

@@ -17,11 +17,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from uuid import NAMESPACE_URL, uuid5
 
-import attr
 from openlineage.client import OpenLineageClient
 from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
 from openlineage.client.facet_v2 import (
-    RunFacet,
     dataset_type_dataset,
     dataset_version_dataset,
     documentation_job,
@@ -116,27 +114,6 @@ def _create_client() -> OpenLineageClient:
     return client
 
 
-@attr.define
-class SpinRunFacet(RunFacet):
-    """The run of SPIN that a process works on."""
-
-    run: str
-    """name of the run"""
-    model: str
-    """name of the registered model"""
-    process: int
-    """number of this process among those of the run: a later one has a larger number"""
-    modelVersion: str | None = None
-    """of the model that classifies a night"""
-    night: str | None = None
-    """date of the night"""
-
-    @staticmethod
-    def _get_schema() -> str:
-        """Return the URL of the schema; the client has no public way for a facet of one's own to name it."""
-        return f"{PRODUCER}#SpinRunFacet-1-0-0"
-
-
 def _make_event(state: RunState, run: RunRecord, id: str) -> RunEvent:
     """The event that a process, which `id` names, has begun or ended its work on a run."""
     kind = job_type_job.JobTypeJobFacet(
@@ -163,16 +140,18 @@ def _make_event(state: RunState, run: RunRecord, id: str) -> RunEvent:
     )
 
 
-def _run_facets(run: RunRecord) -> dict[str, RunFacet]:
-    facets: dict[str, RunFacet] = {
-        "spin_run": SpinRunFacet(
-            run=run.run.name,
-            model=run.run.model,
-            process=run.number,
-            modelVersion=run.model_version,
-            night=run.date,
-            producer=PRODUCER,  # type: ignore[call-arg]  # a field of the client's base class
-        ),
+def _run_facets(run: RunRecord) -> dict[str, Any]:
+    facets: dict[str, Any] = {
+        # SPIN's own, for which the client has no class
+        "spin_run": {
+            "_producer": PRODUCER,
+            "_schemaURL": f"{PRODUCER}#SpinRunFacet-1-0-0",
+            "run": run.run.name,
+            "model": run.run.model,
+            "process": run.number,
+            "modelVersion": run.model_version,
+            "night": run.date,
+        },
         "processing_engine": processing_engine_run.ProcessingEngineRunFacet(
             version=importlib.metadata.version("spin-neurons"), name="spin", producer=PRODUCER
         ),

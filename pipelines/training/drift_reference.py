@@ -58,5 +58,5 @@ def describe_reference(
                 profile = Profile.from_outputs(spin.label_space, fitted, logits, values, read)
                 profiles[name] = profiles[name] + profile if name in profiles else profile
         for prefix, profile in profiles.items():
-            tensors |= {f"{prefix}.{name}": tensor for name, tensor in profile.to_tensors().items()}
+            tensors |= {f"{prefix}.{name}": tensor for name, tensor in profile.sums.items()}
     return bytes(save_tensors(tensors))

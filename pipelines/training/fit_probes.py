@@ -38,7 +38,7 @@ from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, ProbeSummary, fit_probes, warn_of_inexact_probes
 from spin.sparsify.ridge import RidgeImportance, fit_ridge
 
-FORMAT = 8
+FORMAT = 9
 _PROBE = ".safetensors"
 _WORDS = "words.tfidf"
 """key of the word regression; empty where no term is in enough documents"""
@@ -135,7 +135,7 @@ def _reads_words(settings: Settings) -> bool:
 
 def read_probe(store: Store, column: FeatureColumn) -> Probe:
     """The probe of a feature column. Raises UserError if the store does not hold it."""
-    return Probe.from_bytes(_read(store, _key(column)))
+    return Probe.from_bytes(column, _read(store, _key(column)))
 
 
 def read_ridge(store: Store, column: FeatureColumn) -> RidgeImportance:

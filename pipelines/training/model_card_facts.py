@@ -1,4 +1,4 @@
-"""The files that describe an artifact and lie next to it: its neurons and its model card."""
+"""The facts of the model card of a trained classifier, from its training."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
-from pipelines.data.corpus import Corpus
-from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
-from pipelines.training.neurons import NEURONS, describe_neurons, neurons_to_json
 from spin.classifier import TrainedClassifier
 from spin.heads import persistence
 from spin.heads.abstention import ErrorPromise
 from spin.heads.held_out import HeldOutLogits
 from spin.labels.metrics import ClassFigures
-from spin.monitor.quality import BREAKS_ESTIMATE, LEAST_DOCUMENTS, expect_quality
-from spin.pages.model_card import CARD, CardFacts, ContenderResult, QualityFacts, model_card
+from spin.monitor.drift_statistics import list_breaking
+from spin.monitor.quality import LEAST_DOCUMENTS, expect_quality
+from spin.pages.model_card import CardFacts, ContenderResult, QualityFacts, model_card
 from spin.settings import Settings
 
 _NIGHT = 10_000
@@ -37,25 +35,21 @@ class Comparison:
     """sentences on the table, such as on baselines that are missing or that were fitted on a sample"""
 
 
-def describe_artifact(
+def build_card(
     settings: Settings,
     spin: TrainedClassifier,
-    features: FeatureShards,
     labels: Labels,
     figures: Comparison,
     *,
     held_out: HeldOutLogits,
-    promise: ErrorPromise | None = None,
+    promise: ErrorPromise | None,
     fingerprint: str,
-    texts: Corpus | None = None,
-) -> dict[str, bytes]:
-    """Return `neurons.json` and `MODEL_CARD.md` by name.
+) -> str:
+    """The model card as Markdown.
 
     `held_out` are the logits of the test documents that the version carries, and `promise` is what they prove of
-    `decision.max_error`; `fingerprint` is that of the probes. If `texts` is the corpus, `neurons.json` contains the
-    texts of documents; otherwise neither file does.
+    `decision.max_error`; `fingerprint` is that of the probes.
     """
-    neurons = describe_neurons(spin, features, labels, texts=texts)
     result = spin.training_result
     facts = CardFacts(
         name=settings.mlflow.model,
@@ -75,7 +69,7 @@ def describe_artifact(
         notes=list(figures.notes),
         tested=_tested(spin, figures.table),
         per_class=dict(figures.per_class),
-        frontier=[candidate.summary() for candidate in result.frontier],
+        frontier=result.frontier,
         choices={name: fitted.summary for name, fitted in result.choices.items()},
         choose=settings.choose,
         selection=spin.fitted.selection,
@@ -87,13 +81,13 @@ def describe_artifact(
         promise=promise,
         versions={name: version(name) for name in persistence.LIBRARIES},
     )
-    return {NEURONS: neurons_to_json(neurons), CARD: model_card(facts).encode()}
+    return model_card(facts)
 
 
 def _quality_facts(
     settings: Settings, spin: TrainedClassifier, held_out: HeldOutLogits, promise: ErrorPromise | None
 ) -> QualityFacts | None:
-    """Return what a night under these settings estimates its quality by; None without test documents."""
+    """The facts by which a night under these settings estimates its quality; None without test documents."""
     if not len(held_out):
         return None
     decision, expected = spin.decision_rule, None
@@ -108,12 +102,12 @@ def _quality_facts(
         accuracy_width=None if expected is None else expected.accuracy.width,
         macro_f1_width=None if expected is None else expected.macro_f1.width,
         least_labelled=LEAST_DOCUMENTS,
-        breaking_drift=BREAKS_ESTIMATE,
+        breaking_drift=list_breaking(),
     )
 
 
 def _tested(spin: TrainedClassifier, table: Sequence[ContenderResult]) -> ContenderResult | None:
-    """Return the row of the classifier in use; one that is several choices has the name of the first."""
+    """The row of the classifier in use; one that is several choices has the name of the first."""
     first = next(name for name, fitted in spin.training_result.choices.items() if fitted is spin.fitted)
     name = "spin" if first == "accuracy" else first
     return next((row for row in table if row.name == name), None)

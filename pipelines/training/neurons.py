@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
@@ -17,6 +18,7 @@ from pipelines.data.files import input_files, sharding
 from pipelines.data.files.readers import read_shard
 from pipelines.data.training_labels import Labels
 from pipelines.registry.versions import Registry
+from pipelines.storage.records import from_json, to_json
 from spin.arrays import Floats, Rows
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
@@ -33,10 +35,10 @@ Drivers = dict[tuple[FeatureColumn, int], list[Driver]]
 
 
 @dataclass(frozen=True)
-class NeuronHead:
-    """The contribution of a neuron in the head of one classifier."""
+class NeuronRole:
+    """The part that a neuron plays in the head of one classifier."""
 
-    class_name: str
+    class_name: Annotated[str, Field(alias="class")]
     """class whose logit the neuron raises most, `class` in JSON"""
     slope: float
     """change of that class's logit per standard deviation of the neuron, at the training mean"""
@@ -44,9 +46,6 @@ class NeuronHead:
     """share of the weights of its probe, or by the rule `ridge` of those of all neurons"""
     rule: Rule
     """what measured the importance for this classifier"""
-
-    def to_json(self) -> dict[str, str | float]:
-        return {"class": self.class_name, "slope": self.slope, "importance": self.importance, "rule": self.rule}
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,6 @@ class TopDocument:
     text: str | None = None
     """only with `train.keep_texts`"""
 
-    def to_json(self) -> dict[str, object]:
-        """An entry of `top`."""
-        return {name: value for name, value in vars(self).items() if name != "text" or value is not None}
-
 
 @dataclass(frozen=True)
 class NeuronRow:
@@ -73,25 +68,10 @@ class NeuronRow:
     """its feature column, such as `ffn.05.mean`"""
     neuron: int
     """its index in the site"""
-    heads: Mapping[Choice, NeuronHead]
+    heads: Mapping[Choice, NeuronRole]
     """by the choices that read it"""
     top: tuple[TopDocument, ...]
     """training documents on which its activation is highest, falling"""
-
-    def to_json(self) -> dict[str, object]:
-        """An entry of `neurons.json`."""
-        heads = {choice: head.to_json() for choice, head in self.heads.items()}
-        return {**vars(self), "heads": heads, "top": [document.to_json() for document in self.top]}
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> NeuronRow:
-        """The row of an entry of `neurons.json`."""
-        heads = {
-            choice: NeuronHead(head["class"], head["slope"], head["importance"], head["rule"])
-            for choice, head in entry["heads"].items()
-        }
-        top = tuple(TopDocument(**document) for document in entry["top"])
-        return cls(entry["column"], entry["neuron"], heads, top)
 
 
 @dataclass(frozen=True)
@@ -99,7 +79,7 @@ class ChosenNeuron:
     """A neuron that the classifier in use reads."""
 
     row: NeuronRow
-    head: NeuronHead
+    head: NeuronRole
     """of the classifier in use"""
 
     @property
@@ -109,12 +89,18 @@ class ChosenNeuron:
 
     def to_json(self) -> dict[str, object]:
         """The entry of `neurons.json` with `class`, `slope`, `importance` and `rule` of the classifier in use."""
-        return self.row.to_json() | self.head.to_json()
+        entry: dict[str, object] = to_json(self.row) | to_json(self.head)
+        return entry
 
 
 def neurons_to_json(rows: Sequence[NeuronRow]) -> bytes:
     """The content of `neurons.json`."""
-    return json.dumps([row.to_json() for row in rows], indent=1).encode()
+    return json.dumps(to_json(rows), indent=1).encode()
+
+
+def neurons_from_json(content: bytes) -> list[NeuronRow]:
+    """The rows in the content of `neurons.json`. Raises ValueError for another content."""
+    return [from_json(NeuronRow, entry) for entry in json.loads(content)]
 
 
 def describe_neurons(
@@ -130,12 +116,12 @@ def describe_neurons(
     `count` is the number of training documents per neuron. Their texts are stored beside the ids if `texts` is the
     corpus that they are in. The features of one shard are in memory at a time.
     """
-    heads: dict[tuple[FeatureColumn, int], dict[Choice, NeuronHead]] = {}
+    heads: dict[tuple[FeatureColumn, int], dict[Choice, NeuronRole]] = {}
     for choice, fitted in spin.training_result.choices.items():
         slopes = fitted.head.slopes(np.zeros(len(fitted.selection), np.float32))
         for i, (column, neuron, share) in enumerate(fitted.selection.rows(), fitted.selection.words):
             k = int(slopes[:, i].argmax())
-            heads.setdefault((column, neuron), {})[choice] = NeuronHead(
+            heads.setdefault((column, neuron), {})[choice] = NeuronRole(
                 spin.classes[k], _round(slopes[k, i]), _round(share), fitted.selection.rule
             )
     selection = Selection.merge(fitted.selection for fitted in spin.training_result.choices.values())
@@ -196,17 +182,16 @@ def _keep_highest(values: Floats, rows: Rows, block: Floats, block_rows: Rows) -
 def load_neurons(registry: Registry, number: str, choose: Choice) -> list[ChosenNeuron]:
     """The neurons that one choice of a version reads, the most influential first.
 
-    Raises UserError for a version that was trained before neurons were described.
+    Raises UserError for a version without descriptions of neurons.
     """
     with tempfile.TemporaryDirectory() as folder:
         registry.download(number, Path(folder))
         try:
-            entries = json.loads((Path(folder) / NEURONS).read_text(encoding="utf-8"))
+            rows = neurons_from_json((Path(folder) / NEURONS).read_bytes())
         except FileNotFoundError:
             raise UserError(
                 f"version {number} of {registry.name} holds no {NEURONS}; `spin run` trains and registers one that does"
             ) from None
-    rows = [NeuronRow.from_json(entry) for entry in entries]
     chosen = [ChosenNeuron(row, row.heads[choose]) for row in rows if choose in row.heads]
     return sorted(chosen, key=lambda neuron: -neuron.influence)
 

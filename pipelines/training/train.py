@@ -41,8 +41,8 @@ from pipelines.training.fit_heads import HeadsJob, RefitJob, run_integrate, run_
 from pipelines.training.fit_probes import ProbeManifest, load_probes
 from pipelines.training.held_out_logits import collect_test_logits, describe_promise, promise_error, write_test_logits
 from pipelines.training.keep_neurons import run_keep
-from pipelines.training.model_card_facts import Comparison, describe_artifact
-from pipelines.training.neurons import NEURONS
+from pipelines.training.model_card_facts import Comparison, build_card
+from pipelines.training.neurons import NEURONS, describe_neurons, neurons_to_json
 from pipelines.training.suspects import SUSPECTS, check_labels
 from pipelines.workers.progress import progress
 from spin.arrays import Floats, Rows
@@ -66,7 +66,7 @@ from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, best_probe
 from spin.sparsify.ridge import RidgeImportance
 
-FORMAT = 8
+FORMAT = 9
 ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE, HELD_OUT)
 """names of the files of a registered version"""
 
@@ -148,7 +148,7 @@ TrainManifest = StageManifest[TrainResults]
 
 @dataclass(frozen=True)
 class _Training:
-    """What a training reads: its settings, the labelled documents, and what the stages before have left."""
+    """The inputs of a training: its settings, the labelled documents, and the results of the stages before."""
 
     settings: Settings
     labels: Labels
@@ -231,21 +231,16 @@ def _fit(training: _Training, store: Store, plan: TrainPlan, lease: Lease) -> Tr
     test_logits = collect_test_logits(spin, features, labels, test_words)
     promise = promise_error(settings, spin, test_logits[settings.choose])
     figures = replace(figures, notes=(*labels.overlap.notes(counts["test"], settings.data), *figures.notes))
-    described = describe_artifact(
-        settings,
-        spin,
-        features,
-        labels,
-        figures,
-        held_out=test_logits[settings.choose],
-        promise=promise,
-        fingerprint=training.probed.fingerprint,
-        texts=texts,
-    )
+    fingerprint, held_out = training.probed.fingerprint, test_logits[settings.choose]
+    card = build_card(settings, spin, labels, figures, held_out=held_out, promise=promise, fingerprint=fingerprint)
     reference = choose_reference(test_rows, test_words, training.words, data.folds)
-    described[REFERENCE] = describe_reference(spin, features, corpus, *reference)
-    described[HELD_OUT] = write_test_logits(test_logits)
-    artifact = spin.files() | described
+    artifact = {
+        **spin.files(),
+        NEURONS: neurons_to_json(describe_neurons(spin, features, labels, texts=texts)),
+        CARD: card.encode(),
+        REFERENCE: describe_reference(spin, features, corpus, *reference),
+        HELD_OUT: write_test_logits(test_logits),
+    }
     results = TrainResults(
         choice=spin.training_result.summary(),
         classes=tuple(labels.classes),
@@ -315,7 +310,7 @@ def _read_words(spin: TrainedClassifier, corpus: Corpus, rows: Rows) -> Floats |
 def _columns_to_keep(
     result: TrainingResult, probes: Sequence[Probe], features: FeatureShards
 ) -> tuple[Selection, list[FeatureColumn]]:
-    """What is needed of documents outside the sample: neurons of all, and whole columns of those that test.
+    """The values needed of documents outside the sample: neurons of all, and whole columns of those that test.
 
     The columns are those of the baselines, whether `train.baselines` asks for them or not: it may be changed when a
     training is resumed.

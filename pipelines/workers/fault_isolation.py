@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from pipelines.service_errors import WorkerFaultError
 from pipelines.storage.shard_log import Attempt, AttemptNote
-from pipelines.workers.worker_faults import describe_worker, is_fault_of_worker, worker_fault
+from pipelines.workers.worker_faults import describe_worker, faults_of_worker
 from spin.errors import NotFiniteError, SpinError, describe_error
 
 _log = logging.getLogger(__name__)
@@ -120,12 +120,11 @@ class _Isolation(Generic[T]):
         if self.suspicious:
             self.attempt.write_note(replace(self._note(), trying=bounds))
         try:
-            result.pieces.append((rows, self.work(rows)))
+            with faults_of_worker():
+                result.pieces.append((rows, self.work(rows)))
         except Exception as error:
             if isinstance(error, SpinError) and not isinstance(error, NotFiniteError):
                 raise
-            if is_fault_of_worker(error):
-                raise worker_fault(error) from error
             # without the error's message, which may hold the text of a document
             frames = "".join(traceback.format_tb(error.__traceback__))
             _log.debug("%d rows raised %s:\n%s", len(rows), type(error).__name__, frames)

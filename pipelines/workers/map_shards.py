@@ -8,13 +8,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from pipelines.data.files.shards import Shard
-from pipelines.service_errors import StalledError, WorkerFaultError
+from pipelines.service_errors import StalledError
 from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
@@ -45,7 +45,7 @@ from pipelines.workers.stage_counts import (
     start_reports,
 )
 from pipelines.workers.stage_metrics import EXPORT_SECONDS, StageMetrics, export_metrics
-from pipelines.workers.worker_faults import WorkerFaults, is_fault_of_worker, worker_fault
+from pipelines.workers.worker_faults import WorkerFaults, faults_of_worker
 from spin.errors import SpinError, describe_error, error_types
 from spin.pages.number_format import counted
 from spin.settings import BackboneSettings, RaySettings
@@ -103,11 +103,11 @@ class ShardWork(Generic[C]):
 
     def open_log(self, **node: Any) -> ShardLog:
         """The shard log of the run."""
-        return ShardLog(self.store, token=self.token, layout=self.layout, **node)
+        return ShardLog(self.store, claim=self.token, layout=self.layout, **node)
 
     def make_step(self) -> Step[C]:
         """Make the step and run its known-good check, if it has one. Raises WorkerFaultError if the check fails."""
-        with _faults_of_worker():
+        with faults_of_worker():
             step = self.make(*self.args)
             if isinstance(step, _CheckedStep):
                 run_check(step.check)
@@ -197,7 +197,7 @@ def _run_here(work: ShardWork[C], shards: Sequence[Shard], counts: StageCounts) 
     step, shard_log, reports = work.make_step(), work.open_log(), ShardReports()
     counts.listen(reports.read)
     for shard in shards:
-        with _faults_of_worker():
+        with faults_of_worker():
             outcome = commit_shard(step, shard, shard_log, work.counts_type, report=reports.report)
         yield shard.name, outcome
 
@@ -254,19 +254,6 @@ def _describe_shard(shard: Shard) -> str:
     files = list(dict.fromkeys(piece.uri for piece in shard.pieces))
     more = f" and {counted(len(files) - 1, 'more file')}" if len(files) > 1 else ""
     return f"shard {shard.name} ({files[0]}{more})" if files else f"shard {shard.name}"
-
-
-@contextmanager
-def _faults_of_worker() -> Iterator[None]:
-    """Turn errors that are the fault of the worker's machine into WorkerFaultError."""
-    try:
-        yield
-    except SpinError:
-        raise
-    except Exception as error:
-        if is_fault_of_worker(error):
-            raise worker_fault(error) from error
-        raise
 
 
 def _answers(work: ShardWork[Any], shards: Sequence[Shard]) -> Iterator[WorkerAnswer]:
@@ -346,18 +333,13 @@ class _Worker:
         self.failure: Exception | None = None
         with self.log.entered():
             try:
-                self.step = self._start(work)
+                configure_worker(work.settings)
+                starting = self.faults.watch_start(current_actor(), self.node, lost_nodes, work.backbone)
+                with self.faults.replacing_worker(), starting:
+                    self.step = work.make_step()
             except Exception as error:  # raised here, it would make Ray start the actor again and again
                 _log.debug("the worker cannot start", exc_info=True)
                 self.failure = error
-
-    def _start(self, work: ShardWork[Any]) -> Step[Any]:
-        configure_worker(work.settings)
-        try:
-            with self.faults.watch_start(current_actor(), self.node, lost_nodes, work.backbone):
-                return work.make_step()
-        except WorkerFaultError as error:
-            self.faults.replace_or_raise(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         with self.log.entered():
@@ -369,14 +351,9 @@ class _Worker:
         if self.failure is not None:
             return WorkerAnswer.failed(shard.name, self.failure)
         try:
-            return WorkerAnswer(shard.name, self._commit(shard).to_json())
+            with self.faults.replacing_worker():
+                outcome = commit_shard(self.step, shard, self.shard_log, self.counts_type, report=self.report)
         except Exception as error:
             _log.debug("shard %s failed", shard.name, exc_info=True)
             return WorkerAnswer.failed(shard.name, error)
-
-    def _commit(self, shard: Shard) -> ShardOutcome[Any]:
-        try:
-            with _faults_of_worker():
-                return commit_shard(self.step, shard, self.shard_log, self.counts_type, report=self.report)
-        except WorkerFaultError as error:
-            self.faults.replace_or_raise(error)
+        return WorkerAnswer(shard.name, outcome.to_json())

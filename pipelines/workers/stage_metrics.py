@@ -15,7 +15,7 @@ from typing import Any
 
 from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.storage.shard_log import ShardOutcome, ShardTally
-from pipelines.storage.store_requests import request_totals
+from pipelines.storage.store_requests import PROCESS_REQUESTS
 from pipelines.telemetry.current_runs import CurrentRun, current_runs
 from pipelines.workers.repeated_calls import repeat
 
@@ -34,7 +34,7 @@ class StageMetrics:
         """that the process must hold, None in a worker"""
         self.stage, self.models = stage, {run.name: run.model for run in runs}
         self.all_models = ",".join(self.models.values())
-        self._requests = request_totals()
+        self._requests = PROCESS_REQUESTS.totals()
         self._instruments: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -66,7 +66,7 @@ class StageMetrics:
         if not _ray_runs():
             return
         with self._recording():
-            totals = request_totals()
+            totals = PROCESS_REQUESTS.totals()
             new, self._requests = totals.since(self._requests), totals
             for operation, count in new.requests.items():
                 self._add("store_requests", "requests to the store, each attempt", count, operation=operation)

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from pipelines.service_errors import WorkerFaultError
 from pipelines.storage.object_store import Store
@@ -45,6 +45,22 @@ def is_fault_of_worker(error: BaseException) -> bool:
             return True
         cause = cause.__cause__
     return False
+
+
+@contextmanager
+def faults_of_worker() -> Iterator[None]:
+    """Turn errors that are the fault of the worker's machine into WorkerFaultError."""
+    try:
+        yield
+    except SpinError:
+        raise
+    except Exception as error:
+        if not is_fault_of_worker(error):
+            raise
+        raise WorkerFaultError(
+            f"the worker on {describe_worker()} is at fault, not a document: {describe_error(error)}; replace it, or "
+            "give it more memory, then run it again to resume"
+        ) from error
 
 
 def describe_worker() -> str:
@@ -106,29 +122,28 @@ class WorkerFaults:
         finally:
             self._retry(self.store.write_json, key, to_json(_Start()))
 
-    def replace_or_raise(self, error: WorkerFaultError) -> NoReturn:
-        """End this process, so that Ray starts another worker in its place.
+    @contextmanager
+    def replacing_worker(self) -> Iterator[None]:
+        """End this process after a fault of the worker in the context, so that Ray starts another one in its place.
 
-        Raises the error, which then ends the run, if the workers of this host have had too many faults.
+        Raises WorkerFaultError, which then ends the run, if the workers of this host have had too many faults.
         """
+        try:
+            with faults_of_worker():
+                yield
+        except WorkerFaultError as error:
+            if self._count_fault(error) >= MAX_REPLACEMENTS:
+                raise
+            _log.warning("%s; the worker is replaced", error)
+            os._exit(1)
+
+    def _count_fault(self, error: WorkerFaultError) -> int:
+        """Write down a fault; return how many the workers of this host have had."""
         key = f"{self._faults}/{uuid.uuid4().hex}.json"
         self._retry(self.store.write_json, key, to_json(_Fault(self.worker, str(error))))
         stored = [self._retry(self.store.read_json, key) for key in self._retry(self.store.list, self._faults)]
         faults = [from_json(_Fault, fault) for fault in stored if fault is not None]
-        if sum(fault.worker == self.worker for fault in faults) >= MAX_REPLACEMENTS:
-            raise error
-        _log.warning("%s; the worker is replaced", error)
-        os._exit(1)
+        return sum(fault.worker == self.worker for fault in faults)
 
     def _retry(self, operation: Callable[..., Any], *args: Any) -> Any:
         return retry_unavailable(self.store)(operation, *args)
-
-
-def worker_fault(error: BaseException) -> WorkerFaultError:
-    """The error of a worker at fault that an exception of its step becomes."""
-    if isinstance(error, WorkerFaultError):
-        return error
-    return WorkerFaultError(
-        f"the worker on {describe_worker()} is at fault, not a document: {describe_error(error)}; replace it, or give "
-        "it more memory, then run it again to resume"
-    )

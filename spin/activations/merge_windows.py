@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
+from spin.poolings.pooled_windows import ArrayWindows
+from spin.poolings.registry import find_pooling
 from spin.sites import FeatureColumn
 
 
@@ -41,22 +43,12 @@ class WindowShares:
         return self.owners[_starts(self.owners)]
 
     def merge(self, values: NDArray[np.floating], columns: Sequence[tuple[FeatureColumn, slice]]) -> Floats:
-        """The values (n, p) of the texts, from those of their windows (w, p), and where these hold which column.
-
-        Means are weighted by the tokens that each window pools. The maximum is the largest of the windows that pool
-        any. `first` is that of the first window and `last` that of the last.
-        """
+        """The values (n, p) of the texts, from those of their windows (w, p), and where these hold which column."""
         starts = _starts(self.owners)
-        ends = np.append(starts[1:], len(self.owners)) - 1
         merged: Floats = np.empty((len(starts), values.shape[1]), np.float32)
         for column, part in columns:
             share = (self.of_all if column.site.kind == "final" else self.of_content)[:, None]
-            if column.pooling == "mean":
-                merged[:, part] = np.add.reduceat(values[:, part] * share, starts)
-            elif column.pooling == "max":
-                merged[:, part] = np.maximum.reduceat(np.where(share > 0, values[:, part], -np.inf), starts)
-            else:
-                merged[:, part] = values[starts if column.pooling == "first" else ends, part]
+            merged[:, part] = find_pooling(column.pooling).merge(ArrayWindows(values[:, part], share, starts))
         return merged
 
 

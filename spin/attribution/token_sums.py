@@ -5,30 +5,37 @@ Reasons read it in a pass over many texts, and the explanation of one text for e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.attribution.text_words import Ints
 from spin.attribution.token_shares import share_mean, share_single
+from spin.poolings.pooled_windows import ArrayWindows
+from spin.poolings.pooling import Pooling
+from spin.poolings.registry import find_pooling
 from spin.sites import FeatureColumn
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TokenDirections:
     """The directions onto which the activations of tokens are projected.
 
-    The contribution of a token to any class under mean pooling follows from these projections. So the activations
-    themselves, of many neurons per token, stay where they were computed.
+    The contribution of a token to any class, under a pooling in which every token has a share, follows from these
+    projections. So the activations themselves, of many neurons per token, stay where they were computed.
     """
 
     width: int
     """R, the number of directions"""
     by_column: Mapping[FeatureColumn, Floats]
-    """(R, m) for each column that is pooled by mean, m being the number of its neurons"""
+    """(R, m) for each column in which every token has a share, m being the number of its neurons"""
     means: Mapping[FeatureColumn, Floats]
     """(m,) training means of these neurons, which are subtracted so that projections are small and round well"""
 
@@ -58,7 +65,7 @@ class TokenMasks:
     own: NDArray[np.bool_]
     """(w, T) read tokens that no window before has read"""
     content: NDArray[np.bool_]
-    """(w, T) own tokens that mean and max pool; where a text has none, all own tokens of its first window"""
+    """(w, T) own tokens that are content; where a text has none, all own tokens of its first window"""
 
     @classmethod
     def of(
@@ -72,6 +79,10 @@ class TokenMasks:
             content[first[empty]] = own[first[empty]]
         return cls(owners, read, own, content)
 
+    def pooled_by(self, pooling: Pooling) -> NDArray[np.bool_]:
+        """(w, T) the tokens that count under a pooling."""
+        return self.content if pooling.content_only else self.read
+
     @property
     def first_windows(self) -> Ints:
         """(n,) the first window of each text."""
@@ -83,15 +94,15 @@ class TokenReadings:
     """Values that a pass has read of the tokens of B texts, or of B windows of texts."""
 
     projections: Floats
-    """(B, T, R) projections of tokens onto the directions of all exits still ahead, summed over the mean columns"""
+    """(B, T, R) projections of tokens onto the directions of all exits still ahead, summed over the columns"""
     positions: NDArray[np.int64]
-    """(B, m) the token with the largest value of each neuron that is pooled by max"""
-    maxima: Floats
-    """(B, m) the largest value of each of these neurons"""
+    """(B, m) the token whose value is pooled, of each neuron for which it is found by value"""
+    values: Floats
+    """(B, m) the value of each of these neurons"""
 
     def select(self, rows: Sequence[int] | Ints, width: int) -> TokenReadings:
         """The readings of some texts, with the first `width` token positions."""
-        return TokenReadings(self.projections[rows, :width], self.positions[rows], self.maxima[rows])
+        return TokenReadings(self.projections[rows, :width], self.positions[rows], self.values[rows])
 
     def extend(self, deeper: TokenReadings) -> TokenReadings:
         """These and those of a deeper segment of blocks, at which fewer exits are ahead."""
@@ -99,24 +110,26 @@ class TokenReadings:
         return TokenReadings(
             self.projections[:, :, passed:] + deeper.projections,
             np.concatenate([self.positions, deeper.positions], axis=1),
-            np.concatenate([self.maxima, deeper.maxima], axis=1),
+            np.concatenate([self.values, deeper.values], axis=1),
         )
 
     @classmethod
     def of_values(
         cls, values: Mapping[FeatureColumn, Floats], directions: TokenDirections, masks: TokenMasks
     ) -> TokenReadings:
-        """The readings of windows from their activations (B, T, m) by column, as an engine computes them.
-
-        Of several tokens with the same largest value the first one counts.
-        """
+        """The readings of windows from their activations (B, T, m) by column, as an engine computes them."""
         projections = np.zeros((*masks.read.shape, directions.width), np.float32)
         for column, of_column in directions.by_column.items():
             projections += (values[column] - directions.means[column]) @ of_column.T
-        under_max = [of_column for column, of_column in values.items() if column.pooling == "max"]
-        outside = np.where(masks.content, np.float32(0), np.float32(-np.inf))[:, :, None]
-        seen = np.concatenate([np.empty((*masks.read.shape, 0), np.float32), *under_max], axis=2) + outside
-        return cls(projections, seen.argmax(1), seen.max(1))
+        none = np.empty((len(masks.read), 0), np.float32)
+        pooled, positions = [none], [none.astype(np.int64)]
+        for column, of_column in values.items():
+            pooling = find_pooling(column.pooling)
+            if pooling.shares == "one by value":
+                located = pooling.locate(torch.from_numpy(of_column), torch.from_numpy(masks.pooled_by(pooling)))
+                pooled.append(located[0].numpy())
+                positions.append(located[1].numpy())
+        return cls(projections, np.concatenate(positions, axis=1), np.concatenate(pooled, axis=1))
 
     @classmethod
     def stack(cls, parts: Sequence[TokenReadings]) -> TokenReadings:
@@ -126,7 +139,7 @@ class TokenReadings:
         return cls(
             np.concatenate(padded),
             np.concatenate([part.positions for part in parts]),
-            np.concatenate([part.maxima for part in parts]),
+            np.concatenate([part.values for part in parts]),
         )
 
 
@@ -142,9 +155,10 @@ def sum_tokens(
     values = np.matmul(projections, weights.mixture[masks.owners][:, :, None])[:, :, 0]
     at, has_all = find_single_tokens(readings, masks, columns)
     sums = share_single(at, contributions[:, has_all], windows * width)
-    if not has_all.all():
+    is_divided = np.isin(_pooling_names(columns), [p.name for p in _poolings(columns) if p.shares == "every token"])
+    if is_divided.any():
         content = np.flatnonzero(masks.content)
-        totals = contributions[:, ~has_all].sum(1, dtype=np.float64)
+        totals = contributions[:, is_divided].sum(1, dtype=np.float64)
         of_content = values.ravel()[content].astype(np.float64)
         sums[content] += share_mean(of_content, masks.owners[content // width], totals)
     return sums.reshape(windows, width)
@@ -155,20 +169,27 @@ def find_single_tokens(
 ) -> tuple[Ints, NDArray[np.bool_]]:
     """The token (n, m) that has all of what a neuron contributes, and which neurons (p,) these m are.
 
-    They are the neurons under max, first and last pooling. Tokens are counted through all windows: token t of window w
-    is w T + t.
+    They are those whose pooling takes the value of one token. Tokens are counted through all windows: token t of window
+    w is w T + t.
     """
-    first, width = masks.first_windows, masks.read.shape[1]
-    last = np.append(first[1:], len(masks.read)) - 1
-    window = _window_of_maximum(readings.maxima, masks, first)
-    widths = [part.stop - part.start for part in columns.values()]
-    poolings = np.repeat(np.array([column.pooling for column in columns], str), widths)
-    has_all: NDArray[np.bool_] = poolings != "mean"
-    pooling = poolings[has_all]
-    at = np.empty((len(first), len(pooling)), np.int64)
-    at[:, pooling == "max"] = window * width + np.take_along_axis(readings.positions, window, 0)
-    at[:, pooling == "first"] = (first * width + masks.read[first].argmax(1))[:, None]
-    at[:, pooling == "last"] = ((last + 1) * width - 1 - masks.read[last, ::-1].argmax(1))[:, None]
+    first, width, names = masks.first_windows, masks.read.shape[1], _pooling_names(columns)
+    taking = [pooling for pooling in _poolings(columns) if pooling.takes_one_value]
+    has_all = np.isin(names, [pooling.name for pooling in taking])
+    located = names[np.isin(names, [pooling.name for pooling in taking if pooling.shares == "one by value"])]
+    at = np.empty((len(first), int(has_all.sum())), np.int64)
+    for pooling in taking:
+        tokens = masks.pooled_by(pooling)
+        pools = np.asarray(tokens.any(1), np.float64)[:, None]
+        if pooling.shares == "one by value":
+            mine = located == pooling.name
+            windows = ArrayWindows(readings.values[:, mine], pools, first)
+            window = _window_of_value(pooling, windows, masks.owners)
+            place = np.take_along_axis(readings.positions[:, mine], window, 0)
+        else:
+            windows = ArrayWindows(np.arange(len(tokens), dtype=np.float64)[:, None], pools, first)
+            window = pooling.merge(windows).astype(np.int64)
+            place = pooling.find_place(torch.from_numpy(tokens)).numpy()[window]
+        at[:, names[has_all] == pooling.name] = window * width + place
     return at, has_all
 
 
@@ -181,32 +202,51 @@ def find_loudest_tokens(
 ) -> Ints:
     """The token (p,) of one text with the largest share of what each neuron contributes, counted through all windows.
 
-    `values` (w, T, m) are the activations that `readings` are of. `totals` (p,) are the pooled ones less their training
-    means. `columns` gives the positions of each column's neurons among these.
+    It is -1 for a neuron of which no token has a share. `values` (w, T, m) are the activations that `readings` are of.
+    `totals` (p,) are the pooled ones less their training means. `columns` gives the positions of each column's neurons
+    among these.
     """
     at, has_all = find_single_tokens(readings, masks, columns)
-    loudest = np.empty(len(totals), np.int64)
+    loudest = np.full(len(totals), -1)
     loudest[has_all] = at[0]
     content = np.flatnonzero(masks.content)
     for column, part in columns.items():
-        if column.pooling == "mean":
+        if find_pooling(column.pooling).shares == "every token":
             tokens = values[column].reshape(masks.read.size, -1)[content].astype(np.float64)
             shares = share_mean(tokens, np.zeros(len(content), np.int64), totals[None, part])
             loudest[part] = content[np.abs(shares).argmax(0)]
     return loudest
 
 
+def warn_of_missing_shares(columns: Iterable[FeatureColumn]) -> None:
+    """Log the poolings of the columns in which no token has a share, since words are named without them."""
+    for pooling in _poolings(columns):
+        if pooling.shares == "none":
+            _log.warning(
+                "pooling %s: no token has a share in its value, so what its neurons contribute counts for no word",
+                pooling.name,
+            )
+
+
 def _first_windows(owners: Ints) -> Ints:
     return np.flatnonzero(np.diff(owners, prepend=-1))
 
 
-def _window_of_maximum(maxima: Floats, masks: TokenMasks, first: Ints) -> Ints:
-    """The window (n, m) of each text that has the largest of the maxima (w, m), of those with content."""
-    if len(first) == len(maxima):  # every text has one window
-        return np.broadcast_to(np.arange(len(maxima))[:, None], maxima.shape)
-    pools: NDArray[np.bool_] = np.any(masks.content, axis=1)
-    seen = np.where(pools[:, None], maxima, -np.inf)
-    is_largest = seen == np.maximum.reduceat(seen, first)[masks.owners]
-    windows = np.where(is_largest, np.arange(len(maxima))[:, None], len(maxima))
-    found: Ints = np.minimum.reduceat(windows, first)
+def _poolings(columns: Iterable[FeatureColumn]) -> list[Pooling]:
+    return [find_pooling(name) for name in sorted({column.pooling for column in columns})]
+
+
+def _pooling_names(columns: Mapping[FeatureColumn, slice]) -> NDArray[np.str_]:
+    """(p,) the pooling of each neuron."""
+    widths = [part.stop - part.start for part in columns.values()]
+    return np.repeat(np.array([column.pooling for column in columns], str), widths)
+
+
+def _window_of_value(pooling: Pooling, windows: ArrayWindows, owners: Ints) -> Ints:
+    """The first window (n, m) of each text whose value is that of the text."""
+    numbers = np.arange(len(windows.values))[:, None]
+    if len(windows.starts) == len(windows.values):  # every text has one window
+        return np.broadcast_to(numbers, windows.values.shape)
+    is_taken = (windows.shares > 0) & (windows.values == pooling.merge(windows)[owners])
+    found: Ints = np.minimum.reduceat(np.where(is_taken, numbers, len(numbers)), windows.starts)
     return found

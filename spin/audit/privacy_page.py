@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from markupsafe import Markup
-
 from spin.audit.privacy import PrivacyReport
 from spin.audit.word_recovery import BANDS
-from spin.pages.rendering import render
-from spin.pages.stylesheet import report_css
+from spin.pages.rendering import render_report
 
 
 def privacy_page(report: PrivacyReport, title: str) -> str:
     """The HTML of a report: recovered words, attributes and membership."""
-    return render(
+    return render_report(
         "spin.audit/privacy.html.j2",
-        page_title=title,
-        style=Markup(report_css()),
+        title,
         report=report,
         bands=list(BANDS),
         headings=["numbers per text", "all words", *(f"{n}, {_documents(*span)}" for n, span in BANDS.items())],

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
-from spin.audit.perturbations import PERTURBATIONS, SEVERITIES, Perturbation
+from spin.audit import perturbations
+from spin.audit.perturbations import SEVERITIES, Perturbation
 from spin.heads.calibration import calibration_error
 from spin.heads.decision import Decision
 from spin.labels.label_space import LabelSpace, Targets
@@ -180,7 +181,7 @@ def measure_robustness(
     before = _Judged.of(decision, y, predict(texts))
     progress(len(texts))
     figures, labels = [], []
-    for perturbation in PERTURBATIONS:
+    for perturbation in perturbations.PERTURBATIONS:
         for severity in SEVERITIES:
             changed = perturbation.apply(texts, severity, seed)
             rows = np.array([row for row, text in enumerate(texts) if changed[row] != text], np.int64)
@@ -196,7 +197,7 @@ def measure_robustness(
 
 def count_predictions(documents: int) -> int:
     """The largest number of texts that `measure_robustness` predicts for some documents."""
-    return documents * (1 + len(PERTURBATIONS) * len(SEVERITIES))
+    return documents * (1 + len(perturbations.PERTURBATIONS) * len(SEVERITIES))
 
 
 def _compare(

@@ -83,50 +83,29 @@ def compare_robustness(
     against the champion (`lower_bound`, a paired bootstrap over the documents). Labels are compared by name, so the two
     may know different classes. Raises ValueError where they did not measure the same texts.
     """
-    pair = _Pair.of(version, champion, significance, seed)
-    differences = []
-    of_both = zip(version.report.figures, version.changed, champion.changed, strict=True)
-    for figures, labels, champion_labels in of_both:
-        if not np.array_equal(labels.rows, champion_labels.rows):
-            raise ValueError(f"{figures.name}: the champion has other changed texts; expected those of the version")
-        if figures.keeps_label:
-            compared = pair.compare(labels.rows, labels.given, champion_labels.given)
-            differences.append(PerturbationDifference(figures.name, figures.severity, *compared))
-    *_, original = pair.compare(np.arange(len(version.y)), version.given, champion.given)
-    return RobustnessComparison(number, champion.report, 1 - 2 * significance, original, tuple(differences))
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """The targets and the metric by which both versions are scored and compared."""
-
-    version: LabelSpace
-    champion: LabelSpace
-    common: LabelSpace
-    """the classes of both"""
-    y: Targets
-    """(n,) or (n, K) true targets, in the common label space"""
-    metric: str
-    significance: float
-    seed: int
-
-    @classmethod
-    def of(
-        cls, version: RobustnessMeasurement, champion: RobustnessMeasurement, significance: float, seed: int
-    ) -> _Pair:
-        spaces = version.label_space, champion.label_space
-        classes = sorted({name for space in spaces for name in space.classes})
-        common = LabelSpace(tuple(classes), any(space.multilabel for space in spaces))
-        y = common.index(version.label_space.names(version.y))
-        return cls(*spaces, common, y, version.report.metric, significance, seed)
+    metric = version.report.metric
+    spaces = version.label_space, champion.label_space
+    classes = sorted({name for space in spaces for name in space.classes})
+    common = LabelSpace(tuple(classes), any(space.multilabel for space in spaces))
+    y = common.index(version.label_space.names(version.y))
 
     def compare(
-        self, rows: NDArray[np.int64], given: Targets, champion_given: Targets
+        rows: NDArray[np.int64], given: Targets, champion_given: Targets
     ) -> tuple[float, float, ScoreDifference]:
         """The scores of both for some of the n documents by their targets (m,) or (m, K), and the difference."""
-        y = self.y[rows]
-        labels = self.common.index(self.version.names(given))
-        champion_labels = self.common.index(self.champion.names(champion_given))
-        scores = score(self.metric, y, labels), score(self.metric, y, champion_labels)
-        interval = difference_interval(self.metric, y, labels, champion_labels, self.significance, self.seed)
-        return *scores, ScoreDifference(scores[0] - scores[1], *interval)
+        pairs = zip(spaces, (given, champion_given), strict=True)
+        labels, champion_labels = (common.index(space.names(targets)) for space, targets in pairs)
+        own, of_champion = score(metric, y[rows], labels), score(metric, y[rows], champion_labels)
+        interval = difference_interval(metric, y[rows], labels, champion_labels, significance, seed)
+        return own, of_champion, ScoreDifference(own - of_champion, *interval)
+
+    differences = []
+    of_both = zip(version.report.figures, version.changed, champion.changed, strict=True)
+    for figures, changed, champion_changed in of_both:
+        if not np.array_equal(changed.rows, champion_changed.rows):
+            raise ValueError(f"{figures.name}: the champion has other changed texts; expected those of the version")
+        if figures.keeps_label:
+            compared = compare(changed.rows, changed.given, champion_changed.given)
+            differences.append(PerturbationDifference(figures.name, figures.severity, *compared))
+    *_, original = compare(np.arange(len(version.y)), version.given, champion.given)
+    return RobustnessComparison(number, champion.report, 1 - 2 * significance, original, tuple(differences))

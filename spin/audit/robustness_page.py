@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from markupsafe import Markup
-
-from spin.audit.perturbations import PERTURBATIONS, SEVERITIES
+from spin.audit import perturbations
+from spin.audit.perturbations import SEVERITIES
 from spin.audit.robustness import MODERATE, RobustnessReport
 from spin.audit.robustness_comparison import RobustnessComparison
-from spin.pages.rendering import render
-from spin.pages.stylesheet import report_css
+from spin.pages.rendering import render_report
 from spin.sites import exit_name
 
 _EXAMPLE = "The room was clean, and the people at the desk were kind to us."
@@ -46,10 +44,9 @@ def robustness_page(
     depths = sorted({depth for row in moderate for depth in row.by_exit})
     negations = [row for row in report.figures if not row.keeps_label]
     champions = [] if champion is None else [row for row in champion.report.figures if not row.keeps_label]
-    return render(
+    return render_report(
         "spin.audit/robustness.html.j2",
-        page_title=title,
-        style=Markup(report_css()),
+        title,
         report=report,
         champion=champion,
         confidence="" if champion is None else f"{100 * champion.confidence:.4g}\u202f%",
@@ -67,5 +64,5 @@ def robustness_page(
 def _examples() -> list[Example]:
     return [
         Example(p.name, p.description, tuple(p.apply([_EXAMPLE], severity)[0] for severity in SEVERITIES))
-        for p in PERTURBATIONS
+        for p in perturbations.PERTURBATIONS
     ]

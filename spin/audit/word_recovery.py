@@ -28,7 +28,7 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class SoughtWords:
     """The words that an attack looks for, and the documents of the attacker that have them."""
 
     words: tuple[str, ...]
@@ -36,7 +36,7 @@ class Vocabulary:
     """(v,) documents of the attacker in which each word occurs"""
 
     @classmethod
-    def of(cls, texts: Sequence[str], y: Targets, label_space: LabelSpace) -> Vocabulary:
+    def of(cls, texts: Sequence[str], y: Targets, label_space: LabelSpace) -> SoughtWords:
         """The most frequent content words of the attacker's texts, without those that depend most on the class.
 
         Content words have three letters or more and are no English stop words. How much a word depends on the class is
@@ -77,7 +77,7 @@ class Recovery:
 class WordAttack:
     """An attack on the words of some texts, by someone who knows other texts with the same kinds of numbers."""
 
-    vocabulary: Vocabulary
+    vocabulary: SoughtWords
     known: csr_matrix
     """(n, v) which words occur in each of the attacker's texts"""
     judged: csr_matrix
@@ -87,23 +87,38 @@ class WordAttack:
     def of(cls, known: Sequence[str], y: Targets, judged: Sequence[str], label_space: LabelSpace) -> WordAttack:
         """The attack on the words of the judged texts; `y` are the targets of the known ones.
 
-        Raises UserError as `Vocabulary.of` does.
+        Raises UserError as `SoughtWords.of` does.
         """
-        vocabulary = Vocabulary.of(known, y, label_space)
+        vocabulary = SoughtWords.of(known, y, label_space)
         return cls(vocabulary, *(word_presence(texts, vocabulary.words) for texts in (known, judged)))
 
     def recover(self, known: Floats, judged: Floats) -> Recovery:
         """The recovery from numbers of the judged texts (m, d), given those of the attacker's texts (n, d)."""
-        return recover_words(self.vocabulary, (known, self.known), (judged, self.judged))
+        return self._count_hits(predict_targets(known, self.known.toarray(), judged))
 
     def recover_share(self, known: Floats, judged: Floats) -> float:
         """The share of all words that `recover` recovers."""
         return self.recover(known, judged).every
 
     def recover_by_frequency(self) -> Recovery:
-        """The recovery without any numbers, from word frequencies alone."""
-        nothing = np.zeros((self.judged.shape[0], 0), np.float32)
-        return recover_words(self.vocabulary, None, (nothing, self.judged))
+        """The recovery without any numbers: the most frequent words are named in every text."""
+        return self._count_hits(np.broadcast_to(self.vocabulary.documents.astype(np.float32), self.judged.shape))
+
+    def _count_hits(self, scores: Floats) -> Recovery:
+        """The recovery by the predicted presence (m, v) of the words in the judged texts.
+
+        Of a text with k words the attack names the k words with the largest presence. It is given their number, which
+        the length of a text roughly shows.
+        """
+        documents, truth = self.vocabulary.documents, self.judged.toarray() > 0
+        ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1, kind="stable")
+        hits = truth & (ranks < truth.sum(axis=1, keepdims=True))
+        by_band = {}
+        for name, (low, high) in BANDS.items():
+            band = (documents >= low) & (documents <= (high or np.inf))
+            if truth[:, band].any():
+                by_band[name] = float(hits[:, band].sum() / truth[:, band].sum())
+        return Recovery(float(hits.sum() / max(1, truth.sum())), by_band, int(truth.sum()))
 
 
 def content_words(text: str) -> set[str]:
@@ -120,31 +135,6 @@ def word_presence(texts: Sequence[str], words: Collection[str]) -> csr_matrix:
         rows += [row] * len(found)
         columns += found
     return csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(texts), len(position)))
-
-
-def recover_words(
-    vocabulary: Vocabulary, known: tuple[Floats, csr_matrix] | None, judged: tuple[Floats, csr_matrix]
-) -> Recovery:
-    """Attack numbers (m, d) of the judged texts with a ridge regression fitted on those of the attacker's texts (n, d).
-
-    Both come with the presence of the words (n, v). Of a text with k words the attack names the k words with the
-    largest predicted presence. It is given their number, which the length of a text roughly shows. Without known texts
-    it names the most frequent words.
-    """
-    values, presence = judged
-    if known is None:
-        scores: Floats = np.broadcast_to(vocabulary.documents.astype(np.float32), presence.shape)
-    else:
-        scores = predict_targets(known[0], known[1].toarray(), values)
-    truth = presence.toarray() > 0
-    ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1, kind="stable")
-    hits = truth & (ranks < truth.sum(axis=1, keepdims=True))
-    by_band = {}
-    for name, (low, high) in BANDS.items():
-        band = (vocabulary.documents >= low) & (vocabulary.documents <= (high or np.inf))
-        if truth[:, band].any():
-            by_band[name] = float(hits[:, band].sum() / truth[:, band].sum())
-    return Recovery(float(hits.sum() / max(1, truth.sum())), by_band, int(truth.sum()))
 
 
 def _chi_square(presence: csr_matrix, indicator: NDArray[np.bool_]) -> Floats:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,19 +63,19 @@ def choose_engine(settings: BackboneSettings, device: str, folder: Path, digest:
         if settings.dtype == "int8":
             raise UserError("backbone.dtype: int8 is computed by openvino; set backbone.engine openvino, or bfloat16")
         return EngineChoice("torch", fast if settings.dtype == "auto" else settings.dtype)
-    trials = _Trials(settings, folder, digest)
+    request = TrialRequest(settings.model, str(folder), digest, fast, settings.trust_remote_code)
     unquantized = list(dict.fromkeys((fast, "float32")))
     if settings.dtype == "int8":
-        precision = trials.first_passing(["int8"])
-        return EngineChoice("openvino", precision, uncalibrated_precision=trials.first_passing(unquantized))
+        precision = _first_passing(request, ["int8"])
+        return EngineChoice("openvino", precision, uncalibrated_precision=_first_passing(request, unquantized))
     if settings.engine == "openvino":
         candidates = unquantized if settings.dtype == "auto" else [settings.dtype]
-        return EngineChoice("openvino", trials.first_passing(candidates))
-    precision = fast if settings.dtype == "auto" else settings.dtype
-    if (verdict := trials.verdict(precision)).outcome == "agrees":
-        return EngineChoice("openvino", precision)
-    _warn_once(f"{trials.describe_failure(precision, verdict)}; torch in {precision} is used")
-    return EngineChoice("torch", precision, conclusive=verdict.outcome != "inconclusive")
+        return EngineChoice("openvino", _first_passing(request, candidates))
+    request = request if settings.dtype == "auto" else replace(request, precision=settings.dtype)
+    if (verdict := engine_trial.judge_engine(request)).outcome == "agrees":
+        return EngineChoice("openvino", request.precision)
+    _warn_once(f"{_describe_failure(request, verdict)}; torch in {request.precision} is used")
+    return EngineChoice("torch", request.precision, conclusive=verdict.outcome != "inconclusive")
 
 
 def preferred_engine(engine: str, device: str, folder: Path | None) -> str:
@@ -114,42 +114,26 @@ def fast_precision(device: str) -> str:
     return "bfloat16" if fast else "float32"
 
 
-class _Trials:
-    """The trials of OpenVINO with one backbone."""
+def _first_passing(request: TrialRequest, precisions: Sequence[str]) -> str:
+    """The first precision whose trial passes; failures before it are logged. Raises UserError if none passes."""
+    failures: list[str] = []
+    for precision in precisions:
+        tried = replace(request, precision=precision)
+        if (verdict := engine_trial.judge_engine(tried)).outcome == "agrees":
+            for failure in failures:
+                _warn_once(f"{failure}; openvino in {precision} is used")
+            return precision
+        failures.append(_describe_failure(tried, verdict))
+    raise UserError(f"backbone.engine: {'; '.join(failures)}; {_remedy(precisions)}")
 
-    def __init__(self, settings: BackboneSettings, folder: Path, digest: str) -> None:
-        self.settings, self.folder, self.digest = settings, folder, digest
 
-    def verdict(self, precision: str) -> Verdict:
-        return engine_trial.judge_engine(self._request(precision))
-
-    def first_passing(self, precisions: Sequence[str]) -> str:
-        """The first precision whose trial passes; failures before it are logged. Raises UserError if none passes."""
-        failures: list[str] = []
-        for precision in precisions:
-            if (verdict := self.verdict(precision)).outcome == "agrees":
-                for failure in failures:
-                    _warn_once(f"{failure}; openvino in {precision} is used")
-                return precision
-            failures.append(self.describe_failure(precision, verdict))
-        raise UserError(f"backbone.engine: {'; '.join(failures)}; {_remedy(precisions)}")
-
-    def describe_failure(self, precision: str, verdict: Verdict) -> str:
-        """A clause on a failed trial, for a message."""
-        again = ""
-        if verdict.outcome != "inconclusive":
-            again = f" (remembered: delete {engine_trial.verdict_path(self._request(precision))} to try again)"
-        model = self.settings.model
-        return f"openvino in {precision} {verdict.description} when tried with {model} on this machine{again}"
-
-    def _request(self, precision: str) -> TrialRequest:
-        return TrialRequest(
-            model=self.settings.model,
-            folder=str(self.folder),
-            digest=self.digest,
-            precision=precision,
-            trust_remote_code=self.settings.trust_remote_code,
-        )
+def _describe_failure(request: TrialRequest, verdict: Verdict) -> str:
+    """A clause on a failed trial, for a message."""
+    again = "the next start tries again"
+    if verdict.outcome != "inconclusive":
+        again = f"remembered: delete {engine_trial.verdict_path(request)} to try again"
+    tried = f"when tried with {request.model} on this machine"
+    return f"openvino in {request.precision} {verdict.description} {tried} ({again})"
 
 
 def _remedy(precisions: Sequence[str]) -> str:

@@ -43,15 +43,13 @@ positions are stretched by 5 % has 0.2. How many labels int8 changes is for `--c
 """
 CHILD_COMMAND = (sys.executable, "-P", "-m", "spin.activations.engines.engine_child")
 """the command of the child process, to which the path of the report is added"""
-TIMEOUT_S = 600.0
+TIMEOUT_S = 300.0
 """seconds that a trial may take"""
-_FORMAT = 1
+_FORMAT = 2
 """version of the trial's procedure; verdicts of another version are not used"""
 _PACKAGES = ("openvino", "nncf", "torch", "transformers")
 _EXTERNAL_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM})
 """signals from outside, such as by the kernel when memory runs out; they are no evidence against the engine"""
-_known: dict[str, Verdict] = {}
-"""verdicts that this process has reached or read, by key, inconclusive ones too"""
 _log = logging.getLogger(__name__)
 
 
@@ -105,32 +103,26 @@ class Verdict:
         return f"{predicates.get(self.outcome, 'could not be tried')} ({self.detail})"
 
 
+@cache
 def judge_engine(request: TrialRequest) -> Verdict:
     """The verdict on OpenVINO for a backbone and precision: the recorded one, else that of a trial now.
 
     Of several processes that need it at the same time, one runs the trial and the others wait. Inconclusive verdicts
     are remembered by this process alone, as are all verdicts if the cache folder cannot be written (which is logged).
     """
-    key = verdict_key(request)
-    if key in _known:
-        return _known[key]
     file = verdict_path(request)
     with lock_record(file):
-        _known[key] = _read_verdict(file) or _run_trial(request)
-        if _known[key].outcome != "inconclusive":
+        verdict = _read_verdict(file) or _run_trial(request)
+        if verdict.outcome != "inconclusive":
             # with all that it depends on, for people who read the file
-            write_record(file, {**asdict(_known[key]), "model": request.model, **_dependencies(request)})
-    return _known[key]
+            write_record(file, {**asdict(verdict), "model": request.model, **_dependencies(request)})
+    return verdict
 
 
 def verdict_path(request: TrialRequest) -> Path:
-    """The file in which the verdict is recorded on this machine."""
-    return cache_folder() / "engine_trials" / f"{verdict_key(request)}.json"
-
-
-def verdict_key(request: TrialRequest) -> str:
-    """A hash (32 hex digits) of everything that a verdict depends on."""
-    return hashlib.sha256(json.dumps(_dependencies(request), sort_keys=True).encode()).hexdigest()[:32]
+    """The file in which the verdict is recorded on this machine, named by a hash of all that the verdict depends on."""
+    key = hashlib.sha256(json.dumps(_dependencies(request), sort_keys=True).encode()).hexdigest()[:32]
+    return cache_folder() / "engine_trials" / f"{key}.json"
 
 
 def _dependencies(request: TrialRequest) -> dict[str, object]:
@@ -177,19 +169,21 @@ def processor() -> str:
 def _run_trial(request: TrialRequest) -> Verdict:
     """Run the child process and judge its report or its end."""
     _log.info("trying openvino in %s with %s, once on this processor", request.precision, request.model)
+    # without the fault handler, which would print the stack of a crash; the child imports from where this process does,
+    # and nothing from the working directory
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONFAULTHANDLER"}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.json"
         try:
             child = subprocess.run(
                 [*CHILD_COMMAND, str(file)],
-                # the child imports from where this process does, and nothing from the working directory
-                env={**_environment(), "PYTHONPATH": os.pathsep.join(sys.path)},
+                env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
                 input=json.dumps({"subject": asdict(request), "threads": torch.get_num_threads()}).encode(),
                 capture_output=True,
                 timeout=TIMEOUT_S,
             )
         except subprocess.TimeoutExpired:
-            return Verdict("inconclusive", f"not done after {TIMEOUT_S:.0f} s")
+            return Verdict("inconclusive", f"not done after {TIMEOUT_S:.0f} s, which every start will take again")
         except OSError as error:
             return Verdict("inconclusive", f"its process could not be started: {error}")
         stderr = child.stderr.decode(errors="replace").strip()
@@ -197,11 +191,6 @@ def _run_trial(request: TrialRequest) -> Verdict:
         if child.returncode == 0 and file.exists():
             return _judge_report(TrialReport(**json.loads(file.read_bytes())))
     return _judge_exit(child.returncode, stderr)
-
-
-def _environment() -> dict[str, str]:
-    """The environment of this process, without the fault handler, which would print the stack of a crash."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONFAULTHANDLER"}
 
 
 def _judge_report(report: TrialReport) -> Verdict:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from spin.backbone.digest import cached_digest
 from spin.backbone.engine_choice import EngineChoice, announce_engine, choose_engine
@@ -28,14 +28,23 @@ def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = Non
     return open_backbone(settings, folder, digest, device, choose_engine(settings, device, folder, digest))
 
 
-def open_backbone(settings: BackboneSettings, folder: Path, digest: str, device: str, choice: EngineChoice) -> Backbone:
+def open_backbone(
+    settings: BackboneSettings,
+    folder: Path,
+    digest: str,
+    device: str,
+    choice: EngineChoice,
+    *,
+    blocks: int | None = None,
+) -> Backbone:
     """Load the frozen model in a folder for an engine and precision that are already chosen.
 
-    Raises UserError if the model is of an unsupported kind, lacks weights or has no fast tokenizer.
+    With `blocks` it has its first blocks alone, as many as that. Raises UserError if the model is of an unsupported
+    kind, lacks weights or has no fast tokenizer.
     """
     # OpenVINO's graph is traced from float32; the engine converts it to the precision
     dtype = torch.bfloat16 if choice.precision == "bfloat16" and choice.engine == "torch" else torch.float32
-    model, missing, tokenizer = _load_model(settings, folder, dtype)
+    model, missing, tokenizer = _load_model(settings, folder, dtype, blocks)
     if missing:  # transformers would fill them with random numbers
         raise UserError(
             f"backbone {settings.model} lacks {len(missing)} of its weights, {missing[0]} for one; fetch it anew"
@@ -92,14 +101,20 @@ def _describe_mismatch(folder: Path, digest: str, expected: str, settings: Backb
     )
 
 
-def _load_model(settings: BackboneSettings, folder: Path, dtype: torch.dtype) -> tuple[Any, list[str], Any]:
+def _load_model(
+    settings: BackboneSettings, folder: Path, dtype: torch.dtype, blocks: int | None
+) -> tuple[Any, list[str], Any]:
     """The model, the sorted names of weights that its files lack, and the tokenizer."""
     # given to transformers even if off: without it, transformers asks at the terminal whether code may run
     code = settings.trust_remote_code
     try:
         with silence_transformers():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=code)
+            if blocks is not None:
+                _keep_blocks(config, blocks)
             model, info = AutoModel.from_pretrained(
                 folder,
+                config=config,
                 dtype=dtype,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -116,3 +131,10 @@ def _load_model(settings: BackboneSettings, folder: Path, dtype: torch.dtype) ->
         raise UserError(f"backbone {settings.model} cannot be loaded: {message}") from None
     # the pooler is not read
     return model, sorted(name for name in info["missing_keys"] if not name.startswith("pooler.")), tokenizer
+
+
+def _keep_blocks(config: Any, blocks: int) -> None:
+    """Let a model of this configuration have its first blocks alone."""
+    config.num_hidden_layers = min(blocks, config.num_hidden_layers)
+    if getattr(config, "layer_types", None):  # by block, in families that alternate kinds of attention
+        config.layer_types = config.layer_types[: config.num_hidden_layers]

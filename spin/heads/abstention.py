@@ -107,6 +107,15 @@ def keep_promise(
     return settings.model_copy(update={"abstain": band.abstain, "max_error": None})
 
 
+def refuse_promise(settings: DecisionSettings, load: str) -> None:
+    """Raise UserError if a decision without test documents is to promise an error; `load` names what has them."""
+    if settings.max_error is not None:
+        raise UserError(
+            "decision.max_error: only the test documents of a version that spin train made can prove it; give the "
+            f"setting to {load} with the folder of one, or set abstain"
+        )
+
+
 def describe_failure(documents: int, max_error: float) -> str:
     """A message that an error cannot be promised with so many test documents, and what to do."""
     return (

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from spin.arrays import Floats
 from spin.attribution.token_sums import TokenDirections, TokenWeights
 from spin.heads.fitted import FittedClassifier
+from spin.poolings.registry import find_pooling
 from spin.sites import FeatureColumn
 
 
@@ -43,7 +44,7 @@ def token_directions(
     by_column: dict[FeatureColumn, Floats] = {}
     means: dict[FeatureColumn, Floats] = {}
     for column in columns:
-        if column.pooling != "mean":
+        if find_pooling(column.pooling).shares != "every token":
             continue
         parts = [slice_of(fitted, column) for fitted in stops]
         by_column[column] = np.concatenate([each[:, part] for each, part in zip(scaled, parts, strict=True)])

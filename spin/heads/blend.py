@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import overload
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,10 @@ from scipy.optimize import minimize
 
 from spin.arrays import Floats
 from spin.heads.calibration import smooth_targets, smoothed_loss
-from spin.heads.linear_head import LinearHead
-from spin.heads.mlp_head import MlpHead
+from spin.heads.head import Head
 from spin.labels.label_space import LabelSpace, Targets
 
+AnyHead = TypeVar("AnyHead", bound=Head)
 _MOST_WEIGHT = 20.0
 _MOST_ROWS = 20_000
 """documents that the weights are fitted on, at most"""
@@ -30,6 +30,10 @@ class Blend:
     def logits(self, of_neurons: Floats, of_words: Floats) -> Floats:
         """(n, K) the weighted sum of both logits (n, K)."""
         return np.float32(self.neurons) * of_neurons + np.float32(self.words) * of_words
+
+    def fold_into(self, head: AnyHead, scale: Floats) -> AnyHead:
+        """The head of both, from that of the neurons; its first K features are the words' logits over a scale (K,)."""
+        return head.join_words(np.float32(self.neurons), np.float32(self.words) * scale.astype(np.float32))
 
 
 def fit_blend(of_neurons: Floats, of_words: Floats, y: Targets, label_space: LabelSpace) -> Blend:
@@ -50,26 +54,3 @@ def fit_blend(of_neurons: Floats, of_words: Floats, y: Targets, label_space: Lab
 
     found = minimize(loss, np.array([1.0, 0.5]), jac=True, method="L-BFGS-B", bounds=[(0, _MOST_WEIGHT)] * 2)
     return Blend(*map(float, found.x))
-
-
-@overload
-def join_words(head: LinearHead, blend: Blend, scale: Floats) -> LinearHead: ...
-
-
-@overload
-def join_words(head: LinearHead | MlpHead, blend: Blend, scale: Floats) -> LinearHead | MlpHead: ...
-
-
-def join_words(head: LinearHead | MlpHead, blend: Blend, scale: Floats) -> LinearHead | MlpHead:
-    """The head of a blend, from that of its neurons; its first K features are the words' logits over a scale (K,)."""
-    if isinstance(head, LinearHead):
-        of_words = np.diag(np.float32(blend.words) * scale.astype(np.float32))
-        coef = np.concatenate([of_words, head.coef * np.float32(blend.neurons)], axis=1)
-        return LinearHead(coef, head.intercept * np.float32(blend.neurons))
-    unread = np.zeros((len(head.inner), len(head.outer)), np.float32)
-    return replace(
-        head,
-        linear=join_words(head.linear, blend, scale),
-        inner=np.concatenate([unread, head.inner], axis=1),
-        outer=head.outer * np.float32(blend.neurons),
-    )

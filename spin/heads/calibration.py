@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import overload
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,10 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_expit, log_softmax
 
 from spin.arrays import Floats
-from spin.heads.linear_head import LinearHead
-from spin.heads.mlp_head import MlpHead
+from spin.heads.head import Head
 from spin.labels.label_space import LabelSpace, Targets
 
+AnyHead = TypeVar("AnyHead", bound=Head)
 _MOST_ROWS = 20_000
 """largest number of documents that biases are fitted on"""
 _BINS = 15
@@ -43,13 +43,7 @@ class Calibration:
         scaled = logits / np.float32(self.temperature)
         return scaled if self.bias is None else scaled + self.bias
 
-    @overload
-    def fold_into(self, head: LinearHead) -> LinearHead: ...
-
-    @overload
-    def fold_into(self, head: MlpHead) -> MlpHead: ...
-
-    def fold_into(self, head: LinearHead | MlpHead) -> LinearHead | MlpHead:
+    def fold_into(self, head: AnyHead) -> AnyHead:
         """The head whose logits are the calibrated ones of a head."""
         scaled = head.with_temperature(self.temperature)
         return scaled if self.bias is None else scaled.with_bias(self.bias)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from spin.arrays import Floats
-from spin.heads.candidate import Candidate, CandidateSummary
+from spin.heads.candidate import CandidateSummary
 from spin.heads.decision import Decision
 from spin.heads.early_exit import EarlyExit, should_exit
-from spin.heads.linear_head import LinearHead
-from spin.heads.mlp_head import MlpHead
+from spin.heads.head import Head
 from spin.heads.recipe import ClassifierRecipe
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
@@ -40,9 +39,10 @@ class ExitSummary(BaseModel):
 class ChoiceSummary(CandidateSummary):
     """A fitted classifier as reports and artifacts hold it: its candidate, its head, calibration and thresholds."""
 
-    head: Literal["linear", "mlp"]
-    mlp_chance: float | None
-    """p-value of the test that the MLP head is better than the linear one; None where it was not tested"""
+    head: str
+    """the name of a head in `HEADS`"""
+    head_chance: float | None
+    """p-value of the test that another head is better than the linear one; None where none was tested"""
     valid_log_loss: float
     """mean log loss of the calibrated validation logits"""
     temperature: float
@@ -112,7 +112,7 @@ class FittedClassifier:
     """the p features: the words' logits, if it reads them, and the selected neurons"""
     standardizer: Standardizer
     """mean and scale (p,) of the neurons over the training rows; of the words' logits 0 and the held-out deviation"""
-    head: LinearHead | MlpHead
+    head: Head
     """calibrated: its logits are already divided by the temperature, and have their biases"""
     summary: ChoiceSummary
     exits: tuple[EarlyExit, ...] = ()
@@ -192,11 +192,11 @@ class FittedClassifier:
             return self
         exit = self.exits[index]
         if exit.by_words:
-            classes = len(exit.head.intercept)
+            classes = len(exit.head.bias)
             selection = Selection({}, {}, 0.0, self.selection.rule, classes)
             unscaled = Standardizer.concatenate([]).join_words(np.ones(classes, np.float32))
             return FittedClassifier(selection, unscaled, exit.head, self.summary)
-        selection = self.selection.part(exit.depth)
+        selection = self.selection.up_to(exit.depth)
         return FittedClassifier(selection, self.standardizer.keep(slice(len(selection))), exit.head, self.summary)
 
     def read_at(self, index: int, features: Floats, words: Floats | None) -> Floats:
@@ -215,7 +215,7 @@ class TrainingResult:
 
     choices: Mapping[Choice, FittedClassifier]
     """`accuracy`, `balanced` and `cheapest`; one classifier may stand under several names"""
-    frontier: tuple[Candidate, ...]
+    frontier: tuple[CandidateSummary, ...]
     """the best candidate of every depth, shallow first"""
     tried: int
     """number of candidates that were judged"""
@@ -228,7 +228,7 @@ class TrainingResult:
         """The search and its choices for a report."""
         return TrainingSummary(
             choices={name: fitted.summary for name, fitted in self.choices.items()},
-            frontier=tuple(candidate.summary() for candidate in self.frontier),
+            frontier=self.frontier,
             tried=self.tried,
             cap=self.cap,
         )

@@ -3,61 +3,79 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from spin.arrays import Floats
+from spin.heads.head import FitTask, Head
 
 
 @dataclass(frozen=True)
-class LinearHead:
+class LinearHead(Head):
     """Logistic regression on standardised features: multinomial, or one sigmoid per class in a multi-label task."""
+
+    name: ClassVar[str] = "linear"
 
     coef: Floats
     """(K, p)"""
     intercept: Floats
     """(K,)"""
 
+    @classmethod
+    def fit(cls, task: FitTask) -> tuple[Self, int]:
+        """The linear head itself: the search has fitted it (`spin.integrate.fit_linear`)."""
+        return cls(task.linear.directions, task.linear.bias), 0
+
     def logits(self, X: Floats) -> Floats:
-        """Logits (n, K) of standardised features (n, p)."""
         return X @ self.coef.T + self.intercept
 
-    def slopes(self, x: Floats) -> Floats:
-        """(K, p) per feature: the logits of features (p,) are `bias` plus the sum over p of x * slopes."""
-        return self.coef
+    @property
+    def bias(self) -> Floats:
+        return self.intercept
 
     @property
     def directions(self) -> Floats:
-        """(R, p) such that the slopes of any class at any features are a mixture of these rows: one per class."""
+        """(K, p) the coefficients: one direction per class."""
         return self.coef
 
     def mix(self, X: Floats, classes: NDArray[np.int64]) -> Floats:
-        """(n, R) how the slopes of one class each, at standardised features (n, p), are a mixture of `directions`."""
         mixture: Floats = np.zeros((len(X), len(self.coef)), np.float32)
         mixture[np.arange(len(X)), classes] = 1
         return mixture
 
-    def slopes_of(self, X: Floats, classes: NDArray[np.int64]) -> Floats:
-        """(n, p) the slopes of one class each, at standardised features (n, p): `mix` times `directions`."""
-        return self.coef[classes]
+    def with_temperature(self, temperature: float) -> Self:
+        divisor = np.float32(temperature)
+        return replace(self, coef=self.coef / divisor, intercept=self.intercept / divisor)
 
-    @property
-    def bias(self) -> Floats:
-        """(K,) the logits of a text whose features are all at their training mean."""
-        return self.intercept
-
-    def with_temperature(self, temperature: float) -> LinearHead:
-        """The head whose logits are these divided by a temperature."""
-        return LinearHead(self.coef / np.float32(temperature), self.intercept / np.float32(temperature))
-
-    def with_bias(self, bias: Floats) -> LinearHead:
-        """The head whose logits are these plus a bias (K,)."""
+    def with_bias(self, bias: Floats) -> Self:
         return replace(self, intercept=self.intercept + bias)
 
-    def keep(self, features: NDArray[np.bool_]) -> LinearHead:
-        """The head on some of its features, given as a mask (p,)."""
+    def join_words(self, neurons: np.float32, words: Floats) -> Self:
+        coef = np.concatenate([np.diag(words), self.coef * neurons], axis=1)
+        return replace(self, coef=coef, intercept=self.intercept * neurons)
+
+    def keep(self, features: NDArray[np.bool_]) -> Self:
         return replace(self, coef=self.coef[:, features])
+
+    def graph(self) -> nn.Module:
+        return linear_layer(self.coef, self.intercept)
+
+
+def linear_layer(weight: Floats, bias: Floats | None = None) -> nn.Linear:
+    """A layer with given weights (out, in) and bias (out,), for the graph of a head."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = _constant(weight)
+    if bias is not None:
+        layer.bias = _constant(bias)
+    return layer
+
+
+def _constant(values: Floats) -> nn.Parameter:
+    return nn.Parameter(torch.as_tensor(values, dtype=torch.float32), requires_grad=False)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from spin.heads.blend import Blend
 from spin.heads.calibration import Calibration
-from spin.heads.linear_head import Penalty
+from spin.heads.linear_head import LinearHead, Penalty
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,10 @@ class HeadRecipe:
     temperature: float
     bias: tuple[float, ...] | None = None
     """(K,) added to the logits after the temperature; None for none"""
-    mlp_steps: int | None = None
-    """steps of an MLP head; None for a linear head"""
+    kind: str = LinearHead.name
+    """the name of a head in `HEADS`"""
+    steps: int = 0
+    """steps in which validation fitted the head best; 0 for a head that is fitted without steps"""
     blend: Blend | None = None
     """the weights of neurons and words; None for neurons alone"""
     scale_norm: float | None = None

@@ -52,7 +52,7 @@ class Selection:
             for neuron, share in zip(neurons, self.importance[column], strict=True)
         ]
 
-    def part(self, depth: int, names: Collection[str] = ()) -> Selection:
+    def up_to(self, depth: int, names: Collection[str] = ()) -> Selection:
         """The words, and the neurons in the first `depth` blocks; with `names`, of these kinds of sites or poolings."""
         columns = [
             column

@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from spin.arrays import Floats, Rows
-from spin.heads.linear_head import LinearHead
-from spin.heads.mlp_head import MlpHead
+from spin.heads.design import Design
+from spin.heads.feature_rows import FeatureRows
+from spin.heads.head import Head
 from spin.heads.selection import Selection
-from spin.integrate.feature_rows import FeatureRows
-from spin.integrate.fit_linear import Design
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
@@ -89,7 +88,7 @@ class FeatureMatrix:
         """The scale (p,) of each feature; where labels are few, probes' scores say too little to weigh the sites."""
         return align(selection, probes, None if self.data.has_few_labels else self.data.constant_score)
 
-    def predict(self, features: FeatureRows, heads: Sequence[LinearHead | MlpHead], own: Rows, count: int) -> Floats:
+    def predict(self, features: FeatureRows, heads: Sequence[Head], own: Rows, count: int) -> Floats:
         """(H, n, K) the logits of `count` rows by H heads, the same for all members.
 
         Each member computes those of its own rows, given by their standardised features and by their positions.

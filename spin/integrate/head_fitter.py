@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spin.arrays import Floats, Rows
-from spin.heads.blend import join_words
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import ChoiceSummary, ExitSummary, FittedClassifier, TrainingResult
+from spin.heads.head import FitTask, Head
 from spin.heads.linear_head import LinearHead
-from spin.heads.mlp_head import MlpHead
 from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
+from spin.heads.registry import find_head
 from spin.heads.selection import Selection
 from spin.integrate.feature_matrix import FeatureCut, FeatureMatrix, Probes, ReadSelection, selected_standardizer
 from spin.integrate.fit_linear import fit_linear
-from spin.integrate.fit_mlp import fit_mlp
 from spin.integrate.fit_words import WordFit
 from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
@@ -29,12 +26,12 @@ from spin.sparsify.probe import Probe
 
 
 @dataclass(frozen=True)
-class NeuronHead:
+class FittedHead:
     """A head on neurons alone, before words and calibration."""
 
     selection: Selection
     standardizer: Standardizer
-    head: LinearHead | MlpHead
+    head: Head
 
 
 @dataclass(frozen=True)
@@ -48,26 +45,23 @@ class HeadFitter:
     word_scale: Floats | None
     """(K,) the scale of the words' logits, in which drift measures them; None without words"""
 
-    def fit(self, selection: Selection, recipe: HeadRecipe, *, drops_neurons: bool = True) -> NeuronHead:
+    def fit(self, selection: Selection, recipe: HeadRecipe, *, drops_neurons: bool = True) -> FittedHead:
         """The head on a selection without words; neurons that its L1 penalty zeroes leave the selection, or stay."""
         if not selection.neurons:
             classes = len(self.matrix.data.label_space)
             nothing = LinearHead(np.zeros((classes, 0), np.float32), np.zeros(classes, np.float32))
-            return NeuronHead(selection, Standardizer.concatenate([]), nothing)
+            return FittedHead(selection, Standardizer.concatenate([]), nothing)
         standardizer = selected_standardizer(selection, self.probes)
         design = self.matrix.design(self.cut, selection, self.probes, self.rows)
         design = replace(design, norm=recipe.scale_norm)
-        [head] = fit_linear(design, [recipe.penalty])
-        if recipe.mlp_steps is not None:
-            seed, strength = self.matrix.data.seed, recipe.penalty.strength
-            mlp, _ = fit_mlp(head, design, strength, seed=seed, steps=recipe.mlp_steps)
-            return NeuronHead(selection, standardizer, mlp)
+        [linear] = fit_linear(design, [recipe.penalty])
+        task = FitTask(linear, design, recipe.penalty.strength, self.matrix.data.seed, recipe.steps)
+        head, _ = find_head(recipe.kind).fit(task)
         if not drops_neurons:
-            return NeuronHead(selection, standardizer, head)
-        used = used_features(head)
-        return NeuronHead(selection.keep(used), standardizer.keep(used), head.keep(used))
+            return FittedHead(selection, standardizer, head)
+        return FittedHead(selection.keep(head.used), standardizer.keep(head.used), head.keep(head.used))
 
-    def finish(self, fitted: NeuronHead, recipe: ClassifierRecipe, summary: ChoiceSummary) -> FittedClassifier:
+    def finish(self, fitted: FittedHead, recipe: ClassifierRecipe, summary: ChoiceSummary) -> FittedClassifier:
         """The classifier of a head that `fit` returned: with its exits, with the words, and calibrated."""
         exits = self._fit_exits(fitted.selection, recipe.exits)
         selection, standardizer = fitted.selection, fitted.standardizer
@@ -88,13 +82,13 @@ class HeadFitter:
             recipe,
         )
 
-    def _fit_exits(self, selection: Selection, recipes: Sequence[ExitRecipe]) -> dict[ExitRecipe, LinearHead]:
+    def _fit_exits(self, selection: Selection, recipes: Sequence[ExitRecipe]) -> dict[ExitRecipe, Head]:
         """The heads of the exits, each on the part of the selection that its blocks compute.
 
         An exit must read something that those before it do not, or it is left out. That by words has the word
         regression's logits as its own, and reads no neurons.
         """
-        heads: dict[ExitRecipe, LinearHead] = {}
+        heads: dict[ExitRecipe, Head] = {}
         features = 0
         for recipe in recipes:
             if recipe.depth == BY_WORDS:
@@ -102,7 +96,7 @@ class HeadFitter:
                 unchanged = LinearHead(np.eye(classes, dtype=np.float32), np.zeros(classes, np.float32))
                 heads[recipe] = recipe.head.calibration.fold_into(unchanged)
                 continue
-            part = selection.part(recipe.depth)
+            part = selection.up_to(recipe.depth)
             if len(part) > features:
                 features = len(part)
                 design = self.matrix.design(self.cut, part, self.probes, self.rows)
@@ -110,17 +104,11 @@ class HeadFitter:
                 heads[recipe] = self._calibrate(head, recipe.head)
         return heads
 
-    @overload
-    def _calibrate(self, head: LinearHead, recipe: HeadRecipe) -> LinearHead: ...
-
-    @overload
-    def _calibrate(self, head: LinearHead | MlpHead, recipe: HeadRecipe) -> LinearHead | MlpHead: ...
-
-    def _calibrate(self, head: LinearHead | MlpHead, recipe: HeadRecipe) -> LinearHead | MlpHead:
+    def _calibrate(self, head: Head, recipe: HeadRecipe) -> Head:
         """The head of a recipe from that of its neurons: with the words, and calibrated."""
         if recipe.blend is not None:
             assert self.word_scale is not None
-            head = join_words(head, recipe.blend, self.word_scale)
+            head = recipe.blend.fold_into(head, self.word_scale)
         return recipe.calibration.fold_into(head)
 
 
@@ -149,9 +137,3 @@ def refit(
             distinct[id(fitted)] = fitter.finish(head, fitted.recipe, fitted.summary)
     choices = {choice: distinct[id(fitted)] for choice, fitted in result.choices.items()}
     return replace(result, choices=choices)
-
-
-def used_features(head: LinearHead) -> NDArray[np.bool_]:
-    """(p,) the features with a weight that is not zero; all of them if there is none, as a head must read something."""
-    used: NDArray[np.bool_] = np.any(head.coef != 0, axis=0)
-    return used | (not used.any())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -15,8 +15,10 @@ from spin.heads.calibration import Calibration, calibration_error, fit_calibrati
 from spin.heads.candidate import Candidate
 from spin.heads.decision import Decision
 from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
-from spin.heads.linear_head import Penalty
+from spin.heads.head import Head
+from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
+from spin.heads.registry import other_heads
 from spin.heads.selection import Selection
 from spin.integrate.bootstrap import bootstrap_p_value
 from spin.integrate.class_thresholds import choose_class_thresholds
@@ -33,7 +35,7 @@ from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import CandidateChoices, best_per_depth, choose_candidates
 from spin.integrate.head_fitter import HeadFitter
 from spin.integrate.leakage import LeakageAttack, choose_under_cap
-from spin.integrate.search import Progress, Search
+from spin.integrate.search import HeldOut, Progress, Search
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.settings import CascadeSettings, Choice, DecisionSettings, SearchSettings
@@ -42,7 +44,7 @@ from spin.sparsify.probe import Probe
 from spin.sparsify.ridge import RidgeImportance
 
 SIGNIFICANT = 0.05
-"""p-value below which `head: auto` takes the MLP head"""
+"""p-value below which `head: auto` takes another head than the linear one"""
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # L-BFGS's vectors are too short for more; products are torch's
@@ -97,7 +99,8 @@ def integrate(
         choices[name] = fitted[id(candidate)]
     reads_words = any(chosen.selection.words or chosen.words_exit for chosen in choices.values())
     regression = words.regression if words is not None and reads_words else None
-    return TrainingResult(choices, found.frontier, found.tried, regression, found.cap)
+    frontier = tuple(candidate.summary() for candidate in found.frontier)
+    return TrainingResult(choices, frontier, found.tried, regression, found.cap)
 
 
 def _choose(search: Search, attack: LeakageAttack | None) -> CandidateChoices:
@@ -118,10 +121,11 @@ class _HeadChoice:
     """the neurons of each fold's head: of a linear one, without those that its L1 penalty zeroes"""
     blend: Blend | None
     """the weights of neurons and words in these logits; None for neurons alone"""
-    mlp_steps: int | None
-    """steps of the MLP head; None for a linear head"""
-    p_value: float | None
-    """p-value of the test that the MLP head is better; None where it was not tested"""
+    kind: type[Head] = LinearHead
+    steps: int = 0
+    """steps in which the head is fitted; 0 for a linear head"""
+    p_value: float | None = None
+    """p-value of the test that a head is better than the linear one; None where none was tested"""
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,8 @@ class CandidateFitter:
             candidate.penalty,
             calibration.temperature,
             calibration.biases,
-            choice.mlp_steps,
+            choice.kind.name,
+            choice.steps,
             choice.blend,
             float(np.linalg.norm(self.matrix.scales(selection, self.search.final_probes))),
         )
@@ -173,8 +178,8 @@ class CandidateFitter:
         summary = ChoiceSummary(
             **{
                 **candidate.summary().model_dump(),
-                "head": "linear" if choice.mlp_steps is None else "mlp",
-                "mlp_chance": choice.p_value,
+                "head": choice.kind.name,
+                "head_chance": choice.p_value,
                 "valid_score": round(float(np.mean(self.search.judge(choice.held_out))), 4),
                 "valid_log_loss": round(log_loss(calibrated, y, label_space), 4),
                 "temperature": round(calibration.temperature, 4),
@@ -220,25 +225,34 @@ class CandidateFitter:
         return self.group.broadcast_object(named)
 
     def _choose_head(self, candidate: Candidate) -> _HeadChoice:
-        """The MLP head if the settings ask for it, or if a paired test on validation shows that it is better."""
-        kind = self.search.settings.head
-        untested = kind == "auto" and self.data.has_few_labels
+        """The head that the settings ask for, or the best one if a paired test on validation shows that it is better.
+
+        The test compares it with the linear head; where several heads are tested, each of them has a part of the error.
+        """
         of_linear = self.search.held_out(candidate)
-        if kind == "linear" or untested or not candidate.reads_neurons:
-            return _HeadChoice(of_linear.logits, of_linear.selections, candidate.blend, None, None)
+        linear = _HeadChoice(of_linear.logits, of_linear.selections, candidate.blend)
+        setting = self.search.settings.head
+        if not candidate.reads_neurons or (setting == "auto" and self.data.has_few_labels):
+            return linear
+        tested = [self._test_head(kind, candidate, of_linear) for kind in other_heads(setting)]
+        best, p_value = min(tested, key=lambda test: test[1], default=(linear, None))
+        if p_value is None or setting != "auto" or p_value < SIGNIFICANT / len(tested):
+            return replace(best, p_value=p_value)
+        return replace(linear, p_value=p_value)
+
+    def _test_head(self, kind: type[Head], candidate: Candidate, of_linear: HeldOut) -> tuple[_HeadChoice, float]:
+        """A head of another kind on the neurons of a candidate, and the p-value of the test that it is better."""
         logits, steps, selections = [], [], self.search.fold_selections(candidate.subset)
-        for fold, selection, head in zip(self.search.folds, selections, of_linear.heads, strict=True):
-            fold_logits, fold_steps = fold.fit_mlp(selection, head, candidate.penalty.strength)
+        for fold, selection, linear in zip(self.search.folds, selections, of_linear.heads, strict=True):
+            fold_logits, fold_steps = fold.fit(kind, selection, linear, candidate.penalty.strength)
             logits.append(fold_logits)
             steps.append(fold_steps)
         blend = None if candidate.blend is None else self.search.fit_blend(logits)
         held_out = self.search.blended(logits, blend)
-        mlp, linear = (self.data.label_space.predict(np.concatenate(of)) for of in (held_out, of_linear.logits))
-        p_value = bootstrap_p_value(self.data.metric, self.valid_y, mlp, linear, self.data.seed)
-        use_mlp, p_value = self.group.broadcast_object((kind == "mlp" or p_value < SIGNIFICANT, p_value))
-        if not use_mlp:
-            return _HeadChoice(of_linear.logits, of_linear.selections, candidate.blend, None, p_value)
-        return _HeadChoice(held_out, selections, blend, round(float(np.mean(steps))), p_value)
+        ours, theirs = (self.data.label_space.predict(np.concatenate(of)) for of in (held_out, of_linear.logits))
+        p_value = bootstrap_p_value(self.data.metric, self.valid_y, ours, theirs, self.data.seed)
+        choice = _HeadChoice(held_out, selections, blend, kind, round(float(np.mean(steps))))
+        return choice, self.group.broadcast_object(p_value)
 
     def _choose_exits(
         self, candidate: Candidate, choice: _HeadChoice, selection: Selection, final: Floats, decision: Decision
@@ -274,7 +288,7 @@ class CandidateFitter:
         offered = self._offer_words(reads_words=choice.blend is not None)
         shallowest = min(column.site.layer for column in selection.neurons)
         for depth in offered_depths(self.cascade.depths, selection.depth):
-            parts = [of_fold.part(depth) for of_fold in choice.selections]
+            parts = [of_fold.up_to(depth) for of_fold in choice.selections]
             if depth < shallowest or not all(map(len, parts)):
                 continue
             ridge = Penalty(candidate.penalty.strength)
@@ -282,7 +296,7 @@ class CandidateFitter:
             blend = None if choice.blend is None else self.search.fit_blend(of_neurons)
             logits = np.concatenate(self.search.blended(of_neurons, blend))
             calibration = self._calibrate(logits)
-            head = HeadRecipe(ridge, calibration.temperature, calibration.biases, None, blend)
+            head = HeadRecipe(ridge, calibration.temperature, calibration.biases, blend=blend)
             cost = READING_COST + self.search.compute[Site(depth, "resid")]
             passing = PASSING_COST * candidate.compute
             offered.append(_ExitCandidate(depth, calibration.apply(logits), head, cost, passing))
@@ -300,6 +314,6 @@ class CandidateFitter:
         logits = np.concatenate(words.held_out)
         calibration = self._calibrate(logits)
         alone = Blend(neurons=0.0, words=1.0)
-        head = HeadRecipe(Penalty(words.strength), calibration.temperature, calibration.biases, None, alone)
+        head = HeadRecipe(Penalty(words.strength), calibration.temperature, calibration.biases, blend=alone)
         cost = 0.0 if reads_words else WORDS_COST
         return [_ExitCandidate(BY_WORDS, calibration.apply(logits), head, cost, cost)]

@@ -13,16 +13,15 @@ from spin.errors import UserError
 from spin.heads.blend import Blend, fit_blend
 from spin.heads.calibration import fit_calibration, log_loss, log_losses
 from spin.heads.candidate import Candidate, Subset
+from spin.heads.design import Design
+from spin.heads.feature_rows import FeatureRows
+from spin.heads.head import FitTask, Head
 from spin.heads.linear_head import LinearHead, Penalty
-from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Rule, Selection
 from spin.integrate.feature_matrix import FeatureCut, FeatureMatrix, Probes, selected_standardizer
-from spin.integrate.feature_rows import FeatureRows
-from spin.integrate.fit_linear import Design, fit_folds
-from spin.integrate.fit_mlp import fit_mlp
+from spin.integrate.fit_linear import fit_folds
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import is_clearly_worse, one_standard_error_choice
-from spin.integrate.head_fitter import used_features
 from spin.labels.cross_validation import Fold, jackknife_rows
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
@@ -69,32 +68,32 @@ class FoldSearch:
         """The design for fitting heads on a selection."""
         return self.matrix.design(self.cut, part, self.probes, self.fold.train)
 
-    def predict(self, part: Selection, heads: Sequence[LinearHead | MlpHead]) -> Floats:
+    def predict(self, part: Selection, heads: Sequence[Head]) -> Floats:
         """(H, m, K) the logits of all validation rows by heads on a selection."""
         return self._predict(self._valid_features(part), heads)
 
-    def fit_mlp(self, part: Selection, linear: LinearHead, strength: float) -> tuple[Floats, int]:
-        """The validation logits (m, K) of an MLP head on top of a linear one, and its number of steps.
+    def fit(self, kind: type[Head], part: Selection, linear: Head, strength: float) -> tuple[Floats, int]:
+        """The validation logits (m, K) of a head that starts from a linear one, and its number of steps.
 
         It is stopped by the calibrated log loss of these rows, as candidates are compared by it. Without calibration
-        hidden units that only make a linear head more or less certain would improve on it step by step.
+        what only makes a linear head more or less certain would improve on it step by step.
         """
-        design, features, data = self.design(part), self._valid_features(part), self.matrix.data
+        features, data = self._valid_features(part), self.matrix.data
         y = data.y[self.fold.valid]
 
-        def judge(head: MlpHead) -> float:
+        def judge(head: Head) -> float:
             [logits] = self._predict(features, [head])
             calibration = fit_calibration(logits, y, data.label_space, data.class_weights)
             return log_loss(calibration.apply(logits), y, data.label_space)
 
-        head, steps = fit_mlp(linear, design, strength, seed=data.seed, judge=judge)
+        head, steps = kind.fit(FitTask(linear, self.design(part), strength, data.seed, judge=judge))
         return self._predict(features, [head])[0], steps
 
     def _valid_features(self, part: Selection) -> FeatureRows:
         """The features of this process's share of the validation rows."""
         return self.cut.take(part, self.fold.valid, selected_standardizer(part, self.probes))
 
-    def _predict(self, features: FeatureRows, heads: Sequence[LinearHead | MlpHead]) -> Floats:
+    def _predict(self, features: FeatureRows, heads: Sequence[Head]) -> Floats:
         """(H, m, K) the logits of all validation rows."""
         return self.matrix.predict(features, heads, self.cut.positions(self.fold.valid), len(self.fold.valid))
 
@@ -172,7 +171,7 @@ class Search:
         """
         ranking = self.rankings[subset.rule][fold]
         selection = ranking.select(min(subset.eta, ranking.largest_eta(self.max_neurons)))
-        return selection.part(subset.depth, subset.part)
+        return selection.up_to(subset.depth, subset.part)
 
     def fold_selections(self, subset: Subset) -> list[Selection]:
         """The selection of a subset in each fold."""
@@ -290,7 +289,7 @@ class Search:
         fits = self.fit_folds(selections, [candidate.penalty])
         heads, logits = zip(*(of_fold for [of_fold] in fits), strict=True)
         if candidate.penalty.l1:
-            selections = [of.keep(used_features(head)) for of, head in zip(selections, heads, strict=True)]
+            selections = [of.keep(head.used) for of, head in zip(selections, heads, strict=True)]
         return HeldOut(self.blended(logits, candidate.blend), heads, tuple(selections))
 
     def _words_alone(self, blend: Blend | None) -> tuple[Floats, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,42 +18,24 @@ from spin.heads.decision import Decision
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import FittedClassifier
 from spin.heads.held_out import HeldOutLogits
+from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
+from spin.monitor import drift_statistics
+from spin.monitor.drift import Drift
+from spin.monitor.drift_statistics import Outcomes, ReadDocuments, Sums
 from spin.sites import BY_WORDS
 
-Counts = NDArray[np.int64]
-
-SCORES = np.linspace(0, 1, 21)[1:-1]
-"""bin borders of the largest probability per document"""
-LENGTHS = 2 ** np.arange(2, 12.5, 0.5)
-"""bin borders of the tokens per document"""
-UNKNOWN = np.array([0, 0.01, 0.05, 0.2])
-"""bin borders of the share of unknown tokens per document; the first bin holds documents without any"""
+_DOCUMENTS = "documents"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Statistics of some documents under a classifier with K classes and p selected neurons.
+    """The sums of all statistics of drift over some documents.
 
     The sum of the profiles of the parts of a set is the profile of the set.
     """
 
-    labels: Counts
-    """(K + 1,) documents per predicted class, before thresholds, and documents without any"""
-    exits: Counts
-    """(E + 1,) documents per exit, shallow first, and documents that ran to full depth"""
-    scores: Counts
-    """(20,) documents per bin of their largest probability, between `SCORES`"""
-    lengths: Counts
-    """(22,) documents that the backbone read per bin of their number of tokens, between `LENGTHS`"""
-    unknown: Counts
-    """(5,) documents that the backbone read per bin of their share of unknown tokens, between `UNKNOWN`"""
-    read: Counts
-    """(p,) documents of which each neuron was read: not of those that their words alone decide"""
-    sums: Floats
-    """(p,) sum of each neuron's standardised activation"""
-    squares: Floats
-    """(p,) sum of its square"""
+    sums: Sums
 
     @classmethod
     def from_outputs(
@@ -69,23 +51,19 @@ class Profile:
         Documents whose depth says that their words decided them count for labels, scores and exits alone. The backbone
         has not read them, or where a reference is measured at full depth it need not have.
         """
-        labels, scores = _count_outcomes(label_space, logits)
         standardised = fitted.standardizer.transform(activations).astype(np.float64)
         depth = np.full(len(logits), fitted.selection.depth) if features.depth is None else features.depth
-        read = depth != BY_WORDS
-        standardised[~read, fitted.selection.words :] = 0
-        n_tokens, n_unknown = features.n_tokens[read], features.n_unknown[read]
-        depths = [*(exit.depth for exit in fitted.exits), fitted.selection.depth]
-        return cls(
-            labels=labels,
-            exits=np.array([(depth == exit_depth).sum() for exit_depth in depths], np.int64),
-            scores=scores,
-            lengths=_histogram(n_tokens, LENGTHS),
-            unknown=_histogram(n_unknown / np.maximum(n_tokens, 1), UNKNOWN),
-            read=np.where(np.arange(standardised.shape[1]) < fitted.selection.words, len(read), read.sum()),
-            sums=standardised.sum(0),
-            squares=np.square(standardised).sum(0),
+        read, of_words = depth != BY_WORDS, fitted.selection.words
+        standardised[~read, of_words:] = 0
+        stops = np.searchsorted([exit.depth for exit in fitted.exits], depth)
+        outcomes = Outcomes(label_space, logits, stops, len(fitted.exits))
+        documents = ReadDocuments(
+            standardised,
+            np.where(np.arange(standardised.shape[1]) < of_words, len(read), read.sum()),
+            features.n_tokens[read],
+            features.n_unknown[read],
         )
+        return cls(_sum_outcomes(outcomes) | _merge(s.sum_documents(documents) for s in drift_statistics.STATISTICS))
 
     def under(self, held_out: HeldOutLogits, exits: Sequence[EarlyExit], decision: Decision) -> Profile:
         """The profile of a reference under another decision, by its documents' logits at all `exits`.
@@ -94,31 +72,30 @@ class Profile:
         follow from the decision. What the backbone reads is taken as it is.
         """
         stops = held_out.stops(exits, decision)
-        labels, scores = _count_outcomes(decision.label_space, held_out.logits[stops, np.arange(len(held_out))])
-        return replace(self, labels=labels, exits=np.bincount(stops, minlength=len(exits) + 1), scores=scores)
+        logits = held_out.logits[stops, np.arange(len(held_out))]
+        return Profile({**self.sums, **_sum_outcomes(Outcomes(decision.label_space, logits, stops, len(exits)))})
+
+    def drift_from(self, then: Profile, selection: Selection, allowed: float) -> list[Drift]:
+        """The drift of every property from a reference; `allowed` is the PSI that is no drift.
+
+        Empty where there are no documents to compare. Exits are compared where documents may take one, and what the
+        tokenizer counts only over documents that the backbone read. A statistic that one of both lacks is left out.
+        """
+        if not self.documents or not then.documents:
+            return []
+        common = self.sums.keys() & then.sums.keys()
+        measured = (s for s in drift_statistics.STATISTICS if common.issuperset(s.sums))
+        drifts = (statistic.compare(self.sums, then.sums, selection, allowed) for statistic in measured)
+        return [drift for drift in drifts if drift is not None]
 
     def __add__(self, other: Profile) -> Profile:
-        return Profile(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        both = self.sums.keys() & other.sums.keys()
+        return Profile({name: np.asarray(self.sums[name] + other.sums[name]) for name in both})
 
     @property
     def documents(self) -> int:
         """The number of documents."""
-        return int(self.scores.sum())
-
-    @property
-    def mean(self) -> Floats:
-        """(p,) mean of the standardised activations, over the documents of which they were read."""
-        return self.sums / np.maximum(1, self.read)
-
-    @property
-    def sd(self) -> Floats:
-        """(p,) standard deviation of the standardised activations; 0 for a neuron that is silent on all documents."""
-        variance = self.squares / np.maximum(1, self.read) - np.square(self.mean)
-        return np.sqrt(np.maximum(variance, 0))  # rounding may give a negative variance
-
-    def to_tensors(self) -> dict[str, NDArray[Any]]:
-        """The profile as arrays by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return int(self.sums[_DOCUMENTS])
 
     @classmethod
     def from_bytes(cls, data: bytes, prefix: str = "") -> Profile:
@@ -126,22 +103,23 @@ class Profile:
 
         Raises UserError for other data.
         """
+        names = [name for statistic in drift_statistics.STATISTICS for name in statistic.sums]
         try:
             tensors = load_tensors(data)
-            return cls(**{f.name: tensors[prefix + f.name] for f in fields(cls)})
+            known = {name: tensors[prefix + name] for name in names if prefix + name in tensors}
+            return cls({_DOCUMENTS: tensors[prefix + _DOCUMENTS], **known})
         except (KeyError, ValueError, SafetensorError) as error:
             raise UserError(
                 f"this is not a profile of documents: {error}; expected a file that spin train or spin classify wrote"
             ) from None
 
 
-def _count_outcomes(label_space: LabelSpace, logits: Floats) -> tuple[Counts, Counts]:
-    """The fields `labels` and `scores` of documents with logits (n, K)."""
-    indicator = label_space.indicator(label_space.predict(logits))
-    labels = np.array([*indicator.sum(0), (~indicator.any(1)).sum()], np.int64)
-    return labels, _histogram(label_space.probabilities(logits).max(1, initial=0.0), SCORES)
+def _sum_outcomes(outcomes: Outcomes) -> dict[str, NDArray[Any]]:
+    return {
+        _DOCUMENTS: np.array(len(outcomes.logits)),
+        **_merge(statistic.sum_outcomes(outcomes) for statistic in drift_statistics.STATISTICS),
+    }
 
 
-def _histogram(values: NDArray[np.number], borders: Floats) -> Counts:
-    """The number of values per bin (len(borders) + 1,); a bin includes its upper border."""
-    return np.bincount(np.searchsorted(borders, values), minlength=len(borders) + 1)
+def _merge(sums: Iterable[Sums]) -> dict[str, NDArray[Any]]:
+    return {name: array for each in sums for name, array in each.items()}

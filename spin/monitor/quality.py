@@ -21,8 +21,6 @@ LEAST_DOCUMENTS = 100
 """smallest number of test documents with a label for an estimate"""
 _PRIOR = 10.0
 """number of documents of a class at which its correction is applied by half"""
-BREAKS_ESTIMATE = ("labels", "scores", "neurons")
-"""properties whose drift says that probabilities may no longer be calibrated"""
 
 
 @dataclass(frozen=True)

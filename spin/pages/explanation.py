@@ -61,7 +61,7 @@ class Explanation:
     word_contributions: Floats
     """(W, K) per word: the sum over W, plus the bias, is the logits"""
     loudest: NDArray[np.int64]
-    """(p,) index of the word with the largest share of each neuron's contribution"""
+    """(p,) index of the word with the largest share of each neuron's contribution; -1 if no word has a share"""
     values: Floats
     """(p,) activations of the neurons, in standard deviations above their training means"""
     terms: tuple[TermContribution, ...] = ()
@@ -136,7 +136,9 @@ class Explanation:
         return {place: self.contributions[[other == place for other in places]].sum(0) for place in sorted(set(places))}
 
     def word(self, index: int) -> str:
-        """A word of the text, or `(special)` for a special token."""
+        """A word of the text, `(special)` for a special token, or `(no word)` for the index -1."""
+        if index < 0:
+            return "(no word)"
         start, end = self.words[index]
         return self.text[start:end] or "(special)"
 

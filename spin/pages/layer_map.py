@@ -8,14 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from spin.pages.explanation import Explanation
+from spin.poolings import registry
 
 _KINDS = {"resid": "residual stream", "ffn": "inner neurons of the FFN", "final": "after the final norm"}
-_POOLINGS = {
-    "mean": "mean over the tokens",
-    "max": "maximum over the tokens",
-    "first": "first token",
-    "last": "last token",
-}
 
 
 @dataclass(frozen=True)
@@ -35,14 +30,14 @@ class LayerRow:
     kind: str
     """`resid`, `ffn` or `final`"""
     pooling: str
-    """`mean`, `max`, `first` or `last`"""
+    """the name of a pooling"""
     cells: dict[int, LayerCell]
     """cells by layer, of the layers with a selected neuron"""
 
     @property
     def description(self) -> str:
         """The kind and the pooling in words."""
-        return f"{_KINDS[self.kind]}, {_POOLINGS.get(self.pooling, self.pooling)}"
+        return f"{_KINDS[self.kind]}, {registry.find_pooling(self.pooling).description}"
 
     @property
     def total(self) -> float:
@@ -55,7 +50,7 @@ class LayerMap:
     """Contributions to the logit of one class, by kind, pooling and layer."""
 
     rows: tuple[LayerRow, ...]
-    """rows in the order of `_KINDS` and `_POOLINGS`"""
+    """rows in the order of `_KINDS` and `POOLINGS`"""
 
     @property
     def layers(self) -> range:
@@ -113,9 +108,9 @@ def layer_map(explanation: Explanation, k: int) -> LayerMap:
         row = cells.setdefault((column.site.kind, column.pooling), {})
         cell = row.get(column.site.layer, LayerCell(0.0, 0))
         row[column.site.layer] = LayerCell(cell.contribution + float(value), cell.neurons + 1)
-    kinds, poolings = list(_KINDS), list(_POOLINGS)
+    kinds, poolings = list(_KINDS), [pooling.name for pooling in registry.POOLINGS]
     rows = [LayerRow(kind, pooling, by_layer) for (kind, pooling), by_layer in cells.items()]
-    return LayerMap(tuple(sorted(rows, key=lambda row: (kinds.index(row.kind), _rank(poolings, row.pooling)))))
+    return LayerMap(tuple(sorted(rows, key=lambda row: (kinds.index(row.kind), poolings.index(row.pooling)))))
 
 
 def waterfall(rows: Sequence[LayerRow], bias: float, logit: float, terms: float | None = None) -> Waterfall:
@@ -136,7 +131,3 @@ def waterfall(rows: Sequence[LayerRow], bias: float, logit: float, terms: float 
 def rounded_levels(steps: Sequence[float], total: float, digits: int = 2) -> list[float]:
     """The ends of the steps, rounded, so that the differences as shown add up to the total as shown."""
     return [round(float(level), digits) for level in (*np.cumsum(steps)[:-1], total)]
-
-
-def _rank(names: Sequence[str], name: str) -> tuple[int, str]:
-    return names.index(name) if name in names else len(names), name

@@ -31,6 +31,11 @@ def render(template: str, **context: object) -> str:
     return environment.get_template(template).render(**context)
 
 
+def render_report(template: str, title: str, **context: object) -> str:
+    """The HTML page of a report, of a night or of an audit."""
+    return render(template, page_title=title, style=Markup(stylesheet.report_css()), **context)
+
+
 @cache
 def html_environment() -> Environment:
     """The environment of all HTML templates, with the filters and functions that they use."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from markupsafe import Markup
-
 from spin.pages.charts import Line, line_chart
-from spin.pages.rendering import render
-from spin.pages.stylesheet import report_css
+from spin.pages.rendering import render_report
 from spin.roi.operating_points import OperatingPoint, rank_cost
 from spin.roi.roi_report import RoiReport
 
@@ -18,10 +15,9 @@ def roi_page(report: RoiReport) -> str:
         Line(name, [(p.abstain, p.expected_total) for p in report.points if operation_name(p) == name])
         for name in names
     ]
-    return render(
+    return render_report(
         "spin.roi/roi.html.j2",
-        page_title=f"Return on investment of {report.model}, version {report.version}",
-        style=Markup(report_css()),
+        f"Return on investment of {report.model}, version {report.version}",
         report=report,
         best=report.best,
         bests=[(operation_name(point), point) for point in sorted(report.bests, key=rank_cost)],

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
+from spin.poolings import registry
 from spin.settings.backbone_settings import BackboneSettings
 from spin.settings.data_settings import DataSettings
 from spin.settings.metrics_settings import MetricsSettings
@@ -21,13 +22,26 @@ from spin.settings.training_settings import (
     TrainSettings,
 )
 from spin.settings.worker_settings import RaySettings
-from spin.sites import Pooling
 
 Choice = Literal["accuracy", "balanced", "cheapest"]
 """the three classifiers that every training chooses"""
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 """figures by which a training can make its choices"""
+
+
+def _known_pooling(name: str) -> str:
+    names = [pooling.name for pooling in registry.POOLINGS]
+    if name not in names:
+        raise ValueError(f"expected one of {', '.join(names)}")
+    return name
+
+
+_PoolingName = Annotated[
+    str,
+    AfterValidator(_known_pooling),
+    Field(json_schema_extra={"enum": [pooling.name for pooling in registry.POOLINGS]}),
+]
 
 
 class ClassifierSettings(Section):
@@ -39,7 +53,7 @@ class ClassifierSettings(Section):
         description="Neurons that are read. resid: the residual stream after every block; ffn: the inner neurons of "
         "every feed-forward layer; ffn.03: those of block 3 alone.",
     )
-    poolings: Annotated[tuple[Pooling, ...], AfterValidator(not_empty)] | None = Field(
+    poolings: Annotated[tuple[_PoolingName, ...], AfterValidator(not_empty)] | None = Field(
         None,
         description="How the values of a neuron on all tokens of a text become one value: any of mean, max, first "
         "(token) and last (token). Default: mean and max for encoders, last and mean for decoders.",

@@ -97,10 +97,10 @@ class SearchSettings(Section):
         description="L1 penalties tried on the best classifier to drop further neurons, as shares of the penalty "
         "that drops all. An empty list tries none.",
     )
-    head: Literal["auto", "linear", "mlp"] = Field(
+    head: str = Field(
         "auto",
-        description="Kind of classifier on the selected neurons. auto: linear, or a small neural network (mlp) where "
-        "a paired test on the validation documents shows that it is better.",
+        description="Kind of classifier on the selected neurons: linear, or a small neural network (mlp). auto: "
+        "linear, or the other where a paired test on the validation documents shows that it is better.",
     )
     balanced_loss: float = Field(
         0.003,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,48 +102,40 @@ class Probe:
 
     def summary(self) -> ProbeSummary:
         """The probe as a report holds it."""
-        scalars = {name: getattr(self, name) for name in _SCALARS}
-        return ProbeSummary(column=str(self.column), neurons=int((self.importance > 0).sum()), **scalars)
+        figures = {name: getattr(self, name) for name in _FIGURES}
+        return ProbeSummary(column=str(self.column), neurons=int((self.importance > 0).sum()), **figures)
 
     def to_bytes(self) -> bytes:
-        """A safetensors file whose metadata holds the scalars as JSON."""
+        """A safetensors file of the values; the column is the key that it is stored under."""
         parts = (self, *self.folds)
-        scalars = [{"column": str(part.column), **{name: getattr(part, name) for name in _SCALARS}} for part in parts]
-        tensors = {
-            f"{index}.{name}": np.ascontiguousarray(values, np.float32)
-            for index, part in enumerate(parts)
-            for name, values in part._tensors().items()
-        }
-        return save_tensors(tensors, {"probes": json.dumps(scalars)})
+        return save_tensors({f"{i}.{name}": t for i, part in enumerate(parts) for name, t in part._tensors().items()})
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Probe:
-        """The probe of the bytes that `to_bytes` returned."""
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    def from_bytes(cls, column: FeatureColumn, data: bytes) -> Probe:
+        """The probe of a column from the bytes that `to_bytes` returned."""
         tensors = load_tensors(data)
         parts = [
             cls(
-                FeatureColumn.parse(scalars["column"]),
-                tensors[f"{index}.coef"],
-                tensors[f"{index}.intercept"],
-                Standardizer(tensors[f"{index}.mean"], tensors[f"{index}.scale"]),
-                **{name: scalars[name] for name in _SCALARS},
+                column,
+                tensors[f"{i}.coef"],
+                tensors[f"{i}.intercept"],
+                Standardizer(tensors[f"{i}.mean"], tensors[f"{i}.scale"]),
+                *tensors[f"{i}.figures"].tolist(),
             )
-            for index, scalars in enumerate(json.loads(header["__metadata__"]["probes"]))
+            for i in range(len(tensors) // len(_TENSORS))
         ]
         return replace(parts[0], folds=tuple(parts[1:]))
 
-    def _tensors(self) -> dict[str, Floats]:
-        standardizer = self.standardizer
-        return {
-            "coef": self.coef,
-            "intercept": self.intercept,
-            "mean": standardizer.mean,
-            "scale": standardizer.scale,
-        }
+    def _tensors(self) -> dict[str, NDArray[Any]]:
+        arrays = (self.coef, self.intercept, self.standardizer.mean, self.standardizer.scale)
+        values = [np.ascontiguousarray(array, np.float32) for array in arrays]
+        figures = np.array([getattr(self, name) for name in _FIGURES], np.float64)
+        return dict(zip(_TENSORS, [*values, figures], strict=True))
 
 
-_SCALARS = ("lam", "lam_max", "kkt", "valid_score")
+_FIGURES = ("lam", "lam_max", "kkt", "valid_score")
+_TENSORS = ("coef", "intercept", "mean", "scale", "figures")
+"""names of the arrays that are stored of a probe"""
 
 
 def warn_of_inexact_probes(summaries: Sequence[ProbeSummary]) -> None:

@@ -49,6 +49,9 @@ from benchmarks.gpu.timer import Times, time_queued
 from spin.activations.engines import encoder
 from spin.activations.engines.encoder import NeuronEncoder, split_segments
 from spin.backbone.model import Backbone
+from spin.poolings.end_token import LastToken
+from spin.poolings.maximum import Maximum
+from spin.poolings.mean import Mean
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -56,7 +59,7 @@ MISSING = ("ray", "mlflow", "sklearn", "scipy", "numba", "pydantic", "typer", "r
 """packages that a bare GPU machine lacks"""
 MEASURED = (
     "spin.backbone.hooks",
-    "spin.backbone.pooling",
+    "spin.poolings.registry",
     "spin.backbone.batching",
     "spin.backbone.flops",
     "spin.activations.extract",
@@ -258,8 +261,8 @@ def pool_special_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_huge_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = encoder.pool
-    monkeypatch.setattr(encoder, "pool", lambda *given: pool(*given).fill_(1e30))
+    for pooling in (Mean, Maximum, LastToken):
+        monkeypatch.setattr(pooling, "pool", lambda *given, pool=pooling.pool: pool(*given).fill_(1e30))
 
 
 @pytest.mark.parametrize("broken", [shift_gather, pool_special_tokens, write_huge_values])

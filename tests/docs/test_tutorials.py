@@ -51,7 +51,7 @@ def quick_training() -> Iterator[None]:
 def project(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> Path:
     """A reader's folder: labelled reviews, a batch to classify, and a saved classifier."""
     folder = tmp_path_factory.mktemp("tutorials")
-    rows = tiny.make_documents(1650)
+    rows = tiny.make_documents(600)
     write_rows(folder / "reviews.jsonl", rows)
     (folder / "inbox" / "2026-11-24").mkdir(parents=True)
     batch = [{"id": row["id"], "text": row["text"]} for row in tiny.make_documents(150, seed=1)]
@@ -91,7 +91,7 @@ def test_every_tutorial_with_python_is_tested() -> None:
 def test_the_examples_without_ray_run(project: Path, backbone_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """These are the examples on learning, explaining and exporting."""
     folder = project / "example"
-    data = ["--data", str(project / "reviews.jsonl"), "--backbone", str(backbone_folder), "--documents", "1650"]
+    data = ["--data", str(project / "reviews.jsonl"), "--backbone", str(backbone_folder), "--documents", "600"]
     run_example("learn.py", [*data, "--folder", str(folder)])
     run_example("explain.py", [str(folder), "--html", str(project / "pages" / "why.html")])
     run_example("export_and_serve.py", [str(folder), "--to", str(project / "exported")])

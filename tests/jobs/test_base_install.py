@@ -146,6 +146,7 @@ def test_help_and_init_need_no_extra(tmp_path: Path) -> None:
     assert (tmp_path / "settings.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_a_saved_classifier_is_explained_and_exported_without_the_extra(saved: Path, tmp_path: Path) -> None:
     """The commands take the folder in place of a settings file. `explain` also writes its page."""
     page, graph = tmp_path / "page.html", tmp_path / "graph"

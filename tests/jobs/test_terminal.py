@@ -51,7 +51,7 @@ def build_train_report(choose: Choice, exits: tuple[ExitSummary, ...] = (), **de
         name: ChoiceSummary(
             **POINTS[depth - 1].model_dump(),
             head="mlp",
-            mlp_chance=None,
+            head_chance=None,
             valid_log_loss=0.5,
             temperature=1.0,
             valid_ece=0.1,

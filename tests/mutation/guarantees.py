@@ -188,7 +188,7 @@ GUARANTEES = (
             Cut(
                 f"{SHARD_LOG}::test_a_new_driver_starts_with_a_clean_slate",
                 "pipelines/storage/shard_log.py",
-                'return self.layout.key("attempts", f"{self.token:06d}")',
+                'return self.layout.key("attempts", f"{self.claim:06d}")',
                 'return self.layout.key("attempts")',
             ),
             Cut(
@@ -306,8 +306,8 @@ GUARANTEES = (
             Cut(
                 f"{FAULTS}::test_a_permanent_fault_raises_unavailable_error",
                 "pipelines/storage/filesystem.py",
-                'raise UnavailableError(f"{what}: the store does not answer ({_reason(error)}); try again") from None',
-                "raise",
+                'return UnavailableError(f"{what}: the store does not answer ({reason}); try again")',
+                'return UserError(f"{what}: the store does not answer ({reason}); try again")',
             ),
             Cut(
                 f"{FAULTS}::test_a_write_to_a_server_that_stops_reading_times_out",
@@ -394,14 +394,14 @@ GUARANTEES = (
             Cut(
                 f"{NIGHT}::test_a_full_disk_ends_a_night_with_status_5_and_it_resumes",
                 "pipelines/storage/filesystem.py",
-                'if _code(error) in _FULL or getattr(error, "errno", None) in _FULL_DISK:',
-                "if _code(error) in _FULL:",
+                'full=code in (*FULL, "507") or getattr(error, "errno", None) in _FULL_DISK,',
+                'full=code in (*FULL, "507"),',
             ),
             Cut(
                 f"{FAULTS}::test_an_exhausted_quota_fails_the_night_and_publishes_nothing",
                 "pipelines/storage/filesystem.py",
-                'if _code(error) in _FULL or getattr(error, "errno", None) in _FULL_DISK:',
-                'if getattr(error, "errno", None) in _FULL_DISK:',
+                'full=code in (*FULL, "507") or getattr(error, "errno", None) in _FULL_DISK,',
+                'full=getattr(error, "errno", None) in _FULL_DISK,',
             ),
         ),
     ),

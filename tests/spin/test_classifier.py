@@ -175,14 +175,26 @@ def test_a_multilabel_classifier_predicts_lists_of_classes(multilabel: TrainedCl
     assert TrainedClassifier.load(tmp_path).predict(texts) == predicted
 
 
-def test_few_labels_are_cross_validated(ffn_classifier: TrainedClassifier, fitted: TrainedClassifier) -> None:
-    """With 300 texts the scores are those of five folds; with 1,200 those of parts of the validation split."""
+def test_few_labels_are_cross_validated(
+    ffn_classifier: TrainedClassifier, backbone: BackboneSettings, all_folds: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 300 texts the scores are those of five folds; with 1,200 those of the validation split."""
     texts, labels = generate_documents(300, 3, seed=1)
     index, valid_score = ffn_classifier.label_space.index, ffn_classifier.fitted.summary.valid_score
     test_score = score("macro_f1", index(labels), index(ffn_classifier.predict(texts)))  # type: ignore[arg-type]
     assert test_score == pytest.approx(valid_score, abs=0.08), "the validation score is biased"
-    assert len(ffn_classifier.training_result.frontier[-1].resampled) in (3, 5)
-    assert len(fitted.training_result.frontier[-1].resampled) == 20
+    folds: list[int] = []
+
+    def count_folds(features: object, data: TrainingData, **options: object) -> None:
+        folds.append(len(data.folds))
+        raise StopIteration
+
+    monkeypatch.setattr("spin.fit.fit_classifiers", count_folds)
+    for count in (300, 1200):
+        with pytest.raises(StopIteration):
+            SpinClassifier(backbone, sites=["resid.00"], **QUICK).fit(*generate_documents(count, 3, seed=0))
+    assert folds[0] in (3, 5)
+    assert folds[1] == 1
 
 
 @pytest.mark.parametrize("choose", ["accuracy", "balanced", "cheapest"])
@@ -230,8 +242,8 @@ def test_chosen_thresholds_decide_wherever_a_classifier_gives_labels(fitted: Tra
     fitted.save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     thresholds = dict.fromkeys(fitted.classes, 1e-9) | {"bad": 1.0 - 1e-9}
-    for part in config["integrations"]:
-        part["facts"]["thresholds"] = thresholds
+    for part in config["classifiers"]:
+        part["summary"]["thresholds"] = thresholds
     (tmp_path / "config.json").write_text(json.dumps(config))
     decided = TrainedClassifier.load(tmp_path)
     assert decided.predict(texts).count("bad") < fitted.predict(texts).count("bad")
@@ -383,13 +395,15 @@ def test_a_loaded_classifier_predicts_bitwise_the_same(fitted: TrainedClassifier
     assert json.loads(configs[0]) == json.loads(configs[1])
 
 
-def edit_config(**changes: object) -> Callable[[Path], None]:
-    """Return a function that changes entries of config.json in a folder; None removes an entry."""
+def edit_config(section: str | None = None, **changes: object) -> Callable[[Path], None]:
+    """Return a function that changes entries of config.json in a folder, or of a section; None removes an entry."""
 
     def edit(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
-        config.update(changes)
-        config = {name: value for name, value in config.items() if value is not None}
+        edited = config if section is None else config[section]
+        edited.update(changes)
+        for name in [name for name, value in changes.items() if value is None]:
+            del edited[name]
         (folder / "config.json").write_text(json.dumps(config))
 
     return edit
@@ -398,14 +412,14 @@ def edit_config(**changes: object) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (edit_config(format=99), "has format 99, this version reads 7; install the version of SPIN that wrote it"),
-        (edit_config(format=None), "has format None, this version reads 7"),
-        (edit_config(classes=None), "is not a whole classifier: 'classes'"),
-        (edit_config(multilabel=None), "is not a whole classifier: 'multilabel'"),
-        (edit_config(integrations=None), "is not a whole classifier: 'integrations'"),
-        (edit_config(decision={"thresholds": {"good": 2}}), "is not a whole classifier: .*thresholds"),
-        (edit_config(backbone={"digest": "x"}), "is not a whole classifier: .*model"),
-        (edit_config(backbone="bert"), "is not a whole classifier"),
+        (edit_config(format=99), "has format 99, this version reads 8; install the version of SPIN that wrote it"),
+        (edit_config(format=None), "has format None, this version reads 8"),
+        (edit_config("metadata", classes=None), "is not a whole classifier: metadata.classes: Field required"),
+        (edit_config(metadata=None), "is not a whole classifier: 'metadata'"),
+        (edit_config(classifiers=None), "is not a whole classifier: classifiers: Field required"),
+        (edit_config("metadata", decision={"thresholds": {"good": 2}}), "is not a whole classifier: .*thresholds"),
+        (edit_config("metadata", backbone={"device": "cpu"}), "is not a whole classifier: .*model"),
+        (edit_config("metadata", backbone="bert"), "is not a whole classifier"),
         (lambda folder: (folder / "config.json").unlink(), "is not a classifier that can be read"),
         (lambda folder: (folder / "model.safetensors").unlink(), "is not a classifier that can be read"),
         (lambda folder: (folder / "config.json").write_text("{"), "is not a classifier that can be read"),
@@ -475,7 +489,7 @@ def test_a_classifier_runs_only_on_the_weights_of_its_training(
         file.write("\n")
     with pytest.raises(UserError, match="the model was trained on"):
         load(moved).predict(texts)
-    edit_config(backbone={**ffn_classifier.settings.model_dump(), "digest": "0" * 64})(tmp_path / "model")
+    edit_config("metadata", backbone_digest="0" * 64)(tmp_path / "model")
     with pytest.raises(UserError, match="the model was trained on 000000000000"):
         TrainedClassifier.load(tmp_path / "model").predict(texts)
 
@@ -490,10 +504,11 @@ def test_an_artifact_cannot_allow_code_to_run(tmp_path: Path, monkeypatch: pytes
     spin = SpinClassifier(trusting, sites=["resid.00"], **QUICK).fit(texts, labels).trained_
     spin.save(tmp_path / "model")
     marker.unlink()
-    assert "trust_remote_code" not in json.loads((tmp_path / "model" / "config.json").read_text())["backbone"]
+    stored = json.loads((tmp_path / "model" / "config.json").read_text())["metadata"]["backbone"]
+    assert stored["trust_remote_code"] is False
     distrusting = trusting.model_copy(update={"trust_remote_code": False})
     for digest in (spin.backbone_digest, compute_digest(folder)):
-        edit_config(backbone={**trusting.model_dump(), "digest": digest})(tmp_path / "model")
+        edit_config("metadata", backbone=trusting.model_dump(), backbone_digest=digest)(tmp_path / "model")
         with pytest.raises(UserError, match="trust_remote_code"):
             TrainedClassifier.load(tmp_path / "model").predict(texts)
         with pytest.raises(UserError, match="trust_remote_code"):

@@ -28,7 +28,7 @@ from spin.backbone.loading import load_backbone
 from spin.errors import UserError
 from spin.export import export
 from spin.heads import persistence
-from spin.heads.blend import Blend, join_words
+from spin.heads.blend import Blend
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
@@ -90,13 +90,13 @@ def build_classifier(
     p, scale = len(selection), np.float32(max(len(selection), 1) ** -0.5)
     coef, inner = (scale * draw.normal(size=(rows, p)).astype(np.float32) for rows in (3, 5))
     linear = LinearHead(coef, np.array([0.3, -0.2, 0], np.float32))
-    head: LinearHead | MlpHead = linear
+    head: LinearHead = linear
     if mlp:
         outer = draw.normal(size=(3, 5)).astype(np.float32)
-        head = MlpHead(linear, inner, np.linspace(-1, 1, 5, dtype=np.float32), outer)
+        head = MlpHead(linear.coef, linear.intercept, inner, np.linspace(-1, 1, 5, dtype=np.float32), outer)
     standardizer, regression = Standardizer(values.mean(0), values.std(0) + np.float32(0.1)), None
     if words:
-        regression, head = build_word_regression(TEXTS), join_words(head, Blend(0.8, 0.6), WORD_SCALE)
+        regression, head = build_word_regression(TEXTS), Blend(0.8, 0.6).fold_into(head, WORD_SCALE)
         selection, standardizer = selection.join_words(3), standardizer.join_words(WORD_SCALE)
     fitted = FittedClassifier(selection, standardizer, head, build_choice_summary())
     training_result = TrainingResult({"accuracy": fitted, "balanced": fitted, "cheapest": fitted}, (), 0, regression)
@@ -459,7 +459,7 @@ def test_the_command_exports_a_saved_classifier(backbone_folder: Path, tmp_path:
     )
     check_scores(spin, out)
     config = json.loads((saved / persistence.CONFIG).read_text())
-    config["backbone"]["model"] = "/nowhere"
+    config["metadata"]["backbone"]["model"] = "/nowhere"
     (saved / persistence.CONFIG).write_text(json.dumps(config))
     status, output = spin_command(saved, tmp_path / "moved", "--format", "onnx")
     assert (status, "no directory /nowhere" in output) == (2, True)

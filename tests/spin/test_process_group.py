@@ -17,10 +17,12 @@ import torch.multiprocessing as processes
 from scipy.special import expit
 
 from spin.heads.candidate import Subset
+from spin.heads.design import Design
+from spin.heads.feature_rows import FeatureRows
+from spin.heads.head import FitTask
 from spin.heads.linear_head import Penalty
-from spin.integrate.feature_rows import FeatureRows
-from spin.integrate.fit_linear import Design, fit_linear
-from spin.integrate.fit_mlp import fit_mlp
+from spin.heads.mlp_head import MlpHead
+from spin.integrate.fit_linear import fit_linear
 from spin.integrate.head_fitter import refit
 from spin.process_group import ProcessGroup
 from spin.settings import CascadeSettings, SearchSettings
@@ -58,10 +60,17 @@ def fit_all(group: ProcessGroup, projects: dict[str, Project]) -> dict[str, Any]
         whole = make_design(3, exclusive=exclusive, weighted=True)
         heads = fit_linear(take_share(whole, group), PENALTIES, tolerance=1e-5, max_checks=60)
         results[name] = np.stack([head.logits(matrix(whole)) for head in heads])
-        mlp, _ = fit_mlp(heads[1], take_share(whole, group), 3.0, seed=0, steps=40)
+        mlp, _ = MlpHead.fit(FitTask(heads[1], take_share(whole, group), 3.0, seed=0, steps=40))
         results[f"{name}, mlp"] = mlp.logits(matrix(whole))
-        stopped, steps = fit_mlp(
-            heads[1], take_share(whole, group), 3.0, seed=0, steps=60, judge=lambda head: float(head.outer.std() > 0.05)
+        stopped, steps = MlpHead.fit(
+            FitTask(
+                heads[1],
+                take_share(whole, group),
+                3.0,
+                seed=0,
+                steps=60,
+                judge=lambda head: float(head.outer.std() > 0.05),
+            )
         )
         results[f"{name}, stopped early"] = stopped.logits(matrix(whole))
         results[f"{name}, steps"] = steps

@@ -85,16 +85,16 @@ def build_classifier(
         selection, scale = selection.join_words(count), np.linspace(1, 2, count)
         standardizer = standardizer.join_words(scale)
         values = np.concatenate([regression.logits(TEXTS), values], axis=1)
-    head: LinearHead | MlpHead = draw_head((count, values.shape[1]), 1)
+    head: LinearHead = draw_head((count, values.shape[1]), 1)
     if mlp:
         draw = np.random.default_rng(2)
         shapes = ((8, values.shape[1]), (8,), (count, 8))
         inner, bias, outer = (draw.normal(size=shape).astype(np.float32) for shape in shapes)
         inner[:, : selection.words] = 0  # as `join_words` has it: an MLP reads neurons alone
-        head = MlpHead(draw_head((count, values.shape[1]), 1), inner, bias, outer)
+        head = MlpHead(*vars(draw_head((count, values.shape[1]), 1)).values(), inner, bias, outer)
     fitted = FittedClassifier(selection, standardizer, head, build_choice_summary())
     for number, depth in enumerate(exits):
-        width = count if depth < 0 else len(selection.part(depth))
+        width = count if depth < 0 else len(selection.up_to(depth))
         exit = EarlyExit(depth, draw_head((count, width), 3 + number), 0.0)
         fitted = replace(fitted, exits=(*fitted.exits, exit))
     space = LabelSpace(tuple(classes), multilabel)

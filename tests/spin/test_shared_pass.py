@@ -101,6 +101,11 @@ def draw_classifier(
     )
 
 
+def draw_seeds(count: int) -> list[Any]:
+    """Seeds of random classifiers, of which the first three are quick enough for `--fast`."""
+    return [pytest.param(seed, marks=[pytest.mark.slow] * (seed >= 3)) for seed in range(count)]
+
+
 def draw_classifiers(seed: int, settings: BackboneSettings, backbone: Backbone) -> list[TrainedClassifier]:
     """Return two to five classifiers with exits; of every third seed all of them exit by words."""
     draw = np.random.default_rng(seed)
@@ -136,7 +141,7 @@ def count_windows(backbone: Backbone) -> np.ndarray:
     return np.ones(len(TEXTS), np.int64) if windows is None else np.array(windows.counts)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", draw_seeds(12))
 def test_each_classifier_exits_where_it_does_alone_and_no_other_block_runs(
     settings: BackboneSettings, backbone: Backbone, seed: int
 ) -> None:
@@ -163,6 +168,7 @@ def test_each_classifier_exits_where_it_does_alone_and_no_other_block_runs(
         np.testing.assert_array_equal(predicted.exit_depth, own.exit_depth)
 
 
+@pytest.mark.slow
 def test_the_random_classifiers_cover_all_kinds_of_exits(settings: BackboneSettings, backbone: Backbone) -> None:
     """Texts that no classifier sends to the backbone, and exits at every depth."""
     depths: Counter[int] = Counter()
@@ -173,7 +179,7 @@ def test_the_random_classifiers_cover_all_kinds_of_exits(settings: BackboneSetti
     assert set(depths) == {-1, *range(1, 7)}
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", draw_seeds(6))
 def test_without_exits_the_values_are_the_same_bit_for_bit(
     settings: BackboneSettings, backbone: Backbone, seed: int
 ) -> None:

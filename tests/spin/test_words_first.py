@@ -56,7 +56,7 @@ def spin(request: pytest.FixtureRequest, backbone_folder: Path, regression: Word
         selection, standardizer = selection.join_words(3), standardizer.join_words(words.std(0))
         values = np.concatenate([words, values], axis=1)
     coef = draw.normal(0, 0.4, (3, len(selection))).astype(np.float32)
-    X, width = standardizer.transform(values), len(selection.part(1))
+    X, width = standardizer.transform(values), len(selection.up_to(1))
     by_words = LinearHead(np.eye(3, dtype=np.float32) / TEMPERATURE, BIAS)
     shallow = LinearHead(2 * coef[:, :width], np.zeros(3, np.float32))
     exits, going = [], np.ones(len(TEXTS), bool)
@@ -103,7 +103,7 @@ def loop_exits(spin: TrainedClassifier, texts: list[str] = TEXTS) -> tuple[list[
         [raw] = extract(spin.backbone, [text], [*neurons], keep=neurons).values
         raw = np.concatenate([words, raw]) if fitted.selection.words else raw
         x = (raw - fitted.standardizer.mean) / fitted.standardizer.scale
-        width = len(fitted.selection.part(1))
+        width = len(fitted.selection.up_to(1))
         shallow, full = fitted.exits[1].head, fitted.head
         assert isinstance(full, LinearHead)
         steps = [

@@ -51,7 +51,7 @@ def build_classifier(
         head(len(selection)),
         ChoiceSummary.model_construct(thresholds=None),
         tuple(
-            EarlyExit(depth, head(classes if depth == BY_WORDS else len(selection.part(depth))), threshold)
+            EarlyExit(depth, head(classes if depth == BY_WORDS else len(selection.up_to(depth))), threshold)
             for depth, threshold in exits
         ),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.registry.evaluation_set import EvaluationSet
-from pipelines.registry.promotion.subprocess_predict import PredictionReply, PredictionRequest, reply_to
+from pipelines.registry.promotion.subprocess_predict import PredictionReply, PredictionRequest, parse_reply, reply_to
 from pipelines.registry.version_records import TrainingRecord
 from pipelines.registry.versions import Registry
 from spin import SpinClassifier
@@ -116,7 +116,7 @@ def build_quick_classifier(backbone: BackboneSettings | Path, **options: Any) ->
 def predict_in_this_process(model: Path, texts: Sequence[str], settings: Settings) -> PredictionReply:
     """Predict with a logged model as the fresh process does, without the ten seconds that its imports take."""
     request = PredictionRequest.of(texts, settings).model_dump_json()
-    return PredictionReply.from_json(reply_to(request, str(model)))
+    return parse_reply(reply_to(request, str(model)))
 
 
 def read_files(folder: Path) -> dict[str, bytes]:

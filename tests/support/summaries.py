@@ -21,7 +21,7 @@ def build_choice_summary(**changes: Any) -> ChoiceSummary:
         "words": False,
         "valid_score": 0.9,
         "head": "linear",
-        "mlp_chance": None,
+        "head_chance": None,
         "valid_log_loss": 0.3,
         "temperature": 1.0,
         "valid_ece": 0.02,

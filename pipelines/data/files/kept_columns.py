@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,26 +23,6 @@ from spin.pages.number_format import counted
 from spin.settings import DataSettings
 
 _log = logging.getLogger(__name__)
-OUR_COLUMNS = frozenset(
-    {
-        "id",
-        "label",
-        "labels",
-        "score",
-        "scores",
-        "depth",
-        "model",
-        "model_version",
-        "date",
-        "run",
-        "unread_tokens",
-        "reason_label",
-        "reason_words",
-        "reason_neurons",
-    }
-    | {"file", "first", "row", "reason", "message", "text"}
-)
-"""columns of predictions and dead letters"""
 _SCALARS: dict[str, pa.DataType] = {
     "null": pa.null(),
     "string": pa.string(),
@@ -69,11 +49,11 @@ _FORBIDDEN = re.compile(r"[ ,;{}()\n\t=]")
 """characters that a Delta table has in no column's name"""
 
 
-def check_kept_names(data: DataSettings) -> None:
-    """Raise UserError if `data.keep` holds a name that no column of the output can have."""
+def check_kept_names(data: DataSettings, ours: Collection[str]) -> None:
+    """Raise UserError if `data.keep` holds a name that no column of the output can have; `ours` are in lower case."""
     seen: set[str] = set()
     for name in data.keep:
-        if name.lower() in OUR_COLUMNS:
+        if name.lower() in ours:
             raise UserError(
                 f"data.keep: the output has a column '{name}' of its own; rename the input's or leave it out"
             )

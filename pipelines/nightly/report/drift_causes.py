@@ -8,7 +8,8 @@ from dataclasses import replace
 from pipelines.storage.object_store import Store
 from spin.heads.selection import Selection
 from spin.monitor.document_sample import DocumentSample
-from spin.monitor.drift import Drift, NeuronShift, feature_names
+from spin.monitor.drift import Drift, NeuronShift
+from spin.monitor.drift_statistics import feature_names
 from spin.monitor.drift_words import frequent_words
 from spin.settings import ClassifySettings
 
@@ -25,7 +26,7 @@ _READ_AT_ONCE = 64
 def name_causes(
     drifts: Sequence[Drift], out: Store, samples: Sequence[str], selection: Selection, named: ClassifySettings
 ) -> list[Drift]:
-    """Return drifts in which the neurons that moved most name the documents, and the words, that drive them.
+    """The drifts, in which the neurons that moved most name the documents, and the words, that drive them.
 
     `samples` are the keys in the output of the sampled documents, `selection` is that of the model. Only neurons that
     moved by more than chance and more than is allowed have causes.
@@ -36,14 +37,14 @@ def name_causes(
 
 
 def _moved(drift: Drift) -> tuple[NeuronShift, ...]:
-    """Return the neurons whose causes are named; `now` of the neurons' drift counts first those that have moved."""
+    """The neurons whose causes are named; `now` of the neurons' drift counts first those that have moved."""
     return drift.moved[: min(_NEURONS, drift.now[0])] if drift.drifted and drift.moved else ()
 
 
 def _explain(
     drift: Drift, out: Store, samples: Sequence[str], names: Sequence[tuple[str, int]], named: ClassifySettings
 ) -> Drift:
-    """Return a drift whose neurons have causes; `names` are those of the features, in order."""
+    """The drift with causes of its neurons; `names` are those of the features, in order."""
     moved = _moved(drift)
     if not moved:
         return drift
@@ -54,7 +55,7 @@ def _explain(
 
 
 def _with_causes(shift: NeuronShift, sample: DocumentSample, feature: int, named: ClassifySettings) -> NeuronShift:
-    """Return the shift of a neuron with the documents that lie farthest in its direction, and the words of these."""
+    """The shift of a neuron with the documents that lie farthest in its direction, and the words of these."""
     ranked = sample.rank(feature, 1 if shift.shift > 0 else -1).tolist()
     documents = tuple(sample.ids[row] for row in ranked[: named.drift_documents])
     if not named.drift_words or not sample.words:
@@ -64,7 +65,7 @@ def _with_causes(shift: NeuronShift, sample: DocumentSample, feature: int, named
 
 
 def _read_samples(out: Store, keys: Sequence[str]) -> Iterator[DocumentSample]:
-    """Yield the samples under some keys; those that were deleted, since the night is published, are left out."""
+    """The samples under some keys; those that were deleted, since the night is published, are left out."""
     for start in range(0, len(keys), _READ_AT_ONCE):
         for data in out.read_many(keys[start : start + _READ_AT_ONCE]).values():
             yield DocumentSample.from_bytes(data)

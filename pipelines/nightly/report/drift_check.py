@@ -10,14 +10,14 @@ from pipelines.registry.packaging import REFERENCE
 from pipelines.service_errors import DriftError
 from spin.classifier import TrainedClassifier
 from spin.heads.held_out import HeldOutLogits
-from spin.monitor.drift import Drift, measure
+from spin.monitor.drift import Drift
 from spin.monitor.profile import Profile
 
 
 def measure_drift(
     profile: NightProfile, model: Path, spin: TrainedClassifier, held_out: HeldOutLogits | None, allowed: float
 ) -> list[Drift]:
-    """Return the drift of the profile of a night from the reference in the folder of a model, opened as `spin`.
+    """The drift of the profile of a night from the reference in the folder of a model, opened as `spin`.
 
     Where documents may exit early, the reference is that of documents with early exits, under the decision of the night
     if the model carries the logits of its test documents; neurons above the first exit, which not all documents reach,
@@ -29,7 +29,7 @@ def measure_drift(
     reference = Profile.from_bytes((model / REFERENCE).read_bytes(), prefix)
     if held_out is not None and spin.exits_early:
         reference = reference.under(held_out, spin.fitted.exits, spin.decision_rule)
-    return measure(profile.documents, reference, spin.fitted.selection, allowed)
+    return profile.documents.drift_from(reference, spin.fitted.selection, allowed)
 
 
 def check_drift(report: NightReport) -> None:

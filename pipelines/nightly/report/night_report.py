@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import PlainSerializer, PlainValidator, ValidationError
 
@@ -16,7 +15,7 @@ from pipelines.nightly.report.scored_night import ScoredNight
 from pipelines.nightly.report.throughput import busy_seconds, pace
 from pipelines.nightly.steps.run_records import ClassifyCounts, NightCounts
 from pipelines.storage.object_store import Store
-from pipelines.storage.records import from_json, to_json
+from pipelines.storage.records import from_json, to_bytes
 from pipelines.storage.shard_log import ShardOutcome
 from spin.monitor.agreement import ShadowAgreement
 from spin.monitor.drift import Drift
@@ -114,7 +113,6 @@ class SlowShard:
         return self.documents / max(self.seconds, 1e-3)
 
 
-_DriftJson = Annotated[Drift, PlainValidator(Drift.from_json), PlainSerializer(Drift.to_json)]
 _ShadowJson = Annotated[
     ShadowAgreement, PlainValidator(ShadowAgreement.from_json), PlainSerializer(ShadowAgreement.to_json)
 ]
@@ -122,7 +120,7 @@ _ShadowJson = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class NightReport:
-    """What a finished night reports. It holds counts; the lists of files and rows are tables."""
+    """The report of a finished night. It holds counts; the lists of files and rows are tables."""
 
     fingerprint: str
     """fingerprint of the settings, the model and the input files"""
@@ -144,7 +142,7 @@ class NightReport:
     """classes of the model, in its order"""
     seconds: float
     """time in which at least one shard was being computed"""
-    drift: tuple[_DriftJson, ...]
+    drift: tuple[Drift, ...]
     """drift from the training documents by property; empty where there is no reference or no prediction"""
     quality: QualityEstimate | None = None
     """estimated quality of the labels, None where there is no estimate"""
@@ -178,42 +176,28 @@ class NightReport:
         """Share of the predicted documents that got a label: on the others the decision abstained."""
         return 1 - self.counts.abstained / max(1, self.counts.predicted)
 
-    def to_json(self) -> dict[str, Any]:
-        """The content of `report.json`."""
-        content: dict[str, Any] = to_json(self)
-        return content
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> NightReport:
-        """The report that `to_json` returned."""
-        return from_json(cls, value)
-
 
 def find_report(run: Store) -> NightReport | None:
     """The report in the folder of a run, None if there is none, or one of another format."""
     stored = run.read_json(REPORT)
     try:
-        return None if stored is None else NightReport.from_json(stored)
-    except (KeyError, ValidationError):
+        return None if stored is None else from_json(NightReport, stored)
+    except (KeyError, ValidationError):  # KeyError: by the agreement with a shadow
         _log.debug("%s/%s is of another version", run.uri, REPORT, exc_info=True)
         return None
 
 
 def create_report(run: Store, report: NightReport) -> NightReport:
     """Store a report in the folder of its run and return it; the stored one, if another driver was first."""
-    run.create(REPORT, json.dumps(report.to_json(), indent=2).encode() + b"\n")
+    run.create(REPORT, to_bytes(report))
     stored = find_report(run)
     return report if stored is None else stored
 
 
 def find_earlier_night(run: Store) -> EarlierNight | None:
-    """What the report of a run says about its night, None if it has none."""
-    stored = run.read_json(REPORT)
-    try:
-        return None if stored is None else from_json(EarlierNight, stored)
-    except ValidationError:
-        _log.debug("%s/%s is of another version", run.uri, REPORT, exc_info=True)
-        return None
+    """The night of a run by its report, None if it has none."""
+    report = find_report(run)
+    return None if report is None else EarlierNight(report.date, report.model_version, report.counts)
 
 
 def measure_throughput(outcomes: Sequence[ShardOutcome[ClassifyCounts]]) -> Throughput | None:

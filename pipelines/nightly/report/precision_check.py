@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import pyarrow.parquet as pq
+from itertools import islice
 
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.report.night_texts import read_texts
-from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, partition_of
+from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, read_night
 from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store
 from pipelines.workers.progress import progress
@@ -21,7 +20,7 @@ _BATCH = 1024
 
 
 def check_precision(settings: Settings, registry: Registry, report: NightReport, count: int) -> tuple[int, int]:
-    """How many of the first `count` predictions of a published night were compared, and how many have the same label.
+    """The number of compared predictions, the first `count` of a published night, and of those with the same label.
 
     Their texts are read from the input again. Float32 labels are computed by torch in this process, with the same early
     exits. Raises UserError for a night without predictions, and where the input is not there any more.
@@ -44,17 +43,10 @@ def check_precision(settings: Settings, registry: Registry, report: NightReport,
 
 def _first_labels(report: NightReport, count: int) -> dict[str, Label | None]:
     """The labels of the first predictions of a night by id."""
-    predictions = NightTables(Store(report.output)).open(PREDICTIONS)
-    partition = partition_of(PREDICTIONS, date=report.date, model=report.model, run=report.run)
-    labels: dict[str, Label | None] = {}
-    for file in predictions.files(partition):
-        with predictions.store.open(file.path) as source:
-            rows = pq.ParquetFile(source).read(["id", "label", "labels"]).to_pylist()
-        for row in rows:
-            labels[row["id"]] = row["label"] if row["labels"] is None else row["labels"]
-            if len(labels) == count:
-                return labels
-    return labels
+    tables, columns = NightTables(Store(report.output)), ["id", "label", "labels"]
+    batches = read_night(tables, PREDICTIONS, columns, date=report.date, model=report.model, run=report.run)
+    rows = islice((row for batch in batches for row in batch.to_pylist()), count)
+    return {row["id"]: row["label"] if row["labels"] is None else row["labels"] for row in rows}
 
 
 def _batches(

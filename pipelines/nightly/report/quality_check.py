@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from spin.classifier import TrainedClassifier
 from spin.heads.held_out import HeldOutLogits
 from spin.monitor.drift import Drift
-from spin.monitor.quality import BREAKS_ESTIMATE, QualityEstimate, QualitySums, estimate_quality
+from spin.monitor.drift_statistics import list_breaking
+from spin.monitor.quality import QualityEstimate, QualitySums, estimate_quality
 
 
 @dataclass(frozen=True)
 class NightQuality:
-    """What is known of the quality of a night's labels without checking any."""
+    """The quality of a night's labels, estimated without checking any."""
 
     estimate: QualityEstimate | None
     """None where the model has no test documents, no document got a label, or drift withdraws it"""
@@ -27,7 +28,7 @@ def estimate_labels(
     """The estimated quality of the labels of a night by their sums and the test documents of its model."""
     if held_out is None:
         return NightQuality(None)
-    withdrawn = tuple(each.name for each in drift if each.drifted and each.name in BREAKS_ESTIMATE)
+    withdrawn = tuple(each.name for each in drift if each.drifted and each.name in list_breaking())
     if withdrawn:
         return NightQuality(None, withdrawn)
     probabilities = held_out.probabilities(spin.fitted.exits if spin.early else (), spin.decision_rule)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from markupsafe import Markup
-
 from pipelines.nightly.report.night_report import REPORT, NightReport
 from pipelines.nightly.steps.run_records import NightCounts
+from pipelines.storage.records import to_bytes
+from spin.monitor.drift_statistics import Labels, describe_statistics
 from spin.monitor.quality import ClassQuality
-from spin.pages.rendering import render
-from spin.pages.stylesheet import report_css
+from spin.pages.rendering import render_report
 from spin.sites import exit_name
 
 PAGE = "report.html"
@@ -21,14 +19,6 @@ _CLASSES = 30
 """classes listed, the most frequent first"""
 _DISAGREEMENTS = 12
 """pairs of labels listed on which the model and its shadow differ"""
-_PROPERTIES = {
-    "labels": "distribution of the labels",
-    "exits": "documents per early exit",
-    "scores": "largest probability per document",
-    "lengths": "tokens per document",
-    "unknown": "share of unknown tokens per document",
-    "neurons": "means of the selected neurons",
-}
 
 
 @dataclass(frozen=True)
@@ -42,22 +32,21 @@ class LabelShares:
 
 
 def render_reports(report: NightReport) -> dict[str, bytes]:
-    """Return the files of the report by name."""
+    """The files of the report by name."""
     return {
-        REPORT: json.dumps(report.to_json(), indent=2).encode() + b"\n",
+        REPORT: to_bytes(report),
         PAGE: report_page(report).encode(),
     }
 
 
 def report_page(report: NightReport) -> str:
-    """Return the HTML of a run: counts, throughput, labels, shadow, drift, dead letters and slowest shards."""
+    """The HTML of a run: counts, throughput, labels, shadow, drift, dead letters and slowest shards."""
     counts = report.counts
     columns = _label_columns(report)
     labels = _ranked_labels(columns)
-    return render(
+    return render_report(
         "pipelines.nightly.report/run_report.html.j2",
-        page_title=f"{report.model}, night of {report.date}",
-        style=Markup(report_css()),
+        f"{report.model}, night of {report.date}",
         report=report,
         counts=counts,
         exits=[(exit_name(depth), counts.depths[str(depth)]) for depth in sorted(map(int, counts.depths))],
@@ -70,26 +59,26 @@ def report_page(report: NightReport) -> str:
         classes_listed=_CLASSES,
         disagreements_listed=_DISAGREEMENTS,
         drifts=report.drift,
-        properties=_PROPERTIES,
+        properties=describe_statistics(),
         reasons=sorted(counts.reasons.items(), key=lambda item: (-item[1], item[0])),
         slowest=report.slowest,
     )
 
 
 def _listed_classes(report: NightReport) -> list[ClassQuality]:
-    """Return the classes with the most labels."""
+    """The classes with the most labels."""
     classes = () if report.quality is None else report.quality.classes
     return sorted(classes, key=lambda each: -each.predicted)[:_CLASSES]
 
 
 def _label_columns(report: NightReport) -> list[LabelShares]:
-    """Return the labels of this night, of the night before, and of the reference in training, where there are such."""
+    """The labels of this night, of the night before, and of the reference in training, where there are such."""
     columns = [_label_shares("this night", report.counts)]
     before = report.before
     if before is not None:
         columns.append(_label_shares(f"night of {before.date}", before.counts))
     for drift in report.drift:
-        if drift.name == "labels":
+        if drift.name == Labels.name:
             counts = dict(zip([*report.classes, ""], drift.then, strict=True))
             columns.append(LabelShares("reference", _shares(counts)))
     return columns
@@ -105,6 +94,6 @@ def _shares(counts: Mapping[str, int]) -> dict[str, float]:
 
 
 def _ranked_labels(columns: list[LabelShares]) -> list[str]:
-    """Return the labels with a document in any column, the most frequent of the first column first."""
+    """The labels with a document in any column, the most frequent of the first column first."""
     labels = {label for column in columns for label, share in column.shares.items() if share}
     return sorted(labels, key=lambda label: (-columns[0].shares.get(label, 0), label))

@@ -12,7 +12,7 @@ from pipelines.storage.shard_log import ShardOutcome
 
 
 def busy_seconds(outcomes: Sequence[ShardOutcome[Any]]) -> float:
-    """Return the seconds in which at least one shard was being computed."""
+    """The seconds in which at least one shard was being computed."""
     total, until = 0.0, -np.inf
     for outcome in sorted(outcomes, key=_start_time):
         total += max(0.0, outcome.ended - max(until, _start_time(outcome)))
@@ -21,12 +21,12 @@ def busy_seconds(outcomes: Sequence[ShardOutcome[Any]]) -> float:
 
 
 def span(outcomes: Sequence[ShardOutcome[Any]]) -> float:
-    """Return the seconds from the start of the first shard to the end of the last."""
+    """The seconds from the start of the first shard to the end of the last."""
     return float(max(outcome.ended for outcome in outcomes) - min(map(_start_time, outcomes)))
 
 
 def pace(outcomes: Sequence[ShardOutcome[Any]], buckets: int) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Return documents per second in B equal intervals of time, and their borders (B + 1,) in seconds since 1970.
+    """Documents per second in B equal intervals of time, and their borders (B + 1,) in seconds since 1970.
 
     The documents of a shard are spread evenly over the time in which it was computed.
     """

@@ -22,7 +22,7 @@ from pipelines.nightly.report.scored_night import ScoredNight
 from pipelines.nightly.review.label_file import LabelRow, read_label_file
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import RUNS
-from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, PublishedRun, partition_of
+from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, PublishedRun, read_night
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
 from pipelines.storage.records import from_json, to_json
@@ -52,7 +52,7 @@ Given = Mapping[str, frozenset[str]]
 
 @dataclass(frozen=True)
 class AddedLabels:
-    """What became of the labels in a file."""
+    """The labels of a file by what became of them."""
 
     added: int
     """labels of documents that a night has given a label"""
@@ -151,16 +151,15 @@ def _given_labels(tables: NightTables, night: PublishedRun, ids: set[str]) -> Gi
     """The classes that a night gave documents with some ids; documents without a label are left out."""
     if not ids:
         return {}
-    predictions, wanted = tables.open(PREDICTIONS), pa.array(sorted(ids), pa.string())
+    wanted = pa.array(sorted(ids), pa.string())
     given: dict[str, frozenset[str]] = {}
-    for file in predictions.files(partition_of(PREDICTIONS, date=night.date, model=night.model, run=night.run)):
-        with predictions.store.open(file.path) as source:
-            for batch in pq.ParquetFile(source).iter_batches(columns=["id", "label", "labels"]):
-                for row in batch.filter(pc.is_in(batch["id"], wanted)).to_pylist():
-                    if row["labels"] is not None:
-                        given[row["id"]] = frozenset(row["labels"])
-                    elif row["label"] is not None:
-                        given[row["id"]] = frozenset([row["label"]])
+    columns = ["id", "label", "labels"]
+    for batch in read_night(tables, PREDICTIONS, columns, date=night.date, model=night.model, run=night.run):
+        for row in batch.filter(pc.is_in(batch["id"], wanted)).to_pylist():
+            if row["labels"] is not None:
+                given[row["id"]] = frozenset(row["labels"])
+            elif row["label"] is not None:
+                given[row["id"]] = frozenset([row["label"]])
     return given
 
 
@@ -233,7 +232,7 @@ def read_labels(out: Store) -> dict[tuple[str, str], list[LabelRow]]:
 
 
 def _merge(before: LabelRow, added: LabelRow) -> LabelRow:
-    """What is known of a document after another row about it was added."""
+    """The row of a document after another one about it was added."""
     reviewed = before if added.reason is None else added
     labels = before.true_labels if added.true_labels is None else added.true_labels
     return replace(added, true_labels=labels, reason=reviewed.reason, population=reviewed.population)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines.nightly.report.night_report import find_report
 from pipelines.nightly.tables.night_history import find_newest_night, list_nights
@@ -18,7 +17,7 @@ from pipelines.nightly.tables.night_tables import (
     PREDICTIONS,
     NightTables,
     PublishedRun,
-    partition_of,
+    read_night,
 )
 from pipelines.storage.object_store import Store
 from spin.arrays import Floats
@@ -29,8 +28,6 @@ UNCERTAIN, DRIFTED, DISPUTED, RANDOM = "uncertain", "drifted", "disputed", "rand
 or by chance"""
 _SHARES = {UNCERTAIN: 0.3, DRIFTED: 0.1, DISPUTED: 0.2}
 """of the chosen documents, at most; the others are random"""
-_BATCH = 1 << 16
-"""rows in memory at a time"""
 _COLUMNS = ("id", "label", "labels", "score", "scores")
 
 
@@ -109,7 +106,7 @@ class _Smallest:
 
 
 def _allot(documents: int, drifted: int, any_disputed: bool) -> dict[str, int]:
-    """How many documents of each stratum are wanted."""
+    """The number of documents that are wanted of each stratum."""
     counts = {name: round(share * documents) for name, share in _SHARES.items()}
     counts[DRIFTED] = min(drifted, counts[DRIFTED])
     if not any_disputed:
@@ -148,14 +145,9 @@ def _describe(rows: pa.Table, reason: str, population: int) -> pa.Table:
 
 def _labelled_rows(tables: NightTables, night: PublishedRun) -> Iterator[pa.Table]:
     """The predictions of a night with a label, in the order of its files, some rows at a time."""
-    predictions = tables.open(PREDICTIONS)
-    partition = partition_of(PREDICTIONS, date=night.date, model=night.model, run=night.run)
-    for file in sorted(predictions.files(partition), key=lambda file: file.path):
-        with predictions.store.open(file.path) as source:
-            for batch in pq.ParquetFile(source).iter_batches(_BATCH, columns=list(_COLUMNS)):
-                rows = pa.Table.from_batches([batch])
-                has_label = pc.or_(pc.is_valid(rows["label"]), pc.is_valid(rows["labels"]))
-                yield rows.filter(has_label)
+    for batch in read_night(tables, PREDICTIONS, _COLUMNS, date=night.date, model=night.model, run=night.run):
+        rows = pa.Table.from_batches([batch])
+        yield rows.filter(pc.or_(pc.is_valid(rows["label"]), pc.is_valid(rows["labels"])))
 
 
 def _certainty(rows: pa.Table) -> Floats:
@@ -169,13 +161,8 @@ def _certainty(rows: pa.Table) -> Floats:
 
 def _disputed_ids(tables: NightTables, night: PublishedRun) -> pa.Array:
     """The ids on which a shadow disagrees; none for a night without one."""
-    disagreements = tables.open(DISAGREEMENTS)
-    partition = partition_of(DISAGREEMENTS, date=night.date, model=night.model, run=night.run)
-    ids = [pa.array([], pa.string())]
-    for file in disagreements.files(partition):
-        with disagreements.store.open(file.path) as source:
-            ids += pq.ParquetFile(source).read(["id"])["id"].chunks
-    return pa.concat_arrays(ids)
+    batches = read_night(tables, DISAGREEMENTS, ["id"], date=night.date, model=night.model, run=night.run)
+    return pa.concat_arrays([pa.array([], pa.string()), *(batch["id"] for batch in batches)])
 
 
 def _drifted_ids(tables: NightTables, night: PublishedRun) -> pa.Array:

@@ -21,10 +21,10 @@ from pipelines.data.spool import CheckedRows, read_rows
 from pipelines.nightly.steps.classify_job import CALIBRATION, ENDINGS, PROFILE, SAMPLE, ClassifyJob, ShadowJob
 from pipelines.nightly.steps.night_profile import NightProfile
 from pipelines.nightly.steps.pass_features import ModelRows, PassFeatures
-from pipelines.nightly.steps.reason_columns import reason_columns
 from pipelines.nightly.steps.run_records import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.shadow import Shadow
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, file_rows
+from pipelines.nightly.tables.prediction_columns import PredictedRows, fill_columns
 from pipelines.service_errors import BadFileError
 from pipelines.storage.parquet import to_parquet
 from pipelines.storage.records import to_json
@@ -142,6 +142,8 @@ class ClassifyStep:
         rows = [row for piece, _, _ in computed.pieces for row in piece]
         features = Features.concatenate([part for _, part, _ in computed.pieces] or [spin.features([])])
         predictions = spin.predict_features(features)
+        ids = [documents.ids[row] for row in rows]
+        predicted = PredictedRows(ids, predictions, features, spin.label_space, run.model_version)
         counts = replace(
             _count(shard, documents, dead, predictions.labels),
             tokens=int(features.n_tokens.sum()),
@@ -151,7 +153,7 @@ class ClassifyStep:
             depths={str(depth): n for depth, n in sorted(Counter(predictions.exit_depth.tolist()).items())},
         )
         tables = {
-            PREDICTIONS: self._predictions(number, documents, rows, predictions, features.unread_tokens),
+            PREDICTIONS: _with_kept(fill_columns(predicted), documents, rows),
             DEAD_LETTERS: self._dead_letters(documents, dead),
         }
         if number == self.shadowed:
@@ -202,30 +204,6 @@ class ClassifyStep:
             ("repeated_id", "another row of this run with the id is predicted"),
         )
         return {**repeated, **documents.dead}
-
-    def _predictions(
-        self,
-        number: int,
-        documents: CheckedRows,
-        rows: Sequence[int],
-        predictions: Predictions,
-        unread_tokens: NDArray[np.int32] | None,
-    ) -> pa.Table:
-        """The predictions of a model for n rows, in order; `unread_tokens` (n,) where texts are read in windows."""
-        space = self.classifiers[number].label_space
-        kind, name = (pa.list_(pa.string()), "labels") if space.multilabel else (pa.string(), "label")
-        columns = {
-            "id": pa.array([documents.ids[row] for row in rows], pa.string()),
-            name: pa.array(predictions.labels, kind),
-            "score": pa.array(predictions.score, pa.float32()),
-            "scores": _scores_by_class(predictions, space.classes),
-            "depth": pa.array(predictions.exit_depth, pa.int32()),
-            "model_version": pa.repeat(self.job.models[number].run.model_version, len(rows)),
-        }
-        if unread_tokens is not None:
-            columns["unread_tokens"] = pa.array(unread_tokens, pa.int32())
-        columns |= reason_columns(predictions.reasons, space.classes)
-        return _with_kept(pa.table(columns), documents, rows)
 
     def _dead_letters(self, documents: CheckedRows, dead: Mapping[int, DeadRow]) -> pa.Table:
         """One row per dead letter; `dead` holds the reason and the message by row."""
@@ -287,16 +265,6 @@ def _load_shadow(job: ShadowJob | None, settings: Settings) -> Shadow | None:
     except Exception:
         _log.warning("the shadow could not be loaded; its documents count as failed", exc_info=True)
         return None
-
-
-def _scores_by_class(predictions: Predictions, classes: Sequence[str]) -> pa.Array:
-    """The probabilities (n, K) as maps from class to probability."""
-    probabilities = predictions.probabilities.astype(np.float32)
-    count = len(probabilities)
-    offsets = pa.array(np.arange(count + 1, dtype=np.int32) * len(classes))
-    return pa.MapArray.from_arrays(
-        offsets, pa.array(list(classes) * count, pa.string()), pa.array(probabilities.ravel())
-    )
 
 
 def _with_kept(table: pa.Table, documents: CheckedRows, rows: Sequence[int]) -> pa.Table:

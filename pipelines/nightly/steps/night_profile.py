@@ -48,7 +48,7 @@ class NightProfile:
 
     def to_bytes(self) -> bytes:
         """The sums as safetensors."""
-        tensors = {**self.documents.to_tensors(), **self.quality.to_tensors(_QUALITY)}
+        tensors = {**self.documents.sums, **self.quality.to_tensors(_QUALITY)}
         return bytes(save_tensors({name: np.array(tensor, order="C") for name, tensor in tensors.items()}))
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date as day
 from functools import cached_property
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.nightly.tables.prediction_columns import predictions_schema
 from pipelines.storage.delta_table import LOG, TableSnapshot, create_table, open_table
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
@@ -23,26 +24,7 @@ TAKEN, QUARANTINED = "taken", "quarantined"
 """values of the column `status` of the inputs"""
 
 _LABELS = pa.list_(pa.string())
-_REASON_WORDS = pa.list_(
-    pa.struct([("word", pa.string()), ("start", pa.int32()), ("end", pa.int32()), ("contribution", pa.float32())])
-)
-_REASON_NEURONS = pa.list_(pa.struct([("column", pa.string()), ("neuron", pa.int32()), ("contribution", pa.float32())]))
-_COLUMNS: Mapping[str, pa.Schema] = {
-    PREDICTIONS: pa.schema(
-        [
-            ("id", pa.string()),
-            ("label", pa.string()),  # null without a label, and in a multi-label task
-            ("labels", _LABELS),  # null in any other task
-            ("score", pa.float32()),
-            ("scores", pa.map_(pa.string(), pa.float32())),
-            ("depth", pa.int32()),
-            ("model_version", pa.string()),
-            ("unread_tokens", pa.int32()),  # null unless `backbone.long_texts` is windows
-            ("reason_label", pa.string()),  # this and the next two are null unless `classify.reasons` is above 0
-            ("reason_words", _REASON_WORDS),
-            ("reason_neurons", _REASON_NEURONS),
-        ]
-    ),
+_COLUMNS: Mapping[str, pa.Schema] = {  # those of the predictions are classes of their own
     DEAD_LETTERS: pa.schema(
         [
             ("id", pa.string()),
@@ -227,7 +209,13 @@ def partition_of(table: str, *, date: str, model: str, run: str) -> dict[str, st
 def table_schema(table: str, kept: pa.Schema = NO_COLUMNS) -> pa.Schema:
     """The columns of a table and of its files: partition columns, our own, and kept ones where the table has them."""
     partitions = [pa.field(name, _PARTITION_TYPES[name]) for name in _PARTITIONS[table]]
-    return pa.schema([*partitions, *_COLUMNS[table], *(kept if table in _CARRYING else NO_COLUMNS)])
+    own = predictions_schema() if table == PREDICTIONS else _COLUMNS[table]
+    return pa.schema([*partitions, *own, *(kept if table in _CARRYING else NO_COLUMNS)])
+
+
+def reserved_names() -> frozenset[str]:
+    """The names, in lower case, of our own columns in the tables that carry kept ones: none of these can have them."""
+    return frozenset(name.lower() for table in _CARRYING for name in table_schema(table).names)
 
 
 def file_rows(table: str, rows: pa.Table, *, date: str, model: str, run: str, kept: pa.Schema = NO_COLUMNS) -> pa.Table:
@@ -275,6 +263,17 @@ def check_kept_columns(tables: NightTables, kept: pa.Schema) -> None:
         snapshot = tables.find(table)
         if snapshot is not None:
             merge_schemas(snapshot.schema, table_schema(table, kept), snapshot.store.uri)
+
+
+def read_night(
+    tables: NightTables, table: str, columns: Sequence[str], *, date: str, model: str, run: str, rows: int = 1 << 16
+) -> Iterator[pa.RecordBatch]:
+    """Some columns of the files that a run has in a table, in the order of their names, so many rows at a time."""
+    snapshot = tables.open(table)
+    files = snapshot.files(partition_of(table, date=date, model=model, run=run))
+    for file in sorted(files, key=lambda file: file.path):
+        with snapshot.store.open(file.path) as source:
+            yield from pq.ParquetFile(source).iter_batches(rows, columns=list(columns))
 
 
 def read_rows(snapshot: TableSnapshot, partition: Mapping[str, str]) -> pa.Table:

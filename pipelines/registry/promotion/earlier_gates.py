@@ -1,4 +1,4 @@
-"""What earlier gates have left in MLflow: the predictions of former champions, and the attempts that failed."""
+"""The results of earlier gates in MLflow: predictions of former champions, and the attempts that failed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pipelines.registry.champion_history import ChampionEvent, standing_champion
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from pipelines.registry.versions import Registry
+from pipelines.storage.records import from_json, to_json
 from pipelines.storage.stage_plan import fingerprint
-from spin.errors import UserError
 from spin.settings import Settings
 
 PREDICTIONS = "predictions.json"
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EarlierGates:
-    """What a gate takes into account of those before it."""
+    """The results of earlier gates that a gate takes into account."""
 
     champions: Mapping[str, PredictionReply] = field(default_factory=dict)
     """predictions for the same documents of the champions that count, by version; see `standing_champions`"""
@@ -82,7 +82,7 @@ def read_earlier_gates(
 
 def predictions_json(replies: Mapping[str, PredictionReply]) -> str:
     """The content of `predictions.json`; it holds no texts."""
-    return json.dumps({number: json.loads(reply.to_json()) for number, reply in replies.items()})
+    return json.dumps({number: to_json(reply) for number, reply in replies.items()})
 
 
 def _runs_with(number: str, events: Sequence[ChampionEvent], key: str | None) -> list[str]:
@@ -101,7 +101,7 @@ def _read_reply(registry: Registry, run: str, number: str) -> PredictionReply | 
         return None
     try:
         reply = json.loads(text).get(number)
-        return None if reply is None else PredictionReply.from_json(json.dumps(reply))
-    except (ValueError, TypeError, KeyError, AttributeError, UserError):
+        return None if reply is None else from_json(PredictionReply, reply)
+    except (ValueError, AttributeError):
         logger.warning("%s of run %s holds no predictions of version %s", PREDICTIONS, run, number, exc_info=True)
         return None

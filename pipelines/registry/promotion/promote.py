@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pipelines.registry.champion_history import ChampionEvent, Move, event_tags, last_tag, next_tag, read_events
@@ -17,11 +17,12 @@ from pipelines.registry.promotion.earlier_gates import (
     predictions_json,
     read_earlier_gates,
 )
-from pipelines.registry.promotion.gate import LOADS, SCORE, GateReport, check_loads, run_gate
-from pipelines.registry.promotion.gate_check import GateCheck
+from pipelines.registry.promotion.gate import GateReport, check_loads, run_gate
+from pipelines.registry.promotion.gate_checks import CheckResult
 from pipelines.registry.versions import CHAMPION, Registry
 from pipelines.storage.lease import Lease, user_name
 from pipelines.storage.object_store import Store
+from pipelines.storage.records import to_json
 from spin.errors import UserError
 
 _GATE = "spin.gate"
@@ -41,63 +42,13 @@ class _State:
         return last_tag(self.events)
 
 
-@dataclass(frozen=True)
-class _GateRun:
-    """A gate report with its circumstances, as gate.json and tags keep it."""
-
-    move: Move
-    version: str
-    champion: str | None
-    why: str
-    report: GateReport
-    forced: bool = False
-    last_move: str | None = None
-    """the tag of the last move of the champion before"""
-
-    def run_tags(self) -> dict[str, str]:
-        """The tags of the run, by which later gates find it."""
-        found = {AFTER: self.last_move or "", LABELS: self.report.labels_digest}
-        return {f"{_GATE}.{name}": value for name, value in self.tags().items()} | {
-            name: value for name, value in found.items() if value
-        }
-
-    def files(self) -> dict[str, str]:
-        """The files of the run."""
-        predictions = self.report.predictions
-        return {"gate.json": self.to_json()} | ({PREDICTIONS: predictions_json(predictions)} if predictions else {})
-
-    def tags(self) -> dict[str, str]:
-        return {
-            "passed": str(not self.report.failed).lower(),
-            "champion": self.champion or "none",
-            "forced": str(self.forced).lower(),
-        }
-
-    def check_tags(self) -> dict[str, str]:
-        """Each check in words, cut to the length that MLflow allows."""
-        return {
-            check.name: f"{'passed' if check.passed else 'failed'}: {check.measured}"[:200]
-            for check in self.report.checks
-        }
-
-    def to_json(self) -> str:
-        values = {
-            **self.tags(),
-            "version": self.version,
-            "why": self.why,
-            "checks": [check.to_dict() for check in self.report.checks],
-            "figures": dict(self.report.figures),
-        }
-        return json.dumps(values, indent=2)
-
-
 def promote(
     registry: Registry,
     number: str,
     why: str,
     *,
     force: bool = False,
-    on_checks: Callable[[tuple[GateCheck, ...]], None] = lambda checks: None,
+    on_checks: Callable[[tuple[CheckResult, ...]], None] = lambda checks: None,
 ) -> ChampionEvent:
     """Make a version the champion if it passes the gate; returns the event of the history.
 
@@ -118,24 +69,19 @@ def promote(
         report = run_gate(registry, number, before.champion, evaluation_set, earlier)
         on_checks(report.checks)
         failed = report.failed
-        promoted = not failed or (force and failed[0].name != LOADS)
+        can_be_forced = all(check.can_be_forced for check in failed)
+        promoted = not failed or (force and can_be_forced)
         forced = tuple(check.name for check in failed) if promoted else ()
-        run = _log(registry, _GateRun("promote", number, before.champion, why, report, bool(forced), before.last_move))
+        run = _log(registry, "promote", number, before, why, report, forced=bool(forced))
         if not promoted:
             reasons = "; ".join(f"{check.name}: {check.measured}, expected {check.expected}" for check in failed)
-            remedy = failed[0].remedy + ("" if failed[0].name == LOADS else ", or promote it with --force and --why")
+            remedy = failed[0].remedy + (", or promote it with --force and --why" if can_be_forced else "")
             raise UserError(f"version {number} of {registry.name} is not promoted: {reasons}; {remedy}")
-        event = ChampionEvent(
-            when=_now(),
-            who=user_name(),
-            move="promote",
-            from_version=before.champion,
-            to_version=number,
-            why=why,
-            run=run,
+        event = replace(
+            _event("promote", number, before, why, run),
             forced=forced,
             score=report.figures.get("score"),
-            measured=next((check.measured for check in report.checks if check.name == SCORE), None),
+            measured=report.measured_score,
             score_before=report.figures.get("score_before"),
             evaluation=key if report.predictions else None,
         )
@@ -164,22 +110,13 @@ def rollback(registry: Registry, why: str, to: str | None = None) -> ChampionEve
         number = registry.resolve(f"models:/{registry.name}/{target}")
         _check_not_champion(registry, before, number)
         report = check_loads(registry, number)
-        run = _log(registry, _GateRun("rollback", number, before.champion, why, report))
+        run = _log(registry, "rollback", number, before, why, report)
         for check in report.failed:
             raise UserError(
                 f"version {number} of {registry.name} is not champion again: {check.measured}; roll back to another "
                 "version with --to"
             )
-        event = ChampionEvent(
-            when=_now(),
-            who=user_name(),
-            move="rollback",
-            from_version=before.champion,
-            to_version=number,
-            why=why,
-            run=run,
-        )
-        return _move_champion(registry, lease, before, event)
+        return _move_champion(registry, lease, before, _event("rollback", number, before, why, run))
 
 
 def history(registry: Registry) -> list[ChampionEvent]:
@@ -193,8 +130,7 @@ def _promotion_lease(registry: Registry) -> Lease:
 
 
 def _state(registry: Registry) -> _State:
-    events = event_tags(registry.tags())
-    return _State(registry.champion(), events)
+    return _State(registry.champion(), event_tags(registry.tags()))
 
 
 def _check_not_champion(registry: Registry, before: _State, number: str) -> None:
@@ -202,17 +138,46 @@ def _check_not_champion(registry: Registry, before: _State, number: str) -> None
         raise UserError(f"version {number} of {registry.name} is the champion already; `spin models` lists the others")
 
 
-def _log(registry: Registry, gate_run: _GateRun) -> str:
+def _log(
+    registry: Registry, move: Move, number: str, before: _State, why: str, report: GateReport, *, forced: bool = False
+) -> str:
     """Log the checks as an MLflow run and as tags of the version; returns the run's id."""
+    tags = {
+        "passed": str(not report.failed).lower(),
+        "champion": before.champion or "none",
+        "forced": str(forced).lower(),
+    }
+    # later gates find the run of a promotion by these
+    found = {AFTER: before.last_move if move == "promote" else None, LABELS: report.labels_digest}
+    content = {
+        **tags,
+        "version": number,
+        "why": why,
+        "checks": [check.to_dict() for check in report.checks],
+        "figures": report.figures,
+    }
+    files = {"gate.json": json.dumps(content, indent=2)}
+    if report.predictions:
+        files[PREDICTIONS] = predictions_json(report.predictions)
     run = registry.log_gate(
-        gate_run.version,
-        gate_run.move,
-        tags=gate_run.run_tags(),
-        metrics=gate_run.report.figures,
-        files=gate_run.files(),
+        number,
+        move,
+        tags={f"{_GATE}.{name}": value for name, value in tags.items()} | {n: v for n, v in found.items() if v},
+        metrics=report.figures,
+        files=files,
     )
-    registry.tag_version(gate_run.version, _GATE, {**gate_run.tags(), **gate_run.check_tags(), "run": run})
+    # each check in words, cut to the length that MLflow allows
+    checks = {c.name: f"{'passed' if c.passed else 'failed'}: {c.measured}"[:200] for c in report.checks}
+    registry.tag_version(number, _GATE, {**tags, **checks, "run": run})
     return run
+
+
+def _event(move: Move, number: str, before: _State, why: str, run: str) -> ChampionEvent:
+    """The event that a version becomes the champion now."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return ChampionEvent(
+        when=now, who=user_name(), move=move, from_version=before.champion, to_version=number, why=why, run=run
+    )
 
 
 def _move_champion(registry: Registry, lease: Lease, before: _State, event: ChampionEvent) -> ChampionEvent:
@@ -223,7 +188,7 @@ def _move_champion(registry: Registry, lease: Lease, before: _State, event: Cham
     """
     tag = next_tag(before.events)
     lease.check()
-    registry.set_tag(tag, event.to_json())
+    registry.set_tag(tag, json.dumps(to_json(event)))
     now = _state(registry)
     if now != _State(before.champion, before.events | {tag}):
         registry.delete_tag(tag)
@@ -234,7 +199,3 @@ def _move_champion(registry: Registry, lease: Lease, before: _State, event: Cham
         )
     registry.set_alias(CHAMPION, event.to_version)
     return event
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

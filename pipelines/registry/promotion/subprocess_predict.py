@@ -16,14 +16,15 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
 
 from pipelines.service_errors import StalledError
+from pipelines.storage.records import from_json, to_json
 from spin.activations.engines.engine import CALIBRATION_TEXTS
 from spin.arrays import Floats
 from spin.classifier import TrainedClassifier
@@ -84,24 +85,24 @@ class PredictionReply:
     """whether a document has a list of classes"""
     labels: list[Label | None]
     """None where the decision abstains"""
-    probabilities: Floats
+    probabilities: Annotated[Floats, PlainValidator(np.array), PlainSerializer(np.ndarray.tolist)]
     """(n, K)"""
     seconds: float
     """from texts to labels, without loading"""
     thresholds: Mapping[str, float] | None = None
     """the threshold of every class that the training of this version chose, if it chose any"""
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self) | {"probabilities": self.probabilities.tolist()})
+    @property
+    def documents_per_s(self) -> float:
+        return len(self.labels) / max(self.seconds, 1e-9)
 
-    @classmethod
-    def from_json(cls, text: str) -> PredictionReply:
-        """Raises UserError with the reason where the process replied that it could not predict."""
-        reply = json.loads(text)
-        if "error" in reply:
-            raise UserError(reply["error"])
-        arrays = {"classes": tuple(reply["classes"]), "probabilities": np.array(reply["probabilities"])}
-        return cls(**(reply | arrays))
+
+def parse_reply(text: str) -> PredictionReply:
+    """The reply of the fresh process. Raises UserError with the reason where it could not predict."""
+    reply = json.loads(text)
+    if "error" in reply:
+        raise UserError(reply["error"])
+    return from_json(PredictionReply, reply)
 
 
 def predict_in_subprocess(model: Path, texts: Sequence[str], settings: Settings) -> PredictionReply:
@@ -128,7 +129,7 @@ def predict_in_subprocess(model: Path, texts: Sequence[str], settings: Settings)
         if not reply.exists():
             lines = errors.read_bytes()[-_STDERR_BYTES:].decode(errors="replace").strip().splitlines()
             raise UserError(f"its process ended with status {status}{''.join(f': {line}' for line in lines[-1:])}")
-        return PredictionReply.from_json(reply.read_text(encoding="utf-8"))
+        return parse_reply(reply.read_text(encoding="utf-8"))
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> int:
@@ -200,7 +201,7 @@ def _check_answers(loaded: Any, classifier: TrainedClassifier, texts: list[str])
 def reply_to(request: str, model: str) -> str:
     """The reply of the fresh process to a request, both as JSON: predictions, or the reason why there are none."""
     try:
-        return _predict(model, PredictionRequest.model_validate_json(request)).to_json()
+        return json.dumps(to_json(_predict(model, PredictionRequest.model_validate_json(request))))
     except SpinError as error:
         return json.dumps({"error": str(error)})
     except Exception as error:  # whatever the model's own code raises

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from spin.attribution.token_sums import TokenDirections
 from spin.backbone.hooks import capture_sites
 from spin.backbone.model import Backbone
-from spin.backbone.pooling import pool
 from spin.backbone.windows import OWN
+from spin.poolings.registry import find_pooling
 from spin.sites import FeatureColumn, Site
 
 _DIGIT = 256
@@ -47,13 +47,13 @@ class BlockSegment:
 
     @property
     def locates(self) -> bool:
-        """Whether there is an output of the positions of the largest values."""
-        return self.directions is not None and any(column.pooling == "max" for column in self.neurons)
+        """Whether there is an output of the positions of tokens whose values are taken."""
+        return self.directions is not None and any(map(is_located, self.neurons))
 
     @cached_property
-    def under_max(self) -> NDArray[np.bool_]:
-        """(p,) which of the neurons are pooled by max, of a segment whose neurons are all given by their indices."""
-        parts = [np.full(len(n), c.pooling == "max") for c, n in self.neurons.items() if n is not None]
+    def located(self) -> NDArray[np.bool_]:
+        """(p,) which of the neurons have positions, of a segment whose neurons are all given by their indices."""
+        parts = [np.full(len(n), is_located(c)) for c, n in self.neurons.items() if n is not None]
         return np.concatenate(parts) if parts else np.empty(0, bool)
 
     def widths(self, backbone: Backbone) -> list[int]:
@@ -77,10 +77,10 @@ class NeuronEncoder(nn.Module):
     Takes token ids and mask (B, T), as `Backbone.pad_tokens` returns them. If the segment has blocks before it, it also
     takes the residual stream after those (B, T, hidden size). Returns the values (B, p) float32 of the segment's
     columns side by side. With `carry`, it also returns the residual stream after its last block (B, T, hidden size).
-    Where shares of tokens are wanted, more tensors stand between them. For columns under mean, these are the
-    projections (B, T, R) of the tokens onto the segment's directions. For its m neurons under max, these are the
-    positions (B, m) of the largest values. It is plain torch, so that the same module is run, compiled and exported.
-    Not safe for threads: hold `HOOK_LOCK`.
+    Where shares of tokens are wanted, more tensors stand between them. For columns of which every token has a share,
+    these are the projections (B, T, R) of the tokens onto the segment's directions. For its m neurons that take the
+    value of one token, found by value, these are the positions (B, m) of the tokens. It is plain torch, so that the
+    same module is run, compiled and exported. Not safe for threads: hold `HOOK_LOCK`.
     """
 
     def __init__(self, backbone: Backbone, segment: BlockSegment, *, carry: bool = False) -> None:
@@ -148,9 +148,9 @@ class _SiteReading(NamedTuple):
     pooled: dict[FeatureColumn, Tensor]
     """(B, n neurons) pooled values of each column"""
     positions: dict[FeatureColumn, Tensor]
-    """(B, n neurons) positions of the largest values, of each column under max, where they are wanted"""
+    """(B, n neurons) positions of the tokens whose values are taken, of each located column, if wanted"""
     projections: list[Tensor]
-    """(B, T, R) if they are wanted and a column is pooled by mean"""
+    """(B, T, R) if they are wanted and every token has a share in a column"""
 
 
 class _NeuronGather(nn.Module):
@@ -178,7 +178,7 @@ class _NeuronGather(nn.Module):
         gathered = {
             column: np.arange(width) if indices is None else indices
             for column, indices in neurons.items()
-            if self.for_openvino or dtype != torch.float32 or column.pooling != "mean"
+            if self.for_openvino or dtype != torch.float32 or find_pooling(column.pooling).takes_one_value
         }
         union = np.unique(np.concatenate([*gathered.values(), np.empty(0, np.int64)])).astype(np.int64)
         self.gather_first = 0 < len(union) <= GATHER_FIRST_UP_TO * width
@@ -202,11 +202,11 @@ class _NeuronGather(nn.Module):
         self.located = {
             column: torch.eye(width if indices is None else len(indices))
             for column, indices in neurons.items()
-            if directions is not None and column.pooling == "max"
+            if directions is not None and is_located(column)
         }
-        """for each column under max, where positions are wanted, the unit matrix of its neurons"""
+        """for each column whose tokens' positions are wanted the unit matrix of its neurons"""
         self.projected = [c for c in neurons if directions is not None and c in directions.by_column]
-        """the columns whose tokens are projected: one at most, since a site has one column under mean"""
+        """the columns whose tokens are projected"""
         self.projection = nn.ModuleList()
         for column in self.projected:
             assert directions is not None
@@ -239,12 +239,13 @@ class _NeuronGather(nn.Module):
             source, seen = sources[column], pooling_mask(column, mask, content, own)
             if column in self.located:
                 wanted = source if positions is None else source.index_select(-1, positions)
-                columns[column], located[column] = self._locate(wanted, seen, self.located[column])
+                columns[column], located[column] = self._locate(column, wanted, seen)
                 continue
-            pooled = pool(source, seen, column.pooling)
-            if self.gather_first and self.for_openvino and column.pooling == "max":
-                # no product follows: without this one OpenVINO would compute the whole site in float32
-                pooled = pooled @ self.factor
+            if self.for_openvino:
+                unit = self.factor if self.gather_first else None
+                pooled = find_pooling(column.pooling).pool_in_openvino(source, seen, unit)
+            else:
+                pooled = find_pooling(column.pooling).pool(source, seen)
             columns[column] = pooled if positions is None else pooled[:, positions]
         pairs = zip(self.projected, self.projection, strict=True)
         return _SiteReading(columns, located, [project(sources[column]).float() for column, project in pairs])
@@ -255,26 +256,31 @@ class _NeuronGather(nn.Module):
             return values @ self.factor
         return values[..., : len(self.union)] if self.are_first else values.index_select(-1, self.union)
 
-    def _locate(self, values: Tensor, mask: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest of values (B, T, m) in a mask (B, T), and the first token that has it, both (B, m)."""
-        seen = values + torch.where(mask, 0.0, -torch.inf).to(values.dtype).unsqueeze(-1)
+    def _locate(self, column: FeatureColumn, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The pooled of values (B, T, m) in a mask (B, T), and the positions of the tokens they are of, both (B, m)."""
         if not self.for_openvino:
-            largest, at = seen.max(1)  # in a third of the time of `argmax`, which is for dimensions that lie together
-            return largest.float(), at.to(torch.int32)
-        largest, at = seen.amax(1), seen.argmax(1).to(torch.int32)
+            pooled, at = find_pooling(column.pooling).locate(values, mask)
+            return pooled, at.to(torch.int32)
+        pooled, at = find_pooling(column.pooling).locate_in_openvino(values, mask)
+        at, unit = at.to(torch.int32), self.located[column]
         # a product follows both, or else OpenVINO would compute the whole site in float32
         high = torch.div(at, _DIGIT, rounding_mode="floor")
         digits = torch.stack([high, at - _DIGIT * high]).float() @ unit
-        return largest.float() @ unit, _DIGIT * digits[0] + digits[1]
+        return pooled @ unit, _DIGIT * digits[0] + digits[1]
+
+
+def is_located(column: FeatureColumn) -> bool:
+    """Whether a neuron of the column takes the value of a token that is found by its value."""
+    return find_pooling(column.pooling).shares == "one by value"
 
 
 def pooling_mask(column: FeatureColumn, mask: Tensor, content: Tensor, own: Tensor | None = None) -> Tensor:
     """The mask (B, T) that a column is pooled over, from the masks of all tokens and of the content.
 
-    Mean and max pool the content; `first`, `last` and, as sentence embeddings do, the mean of `final` pool all tokens,
-    in windows all of the window's `own`. The content of windows is that among their own tokens.
+    Poolings of content pool, as sentence embeddings do, all tokens of `final`, in windows all of the window's `own`.
+    The content of windows is that among their own tokens.
     """
-    if column.pooling not in ("mean", "max"):
+    if not find_pooling(column.pooling).content_only:
         return mask
     if column.site.kind != "final":
         return content

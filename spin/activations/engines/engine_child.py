@@ -28,16 +28,20 @@ from spin.backbone.engine_trial import TOLERANCES, TrialReport, TrialRequest
 from spin.backbone.loading import open_backbone
 from spin.backbone.model import Backbone
 from spin.errors import UserError, describe_error
+from spin.poolings.registry import POOLINGS
 from spin.settings import BackboneSettings
-from spin.sites import POOLINGS, FeatureColumn, Site
+from spin.sites import FeatureColumn, Site
 
 _TEXT = (
     "The crew was lovely and the film was fine, but on the seventh day of a long and cold journey the train stood "
     "still under a bright sky. Nobody on it had been told why! A man with a broken table walked to the door, read "
     'the paper twice (it was late, dull and awful), and asked: "What does it cost, 12.50 or 1,300 pounds?" '
 )
-_LENGTHS = (3, 40, 256)
+_SHORT, _LONG = 3, 256
 """tokens of the texts; a backbone that has no room for as many gets shorter ones"""
+_BLOCKS = 2
+"""blocks that are loaded and run: the code that OpenVINO generates for a block is that of all blocks of its kind, and
+families that alternate have two kinds"""
 _BFLOAT16_FACTOR = 2
 """OpenVINO in bfloat16 may have so many times the error of torch in bfloat16"""
 _NEURON_STEP = 4
@@ -45,18 +49,18 @@ _NEURON_STEP = 4
 
 
 def try_engine(request: TrialRequest) -> TrialReport:
-    """Compare OpenVINO with torch in float32 on texts of several lengths; errors are reported, not raised."""
+    """Compare OpenVINO with torch in float32 on the first blocks and a few texts; errors are reported, not raised."""
     settings = BackboneSettings.model_validate(
         {
             "model": request.model,
-            "max_tokens": max(_LENGTHS),
+            "max_tokens": _LONG,
             "device": "cpu",
             "trust_remote_code": request.trust_remote_code,
         }
     )
     try:
         choice = EngineChoice("openvino", request.precision)
-        backbone = open_backbone(settings, Path(request.folder), request.digest, "cpu", choice)
+        backbone = open_backbone(settings, Path(request.folder), request.digest, "cpu", choice, blocks=_BLOCKS)
     except UserError as error:
         return TrialReport(error=str(error), judged=False)
     try:
@@ -74,14 +78,13 @@ def compare_engines(backbone: Backbone) -> TrialReport:
     twice as much in OpenVINO. To find out, its weights are converted to bfloat16 for good.
     """
     segments, batches = sample_segments(backbone), list(sample_batches(backbone))
-    expected = [_run(TorchEngine(backbone, segments), *batch) for batch in batches]
+    expected = _run(TorchEngine(backbone, segments), batches)
     calibration = [_TEXT[start:] for start in range(0, 300, 30)] if backbone.precision == "int8" else []
-    engine = OpenVinoEngine(backbone, segments, calibration)
-    errors = _largest_errors([_run(engine, *batch) for batch in batches], expected)
+    errors = _largest_errors(_run(OpenVinoEngine(backbone, segments, calibration), batches), expected)
     allowed = dict.fromkeys(errors, TOLERANCES[backbone.precision])
     if backbone.precision == "bfloat16":
         backbone.model.to(torch.bfloat16)
-        rounded = _largest_errors([_run(TorchEngine(backbone, segments), *batch) for batch in batches], expected)
+        rounded = _largest_errors(_run(TorchEngine(backbone, segments), batches), expected)
         allowed = {column: max(allowed[column], _BFLOAT16_FACTOR * error) for column, error in rounded.items()}
     column = max(errors, key=lambda c: errors[c] / allowed[c])
     return TrialReport(errors[column], column, allowed[column])
@@ -96,36 +99,33 @@ def relative_error(values: Floats, expected: Floats) -> float:
 
 
 def sample_segments(backbone: Backbone) -> list[BlockSegment]:
-    """All blocks in two segments: of the first all neurons of some sites are read, of the second few.
+    """The blocks in two segments: of the first all neurons are read, of the second few."""
+    middle, depth = backbone.depth // 2, backbone.depth
 
-    Most blocks are not read, so that OpenVINO fuses within them what it fuses in use.
-    """
-    middle = backbone.depth // 2
-    first = [site for site in (Site(0, "resid"), Site(middle, "resid"), Site(middle, "ffn")) if site in backbone.sites]
-    last = [site for site in (Site(backbone.depth, "resid"), Site(backbone.depth, "ffn")) if site in backbone.sites]
-    all_neurons: dict[FeatureColumn, NDArray[np.int64] | None] = {
-        FeatureColumn(site, pooling): None for site in first for pooling in POOLINGS
-    }
-    few_neurons: dict[FeatureColumn, NDArray[np.int64] | None] = {
-        FeatureColumn(site, pooling): np.arange(0, backbone.width(site), _NEURON_STEP)
-        for site in sorted(last)
-        for pooling in POOLINGS
-    }
-    few_neurons[FeatureColumn(backbone.final_site, "mean")] = None
+    def columns(sites: Sequence[Site], step: int | None) -> dict[FeatureColumn, NDArray[np.int64] | None]:
+        return {
+            FeatureColumn(site, pooling.name): None if step is None else np.arange(0, backbone.width(site), step)
+            for site in sites
+            if site in backbone.sites
+            for pooling in POOLINGS
+        }
+
+    first = columns([Site(0, "resid"), Site(middle, "resid"), Site(middle, "ffn")], None)
+    last = columns([Site(depth, "ffn"), Site(depth, "resid")], _NEURON_STEP)
+    last[FeatureColumn(backbone.final_site, "mean")] = None
     if not middle:
-        return [BlockSegment(0, backbone.depth, all_neurons | few_neurons)]
-    return [BlockSegment(0, middle, all_neurons), BlockSegment(middle, backbone.depth, few_neurons)]
+        return [BlockSegment(0, depth, first | last)]
+    return [BlockSegment(0, middle, first), BlockSegment(middle, depth, last)]
 
 
 def sample_batches(backbone: Backbone) -> list[tuple[Tensor, Tensor]]:
-    """Token ids and masks of four batches: the shortest text, the longest, all with padding, and nine short ones.
+    """Token ids and masks of three batches: a short text, a short and a long one with padding, and nine short ones.
 
     OpenVINO fills the batch of nine up (see `BATCH_MULTIPLE`).
     """
     ids = backbone.tokenize([_TEXT * 9]).ids[0]
-    rows = [ids[:length] for length in _LENGTHS]
-    short = [ids[: 2 + row % 7] for row in range(9)]
-    return [backbone.pad_batch(batch) for batch in ([rows[0]], [rows[-1]], rows, short)]
+    nine = [ids[: 2 + row % 7] for row in range(9)]
+    return [backbone.pad_batch(batch) for batch in ([ids[:_SHORT]], [ids[:_SHORT], ids[:_LONG]], nine)]
 
 
 def _largest_errors(batches: Sequence[dict[str, Floats]], expected: Sequence[dict[str, Floats]]) -> dict[str, float]:
@@ -134,15 +134,17 @@ def _largest_errors(batches: Sequence[dict[str, Floats]], expected: Sequence[dic
     return {column: max(relative_error(a[column], b[column]) for a, b in pairs) for column in expected[0]}
 
 
-def _run(engine: Engine, ids: Tensor, mask: Tensor) -> dict[str, Floats]:
-    """The values (B, width) of every column."""
-    columns: dict[str, Floats] = {}
-    hidden = None
-    for index, segment in enumerate(engine.segments):
-        values, hidden, _ = engine.run(index, ids, mask, hidden)
-        ends: Sequence[int] = np.cumsum(segment.widths(engine.backbone))[:-1].tolist()
-        columns |= dict(zip(map(str, segment.neurons), np.split(np.array(values), ends, axis=1), strict=True))
-    return columns
+def _run(engine: Engine, batches: Sequence[tuple[Tensor, Tensor]]) -> list[dict[str, Floats]]:
+    """The values (B, width) of every column, for each batch."""
+    found: list[dict[str, Floats]] = []
+    for ids, mask in batches:
+        hidden = None
+        found.append({})
+        for index, segment in enumerate(engine.segments):
+            values, hidden, _ = engine.run(index, ids, mask, hidden)
+            ends: Sequence[int] = np.cumsum(segment.widths(engine.backbone))[:-1].tolist()
+            found[-1] |= dict(zip(map(str, segment.neurons), np.split(np.array(values), ends, axis=1), strict=True))
+    return found
 
 
 def main() -> None:

@@ -31,6 +31,6 @@ def read_tokens(segment: BlockSegment, outputs: Sequence[NDArray[Any]], width: i
     values, *others = outputs
     nothing = np.zeros((len(values), width, segment.directions.width), np.float32)
     projections = others.pop(0) if segment.projects else nothing
-    maxima = values[:, segment.under_max]
-    positions = others.pop(0).astype(np.int64) if segment.locates else np.empty(maxima.shape, np.int64)
-    return TokenReadings(projections, positions, maxima)
+    located = values[:, segment.located]
+    positions = others.pop(0).astype(np.int64) if segment.locates else np.empty(located.shape, np.int64)
+    return TokenReadings(projections, positions, located)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from pipelines.audit.audit_robustness import audit_robustness
 from pipelines.audit.audited_version import draw_rows, open_audited
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.versions import CHAMPION, Registry
-from spin.audit.perturbations import PERTURBATIONS
+from spin.audit import perturbations
+from spin.audit.perturbations import PERTURBATIONS, Perturbation, mix_perturbations
 from spin.errors import UserError
 from spin.heads.held_out import HELD_OUT, HeldOutLogits
 from spin.integrate.bootstrap import lower_bound
@@ -280,3 +282,28 @@ def test_a_champion_that_cannot_keep_the_promise_is_measured_without_a_band(with
     assert audit.note is None
     assert audit.champion is not None
     assert audit.champion.report == audit_robustness(fixture.settings, fixture.registry, documents=20).report
+
+
+class Repetition(Perturbation):
+    name = "repetition"
+    description = "the text <again>, once to three times"
+
+    def change(self, text: str, severity: int, rng: Random) -> str:
+        return " ".join([text] * (1 + severity))
+
+
+def test_a_perturbation_that_is_added_is_measured_shown_and_part_of_the_mix(
+    audited: RegistryFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(perturbations, "PERTURBATIONS", (PERTURBATIONS[0], Repetition()))
+    audit = audit_robustness(audited.settings, audited.registry, model=f"models:/{audited.name}/1")
+    texts = [row["text"] for row in ROWS]
+    measured = [row for row in audit.report.figures if row.name == "repetition"]
+    assert [(row.severity, row.documents) for row in measured] == [(level, len(texts)) for level in (1, 2, 3)]
+    predict = audited.registry.load("1").predict
+    pairs = zip(predict(texts), predict([" ".join([text] * 4) for text in texts]), strict=True)
+    assert measured[-1].flips == np.mean([before != after for before, after in pairs])
+    assert audit.record().metrics["repetition_loss"] == measured[1].loss
+    assert "the text &lt;again&gt;, once to three times" in audit.page()
+    mixed = mix_perturbations(texts)
+    assert 0 < sum(changed == f"{text} {text} {text}" for changed, text in zip(mixed, texts, strict=True)) < len(texts)

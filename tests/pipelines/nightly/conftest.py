@@ -26,7 +26,7 @@ def local_tables(tmp_path: Path) -> NightTables:
 
 
 @pytest.fixture
-def empty_project(
+def project(
     tmp_path: Path, registry_fixture: FolderRegistry, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> NightProject:
     """A project without input files, whose nights run in this process; modules have their own `registry_fixture`."""

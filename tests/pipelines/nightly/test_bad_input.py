@@ -115,7 +115,7 @@ SETTINGS_CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown pooling": (
         {"poolings": ["median"]},
-        "'poolings.0' is 'median': Input should be 'first', 'last', 'mean' or 'max'",
+        "'poolings.0' is 'median': expected one of mean, max, first, last",
     ),
     "no such site": (
         {"sites": ["ffn.09"]},

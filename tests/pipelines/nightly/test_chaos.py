@@ -26,6 +26,7 @@ from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.tables.night_history import PredictionRow, list_nights, read_predictions
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, NightTables, read_rows
 from pipelines.storage.object_store import Store
+from pipelines.storage.records import from_json
 from pipelines.workers.map_shards import map_shards
 from spin.classifier import TrainedClassifier
 from spin.settings import Settings, parse_settings
@@ -290,7 +291,7 @@ def test_a_killed_driver_loses_no_finished_work(project: Project, tmp_path: Path
     process = start_driver("run_night", *args, **{chaos.LOG: str(log)})
     output_text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output_text
-    report = NightReport.from_json(project.out.read_json("report.json"))
+    report = from_json(NightReport, project.out.read_json("report.json"))
     predicted = check_complete(project, report, 400)
     assert [row["id"] for row in predicted] == [row["id"] for row in documents]
     computed = Counter(log.read_text().split())

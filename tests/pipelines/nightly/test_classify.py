@@ -50,11 +50,6 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     return FolderRegistry(folder)
 
 
-@pytest.fixture
-def project(empty_project: NightProject) -> NightProject:
-    return empty_project
-
-
 def test_the_outcome_of_a_shard_does_not_grow_with_its_rows(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,14 +14,18 @@ from safetensors.numpy import save_file
 from pipelines.nightly import classify
 from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.report.night_report import NightReport
+from pipelines.nightly.report.run_report import report_page
 from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE
 from pipelines.registry.packaging import REFERENCE
 from pipelines.storage.object_store import Store
+from pipelines.storage.records import from_json, to_json
 from spin.backbone.loading import load_backbone
 from spin.classifier import TrainedClassifier
 from spin.labels.standardizer import Standardizer
+from spin.monitor import drift_statistics
 from spin.monitor.document_sample import is_sampled
-from spin.monitor.drift import Drift, feature_names
+from spin.monitor.drift import Drift
+from spin.monitor.drift_statistics import STATISTICS, Distribution, ReadDocuments, Sums, feature_names, histogram
 from spin.monitor.profile import Profile
 from spin.settings import BackboneSettings, load_settings
 from spin.sites import BY_WORDS, FeatureColumn
@@ -92,7 +96,7 @@ def save_version(
     logits = spin.predict_features(features).logits
     profile = Profile.from_outputs(spin.label_space, spin.fitted, logits, features.values, features)
     names = [prefix for choice in CHOICES for prefix in (choice, f"{choice}.early")]
-    tensors = {f"{prefix}.{name}": tensor for prefix in names for name, tensor in vars(profile).items()}
+    tensors = {f"{prefix}.{name}": tensor for prefix in names for name, tensor in profile.sums.items()}
     save_file(tensors, folder / REFERENCE)
 
 
@@ -107,11 +111,11 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 
 
 @pytest.fixture
-def project(empty_project: NightProject) -> NightProject:
+def project(project: NightProject) -> NightProject:
     rows = make_night()
-    empty_project.write("a.jsonl", [*rows[:150], {"id": "dead", "text": " "}, rows[0]])
-    empty_project.write("b.jsonl", rows[150:])
-    return empty_project
+    project.write("a.jsonl", [*rows[:150], {"id": "dead", "text": " "}, rows[0]])
+    project.write("b.jsonl", rows[150:])
+    return project
 
 
 def run_drifting(project: NightProject, out: str = "out", documents: int = 40, **limits: Any) -> NightReport:
@@ -276,3 +280,30 @@ def test_a_night_without_drift_names_nothing_and_reads_no_sample(
     assert not any(drift.drifted for drift in report.drift)
     assert neurons_of(report).moved
     assert all(not shift.documents and not shift.words for shift in neurons_of(report).moved)
+
+
+class LongTexts(Distribution):
+    """(2,) documents with at most twelve tokens, and longer ones."""
+
+    name, description = "long", "documents <longer> than most"
+
+    def sum_documents(self, documents: ReadDocuments) -> Sums:
+        return {self.name: histogram(documents.n_tokens, np.array([12]))}
+
+
+def test_a_statistic_that_is_added_is_compared_and_shown(
+    project: NightProject, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In nights of a model that was trained with it; others are compared without."""
+    monkeypatch.setattr(drift_statistics, "STATISTICS", (*STATISTICS, LongTexts()))
+    assert "long" not in {drift.name for drift in run_drifting(project, "older").drift}
+    folder = project.registry_fixture.folder / "5"
+    save_version(folder, BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"))
+    project.promote("5")
+    report = run_drifting(project)
+    [drift] = [drift for drift in report.drift if drift.name == "long"]
+    counts = TrainedClassifier.load(folder).features([row["text"] for row in make_night()]).n_tokens
+    assert drift.now == ((counts <= 12).sum(), (counts > 12).sum())
+    assert 0 < drift.now[0] < len(counts)
+    assert "documents &lt;longer&gt; than most" in report_page(report)
+    assert from_json(NightReport, to_json(report)).drift == report.drift

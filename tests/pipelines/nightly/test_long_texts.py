@@ -46,9 +46,9 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 
 
 @pytest.fixture
-def project(empty_project: NightProject) -> NightProject:
-    empty_project.write("a.jsonl", [*ROWS, {"id": "x", "text": " "}])
-    return empty_project
+def project(project: NightProject) -> NightProject:
+    project.write("a.jsonl", [*ROWS, {"id": "x", "text": " "}])
+    return project
 
 
 def count_windows(tokens: int) -> int:

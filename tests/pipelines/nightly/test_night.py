@@ -35,6 +35,7 @@ from pipelines.storage.input_opener import InputOpener
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
+from pipelines.storage.records import to_json
 from pipelines.storage.shard_log import Attempt, ShardCounts, ShardLog, StepResult
 from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, isolate_failing_rows
 from pipelines.workers.map_shards import ShardWork, WorkerAnswer, _within_stall_limit
@@ -79,7 +80,7 @@ def test_every_row_is_a_prediction_or_a_dead_letter(nights: FakeNights) -> None:
     assert nights.inputs() == {"a.jsonl": "taken", "b.csv": "taken", "c.parquet": "taken"}
     assert (report.files.taken, report.files.skipped, report.files.quarantined) == (3, 0, 0)
     assert nights.out.read("report.json") == nights.out.read(f"_runs/{report.run}/report.json")
-    assert "a.jsonl" not in str({**report.to_json(), "slowest": []})
+    assert "a.jsonl" not in str({**to_json(report), "slowest": []})
     assert [night.rows for night in nights.registry.logged] == [15]
 
 

@@ -125,6 +125,8 @@ def test_a_night_starts_and_completes_in_lineage(local_nights: FakeNights, recei
     assert facets["nominalTime"]["nominalStartTime"] == f"{DATE}T00:00:00Z"
     own = {key: value for key, value in facets["spin_run"].items() if not key.startswith("_")}
     assert own == {"run": report.run, "model": "tiny", "process": 1, "modelVersion": "1", "night": DATE}
+    schema = "https://pypi.org/project/spin-neurons#SpinRunFacet-1-0-0"
+    assert facets["spin_run"]["_schemaURL"] == schema
     assert "errorMessage" not in facets
     folder, model = complete["inputs"]
     assert (folder["namespace"], folder["name"]) == ("file", local_nights.source)

@@ -72,9 +72,9 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 
 
 @pytest.fixture
-def project(empty_project: NightProject) -> NightProject:
-    empty_project.write("a.jsonl", ROWS)
-    return empty_project
+def project(project: NightProject) -> NightProject:
+    project.write("a.jsonl", ROWS)
+    return project
 
 
 def load(project: NightProject, number: str) -> tuple[TrainedClassifier, HeldOutLogits]:
@@ -89,7 +89,7 @@ def add_exit(folder: Path, spin: TrainedClassifier) -> None:
 
     Its reference is that of documents that take the exit.
     """
-    neurons = len(spin.fitted.selection.part(1))
+    neurons = len(spin.fitted.selection.up_to(1))
     constant = LinearHead(np.zeros((2, neurons), np.float32), np.array([0.6, -0.6], np.float32))
     fitted = replace(spin.fitted, exits=(EarlyExit(1, constant, 0.7),))
     result = replace(spin.training_result, choices=dict.fromkeys(spin.training_result.choices, fitted))
@@ -104,7 +104,7 @@ def add_exit(folder: Path, spin: TrainedClassifier) -> None:
     features = leaving.features(TEST)
     predictions = leaving.predict_features(features)
     profile = Profile.from_outputs(spin.label_space, fitted, predictions.logits, features.values, features)
-    reference = {f"accuracy.early.{name}": tensor for name, tensor in profile.to_tensors().items()}
+    reference = {f"accuracy.early.{name}": tensor for name, tensor in profile.sums.items()}
     (folder / REFERENCE).write_bytes(save_tensors(reference))
 
 
@@ -159,7 +159,7 @@ def test_drift_withdraws_the_estimate(project: NightProject) -> None:
     profile = Profile.from_outputs(
         spin.label_space, spin.fitted, spin.predict_features(features).logits, features.values, features
     )
-    tensors = {f"accuracy.early.{name}": tensor for name, tensor in profile.to_tensors().items()}
+    tensors = {f"accuracy.early.{name}": tensor for name, tensor in profile.sums.items()}
     reference = project.registry_fixture.folder / SINGLE / REFERENCE
     reference.write_bytes(save_tensors(tensors))
     try:
@@ -219,7 +219,7 @@ def test_the_profiles_of_shards_add_up(project: NightProject, tmp_path: Path) ->
     both = sum_profiles(store, [f"a.{PROFILE}", f"b.{PROFILE}"])
     assert both is not None
     assert (both.quality.labelled, both.documents.documents) == (20, 20)
-    store.write(f"c.{PROFILE}", save_tensors(profile.documents.to_tensors()))
+    store.write(f"c.{PROFILE}", save_tensors(profile.documents.sums))
     with pytest.raises(UserError, match="not a profile of a night: it has no 'quality"):
         sum_profiles(store, [f"a.{PROFILE}", f"c.{PROFILE}"])
     assert sum_profiles(store, []) is None

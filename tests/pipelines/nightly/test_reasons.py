@@ -52,9 +52,9 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 
 
 @pytest.fixture
-def project(empty_project: NightProject) -> NightProject:
-    empty_project.write("a.jsonl", [*ROWS, {"id": "dead", "text": " "}])
-    return empty_project
+def project(project: NightProject) -> NightProject:
+    project.write("a.jsonl", [*ROWS, {"id": "dead", "text": " "}])
+    return project
 
 
 def check_reasons(rows: Sequence[dict[str, Any]], spin: TrainedClassifier, count: int) -> None:

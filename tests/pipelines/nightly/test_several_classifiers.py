@@ -351,7 +351,7 @@ def test_a_model_whose_backbone_is_gone_is_refused_before_any_work(project: Seve
     for file in (project.versions / ELSEWHERE).iterdir():
         (moved / "gone" / file.name).write_bytes(file.read_bytes())
     config = json.loads((moved / "gone" / "config.json").read_text())
-    config["backbone"]["model"] = "/nowhere"
+    config["metadata"]["backbone"]["model"] = "/nowhere"
     (moved / "gone" / "config.json").write_text(json.dumps(config))
     (moved / SHALLOW).symlink_to(project.versions / SHALLOW)
     project.versions = moved

@@ -28,8 +28,8 @@ from pipelines.nightly.steps.classify_job import ClassifyJob
 from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.run_records import ClassifyCounts, IntakeCounts
 from pipelines.planning import estimate, sample
-from pipelines.planning.estimate import Deadline, Estimate, Intake, Rates, estimate_night
-from pipelines.planning.sample import Piece, Sample
+from pipelines.planning.estimate import Deadline, Intake, NightEstimate, Rates, estimate_night
+from pipelines.planning.sample import MeasuredShard, NightSample
 from pipelines.storage import input_opener
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
@@ -81,9 +81,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     values = features.values
     profile = Profile.from_outputs(spin.label_space, spin.fitted, spin.fitted.logits(values), values, features)
     tensors = {
-        f"{choice}.{name}": tensor
-        for choice in ("accuracy", "accuracy.early")
-        for name, tensor in vars(profile).items()
+        f"{choice}.{name}": tensor for choice in ("accuracy", "accuracy.early") for name, tensor in profile.sums.items()
     }
     save_file(tensors, folder / "1/reference.safetensors")
     (folder / "champion").write_text("1")
@@ -153,17 +151,10 @@ def night_bytes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         return data
 
     class InputReads:
-        """What is read of input files, where nothing else counts it."""
+        """Counts the bytes that are read of input files where nothing else does."""
 
-        get = head = 0
-
-        @property
-        def read(self) -> float:
-            return counts["read"]
-
-        @read.setter
-        def read(self, value: int) -> None:
-            counts["read"] = value
+        def add(self, read: int) -> None:
+            counts["read"] += read
 
     monkeypatch.setattr(Store, "create", counted_create)
     monkeypatch.setattr(LocalFileSystem, "cat_file", counted_read)
@@ -299,13 +290,13 @@ def constructed_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     table = pa.BufferOutputStream()
     pq.write_table(pa.table({"id": ["a"] * 100}), table)
     files = {"predictions.parquet": table.getvalue().to_pybytes(), "profile.safetensors": b"p" * 50, "json": b"{}"}
-    pieces = [Piece(counts, seconds, 0, files) for seconds in (0.5, 1, 1, 1, 2)]
+    pieces = [MeasuredShard(counts, seconds, 0, files) for seconds in (0.5, 1, 1, 1, 2)]
     taken_in = IntakeCounts(rows=100, report=IntakeReport((), (), {}), repeated=0)
-    reading = Piece(taken_in, 0.01, 5000, {"ids": b"i" * 2000, "json": b"{}"})
+    reading = MeasuredShard(taken_in, 0.01, 5000, {"ids": b"i" * 2000, "json": b"{}"})
     monkeypatch.setattr(
         estimate,
         "take_sample",
-        lambda *_: Sample(36, pieces, [reading], 5000, whole=True, drift=True),
+        lambda *_: NightSample(36, pieces, [reading], 5000, whole=True, drift=True),
     )
 
 
@@ -316,7 +307,7 @@ def test_hours_and_workers_follow_from_the_sample(
     """The figures can be calculated by hand: a shard is not divided, and the intake is a separate pass."""
     source = write_rows(str(tmp_path), "jsonl", tiny.make_documents(50))
 
-    def estimate_documents(count: float, deadline: float = 8, **changes: Any) -> Estimate:
+    def estimate_documents(count: float, deadline: float = 8, **changes: Any) -> NightEstimate:
         settings = make_settings(backbone_folder, documents=10_000, **changes)
         return estimate_night(settings, registry_fixture, count, source=source, deadline=deadline)  # type: ignore[arg-type]
 

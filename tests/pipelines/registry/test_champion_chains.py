@@ -15,9 +15,9 @@ import pytest
 import spin.integrate.bootstrap
 from pipelines.registry.champion_history import ChampionEvent
 from pipelines.registry.evaluation_set import EvaluationSet
-from pipelines.registry.promotion import gate, promote
-from pipelines.registry.promotion.gate import NoReply
-from pipelines.registry.promotion.gate_check import GateCheck
+from pipelines.registry.promotion import gate, gate_checks, promote
+from pipelines.registry.promotion.gate_checks import CHECKS, Check, CheckResult
+from pipelines.registry.promotion.judged_version import JudgedVersion, NoReply
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from spin.errors import UserError
 from spin.settings import DecisionSettings, parse_settings
@@ -105,23 +105,23 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryRegistry:
     return MemoryRegistry(tmp_path)
 
 
-def attempt(registry: Any, number: str, *, force: bool = False) -> tuple[ChampionEvent | None, dict[str, GateCheck]]:
+def attempt(registry: Any, number: str, *, force: bool = False) -> tuple[ChampionEvent | None, dict[str, CheckResult]]:
     """Try to promote a version; returns the event, None if it failed, and the checks by name."""
-    shown: list[tuple[GateCheck, ...]] = []
+    shown: list[tuple[CheckResult, ...]] = []
     event = None
     with suppress(UserError):
         event = promote.promote(registry, number, "try", force=force, on_checks=shown.append)
     return event, {check.name: check for check in shown[0]}
 
 
-def promote_passing(registry: Any, number: str) -> dict[str, GateCheck]:
+def promote_passing(registry: Any, number: str) -> dict[str, CheckResult]:
     """Promote a version that passes; returns the checks by name."""
     event, checks = attempt(registry, number)
     assert event is not None, {name: check.measured for name, check in checks.items() if not check.passed}
     return checks
 
 
-def list_failed(checks: Mapping[str, GateCheck]) -> list[str]:
+def list_failed(checks: Mapping[str, CheckResult]) -> list[str]:
     return [name for name, check in checks.items() if not check.passed]
 
 
@@ -316,3 +316,40 @@ def test_without_documents_nothing_is_stored_or_compared(registry: MemoryRegistr
         promote_passing(registry, registry.add([]))
     assert [event.evaluation for event in promote.history(registry)] == [None, None]  # type: ignore[arg-type]
     assert all(set(files) == {"gate.json"} for _, files in registry.runs.values())
+
+
+class Certainty(Check):
+    """The mean probability of the labels that the version gives."""
+
+    name = "certainty"
+
+    def judge(self, version: JudgedVersion) -> CheckResult:
+        certainty = float(version.model.probabilities.max(axis=1).mean())
+        return CheckResult(
+            self.name,
+            value=certainty,
+            limit=0.95,
+            measured=f"{certainty:.2f}",
+            expected="at least 0.95",
+            remedy="train on more documents",
+            figures={"certainty": certainty},
+        )
+
+
+def test_a_check_that_is_added_holds_a_version_back_until_it_is_forced(
+    registry: MemoryRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its result is shown, logged with its figure, and named in the history."""
+    attempt(registry, registry.add(range(TENTH)))
+    monkeypatch.setattr(gate_checks, "CHECKS", (*CHECKS, Certainty()))
+    number = registry.add(range(TENTH))
+    event, checks = attempt(registry, number)
+    assert event is None
+    assert list_failed(checks) == ["certainty"]
+    [logged] = [files for tags, files in registry.runs.values() if tags["spin.gate.passed"] == "false"]
+    content = json.loads(logged["gate.json"])
+    assert content["checks"][-1]["found"] == "0.90"
+    assert content["figures"]["certainty"] == pytest.approx(0.9)
+    event, _ = attempt(registry, number, force=True)
+    assert event is not None
+    assert event.forced == ("certainty",)

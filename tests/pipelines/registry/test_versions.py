@@ -228,7 +228,7 @@ def test_the_model_card_is_the_description(shared_fixture: RegistryFixture) -> N
     assert ending == "the rest is in artifacts/spin/MODEL_CARD.md"
 
 
-def test_an_interrupted_night_is_logged_again(shared_fixture: RegistryFixture) -> None:
+def test_an_interrupted_night_is_logged_again(shared_fixture: RegistryFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that dies while logging leaves a failed run; a complete run is not logged again."""
     sizes: dict[str, Any] = dict.fromkeys(("rows", "predicted", "abstained", "dead", "tokens", "truncated"), 8)
     night = NightSummary(
@@ -253,15 +253,16 @@ def test_an_interrupted_night_is_logged_again(shared_fixture: RegistryFixture) -
     class Killed(BaseException):
         pass
 
-    class KillingReport(bytes):
-        def decode(self, *_: Any) -> str:
-            raise Killed
+    def kill(*_: Any) -> None:
+        raise Killed
 
     def find_runs() -> list[Any]:
         return list(tracking.client.search_runs([tracking.experiment()], "tags.`spin.night` = '2026-03-01'"))
 
-    with pytest.raises(Killed):
-        registry.log_night("1", night, {"report.html": KillingReport()})
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.log_text", kill)
+        with pytest.raises(Killed):
+            registry.log_night("1", night, {"report.html": b"<p>"})
     assert [run.info.status for run in find_runs()] == ["FAILED"]
     for _ in range(2):
         registry.log_night("1", night, {"report.html": b"<p>"})

@@ -78,7 +78,7 @@ def test_every_operation_succeeds_after_temporary_faults(
     assert max(attempts_by_request.values()) > 1
     proxy.fault = lambda *_: None
     if (operation, fault) == ("create", "lost"):
-        assert result is False, "the retry finds the object of the first attempt; a lease compares tokens instead"
+        assert result is False, "the retry finds the object of the first attempt; a lease compares holders instead"
     check_done(store, operation, result)
 
 

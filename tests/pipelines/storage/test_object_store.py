@@ -486,7 +486,7 @@ class Clock:
 
 def write_lease(store: Store, number: int = 1, **changes: Any) -> None:
     """Write a lease whose holder runs on a different machine."""
-    holder = {"holder": "eve@far process 7", "kernel": "far", "pid": os.getpid(), "started": "1", "token": "t"}
+    holder = {"holder": "eve@far process 7", "kernel": "far", "pid": os.getpid(), "started": "1", "holder_id": "t"}
     record = {**holder, "beat": "first", "ttl": 20.0, "ended": False, **changes}
     store.write_json(f"_lease/{number:06d}", record)
 
@@ -647,7 +647,7 @@ def test_an_overtaken_holder_stays_fenced(store: Store) -> None:
 
 
 def test_a_holder_whose_lease_object_was_deleted_is_fenced(store: Store) -> None:
-    """A new run in the emptied store gets the same lease number, but its token differs."""
+    """A new run in the emptied store gets the same lease number, but its holder differs."""
     with Lease(store, ttl=36_000) as first:
         store.delete("_lease")
         with pytest.raises(HeldError, match="held by another run"):

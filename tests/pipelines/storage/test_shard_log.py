@@ -95,7 +95,7 @@ def test_a_shard_with_a_failed_write_is_not_committed(shard_log: ShardLog, monke
 def test_the_first_outcome_of_a_shard_is_the_only_one(shard_log: ShardLog) -> None:
     """A second driver that commits the shard gets the first outcome; its own files and counts are not used."""
     first = commit_shard(shard_log, {"a.txt": b"one"})
-    second, result = ShardLog(shard_log.store, token=7), StepResult({"a.txt": b"two"}, Counts(rows=9, words=9))
+    second, result = ShardLog(shard_log.store, claim=7), StepResult({"a.txt": b"two"}, Counts(rows=9, words=9))
     assert second.commit("000003", result, tries=1, seconds=1.0, ended=2.0) == first
     assert second.outcomes(Counts) == {"000003": first}
     assert shard_log.store.read("parts/000003-000000-3.a.txt") == b"one"
@@ -105,10 +105,10 @@ def test_drivers_that_commit_a_shard_at_once_agree_on_its_files(store_uri: str) 
     """Of eight, one wins; all return its outcome, whose file holds what the winner wrote."""
     start = threading.Barrier(8)
 
-    def commit(token: int) -> ShardOutcome[Counts]:
-        result = StepResult({"a.txt": f"{token}".encode()}, Counts(rows=2, words=token))
+    def commit(claim: int) -> ShardOutcome[Counts]:
+        result = StepResult({"a.txt": f"{claim}".encode()}, Counts(rows=2, words=claim))
         start.wait()
-        return ShardLog(Store(store_uri), token=token).commit("000000", result, tries=1, seconds=1.0, ended=2.0)
+        return ShardLog(Store(store_uri), claim=claim).commit("000000", result, tries=1, seconds=1.0, ended=2.0)
 
     with ThreadPoolExecutor(8) as threads:
         outcomes = list(threads.map(commit, range(1, 9)))
@@ -117,10 +117,10 @@ def test_drivers_that_commit_a_shard_at_once_agree_on_its_files(store_uri: str) 
     assert Store(store_uri).read(key) == f"{outcomes[0].counts.words}".encode()
 
 
-def test_files_lie_in_the_folder_of_their_ending_and_carry_shard_token_and_attempt(shard_log: ShardLog) -> None:
+def test_files_lie_in_the_folder_of_their_ending_and_carry_shard_claim_and_attempt(shard_log: ShardLog) -> None:
     """Files whose ending has no folder lie next to the outcomes, in the folder of the log."""
     layout = LogLayout("_runs/R", {"predictions.parquet": "predictions/R", "dead.parquet": "dead_letters/R"})
-    log = ShardLog(shard_log.store, token=17, layout=layout)
+    log = ShardLog(shard_log.store, claim=17, layout=layout)
     files = {"predictions.parquet": b"p", "dead.parquet": b"d", "profile.safetensors": b"s"}
     with log.attempt("000003"):
         outcome = log.commit("000003", StepResult(files, Counts(rows=2, words=7)), tries=2, seconds=1.5, ended=1e9)
@@ -170,7 +170,7 @@ class CountedStore(Store):
 def test_a_shard_takes_two_requests_besides_its_files(tmp_path: Path) -> None:
     """One counts the try, one writes the outcome, and one writes each file; nothing is read."""
     store = CountedStore(str(tmp_path))
-    log, result = ShardLog(store, token=1), StepResult({"a": b"1", "b": b"2"}, Counts(rows=1, words=1))
+    log, result = ShardLog(store, claim=1), StepResult({"a": b"1", "b": b"2"}, Counts(rows=1, words=1))
     for name in ("000000", "000001"):
         with log.attempt(name) as attempt:
             log.commit(name, result, tries=attempt.begun, seconds=1.0, ended=2.0)
@@ -233,8 +233,8 @@ def die(log: ShardLog) -> tuple[int, AttemptNote | None]:
 
 
 def test_a_new_driver_starts_with_a_clean_slate(shard_log: ShardLog) -> None:
-    """What happened under one token says nothing under another; the driver's own tries go on counting."""
-    found = [die(ShardLog(shard_log.store, token=token)) for token in (1, 1, 2, 1)]
+    """What happened under one claim says nothing under another; the driver's own tries go on counting."""
+    found = [die(ShardLog(shard_log.store, claim=claim)) for claim in (1, 1, 2, 1)]
     assert found == [(0, None), (1, DIED), (0, None), (2, DIED)]
 
 

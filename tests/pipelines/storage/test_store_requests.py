@@ -12,12 +12,12 @@ from pipelines.service_errors import UnavailableError
 from pipelines.storage import filesystem
 from pipelines.storage.input_opener import InputOpener
 from pipelines.storage.object_store import Store
-from pipelines.storage.store_requests import RequestTotals, request_totals
+from pipelines.storage.store_requests import PROCESS_REQUESTS, RequestTotals
 from tests.support.proxy import run_proxy
 
 
 def count_since(before: RequestTotals) -> RequestTotals:
-    return request_totals().since(before)
+    return PROCESS_REQUESTS.totals().since(before)
 
 
 @pytest.mark.s3
@@ -25,7 +25,7 @@ def test_requests_are_those_that_a_proxy_forwards(s3_server: str, monkeypatch: p
     """What does not exist, or exists already, is no failure."""
     with run_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        store, before = Store(f"{s3_server}/{uuid.uuid4().hex}"), request_totals()
+        store, before = Store(f"{s3_server}/{uuid.uuid4().hex}"), PROCESS_REQUESTS.totals()
         store.write("a", b"1")
         assert store.read("a") == b"1"
         assert store.read("b") is None
@@ -45,7 +45,7 @@ def test_every_attempt_is_counted(s3_server: str, monkeypatch: pytest.MonkeyPatc
     with run_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         proxy.fault = lambda number, method, path: {1: "throttle", 2: "error"}.get(number)
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        before = request_totals()
+        before = PROCESS_REQUESTS.totals()
         Store(store.uri).write("a", b"1")
     counted = count_since(before)
     assert counted.requests == {"PutObject": 3}
@@ -56,7 +56,7 @@ def test_every_attempt_is_counted(s3_server: str, monkeypatch: pytest.MonkeyPatc
 def test_a_server_that_is_away_is_an_error(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filesystem, "_ATTEMPTS", 2)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    before = request_totals()
+    before = PROCESS_REQUESTS.totals()
     with pytest.raises(UnavailableError):
         Store(f"{s3_server}/a").write("a", b"1")
     assert count_since(before).errors == {("PutObject", "unanswered"): 2}
@@ -66,13 +66,13 @@ def test_a_server_that_is_away_is_an_error(s3_server: str, monkeypatch: pytest.M
 def test_reads_of_input_files_are_counted_too(s3_server: str) -> None:
     store = Store(f"{s3_server}/{uuid.uuid4().hex}")
     store.write("a.txt", b"text")
-    before = request_totals()
+    before = PROCESS_REQUESTS.totals()
     with InputOpener().open(f"{store.uri}/a.txt") as file:
         assert file.read() == b"text"
     assert count_since(before).requests["GetObject"] == 1
 
 
 def test_a_folder_sends_no_requests(tmp_path: object) -> None:
-    before = request_totals()
+    before = PROCESS_REQUESTS.totals()
     Store(str(tmp_path)).write("a", b"1")
     assert count_since(before) == RequestTotals()

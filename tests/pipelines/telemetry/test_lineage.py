@@ -1,10 +1,10 @@
-"""Datasets are named as OpenLineage's naming spec says, and facets of SPIN name their own schema."""
+"""Datasets are named as OpenLineage's naming spec says."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipelines.telemetry.lineage import PRODUCER, SpinRunFacet, name_dataset
+from pipelines.telemetry.lineage import name_dataset
 from pipelines.telemetry.run_record import DataUse
 
 
@@ -29,9 +29,3 @@ def test_files_are_named_by_the_place_in_which_they_are_looked_for(uri: str, nam
 
 def test_a_model_is_named_by_its_registered_name() -> None:
     assert name_dataset(DataUse(uri="topics", kind="model", version="3")) == ("mlflow", "topics")
-
-
-def test_the_facet_of_spin_names_its_own_schema() -> None:
-    """The client asks it by a private name; should that change, the facet would have the schema of another one."""
-    facet = SpinRunFacet(run="r", model="m", process=1, producer=PRODUCER)
-    assert (facet._schemaURL, facet._producer) == (f"{PRODUCER}#SpinRunFacet-1-0-0", PRODUCER)

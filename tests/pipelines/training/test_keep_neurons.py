@@ -34,7 +34,8 @@ from spin.errors import UserError
 from spin.heads.held_out import HeldOutLogits
 from spin.heads.selection import Selection
 from spin.integrate.fit_words import fit_words
-from spin.monitor.profile import LENGTHS, Profile
+from spin.monitor.drift_statistics import LENGTHS
+from spin.monitor.profile import Profile
 from spin.settings import Choice, Settings, StoreSettings
 from spin.sites import FeatureColumn
 from tests.support import small_training, tiny
@@ -148,9 +149,9 @@ def test_the_reference_is_that_of_all_test_documents(in_two_passes: Training) ->
     lead = np.diff(np.sort(logits, axis=1)[:, -2:])[:, 0]
     tied = (lead < 2e-3).sum()  # which the stored float16 values may decide otherwise
     assert tied < 3
-    assert np.abs(profile.labels - [*counts, 0]).sum() <= 2 * tied
+    assert np.abs(profile.sums["labels"] - [*counts, 0]).sum() <= 2 * tied
     lengths = np.searchsorted(LENGTHS, list(map(len, training.spin.backbone.tokenize(tested).ids)))
-    np.testing.assert_array_equal(profile.lengths, np.bincount(lengths, minlength=len(LENGTHS) + 1))
+    np.testing.assert_array_equal(profile.sums["lengths"], np.bincount(lengths, minlength=len(LENGTHS) + 1))
 
 
 def test_the_held_out_logits_are_those_of_all_test_documents(in_two_passes: Training) -> None:

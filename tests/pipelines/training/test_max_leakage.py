@@ -22,7 +22,7 @@ from pipelines.training.fit_heads import HeadsJob
 from pipelines.training.train import TrainReport
 from pipelines.training.workflow import run_stages, run_workflow
 from spin import TrainedClassifier
-from spin.audit.word_recovery import Vocabulary, recover_words, word_presence
+from spin.audit.word_recovery import WordAttack
 from spin.errors import UserError
 from spin.settings import Settings
 from tests.support import many_words, small_training, tiny
@@ -84,11 +84,9 @@ def test_the_leakage_of_a_choice_is_that_of_its_neurons_in_the_texts(trained: Tr
     assert {labels.splits[row] for part in rows for row in part} == {"train", "valid"}, "and never test"
     corpus = Corpus(plan.derived.shards, trained.settings.data)
     texts = [corpus.read_texts(part) for part in rows]
-    vocabulary = Vocabulary.of(texts[0], labels.y[rows[0]], labels.label_space)
     spin = trained.spin.choosing("accuracy")  # no document exits early
     values = [np.concatenate(list(spin.features(part).columns.values()), axis=1) for part in texts]
-    presence = [word_presence(part, vocabulary.words) for part in texts]
-    expected = recover_words(vocabulary, (values[0], presence[0]), (values[1], presence[1])).every
+    expected = WordAttack.of(texts[0], labels.y[rows[0]], texts[1], labels.label_space).recover(*values).every
     assert expected > attack.by_frequency + 0.05
     assert trained.spin.fitted.summary.leakage == pytest.approx(expected, abs=0.01)  # the store holds float16
 

@@ -10,8 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from pipelines.training.held_out_logits import describe_promise, promise_error
-from pipelines.training.model_card_facts import Comparison, describe_artifact
-from pipelines.training.neurons import NEURONS, describe_neurons, neurons_to_json
+from pipelines.training.model_card_facts import Comparison, build_card
 from spin import TrainedClassifier
 from spin.backbone.loading import load_backbone
 from spin.heads.abstention import choose_band
@@ -20,9 +19,9 @@ from spin.heads.held_out import HeldOutLogits
 from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import ClassFigures
 from spin.monitor.quality import QualitySums, estimate_quality
-from spin.pages.model_card import CARD, ContenderResult, ScoreInterval
+from spin.pages.model_card import ContenderResult, ScoreInterval
 from spin.settings import BackboneSettings, Choice, DecisionSettings, parse_settings
-from tests.pipelines.training.test_neurons import build_random_classifier, write_features
+from tests.pipelines.training.test_neurons import build_random_classifier
 
 CLASSES = LabelSpace(("a", "b", "c"))
 INTERVAL = ScoreInterval(0.2, 0.8, -0.1, 0.1)
@@ -30,10 +29,10 @@ INTERVAL = ScoreInterval(0.2, 0.8, -0.1, 0.1)
 
 @pytest.mark.parametrize(("choose", "accuracy"), [("accuracy", 0.75), ("balanced", 0.75), ("cheapest", 0.5)])
 def test_the_card_holds_the_figures_of_the_choice_in_use(
-    backbone_folder: Path, tmp_path: Path, choose: Choice, accuracy: float
+    backbone_folder: Path, choose: Choice, accuracy: float
 ) -> None:
     """A choice that selected the same classifier as `accuracy` has the figures of the table's row `spin`."""
-    unloaded, labels, values = build_random_classifier(CLASSES)
+    unloaded, labels, _ = build_random_classifier(CLASSES)
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     backbone = load_backbone(settings)
     spin = TrainedClassifier(
@@ -64,19 +63,16 @@ def test_the_card_holds_the_figures_of_the_choice_in_use(
     )
     per_class = {name: ClassFigures(precision=1, recall=1, f1=1, support=15) for name in spin.classes}
     tree = {"backbone": {"model": "tiny"}, "data": {"train": "corpus.parquet"}, "store": "store", "choose": choose}
-    features = write_features(tmp_path, labels, values)
-    files = describe_artifact(
+    text = build_card(
         parse_settings(tree),
         spin,
-        features,
         labels,
         Comparison(table, per_class, test_ece=0.125),
         held_out=HeldOutLogits(np.empty((1, 0, 3), np.float32), np.empty(0, np.int64)),
+        promise=None,
         fingerprint="f" * 64,
     )
-    assert set(files) == {NEURONS, CARD}
-    assert files[NEURONS] == neurons_to_json(describe_neurons(spin, features, labels))
-    card = ModelCard(files[CARD].decode())
+    card = ModelCard(text)
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}  # type: ignore[attr-defined]
     assert results == {"accuracy": accuracy, "f1": accuracy}
     assert f"| {choose} (this card) |" in card.text
@@ -92,9 +88,9 @@ def draw_held_out(count: int) -> HeldOutLogits:
     return HeldOutLogits(logits, (p.cumsum(1) > draw.random((count, 1))).argmax(1))
 
 
-def make_card(folder: Path, backbone_folder: Path, held_out: HeldOutLogits, decision: dict[str, Any]) -> str:
+def make_card(backbone_folder: Path, held_out: HeldOutLogits, decision: dict[str, Any]) -> str:
     """The card of a random classifier with these test documents, in which white space is a single space."""
-    unloaded, labels, values = build_random_classifier(CLASSES)
+    unloaded, labels, _ = build_random_classifier(CLASSES)
     backbone_settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     backbone = load_backbone(backbone_settings)
     tree = {"backbone": {"model": "tiny"}, "data": {"train": "corpus.parquet"}, "store": "store", "decision": decision}
@@ -108,17 +104,16 @@ def make_card(folder: Path, backbone_folder: Path, held_out: HeldOutLogits, deci
         backbone=backbone,
         decision=settings.decision.without_promise(),
     )
-    files = describe_artifact(
+    card = build_card(
         settings,
         spin,
-        write_features(folder, labels, values),
         labels,
         Comparison((), {}, test_ece=None),
         held_out=held_out,
         promise=promise_error(settings, spin, held_out),
         fingerprint="f" * 64,
     )
-    return " ".join(files[CARD].decode().split())
+    return " ".join(card.split())
 
 
 def expect_widths(held_out: HeldOutLogits, abstain: float) -> str:
@@ -136,32 +131,32 @@ def expect_widths(held_out: HeldOutLogits, abstain: float) -> str:
 
 @pytest.mark.parametrize("abstain", [0.0, 0.3])
 def test_the_expected_widths_are_those_of_a_night_that_repeats_the_test_documents(
-    backbone_folder: Path, tmp_path: Path, abstain: float
+    backbone_folder: Path, abstain: float
 ) -> None:
     """Also where documents within an abstention band get no label."""
     held_out = draw_held_out(500)
-    card = make_card(tmp_path, backbone_folder, held_out, {"abstain": abstain})
+    card = make_card(backbone_folder, held_out, {"abstain": abstain})
     assert "A night estimates the quality of its labels by 500 of" in card
     widths = expect_widths(held_out, abstain)
     assert f"For a night of 10,000 documents like them, the interval of 95 % is expected {widths}" in card
     assert "labels, scores or neurons of a night drift" in card
 
 
-def test_a_promised_error_is_on_the_card_with_its_band_and_price(backbone_folder: Path, tmp_path: Path) -> None:
+def test_a_promised_error_is_on_the_card_with_its_band_and_price(backbone_folder: Path) -> None:
     """The widths are those of nights under this band."""
     held_out = draw_held_out(500)
     decision = Decision.of(CLASSES, DecisionSettings())
     band = choose_band(held_out, (), decision, 0.1)
     assert band is not None
-    card = make_card(tmp_path, backbone_folder, held_out, {"max_error": 0.1})
+    card = make_card(backbone_folder, held_out, {"max_error": 0.1})
     assert "`decision.max_error` 0.1: of the labels that are given, at most 10 % are wrong" in card
     assert f"{100 * band.coverage:.1f} % get a label, of which {100 * band.error:.1f} % are wrong" in card
     assert f"within an abstention band of {band.abstain:.3f}." in card
     assert expect_widths(held_out, band.abstain) in card
 
 
-def test_an_error_that_cannot_be_promised_leaves_nights_without_figures(backbone_folder: Path, tmp_path: Path) -> None:
-    card = make_card(tmp_path, backbone_folder, draw_held_out(120), {"max_error": 0.001})
+def test_an_error_that_cannot_be_promised_leaves_nights_without_figures(backbone_folder: Path) -> None:
+    card = make_card(backbone_folder, draw_held_out(120), {"max_error": 0.001})
     assert "`decision.max_error` 0.001 cannot be promised: 120 test documents do not prove it" in card
     assert "For a night of" not in card
 
@@ -170,10 +165,8 @@ def test_an_error_that_cannot_be_promised_leaves_nights_without_figures(backbone
     ("documents", "expected"),
     [(99, "Fewer than 100 of them get a label"), (0, "There were no test documents, so a night does not estimate")],
 )
-def test_too_few_test_documents_allow_no_estimate(
-    backbone_folder: Path, tmp_path: Path, documents: int, expected: str
-) -> None:
-    assert expected in make_card(tmp_path, backbone_folder, draw_held_out(documents), {})
+def test_too_few_test_documents_allow_no_estimate(backbone_folder: Path, documents: int, expected: str) -> None:
+    assert expected in make_card(backbone_folder, draw_held_out(documents), {})
 
 
 def test_the_note_on_a_promise_is_that_of_the_card() -> None:

@@ -32,6 +32,7 @@ from pipelines.training.neurons import (
     TopDocument,
     describe_neurons,
     load_neurons,
+    neurons_from_json,
     neurons_to_json,
     read_drivers,
 )
@@ -122,7 +123,7 @@ def test_neuron_descriptions_agree_with_a_plain_loop(tmp_path: Path, label_space
     spin, labels, values = build_random_classifier(label_space)
     described = describe_neurons(spin, write_features(tmp_path, labels, values), labels, count=3)
     rows = json.loads(neurons_to_json(described))
-    assert [NeuronRow.from_json(row) for row in rows] == described
+    assert neurons_from_json(neurons_to_json(described)) == described
     assert [list(row) for row in rows] == [["column", "neuron", "heads", "top"]] * len(rows)
     assert [(row["column"], row["neuron"]) for row in rows] == [
         *(("ffn.01.mean", n) for n in (1, 4, 7, 8)),
@@ -186,7 +187,7 @@ def test_top_documents_have_their_texts_only_if_these_are_kept(tmp_path: Path, l
     features, corpus = write_features(tmp_path, labels, values), open_corpus(tmp_path, labels.ids)
     plain, kept = describe_neurons(spin, features, labels), describe_neurons(spin, features, labels, texts=corpus)
     rows = json.loads(neurons_to_json(kept))
-    assert [NeuronRow.from_json(row) for row in rows] == kept
+    assert neurons_from_json(neurons_to_json(kept)) == kept
     tops = [top for row in rows for top in row["top"]]
     assert [list(top) for top in tops] == [["id", "label", "value", "text"]] * len(tops)
     assert [top.pop("text") for top in tops] == [f"text of {top['id']}" for top in tops]

@@ -19,7 +19,7 @@ from pipelines.workers.fault_isolation import (
     check_readable,
     isolate_failing_rows,
 )
-from pipelines.workers.worker_faults import is_fault_of_worker, worker_fault
+from pipelines.workers.worker_faults import faults_of_worker, is_fault_of_worker
 from spin.errors import NotFiniteError, SpinError
 
 
@@ -149,7 +149,7 @@ def test_rows_are_divided_only_by_the_driver_that_saw_the_deaths(shard_log: Shar
     """The next driver computes them in one piece again, and blames nothing for what it did not see."""
     crash(shard_log, MAX_CRASHES)
     assert len(isolate(shard_log, list(range(32)), lambda rows: rows).pieces) == 16
-    next_driver = ShardLog(shard_log.store, token=1)
+    next_driver = ShardLog(shard_log.store, claim=1)
     assert len(isolate(next_driver, list(range(32)), lambda rows: rows).pieces) == 1
 
 
@@ -226,4 +226,6 @@ def test_a_file_of_which_documents_were_reached_is_read_again(shard_log: ShardLo
 
 def test_the_message_of_a_fault_is_not_wrapped_in_another() -> None:
     error = WorkerFaultError("the worker on host 1 fails on a text that is known to be good")
-    assert worker_fault(error) is error
+    with pytest.raises(WorkerFaultError) as raised, faults_of_worker():
+        raise error
+    assert raised.value is error

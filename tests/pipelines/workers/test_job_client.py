@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import sys
 import tempfile
@@ -259,6 +260,13 @@ def test_ray_is_given_a_folder_with_the_files_alone(real_spin: Run) -> None:
     expected = {"data/x.csv": "data/x.csv", "data/link.txt": "notes.txt"}
     assert FakeClient.files == {"settings.yaml": Path("settings.yaml").read_text(), **expected}
     assert {path.name for path in Path(tempfile.gettempdir()).glob("spin-submit-*")} <= before
+
+
+def test_the_client_of_ray_writes_no_lines_of_its_own(real_spin: Run) -> None:
+    """Two of its loggers have levels of their own; the third, of a private module, takes the one of `ray`."""
+    assert real_spin("jobs")[0] == 0
+    names = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging")
+    assert {logging.getLogger(f"ray.{name}").getEffectiveLevel() for name in names} == {logging.ERROR}
 
 
 def test_a_token_in_the_address_is_not_shown(monkeypatch: pytest.MonkeyPatch, spin: Run) -> None:

@@ -67,7 +67,7 @@ class SlowStep:
 
 
 def make_log(folder: Path, retry_seconds: float = 120) -> ShardLog:
-    return ShardLog(Store(str(folder), retry_seconds), token=1)
+    return ShardLog(Store(str(folder), retry_seconds), claim=1)
 
 
 def fail_first(method: str, failures: int, prefix: str, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Counter[str]:
@@ -428,7 +428,7 @@ def test_a_worker_at_fault_is_replaced_and_after_some_replacements_ends_the_run(
     assert error is not None
     assert (type(error), error.status) == (WorkerFaultError, 1)
     assert f"the worker on {worker_faults.describe_worker()}" in str(error)
-    with ShardLog(Store(str(tmp_path)), token=1).attempt("000000") as attempt:
+    with ShardLog(Store(str(tmp_path)), claim=1).attempt("000000") as attempt:
         assert attempt.crashes == 0
 
 

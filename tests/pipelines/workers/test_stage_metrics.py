@@ -14,7 +14,7 @@ from ray.util import metrics as ray_metrics
 
 from pipelines.nightly.steps.run_records import ClassifyCounts, PassCounts
 from pipelines.storage.shard_log import ShardCounts, ShardOutcome
-from pipelines.storage.store_requests import RequestTotals
+from pipelines.storage.store_requests import PROCESS_REQUESTS, RequestTotals
 from pipelines.telemetry.current_runs import CurrentRun, current_runs, working_on
 from pipelines.workers import stage_metrics
 from pipelines.workers.stage_metrics import StageMetrics, export_metrics
@@ -96,7 +96,7 @@ def test_other_stages_count_documents_for_all_models_together(recorded: Recorded
 def test_requests_count_from_the_start_of_the_stage(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests of an earlier stage of the process are not counted again, and each is counted once."""
     totals = RequestTotals(Counter(GetObject=5))
-    monkeypatch.setattr(stage_metrics, "request_totals", lambda: RequestTotals(+totals.requests, +totals.errors))
+    monkeypatch.setattr(PROCESS_REQUESTS, "totals", lambda: RequestTotals(+totals.requests, +totals.errors))
     metrics = StageMetrics("classify", (A,), FixedLease())  # type: ignore[arg-type]
     totals.requests["GetObject"] += 2
     totals.errors["GetObject", "503"] += 1

@@ -32,7 +32,7 @@ def test_the_first_of_the_largest_tokens_has_all_of_a_maximum() -> None:
     values, content = np.array([[[9.0, 1], [3, 5], [3, 5], [2, 0]]]), np.array([[False, True, True, True]])
     masks = TokenMasks.of(np.array([0]), np.ones((1, 4), bool), np.ones((1, 4), bool), content)
     readings = TokenReadings.of_values({column: values}, TokenDirections(1, {}, {}), masks)
-    assert readings.maxima.tolist() == [[3, 5]]
+    assert readings.values.tolist() == [[3, 5]]
     at, has_all = find_single_tokens(readings, masks, {column: slice(0, 2)})
     assert (at.tolist(), has_all.tolist()) == ([[1, 1]], [True, True])
     assert share_single(at, np.array([[2.0, -3]]), 4).tolist() == [0, -1, 0, 0]

@@ -13,7 +13,7 @@ from spin.audit.membership import Membership
 from spin.audit.privacy import FREQUENCY, measure_privacy
 from spin.audit.privacy_page import privacy_page
 from spin.audit.ridge_attack import predict_targets
-from spin.audit.word_recovery import Vocabulary, content_words, recover_words, word_presence
+from spin.audit.word_recovery import SoughtWords, WordAttack, content_words, word_presence
 from spin.labels.label_space import LabelSpace
 from tests.support.browser import open_page
 from tests.support.hostile_text import HOSTILE_TEXTS
@@ -54,7 +54,7 @@ def test_content_words_are_no_stop_words_and_have_three_letters() -> None:
 
 def test_the_vocabulary_leaves_out_the_words_of_the_classes() -> None:
     texts, y = make_texts(400, 0)
-    vocabulary = Vocabulary.of([*texts, "good " * 9], np.append(y, 1), SPACE)
+    vocabulary = SoughtWords.of([*texts, "good " * 9], np.append(y, 1), SPACE)
     assert not {"dreadful", "lovely", "good", "the"} & set(vocabulary.words)
     counts = {word: sum(word in text.split() for text in texts) for word in vocabulary.words}
     assert vocabulary.documents.tolist() == list(counts.values())
@@ -62,27 +62,23 @@ def test_the_vocabulary_leaves_out_the_words_of_the_classes() -> None:
 
 
 @pytest.fixture(scope="module")
-def halves() -> tuple[Vocabulary, Any, Any]:
-    """A vocabulary, and the presence of its words in the attacker's texts and in those that are judged."""
+def attack() -> WordAttack:
     (known, y), (judged, _) = make_texts(400, 0), make_texts(300, 1)
-    vocabulary = Vocabulary.of(known, y, SPACE)
-    return vocabulary, word_presence(known, vocabulary.words), word_presence(judged, vocabulary.words)
+    return WordAttack.of(known, y, judged, SPACE)
 
 
-def test_numbers_that_hold_the_words_give_them_away(halves: tuple[Vocabulary, Any, Any]) -> None:
-    vocabulary, known, judged = halves
-    mixing = np.random.default_rng(2).normal(size=(len(vocabulary), 400))
-    recovery = recover_words(vocabulary, (known @ mixing, known), (judged @ mixing, judged))
+def test_numbers_that_hold_the_words_give_them_away(attack: WordAttack) -> None:
+    mixing = np.random.default_rng(2).normal(size=(len(attack.vocabulary), 400))
+    recovery = attack.recover(attack.known @ mixing, attack.judged @ mixing)
     assert recovery.every > 0.95
-    assert recovery.words == judged.sum()
+    assert recovery.words == attack.judged.sum()
 
 
-def test_numbers_that_hold_nothing_give_no_more_than_the_frequency(halves: tuple[Vocabulary, Any, Any]) -> None:
+def test_numbers_that_hold_nothing_give_no_more_than_the_frequency(attack: WordAttack) -> None:
     """And the frequency gives what a plain loop counts."""
-    vocabulary, known, judged = halves
-    draw = np.random.default_rng(3)
-    noise = recover_words(vocabulary, (draw.normal(size=(400, 50)), known), (draw.normal(size=(300, 50)), judged))
-    frequency = recover_words(vocabulary, None, (np.zeros((300, 0)), judged))
+    vocabulary, judged, draw = attack.vocabulary, attack.judged, np.random.default_rng(3)
+    noise = attack.recover(draw.normal(size=(400, 50)), draw.normal(size=(300, 50)))
+    frequency = attack.recover_by_frequency()
     assert noise.every <= frequency.every + 0.02
     ranked = np.argsort(-vocabulary.documents, kind="stable")
     hits = by_rare = rare_words = 0

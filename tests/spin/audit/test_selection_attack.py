@@ -11,7 +11,7 @@ import pytest
 from spin.arrays import Rows
 from spin.audit import selection_attack
 from spin.audit.selection_attack import prepare_attack
-from spin.audit.word_recovery import Vocabulary, recover_words, word_presence
+from spin.audit.word_recovery import WordAttack
 from spin.errors import UserError
 from spin.integrate.leakage import LeakageAttack
 from spin.labels.cross_validation import Fold
@@ -80,11 +80,11 @@ def test_it_recovers_what_the_audit_recovers() -> None:
     corpus = Corpus()
     attack = pickle.loads(pickle.dumps(corpus.prepare()))
     known, judged = ([corpus.texts[row] for row in rows.tolist()] for rows in (TRAIN, VALID))
-    vocabulary = Vocabulary.of(known, corpus.y[TRAIN], SPACE)
-    presence = [word_presence(texts, vocabulary.words) for texts in (known, judged)]
+    by_audit = WordAttack.of(known, corpus.y[TRAIN], judged, SPACE)
+    vocabulary, presence = by_audit.vocabulary, (by_audit.known, by_audit.judged)
     mixing = np.random.default_rng(2).normal(size=(len(vocabulary), 40))
     values = [words @ mixing for words in presence]
-    expected = recover_words(vocabulary, (values[0], presence[0]), (values[1], presence[1])).every
+    expected = by_audit.recover(*values).every
     assert attack.recover(*values) == expected > attack.by_frequency + 0.1
     ranked = np.argsort(-vocabulary.documents, kind="stable")
     hits = sum(row[ranked[: int(row.sum())]].sum() for row in presence[1].toarray())

@@ -43,10 +43,11 @@ from spin.backbone.hooks import capture_sites
 from spin.backbone.hub import locate_model
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
-from spin.backbone.pooling import pool, token_position
 from spin.errors import UserError
+from spin.poolings.end_token import FirstToken, LastToken
+from spin.poolings.registry import POOLINGS, find_pooling
 from spin.settings import BackboneSettings
-from spin.sites import POOLINGS, FeatureColumn, Site, choose_sites
+from spin.sites import FeatureColumn, Site, choose_sites
 from tests.support import tiny
 
 TEXTS = (
@@ -248,7 +249,7 @@ def count_hooks(backbone: Backbone) -> int:
 
 
 def list_columns(backbone: Backbone) -> list[FeatureColumn]:
-    return [FeatureColumn(site, pooling) for site in [*backbone.sites, backbone.final_site] for pooling in POOLINGS]
+    return [FeatureColumn(site, each.name) for site in [*backbone.sites, backbone.final_site] for each in POOLINGS]
 
 
 def assert_close(actual: dict[FeatureColumn, Any], expected: dict[FeatureColumn, Any], atol: float = 1e-4) -> None:
@@ -451,7 +452,7 @@ def test_the_first_position_of_a_decoder_is_left_out_without_special_tokens_too(
     backbone = load(llama)
     backbone.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
     site = Site(2, "resid")
-    columns = [FeatureColumn(site, pooling) for pooling in POOLINGS]
+    columns = [FeatureColumn(site, pooling.name) for pooling in POOLINGS]
     text, word = "great film crew", "great"
     features = extract(backbone, [text, word], columns).columns
     ids, mask = tokenize_batch(backbone, [text, word])
@@ -468,7 +469,7 @@ def test_a_text_without_tokens_has_finite_features(llama: Path) -> None:
     """A tokenizer without special tokens gives no token for a space."""
     backbone = load(llama)
     backbone.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
-    columns = [FeatureColumn(Site(1, "ffn"), pooling) for pooling in POOLINGS]
+    columns = [FeatureColumn(Site(1, "ffn"), pooling.name) for pooling in POOLINGS]
     features = extract(backbone, [" ", "great film"], columns)
     assert features.n_tokens.tolist() == [1, 2]
     assert all(np.isfinite(values).all() for values in features.columns.values())
@@ -487,16 +488,16 @@ def test_pooling_equals_a_plain_loop_on_any_mask(mask: list[list[bool]], half: b
     draw = torch.randn(len(mask), len(mask[0]), 3, generator=torch.Generator().manual_seed(seed)) * 5 - 20
     values = draw.to(torch.bfloat16) if half else draw
     for pooling in POOLINGS:
-        pooled = pool(values, torch.tensor(mask), pooling)
+        pooled = pooling.pool(values, torch.tensor(mask))
         assert pooled.dtype == torch.float32
         for row, included in enumerate(mask):
             positions = [t for t, is_token in enumerate(included) if is_token]
             tokens = values[row].float().numpy()[positions]
-            expected = pool_by_loop(tokens, list(range(len(positions))), pooling, len(positions))
+            expected = pool_by_loop(tokens, list(range(len(positions))), pooling.name, len(positions))
             np.testing.assert_allclose(pooled[row].numpy(), expected, rtol=1e-5)
-    assert token_position(torch.tensor(mask), "first").tolist() == [row.index(True) for row in mask]
+    assert FirstToken().find_place(torch.tensor(mask)).tolist() == [row.index(True) for row in mask]
     last = [max(t for t, is_token in enumerate(row) if is_token) for row in mask]
-    assert token_position(torch.tensor(mask), "last").tolist() == last
+    assert LastToken().find_place(torch.tensor(mask)).tolist() == last
 
 
 def test_left_and_right_padding_pool_to_the_same_vectors() -> None:
@@ -507,12 +508,12 @@ def test_left_and_right_padding_pool_to_the_same_vectors() -> None:
     for row, (n, values) in enumerate(zip(lengths, tokens, strict=True)):
         right[row, :n] = left[row, width - n :] = values
     for pooling in POOLINGS:
-        torch.testing.assert_close(pool(left, mask.flip(1), pooling), pool(right, mask, pooling))
+        torch.testing.assert_close(pooling.pool(left, mask.flip(1)), pooling.pool(right, mask))
 
 
 def test_an_unknown_pooling_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="unknown pooling 'median'"):
-        pool(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool), "median")
+    with pytest.raises(UserError, match="pooling 'median': expected some of mean, max, first, last"):
+        find_pooling("median")
 
 
 @pytest.mark.parametrize("special", [False, True])

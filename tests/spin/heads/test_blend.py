@@ -7,7 +7,7 @@ import pytest
 
 from spin.arrays import Floats
 from spin.heads import blend as module
-from spin.heads.blend import Blend, fit_blend, join_words
+from spin.heads.blend import Blend, fit_blend
 from spin.heads.calibration import log_loss
 from spin.heads.linear_head import LinearHead
 from spin.heads.mlp_head import MlpHead
@@ -70,10 +70,10 @@ def test_the_head_of_a_blend_gives_the_weighted_sum(mlp: bool) -> None:
     def values(*shape: int) -> Floats:
         return draw.normal(size=shape).astype(np.float32)
 
-    head: LinearHead | MlpHead = LinearHead(values(3, 5), values(3))
+    head: LinearHead = LinearHead(values(3, 5), values(3))
     if mlp:
-        head = MlpHead(head, values(4, 5), values(4), values(3, 4))
+        head = MlpHead(*vars(head).values(), values(4, 5), values(4), values(3, 4))
     X, of_words, blend = values(7, 5), values(7, 3), Blend(0.7, 1.3)
     scale = np.array([0.5, 1, 2], np.float32)
-    joined = join_words(head, blend, scale).logits(np.concatenate([of_words / scale, X], axis=1))
+    joined = blend.fold_into(head, scale).logits(np.concatenate([of_words / scale, X], axis=1))
     np.testing.assert_allclose(joined, 0.7 * head.logits(X) + 1.3 * of_words, rtol=1e-4, atol=1e-5)

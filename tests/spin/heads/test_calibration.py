@@ -182,7 +182,7 @@ def test_a_calibration_is_folded_into_either_head(bias: NDArray[np.float32] | No
     draw = np.random.default_rng(0)
     X, calibration = draw.normal(size=(20, 5)), Calibration(1.7, bias)
     linear = LinearHead(draw.normal(size=(3, 5)), draw.normal(size=3))
-    mlp = MlpHead(linear, draw.normal(size=(4, 5)), draw.normal(size=4), draw.normal(size=(3, 4)))
+    mlp = MlpHead(*vars(linear).values(), draw.normal(size=(4, 5)), draw.normal(size=4), draw.normal(size=(3, 4)))
     for head, folded in ((linear, calibration.fold_into(linear)), (mlp, calibration.fold_into(mlp))):
         np.testing.assert_allclose(folded.logits(X), calibration.apply(head.logits(X)), rtol=1e-6)  # type: ignore[attr-defined]
 

@@ -24,7 +24,6 @@ from spin.integrate.exit_thresholds import _ExpectedLoss, choose_exit_thresholds
 from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import score
 from spin.labels.standardizer import Standardizer
-from spin.monitor.drift import measure
 from spin.monitor.profile import Profile
 from spin.settings import BackboneSettings, CascadeSettings, DecisionSettings, ProbeSettings, SearchSettings
 from spin.sites import FeatureColumn, Site
@@ -237,7 +236,7 @@ def classifier(backbone_folder: Path) -> TrainedClassifier:
     exits: list[EarlyExit] = []
     exited = np.zeros(len(TEXTS), bool)
     for depth in (1, 2):
-        p = len(selection.part(depth))
+        p = len(selection.up_to(depth))
         shallow = LinearHead(head.coef[:, :p] * 2, head.intercept)
         X = full.standardizer.transform(values)[:, :p]
         confidences = confidence(label_space, label_space.probabilities(shallow.logits(X)))
@@ -397,8 +396,8 @@ def test_drift_is_not_measured_above_the_first_exit(classifier: TrainedClassifie
     reference = Profile.from_outputs(classifier.label_space, fitted, logits, full.values, replace(full, depth=depth))
     logits = fitted.predict_logits(features.values, features.depth)
     current = Profile.from_outputs(classifier.label_space, fitted, logits, features.values, features)
-    drifts = {drift.name: drift for drift in measure(current, reference, fitted.selection, 0.1)}
-    assert drifts["neurons"].now == (0, len(fitted.selection.part(1)))
+    drifts = {drift.name: drift for drift in current.drift_from(reference, fitted.selection, 0.1)}
+    assert drifts["neurons"].now == (0, len(fitted.selection.up_to(1)))
     assert not any(drift.drifted for drift in drifts.values())
 
 

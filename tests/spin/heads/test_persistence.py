@@ -55,12 +55,12 @@ def make_fitted(seed: int, *, mlp: bool, classes: int = 3, columns: int = 3, wor
     def values(*shape: int) -> Any:
         return draw.normal(size=shape).astype(np.float32)
 
-    head: LinearHead | MlpHead = LinearHead(values(classes, p), values(classes))
+    head: LinearHead = LinearHead(values(classes, p), values(classes))
     if mlp:
-        head = MlpHead(head, values(4, p), values(4), values(classes, 4))
+        head = MlpHead(head.coef, head.intercept, values(4, p), values(4), values(classes, 4))
     rule: Rule = "ridge" if seed % 2 else "l1"
     selection = Selection(neurons, importance, 0.1 + seed % 7 / 10, rule, words * classes)
-    summary = SUMMARY.model_copy(update={"rule": rule})
+    summary = SUMMARY.model_copy(update={"rule": rule, "head": head.name})
     return FittedClassifier(selection, Standardizer(values(p), values(p)), head, summary)
 
 
@@ -82,8 +82,9 @@ def make_training_result(*parts: FittedClassifier) -> TrainingResult:
         Candidate(0, 0.0, "l1", 1 / 3, (), Penalty(0.3), 4, 0.625, resampled=(0.5, 0.75)),
         Candidate(2, 0.66, "ridge", 0.7, ("ffn",), Penalty(3, 0.02), 7, 2 / 3, Blend(0.75, 0.25), (2 / 3,)),
     )
+    frontier = tuple(point.summary() for point in points)
     regression = next((make_regression(part.selection.words) for part in parts if part.selection.words), None)
-    return TrainingResult(choices, points, 31, regression)  # type: ignore[arg-type]
+    return TrainingResult(choices, frontier, 31, regression)  # type: ignore[arg-type]
 
 
 def write(folder: Path, result: TrainingResult) -> Path:
@@ -105,12 +106,8 @@ def check_equal(actual: FittedClassifier, expected: FittedClassifier) -> None:
         (actual.standardizer.mean, expected.standardizer.mean),
         (actual.standardizer.scale, expected.standardizer.scale),
     ]
-    linear = [h.linear if isinstance(h, MlpHead) else h for h in (actual.head, expected.head)]
-    pairs += [(linear[0].coef, linear[1].coef), (linear[0].intercept, linear[1].intercept)]
-    if isinstance(expected.head, MlpHead):
-        pairs += [
-            (getattr(actual.head, name), getattr(expected.head, name)) for name in ("inner", "inner_bias", "outer")
-        ]
+    stored = actual.head.to_tensors()
+    pairs += [(stored[name], values) for name, values in expected.head.to_tensors().items()]
     pairs += [(actual.selection.neurons[c], expected.selection.neurons[c]) for c in expected.selection.neurons]
     pairs += [(actual.selection.importance[c], expected.selection.importance[c]) for c in expected.selection.neurons]
     for actual_array, expected_array in pairs:
@@ -161,7 +158,7 @@ def test_leakage_and_its_cap_are_stored_with_the_choices(tmp_path: Path) -> None
         uncapped={"accuracy": UncappedChoice(leakage=0.5, valid_score=0.9, price=0.01)},
     )
     measured = replace(fitted, summary=fitted.summary.model_copy(update={"leakage": 0.3812}))
-    frontier = tuple(replace(candidate, leakage=0.38123456789) for candidate in result.frontier)
+    frontier = tuple(candidate.model_copy(update={"leakage": 0.3812}) for candidate in result.frontier)
     capped = replace(make_training_result(measured), cap=cap, frontier=frontier)
     loaded, _ = load(write(tmp_path, capped))
     assert loaded.cap == cap
@@ -186,11 +183,11 @@ def test_exits_are_stored_with_their_recipes(tmp_path: Path) -> None:
     draw, fitted = np.random.default_rng(0), make_fitted(0, mlp=True)
     heads = [LinearHead(*(draw.normal(size=s).astype(np.float32) for s in ((3, p), 3))) for p in (3, 2)]
     recipes = [
-        ExitRecipe(depth, 0.75, 0.5, HeadRecipe(Penalty(4.0), 2.0, (0.5, 0.25, 0.125), None, blend))
+        ExitRecipe(depth, 0.75, 0.5, HeadRecipe(Penalty(4.0), 2.0, (0.5, 0.25, 0.125), blend=blend))
         for depth, blend in ((BY_WORDS, Blend(0.0, 1.0)), (1, None))
     ]
     exits = tuple(EarlyExit(r.depth, head, r.threshold) for r, head in zip(recipes, heads, strict=True))
-    recipe = ClassifierRecipe(HeadRecipe(Penalty(1.0), 1.5), tuple(recipes))
+    recipe = ClassifierRecipe(HeadRecipe(Penalty(1.0), 1.5, kind="mlp", steps=40), tuple(recipes))
     result = make_training_result(replace(fitted, exits=exits, recipe=recipe))
     loaded, _ = load(write(tmp_path, replace(result, words=make_regression())))
     actual = loaded.choices["accuracy"]
@@ -279,12 +276,12 @@ INCOMPLETE, UNREADABLE = "is not a whole classifier: ", "is not a classifier tha
         *[
             (
                 edit_config(lambda c, n=n: c.update(format=n)),
-                f"format {n}, this version reads 7; train the model again",
+                f"format {n}, this version reads 8; train the model again",
             )
-            for n in (1, 6)
+            for n in (1, 7)
         ],
-        (edit_config(lambda c: c.update(format=8)), "has format 8, this version reads 7; install the version of SPIN"),
-        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 7; train the model again"),
+        (edit_config(lambda c: c.update(format=9)), "has format 9, this version reads 8; install the version of SPIN"),
+        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 8; train the model again"),
         *[(remove_tensor(f"0.{name}"), f"{INCOMPLETE}'{name}'") for name in ("mean", "scale", "coef", "intercept")],
         (remove_tensor("0.inner_bias"), f"{INCOMPLETE}'inner_bias'"),
         (remove_tensor("0.neurons.ffn.01.max"), f"{INCOMPLETE}'neurons.ffn.01.max'"),
@@ -294,18 +291,26 @@ INCOMPLETE, UNREADABLE = "is not a whole classifier: ", "is not a classifier tha
             for name in ("coef", "intercept", "words.terms", "characters.terms")
         ],
         (remove_all_words, f"{INCOMPLETE}.*it reads words, and has no word regression"),
-        (edit_config(lambda c: c.pop("choices")), f"{INCOMPLETE}'choices'"),
-        (edit_config(lambda c: c.pop("frontier")), f"{INCOMPLETE}'frontier'"),
-        (edit_config(lambda c: c.pop("tried")), f"{INCOMPLETE}'tried'"),
+        (edit_config(lambda c: c.pop("choices")), f"{INCOMPLETE}choices: Field required"),
+        (edit_config(lambda c: c.pop("frontier")), f"{INCOMPLETE}frontier: Field required"),
+        (edit_config(lambda c: c.pop("tried")), f"{INCOMPLETE}tried: Field required"),
         (edit_config(lambda c: c["choices"].update(accuracy=7)), f"{INCOMPLETE}list index out of range"),
-        (edit_config(lambda c: c.update(choices=3)), INCOMPLETE),
-        (edit_config(lambda c: c["frontier"][0].pop("penalty")), f"{INCOMPLETE}'penalty'"),
-        (edit_config(lambda c: c["frontier"][0].update(novel=1)), f"{INCOMPLETE}.*unexpected keyword argument 'novel'"),
+        (edit_config(lambda c: c.update(choices=3)), f"{INCOMPLETE}choices: Input should be a valid dictionary"),
+        (edit_config(lambda c: c["frontier"][0].pop("strength")), f"{INCOMPLETE}frontier.0.strength: Field required"),
+        (edit_config(lambda c: c.update(novel=1)), f"{INCOMPLETE}novel: Extra inputs are not permitted"),
         (
-            edit_config(lambda c: c["integrations"][0].update(columns=["ffn.77.max"])),
+            edit_config(lambda c: c["classifiers"][0]["summary"].update(head="tree")),
+            f"{INCOMPLETE}head 'tree': expected one of linear, mlp",
+        ),
+        (
+            edit_config(lambda c: c["metadata"]["backbone"].update(max_tokens="many")),
+            f"{INCOMPLETE}metadata.backbone.max_tokens: Input should be a valid integer",
+        ),
+        (
+            edit_config(lambda c: c["classifiers"][0].update(columns=["ffn.77.max"])),
             f"{INCOMPLETE}'neurons.ffn.77.max'",
         ),
-        (edit_config(lambda c: c["integrations"][0].update(columns=["nonsense"])), "'' is not a site"),
+        (edit_config(lambda c: c["classifiers"][0].update(columns=["nonsense"])), "'' is not a site"),
         (truncate(TENSORS, 0.9), UNREADABLE),
         (truncate(TENSORS, 0.01), UNREADABLE),
         (truncate(TENSORS, 0), UNREADABLE),

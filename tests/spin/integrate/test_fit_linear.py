@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-import spin.integrate.feature_rows
+import spin.heads.feature_rows
 import spin.integrate.fit_linear as fit_linear_module
 from spin.arrays import Floats
+from spin.heads.design import Design
+from spin.heads.feature_rows import FeatureRows
 from spin.heads.linear_head import LinearHead, Penalty
-from spin.integrate.feature_rows import FeatureRows
-from spin.integrate.fit_linear import Design, fit_linear
+from spin.integrate.fit_linear import fit_linear
 from spin.process_group import ProcessGroup
 
 STRENGTHS = (0.1, 1.0, 10.0)
@@ -229,11 +230,11 @@ def test_features_in_a_file_give_the_same_heads(exclusive: bool, kept: int, monk
     """A block holds a few of the rows. The first blocks may stay in memory, and only the others are read again."""
     design = make_design(3, exclusive=exclusive, weighted=True)
     penalties = [Penalty(0.3), Penalty(3.0, 0.1)]
-    monkeypatch.setattr(spin.integrate.feature_rows, "MOST_IN_MEMORY", 0)
-    monkeypatch.setattr(spin.integrate.feature_rows, "BLOCK_BYTES", 4 * 37 * design.features.shape[1])
+    monkeypatch.setattr(spin.heads.feature_rows, "MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(spin.heads.feature_rows, "BLOCK_BYTES", 4 * 37 * design.features.shape[1])
     on_disk = replace(design, features=FeatureRows.collect(design.features.blocks(), len(design.features)))
     block_bytes = 4 * 37 * (design.features.shape[1] + 1)
-    monkeypatch.setattr(fit_linear_module, "MOST_IN_MEMORY", (kept + 1) * block_bytes - 1)
+    monkeypatch.setattr("spin.heads.design.MOST_IN_MEMORY", (kept + 1) * block_bytes - 1)
     computed: list[int] = []
     compute = FeatureRows._compute
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import spin.integrate.feature_rows
+import spin.heads.feature_rows
 from spin.arrays import Floats, Rows
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
@@ -73,7 +73,7 @@ def test_without_further_rows_the_heads_are_those_that_were_there() -> None:
     project = build_project(n=800)
     before = train(project)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spin.integrate.feature_rows, "MOST_IN_MEMORY", 0)
+        patch.setattr(spin.heads.feature_rows, "MOST_IN_MEMORY", 0)
         after = refit(before, project.probes, project.read_blocks, project.data)
     for one, other in zip(before.choices.values(), after.choices.values(), strict=True):
         for own, again in zip(heads(one), heads(other), strict=True):
@@ -148,7 +148,7 @@ def test_an_mlp_head_is_fitted_for_the_steps_that_validation_chose() -> None:
     after = refit(before, project.probes, project.read_blocks, sampled(project))
     fitted, again = before.choices["accuracy"], after.choices["accuracy"]
     assert fitted.recipe is not None
-    assert fitted.recipe.head.mlp_steps
+    assert fitted.recipe.head.steps
     raw = project.read(fitted.selection, project.test)
     predicted = [project.label_space.predict(each.logits(raw)) for each in (fitted, again)]
     assert score("accuracy", predicted[0], predicted[1]) > 0.9

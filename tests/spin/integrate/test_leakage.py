@@ -15,7 +15,7 @@ from sklearn.linear_model import Ridge
 
 from spin.arrays import Floats
 from spin.audit.selection_attack import prepare_attack
-from spin.audit.word_recovery import Vocabulary, content_words
+from spin.audit.word_recovery import SoughtWords, content_words
 from spin.errors import UserError
 from spin.heads import persistence
 from spin.heads.candidate import Candidate, Subset
@@ -96,7 +96,7 @@ def same_heads(one: TrainingResult, other: TrainingResult) -> bool:
 def attack_plainly(project: Project, selection: Selection) -> float:
     """The share of words that a ridge regression recovers, with its penalty by the leave-one-out error of all words."""
     texts, fold = write_texts(project), project.folds[0]
-    words = Vocabulary.of([texts[row] for row in fold.train], project.y[fold.train], project.label_space).words
+    words = SoughtWords.of([texts[row] for row in fold.train], project.y[fold.train], project.label_space).words
     presence = np.array([[word in content_words(text) for word in words] for text in texts], float)
     raw = project.read(selection, np.arange(len(texts))).astype(float)
     X = (raw - raw[fold.train].mean(0)) / raw[fold.train].std(0)
@@ -171,7 +171,6 @@ def test_choices_reveal_at_most_the_cap_and_its_price_is_recorded(
         assert before.price > 0.02
     assert len(result.frontier) > 1
     assert all(point.leakage is not None and point.leakage <= most for point in result.frontier)
-    assert [point.leakage for point in result.summary().frontier] == [round(p.leakage or 0, 4) for p in result.frontier]
 
 
 def count_neurons(known: Floats, judged: Floats) -> float:

@@ -18,16 +18,16 @@ import spin.integrate.head_fitter
 import spin.integrate.integrate
 from spin.arrays import Floats
 from spin.errors import UserError
-from spin.heads.blend import Blend, join_words
+from spin.heads.blend import Blend
 from spin.heads.calibration import calibration_error, fit_temperature, log_loss
 from spin.heads.candidate import Candidate, Subset
 from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.heads.head import FitTask
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.selection import Selection
 from spin.integrate.exit_thresholds import READING_COST
 from spin.integrate.feature_matrix import FeatureMatrix, align, row_weights
-from spin.integrate.fit_mlp import fit_mlp
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import best_per_depth, choose_candidates
 from spin.integrate.integrate import integrate
@@ -241,7 +241,7 @@ def test_every_candidate_equals_an_independent_refit(
             probes = [p.for_fold(at) for p in project.probes]
             ranking = project.ranking(candidate.rule, at)
             top = ranking.largest_eta(int(96 * SEARCH.max_share))  # of each fold, which may be less
-            selection = ranking.select(min(candidate.eta, top)).part(candidate.depth, candidate.part)
+            selection = ranking.select(min(candidate.eta, top)).up_to(candidate.depth, candidate.part)
             sizes.append(len(selection))
             predicted = project.label_space.predict(held_out[at])
             scores.append(score("accuracy", project.y[fold.valid], predicted))
@@ -316,8 +316,9 @@ def test_every_depth_is_on_the_frontier(project: Project, candidates: list[Candi
     """Shallow first, each the best of its depth; choices and summary agree with the candidates."""
     assert result.tried == len(candidates)
     assert [point.depth for point in result.frontier] == [1, 2, 3, 4]
-    assert result.frontier == best_per_depth(candidates)
-    for point in result.frontier:
+    best = best_per_depth(candidates)
+    assert result.summary().frontier == result.frontier == tuple(point.summary() for point in best)
+    for point in best:
         assert point.valid_loss == min(c.valid_loss for c in candidates if c.depth == point.depth)
     chosen = choose_candidates(candidates, SEARCH, project.folds)
     assert set(result.choices) == set(chosen) == {"accuracy", "balanced", "cheapest"}
@@ -328,7 +329,6 @@ def test_every_depth_is_on_the_frontier(project: Project, candidates: list[Candi
         }
         assert summary.neurons == len(result.choices[name].selection)
         assert result.choices[name].selection.depth <= candidate.depth
-    assert result.summary().frontier == tuple(point.summary() for point in result.frontier)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2])
@@ -463,8 +463,8 @@ def test_exits_read_the_features_that_the_l1_penalty_left(
     assert penalties == [candidate.penalty]
     [[(head, _)]] = fit(search, [full_selection], penalties)
     nonzero_selection = full_selection.keep(head.coef.any(0))
-    assert all(len(nonzero_selection.part(depth)) < len(full_selection.part(depth)) for depth in (1, 2))
-    assert [part.rows() for _, [part], _ in exits] == [nonzero_selection.part(depth).rows() for depth in (1, 2)]
+    assert all(len(nonzero_selection.up_to(depth)) < len(full_selection.up_to(depth)) for depth in (1, 2))
+    assert [part.rows() for _, [part], _ in exits] == [nonzero_selection.up_to(depth).rows() for depth in (1, 2)]
     assert [of_exit for _, _, of_exit in exits] == [[Penalty(candidate.penalty.strength)]] * 2
     assert costs == [READING_COST + compute for compute in (1 / 4 + 1 / 8, 2 / 4 + 1 / 8, candidate.compute)]
 
@@ -501,9 +501,9 @@ def test_auto_takes_an_mlp_only_where_a_paired_test_finds_it_better() -> None:
 
     interaction, linear = build_interaction_project(), build_project(1)
     mlp_choice, linear_choice = choose(interaction), choose(linear)
-    assert isinstance(mlp_choice.head, MlpHead)
+    assert type(mlp_choice.head) is MlpHead
     assert mlp_choice.summary.head == "mlp"
-    assert mlp_choice.summary.mlp_chance < 0.05
+    assert mlp_choice.summary.head_chance < 0.05
     correct = (
         mlp_choice.logits(interaction.read(mlp_choice.selection, interaction.test)).argmax(1)
         == interaction.y[interaction.test]
@@ -511,11 +511,11 @@ def test_auto_takes_an_mlp_only_where_a_paired_test_finds_it_better() -> None:
     assert correct.mean() > 0.8
     assert mlp_choice.summary.valid_score > 0.8
     assert linear_choice.summary.head == "linear"
-    assert linear_choice.summary.mlp_chance >= 0.05
+    assert linear_choice.summary.head_chance >= 0.05
     forced, forbidden = choose(linear, head="mlp"), choose(interaction, head="linear")
     assert (forced.summary.head, forbidden.summary.head) == ("mlp", "linear")
     assert forbidden.summary.valid_score < 0.7
-    assert forbidden.summary.mlp_chance is None
+    assert forbidden.summary.head_chance is None
 
 
 def test_an_mlp_is_stopped_by_the_calibrated_loss() -> None:
@@ -531,13 +531,13 @@ def test_an_mlp_is_stopped_by_the_calibrated_loss() -> None:
         """The least loss at any of the temperatures, after every ten steps."""
         each = []
         for steps in range(0, 301, 10):
-            head, _ = fit_mlp(certain, fold.design(selection), strength, seed=0, steps=steps)
+            head, _ = MlpHead.fit(FitTask(certain, fold.design(selection), strength, seed=0, steps=steps))
             [logits] = fold._predict(fold._valid_features(selection), [head])
             each.append(min(log_loss(logits / temperature, y, project.label_space) for temperature in temperatures))
         return each
 
     calibrated, plain = losses(np.geomspace(0.05, 20, 400)), losses(np.ones(1))
-    _, steps = fold.fit_mlp(selection, certain, strength)
+    _, steps = fold.fit(MlpHead, selection, certain, strength)
     assert calibrated[steps // 10] == pytest.approx(min(calibrated), abs=2e-3)
     assert calibrated[int(np.argmin(plain))] > min(calibrated) + 2e-3
 
@@ -547,7 +547,7 @@ def test_an_mlp_is_not_tested_where_labels_are_few(n: int, tested: bool) -> None
     """With as many folds, the number of labels decides."""
     project = build_project(n=n, folds=3)
     summary = project.integrate(SEARCH.model_copy(update={"head": "auto"})).choices["accuracy"].summary
-    assert (summary.mlp_chance is not None) == tested
+    assert (summary.head_chance is not None) == tested
 
 
 def make_words(project: Project, signal: float) -> WordFit:
@@ -628,11 +628,13 @@ def test_every_exit_has_a_blend_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     """At shallow depths the neurons show less, and the words have more weight beside them."""
     blends: list[Blend] = []
 
-    def record(head: LinearHead | MlpHead, blend: Blend, scale: Floats) -> LinearHead | MlpHead:
-        blends.append(blend)
-        return join_words(head, blend, scale)
+    fold_into = Blend.fold_into
 
-    monkeypatch.setattr("spin.integrate.head_fitter.join_words", record)
+    def record(blend: Blend, head: LinearHead, scale: Floats) -> LinearHead:
+        blends.append(blend)
+        return fold_into(blend, head, scale)
+
+    monkeypatch.setattr(Blend, "fold_into", record)
     project = build_project(n=1600, signal=0.5)
     cascade = CascadeSettings(max_loss=0.9, depths=(0.3, 0.6), words=False)
     settings = SEARCH.model_copy(update={"words": "on", "l1": ()})
@@ -864,8 +866,8 @@ def test_features_in_files_give_the_same_candidates(kind: str, monkeypatch: pyte
     project, settings = build_project(kind=kind), SEARCH.model_copy(update={"strengths": (1,)})
     in_memory = project.search(settings)
     in_memory.run()
-    monkeypatch.setattr("spin.integrate.feature_rows.MOST_IN_MEMORY", 0)
-    monkeypatch.setattr("spin.integrate.feature_rows.BLOCK_BYTES", 4 * 13 * 12)
+    monkeypatch.setattr("spin.heads.feature_rows.MOST_IN_MEMORY", 0)
+    monkeypatch.setattr("spin.heads.feature_rows.BLOCK_BYTES", 4 * 13 * 12)
     in_files = project.search(settings)
     in_files.run()
     assert not in_files.cut.raw.in_memory

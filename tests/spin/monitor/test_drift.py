@@ -26,14 +26,17 @@ from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
-from spin.monitor.drift import SIGNIFICANCE, measure, stability, stability_limit
-from spin.monitor.profile import SCORES, Profile
+from spin.monitor import drift_statistics
+from spin.monitor.drift import SIGNIFICANCE, Drift, stability, stability_limit
+from spin.monitor.drift_statistics import SCORES, STATISTICS, Distribution, NeuronMeans, Outcomes, Sums
+from spin.monitor.profile import Profile
 from spin.settings import DecisionSettings
 from spin.sites import BY_WORDS, FeatureColumn
 from tests.support.summaries import build_choice_summary
 
 COLUMN = FeatureColumn.parse("ffn.01.mean")
 NEURONS = 40
+MEANS = NeuronMeans()
 BINARY = LabelSpace(("bad", "good"), False)
 SELECTION = Selection({COLUMN: np.arange(NEURONS)}, {COLUMN: np.ones(NEURONS)}, 0.9)
 
@@ -69,6 +72,10 @@ def make_profile(outputs: dict[str, Any]) -> Profile:
     return Profile.from_outputs(BINARY, make_fitted(), **outputs)
 
 
+def measure(now: Profile, then: Profile, selection: Selection, allowed: float) -> list[Drift]:
+    return now.drift_from(then, selection, allowed)
+
+
 def take_rows(outputs: dict[str, Any], rows: slice) -> dict[str, Any]:
     features = outputs["features"]
     selected = Features({}, features.n_tokens[rows], features.n_unknown[rows], features.cut[rows])
@@ -89,8 +96,8 @@ def test_profiles_of_parts_add_up(cuts: list[int]) -> None:
     total = parts[0]
     for next_part in parts[1:]:
         total = total + next_part
-    for name, value in vars(make_profile(outputs)).items():
-        np.testing.assert_allclose(getattr(total, name), value, rtol=1e-9, atol=1e-9, err_msg=name)
+    for name, value in make_profile(outputs).sums.items():
+        np.testing.assert_allclose(total.sums[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 def test_a_profile_equals_a_plain_loop() -> None:
@@ -98,19 +105,19 @@ def test_a_profile_equals_a_plain_loop() -> None:
     counted, features, scale = make_profile(outputs), outputs["features"], make_fitted().standardizer
     assert counted.documents == 300
     good = sum(bad < good for bad, good in outputs["logits"].tolist())
-    assert counted.labels.tolist() == [300 - good, good, 0]
+    assert counted.sums["labels"].tolist() == [300 - good, good, 0]
     aligned = (outputs["activations"] - scale.mean) / scale.scale
-    np.testing.assert_allclose(counted.mean, aligned.mean(0), atol=1e-5)
-    np.testing.assert_allclose(counted.sd, aligned.std(0), rtol=1e-5)
+    np.testing.assert_allclose(MEANS.means(counted.sums), aligned.mean(0), atol=1e-5)
+    np.testing.assert_allclose(MEANS.deviations(counted.sums), aligned.std(0), rtol=1e-5)
     shares = [u / n for u, n in zip(features.n_unknown.tolist(), features.n_tokens.tolist(), strict=True)]
-    assert counted.unknown.tolist() == [
+    assert counted.sums["unknown"].tolist() == [
         sum(low < share <= high for share in shares)
         for low, high in ((-1, 0), (0, 0.01), (0.01, 0.05), (0.05, 0.2), (0.2, 1))
     ]
     largest = [math.exp(max(row)) / sum(map(math.exp, row)) for row in outputs["logits"].tolist()]
-    assert counted.scores.sum() == counted.lengths.sum() == 300
-    assert counted.scores[:10].sum() == 0
-    assert counted.scores[10:12].sum() == sum(share <= 0.6 for share in largest)
+    assert counted.sums["scores"].sum() == counted.sums["lengths"].sum() == 300
+    assert counted.sums["scores"][:10].sum() == 0
+    assert counted.sums["scores"][10:12].sum() == sum(share <= 0.6 for share in largest)
 
 
 def test_a_multilabel_profile_counts_every_label() -> None:
@@ -123,7 +130,7 @@ def test_a_multilabel_profile_counts_every_label() -> None:
         np.zeros((3, NEURONS), np.float32),
         Features({}, np.ones(3, np.int32), np.zeros(3, np.int32), np.zeros(3, np.bool_)),
     )
-    assert counted.labels.tolist() == [1, 1, 2]
+    assert counted.sums["labels"].tolist() == [1, 1, 2]
 
 
 def test_a_reference_follows_the_decision_of_a_night() -> None:
@@ -143,19 +150,20 @@ def test_a_reference_follows_the_decision_of_a_night() -> None:
                     labels[int(second > first)] += 1
                     scores[np.searchsorted(SCORES, max(first, second))] += 1
                     break
-        np.testing.assert_array_equal(profile.exits, stops)
-        np.testing.assert_array_equal(profile.labels, labels)
-        np.testing.assert_array_equal(profile.scores, scores)
-        np.testing.assert_array_equal(profile.lengths, reference.lengths)
+        np.testing.assert_array_equal(profile.sums["exits"], stops)
+        np.testing.assert_array_equal(profile.sums["labels"], labels)
+        np.testing.assert_array_equal(profile.sums["scores"], scores)
+        np.testing.assert_array_equal(profile.sums["lengths"], reference.sums["lengths"])
         seen.append(stops[0])
     assert seen[1] < seen[0]
 
 
 def test_a_profile_is_restored_from_bytes() -> None:
     counted = make_profile(make_outputs(20))
-    restored = Profile.from_bytes(save_tensors(counted.to_tensors()))
-    for name, value in vars(counted).items():
-        np.testing.assert_array_equal(getattr(restored, name), value)
+    restored = Profile.from_bytes(save_tensors(dict(counted.sums)))
+    assert restored.sums.keys() == counted.sums.keys()
+    for name, value in counted.sums.items():
+        np.testing.assert_array_equal(restored.sums[name], value)
     with pytest.raises(UserError, match="not a profile of documents"):
         Profile.from_bytes(b"something else")
 
@@ -175,14 +183,15 @@ def test_documents_that_words_decide_count_for_labels_scores_and_exits_alone(wor
     read = [row for row in range(300) if depth[row] != BY_WORDS]
     for profile in (counted, of_night):  # a reference has the values of all documents
         assert profile.documents == 300
-        assert profile.lengths.sum() == profile.unknown.sum() == len(read)
-        assert profile.lengths.tolist() == make_profile(take_rows(outputs, np.array(read))).lengths.tolist()  # type: ignore[arg-type]
-        assert profile.exits.tolist() == [300 - len(read), len(read)]
-        assert profile.read.tolist() == [300] * words + [len(read)] * (NEURONS - words)
+        assert profile.sums["lengths"].sum() == profile.sums["unknown"].sum() == len(read)
+        of_read = make_profile(take_rows(outputs, np.array(read)))  # type: ignore[arg-type]
+        assert profile.sums["lengths"].tolist() == of_read.sums["lengths"].tolist()
+        assert profile.sums["exits"].tolist() == [300 - len(read), len(read)]
+        assert profile.sums["read"].tolist() == [300] * words + [len(read)] * (NEURONS - words)
         aligned = (outputs["activations"] - fitted.standardizer.mean) / fitted.standardizer.scale
-        np.testing.assert_allclose(profile.mean[words:], aligned[read][:, words:].mean(0), atol=1e-5)
-        np.testing.assert_allclose(profile.sd[words:], aligned[read][:, words:].std(0), rtol=1e-5)
-        np.testing.assert_allclose(profile.mean[:words], aligned[:, :words].mean(0), atol=1e-5)
+        np.testing.assert_allclose(MEANS.means(profile.sums)[words:], aligned[read][:, words:].mean(0), atol=1e-5)
+        np.testing.assert_allclose(MEANS.deviations(profile.sums)[words:], aligned[read][:, words:].std(0), rtol=1e-5)
+        np.testing.assert_allclose(MEANS.means(profile.sums)[:words], aligned[:, :words].mean(0), atol=1e-5)
 
 
 @pytest.mark.parametrize(("share", "drifted"), [(0.5, False), (0.9, True), (0.1, True)])
@@ -208,7 +217,7 @@ def test_a_changed_share_of_documents_that_words_decide_is_drift(share: float, d
 def test_labels_of_a_multilabel_task_are_judged_by_the_number_of_documents() -> None:
     """Labels of one document are no independent draws: the limit is that of as many documents."""
     counted = make_profile(make_outputs(300))
-    many = replace(counted, labels=np.array([290, 280, 0]))
+    many = Profile({**counted.sums, "labels": np.array([290, 280, 0])})
     drifts = {drift.name: drift.limit for drift in measure(many, many, SELECTION, 0.1)}
     assert drifts["labels"] == stability_limit(2, 300, 300, 0.1)
 
@@ -283,7 +292,9 @@ def test_many_neurons_at_the_limit_seldom_warn() -> None:
     def draw_profile(count: int, shift: float) -> Profile:
         means = draw.normal(shift, 1 / math.sqrt(count), NEURONS)
         scores = np.bincount([19], minlength=20) * count
-        return replace(base_profile, scores=scores, sums=count * means, squares=count * (1 + means**2))
+        sums = {"documents": np.array(count), "scores": scores}
+        sums |= {"sums": count * means, "squares": count * (1 + means**2)}
+        return Profile({**base_profile.sums, **sums})
 
     pairs = [(draw_profile(n, math.sqrt(0.1)), draw_profile(m, 0)) for _ in range(400)]
     warned = [measure(current, reference, SELECTION, 0.1)[-1].drifted for current, reference in pairs]
@@ -339,3 +350,29 @@ def test_neurons_that_are_silent_in_the_reference_still_drift(count: int) -> Non
 def test_an_empty_profile_is_not_compared() -> None:
     empty = make_profile(take_rows(make_outputs(10), slice(0, 0)))
     assert measure(empty, make_profile(make_outputs(10)), SELECTION, 0.1) == []
+
+
+class Margins(Distribution):
+    """(2,) documents whose classes are more and less than one apart in their logits."""
+
+    name, description = "margins", "documents with a clear label"
+
+    def sum_outcomes(self, outcomes: Outcomes) -> Sums:
+        clear = np.abs(np.diff(outcomes.logits, axis=1)) > 1
+        return {self.name: np.array([clear.sum(), (~clear).sum()])}
+
+
+def test_a_statistic_that_is_added_is_summed_compared_and_follows_the_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Profiles from before have no sums of it, and are compared without."""
+    before = make_profile(make_outputs(2000))
+    monkeypatch.setattr(drift_statistics, "STATISTICS", (*STATISTICS, Margins()))
+    outputs, then = make_outputs(3000, 1), make_profile(make_outputs(2000))
+    unclear = make_profile({**outputs, "logits": outputs["logits"] / 100})
+    total = Profile.from_bytes(save_tensors(dict((unclear + unclear).sums)))
+    assert total.sums["margins"].tolist() == [0, 6000]
+    [drift] = [drift for drift in measure(total, then, SELECTION, 0.1) if drift.name == "margins"]
+    assert drift.drifted
+    assert drift.psi == stability(total.sums["margins"], then.sums["margins"])
+    assert "margins" not in {drift.name for drift in measure(total, before, SELECTION, 0.1)}
+    held_out = HeldOutLogits(np.zeros((1, 50, 2), np.float32), np.zeros(50, np.int64))
+    assert then.under(held_out, (), Decision.of(BINARY, DecisionSettings())).sums["margins"].tolist() == [0, 50]

@@ -161,7 +161,7 @@ def test_explanations_of_every_head_and_task_add_up(
     }
     spin = SpinClassifier(backbone if kind == "encoder" else decoder, poolings=[pooling], **settings)
     classifier = spin.fit(*make_documents(120, label_space)).trained_
-    assert isinstance(classifier.fitted.head, LinearHead if head == "linear" else MlpHead)
+    assert type(classifier.fitted.head) is (LinearHead if head == "linear" else MlpHead)
     for text in TEXTS:
         check_explanation(classifier, text, 1e-4 if head == "linear" else 1e-2)
 
@@ -192,7 +192,7 @@ def test_the_explanation_of_an_mlp_head_is_complete(deep: TrainedClassifier, tex
     draw = np.random.default_rng(0)
     linear, (k, p) = deep.fitted.head, deep.fitted.head.coef.shape  # type: ignore[union-attr]
     shapes = ((32, p), (32,), (k, 32))
-    mlp = MlpHead(linear, *(draw.normal(size=shape).astype(np.float32) for shape in shapes))  # type: ignore[arg-type]
+    mlp = MlpHead(*vars(linear).values(), *(draw.normal(size=shape).astype(np.float32) for shape in shapes))  # type: ignore[arg-type]
     fitted = replace(deep.fitted, head=mlp)
     values = np.concatenate(list(deep.features([text]).columns.values()), axis=1)
     logits = fitted.logits(values)[0]

@@ -468,7 +468,7 @@ def test_a_probe_is_restored_from_bytes_bit_for_bit(heads: int, width: int, seed
         return Probe(COLUMN, coef, intercept, Standardizer(mean, scale), lam, 0.25 + number, 1e-3, 0.5)
 
     probe = replace(random_probe(0), folds=tuple(random_probe(number + 1) for number in range(folds)))
-    restored = Probe.from_bytes(probe.to_bytes())
+    restored = Probe.from_bytes(COLUMN, probe.to_bytes())
     assert len(restored.folds) == folds
     for number, (actual, expected) in enumerate(zip((restored, *restored.folds), (probe, *probe.folds), strict=True)):
         for value in map(attrgetter, ("coef", "intercept", "standardizer.mean", "standardizer.scale")):

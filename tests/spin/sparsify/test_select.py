@@ -101,7 +101,7 @@ def test_a_part_of_a_selection_equals_the_selection_from_its_probes(
     """Cutting a selection is the same as selecting from the remaining probes, in whatever order these come."""
     probes = make_probes(coefs)
     draw.shuffle(probes)
-    cut = Ranking.by_probes(probes).select(eta).part(depth, names)
+    cut = Ranking.by_probes(probes).select(eta).up_to(depth, names)
     remaining = [p for p in probes if p.column.site.layer <= depth]
     if names:
         remaining = [p for p in remaining if names & set(str(p.column).split("."))]
@@ -187,7 +187,7 @@ def test_positions_in_locates_a_smaller_selection_in_a_larger_one(
     """Columns at these positions of the larger feature matrix form the smaller one, for less eta and for less depth."""
     probes = make_probes(coefs)
     ranking = Ranking.by_probes(probes)
-    larger, smaller = ranking.select(max(a, b)), ranking.select(min(a, b)).part(depth)
+    larger, smaller = ranking.select(max(a, b)), ranking.select(min(a, b)).up_to(depth)
     draw = np.random.default_rng(0)
     activations = {p.column: draw.normal(size=(3, p.coef.shape[1])) for p in probes}
     positions = smaller.positions_in(larger)

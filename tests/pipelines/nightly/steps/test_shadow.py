@@ -382,7 +382,7 @@ def test_an_unusable_shadow_is_refused_before_any_work(
         folder = project.registry_fixture.folder / name
         shutil.copytree(project.registry_fixture.folder / OTHER_BACKBONE, folder, dirs_exist_ok=True)
         config = json.loads((folder / "config.json").read_text())
-        config["backbone"]["model"] = backbone
+        config["metadata"]["backbone"]["model"] = backbone
         (folder / "config.json").write_text(json.dumps(config) if backbone else "half")
     with pytest.raises(UserError, match=message):
         project.run_night(shadow=shadow, set=set)

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines.data.files.kept_columns import OUR_COLUMNS, schema_of
+from pipelines.data.files.kept_columns import schema_of
 from pipelines.nightly.tables.night_history import (
     FileState,
     find_newest_night,
@@ -518,11 +518,6 @@ def test_a_kept_column_keeps_its_type(kept: dict[str, pa.DataType], local_tables
     with pytest.raises(UserError, match="a column keeps its type"):
         publish(local_tables, night, token, kept=pa.schema(kept))
     assert published_ids(local_tables) == {(DATE, MODEL): ["a"]}
-
-
-def test_no_kept_column_has_the_name_of_one_of_ours() -> None:
-    names = {name for table in (PREDICTIONS, DEAD_LETTERS) for name in table_schema(table).names}
-    assert names == OUR_COLUMNS
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -13,10 +13,11 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from jobs.printing.registry import print_gate
 from pipelines.registry.evaluation_set import EvaluationSet
-from pipelines.registry.promotion import gate
+from pipelines.registry.promotion import gate, gate_checks, judged_version
 from pipelines.registry.promotion.earlier_gates import EarlierGates
-from pipelines.registry.promotion.gate import GateReport, NoReply, judge, run_gate
-from pipelines.registry.promotion.gate_check import GateCheck
+from pipelines.registry.promotion.gate import GateReport, run_gate
+from pipelines.registry.promotion.gate_checks import CheckResult
+from pipelines.registry.promotion.judged_version import JudgedVersion, NoReply
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from pipelines.service_errors import StalledError
 from spin.settings import Settings, parse_settings
@@ -46,12 +47,18 @@ CALIBRATED = build_reply(TENTH)
 """predictions that are wrong on a tenth of the rows and give every label the probability 0.9"""
 
 
+def judge(*of_version: Any, **keywords: Any) -> GateReport:
+    """The report on a version, given by the fields of `JudgedVersion`."""
+    version = JudgedVersion(*of_version, **keywords)
+    return GateReport((gate_checks.judge_loading(version.model), *gate_checks.judge(version)), version.labels_digest)
+
+
 def list_failed_checks(report: GateReport) -> list[str]:
     """Return the names of the failed checks."""
     return [check.name for check in report.failed]
 
 
-def find_check(report: GateReport, name: str) -> GateCheck:
+def find_check(report: GateReport, name: str) -> CheckResult:
     [check] = [check for check in report.checks if check.name == name]
     return check
 
@@ -151,8 +158,8 @@ def test_each_version_is_decided_by_the_thresholds_that_its_training_chose() -> 
 def test_failed_attempts_lower_the_significance(monkeypatch: pytest.MonkeyPatch) -> None:
     """The risk is divided among the attempts; one that gave the same labels is the same attempt."""
     asked: list[float] = []
-    bound = gate.lower_bound
-    monkeypatch.setattr(gate, "lower_bound", lambda *args: asked.append(args[4]) or bound(*args))
+    bound = judged_version.lower_bound
+    monkeypatch.setattr(judged_version, "lower_bound", lambda *args: asked.append(args[4]) or bound(*args))
     plain = judge(build_settings(), TRUTH, build_reply(range(42)), CALIBRATED)
     earlier = EarlierGates(failed=frozenset({"another", "a third", plain.labels_digest}))
     report = judge(build_settings(), TRUTH, build_reply(range(42)), CALIBRATED, earlier)
@@ -172,11 +179,14 @@ def test_all_failed_checks_are_reported() -> None:
     assert list_failed_checks(judge(strict, TRUTH, model, CALIBRATED)) == ALL_CHECKS[1:]
 
 
-def test_a_version_that_does_not_load_has_no_other_check() -> None:
+def test_a_version_that_does_not_load_has_no_other_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """The failed check gives the reason."""
-    report = judge(build_settings(), TRUTH, NoReply("there is no backbone"), CALIBRATED)
+    monkeypatch.setattr(gate, "_measure", lambda *_: NoReply("there is no backbone"))
+    registry: Any = SimpleNamespace(settings=build_settings())
+    report = run_gate(registry, "2", "1", EvaluationSet(["a"], ["text"], ["good"]), EarlierGates())
     assert [(check.name, check.measured) for check in report.failed] == [("loads", "there is no backbone")]
     assert len(report.checks) == 1
+    assert not report.failed[0].can_be_forced
 
 
 def test_without_predictions_of_the_champion_the_regression_check_fails() -> None:
@@ -296,7 +306,7 @@ def test_an_abstention_counts_as_the_label_without_the_band() -> None:
 )
 def test_a_check_passes_up_to_and_at_its_limit(value: float, at_least: bool, at_most: bool) -> None:
     """The limit itself passes; a value that cannot be measured never does."""
-    check = GateCheck("score", value, 0.6, "", "", "")
+    check = CheckResult("score", value, 0.6, "", "", "")
     assert (check.passed, replace(check, at_most=True).passed) == (at_least, at_most)
     assert check.to_dict()["passed"] is at_least
 

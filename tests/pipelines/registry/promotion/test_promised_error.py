@@ -15,8 +15,9 @@ from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.promotion import gate
 from pipelines.registry.promotion.earlier_gates import EarlierGates
 from pipelines.registry.promotion.gate import run_gate
-from pipelines.registry.promotion.gate_check import GateCheck
-from pipelines.registry.promotion.promised_error import check_promised_error, settle_promise
+from pipelines.registry.promotion.gate_checks import CheckResult, judge
+from pipelines.registry.promotion.judged_version import JudgedVersion
+from pipelines.registry.promotion.promised_error import settle_promise
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from spin.heads import persistence
 from spin.heads.abstention import choose_band
@@ -65,7 +66,7 @@ def write_version(folder: Path, held_out: HeldOutLogits | None) -> Path:
     return folder
 
 
-def check(folder: Path, documents: HeldOutLogits, max_error: float | None = 0.1) -> tuple[Settings, list[GateCheck]]:
+def check(folder: Path, documents: HeldOutLogits, max_error: float | None = 0.1) -> tuple[Settings, list[CheckResult]]:
     """The settings of a version in the gate, and its checks if its predictions are those of some documents."""
     decision = {} if max_error is None else {"max_error": max_error}
     settings = parse_settings({"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s", "decision": decision})
@@ -80,7 +81,8 @@ def check(folder: Path, documents: HeldOutLogits, max_error: float | None = 0.1)
     probabilities = SPACE.probabilities(documents.logits[-1])
     given = Decision.of(SPACE, settled.decision).labels(probabilities)
     reply = PredictionReply({"text": "string"}, SPACE.classes, False, given, probabilities, 1.0)
-    return settled, check_promised_error(max_error, reply, SPACE.names(documents.y), reason)
+    version = JudgedVersion(settings, SPACE.names(documents.y), reply, unproven=reason)
+    return settled, [result for result in judge(version) if result.name == "max_error"]
 
 
 @pytest.mark.parametrize(("wrong", "passes"), [(0.0, True), (0.3, False)])

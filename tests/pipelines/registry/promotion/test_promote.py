@@ -23,7 +23,7 @@ import yaml
 from jobs.cli import main
 from pipelines.registry.promotion import promote
 from pipelines.registry.promotion.gate import GateReport
-from pipelines.registry.promotion.gate_check import GateCheck
+from pipelines.registry.promotion.gate_checks import CheckResult
 from pipelines.registry.promotion.subprocess_predict import predict_in_subprocess
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import HeldError
@@ -114,7 +114,7 @@ def registry_fixture(shared_fixture: PromotionFixture) -> Iterator[PromotionFixt
 @pytest.fixture
 def open_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the gate pass at once, for tests of the steps after it."""
-    passed = GateReport((GateCheck("loads", 1, 1, "", "", ""),), {"score": 0.5})
+    passed = GateReport((CheckResult("score", 1, 1, "", "", "", figures={"score": 0.5}),))
     monkeypatch.setattr(promote, "run_gate", lambda *_: passed)
     monkeypatch.setattr(promote, "check_loads", lambda *_: passed)
 
@@ -154,7 +154,7 @@ def test_the_death_of_the_fresh_process_is_an_error(registry_fixture: PromotionF
 def test_promotions_refusals_and_rollbacks_are_recorded(registry_fixture: PromotionFixture) -> None:
     """The moves are a first champion, an equal version, a worse version that is refused, and a rollback."""
     registry = registry_fixture.registry
-    shown_checks: list[tuple[GateCheck, ...]] = []
+    shown_checks: list[tuple[CheckResult, ...]] = []
     first = promote.promote(registry, "1", "the first", on_checks=shown_checks.append)
     assert [check.name for check in shown_checks[0]] == ["loads", "schema", "score", "calibration", "throughput"]
     assert (first.from_version, first.to_version, first.forced) == (None, "1", ())
@@ -221,7 +221,7 @@ def test_gates_keep_predictions_and_count_failed_attempts(
     assert len(registry.find_gate_tags({"spin.gate.after": tag})) == 2
     assert registry.find_gate_tags({"spin.gate.after": "another"}) == []
 
-    shown_checks: list[tuple[GateCheck, ...]] = []
+    shown_checks: list[tuple[CheckResult, ...]] = []
     second = promote.promote(registry, "2", "the same again", on_checks=shown_checks.append)
     checks = {check.name: check for check in shown_checks[0]}
     assert checks["regression"].expected.endswith("with 97.5 % confidence, after 1 failed attempt")
@@ -249,7 +249,7 @@ def test_a_version_that_does_not_load_never_becomes_champion(
         promote.promote(registry_fixture.registry, "4", "it must", force=True)
     assert registry_fixture.read_gate_tags("4")["spin.gate.loads"].startswith("failed: ")
     with monkeypatch.context() as patch:
-        patch.setattr(promote, "run_gate", lambda *_: GateReport((), {}))
+        patch.setattr(promote, "run_gate", lambda *_: GateReport(()))
         promote.promote(registry_fixture.registry, "1", "")
     with pytest.raises(
         UserError, match=rf"version 4 of {registry_fixture.name} is not champion again: .*; roll back to another"
@@ -299,7 +299,7 @@ from spin.settings import load_settings
 def run_gate(*_):
     print("inside", flush=True)
     sys.stdin.readline()
-    return GateReport((), {})
+    return GateReport(())
 
 promote.run_gate = run_gate
 try:
@@ -358,7 +358,7 @@ def test_a_version_that_hangs_ends_promotion_and_rollback_with_status_6_and_free
     hang_fresh_process(tmp_path / "hang", monkeypatch)
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(registry_fixture.tree))
     with monkeypatch.context() as patch:
-        patch.setattr(promote, "run_gate", lambda *_: GateReport((), {}))
+        patch.setattr(promote, "run_gate", lambda *_: GateReport(()))
         promote.promote(registry_fixture.registry, "1", "")
     for words in (["promote", "--version", "2"], ["rollback", "--to", "2"]):
         command = [words[0], str(tmp_path / "settings.yaml"), *words[1:], "--set", "promote.timeout_seconds=1"]
@@ -491,7 +491,7 @@ def test_the_promotion_commands_print_and_record_every_move(
     assert (status, "--force without --why" in error) == (2, True)
     promote.promote(registry_fixture.registry, "1", "")
     failing = GateReport(
-        (GateCheck("score", 0.1, 0.5, "10.0 accuracy", "at least 50.0", "train again"),), {"score": 0.1}
+        (CheckResult("score", 0.1, 0.5, "10.0 accuracy", "at least 50.0", "train again", figures={"score": 0.1}),)
     )
     monkeypatch.setattr(promote, "run_gate", lambda *_: failing)
     status, out, error = run_spin("promote", file, "--version", "2")

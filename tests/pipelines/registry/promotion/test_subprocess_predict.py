@@ -22,10 +22,12 @@ from pipelines.registry.promotion.subprocess_predict import (
     PredictionReply,
     PredictionRequest,
     _check_answers,
+    parse_reply,
     predict_in_subprocess,
     reply_to,
 )
 from pipelines.service_errors import StalledError
+from pipelines.storage.records import from_json, to_json
 from spin import TrainedClassifier
 from spin.errors import UserError
 from spin.settings import DecisionSettings, Settings, parse_settings
@@ -69,7 +71,7 @@ def test_a_reply_survives_a_json_round_trip() -> None:
     """The reply has probabilities, an empty list of labels and an abstention."""
     labels, probabilities = [["a"], [], None], np.array([[0.1, 0.25]] * 3)
     reply = PredictionReply({"text": "string"}, ("a", "b"), True, labels, probabilities, 1.5, {"a": 0.1, "b": 0.3})
-    copy = PredictionReply.from_json(reply.to_json())
+    copy = from_json(PredictionReply, json.loads(json.dumps(to_json(reply))))
     np.testing.assert_array_equal(copy.probabilities, reply.probabilities)
     names = [field.name for field in fields(reply) if field.name != "probabilities"]
     assert [getattr(copy, name) for name in names] == [getattr(reply, name) for name in names]
@@ -88,7 +90,7 @@ def test_a_logged_model_replies_with_the_thresholds_of_its_choice(trained_bundle
     labels = load_bundle(bundle).predict(TEXTS)
     config = bundle / "artifacts" / "spin" / "config.json"
     content = json.loads(config.read_text())
-    content["integrations"][content["choices"]["accuracy"]]["facts"]["thresholds"] = thresholds
+    content["classifiers"][content["choices"]["accuracy"]]["summary"]["thresholds"] = thresholds
     config.write_text(json.dumps(content))
     reply = _reply(bundle, TEXTS, build_settings())
     assert reply.thresholds == thresholds
@@ -99,13 +101,13 @@ def test_a_logged_model_replies_with_the_thresholds_of_its_choice(trained_bundle
 
 def _reply(bundle: Path, texts: list[str], settings: Settings) -> PredictionReply:
     request = PredictionRequest.of(texts, settings).model_dump_json()
-    return PredictionReply.from_json(reply_to(request, str(bundle)))
+    return parse_reply(reply_to(request, str(bundle)))
 
 
 def test_an_error_reply_is_raised_as_a_user_error() -> None:
     """The message is that of the reply."""
     with pytest.raises(UserError, match="^there is no backbone$"):
-        PredictionReply.from_json('{"error": "there is no backbone"}')
+        parse_reply('{"error": "there is no backbone"}')
 
 
 class AlteringModel:

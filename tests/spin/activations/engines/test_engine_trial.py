@@ -16,19 +16,20 @@ import pytest
 
 from pipelines.workers.weights_cache import with_engine
 from spin.activations.engines.engine import open_engine
-from spin.activations.engines.engine_child import compare_engines
+from spin.activations.engines.engine_child import compare_engines, sample_segments
 from spin.activations.engines.openvino_engine import OpenVinoEngine
 from spin.activations.extract import extract, single_segment
 from spin.backbone import engine_choice, engine_trial
 from spin.backbone.engine_choice import EngineChoice, choose_engine
-from spin.backbone.engine_trial import TrialRequest, verdict_key, verdict_path
-from spin.backbone.loading import find_backbone, load_backbone
+from spin.backbone.engine_trial import TrialRequest, verdict_path
+from spin.backbone.loading import find_backbone, load_backbone, open_backbone
 from spin.errors import UserError
 from spin.settings import BackboneSettings, parse_settings
 from spin.sites import FeatureColumn
 from tests.conftest import real_judge_engine
 from tests.spin.activations.engines.test_engines import OPENVINO_SUPPORTED
 from tests.spin.backbone.test_decoder import FILE, WEIGHTS, find_package_file
+from tests.spin.backbone.test_model import FAMILIES, Family
 from tests.support import tiny
 
 CRASH = "import os, signal; os.kill(os.getpid(), signal.SIG{})"
@@ -48,13 +49,14 @@ SCALE_VALUES = (
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Real trials, an empty cache folder, and hardware whose fast precision is bfloat16."""
     monkeypatch.setattr(engine_trial, "judge_engine", real_judge_engine)
-    monkeypatch.setattr(engine_trial, "_known", {})
     monkeypatch.setattr(engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)
     monkeypatch.setattr(engine_choice, "fast_precision", lambda device: "bfloat16")
     monkeypatch.setenv("SPIN_CACHE", str(tmp_path / "cache"))
     engine_choice._warn_once.cache_clear()
+    forget_verdicts()
     yield tmp_path / "cache" / "engine_trials"
     engine_choice._warn_once.cache_clear()
+    forget_verdicts()
 
 
 @pytest.fixture
@@ -82,9 +84,9 @@ class ChildProcess:
         return len(self.file.read_text()) if self.file.exists() else 0
 
 
-def forget_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+def forget_verdicts() -> None:
     """Forget the verdicts that this process remembers; those on disk remain, as for a new process."""
-    monkeypatch.setattr(engine_trial, "_known", {})
+    real_judge_engine.cache_clear()
 
 
 def choose(folder: Path, **options: str) -> EngineChoice:
@@ -188,7 +190,7 @@ def test_an_engine_that_differs_from_torch_is_not_used(
         choose(backbone_folder, engine="openvino", dtype="float32")
     assert child.starts == 1
     verdict_path(build_request(backbone_folder)).unlink()
-    forget_verdicts(monkeypatch)
+    forget_verdicts()
     run = OpenVinoEngine.run
 
     def run_to_nan(*args: Any) -> Any:
@@ -221,7 +223,7 @@ def test_a_verdict_is_cached_per_weights_precision_processor_and_versions(
     request, count = build_request(backbone_folder), 0
     copied = replace(request, model="elsewhere", folder="/elsewhere")
     for repeated in (request, request, copied):
-        forget_verdicts(monkeypatch)
+        forget_verdicts()
         assert (real_judge_engine(repeated).description, child.starts) == ("crashed (SIGFPE)", 1)
     record = json.loads(verdict_path(request).read_text())
     assert (record["outcome"], record["digest"]) == ("crashed", request.digest)
@@ -233,13 +235,14 @@ def test_a_verdict_is_cached_per_weights_precision_processor_and_versions(
         count += 1
         assert child.starts == count
     for name, function in (("processor", lambda: "another"), ("_version", lambda package: "another")):
+        forget_verdicts()
         with monkeypatch.context() as patch:
             patch.setattr(engine_trial, name, function)
             real_judge_engine(request)
         count += 1
         assert child.starts == count
     verdict_path(request).write_text("{")
-    forget_verdicts(monkeypatch)
+    forget_verdicts()
     assert real_judge_engine(request).outcome == "crashed"
     assert child.starts == count + 1
     assert json.loads(verdict_path(request).read_text())["outcome"] == "crashed"
@@ -249,7 +252,7 @@ def test_a_verdict_is_cached_per_weights_precision_processor_and_versions(
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("import time; time.sleep(60)", "not done after 1 s"),
+        ("import time; time.sleep(60)", "not done after 1 s, which every start will take again"),
         (CRASH.format("KILL"), "ended by SIGKILL, as where memory runs out"),
         ("import os, sys; print('std::bad_alloc', file=sys.stderr, flush=True); os.abort()", "memory runs out"),
         ("raise SystemExit('no torch here')", "ended with status 1: no torch here"),
@@ -267,30 +270,20 @@ def test_an_inconclusive_trial_is_not_cached_on_disk(
     assert child.starts == 1
     with pytest.raises(UserError, match=f"could not be tried .*{message}") as raised:
         choose(backbone_folder, engine="openvino", dtype="float32")
-    assert "to try again" not in str(raised.value)
+    assert "the next start tries again" in str(raised.value)
     assert not verdict_path(build_request(backbone_folder)).exists()
-    forget_verdicts(monkeypatch)
+    forget_verdicts()
     child.replace_report(difference=0.0, column="resid.00.mean")
     assert choose(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
 
 
-def test_concurrent_requests_run_one_trial(
-    backbone_folder: Path, child: ChildProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_concurrent_requests_run_one_trial(backbone_folder: Path, child: ChildProcess) -> None:
     """Two threads stand for two processes: the second waits and reads the verdict that the first wrote."""
     child.replace_code(f"import time; time.sleep(1); {CRASH.format('FPE')}")
-    monkeypatch.setattr(engine_trial, "_known", AmnesicDict())
     request = build_request(backbone_folder)
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(lambda _: real_judge_engine(request).outcome, range(2)))
     assert (outcomes, child.starts) == (["crashed", "crashed"], 1)
-
-
-class AmnesicDict(dict):
-    """A dictionary for which `in` is always false."""
-
-    def __contains__(self, key: object) -> bool:
-        return False
 
 
 def test_without_a_writable_cache_every_process_makes_its_own_trial(
@@ -318,8 +311,22 @@ def test_there_is_no_trial_for_torch_or_for_an_unsupported_family(
 
 def test_the_key_of_a_verdict_is_stable(backbone_folder: Path) -> None:
     """The description of the processor, which is part of the key, is not empty."""
-    assert verdict_key(build_request(backbone_folder)) == verdict_key(build_request(backbone_folder))
+    assert verdict_path(build_request(backbone_folder)) == verdict_path(build_request(backbone_folder))
     assert len(engine_trial.processor()) > 60
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name in ("bert", "gemma2", "gpt2", "qwen3")], ids=str)
+def test_a_trial_runs_the_first_two_blocks(family: Family, tmp_path: Path) -> None:
+    """They have the values of the whole model, also where blocks alternate; a family of one kind of block suffices."""
+    folder = tiny.save_backbone(tmp_path / family.name, family.config(), tiny.build_tokenizer())
+    settings = BackboneSettings(model=str(folder), device="cpu", dtype="float32", engine="torch")
+    whole, choice = load_backbone(settings), EngineChoice("torch", "float32")
+    short = open_backbone(settings, folder, whole.digest, "cpu", choice, blocks=2)
+    assert (whole.depth, short.depth) == (3, 2)
+    assert [segment.stop for segment in sample_segments(short)] == [1, 2]
+    columns = [FeatureColumn(site, "mean") for site in short.sites]
+    for column, values in extract(whole, ["the film was late"], columns).columns.items():
+        np.testing.assert_allclose(extract(short, ["the film was late"], [column]).values, values, atol=1e-6)
 
 
 def test_auto_uses_openvino_if_the_trial_passes(backbone_folder: Path) -> None:
@@ -340,7 +347,6 @@ def test_auto_reads_a_real_decoder_even_if_its_trial_crashes(tmp_path: Path, mon
     folder, _ = find_backbone(BackboneSettings(model=WEIGHTS))
     monkeypatch.setenv("SPIN_CACHE", str(tmp_path))
     monkeypatch.setattr(engine_trial, "judge_engine", real_judge_engine)
-    monkeypatch.setattr(engine_trial, "_known", {})
     backbone = load_backbone(BackboneSettings(model=str(folder), device="cpu"))
     columns = [FeatureColumn(site, "mean") for site in backbone.sites]
     features = extract(backbone, ["A fine film.", "Late again, and nobody told us why."], columns)

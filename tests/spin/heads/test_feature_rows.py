@@ -10,9 +10,9 @@ import numpy as np
 import psutil
 import pytest
 
-import spin.integrate.feature_rows
+import spin.heads.feature_rows
 from spin.arrays import Floats
-from spin.integrate.feature_rows import FeatureRows, RowFile
+from spin.heads.feature_rows import FeatureRows, RowFile
 from spin.labels.standardizer import Standardizer
 
 
@@ -27,10 +27,10 @@ def raw() -> Floats:
 def kept(request: pytest.FixtureRequest, raw: Floats, monkeypatch: pytest.MonkeyPatch) -> FeatureRows:
     """These rows from three blocks, of which one is empty; in a file a block holds six of them."""
     if request.param == "file":
-        monkeypatch.setattr(spin.integrate.feature_rows, "MOST_IN_MEMORY", 4 * raw.size - 1)
-        monkeypatch.setattr(spin.integrate.feature_rows, "BLOCK_BYTES", 6 * 4 * 7)
+        monkeypatch.setattr(spin.heads.feature_rows, "MOST_IN_MEMORY", 4 * raw.size - 1)
+        monkeypatch.setattr(spin.heads.feature_rows, "BLOCK_BYTES", 6 * 4 * 7)
     else:
-        monkeypatch.setattr(spin.integrate.feature_rows, "MOST_IN_MEMORY", 4 * raw.size)
+        monkeypatch.setattr(spin.heads.feature_rows, "MOST_IN_MEMORY", 4 * raw.size)
     rows = FeatureRows.collect((part for part in (raw[:20], raw[20:20], raw[20:])), len(raw))
     assert isinstance(rows.values, RowFile) is not rows.in_memory is (request.param == "memory")
     return rows
@@ -90,7 +90,7 @@ def test_a_file_leaves_nothing_behind(tmp_path: Path, raw: Floats, monkeypatch: 
 
 def test_the_memory_of_the_process_does_not_grow_with_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """Going through 256 MB takes less than a quarter of that."""
-    monkeypatch.setattr(spin.integrate.feature_rows, "MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(spin.heads.feature_rows, "MOST_IN_MEMORY", 0)
 
     def make_blocks() -> Iterator[Floats]:
         block = np.ones((1 << 14, 1 << 10), np.float16)

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spin.heads.calibration import log_loss
+from spin.heads.design import Design
+from spin.heads.feature_rows import FeatureRows
+from spin.heads.head import FitTask
 from spin.heads.linear_head import LinearHead, Penalty
-from spin.heads.mlp_head import MlpHead
-from spin.integrate.feature_rows import FeatureRows
-from spin.integrate.fit_linear import Design, fit_linear
-from spin.integrate.fit_mlp import HIDDEN, fit_mlp
+from spin.heads.mlp_head import HIDDEN, MlpHead
+from spin.integrate.fit_linear import fit_linear
 from spin.labels.label_space import LabelSpace
 from spin.process_group import ProcessGroup
 from tests.spin.integrate.test_fit_linear import matrix
@@ -33,7 +34,7 @@ def make_design(n: int = 400, *, exclusive: bool = True, seed: int = 0) -> Desig
     )
 
 
-def loss(design: Design, head: LinearHead | MlpHead) -> float:
+def loss(design: Design, head: LinearHead) -> float:
     label_space = LabelSpace(("a", "b"), multilabel=not design.exclusive)
     return log_loss(head.logits(matrix(design)), design.has.argmax(1) if design.exclusive else design.has, label_space)
 
@@ -55,7 +56,7 @@ def make_head(seed: int, features: int = 5, hidden: int = 7, size: float = 1.0) 
     draw = np.random.default_rng(seed)
     shapes = [(3, features), 3, (hidden, features), hidden, (3, hidden)]
     coef, intercept, inner, bias, outer = ((size * draw.normal(size=s)).astype(np.float32) for s in shapes)
-    return MlpHead(LinearHead(coef, intercept), inner, bias, outer)
+    return MlpHead(coef, intercept, inner, bias, outer)
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
@@ -63,9 +64,9 @@ def test_an_mlp_head_starts_at_the_linear_head(exclusive: bool) -> None:
     """Before the first step the logits are those of the linear head, bit for bit."""
     design = make_design(exclusive=exclusive)
     [linear] = fit_linear(design, [Penalty(1.0)])
-    head, steps = fit_mlp(linear, design, 1.0, seed=0, steps=0)
+    head, steps = MlpHead.fit(FitTask(linear, design, 1.0, seed=0, steps=0))
     assert steps == 0
-    assert head.linear is linear
+    assert (head.coef is linear.coef, head.intercept is linear.intercept) == (True, True)
     assert head.inner.shape == (HIDDEN, 6)
     assert head.inner.any()
     np.testing.assert_array_equal(head.logits(matrix(design)), linear.logits(matrix(design)))
@@ -76,7 +77,7 @@ def test_an_mlp_head_learns_an_interaction_that_a_linear_head_misses(exclusive: 
     """It learns the sign of a product on unseen rows, and keeps the linear effect."""
     design, unseen = make_design(exclusive=exclusive), make_design(exclusive=exclusive, seed=1)
     [linear] = fit_linear(design, [Penalty(10.0)])
-    head, steps = fit_mlp(linear, design, 10.0, seed=0)
+    head, steps = MlpHead.fit(FitTask(linear, design, 10.0, seed=0))
     assert steps == 300
     accuracies = [((h.logits(matrix(unseen)) > 0) == unseen.has).mean(0) for h in (linear, head)]
     assert accuracies[0][0] < 0.7
@@ -86,7 +87,7 @@ def test_an_mlp_head_learns_an_interaction_that_a_linear_head_misses(exclusive: 
 
 def test_the_same_seed_gives_the_same_mlp_head(design: Design, linear: LinearHead) -> None:
     """Equal bit for bit; another seed gives another head."""
-    first, second, other = (fit_mlp(linear, design, 1.0, seed=seed, steps=20)[0] for seed in (3, 3, 4))
+    first, second, other = (MlpHead.fit(FitTask(linear, design, 1.0, seed=seed, steps=20))[0] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.logits(matrix(design)), second.logits(matrix(design)))
     assert np.any(first.logits(matrix(design)) != other.logits(matrix(design)))
 
@@ -95,7 +96,7 @@ def test_a_strong_penalty_keeps_an_mlp_head_nearly_linear(design: Design, linear
     """The smaller the strength, the closer the logits are to those of the linear head."""
     differences = []
     for strength in (1e-3, 0.3, 3.0):
-        head, _ = fit_mlp(linear, design, strength, seed=0)
+        head, _ = MlpHead.fit(FitTask(linear, design, strength, seed=0))
         differences.append(np.abs(head.logits(matrix(design)) - linear.logits(matrix(design))).max())
     assert differences[0] < 0.05 < differences[1] < differences[2]
 
@@ -106,7 +107,7 @@ def test_rows_without_weight_do_not_affect_the_mlp_head(design: Design) -> None:
     weighted = replace(design, weights=weights)
     [linear] = fit_linear(weighted, [Penalty(1.0)])
     flipped = replace(weighted, has=np.where(weights > 0, design.has, ~design.has))
-    expected, actual = (fit_mlp(linear, each, 1.0, seed=0, steps=30)[0] for each in (weighted, flipped))
+    expected, actual = (MlpHead.fit(FitTask(linear, each, 1.0, seed=0, steps=30))[0] for each in (weighted, flipped))
     np.testing.assert_array_equal(expected.logits(matrix(design)), actual.logits(matrix(design)))
 
 
@@ -128,10 +129,10 @@ def test_fitting_stops_after_four_checks_without_improvement(losses: list[float]
         judged_logits.append(head.logits(matrix(design)))
         return next(losses_to_return)
 
-    head, steps = fit_mlp(linear, design, 1.0, seed=0, judge=judge, steps=90)
+    head, steps = MlpHead.fit(FitTask(linear, design, 1.0, seed=0, judge=judge, steps=90))
     assert (len(judged_logits), steps) == (checks, best_step)
     np.testing.assert_array_equal(head.logits(matrix(design)), judged_logits[best_step // 10])
-    refitted, _ = fit_mlp(linear, design, 1.0, seed=0, steps=best_step)
+    refitted, _ = MlpHead.fit(FitTask(linear, design, 1.0, seed=0, steps=best_step))
     np.testing.assert_allclose(refitted.logits(matrix(design)), head.logits(matrix(design)), atol=1e-5)
 
 
@@ -149,8 +150,8 @@ def test_a_judge_on_held_out_rows_prevents_overfitting() -> None:
 
     design, valid, unseen = make_noise(), make_noise(), make_noise()
     [linear] = fit_linear(design, [Penalty(1.0)])
-    judged, steps = fit_mlp(linear, design, 100.0, seed=0, judge=lambda head: loss(valid, head))
-    unjudged, _ = fit_mlp(linear, design, 100.0, seed=0)
+    judged, steps = MlpHead.fit(FitTask(linear, design, 100.0, seed=0, judge=lambda head: loss(valid, head)))
+    unjudged, _ = MlpHead.fit(FitTask(linear, design, 100.0, seed=0))
     assert steps < 300
     assert loss(valid, judged) <= loss(valid, linear)
     assert loss(unseen, judged) < loss(unseen, unjudged)
@@ -161,11 +162,11 @@ def test_features_in_a_file_give_the_same_mlp_head(exclusive: bool, monkeypatch:
     """Its gradients are added up over blocks of rows."""
     design = make_design(exclusive=exclusive)
     [linear] = fit_linear(design, [Penalty(1.0)])
-    monkeypatch.setattr("spin.integrate.feature_rows.MOST_IN_MEMORY", 0)
-    monkeypatch.setattr("spin.integrate.feature_rows.BLOCK_BYTES", 4 * 37 * design.features.shape[1])
+    monkeypatch.setattr("spin.heads.feature_rows.MOST_IN_MEMORY", 0)
+    monkeypatch.setattr("spin.heads.feature_rows.BLOCK_BYTES", 4 * 37 * design.features.shape[1])
     on_disk = replace(design, features=FeatureRows.collect(design.features.blocks(), len(design.features)))
     assert not on_disk.features.in_memory
-    expected, actual = (fit_mlp(linear, each, 1.0, seed=0, steps=40)[0] for each in (design, on_disk))
+    expected, actual = (MlpHead.fit(FitTask(linear, each, 1.0, seed=0, steps=40))[0] for each in (design, on_disk))
     np.testing.assert_allclose(actual.logits(matrix(design)), expected.logits(matrix(design)), atol=1e-3)
     assert np.abs(expected.logits(matrix(design)) - linear.logits(matrix(design))).max() > 0.1
 
@@ -175,10 +176,7 @@ def test_features_in_a_file_give_the_same_mlp_head(exclusive: bool, monkeypatch:
 
 def torch_logits(head: MlpHead) -> Callable[[torch.Tensor], torch.Tensor]:
     """The logits of rows (n, p) or of one row (p,) as a function in float64, for autograd."""
-    coef, intercept, inner, bias, outer = (
-        torch.as_tensor(a, dtype=torch.float64)
-        for a in (head.linear.coef, head.linear.intercept, head.inner, head.inner_bias, head.outer)
-    )
+    coef, intercept, inner, bias, outer = (torch.as_tensor(a, dtype=torch.float64) for a in head.to_tensors().values())
     return lambda x: x @ coef.T + intercept + torch.tanh(x @ inner.T + bias) @ outer.T
 
 
@@ -232,4 +230,4 @@ def test_with_temperature_divides_logits_slopes_and_bias() -> None:
     np.testing.assert_allclose(with_temperature.logits(X), head.logits(X) / 2.5, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(with_temperature.slopes(X[0]), head.slopes(X[0]) / 2.5, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(with_temperature.bias, head.bias / 2.5, rtol=1e-4, atol=1e-5)
-    assert with_temperature.outer.dtype == with_temperature.linear.coef.dtype == np.float32
+    assert with_temperature.outer.dtype == with_temperature.coef.dtype == np.float32

@@ -1,0 +1,165 @@
+"""A pooling that the product does not have needs one class and its registration, from training to explanations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from torch import Tensor
+
+from spin import SpinClassifier, TrainedClassifier
+from spin.activations.features import Features
+from spin.backbone.loading import load_backbone
+from spin.export import export
+from spin.pages.layer_map import layer_map
+from spin.poolings import registry
+from spin.poolings.pooling import Array, PooledWindows, Pooling
+from spin.settings import BackboneSettings
+from tests.support import tiny
+from tests.support.attribution_loop import read_tokens
+
+DOCUMENTS = tiny.make_documents(40)
+LONG_TEXTS = [
+    " ".join(row["text"] for row in DOCUMENTS[start : start + 4]) for start in range(0, 12, 4)
+] + ["bad", "[SEP] " * 9 + "a lovely day"]  # fmt: skip
+
+
+class Minimum(Pooling):
+    """The smallest value over the tokens."""
+
+    name = "min"
+    description = "minimum over the tokens"
+    shares = "one by value"
+
+    def pool(self, values: Tensor, mask: Tensor) -> Tensor:
+        return self.locate(values, mask)[0]
+
+    def locate(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        smallest, at = values.masked_fill(~mask.unsqueeze(-1), float("inf")).min(1)
+        return smallest.float(), at
+
+    def merge(self, windows: PooledWindows[Array]) -> Array:
+        return -windows.largest(-windows.values)
+
+
+class RootMeanSquare(Pooling):
+    """The root of the mean square over the tokens, in which no token has a share."""
+
+    name = "rms"
+    description = "root of the mean square over the tokens"
+
+    def pool(self, values: Tensor, mask: Tensor) -> Tensor:
+        squares = (values.float() ** 2) * mask.unsqueeze(-1)
+        return (squares.sum(1) / mask.sum(1, keepdim=True)) ** 0.5
+
+    def merge(self, windows: PooledWindows[Array]) -> Array:
+        return windows.sum(windows.values**2 * windows.shares) ** 0.5
+
+
+EXPECTED = {"min": lambda values: values.min(0), "rms": lambda values: np.sqrt((values**2).mean(0))}
+
+
+@pytest.fixture(scope="module", params=[Minimum(), RootMeanSquare()], ids=lambda pooling: pooling.name)
+def pooling(request: pytest.FixtureRequest) -> Iterator[Pooling]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "POOLINGS", (*registry.POOLINGS, request.param))
+        yield request.param
+
+
+@pytest.fixture(scope="module")
+def saved(pooling: Pooling, backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved classifier that was trained on windows of texts under the new pooling alone."""
+    backbone = BackboneSettings(
+        model=str(backbone_folder), dtype="float32", device="cpu", engine="torch", max_tokens=12,
+        long_texts="windows", window_overlap=3, max_windows=8,
+    )  # fmt: skip
+    search: Any = {"etas": [0.5], "max_share": 1, "strengths": [1], "l1": [], "head": "linear", "words": "off"}
+    probe: Any = {"penalties": 2, "max_extra": 0}
+    spin = SpinClassifier(backbone, sites=["resid"], poolings=[pooling.name], probe=probe, search=search)
+    spin.fit([row["text"] for row in DOCUMENTS], [row["label"] for row in DOCUMENTS])
+    folder = tmp_path_factory.mktemp(pooling.name) / "saved"
+    spin.save(folder)
+    return folder
+
+
+def open_classifier(folder: Path, engine: str) -> TrainedClassifier:
+    spin = TrainedClassifier.load(folder, reasons=3)
+    changed = spin.settings.model_copy(update={"engine": engine})
+    return TrainedClassifier.load(folder, backbone=changed, reasons=3)
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_a_new_pooling_works_from_training_to_explanations(
+    pooling: Pooling, saved: Path, engine: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    spin = open_classifier(saved, engine)
+    features = spin.features(LONG_TEXTS)
+    check_values(spin, features, pooling.name)
+    assert features.reasons is not None
+    predictions = spin.predict_all(LONG_TEXTS)
+    for row, text in enumerate(LONG_TEXTS):
+        explanation = spin.explain(text)
+        np.testing.assert_allclose(explanation.logits, predictions.logits[row], atol=1e-4)
+        k = explanation.classes.index(explanation.label)
+        assert [each.description for each in layer_map(explanation, k).rows] == [
+            f"residual stream, {pooling.description}"
+        ]
+        words, neurons = features.reasons.words_of(row), features.reasons.neurons_of(row)
+        assert len(neurons) == 3
+        assert {neuron.column.rpartition(".")[2] for neuron in neurons} == {pooling.name}
+        if pooling.shares == "none":
+            assert words == []
+            assert not explanation.word_contributions.any()
+            assert {top.word for top in explanation.top(3)} == {"(no word)"}
+        else:
+            np.testing.assert_allclose(
+                explanation.word_contributions.sum(0) + explanation.bias, explanation.logits, atol=1e-4
+            )
+            check_loudest(spin, text, explanation.loudest.tolist(), explanation.words)
+            assert 0 < len(words) <= 3
+    told = [record.getMessage() for record in caplog.records if "no token has a share" in record.getMessage()]
+    assert len(told) == (1 + len(LONG_TEXTS) if pooling.shares == "none" else 0)
+
+
+def check_values(spin: TrainedClassifier, features: Features, name: str) -> None:
+    """The values of texts are those of a loop over the tokens of all windows, each token once."""
+    whole: Any = SimpleNamespace(backbone=load_backbone(spin.settings))
+    assert features.windows is not None
+    assert max(features.windows) > 2
+    for row, text in enumerate(LONG_TEXTS):
+        tokens = [token for token in read_tokens(whole, text) if token.is_pooled]
+        for column, neurons in spin.fitted.selection.neurons.items():
+            values = np.stack([token.activations[str(column.site)][neurons] for token in tokens])
+            np.testing.assert_allclose(features.columns[column][row], EXPECTED[name](values), atol=1e-4)
+
+
+def check_loudest(spin: TrainedClassifier, text: str, loudest: list[int], words: tuple[tuple[int, int], ...]) -> None:
+    """The word of each neuron has the token with its smallest value."""
+    whole: Any = SimpleNamespace(backbone=load_backbone(spin.settings))
+    tokens = [token for token in read_tokens(whole, text) if token.is_pooled]
+    for (column, neuron, _), word in zip(spin.fitted.selection.rows(), loudest, strict=True):
+        values = [token.activations[str(column.site)][neuron] for token in tokens]
+        mine = [value for token, value in zip(tokens, values, strict=True) if contains(words[word], token.span)]
+        assert min(mine) == pytest.approx(min(values), abs=1e-5)
+
+
+def contains(word: tuple[int, int], token: tuple[int, int]) -> bool:
+    return word[0] <= token[0] and token[1] <= word[1]
+
+
+def test_a_new_pooling_is_exported(pooling: Pooling, saved: Path, tmp_path: Path) -> None:
+    """The graph merges the windows of a text as the classifier does."""
+    spin = open_classifier(saved, "torch")
+    export(spin, tmp_path / "exported", "onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "exported" / "model.onnx")
+    expected = spin.predict_proba(LONG_TEXTS)
+    for row, text in enumerate(LONG_TEXTS):
+        tokens = spin.backbone.tokenize([text])
+        ids, mask = spin.backbone.pad_tokens(tokens, range(len(tokens.ids)))
+        [scores] = session.run(["scores"], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        np.testing.assert_allclose(scores[0], expected[row], atol=1e-3)
