@@ -142,7 +142,7 @@ GUARANTEES = (
             Cut(
                 f"{PUBLICATION}::test_a_driver_that_wakes_after_its_successor_changes_nothing",
                 f"{TABLES}/publication.py",
-                "_require_last(predictions, night.model, token)",
+                "_require_last(predictions, night.model, claim)",
                 "pass",
             ),
             Cut(
@@ -159,7 +159,7 @@ GUARANTEES = (
             Cut(
                 f"{PUBLICATION}::test_rows_are_removed_only_under_the_last_claim",
                 f"{TABLES}/publication.py",
-                "_require_last(predictions, model, token)",
+                "_require_last(predictions, model, claim)",
                 "pass",
             ),
         ),
@@ -240,8 +240,8 @@ GUARANTEES = (
             Cut(
                 f"{PUBLICATION}::test_the_first_record_of_a_run_wins",
                 f"{TABLES}/night_records.py",
-                'if out.create(f"{RUNS}/{run.run}/{NIGHT}", _to_bytes(record)):',
-                'if out.write(f"{RUNS}/{run.run}/{NIGHT}", _to_bytes(record)) is None:',
+                'if out.create(f"{RUNS}/{run.name}/{NIGHT}", _to_bytes(finished)):',
+                'if out.write(f"{RUNS}/{run.name}/{NIGHT}", _to_bytes(finished)) is None:',
             ),
             Cut(
                 f"{STORE}::test_a_failed_write_keeps_the_old_object",
@@ -263,12 +263,12 @@ GUARANTEES = (
             Cut(
                 f"{PUBLICATION}::test_a_run_that_lost_a_file_is_not_published",
                 f"{TABLES}/publication.py",
-                "retrying(require_complete, tables, night.run, night.files)",
+                "retrying(require_complete, tables, night.name, night.files)",
             ),
             Cut(
                 f"{PUBLICATION}::test_a_night_is_restored_with_all_its_rows",
                 f"{TABLES}/publication.py",
-                "for table in SIDE_TABLES:\nretrying(_commit_side_rows, tables, table, night, token, kept)",
+                "for table in SIDE_TABLES:\nretrying(_commit_side_rows, tables, table, night, claim, kept)",
             ),
         ),
     ),
@@ -454,7 +454,7 @@ GUARANTEES = (
             Cut(
                 f"{SEVERAL}::test_a_command_for_other_models_begins_what_it_cannot_resume",
                 f"{TABLES}/resume.py",
-                "elif others := [run for run in open_runs(tables, record) if run not in going_on]:",
+                "elif others := [run for run in open_runs(tables, shared.runs) if run not in going_on]:",
                 "elif others := []:",
             ),
             Cut(
@@ -495,7 +495,7 @@ GUARANTEES = (
             Cut(
                 f"{VACUUM}::test_a_claim_after_runs_were_given_up_stops_the_vacuum_before_it_deletes",
                 f"{TABLES}/publication.py",
-                "_require_last(predictions, model, token)",
+                "_require_last(predictions, model, claim)",
             ),
             Cut(
                 f"{VACUUM}::test_a_driver_that_wakes_after_a_vacuum_names_no_deleted_file",
