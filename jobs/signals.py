@@ -48,6 +48,8 @@ class StopOnSignals:
             return
         self._stopped = True
         threading.excepthook = _log_exception
+        # guarded by test_a_signal_releases_what_a_command_holds; broken by:
+        #   raise SystemExit(number)
         raise Stopped(number)
 
 

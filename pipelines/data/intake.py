@@ -142,6 +142,8 @@ def take_in(
                     spool.add(check_rows(documents, piece.uri))
                     rows += len(documents)
             except BadFileError as error:
+                # guarded by test_none_of_the_rows_of_a_bad_file_is_taken; broken by:
+                #   spool.accept(piece.uri)
                 spool.reject()
                 outcomes.append(FileOutcome(piece.uri, piece.size, piece.version, 0, error.reason))
             else:
@@ -187,6 +189,8 @@ def plan_night(
     sound = [
         (PartKey(task, ready.part), ready)
         for task, report in enumerate(reports)
+        # guarded by test_a_file_that_is_bad_in_one_window_is_left_out_of_all; broken by:
+        #   if True
         if not (len(report.files) == 1 and report.files[0].uri in bad)  # it may have read a part of a large file
         for ready in report.pieces
     ]
@@ -218,6 +222,8 @@ def join_parts(
     shards: list[list[tuple[PartKey, ReadyPiece]]] = []
     for key, ready in parts:
         apart = groups is not None and bool(shards) and groups[shards[-1][0][0].task] != groups[key.task]
+        # guarded by test_incremental_is_asked_per_model; broken by:
+        #   if not shards or not _fits([other for _, other in shards[-1]], ready, documents):
         if not shards or apart or not _fits([other for _, other in shards[-1]], ready, documents):
             shards.append([])
         shards[-1].append((key, ready))

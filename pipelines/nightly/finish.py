@@ -76,6 +76,7 @@ def reconcile(share: NightShare) -> None:
     for shard, outcome in zip(shards, outcomes, strict=True):
         counts = outcome.counts
         accounted = counts.predicted + counts.dead
+        # guarded by test_a_night_whose_counts_do_not_add_up_is_not_published
         if not accounted == counts.rows == shard.documents or counts.work != work_digest(shard):
             raise SpinError(
                 f"classify: shard {shard.name} ({counts.uri}): {shard.documents} rows were planned, "
@@ -85,6 +86,7 @@ def reconcile(share: NightShare) -> None:
 
 def check_files(allowed: ClassifySettings, quarantined: Mapping[str, str], total: int) -> None:
     """Raise BadRowsError if more of the listed files than the settings allow could not be read."""
+    # guarded by test_unreadable_files_above_the_limit_fail_the_night
     if len(quarantined) > allowed.max_bad_files * total:
         raise BadRowsError(
             f"{len(quarantined):,} of {counted(total, 'file')} cannot be classified, more than classify.max_bad_files "

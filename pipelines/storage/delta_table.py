@@ -149,6 +149,7 @@ class TableSnapshot:
         return self._commit(
             actions,
             mode="overwrite",
+            # guarded by test_replacing_a_partition_leaves_the_others
             filters=filters,
             schema=schema,
             transactions=transactions,
@@ -181,6 +182,7 @@ class TableSnapshot:
     ) -> int:
         properties = CommitProperties(
             custom_metadata=dict(metadata or {}) or None,
+            # guarded by test_a_stale_writer_is_refused_where_nothing_was_removed
             max_commit_retries=0,
             app_transactions=[Transaction(app, number) for app, number in (transactions or {}).items()],
         )

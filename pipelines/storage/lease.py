@@ -153,6 +153,7 @@ class Lease:
         first = now = self._read(number)
         deadline = time.monotonic() + (first.ttl if first else 0)
         while first is not None and now is not None and not now.ended and not now.is_dead():
+            # guarded by test_a_lease_that_cannot_be_read_but_changes_is_held
             if now.beat != first.beat:
                 self._refuse(number)
             if time.monotonic() >= deadline:
@@ -220,6 +221,8 @@ class LeaseGroup:
             except HeldError as error:
                 _log.warning("%s; the run goes on with what it still holds", error)
                 self._overtaken = error
+                # guarded by test_a_driver_that_is_overtaken_for_one_model_publishes_the_others; broken by:
+                #   raise
                 del self._held[0]
         assert self._overtaken is not None
         raise self._overtaken

@@ -68,6 +68,7 @@ class Store:
     def _call(self, operation: str, *args: Any, seconds: float | None = None, **options: Any) -> Any:
         """Call a method of the file system, if it goes over a network with a deadline, by default `DEADLINE`."""
         if not self.local:
+            # guarded by test_a_write_to_a_server_that_stops_reading_times_out
             options["timeout"] = DEADLINE if seconds is None else seconds
         return getattr(self.fs, operation)(*args, **options)
 

@@ -64,6 +64,8 @@ class StagePlan(Generic[D]):
         No other plan has it: what a driver that was overtaken, or one of its workers, still writes is never taken for a
         result of its successor, whose plan may be another one.
         """
+        # guarded by test_a_shard_of_an_overtaken_extraction_is_not_among_those_of_its_successor; broken by:
+        #   return "results"
         return self.fingerprint[:16]
 
 
@@ -171,8 +173,12 @@ def delete_objects(store: Store, keys: Sequence[str], lease: Lease) -> None:
     driver that was suspended meanwhile stops, before it deletes more of what its successor has written. Raises
     HeldError then.
     """
+    # guarded by test_a_driver_that_sleeps_while_it_plans_a_restart_deletes_nothing_of_its_successor
     lease.check()
+    # guarded by test_a_purge_that_dies_leaves_nothing_that_looks_finished; broken by:
+    #   for key in sorted(keys):
     for key in sorted(keys, key=_deletion_rank):
+        # guarded by test_a_driver_that_sleeps_while_it_clears_a_store_stops_before_it_deletes_more
         lease.check(max_age=_CONFIRMED_SECONDS)
         store.delete(key)
 
@@ -184,6 +190,7 @@ def _find_plan(
     stored = store.read_json(PLAN)
     if stored is None:
         return None
+    # guarded by test_a_run_with_other_settings_is_refused_without_restart
     if plan_fingerprint(stage, metadata) != plan_fingerprint(stored["stage"], stored["metadata"]):
         if not restart:
             _refuse(store, stage, metadata, stored)

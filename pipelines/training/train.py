@@ -365,6 +365,8 @@ def _read_artifact(store: Store, manifest: TrainManifest) -> dict[str, bytes] | 
     """The files of the artifact by name; None unless all are there and none is of another training."""
     files = {name: store.read(name) or b"" for name in ARTIFACT}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    # guarded by test_an_artifact_that_another_training_wrote_is_not_registered; broken by:
+    #   return files
     return files if digests == manifest.results.artifact else None
 
 

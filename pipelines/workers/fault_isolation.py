@@ -88,6 +88,8 @@ class _Isolation(Generic[T]):
 
     def run(self, rows: list[int]) -> IsolatedRows[T]:
         result: IsolatedRows[T] = IsolatedRows()
+        # guarded by test_crashes_of_the_machine_are_not_blamed_on_a_document; broken by:
+        #   if self.suspicious and not self.deadly:
         if self.suspicious and len(rows) > 1 and not self.deadly:
             self.deadly += ((rows[0], rows[-1]),)
         try:
@@ -118,6 +120,7 @@ class _Isolation(Generic[T]):
             self._divide(rows, _PIECES, result)
             return
         if self.suspicious:
+            # guarded by test_exactly_the_failing_rows_become_dead_letters
             self.attempt.write_note(replace(self._note(), trying=bounds))
         try:
             with faults_of_worker():
@@ -129,6 +132,8 @@ class _Isolation(Generic[T]):
             frames = "".join(traceback.format_tb(error.__traceback__))
             _log.debug("%d rows raised %s:\n%s", len(rows), type(error).__name__, frames)
             if len(rows) > 1:
+                # guarded by test_a_document_that_raises_is_the_only_dead_letter_of_its_shard; broken by:
+                #   raise
                 self._divide(rows, 2, result)
                 return
             self._forget_current_piece()  # should the check kill the process, the row is not blamed
@@ -143,6 +148,7 @@ class _Isolation(Generic[T]):
     def _check_worker(self) -> None:
         """Raise WorkerFaultError if the worker cannot compute what is known to be good."""
         if self.check is not None:
+            # guarded by test_a_worker_that_fails_on_what_is_known_to_be_good_is_blamed_itself
             run_check(self.check)
 
     def _check_after_crashes(self) -> None:

@@ -169,6 +169,8 @@ def map_shards(
     to be good.
     """
     outcomes = work.open_log().outcomes(work.counts_type)
+    # guarded by test_a_resumed_run_computes_only_what_is_missing; broken by:
+    #   waiting = list(shards)
     waiting = [shard for shard in shards if shard.name not in outcomes]
     if waiting:
         counts = StageCounts(shards, outcomes, documents)
@@ -266,6 +268,8 @@ def _answers(work: ShardWork[Any], shards: Sequence[Shard]) -> Iterator[WorkerAn
         _Worker,
         fn_constructor_args=(work,),
         compute=_pool(settings, len(rows)),
+        # guarded by test_a_killed_worker_does_not_change_the_result; broken by:
+        #   num_cpus=settings.cpus_per_worker, max_restarts=0, max_task_retries=0,
         num_cpus=settings.cpus_per_worker,
         num_gpus=settings.gpus_per_worker or None,
     )
@@ -278,6 +282,8 @@ def _pool(settings: RaySettings, work: int) -> Any:
     from ray.data import ActorPoolStrategy
 
     now = worker_count(settings, work)
+    # guarded by test_a_night_uses_added_nodes_and_survives_lost_ones; broken by:
+    #   most = now
     most = work if settings.address is not None and settings.workers is None else now
     least = least_workers(settings, most)
     return ActorPoolStrategy(min_size=least, max_size=most, initial_size=max(least, now))
@@ -299,6 +305,8 @@ def _within_stall_limit(answers: Iterator[WorkerAnswer], work: ShardWork[Any]) -
     threading.Thread(target=listen, daemon=True, name="answers").start()
     while True:
         try:
+            # guarded by test_a_stalled_run_fails_and_names_the_shards_in_progress; broken by:
+            #   answer = waiting.get()
             answer = waiting.get(timeout=seconds)
         except queue.Empty:
             committed = set(shard_log.committed())

@@ -1,73 +1,55 @@
-"""The list of guarantees matches the code, the tests and docs/reliability.md; guarantees.py removes the lines."""
+"""The guards in the product match the tests and docs/reliability.md; guarantees.py removes the guarded lines."""
 
 from __future__ import annotations
 
-import ast
-import re
-from pathlib import Path
-
 import pytest
 
-from tests.mutation.guarantees import GUARANTEES, ROOT, Cut
+from tests.mutation.guarantees import ROOT, Guard, find_guards, find_tests, read_guarantee_table, read_guards
 
-CUTS = [
-    pytest.param(cut, id=f"{n}-{m}")
-    for n, guarantee in enumerate(GUARANTEES, 1)
-    for m, cut in enumerate(guarantee.cuts)
-]
-FUNCTIONS = {
-    path.stem: {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
-    for path in (ROOT / "tests").rglob("*.py")
-}
+GUARDS = [pytest.param(guard, id=f"{guard.file}:{guard.row + 1}") for guard in find_guards()]
+TESTS = find_tests()
 
 
-def read_guarantee_table() -> dict[str, list[str]]:
-    """Return each guarantee in the table of docs/reliability.md with the tests in its row."""
-    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").partition("\n## ")[0]
-    cells = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
-    return {text: re.findall(r"`([^`]+)`", tests) for text, tests in cells[1:]}
+@pytest.mark.parametrize("guard", GUARDS)
+def test_a_guarded_line_can_be_removed_and_its_test_exists(guard: Guard) -> None:
+    """Without the line the code can be imported: it is the test that must fail, not the import."""
+    guard.break_code((ROOT / guard.file).read_text(encoding="utf-8"))
+    assert len(TESTS[guard.test]) == 1
 
 
-@pytest.mark.parametrize("cut", CUTS)
-def test_the_lines_of_a_cut_occur_once_and_their_removal_leaves_valid_python(cut: Cut) -> None:
-    """The code differs without the lines, but can be imported: it is the test that must fail, not the import."""
-    text = (ROOT / cut.file).read_text(encoding="utf-8")
-    without = ast.dump(ast.parse(cut.apply(text)))
-    assert without != ast.dump(ast.parse(text))
-
-
-@pytest.mark.parametrize("cut", CUTS)
-def test_the_test_of_a_cut_exists(cut: Cut) -> None:
-    file, _, name = cut.test.partition("::")
-    assert name in FUNCTIONS[Path(file).stem]
-
-
-def test_the_reliability_page_lists_the_same_guarantees() -> None:
-    """The page has all guarantees in order. Their tests exist, and include those that fail without the lines."""
-    rows = read_guarantee_table()
-    assert list(rows) == [guarantee.text for guarantee in GUARANTEES]
-    all_tests = set().union(*FUNCTIONS.values())
-    for guarantee, named in zip(GUARANTEES, rows.values(), strict=True):
-        for name in named:
+def test_every_guarantee_has_tests_and_a_guarded_line() -> None:
+    guarantees, guarded = read_guarantee_table(), {guard.test for guard in find_guards()}
+    assert len(guarantees) == 26
+    for text, names in guarantees.items():
+        for name in names:
             module, _, function = name.rpartition(".")
-            assert function in (FUNCTIONS[module] if module else all_tests), guarantee.text
-        assert {cut.test.partition("::")[2] for cut in guarantee.cuts} <= set(named), guarantee.text
+            assert any(module in file for file in TESTS[function]), text
+        assert guarded & set(names), text
+    assert guarded <= set().union(*guarantees.values())
 
 
-@pytest.mark.parametrize("text", ["a = 1\n", "if b:\n    a = 2\n    a = 2\n"])
-def test_a_cut_whose_lines_do_not_occur_once_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"x\.py has [02] times: a = 2"):
-        Cut("t", "x.py", "a = 2").apply(text)
+@pytest.mark.parametrize(
+    ("marked", "broken"),
+    [
+        ("# guarded by test_x\na()\nb()\n", "# guarded by test_x\npass\nb()\n"),
+        ("f(\n    # guarded by test_x\n    a=1,\n    b=2,\n)\n", "f(\n    # guarded by test_x\n    b=2,\n)\n"),
+        ("# guarded by test_x\nif a:\n    b()\n\n    c()\nd()\n", "# guarded by test_x\npass\nd()\n"),
+        (
+            "# guarded by test_x; broken by:\n#   if a:\nif a and b:\n    c()\n",
+            "# guarded by test_x; broken by:\n#   if a:\nif a:\n    c()\n",
+        ),
+    ],
+    ids=["statement", "argument", "block", "replacement"],
+)
+def test_a_line_is_removed_or_replaced(marked: str, broken: str) -> None:
+    [guard] = read_guards("x.py", marked)
+    assert guard.test == "test_x"
+    assert guard.break_code(marked) == broken
 
 
-def test_lines_are_removed_or_replaced_with_the_same_indentation() -> None:
-    text = "if b:\n    try:\n        a()\n    finally:\n        c()\n"
-    assert (
-        Cut("t", "x.py", "finally:\nc()", "except E:\n    raise").apply(text).endswith("    except E:\n        raise\n")
-    )
-    assert Cut("t", "x.py", "try:\na()\nfinally:", "if d:").apply(text) == "if b:\n    if d:\n        c()\n"
-
-
-def test_every_guarantee_has_a_cut() -> None:
-    assert len(GUARANTEES) == 26
-    assert all(guarantee.cuts for guarantee in GUARANTEES)
+@pytest.mark.parametrize("line", ["a()", "if b:"])
+def test_a_replacement_that_is_the_same_or_no_code_is_refused(line: str) -> None:
+    text = f"# guarded by test_x; broken by:\n#   {line}\na()\n"
+    [guard] = read_guards("x.py", text)
+    with pytest.raises(ValueError, match=r"x\.py:3: expected other Python code without the line: a\(\)"):
+        guard.break_code(text)

@@ -53,6 +53,8 @@ def _passes_of(tables: NightTables, names: Collection[str], models: Collection[s
     """The passes all of whose runs are of some models, and those whose record is missing, with which nobody goes on."""
     records = find_passes(tables.out, sorted(names))
     runs = {name: records[name].runs if name in records else () for name in names}
+    # guarded by test_all_models_of_an_output_forget; broken by:
+    #   return set()
     return {name for name, each in runs.items() if all(is_run_of(run, models) for run in each)}
 
 

@@ -133,6 +133,7 @@ class ClassifyStep:
     ) -> StepResult[ClassifyCounts]:
         """The files and counts of one model."""
         spin, run = self.classifiers[number], self.job.models[number].run
+        # guarded by test_a_document_that_raises_is_the_only_dead_letter_of_its_shard
         dead |= {row: ("poison", message) for row, message in computed.failing.items()}
         rows = [row for piece, _, _ in computed.pieces for row in piece]
         features = Features.concatenate([part for _, part, _ in computed.pieces] or [spin.features([])])

@@ -69,6 +69,8 @@ class IdDigests:
 
 def plan_partitions(documents: int) -> list[Shard]:
     """So many partitions that each has about `PARTITION` ids at most."""
+    # guarded by test_a_partition_holds_a_bounded_number_of_documents; broken by:
+    #   return [Shard(0)]
     return [Shard(n) for n in range(min(_BUCKETS, max(1, math.ceil(documents / PARTITION))))]
 
 
@@ -86,6 +88,8 @@ class DuplicateStep:
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[DuplicateCounts]:
         rows = self._read_partition(shard.index)
+        # guarded by test_the_first_sound_row_with_an_id_is_no_duplicate; broken by:
+        #   rows = rows[np.lexsort((-rows["row"], rows["shard"], rows["low"], rows["high"]))]
         rows = rows[np.lexsort((rows["row"], rows["shard"], rows["low"], rows["high"]))]
         duplicates = rows[_repeated(rows)]
         counts = DuplicateCounts(rows=len(rows), repeats=len(duplicates))

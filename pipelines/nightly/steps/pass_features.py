@@ -110,8 +110,12 @@ class PassFeatures:
             try:
                 if len(models) == 1:
                     return PieceFeatures((models[0].features(texts, progress=attempt.advance),), None)
+                # guarded by test_the_rows_of_each_model_are_those_of_a_night_of_its_own; broken by:
+                #   return PieceFeatures((self._shared(models).features(texts)[0],) * len(models), None)
                 return PieceFeatures(tuple(self._shared(models).features(texts, progress=attempt.advance)), None)
             except Exception as error:
+                # guarded by test_a_document_that_only_one_model_cannot_compute_is_a_dead_letter_of_that_one; broken by:
+                #   if True:
                 if len(piece) > 1 or len(models) == 1 or not _may_be_of_document(error):
                     raise
                 _log.debug("a row failed in a pass of several models; each is tried alone", exc_info=True)

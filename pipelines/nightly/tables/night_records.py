@@ -148,6 +148,8 @@ def finish_run(out: Store, run: Run, files: Mapping[str, Sequence[DataFile]]) ->
         raise ValueError(f"{run.name} cannot publish {sorted(unknown)} {strays[:3]}")
     by_path = {table: tuple(sorted(each, key=lambda file: file.path)) for table, each in files.items()}
     finished = replace(run, finished=now(), files=by_path)
+    # guarded by test_the_first_record_of_a_run_wins; broken by:
+    #   if out.write(f"{RUNS}/{run.name}/{NIGHT}", _to_bytes(finished)) is None:
     if out.create(f"{RUNS}/{run.name}/{NIGHT}", _to_bytes(finished)):
         return finished
     return find_night(out, run.name) or finished

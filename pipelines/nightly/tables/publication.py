@@ -142,6 +142,7 @@ def restore_night(tables: NightTables, run: str, *, claim: int) -> Run:
             "its runs"
         )
     if night.incremental:
+        # guarded by test_an_incremental_night_is_not_restored_next_to_a_night_that_has_taken_its_files
         retry_commits(tables.out)(require_not_taken, tables, night)
     _commit_night(tables, night, claim, NO_COLUMNS)
     _remove_replaced_rows_or_log(tables, night.model, claim)
@@ -179,6 +180,8 @@ def clean_side_tables(tables: NightTables, claims: Mapping[str, int]) -> None:
     Raises HeldError if a model has been claimed again.
     """
     for model, claim in claims.items():
+        # guarded by test_a_driver_that_wakes_after_a_vacuum_names_no_deleted_file; broken by:
+        #   for commit in (remove_replaced_rows,):
         for commit in (claim_side_tables, remove_replaced_rows):
             retry_commits(tables.out)(commit, tables, model, claim)
 
@@ -193,6 +196,8 @@ def remove_replaced_rows(tables: NightTables, model: str, claim: int) -> None:
     for table in SIDE_TABLES:
         side = tables.open(table)
         predictions = tables.open(PREDICTIONS)
+        # guarded by test_rows_are_removed_only_under_the_last_claim
+        # guarded by test_a_claim_after_runs_were_given_up_stops_the_vacuum_before_it_deletes
         _require_last(predictions, model, claim)
         named = {night.run for night in published_runs(predictions)}
         replaced = [each for each in partitions(side) if each["model"] == model and each["run"] not in named]
@@ -204,7 +209,9 @@ def _commit_night(tables: NightTables, night: Run, claim: int, kept: pa.Schema) 
     """Commit a run to the side tables and then to the predictions, once its claim and its files have been checked."""
     retrying = retry_commits(tables.out)
     retrying(require_claim, tables, night.model, claim)
+    # guarded by test_a_run_that_lost_a_file_is_not_published
     retrying(require_complete, tables, night.name, night.files)
+    # guarded by test_a_night_is_restored_with_all_its_rows
     for table in SIDE_TABLES:
         retrying(_commit_side_rows, tables, table, night, claim, kept)
     retrying(_commit_predictions, tables, night, claim, kept)
@@ -232,6 +239,7 @@ def _commit_side_rows(tables: NightTables, table: str, night: Run, claim: int, k
     complete = side.files(partition) == files
     if complete and side.last_transaction(app) == claim:
         return
+    # guarded by test_a_driver_that_wakes_after_its_successor_changes_nothing
     require_claim(tables, night.model, claim)
     if complete:
         side.commit_transaction(app, claim, metadata=_metadata(night, claim))
@@ -251,6 +259,7 @@ def _commit_predictions(tables: NightTables, night: Run, claim: int, kept: pa.Sc
     partition = partition_of(PREDICTIONS, date=night.date, model=night.model, run=night.name)
     if predictions.files(partition) == list(night.files[PREDICTIONS]):
         return
+    # guarded by test_a_driver_that_wakes_after_its_successor_changes_nothing
     _require_last(predictions, night.model, claim)
     predictions.replace_partition(
         partition,

@@ -117,11 +117,15 @@ def choose_runs(tables: NightTables, requests: Sequence[NightRequest]) -> list[C
 
 def _find_run(tables: NightTables, request: NightRequest) -> ChosenRun | RefusedRun | None:
     """The run that goes on or that is refused, None if there is none."""
+    # guarded by test_a_restart_computes_everything_anew; broken by:
+    #   name, published = _find_current(tables, request.date, request.model)
     name, published = (None, False) if request.restart else _find_current(tables, request.date, request.model)
     if name is None:
         return None
     try:
         run = _open_run(tables, name, request, published=published)
+        # guarded by test_a_failed_night_that_is_resumed_after_its_successor_takes_no_file_twice; broken by:
+        #   if run is not None:
         if run is not None and (published or not _some_taken(tables, run, request)):
             return run
     except UserError as error:
@@ -176,6 +180,8 @@ def _leave_divided_passes(
         shared = find_pass(tables.out, record)
         if shared is None:
             lacking[name] = f"the record of its pass {name} is missing"
+        # guarded by test_a_command_for_other_models_begins_what_it_cannot_resume; broken by:
+        #   elif others := []:
         elif others := [run for run in open_runs(tables, shared.runs) if run not in going_on]:
             lacking[name] = f"it shares the pass {name} with {', '.join(others)}, which this command does not continue"
     divided = {each.name for each in waiting if each.pass_name in lacking and find_night(tables.out, each.name) is None}
