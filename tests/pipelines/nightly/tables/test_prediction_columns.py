@@ -37,14 +37,14 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
 
 
 def test_a_column_that_is_added_is_in_every_night_from_then_on(
-    empty_project: NightProject, monkeypatch: pytest.MonkeyPatch
+    project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    empty_project.write("a.jsonl", ROWS)
-    empty_project.run_night(date="2026-03-01")
+    project.write("a.jsonl", ROWS)
+    project.run_night(date="2026-03-01")
     monkeypatch.setattr(prediction_columns, "COLUMNS", (*COLUMNS, SecondScore()))
-    empty_project.run_night(date="2026-03-02")
-    before, after = (empty_project.read_rows(date=date) for date in ("2026-03-01", "2026-03-02"))
+    project.run_night(date="2026-03-02")
+    before, after = (project.read_rows(date=date) for date in ("2026-03-01", "2026-03-02"))
     assert [row["second_score"] for row in before] == [None] * len(ROWS)
     assert [row["second_score"] for row in after] == [min(score for _, score in row["scores"]) for row in after]
     with pytest.raises(UserError, match="the output has a column 'Second_Score' of its own"):
-        empty_project.run_night(date="2026-03-03", set=("data.keep=[Second_Score]",))
+        project.run_night(date="2026-03-03", set=("data.keep=[Second_Score]",))
