@@ -81,7 +81,7 @@ def test_every_row_is_a_prediction_or_a_dead_letter(nights: FakeNights) -> None:
     assert (report.files.taken, report.files.skipped, report.files.quarantined) == (3, 0, 0)
     assert nights.out.read("report.json") == nights.out.read(f"_runs/{report.run}/report.json")
     assert "a.jsonl" not in str({**to_json(report), "slowest": []})
-    assert [night.rows for night in nights.registry.logged] == [15]
+    assert [metrics["rows"] for metrics, _ in nights.registry.logged] == [15]
 
 
 def test_an_empty_input_is_an_empty_night(nights: FakeNights) -> None:
