@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
-from pipelines.nightly.report.newest_report import show_newest_report
-from pipelines.nightly.report.run_report import PAGE
+from pipelines.nightly.report.night_report import QuarantinedFile
+from pipelines.nightly.report.run_report import PAGE, show_newest_report
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import (
     ABANDONED,
@@ -71,16 +71,6 @@ class NightRun:
     """pass in which it classifies together with runs of other models; None for a run that classifies alone"""
 
 
-@dataclass(frozen=True)
-class LeftOutFile:
-    """An input file that was left out as a whole."""
-
-    uri: str
-    """URI of the file"""
-    reason: str
-    """why"""
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunDetails:
     """What there is to know about one run."""
@@ -91,7 +81,7 @@ class RunDetails:
     """rows of the run by table, empty while it is not finished"""
     files_taken: int | None
     """input files whose documents it classified, None while it is not finished"""
-    quarantined: tuple[LeftOutFile, ...]
+    quarantined: tuple[QuarantinedFile, ...]
     """input files that it left out"""
     report: str | None
     """URI of its report, None where there is none"""
@@ -260,7 +250,7 @@ def _details(tables: NightTables, night: NightRun) -> RunDetails:
         night=night,
         rows={} if record is None else {table: record.count_rows(table) for table in TABLES},
         files_taken=None if record is None else sum(status == TAKEN for _, status, _ in files),
-        quarantined=tuple(LeftOutFile(uri, reason) for uri, status, reason in files if status == QUARANTINED),
+        quarantined=tuple(QuarantinedFile(uri, reason) for uri, status, reason in files if status == QUARANTINED),
         report=f"{tables.out.uri}/{report}" if tables.out.exists(report) else None,
     )
 

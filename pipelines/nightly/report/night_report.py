@@ -11,7 +11,6 @@ from typing import Annotated
 
 from pydantic import PlainSerializer, PlainValidator, ValidationError
 
-from pipelines.nightly.report.scored_night import ScoredNight
 from pipelines.nightly.report.throughput import busy_seconds, pace
 from pipelines.nightly.steps.run_records import ClassifyCounts, NightCounts
 from pipelines.storage.object_store import Store
@@ -19,7 +18,7 @@ from pipelines.storage.records import from_json, to_bytes
 from pipelines.storage.shard_log import ShardOutcome
 from spin.monitor.agreement import ShadowAgreement
 from spin.monitor.drift import Drift
-from spin.monitor.quality import QualityEstimate
+from spin.monitor.quality import Estimate, QualityEstimate
 
 _log = logging.getLogger(__name__)
 REPORT = "report.json"
@@ -69,6 +68,28 @@ class EarlierNight:
     """version of the model that classified it"""
     counts: NightCounts
     """its counts"""
+
+
+@dataclass(frozen=True)
+class ScoredNight:
+    """A night whose labels people have checked in part: its accuracy beside the one that it had estimated."""
+
+    date: str
+    """YYYY-MM-DD"""
+    model: str
+    """registered name of the model"""
+    model_version: str
+    """version of the model"""
+    run: str
+    """name of the run"""
+    checked: int
+    """documents with a label of people"""
+    right: int
+    """checked documents whose label is right"""
+    accuracy: Estimate | None = None
+    """of all labels of the night, by the checked ones; None where no document of one stratum was checked"""
+    estimated: Estimate | None = None
+    """what the night had estimated without labels, if it had"""
 
 
 @dataclass(frozen=True)
