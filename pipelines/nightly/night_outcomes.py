@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from pipelines.nightly.command_result import NightFailure
 from pipelines.nightly.night import Night
 from pipelines.nightly.report.night_gauges import list_end, list_figures, list_status
 from pipelines.nightly.report.night_report import NightReport
@@ -71,11 +70,6 @@ class NightOutcomes:
             values = [*list_status(exit_status(error)), *list_end(time.time())]
             # a store that does not answer is not asked whether there is a newer night
             self._export(model, values, replace=False, ask=not isinstance(error, UnavailableError))
-
-    def export_failures(self, failures: Sequence[NightFailure]) -> None:
-        """Export the exit statuses of the models that have failed."""
-        for failure in failures:
-            self.export_failure(failure.model, failure.error)
 
     def _export(self, model: str, values: Sequence[GaugeValue], *, replace: bool, ask: bool = True) -> None:
         """Export gauges of a model; those of a night that is not the newest are only the end of its command."""
