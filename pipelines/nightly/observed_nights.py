@@ -9,7 +9,7 @@ from pipelines.nightly.night import Night
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.tables.night_records import Run
 from pipelines.nightly.tables.night_tables import TABLES
-from pipelines.registry.logged_data import LoggedData
+from pipelines.registry.version_records import LoggedData
 from pipelines.storage.delta_table import DataFile
 from pipelines.telemetry.current_runs import CurrentRun
 from pipelines.telemetry.run_record import DataUse, RunRecord

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from pipelines.audit.audited_version import open_audited
 from pipelines.planning.label_mix import weigh_classes
 from pipelines.planning.operations import measure_operations
 from pipelines.planning.terms_file import read_terms
-from pipelines.registry.audit_record import AuditRecord
+from pipelines.registry.version_records import AuditRecord
 from pipelines.registry.versions import Registry
 from spin.arrays import Floats
 from spin.errors import UserError
@@ -149,7 +148,8 @@ def _record(report: RoiReport) -> AuditRecord:
         "roi",
         summarise(report),
         {"cost_per_thousand": report.best.total, "reviewed": report.best.reviewed, "errors": report.best.errors},
-        {"roi.json": json.dumps(report.to_json(), indent=2), "roi.html": roi_page(report)},
+        report.to_json(),
+        roi_page(report),
     )
 
 

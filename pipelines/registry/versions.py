@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.registry import evaluation_set, packaging
-from pipelines.registry.audit_record import AuditRecord
 from pipelines.registry.champion_history import Move
 from pipelines.registry.evaluation_set import EvaluationSet
-from pipelines.registry.logged_data import LoggedData
 from pipelines.registry.mlflow_client import Tracking
-from pipelines.registry.version_records import RegisteredVersion, TrainingRecord, Version
+from pipelines.registry.version_records import AuditRecord, LoggedData, RegisteredVersion, TrainingRecord, Version
 from spin.activations.engines.engine import CALIBRATION_TEXTS
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError

@@ -29,7 +29,7 @@ from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import LEASES
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS, NightTables
 from pipelines.nightly.tables.night_tables import read_rows as read_table
-from pipelines.registry.logged_data import LoggedData
+from pipelines.registry.version_records import LoggedData
 from pipelines.storage.object_store import Store
 from pipelines.storage.retrying import retry_unavailable
 from pipelines.storage.shard_log import Attempt, StepResult

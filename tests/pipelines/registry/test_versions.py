@@ -17,9 +17,9 @@ import mlflow
 import pytest
 
 from pipelines.registry import packaging
-from pipelines.registry.logged_data import LoggedData
 from pipelines.registry.mlflow_client import Tracking
 from pipelines.registry.promotion import promote
+from pipelines.registry.version_records import LoggedData
 from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipelines.service_errors import UnavailableError
 from spin.errors import UserError
