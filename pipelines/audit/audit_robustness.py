@@ -6,7 +6,7 @@ import logging
 from dataclasses import astuple, dataclass
 
 from pipelines.audit.audited_version import open_audited
-from pipelines.registry.promotion.promised_error import settle_promise
+from pipelines.registry.promotion.gate import settle_promise
 from pipelines.registry.version_records import AuditRecord
 from pipelines.registry.versions import Registry
 from pipelines.workers.progress import progress
