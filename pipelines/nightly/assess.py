@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.nightly.night import Night
-from pipelines.nightly.night_share import NightShare
+from pipelines.nightly.night import Night, NightShare
 from pipelines.nightly.report.drift_causes import name_causes
 from pipelines.nightly.report.night_report import (
     LISTED_FILES,

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from pipelines.nightly.classify_pass import classify_pass
 from pipelines.nightly.command_result import CommandResult, NightFailure
 from pipelines.nightly.finish import delete_work, find_finished, finish_night, show_reports
-from pipelines.nightly.night import Night
+from pipelines.nightly.night import Night, NightShare
 from pipelines.nightly.night_pass import enter_pass, form_passes
-from pipelines.nightly.night_share import NightShare
 from pipelines.nightly.observed_nights import describe_published, log_night
 from pipelines.nightly.report.night_report import REPORT, NightReport
 from pipelines.nightly.tables.night_records import RUNS, Run
