@@ -27,7 +27,7 @@ from pipelines.nightly import classify, classify_pass, finish, night_driver
 from pipelines.nightly.night_driver import NightDriver
 from pipelines.nightly.steps import dedup
 from pipelines.nightly.tables import publication, resume
-from pipelines.nightly.tables.night_history import list_nights, list_unfinished, read_predictions
+from pipelines.nightly.tables.night_history import list_nights, read_predictions
 from pipelines.nightly.tables.night_records import FORMAT, abandon_run, find_night
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS
 from pipelines.service_errors import BadRowsError, HeldError, StalledError, UnavailableError
@@ -55,6 +55,7 @@ from tests.support.fake_nights import (
     make_rows,
     use_fake_step,
 )
+from tests.support.nights import list_unfinished
 from tests.support.repository import ROOT
 
 MUTATING_METHODS = ("write", "create", "delete", "delete_many")
