@@ -209,6 +209,6 @@ def _count_rows(held: Collection[HeldRows]) -> dict[str, int]:
     """The number of rows by table."""
     counts: Counter[str] = Counter()
     for each in held:
-        for (table, _), rows in each.by_file.items():
+        for (table, _), rows in each.items():
             counts[table] += rows
     return dict(counts)
