@@ -22,7 +22,6 @@ from jobs.commands import (
     model_commands,
     night_commands,
     plan_command,
-    predict_command,
     purge_command,
     registry_commands,
     roi_command,
@@ -90,7 +89,7 @@ add_command(USE, label_commands.review)
 app.add_typer(label_commands.app, rich_help_panel=USE)
 add_command(USE, plan_command.plan)
 add_command(USE, model_commands.evaluate)
-add_command(USE, predict_command.predict, needs_pipelines=False)
+add_command(USE, model_commands.predict, needs_pipelines=False)
 add_command(USE, model_commands.explain, needs_pipelines=False)
 add_command(USE, model_commands.neurons)
 add_command(USE, model_commands.export, needs_pipelines=False)

@@ -47,6 +47,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for a program"
 Why = Annotated[str, typer.Option(help="reason, kept in the history")]
 
 
+def command_group(name: str, help: str) -> typer.Typer:
+    """Return an empty group of commands, such as `spin nights`."""
+    return typer.Typer(name=name, help=help, no_args_is_help=True, rich_markup_mode="rich")
+
+
 def repeat_overrides(overrides: Sequence[str]) -> list[str]:
     """Return the options `--set` of a command, for the command that follows it."""
     return [word for override in overrides for word in ("--set", override)]

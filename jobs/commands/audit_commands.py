@@ -9,7 +9,7 @@ import typer
 
 from jobs import terminal
 from jobs.extras import PipelinesCommand
-from jobs.options import AsJson, File, Html, Model, Set, open_registry
+from jobs.options import AsJson, File, Html, Model, Set, command_group, open_registry
 from jobs.page_file import write_page
 from jobs.printing.audits import print_comparison, print_privacy, print_robustness
 from spin.settings import load_settings
@@ -18,12 +18,7 @@ if TYPE_CHECKING:
     from pipelines.audit.audit_privacy import PrivacyAudit
     from pipelines.audit.audit_robustness import RobustnessAudit
 
-app = typer.Typer(
-    name="audit",
-    help="Measure what breaks a model and what it reveals, on the frozen evaluation set.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-)
+app = command_group("audit", "Measure what breaks a model and what it reveals, on the frozen evaluation set.")
 
 
 @app.command(cls=PipelinesCommand)

@@ -106,6 +106,6 @@ def _check_night(settings: Settings, requested: RequestedModel, report: NightRep
         version = f"version {report.model_version}, the version that classified"
         terminal.say_about("", [f"no shadow: {requested.shadow} is {version}"])
     if settings.classify.fail_on_drift:
-        from pipelines.nightly.report.drift_check import check_drift
+        from pipelines.nightly.command_result import check_drift
 
         check_drift(report)

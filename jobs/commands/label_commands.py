@@ -10,7 +10,7 @@ import typer
 
 from jobs import terminal
 from jobs.extras import PipelinesCommand
-from jobs.options import AsJson, Date, File, Output, Set
+from jobs.options import AsJson, Date, File, Output, Set, command_group
 from jobs.printing.nights import print_scores
 from spin.errors import UserError
 from spin.pages.number_format import counted
@@ -18,12 +18,7 @@ from spin.settings import load_settings
 
 Name = Annotated[str | None, typer.Option("--model", metavar="NAME", help="registered name; default: the only one")]
 
-app = typer.Typer(
-    name="labels",
-    help="Add labels that people have given to documents of nights, and score the nights by them.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-)
+app = command_group("labels", "Add labels that people have given to documents of nights, and score the nights by them.")
 
 
 def review(
@@ -43,7 +38,7 @@ def review(
 ) -> None:
     """Write the documents of a night that are most worth labelling: uncertain, drifted, disputed, and random ones."""
     from pipelines.nightly.report.night_texts import read_texts
-    from pipelines.nightly.review.review_file import write_review
+    from pipelines.nightly.review.label_file import write_review
     from pipelines.nightly.review.review_sample import choose_documents
     from pipelines.storage.object_store import Store
 

@@ -1,7 +1,8 @@
-"""The commands that look into a model or write it out: `spin evaluate`, `neurons`, `explain` and `export`."""
+"""The commands that use a model without a night: `spin evaluate`, `predict`, `neurons`, `explain` and `export`."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,10 +12,10 @@ import typer
 from jobs import terminal
 from jobs.extras import require_pipelines
 from jobs.named_classifier import Name, RegisteredVersion, open_named
-from jobs.options import File, Html, Input, Model, Set, open_registry
+from jobs.options import AsJson, File, Html, Input, Model, Set, open_registry
 from jobs.page_file import write_page
 from jobs.printing.audits import print_evaluation
-from jobs.printing.explanations import print_explanation, print_neurons
+from jobs.printing.explanations import print_explanation, print_neurons, print_predictions
 from spin.errors import UserError
 from spin.pages.number_format import counted
 from spin.settings import Settings, load_settings
@@ -32,6 +33,32 @@ def evaluate(settings: File, input: Input, model: Model = None, set: Set = []) -
     from pipelines.training.evaluate import run_evaluate
 
     print_evaluation(run_evaluate(loaded, open_registry(loaded), input, model=model))
+
+
+def predict(
+    settings: Name,
+    text: Annotated[
+        list[str],
+        typer.Option(help="text to classify; may be given several times; default: the lines of standard input"),
+    ] = [],  # noqa: B006
+    model: Model = None,
+    as_json: AsJson = False,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Classify single texts: label, probability and text, one line each."""
+    texts = text or _read_lines()
+    with open_named(settings, model, set, "spin predict") as (spin, _):
+        classes, predicted = list(spin.classes), spin.predict_all(texts)
+    if not as_json:
+        print_predictions(texts, predicted)
+        return
+    rows = zip(texts, predicted.labels, predicted.score.tolist(), predicted.probabilities.tolist(), strict=True)
+    terminal.plain(
+        [
+            {"text": each, "label": label, "score": score, "scores": dict(zip(classes, scores, strict=True))}
+            for each, label, score, scores in rows
+        ]
+    )
 
 
 def neurons(
@@ -116,6 +143,14 @@ def export(
         files = write(spin, folder, format)
         size = f"{counted(spin.fitted.selection.neuron_count, 'neuron')} of {counted(spin.depth, 'block')}"
     terminal.say(f"wrote {folder}: {', '.join(files)}; {size}")
+
+
+def _read_lines() -> list[str]:
+    """The lines of standard input that are not blank. Raises UserError if it is a terminal, or holds none."""
+    lines = [] if sys.stdin.isatty() else [line.strip() for line in sys.stdin if line.strip()]
+    if not lines:
+        raise UserError("found no text to classify; expected --text, or lines on standard input")
+    return lines
 
 
 def _read_own_drivers(explanation: Explanation, version: RegisteredVersion | None) -> Drivers:

@@ -10,18 +10,13 @@ import typer
 
 from jobs import terminal
 from jobs.extras import PipelinesCommand
-from jobs.options import AsJson, Date, DryRun, Output
+from jobs.options import AsJson, Date, DryRun, Output, command_group
 from jobs.printing.figures import format_bytes
 from jobs.printing.nights import print_details, print_runs
 from spin.errors import UserError
 from spin.pages.number_format import counted
 
-app = typer.Typer(
-    name="nights",
-    help="List the nights of an output, restore one, free space.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-)
+app = command_group("nights", "List the nights of an output, restore one, free space.")
 
 
 @app.command(name="list", cls=PipelinesCommand)

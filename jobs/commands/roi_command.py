@@ -54,8 +54,8 @@ def roi(
 ) -> None:
     """Weigh errors, reviews and compute: the cheapest classifier, exits and abstention band, and the alternatives."""
     loaded = load_settings(settings, set)
-    from pipelines.planning.label_mix import read_label_mix
-    from pipelines.planning.roi import RoiTerms, estimate_roi, read_cost_matrix
+    from pipelines.planning.roi import estimate_roi
+    from pipelines.planning.roi_terms import RoiTerms, read_cost_matrix, read_label_mix
 
     terms = RoiTerms(
         volume=volume,

@@ -12,8 +12,7 @@ from spin.sites import exit_name
 
 if TYPE_CHECKING:
     from pipelines.nightly.nights import NightRun, RunDetails
-    from pipelines.nightly.report.night_report import NightReport
-    from pipelines.nightly.report.scored_night import ScoredNight
+    from pipelines.nightly.report.night_report import NightReport, ScoredNight
     from spin.monitor.agreement import ShadowAgreement
     from spin.monitor.drift import NeuronShift
 

@@ -14,8 +14,8 @@ import numpy as np
 from pipelines.audit.audited_version import AuditedVersion, open_audited
 from pipelines.data.corpus import Corpus
 from pipelines.data.training_labels import FrozenDocuments, Labels
-from pipelines.registry.audit_record import AuditRecord
 from pipelines.registry.packaging import BACKBONE
+from pipelines.registry.version_records import AuditRecord
 from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import finished_fingerprint
@@ -92,8 +92,7 @@ class PrivacyAudit:
         }
         if self.report.membership is not None:
             metrics["membership_auroc"] = self.report.membership.auroc
-        files = {"privacy.json": json.dumps(self.to_json(), indent=2), "privacy.html": self.page()}
-        return AuditRecord("privacy", self.summary(), metrics, files)
+        return AuditRecord("privacy", self.summary(), metrics, self.to_json(), self.page())
 
 
 def audit_privacy(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import astuple, dataclass
 
 from pipelines.audit.audited_version import open_audited
-from pipelines.registry.audit_record import AuditRecord
-from pipelines.registry.promotion.promised_error import settle_promise
+from pipelines.registry.promotion.gate import settle_promise
+from pipelines.registry.version_records import AuditRecord
 from pipelines.registry.versions import Registry
 from pipelines.workers.progress import progress
 from spin.audit.robustness import (
@@ -75,7 +74,8 @@ class RobustnessAudit:
             "robustness",
             self.summary(),
             {"score": self.report.score, "mean_loss": self.report.mean_loss, **figures},
-            {"robustness.json": json.dumps(self.to_json(), indent=2), "robustness.html": self.page()},
+            self.to_json(),
+            self.page(),
         )
 
 

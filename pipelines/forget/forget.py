@@ -13,7 +13,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipelines.data.forgotten_ids import ForgottenIds
-from pipelines.forget.neuron_documents import without_top_documents
 from pipelines.forget.training_store import forget_in_store
 from pipelines.nightly.forget.forget_nights import ForgottenRows, announce_forgotten, forget_in_output
 from pipelines.nightly.forget.rewritten_run import without_documents
@@ -25,7 +24,7 @@ from pipelines.registry.versions import Registry
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json
-from pipelines.training.neurons import NEURONS
+from pipelines.training.neurons import NEURONS, without_named_documents
 from spin.errors import UserError
 from spin.settings import Settings
 
@@ -96,7 +95,7 @@ def _forget_in_registry(registry: Registry, forgotten: ForgottenIds, *, dry_run:
     """Remove documents from the evaluation set, the versions and the logged nights of a registered model."""
     evaluation = replace_evaluation_set(registry, partial(_shorten, forgotten), dry_run=dry_run)
     nights = replace_night_files(registry, REPORT, partial(_without_causes, forgotten), dry_run=dry_run)
-    rewrite = partial(without_top_documents, forgotten=forgotten)
+    rewrite = partial(without_named_documents, forgotten=forgotten)
     changed: list[str] = []
     unreadable: dict[str, str] = {}
     for version in registry.versions():

@@ -11,11 +11,10 @@ import pyarrow.parquet as pq
 from pipelines.data.feature_store import LABELS
 from pipelines.data.forgotten_ids import ForgottenIds, add_forgotten
 from pipelines.data.spool import SPOOL
-from pipelines.forget.neuron_documents import without_top_documents
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import delete_objects, finished_fingerprint
-from pipelines.training.neurons import NEURONS
+from pipelines.training.neurons import NEURONS, without_named_documents
 from pipelines.training.purge import FEATURES, MODEL, STAGE_FOLDERS, list_stage
 from pipelines.training.suspects import SUSPECTS
 from spin.settings import Settings
@@ -55,7 +54,7 @@ def _holds(store: Store, forgotten: ForgottenIds) -> bool:
     if suspects is not None and _find_in(suspects, forgotten):
         return True
     neurons = store.read(f"{MODEL}/{NEURONS}")
-    if neurons is not None and without_top_documents(neurons, forgotten) is not None:
+    if neurons is not None and without_named_documents(neurons, forgotten) is not None:
         return True
     keys = [item.key for name in STAGE_FOLDERS for item in list_stage(store, name)]
     values = [key for key in keys if not key.startswith(f"{MODEL}/") or "/heads/" in key]

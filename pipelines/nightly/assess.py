@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pipelines.nightly.night import Night
-from pipelines.nightly.night_share import NightShare
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.nightly.night import Night, NightShare
 from pipelines.nightly.report.drift_causes import name_causes
-from pipelines.nightly.report.drift_check import measure_drift
 from pipelines.nightly.report.night_report import (
     LISTED_FILES,
     EarlierNight,
@@ -17,27 +18,32 @@ from pipelines.nightly.report.night_report import (
     slowest_shards,
     total_counts,
 )
-from pipelines.nightly.report.quality_check import NightQuality, estimate_labels
 from pipelines.nightly.report.throughput import busy_seconds
 from pipelines.nightly.review.checked_labels import list_scores
 from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE
-from pipelines.nightly.steps.night_profile import sum_profiles
+from pipelines.nightly.steps.night_profile import NightProfile, sum_profiles
 from pipelines.nightly.tables.night_history import find_newest_night, list_nights
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import TAKEN
+from pipelines.registry.packaging import REFERENCE
 from spin.classifier import TrainedClassifier
 from spin.heads.held_out import HeldOutLogits
 from spin.monitor.agreement import ShadowAgreement, total_agreement
 from spin.monitor.drift import Drift
+from spin.monitor.drift_statistics import list_breaking
+from spin.monitor.profile import Profile
+from spin.monitor.quality import QualityEstimate, QualitySums, estimate_quality
 
 _SCORED = 30
 """nights with checked labels in a report"""
+_Quality = tuple[QualityEstimate | None, tuple[str, ...]]
+"""the estimated quality of labels, None where there is none, and the properties whose drift withdraws it"""
 
 
 def assess_night(night: Night, share: NightShare) -> NightReport:
     """The report of a classified night."""
     run, rows = night.run, share.input_rows
-    drift, quality = _measure(night, share)
+    drift, (quality, withdrawn) = _measure(night, share)
     taken = sum(row.status == TAKEN for row in rows)
     return NightReport(
         fingerprint=run.fingerprint,
@@ -51,8 +57,8 @@ def assess_night(night: Night, share: NightShare) -> NightReport:
         classes=tuple(night.model.metadata.classes),
         seconds=round(busy_seconds(share.outcomes), 1),
         drift=tuple(drift),
-        quality=quality.estimate,
-        quality_withdrawn=quality.withdrawn,
+        quality=quality,
+        quality_withdrawn=withdrawn,
         scored=tuple(list_scores(night.tables, night.name, most=_SCORED)),
         max_error=night.settings.decision.max_error,
         before=_find_night_before(night),
@@ -66,16 +72,47 @@ def assess_night(night: Night, share: NightShare) -> NightReport:
     )
 
 
-def _measure(night: Night, share: NightShare) -> tuple[list[Drift], NightQuality]:
+def _measure(night: Night, share: NightShare) -> tuple[list[Drift], _Quality]:
     """The drift of the classified documents from the reference of the model, with its causes, and their quality."""
     settings, out, model = night.settings, night.tables.out, night.model.folder / "model"
     profile = sum_profiles(out, share.keys(PROFILE))
     if profile is None:
-        return [], NightQuality(None)
+        return [], (None, ())
     spin, held_out = TrainedClassifier.open(model, settings), HeldOutLogits.read(model, settings.choose)
-    drift = measure_drift(profile, model, spin, held_out, settings.classify.max_psi)
+    drift = _measure_drift(profile, model, spin, held_out, settings.classify.max_psi)
     drift = name_causes(drift, out, share.keys(SAMPLE), spin.fitted.selection, settings.classify)
-    return drift, estimate_labels(profile.quality, spin, held_out, drift)
+    return drift, _estimate_quality(profile.quality, spin, held_out, drift)
+
+
+def _measure_drift(
+    profile: NightProfile, model: Path, spin: TrainedClassifier, held_out: HeldOutLogits | None, allowed: float
+) -> list[Drift]:
+    """The drift of the profile of a night from the reference in the folder of a model, opened as `spin`.
+
+    Where documents may exit early, the reference is that of documents with early exits, under the decision of the night
+    if the model carries the logits of its test documents; neurons above the first exit, which not all documents reach,
+    are not compared. Empty for a model that was saved without a reference, or where no document was predicted.
+    """
+    if not (model / REFERENCE).exists():
+        return []
+    prefix = f"{spin.choose}.early." if spin.early else f"{spin.choose}."
+    reference = Profile.from_bytes((model / REFERENCE).read_bytes(), prefix)
+    if held_out is not None and spin.exits_early:
+        reference = reference.under(held_out, spin.fitted.exits, spin.decision_rule)
+    return profile.documents.drift_from(reference, spin.fitted.selection, allowed)
+
+
+def _estimate_quality(
+    sums: QualitySums, spin: TrainedClassifier, held_out: HeldOutLogits | None, drift: Sequence[Drift]
+) -> _Quality:
+    """The quality of the labels of a night, estimated by their sums and the test documents of its model."""
+    if held_out is None:
+        return None, ()
+    withdrawn = tuple(each.name for each in drift if each.drifted and each.name in list_breaking())
+    if withdrawn:
+        return None, withdrawn
+    probabilities = held_out.probabilities(spin.fitted.exits if spin.early else (), spin.decision_rule)
+    return estimate_quality(sums, probabilities, held_out.y, spin.decision_rule), ()
 
 
 def _total_agreement(night: Night, share: NightShare) -> ShadowAgreement | None:

@@ -133,7 +133,8 @@ def classify_nights(
                 for together in driver.waiting_passes():
                     driver.classify(together)
                 result = driver.end()
-            outcomes.export_failures(result.failures)
+            for failure in result.failures:
+                outcomes.export_failure(failure.model, failure.error)
             return result
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.intake import NightPlan
+from pipelines.nightly.night import NightShare
 from pipelines.nightly.night_pass import NightPass
-from pipelines.nightly.night_share import NightShare
 from pipelines.nightly.pass_intake import PassIntake, check_intake, plan_shards, share_of, take_in
 from pipelines.nightly.steps.classify_job import (
     CALIBRATION,

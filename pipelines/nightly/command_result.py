@@ -1,4 +1,4 @@
-"""What a command has done for its models: the reports of their nights, and what has failed."""
+"""What a command has done for its models: the reports of their nights, and what has failed or drifted."""
 
 from __future__ import annotations
 
@@ -50,6 +50,16 @@ class CommandResult:
         That of drift comes after all others: the night is published, and the others may say that one is not.
         """
         raise_failures(self.failures, several=len(self.models) > 1)
+
+
+def check_drift(report: NightReport) -> None:
+    """Raise DriftError, with the properties that have drifted, for the report of a published night."""
+    moved = [f"{drift.name} ({drift.psi:.2f}, limit {drift.limit:.2f})" for drift in report.drift if drift.drifted]
+    if moved:
+        raise DriftError(
+            f"the night of {report.date} is published, but it drifted from training: {', '.join(moved)}; see "
+            f"{report.output}/_runs/{report.run}/report.html"
+        )
 
 
 def raise_failures(failures: Sequence[NightFailure], *, several: bool) -> None:

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from pipelines.data.spool import FORGOTTEN
 from pipelines.nightly.assess import assess_night
-from pipelines.nightly.night import Night
-from pipelines.nightly.night_share import NightShare, Outcomes
+from pipelines.nightly.night import Night, NightShare, Outcomes
 from pipelines.nightly.report.dead_letters import name_dead_letters
 from pipelines.nightly.report.night_report import REPORT, NightReport, create_report, find_report
 from pipelines.nightly.report.run_report import render_reports

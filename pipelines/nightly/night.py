@@ -1,18 +1,26 @@
-"""The night of one model that a command works on."""
+"""The night of one model that a command works on, and its share of the pass in which it is classified."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
 
 from pipelines.data.files.kept_columns import schema_of
+from pipelines.data.files.shards import Shard
+from pipelines.data.intake import NightPlan
 from pipelines.nightly.night_models import NightModel
-from pipelines.nightly.tables.night_tables import NightTables
+from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.nightly.tables.night_tables import QUARANTINED, TAKEN, NightTables
+from pipelines.nightly.tables.publication import InputRow
 from pipelines.nightly.tables.resume import ChosenRun
 from pipelines.storage.lease import Lease
+from pipelines.storage.shard_log import ShardOutcome
 from spin.settings import Settings
 
+Outcomes = Sequence[ShardOutcome[ClassifyCounts]]
 KEPT = "kept.json"
 """record of the kept columns of a run with their types"""
 
@@ -46,3 +54,55 @@ class Night:
     def kept(self) -> pa.Schema:
         """The kept columns of a run whose intake has ended."""
         return schema_of(self.run.store.read_json(KEPT) or {})
+
+
+@dataclass(frozen=True)
+class NightShare:
+    """The share of a night in its pass."""
+
+    night: Night
+    """the night"""
+    plan: NightPlan
+    """its shards and files"""
+    rejected: Mapping[str, str]
+    """reasons by URI of its files that the intake did not read"""
+    tasks: frozenset[int]
+    """tasks of the intake with its files"""
+    shards: frozenset[int] | None
+    """indices of its shards, None if it takes all of the pass"""
+    outcomes: Outcomes = ()
+    """of its shards, once all are classified"""
+
+    @property
+    def documents(self) -> int:
+        """Number of documents in its shards."""
+        return sum(shard.documents for shard in self.plan.shards)
+
+    def takes(self, shard: Shard) -> bool:
+        """Whether the night takes the files of a shard."""
+        return self.shards is None or shard.index in self.shards
+
+    @cached_property
+    def quarantined(self) -> Mapping[str, str]:
+        """The reason for each file that could not be read, by URI, in order of URI."""
+        unreadable = {file.uri: file.reason for file in self.plan.files if file.reason is not None}
+        return dict(sorted({**self.rejected, **unreadable}.items()))
+
+    @cached_property
+    def input_rows(self) -> list[InputRow]:
+        """A row per input file that the run was to read."""
+        listed = {file.uri: file for file in self.night.run.listing.files}
+        rows = [
+            InputRow(file.uri, file.size, file.version, file.rows, TAKEN)
+            if file.reason is None
+            else InputRow(file.uri, file.size, file.version, 0, QUARANTINED, file.reason)
+            for file in self.plan.files
+        ]
+        for uri, reason in self.rejected.items():
+            size, version = (listed[uri].size, listed[uri].version) if uri in listed else (0, "")
+            rows.append(InputRow(uri, size, version, 0, QUARANTINED, reason))
+        return rows
+
+    def keys(self, ending: str) -> list[str]:
+        """The keys in the output of the files of its shards that have an ending."""
+        return [key for outcome in self.outcomes for key in outcome.files if key.endswith(ending)]

@@ -12,11 +12,9 @@ from contextlib import contextmanager
 from pipelines.nightly.classify_pass import classify_pass
 from pipelines.nightly.command_result import CommandResult, NightFailure
 from pipelines.nightly.finish import delete_work, find_finished, finish_night, show_reports
-from pipelines.nightly.logged_night import summarize_night
-from pipelines.nightly.night import Night
+from pipelines.nightly.night import Night, NightShare
 from pipelines.nightly.night_pass import enter_pass, form_passes
-from pipelines.nightly.night_share import NightShare
-from pipelines.nightly.observed_nights import describe_published
+from pipelines.nightly.observed_nights import describe_published, log_night
 from pipelines.nightly.report.night_report import REPORT, NightReport
 from pipelines.nightly.tables.night_records import RUNS, Run
 from pipelines.nightly.tables.passes import find_pass, open_runs
@@ -190,8 +188,7 @@ class NightDriver:
                 self.shown.add(night.name)
                 with self._keeping_failure(night), overtaken_first(night.lease):
                     self.on_published(night, report)
-                    summary, reports = summarize_night(night, report), show_reports(night, report)
-                    night.model.registry.log_night(night.model.version, summary, reports)
+                    log_night(night, report, show_reports(night, report))
                 end_run(night.run.name)
 
 

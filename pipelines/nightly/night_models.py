@@ -14,8 +14,6 @@ from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store
 from pipelines.workers import weights_cache
 from pipelines.workers.artifact_copy import ArtifactCopy
-from spin.backbone.digest import cached_digest
-from spin.backbone.hub import locate_model
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads import persistence
@@ -173,9 +171,7 @@ def _download(registry: Registry, version: str, folder: Path) -> Path:
 def _is_backbone(backbone: BackboneSettings, metadata: ClassifierMetadata) -> bool:
     """Whether settings name the backbone of a model; by name and revision if its weights are not on this machine."""
     try:
-        code = backbone.trust_remote_code
-        folder = locate_model(backbone.model, backbone.revision, include_code=code)
-        return cached_digest(folder, include_code=code) == metadata.backbone_digest
+        return weights_cache.local_digest(backbone) == metadata.backbone_digest
     except UserError:
         _log.debug("the weights of %s are not on this machine", backbone.model, exc_info=True)
         trained = metadata.backbone

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from pipelines.nightly.command_result import NightFailure
 from pipelines.nightly.night import Night
 from pipelines.nightly.report.night_gauges import list_end, list_figures, list_status
 from pipelines.nightly.report.night_report import NightReport
@@ -33,8 +32,8 @@ class NightOutcomes:
 
     def __init__(self, settings: Settings, models: Sequence[str], output: str, date: str) -> None:
         self.settings, self.output, self.date = settings, output, date
-        self.waiting = list(models)
-        """models without an outcome"""
+        self.waiting = dict.fromkeys(models)
+        """models without an outcome, in order"""
         self._leases: Mapping[str, Lease] = {}
 
     def __enter__(self) -> NightOutcomes:
@@ -66,20 +65,15 @@ class NightOutcomes:
         # guarded by test_a_command_that_finds_the_output_held_exports_nothing; broken by:
         #   if False:
         if isinstance(error, HeldError):
-            self._finish(model)
+            self.waiting.pop(model, None)
         else:
             values = [*list_status(exit_status(error)), *list_end(time.time())]
             # a store that does not answer is not asked whether there is a newer night
             self._export(model, values, replace=False, ask=not isinstance(error, UnavailableError))
 
-    def export_failures(self, failures: Sequence[NightFailure]) -> None:
-        """Export the exit statuses of the models that have failed."""
-        for failure in failures:
-            self.export_failure(failure.model, failure.error)
-
     def _export(self, model: str, values: Sequence[GaugeValue], *, replace: bool, ask: bool = True) -> None:
         """Export gauges of a model; those of a night that is not the newest are only the end of its command."""
-        self._finish(model)
+        self.waiting.pop(model, None)
         metrics = self.settings.metrics
         if metrics.pushgateway is None and metrics.textfile is None:
             return
@@ -102,8 +96,3 @@ class NightOutcomes:
         # guarded by test_a_night_of_an_earlier_date_leaves_the_figures_of_the_newest; broken by:
         #   return False
         return newest is not None and newest.date > self.date
-
-    def _finish(self, model: str) -> None:
-        """Note that a model has an outcome."""
-        if model in self.waiting:
-            self.waiting.remove(model)

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow.parquet as pq
 
-from pipelines.nightly.report.newest_report import show_newest_report
-from pipelines.nightly.report.run_report import PAGE
+from pipelines.nightly.report.night_report import QuarantinedFile
+from pipelines.nightly.report.run_report import PAGE, show_newest_report
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import (
     ABANDONED,
@@ -71,16 +71,6 @@ class NightRun:
     """pass in which it classifies together with runs of other models; None for a run that classifies alone"""
 
 
-@dataclass(frozen=True)
-class LeftOutFile:
-    """An input file that was left out as a whole."""
-
-    uri: str
-    """URI of the file"""
-    reason: str
-    """why"""
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunDetails:
     """What there is to know about one run."""
@@ -91,7 +81,7 @@ class RunDetails:
     """rows of the run by table, empty while it is not finished"""
     files_taken: int | None
     """input files whose documents it classified, None while it is not finished"""
-    quarantined: tuple[LeftOutFile, ...]
+    quarantined: tuple[QuarantinedFile, ...]
     """input files that it left out"""
     report: str | None
     """URI of its report, None where there is none"""
@@ -189,34 +179,32 @@ def _list_runs(tables: NightTables) -> list[NightRun]:
     published = {night.run: night for night in list_nights(tables)}
     runs = {run.name: run for run in list_runs(tables.out)}
     others = [name for name in runs if name not in published]
-    states, nights = _states(tables, others), find_nights(tables.out, others)
+    states, finished = _states(tables, others), find_nights(tables.out, others)
     dead = _count_by_run(tables, DEAD_LETTERS)
-    described = [
-        NightRun(
-            date=night.date,
-            model=night.model,
-            run=name,
-            state="published",
-            published=datetime.fromtimestamp(night.committed, UTC).isoformat(timespec="seconds"),
-            predictions=night.rows,
-            dead_letters=dead.get(name, 0),
-            **_describe_beginning(runs.get(name)),
+    described: list[NightRun] = []
+    for name in [*published, *others]:
+        night, run = published.get(name), runs.get(name)  # of a published run, the folder in `_runs/` may be deleted
+        counts: tuple[int | None, int | None] = (None, None)
+        if night is not None:
+            counts = night.rows, dead.get(name, 0)
+        elif name in finished:
+            counts = finished[name].count_rows(PREDICTIONS), finished[name].count_rows(DEAD_LETTERS)
+        committed = None if night is None else datetime.fromtimestamp(night.committed, UTC)
+        described.append(
+            NightRun(
+                date=(night or runs[name]).date,
+                model=(night or runs[name]).model,
+                model_version=None if run is None else run.model_version,
+                run=name,
+                state=states.get(name, "published"),
+                incremental=None if run is None else run.incremental,
+                begun=None if run is None else run.begun,
+                published=None if committed is None else committed.isoformat(timespec="seconds"),
+                predictions=counts[0],
+                dead_letters=counts[1],
+                shared_pass=None if run is None or run.is_alone else run.pass_name,
+            )
         )
-        for name, night in published.items()
-    ]
-    described += [
-        NightRun(
-            date=runs[name].date,
-            model=runs[name].model,
-            run=name,
-            state=states[name],
-            published=None,
-            predictions=nights[name].count_rows(PREDICTIONS) if name in nights else None,
-            dead_letters=nights[name].count_rows(DEAD_LETTERS) if name in nights else None,
-            **_describe_beginning(runs[name]),
-        )
-        for name in others
-    ]
     return sorted(described, key=lambda night: (night.date, night.model, night.run))
 
 
@@ -240,18 +228,6 @@ def _count_by_run(tables: NightTables, table: str) -> Mapping[str, int]:
     return {row["run"]: row["rows_sum"] for row in totals.to_pylist()}
 
 
-def _describe_beginning(run: Run | None) -> dict[str, Any]:
-    """What the record of a run says of its beginning; nothing if its folder in `_runs/` has been deleted."""
-    if run is None:
-        return {"model_version": None, "incremental": None, "begun": None, "shared_pass": None}
-    return {
-        "model_version": run.model_version,
-        "incremental": run.incremental,
-        "begun": run.begun,
-        "shared_pass": None if run.is_alone else run.pass_name,
-    }
-
-
 def _details(tables: NightTables, night: NightRun) -> RunDetails:
     record = find_night(tables.out, night.run)
     files = [] if record is None else _read_inputs(tables, record)
@@ -260,7 +236,7 @@ def _details(tables: NightTables, night: NightRun) -> RunDetails:
         night=night,
         rows={} if record is None else {table: record.count_rows(table) for table in TABLES},
         files_taken=None if record is None else sum(status == TAKEN for _, status, _ in files),
-        quarantined=tuple(LeftOutFile(uri, reason) for uri, status, reason in files if status == QUARANTINED),
+        quarantined=tuple(QuarantinedFile(uri, reason) for uri, status, reason in files if status == QUARANTINED),
         report=f"{tables.out.uri}/{report}" if tables.out.exists(report) else None,
     )
 

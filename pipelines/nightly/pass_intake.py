@@ -13,9 +13,8 @@ from pipelines.data.files.shards import Shard
 from pipelines.data.intake import NightPlan, plan_intake, plan_night
 from pipelines.data.spool import PartSize
 from pipelines.nightly.finish import check_files, check_rows
-from pipelines.nightly.night import KEPT, Night
+from pipelines.nightly.night import KEPT, Night, NightShare
 from pipelines.nightly.night_pass import NightPass
-from pipelines.nightly.night_share import NightShare
 from pipelines.nightly.steps.intake_step import IntakeStep
 from pipelines.nightly.steps.run_records import IntakeCounts
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, check_kept_columns

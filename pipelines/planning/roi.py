@@ -2,65 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipelines.audit.audited_version import open_audited
-from pipelines.planning.label_mix import weigh_classes
 from pipelines.planning.operations import measure_operations
-from pipelines.planning.terms_file import read_terms
-from pipelines.registry.audit_record import AuditRecord
+from pipelines.planning.roi_terms import RoiTerms, weigh_classes
+from pipelines.registry.version_records import AuditRecord
 from pipelines.registry.versions import Registry
 from spin.arrays import Floats
-from spin.errors import UserError
 from spin.labels.label_space import LabelSpace, Targets
 from spin.pages.number_format import significant
-from spin.roi.error_costs import CostMatrix, ErrorCosts
+from spin.roi.error_costs import ErrorCosts
 from spin.roi.operating_points import THOUSAND, OperatingPoint, Prices, best_point, weigh_points, with_interval
 from spin.roi.roi_page import roi_page
 from spin.roi.roi_report import Alternative, RoiReport
 from spin.settings import Settings
 
 _BASELINES = {"tfidf": "words alone (TF-IDF)", "last_layer": "last layer of the backbone"}
-
-
-@dataclass(frozen=True)
-class RoiTerms:
-    """The volume that a user expects, and prices; all are in one currency."""
-
-    volume: float
-    """documents to classify"""
-    cost_error: float
-    """of a wrong label"""
-    cost_review: float
-    """of a document that people label"""
-    cpu_hour: float = 0.05
-    """of one core"""
-    cost_label: float | None = None
-    """of a labelled document to learn from; by default that of a review"""
-    pairs: CostMatrix = field(default_factory=dict)
-    """costs by true and given class, where they differ from `cost_error`"""
-    label_mix: Mapping[str, float] = field(default_factory=dict)
-    """shares of the classes among the documents to come; by default those of the evaluation set"""
-    llm_price: float | None = None
-    """of a thousand documents that a language model labels; None: it is not compared"""
-    llm_accuracy: float = 1.0
-    """share of its labels that are right"""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.volume < np.inf:
-            raise UserError(f"--volume {self.volume:g}: expected a number above 0")
-        for name in ("cost_error", "cost_review", "cpu_hour", "cost_label", "llm_price"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < np.inf:
-                raise UserError(f"--{name.replace('_', '-')} {value:g}: expected a number from 0 on")
-        if not 0 <= self.llm_accuracy <= 1:
-            raise UserError(f"--llm-accuracy {self.llm_accuracy:g}: expected a share from 0 to 1")
 
 
 def estimate_roi(
@@ -106,19 +65,6 @@ def estimate_roi(
     return report
 
 
-def read_cost_matrix(path: Path) -> CostMatrix:
-    """Read costs by true and given class from a YAML or JSON file. Raises UserError for another content."""
-    expected = "costs by true and then given class, such as {spam: {ham: 2.5}}"
-    matrix: dict[str, dict[str, float]] = {}
-    for true, costs in read_terms(path, expected).items():
-        if not isinstance(costs, dict) or not all(map(_is_number, costs.values())):
-            raise UserError(f"{path}: found {costs!r:.40} for class '{true}'; expected {expected}")
-        if not all(isinstance(given, str) for given in costs):
-            raise UserError(f"{path}: expected names of classes; put quotes around names such as yes, no or 1")
-        matrix[true] = costs
-    return matrix
-
-
 def _shares(label_space: LabelSpace, y: Targets, mix: Floats | None) -> Floats:
     """(K,) the shares of the classes among the documents to come."""
     if mix is not None:
@@ -149,7 +95,8 @@ def _record(report: RoiReport) -> AuditRecord:
         "roi",
         summarise(report),
         {"cost_per_thousand": report.best.total, "reviewed": report.best.reviewed, "errors": report.best.errors},
-        {"roi.json": json.dumps(report.to_json(), indent=2), "roi.html": roi_page(report)},
+        report.to_json(),
+        roi_page(report),
     )
 
 
@@ -182,8 +129,3 @@ def break_even_sentences(report: RoiReport) -> Sequence[str]:
         else:
             sentences.append(f"{cost}, more expensive from {significant(volume)} documents on")
     return sentences
-
-
-def _is_number(value: object) -> bool:
-    """Whether a value of a file is a number; True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

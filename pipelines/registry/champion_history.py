@@ -50,11 +50,6 @@ def event_tags(tags: Mapping[str, str]) -> frozenset[str]:
     return frozenset(name for name in tags if name.startswith(_PREFIX))
 
 
-def last_tag(tags: frozenset[str]) -> str | None:
-    """The tag of the newest event; None before the first."""
-    return max(tags, default=None)
-
-
 def next_tag(tags: frozenset[str]) -> str:
     """A name for the event after those in `tags`, numbered and unique: simultaneous events never share a name."""
     return f"{_PREFIX}{len(tags) + 1:06d}.{uuid.uuid4().hex[:8]}"

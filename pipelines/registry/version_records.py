@@ -1,12 +1,58 @@
-"""Records of registered versions: what a training registers, the version that it became, and a listed version."""
+"""Records of registered versions: what a training or a night has read, what is registered, listed and audited."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from pipelines.registry.evaluation_set import EvaluationSet
-from pipelines.registry.logged_data import LoggedData
+from pipelines.registry.packaging import DESCRIPTION_LIMIT, cut_card
+from spin.settings import mask_credentials
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
+
+_CONTEXT = "mlflow.data.context"
+"""tag of MLflow for what the data is used for"""
+_DIGEST = 16
+"""characters of a digest; MLflow takes at most 36"""
+_HEADING, _SECTION = "\n\n## Audits\n", "\n### "
+"""of the audits in the description of a version, and of each"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedData:
+    """Documents that a run of MLflow has read: where they are and what they hold. None is read for it."""
+
+    name: str
+    """of the data"""
+    source: str
+    """file, folder or glob"""
+    digest: str
+    """changes with the data; hexadecimal digits"""
+    profile: Mapping[str, object]
+    """numbers that describe the data, as JSON values"""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """types of MLflow by column, such as `string`"""
+
+    def to_input(self, context: Literal["training", "inference"]) -> DatasetInput:
+        """The data as an input of a run. `mlflow.data.get_source` returns the source of what is logged."""
+        # an entity of MLflow: what `mlflow.data` makes of data computes digests and profiles by reading it
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        scheme, separator, _ = self.source.partition("://")
+        columns = [{"name": name, "type": kind, "required": True} for name, kind in self.columns.items()]
+        dataset = Dataset(
+            name=self.name,
+            digest=self.digest[:_DIGEST],
+            source_type=scheme if separator and scheme != "file" else "local",
+            source=json.dumps({"uri": mask_credentials(self.source)}),
+            schema=json.dumps({"mlflow_colspec": columns}) if columns else None,
+            profile=json.dumps(self.profile),
+        )
+        return DatasetInput(dataset, [InputTag(_CONTEXT, context)])
 
 
 @dataclass(frozen=True)
@@ -54,3 +100,35 @@ class Version:
     """ISO 8601, UTC, seconds"""
     metrics: Mapping[str, float]
     """of the run"""
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """The outcome of an audit of one version."""
+
+    kind: str
+    """`robustness`; a later audit of the same kind replaces its section"""
+    summary: str
+    """some sentences with the main figures, in Markdown"""
+    metrics: Mapping[str, float]
+    """of the MLflow run, by name"""
+    content: Mapping[str, object]
+    """the report as JSON values"""
+    page: str
+    """the report as an HTML page"""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files of the MLflow run: text by file name."""
+        return {f"{self.kind}.json": json.dumps(self.content, indent=2), f"{self.kind}.html": self.page}
+
+    def add_to(self, description: str) -> str:
+        """The description of a version with the summary under the heading `Audits`, within MLflow's limit.
+
+        The card before it is cut where there is no room for both.
+        """
+        card, _, sections = description.partition(_HEADING)
+        audits = dict(section.split("\n", 1) for section in sections.split(_SECTION) if "\n" in section.strip())
+        audits[self.kind] = self.summary
+        listed = "\n".join(f"{_SECTION}{kind}\n\n{text.strip()}" for kind, text in sorted(audits.items()))
+        return cut_card(card, DESCRIPTION_LIMIT - len(_HEADING + listed)) + _HEADING + listed

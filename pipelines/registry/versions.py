@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.registry import evaluation_set, packaging
-from pipelines.registry.audit_record import AuditRecord
 from pipelines.registry.champion_history import Move
 from pipelines.registry.evaluation_set import EvaluationSet
-from pipelines.registry.logged_data import LoggedData
 from pipelines.registry.mlflow_client import Tracking
-from pipelines.registry.night_summary import NightSummary
-from pipelines.registry.version_records import RegisteredVersion, TrainingRecord, Version
+from pipelines.registry.version_records import AuditRecord, LoggedData, RegisteredVersion, TrainingRecord, Version
 from spin.activations.engines.engine import CALIBRATION_TEXTS
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
@@ -164,17 +161,21 @@ class Registry:
             calibration = self.calibration() if chosen.dtype == "int8" else ()
             return TrainedClassifier.open(folder, self.settings, backbone=chosen, calibration=calibration)
 
-    def log_night(self, number: str, night: NightSummary, reports: Mapping[str, bytes]) -> None:
-        """Log a night under a version as a run with metrics and report files, unless it is logged already."""
-        tags = night.tags(number)
+    def log_night(
+        self, tags: Mapping[str, str], metrics: Mapping[str, float], reports: Mapping[str, bytes], data: LoggedData
+    ) -> None:
+        """Log a night as a run with report files and the data that it has read, unless it is logged already.
+
+        No two nights of a version have the same tags.
+        """
         with self.tracking.session():
             # an interrupted run has its tags, but not its metrics
-            finished = f"attributes.status = 'FINISHED' and tags.`spin.night` = '{night.date}'"
+            finished = f"attributes.status = 'FINISHED' and tags.`spin.night` = '{tags['spin.night']}'"
             logged = self._client.search_runs([self.tracking.experiment()], finished)
             if any(tags.items() <= run.data.tags.items() for run in logged):
                 return
             texts = {file: data.decode() for file, data in reports.items()}
-            self._log_run(f"night {night.run}", tags, night.metrics(), texts, night.data)
+            self._log_run(f"night {tags['spin.run']}", tags, metrics, texts, data)
 
     def log_gate(
         self, number: str, move: Move, tags: Mapping[str, str], metrics: Mapping[str, float], files: Mapping[str, str]

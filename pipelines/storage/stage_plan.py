@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
@@ -104,7 +104,7 @@ def write_plan(
     if plan := _find_plan(store, stage, metadata, derived_type, restart=restart):
         return plan
     plan = StagePlan(stage, metadata, derive())
-    _clear(store, lease)
+    delete_objects(store, [key for key in store.list() if not key.startswith("_lease/")], lease)
     lease.check()
     store.write_json(PLAN, _plan_json(plan))
     return plan
@@ -192,9 +192,12 @@ def _find_plan(
         return None
     # guarded by test_a_run_with_other_settings_is_refused_without_restart
     if plan_fingerprint(stage, metadata) != plan_fingerprint(stored["stage"], stored["metadata"]):
-        if not restart:
-            _refuse(store, stage, metadata, stored)
-        return None
+        if restart:
+            return None
+        raise UserError(
+            f"{stage}: {store.uri} was made with other settings or data: {_differences(stage, metadata, stored)}. "
+            "Put them back, name another folder for the results, or start over with --restart"
+        )
     return _parse_plan(store, stored, derived_type)
 
 
@@ -212,22 +215,10 @@ def _plan_json(plan: StagePlan[Any]) -> dict[str, Any]:
     return {"stage": plan.stage, "metadata": plan.metadata, "derived": to_json(plan.derived)}
 
 
-def _clear(store: Store, lease: Lease) -> None:
-    """Delete everything but the lease; see `delete_objects`."""
-    delete_objects(store, [key for key in store.list() if not key.startswith("_lease/")], lease)
-
-
 def _deletion_rank(key: str) -> int:
     """Manifests have the lowest rank, then come plans, then all other objects."""
     name = key.rpartition("/")[2]
     return {MANIFEST: 0, PLAN: 1}.get(name, 2)
-
-
-def _refuse(store: Store, stage: str, metadata: dict[str, Any], stored: dict[str, Any]) -> NoReturn:
-    raise UserError(
-        f"{stage}: {store.uri} was made with other settings or data: {_differences(stage, metadata, stored)}. "
-        "Put them back, name another folder for the results, or start over with --restart"
-    )
 
 
 def _differences(stage: str, metadata: dict[str, Any], stored: dict[str, Any]) -> str:

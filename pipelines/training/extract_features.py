@@ -56,8 +56,6 @@ from spin.activations.engines.engine import open_engine
 from spin.activations.extract import choose_column_types, read_activations, single_segment
 from spin.activations.feature_table import MAX_SHARD_BYTES, bytes_per_document, features_table
 from spin.arrays import Rows
-from spin.backbone.digest import cached_digest
-from spin.backbone.hub import locate_model
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.classifier import feature_columns
@@ -209,7 +207,7 @@ def read_corpus(
     """
     corpus = open_corpus(settings, plan)
     corpus.restore()
-    digest = backbone_digest(settings)
+    digest = weights_cache.local_digest(settings.backbone)
     weights_cache.publish(settings, digest)
     work = ShardWork(
         make,
@@ -265,20 +263,13 @@ def open_corpus(settings: Settings, plan: ExtractPlan) -> Corpus:
     return Corpus(files, spool.locate(derived.shards), spool, settings.data)
 
 
-def backbone_digest(settings: Settings) -> str:
-    """The digest of the backbone's files."""
-    code = settings.backbone.trust_remote_code
-    folder = locate_model(settings.backbone.model, settings.backbone.revision, include_code=code)
-    return cached_digest(folder, include_code=code)
-
-
 def _plan_metadata(settings: Settings, files: list[InputFile]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Everything that changes the features of one pass, and of two; not worker counts, logging or paths of weights."""
     backbone = activation_settings(settings.backbone)
     data = settings.data.model_dump(include={"id", "text", "label", "split", "group"}) | settings.data.file_format()
     of_one_pass = {
         "format": FORMAT,
-        "backbone": {**backbone, "digest": backbone_digest(settings)},
+        "backbone": {**backbone, "digest": weights_cache.local_digest(settings.backbone)},
         "data": {**data, "files": to_json(files)},
         "sites": settings.sites,
         "poolings": settings.poolings,

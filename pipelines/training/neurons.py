@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +17,7 @@ from pipelines.data.feature_store import FeatureShards
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.kept_columns import without_kept
 from pipelines.data.files.readers import read_piece
+from pipelines.data.forgotten_ids import ForgottenIds
 from pipelines.data.intake import plan_intake
 from pipelines.data.training_labels import Labels
 from pipelines.registry.versions import Registry
@@ -103,6 +104,19 @@ def neurons_to_json(rows: Sequence[NeuronRow]) -> bytes:
 def neurons_from_json(content: bytes) -> list[NeuronRow]:
     """The rows in the content of `neurons.json`. Raises ValueError for another content."""
     return [from_json(NeuronRow, entry) for entry in json.loads(content)]
+
+
+def without_named_documents(content: bytes, forgotten: ForgottenIds) -> bytes | None:
+    """The content of `neurons.json` without forgotten documents; None if it names none. Raises UserError if damaged."""
+    try:
+        rows = neurons_from_json(content)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{NEURONS} is damaged or of another version ({error!r}); delete the version") from None
+    named = [document.id for row in rows for document in row.top]
+    gone = {named[at] for at in forgotten.find(named)}
+    if not gone:
+        return None
+    return neurons_to_json([replace(row, top=tuple(each for each in row.top if each.id not in gone)) for row in rows])
 
 
 def describe_neurons(

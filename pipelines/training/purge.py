@@ -88,10 +88,10 @@ def run_purge(settings: Settings, *, older_than: timedelta | None = None, dry_ru
 def plan_purge(store: Store, *, now: datetime, age: timedelta) -> PurgePlan:
     """What a purge deletes: the work of stages that have not changed for `age`."""
     found = (
-        _find_folder(store, FEATURES, now),
-        _find_spool(store, now),
-        _find_folder(store, KEPT, now),
-        _find_folder(store, PROBES, now),
+        _find_folder(store, FEATURES, FEATURES, now),
+        _find_folder(store, SPOOL, FEATURES, now),  # the extract stage writes it, and the end of a training deletes it
+        _find_folder(store, KEPT, KEPT, now),
+        _find_folder(store, PROBES, PROBES, now),
         _find_model_work(store, now),
         _find_suspects(store, now),
     )
@@ -111,16 +111,10 @@ def _choose_age(settings: Settings, older_than: timedelta | None) -> timedelta:
     return timedelta(days=settings.store.retention)
 
 
-def _find_folder(store: Store, stage: str, now: datetime) -> StoredWork | None:
-    """All that a stage has stored, None if there is nothing."""
-    objects = list_stage(store, stage)
-    return _describe(stage, stage, objects, objects, now) if objects else None
-
-
-def _find_spool(store: Store, now: datetime) -> StoredWork | None:
-    """The texts of the corpus, which the extract stage writes and the end of the training deletes; None if gone."""
-    objects = list_stage(store, SPOOL)
-    return _describe(SPOOL, FEATURES, objects, objects, now) if objects else None
+def _find_folder(store: Store, folder: str, stage: str, now: datetime) -> StoredWork | None:
+    """All that a stage has stored in a folder, None if there is nothing."""
+    objects = list_stage(store, folder)
+    return _describe(folder, stage, objects, objects, now) if objects else None
 
 
 def _find_model_work(store: Store, now: datetime) -> StoredWork | None:

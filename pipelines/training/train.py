@@ -17,9 +17,8 @@ from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labels, Sample, SplitOverlap
 from pipelines.registry.evaluation_set import EvaluationSet
-from pipelines.registry.logged_data import LoggedData
 from pipelines.registry.packaging import REFERENCE
-from pipelines.registry.version_records import RegisteredVersion, TrainingRecord
+from pipelines.registry.version_records import LoggedData, RegisteredVersion, TrainingRecord
 from pipelines.registry.versions import Registry
 from pipelines.storage.filesystem import normalize_uri
 from pipelines.storage.lease import Lease

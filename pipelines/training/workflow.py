@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments
 from pipelines.registry.versions import Registry
+from pipelines.storage.filesystem import normalize_uri
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import finished_fingerprint
 from pipelines.telemetry.current_runs import CurrentRun, working_on
 from pipelines.telemetry.observed_runs import add_results, observe_runs, observe_stage, observe_work
+from pipelines.telemetry.run_record import DataUse, RunRecord
 from pipelines.training.extract_features import ExtractManifest, ExtractResults, run_extract
 from pipelines.training.fit_probes import ProbeManifest, ProbeResults, run_probe
-from pipelines.training.observed_training import describe_stage, describe_training, training_name
 from pipelines.training.train import TrainReport, run_train
 from pipelines.workers.ray_cluster import shared_ray_session
 from spin.heads.registry import other_heads
@@ -24,6 +26,8 @@ from spin.settings import Settings
 TrainingStage = Literal["extract", "probe", "train"]
 STAGES: dict[TrainingStage, str] = {"extract": "features", "probe": "probes", "train": "model"}
 """the stages in order, each with its folder in the store"""
+_RECORDS = "traces"
+"""folder in the store with the records of observers, such as traces"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def run_stages(
         frozen = FrozenDocuments.of(frozenset(evaluation_set.ids), evaluation_set.texts)
     outcome: ExtractManifest | ProbeManifest | TrainReport | None = None
     run = CurrentRun(training_name(settings), settings.mlflow.model)
-    with shared_ray_session(), working_on([run]), observe_runs([describe_training(settings)]), observe_work():
+    with shared_ray_session(), working_on([run]), observe_runs([_describe_training(settings)]), observe_work():
         for stage in stages:
             start = time.perf_counter()
             before = finished_fingerprint(Store.of(settings) / STAGES[stage])
@@ -84,7 +88,44 @@ def run_stages(
                 else:
                     assert registry is not None
                     outcome = run_train(settings, registry, frozen=frozen, restart=restart)
-            add_results(run.name, describe_stage(settings, outcome))
+            add_results(run.name, _describe_stage(settings, outcome))
             results = outcome if isinstance(outcome, TrainReport) else outcome.results
             on_stage(StageEvent(stage, results, time.perf_counter() - start, before == outcome.fingerprint))
     return outcome if isinstance(outcome, TrainReport) else None
+
+
+def training_name(settings: Settings) -> str:
+    """The name of the training run of a store: the commands that resume it have the same one."""
+    digest = hashlib.sha256(Store.of(settings).uri.encode()).hexdigest()
+    return f"training-{settings.mlflow.model}-{digest[:8]}"
+
+
+def _describe_training(settings: Settings) -> RunRecord:
+    """The training as this process begins to work on it.
+
+    The stages have a lease each and the training none, so processes are numbered by the time, in milliseconds.
+    """
+    store = Store.of(settings)
+    return RunRecord(
+        run=CurrentRun(training_name(settings), settings.mlflow.model),
+        kind="training",
+        number=time.time_ns() // 1_000_000,
+        home=store.uri,
+        records=store / _RECORDS,
+        inputs=(DataUse(uri=normalize_uri(settings.data.train), kind="files"),),
+        outputs=(DataUse(uri=settings.mlflow.model, kind="model"),),
+    )
+
+
+def _describe_stage(settings: Settings, end: ExtractManifest | ProbeManifest | TrainReport) -> RunRecord:
+    """The training with the numbers of what a stage has read, and with the version that it has registered."""
+    training = _describe_training(settings)
+    [read], [made] = training.inputs, training.outputs
+    if isinstance(end, TrainReport):
+        read = replace(read, rows=sum(end.results.counts.values()))
+        return replace(training, inputs=(read,), outputs=(replace(made, version=end.registered.version),))
+    if isinstance(end.results, ProbeResults):
+        return training
+    files = end.results.inputs
+    size = sum(file.size for file in files)
+    return replace(training, inputs=(replace(read, rows=end.results.counts.rows, files=len(files), bytes=size),))

@@ -35,6 +35,12 @@ def activation_settings(backbone: BackboneSettings) -> dict[str, Any]:
     return backbone.model_dump(include=_ACTIVATION_SETTINGS | windows)
 
 
+def local_digest(backbone: BackboneSettings) -> str:
+    """The digest of the weights that settings name on this machine. Raises UserError if they are not here."""
+    code = backbone.trust_remote_code
+    return cached_digest(locate_model(backbone.model, backbone.revision, include_code=code), include_code=code)
+
+
 def publish(settings: Settings, digest: str) -> None:
     """Write the backbone with a digest to the store, unless it is there or the settings name no cluster.
 

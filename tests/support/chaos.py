@@ -18,7 +18,6 @@ from pipelines.data.files.shards import Piece, Shard
 from pipelines.nightly import classify, classify_pass
 from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.run_records import PassCounts
-from pipelines.registry.night_summary import NightSummary
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult
@@ -100,8 +99,8 @@ class FolderRegistry:
             raise UserError(f"{model} does not exist")
         return number
 
-    def log_night(self, number: str, night: NightSummary, reports: dict[str, bytes]) -> None:
-        (self.folder / f"{night.run}.json").write_text(number)
+    def log_night(self, tags: dict[str, str], *_: object) -> None:
+        (self.folder / f"{tags['spin.run']}.json").write_text(tags["spin.version"])
 
     def download(self, number: str, folder: Path) -> None:
         for file in (self.folder / number).iterdir():

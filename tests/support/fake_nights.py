@@ -29,7 +29,7 @@ from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import LEASES
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS, NightTables
 from pipelines.nightly.tables.night_tables import read_rows as read_table
-from pipelines.registry.night_summary import NightSummary
+from pipelines.registry.version_records import LoggedData
 from pipelines.storage.object_store import Store
 from pipelines.storage.retrying import retry_unavailable
 from pipelines.storage.shard_log import Attempt, StepResult
@@ -105,13 +105,16 @@ class FakeRegistry:
 
     def __init__(self, name: str = "tiny", backbone: str = "0") -> None:
         self.name, self.champion, self.backbone = name, "1", backbone
-        self.logged: list[NightSummary] = []
+        self.logged: list[tuple[Mapping[str, float], LoggedData]] = []
+        """metrics and data of the nights"""
 
     def resolve(self, model: str | None = None) -> str:
         return self.champion if model is None else model.rpartition("/")[2]
 
-    def log_night(self, number: str, night: NightSummary, reports: Mapping[str, bytes]) -> None:
-        self.logged.append(night)
+    def log_night(
+        self, tags: Mapping[str, str], metrics: Mapping[str, float], reports: Mapping[str, bytes], data: LoggedData
+    ) -> None:
+        self.logged.append((metrics, data))
 
 
 def pretend_to_download(chosen: ChosenVersion, folder: Path, given: Settings, night: Settings) -> NightModel:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.nightly.tables.night_history import FileState
-from pipelines.nightly.tables.night_records import Run, begin_run, finish_run
+from pipelines.nightly.tables.night_records import Run, begin_run, finish_run, list_runs
 from pipelines.nightly.tables.night_tables import (
     DEAD_LETTERS,
     DISAGREEMENTS,
@@ -23,6 +23,7 @@ from pipelines.nightly.tables.night_tables import (
     published_runs,
     read_rows,
     table_schema,
+    was_published,
 )
 from pipelines.nightly.tables.publication import (
     InputRow,
@@ -127,3 +128,9 @@ def published_ids(tables: NightTables) -> dict[tuple[str, str], list[str]]:
         )
         for night in published_runs(predictions)
     }
+
+
+def list_unfinished(tables: NightTables) -> list[Run]:
+    """The runs that were never published, in the order in which they began, abandoned ones included."""
+    predictions = tables.find(PREDICTIONS)
+    return [run for run in list_runs(tables.out) if predictions is None or not was_published(predictions, run.name)]

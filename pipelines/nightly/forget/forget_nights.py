@@ -11,7 +11,8 @@ from pipelines.data.forgotten_ids import FOLDER, ForgottenIds, add_forgotten
 from pipelines.nightly.forget.held_rows import WITH_IDS, HeldRows, RunFiles, find_held
 from pipelines.nightly.forget.rewritten_run import Rewriting
 from pipelines.nightly.forget.unused_objects import find_unused
-from pipelines.nightly.report.newest_report import hide_report, show_newest_report
+from pipelines.nightly.report.night_report import REPORT
+from pipelines.nightly.report.run_report import PAGE, show_newest_report
 from pipelines.nightly.review.checked_labels import remove_labels, rescore_nights
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import (
@@ -140,7 +141,7 @@ def _forget(tables: NightTables, forgotten: ForgottenIds, claims: Mapping[str, i
             rewritten[night.run] = run.name
     given_up = _give_up_and_delete(tables, forgotten, claims)
     labels = remove_labels(tables.out, forgotten)
-    hide_report(tables)
+    tables.out.delete_many([REPORT, PAGE])
     show_newest_report(tables)
     rescore_nights(tables, rewritten)
     return ForgottenRows(
@@ -208,6 +209,6 @@ def _count_rows(held: Collection[HeldRows]) -> dict[str, int]:
     """The number of rows by table."""
     counts: Counter[str] = Counter()
     for each in held:
-        for (table, _), rows in each.by_file.items():
+        for (table, _), rows in each.items():
             counts[table] += rows
     return dict(counts)

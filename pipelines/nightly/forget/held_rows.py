@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
@@ -19,21 +18,8 @@ _FILES_AT_ONCE = 8
 """files that are read at a time; of each, only the column of the ids"""
 RunFiles = Mapping[str, Sequence[DataFile]]
 """the files of a run by table"""
-
-
-@dataclass(frozen=True)
-class HeldRows:
-    """The rows of a run whose ids are forgotten."""
-
-    by_file: Mapping[tuple[str, str], int]
-    """number of rows by table and path of the file; files without such rows are left out"""
-
-    def __bool__(self) -> bool:
-        return bool(self.by_file)
-
-    def in_table(self, table: str) -> int:
-        """Number of rows in a table."""
-        return sum(rows for (name, _), rows in self.by_file.items() if name == table)
+HeldRows = Mapping[tuple[str, str], int]
+"""number of rows of a run whose ids are forgotten, by table and path of the file; files without any are left out"""
 
 
 def find_held(tables: NightTables, files: RunFiles, forgotten: ForgottenIds) -> HeldRows:
@@ -41,7 +27,7 @@ def find_held(tables: NightTables, files: RunFiles, forgotten: ForgottenIds) -> 
     listed = [(table, file.path) for table in WITH_IDS for file in files.get(table, ())]
     with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
         counts = threads.map(lambda each: _count_held(tables.store(each[0]), each[1], forgotten), listed)
-        return HeldRows({each: count for each, count in zip(listed, counts, strict=True) if count})
+        return {each: count for each, count in zip(listed, counts, strict=True) if count}
 
 
 def _count_held(store: Store, path: str, forgotten: ForgottenIds) -> int:

@@ -89,7 +89,7 @@ class Rewriting:
     def _write_file(self, table: str, file: DataFile, run: str) -> DataFile:
         """A file of the new run: a copy of the old one, or its remaining rows."""
         store, path = self.tables.store(table), f"{run}/{file.path.rpartition('/')[2]}"
-        if table == PREDICTIONS and (table, file.path) not in self.held.by_file:
+        if table == PREDICTIONS and (table, file.path) not in self.held:
             store.copy(file.path, path)
             return replace(file, path=path)
         with store.open(file.path) as source:
@@ -110,8 +110,9 @@ class Rewriting:
         report = find_report(self.tables.out / f"{RUNS}/{self.night.run}")
         if report is None:
             return
-        gone = report.forgotten + self.held.in_table(PREDICTIONS)
-        report = replace(without_documents(report, self.forgotten), run=run, token=claim, forgotten=gone)
+        gone = sum(rows for (table, _), rows in self.held.items() if table == PREDICTIONS)
+        report = without_documents(report, self.forgotten)
+        report = replace(report, run=run, token=claim, forgotten=report.forgotten + gone)
         for name, data in render_reports(report).items():
             store.write(name, data)
 

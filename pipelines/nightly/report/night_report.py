@@ -5,21 +5,20 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import PlainSerializer, PlainValidator, ValidationError
 
-from pipelines.nightly.report.scored_night import ScoredNight
 from pipelines.nightly.report.throughput import busy_seconds, pace
-from pipelines.nightly.steps.run_records import ClassifyCounts, NightCounts
+from pipelines.nightly.steps.run_records import ClassifyCounts, DocumentCounts, NightCounts
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_bytes
 from pipelines.storage.shard_log import ShardOutcome
 from spin.monitor.agreement import ShadowAgreement
 from spin.monitor.drift import Drift
-from spin.monitor.quality import QualityEstimate
+from spin.monitor.quality import Estimate, QualityEstimate
 
 _log = logging.getLogger(__name__)
 REPORT = "report.json"
@@ -69,6 +68,28 @@ class EarlierNight:
     """version of the model that classified it"""
     counts: NightCounts
     """its counts"""
+
+
+@dataclass(frozen=True)
+class ScoredNight:
+    """A night whose labels people have checked in part: its accuracy beside the one that it had estimated."""
+
+    date: str
+    """YYYY-MM-DD"""
+    model: str
+    """registered name of the model"""
+    model_version: str
+    """version of the model"""
+    run: str
+    """name of the run"""
+    checked: int
+    """documents with a label of people"""
+    right: int
+    """checked documents whose label is right"""
+    accuracy: Estimate | None = None
+    """of all labels of the night, by the checked ones; None where no document of one stratum was checked"""
+    estimated: Estimate | None = None
+    """what the night had estimated without labels, if it had"""
 
 
 @dataclass(frozen=True)
@@ -223,23 +244,12 @@ def slowest_shards(outcomes: Sequence[ShardOutcome[ClassifyCounts]], numbers: Se
 
 def total_counts(shards: Sequence[ClassifyCounts]) -> NightCounts:
     """The sum of the counts of shards."""
-    truncated = sum(shard.truncated for shard in shards)
-    predicted = sum(shard.predicted for shard in shards)
-    return NightCounts(
-        rows=sum(shard.rows for shard in shards),
-        predicted=predicted,
-        abstained=sum(shard.abstained for shard in shards),
-        unlabelled=sum(shard.unlabelled for shard in shards),
-        dead=sum(shard.dead for shard in shards),
-        tokens=sum(shard.tokens for shard in shards),
-        truncated=truncated,
-        truncated_share=round(truncated / max(1, predicted), 4),
-        reasons=_add_counts([shard.reasons for shard in shards]),
-        labels=_add_counts([shard.labels for shard in shards]),
-        depths=_add_counts([shard.depths for shard in shards]),
-        windows=sum(shard.windows for shard in shards),
-        unread_tokens=sum(shard.unread_tokens for shard in shards),
-    )
+    total: dict[str, Any] = {}
+    for field in fields(DocumentCounts):
+        values = [getattr(shard, field.name) for shard in shards]
+        total[field.name] = _add_counts(values) if field.name in ("reasons", "labels", "depths") else sum(values)
+    share = round(total["truncated"] / max(1, total["predicted"]), 4)
+    return NightCounts(**total, truncated_share=share)
 
 
 def _add_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:

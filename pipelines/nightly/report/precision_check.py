@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 
 from pipelines.nightly.report.night_report import NightReport
@@ -13,7 +12,7 @@ from pipelines.storage.object_store import Store
 from pipelines.workers.progress import progress
 from spin.errors import UserError
 from spin.labels.label_space import Label
-from spin.settings import DataSettings, Settings
+from spin.settings import Settings
 
 _BATCH = 1024
 """documents classified at a time"""
@@ -32,10 +31,12 @@ def check_precision(settings: Settings, registry: Registry, report: NightReport,
         raise UserError("--check: the night predicted no documents; there is nothing to compare")
     compared = agreed = 0
     with progress("check", len(labels), "documents") as advance:
-        for texts, batch in _batches(settings.data, report, labels):
-            agreed += sum(exact_label == label for exact_label, label in zip(spin.predict(texts), batch, strict=True))
-            compared += len(texts)
-            advance(len(texts))
+        texts = read_texts(settings.data, Store(report.output), report.run, labels)
+        while batch := list(islice(texts, _BATCH)):
+            given = spin.predict([text for _, text in batch])
+            agreed += sum(label == labels[id] for label, (id, _) in zip(given, batch, strict=True))
+            compared += len(batch)
+            advance(len(batch))
     if not compared:
         raise UserError("--check: the input of the night has changed since it was classified; nothing can be compared")
     return compared, agreed
@@ -47,18 +48,3 @@ def _first_labels(report: NightReport, count: int) -> dict[str, Label | None]:
     batches = read_night(tables, PREDICTIONS, columns, date=report.date, model=report.model, run=report.run)
     rows = islice((row for batch in batches for row in batch.to_pylist()), count)
     return {row["id"]: row["label"] if row["labels"] is None else row["labels"] for row in rows}
-
-
-def _batches(
-    data: DataSettings, report: NightReport, labels: dict[str, Label | None]
-) -> Iterator[tuple[list[str], list[Label | None]]]:
-    """The texts of some ids with their labels, in batches."""
-    texts, batch = list[str](), list[Label | None]()
-    for id, text in read_texts(data, Store(report.output), report.run, labels):
-        texts.append(text)
-        batch.append(labels[id])
-        if len(texts) == _BATCH:
-            yield texts, batch
-            texts, batch = [], []
-    if texts:
-        yield texts, batch

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from pipelines.nightly.report.night_report import REPORT, NightReport
 from pipelines.nightly.steps.run_records import NightCounts
+from pipelines.nightly.tables.night_history import find_newest_night, list_nights
+from pipelines.nightly.tables.night_records import RUNS
+from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.storage.records import to_bytes
 from spin.monitor.drift_statistics import Labels, describe_statistics
 from spin.monitor.quality import ClassQuality
@@ -37,6 +40,16 @@ def render_reports(report: NightReport) -> dict[str, bytes]:
         REPORT: to_bytes(report),
         PAGE: report_page(report).encode(),
     }
+
+
+def show_newest_report(tables: NightTables) -> None:
+    """Copy the reports of the newest night, as far as there are any, to the top of the output."""
+    newest = find_newest_night(list_nights(tables))
+    if newest is None:
+        return
+    folder = f"{RUNS}/{newest.run}/"
+    for key, report in tables.out.read_many([f"{folder}{name}" for name in (REPORT, PAGE)]).items():
+        tables.out.write(key.removeprefix(folder), report)
 
 
 def report_page(report: NightReport) -> str:

@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.data.forgotten_ids import ForgottenIds, read_forgotten
-from pipelines.nightly.report.night_report import find_report
-from pipelines.nightly.report.scored_night import ScoredNight
+from pipelines.nightly.report.night_report import ScoredNight, find_report
 from pipelines.nightly.review.label_file import LabelRow, read_label_file
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import RUNS

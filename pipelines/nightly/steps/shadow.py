@@ -13,9 +13,8 @@ from pipelines.data.spool import CheckedRows
 from pipelines.registry.versions import Registry
 from pipelines.storage.shard_log import Attempt
 from pipelines.workers.fault_isolation import MAX_CRASHES
+from pipelines.workers.weights_cache import local_digest
 from spin.activations.features import Features
-from spin.backbone.digest import cached_digest
-from spin.backbone.hub import locate_model
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads.persistence import ClassifierMetadata
@@ -94,7 +93,7 @@ def find_own_backbone(trained: BackboneSettings, digest: str, night: BackboneSet
     """
     source = {"model": trained.model, "revision": trained.revision, "trust_remote_code": False}
     backbone = night.model_copy(update=source)
-    actual = cached_digest(locate_model(backbone.model, backbone.revision))
+    actual = local_digest(backbone)
     if actual != digest:
         raise UserError(f"its backbone {backbone.model} has digest {actual[:12]}, expected {digest[:12]}")
     return backbone

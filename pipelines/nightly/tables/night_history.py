@@ -9,7 +9,7 @@ from typing import NamedTuple, TypedDict
 
 import pyarrow.parquet as pq
 
-from pipelines.nightly.tables.night_records import Run, list_runs
+from pipelines.nightly.tables.night_records import Run
 from pipelines.nightly.tables.night_tables import (
     INPUTS,
     PREDICTIONS,
@@ -18,7 +18,6 @@ from pipelines.nightly.tables.night_tables import (
     PublishedRun,
     published_runs,
     read_rows,
-    was_published,
 )
 from pipelines.storage.delta_table import DataFile
 from pipelines.storage.filesystem import PARALLEL_REQUESTS
@@ -69,13 +68,6 @@ def find_newest_night(nights: Iterable[PublishedRun], *, model: str | None = Non
     """
     eligible = (night for night in nights if model in (None, night.model))
     return max(eligible, key=lambda night: (night.date, night.committed), default=None)
-
-
-def list_unfinished(tables: NightTables) -> list[Run]:
-    """The runs that were never published, in the order in which they began, abandoned ones included."""
-    predictions = tables.find(PREDICTIONS)
-    runs = list_runs(tables.out)
-    return runs if predictions is None else [run for run in runs if not was_published(predictions, run.name)]
 
 
 def taken_files(tables: NightTables, *, model: str, date: str, files: Collection[FileState]) -> set[FileState]:

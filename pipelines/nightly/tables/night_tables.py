@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.data.files.kept_columns import columns_of_type
 from pipelines.nightly.tables.prediction_columns import predictions_schema
 from pipelines.storage.delta_table import LOG, TableSnapshot, create_table, open_table
 from pipelines.storage.object_store import Store
@@ -225,16 +226,11 @@ def file_rows(table: str, rows: pa.Table, *, date: str, model: str, run: str, ke
     or from the files, and would see nulls.
     """
     values = {**partition_of(table, date=date, model=model, run=run), "date": day.fromisoformat(date)}
-    schema = table_schema(table, kept)
-
-    def column(field: pa.Field) -> pa.Array | pa.ChunkedArray:
-        if field.name in _PARTITIONS[table]:
-            return pa.repeat(pa.scalar(values[field.name], field.type), len(rows))
-        if field.name in rows.column_names:
-            return rows[field.name].cast(field.type)
-        return pa.nulls(len(rows), field.type)
-
-    return pa.table([column(field) for field in schema], schema=schema)
+    rows = columns_of_type(rows, table_schema(table, kept), len(rows))
+    for name, value in values.items():
+        at = rows.column_names.index(name)
+        rows = rows.set_column(at, rows.field(at), pa.repeat(pa.scalar(value, rows.field(at).type), len(rows)))
+    return rows
 
 
 def merge_schemas(committed: pa.Schema, night: pa.Schema, where: str) -> pa.Schema:
@@ -283,9 +279,5 @@ def read_rows(snapshot: TableSnapshot, partition: Mapping[str, str]) -> pa.Table
     for file in snapshot.files(partition):
         with snapshot.store.open(file.path) as source:
             rows = pq.ParquetFile(source).read()
-        columns = [
-            rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
-            for field in schema
-        ]
-        parts.append(pa.table(columns, schema=schema))
+        parts.append(columns_of_type(rows, schema, len(rows)))
     return pa.concat_tables(parts)

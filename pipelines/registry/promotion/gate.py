@@ -12,12 +12,12 @@ from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.promotion.earlier_gates import EarlierGates
 from pipelines.registry.promotion.gate_checks import CheckResult, judge, judge_loading
 from pipelines.registry.promotion.judged_version import JudgedVersion, NoReply, Reply
-from pipelines.registry.promotion.promised_error import settle_promise
 from pipelines.registry.promotion.subprocess_predict import PredictionReply, predict_in_subprocess
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import StalledError
 from pipelines.workers.weights_cache import with_engine
 from spin.audit.perturbations import mix_perturbations
+from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.settings import Settings
 
@@ -82,6 +82,24 @@ def run_gate(
 def check_loads(registry: Registry, number: str) -> GateReport:
     """Check only that a version loads in a fresh process and predicts. Raises StalledError as `run_gate`."""
     return GateReport((judge_loading(_measure(registry, number, [], settle_promise(registry, number)[0])),))
+
+
+def settle_promise(registry: Registry, number: str) -> tuple[Settings, str | None]:
+    """The registry's settings with the abstention band of a version in place of `max_error`.
+
+    Where its test documents prove no band there is none, and the reason is returned too.
+    """
+    settings = registry.settings
+    if settings.decision.max_error is None:
+        return settings, None
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            registry.download(number, folder)
+            decision, reason = TrainedClassifier.open(folder, settings).decision, None
+        except UserError as error:
+            decision, reason = settings.decision.without_promise(), str(error)
+    return settings.model_copy(update={"decision": decision}), reason
 
 
 def _measure_perturbed(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from pipelines.registry.champion_history import ChampionEvent, Move, event_tags, last_tag, next_tag, read_events
+from pipelines.registry.champion_history import ChampionEvent, Move, event_tags, next_tag, read_events
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.promotion.earlier_gates import (
     AFTER,
@@ -39,7 +39,7 @@ class _State:
     @property
     def last_move(self) -> str | None:
         """The tag of the last move; None before the first."""
-        return last_tag(self.events)
+        return max(self.events, default=None)
 
 
 def promote(

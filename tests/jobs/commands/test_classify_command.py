@@ -15,9 +15,9 @@ import jobs.commands.classify_command
 from jobs.cli import main
 from jobs.commands import job_commands
 from jobs.printing.nights import print_night
-from pipelines.nightly import classify
+from pipelines.nightly import classify, command_result
 from pipelines.nightly.command_result import CommandResult, NightFailure
-from pipelines.nightly.report import drift_check, precision_check
+from pipelines.nightly.report import precision_check
 from pipelines.nightly.report.night_report import FileCounts, NightReport, QuarantinedFile
 from pipelines.nightly.steps.run_records import NightCounts
 from pipelines.service_errors import BadRowsError, DriftError, HeldError, UnavailableError
@@ -164,7 +164,7 @@ def test_drift_does_not_hide_that_another_model_is_not_published(
     nights = CommandResult(("b", "topics"), (REPORT,), (NightFailure("b", error),))
     monkeypatch.setattr(classify, "classify_nights", lambda *_, **__: nights)
     monkeypatch.setattr(jobs.commands.classify_command, "open_registry", lambda _, name: FakeRegistry(name))
-    monkeypatch.setattr(drift_check, "check_drift", drifted)
+    monkeypatch.setattr(command_result, "check_drift", drifted)
     tree = yaml.safe_load(Path(settings).read_text(encoding="utf-8"))
     Path(settings).write_text(yaml.safe_dump({**tree, "classify": {"fail_on_drift": True}}), encoding="utf-8")
     models = [word for name in nights.models for word in ("--model", f"models:/{name}@champion")]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.printing.nights import print_night
-from pipelines.nightly.logged_night import summarize_report
+from pipelines.nightly.observed_nights import list_metrics
 from pipelines.nightly.report.run_report import report_page
 from pipelines.planning.estimate import estimate_night
 from spin.classifier import TrainedClassifier
@@ -77,7 +77,7 @@ def test_what_is_not_read_is_counted_per_row_and_per_night(project: NightProject
     model = TrainedClassifier.load(project.registry_fixture.folder / WINDOWS, early=cascade == "true")
     assert [row["label"] for row in rows] == model.predict([row["text"] for row in ROWS])
     assert counts.tokens == int(model.features([row["text"] for row in ROWS]).n_tokens.sum())
-    metrics = summarize_report(report).metrics()
+    metrics = list_metrics(report)
     assert (metrics["windows"], metrics["unread_tokens"]) == (counts.windows, counts.unread_tokens)
     page = " ".join(report_page(report).split())
     assert (
@@ -100,7 +100,7 @@ def test_a_model_that_cuts_leaves_the_column_empty(project: NightProject) -> Non
     assert {row["unread_tokens"] for row in project.read_rows()} == {None}
     assert (report.counts.windows, report.counts.unread_tokens) == (0, 0)
     assert report.counts.truncated > 0
-    assert "windows" not in summarize_report(report).metrics()
+    assert "windows" not in list_metrics(report)
     assert "truncated at the token limit" in " ".join(report_page(report).split())
 
 

@@ -27,7 +27,7 @@ from pipelines.nightly import classify, classify_pass, finish, night_driver
 from pipelines.nightly.night_driver import NightDriver
 from pipelines.nightly.steps import dedup
 from pipelines.nightly.tables import publication, resume
-from pipelines.nightly.tables.night_history import list_nights, list_unfinished, read_predictions
+from pipelines.nightly.tables.night_history import list_nights, read_predictions
 from pipelines.nightly.tables.night_records import FORMAT, abandon_run, find_night
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS
 from pipelines.service_errors import BadRowsError, HeldError, StalledError, UnavailableError
@@ -55,6 +55,7 @@ from tests.support.fake_nights import (
     make_rows,
     use_fake_step,
 )
+from tests.support.nights import list_unfinished
 from tests.support.repository import ROOT
 
 MUTATING_METHODS = ("write", "create", "delete", "delete_many")
@@ -81,7 +82,7 @@ def test_every_row_is_a_prediction_or_a_dead_letter(nights: FakeNights) -> None:
     assert (report.files.taken, report.files.skipped, report.files.quarantined) == (3, 0, 0)
     assert nights.out.read("report.json") == nights.out.read(f"_runs/{report.run}/report.json")
     assert "a.jsonl" not in str({**to_json(report), "slowest": []})
-    assert [night.rows for night in nights.registry.logged] == [15]
+    assert [metrics["rows"] for metrics, _ in nights.registry.logged] == [15]
 
 
 def test_an_empty_input_is_an_empty_night(nights: FakeNights) -> None:

@@ -418,9 +418,7 @@ def test_mlflow_is_told_what_a_night_has_read(local_nights: FakeNights) -> None:
     local_nights.run("2026-03-02")
     local_nights.write("b.jsonl", make_rows("x"))
     local_nights.run("2026-03-03")
-    data = [night.data for night in local_nights.registry.logged]
-    assert all(each is not None for each in data)
-    first, second, third = [each for each in data if each is not None]
+    first, second, third = (data for _, data in local_nights.registry.logged)
     assert (first.name, first.source) == ("tiny", local_nights.source)
     assert first.profile == {"documents": 4, "files": 1}
     assert third.profile == {"documents": 5, "files": 2}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as save_tensors
 
-from pipelines.nightly.logged_night import summarize_report
+from pipelines.nightly.observed_nights import list_metrics
 from pipelines.nightly.steps.classify_job import PROFILE
 from pipelines.nightly.steps.night_profile import NightProfile, sum_profiles
 from pipelines.registry.packaging import REFERENCE
@@ -139,7 +139,7 @@ def test_the_estimate_is_that_of_all_documents_at_once(project: NightProject, nu
     assert report.quality.accuracy.value == pytest.approx(expected.accuracy.value, abs=2e-4)
     assert [each.name for each in report.quality.classes] == list(spin.classes)
     assert report.quality_withdrawn == ()
-    metrics = summarize_report(report).metrics()
+    metrics = list_metrics(report)
     assert metrics["coverage"] == 1
     assert metrics["estimated_accuracy_low"] <= metrics["estimated_accuracy"] <= metrics["estimated_accuracy_high"]
 
@@ -149,7 +149,7 @@ def test_a_model_without_test_documents_has_no_estimate(project: NightProject) -
     report = project.run_night()
     assert report.quality is None
     assert report.quality_withdrawn == ()
-    assert "estimated_accuracy" not in summarize_report(report).metrics()
+    assert "estimated_accuracy" not in list_metrics(report)
 
 
 def test_drift_withdraws_the_estimate(project: NightProject) -> None:

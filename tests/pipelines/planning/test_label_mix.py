@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines.planning.label_mix import read_label_mix, weigh_classes
+from pipelines.planning.roi_terms import read_label_mix, weigh_classes
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace
 from tests.support.hostile_text import HOSTILE_TEXTS

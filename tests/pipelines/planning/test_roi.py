@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from pipelines.planning import operations
-from pipelines.planning.roi import RoiTerms, estimate_roi, read_cost_matrix
+from pipelines.planning.roi import estimate_roi
+from pipelines.planning.roi_terms import RoiTerms, read_cost_matrix
 from spin import TrainedClassifier
 from spin.backbone.loading import load_backbone
 from spin.errors import UserError

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.registry.audit_record import AuditRecord
 from pipelines.registry.packaging import DESCRIPTION_LIMIT
+from pipelines.registry.version_records import AuditRecord
 from tests.support.registry_fixture import CARD, RegistryFixture
 
 
 def record(kind: str, summary: str) -> AuditRecord:
-    return AuditRecord(kind, summary, {"mean_loss": 0.25}, {f"{kind}.json": "{}"})
+    return AuditRecord(kind, summary, {"mean_loss": 0.25}, {}, "<p>")
 
 
 def test_a_section_is_added_once_and_replaced_later() -> None:
@@ -46,7 +46,7 @@ def test_an_audit_is_a_run_of_the_version(backbone_folder: Path, tmp_path: Path)
     [run] = client.search_runs([registry.tracking.experiment()], "tags.`spin.audit` = 'robustness'")
     assert run.data.tags["spin.version"] == "1"
     assert run.data.metrics == {"mean_loss": 0.25}
-    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["robustness.json"]
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["robustness.html", "robustness.json"]
     description = client.get_model_version(fixture.name, "1").description
     assert description.startswith("# Model card")
     assert description.endswith("## Audits\n\n### robustness\n\nIt loses 3 points.")

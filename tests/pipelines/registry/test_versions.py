@@ -10,7 +10,6 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ import mlflow
 import pytest
 
 from pipelines.registry import packaging
-from pipelines.registry.logged_data import LoggedData
 from pipelines.registry.mlflow_client import Tracking
-from pipelines.registry.night_summary import NightSummary, ShadowSummary
 from pipelines.registry.promotion import promote
+from pipelines.registry.version_records import LoggedData
 from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipelines.service_errors import UnavailableError
 from spin.errors import UserError
@@ -230,23 +228,12 @@ def test_the_model_card_is_the_description(shared_fixture: RegistryFixture) -> N
 
 def test_an_interrupted_night_is_logged_again(shared_fixture: RegistryFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that dies while logging leaves a failed run; a complete run is not logged again."""
-    sizes: dict[str, Any] = dict.fromkeys(("rows", "predicted", "abstained", "dead", "tokens", "truncated"), 8)
-    night = NightSummary(
-        date="2026-03-01",
-        run="2026-03-01-001",
-        output="s3://nights",
-        fingerprint="f" * 64,
-        **sizes,
-        depths={"3": 8},
-        quarantined_files=0,
-        seconds=2.0,
-        psi={"labels": 0.25},
-        data=LoggedData(
-            name="tiny",
-            source="s3://documents/day",
-            digest="0123456789abcdef" * 4,
-            profile={"documents": 8, "files": 2},
-        ),
+    tags = {"spin.version": "1", "spin.night": "2026-03-01", "spin.run": "2026-03-01-001", "spin.output": "s3://nights"}
+    data = LoggedData(
+        name="tiny",
+        source="s3://documents/day",
+        digest="0123456789abcdef" * 4,
+        profile={"documents": 8, "files": 2},
     )
     registry, tracking = shared_fixture.registry, shared_fixture.registry.tracking
 
@@ -262,30 +249,20 @@ def test_an_interrupted_night_is_logged_again(shared_fixture: RegistryFixture, m
     with monkeypatch.context() as patch:
         patch.setattr("mlflow.log_text", kill)
         with pytest.raises(Killed):
-            registry.log_night("1", night, {"report.html": b"<p>"})
+            registry.log_night(tags, {"rows": 8}, {"report.html": b"<p>"}, data)
     assert [run.info.status for run in find_runs()] == ["FAILED"]
     for _ in range(2):
-        registry.log_night("1", night, {"report.html": b"<p>"})
+        registry.log_night(tags, {"rows": 8}, {"report.html": b"<p>"}, data)
     finished = [run for run in find_runs() if run.info.status == "FINISHED"]
     assert len(finished) == 1
-    assert finished[0].data.metrics == {
-        **sizes,
-        "dead_rate": 1,
-        "quarantined_files": 0,
-        "documents_per_s": 4,
-        "depth_3": 1,
-        "psi_labels": 0.25,
-    }
+    assert finished[0].data.metrics == {"rows": 8}
     [read] = finished[0].inputs.dataset_inputs
     assert [(tag.key, tag.value) for tag in read.tags] == [("mlflow.data.context", "inference")]
     assert (read.dataset.name, read.dataset.digest) == ("tiny", "0123456789abcdef")
     assert json.loads(read.dataset.profile) == {"documents": 8, "files": 2}
     assert mlflow.data.get_source(read.dataset).uri == "s3://documents/day"
-    shadow = ShadowSummary("2", 0.75)
-    registry.log_night("1", replace(night, output="s3://others", shadow=shadow), {})
+    registry.log_night({**tags, "spin.output": "s3://others"}, {}, {}, data)
     assert len(find_runs()) == 3
-    [with_shadow] = [run for run in find_runs() if run.data.tags.get("spin.shadow") == "2"]
-    assert with_shadow.data.metrics["shadow_agreement"] == 0.75
 
 
 # ---------------------------------------------------------------- tracking URI, credentials and permissions

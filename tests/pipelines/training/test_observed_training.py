@@ -15,9 +15,8 @@ from pipelines.registry.mlflow_client import Tracking
 from pipelines.service_errors import HeldError, UnavailableError
 from pipelines.storage.object_store import Store
 from pipelines.training import train
-from pipelines.training.observed_training import training_name
 from pipelines.training.train import TrainReport
-from pipelines.training.workflow import run_stages, run_workflow
+from pipelines.training.workflow import run_stages, run_workflow, training_name
 from spin.settings import Settings
 from tests.support import small_training
 from tests.support.collectors import Receiver, receiving

@@ -21,7 +21,7 @@ from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.spool import read_texts
 from pipelines.nightly import night_driver
 from pipelines.nightly.classify import run_classify
-from pipelines.nightly.report.drift_check import check_drift
+from pipelines.nightly.command_result import check_drift
 from pipelines.nightly.tables.night_history import list_nights, read_predictions
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, NightTables, read_rows
 from pipelines.registry.promotion import promote

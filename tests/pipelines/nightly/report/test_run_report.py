@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.nightly.observed_nights import list_metrics
 from pipelines.nightly.report.night_report import REPORT, NightReport, find_report, measure_throughput, slowest_shards
 from pipelines.nightly.report.run_report import render_reports, report_page
 from pipelines.nightly.steps.run_records import ClassifyCounts
@@ -263,6 +264,23 @@ def make_agreement(confusion: dict[str, dict[str, int]], **changes: Any) -> dict
     agreed = sum(row.get(name, 0) for name, row in confusion.items())
     counts = {"compared": compared, "agreed": agreed, "failed": 2, "agreement": agreed / compared}
     return {"version": "8", "multilabel": False, **counts, "confusion": confusion, **changes}
+
+
+def test_mlflow_has_the_figures_of_a_night() -> None:
+    """Shares are of all rows; what a night has no figure of is left out."""
+    agreement = make_agreement({"late": {"late": 75, "lovely": 25}})
+    metrics = list_metrics(from_json(NightReport, make_report(shadow=agreement)))
+    counts = make_report()["counts"]
+    names = ("rows", "predicted", "abstained", "dead", "tokens", "truncated")
+    assert {name: metrics[name] for name in names} == {name: counts[name] for name in names}
+    assert metrics["dead_rate"] == 45 / 12345
+    assert metrics["depth_6"] == 12300 / 12345
+    assert (metrics["documents_per_s"], metrics["quarantined_files"]) == (30.0, 2)
+    assert (metrics["psi_labels"], metrics["psi_neurons"]) == (0.31, 0.81)
+    assert (metrics["estimated_accuracy"], metrics["estimated_macro_f1_low"]) == (0.89, 0.86)
+    assert metrics["shadow_agreement"] == 0.75
+    assert "windows" not in metrics
+    assert "shadow_agreement" not in list_metrics(from_json(NightReport, make_report()))
 
 
 def test_the_report_compares_the_shadow_class_by_class(browser: Any, tmp_path: Path) -> None:

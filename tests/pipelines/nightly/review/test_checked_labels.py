@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.nightly.report.night_report import REPORT
 from pipelines.nightly.review.checked_labels import LABELS, add_labels, list_scores
-from pipelines.nightly.review.review_file import write_review
+from pipelines.nightly.review.label_file import write_review
 from pipelines.nightly.review.review_sample import choose_documents
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import NightTables

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.nightly.report.night_report import REPORT
-from pipelines.nightly.review.review_file import write_review
+from pipelines.nightly.review.label_file import write_review
 from pipelines.nightly.review.review_sample import choose_documents
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.storage.object_store import Store

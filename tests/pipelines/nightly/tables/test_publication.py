@@ -14,7 +14,6 @@ from pipelines.nightly.tables.night_history import (
     FileState,
     find_newest_night,
     list_nights,
-    list_unfinished,
     read_predictions,
     taken_files,
 )
@@ -59,6 +58,7 @@ from tests.support.nights import (
     DATE,
     MODEL,
     claim_model,
+    list_unfinished,
     published_ids,
     run_night,
     write_file,

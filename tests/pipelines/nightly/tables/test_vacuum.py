@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pipelines.nightly.tables.night_history import list_unfinished
 from pipelines.nightly.tables.night_records import ABANDONED, Run, abandon_run, is_abandoned
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, PREDICTIONS, TABLES, NightTables, read_rows
 from pipelines.nightly.tables.publication import publish_night, restore_night
@@ -16,7 +15,7 @@ from pipelines.storage.delta_table import TableSnapshot
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
 from tests.support.fake_nights import before_call
-from tests.support.nights import MODEL, claim_model, published_ids, run_night, write_night
+from tests.support.nights import MODEL, claim_model, list_unfinished, published_ids, run_night, write_night
 
 AGE = timedelta(hours=24)
 

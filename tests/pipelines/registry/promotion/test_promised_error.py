@@ -14,10 +14,9 @@ from safetensors.numpy import save as save_tensors
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.promotion import gate
 from pipelines.registry.promotion.earlier_gates import EarlierGates
-from pipelines.registry.promotion.gate import run_gate
+from pipelines.registry.promotion.gate import run_gate, settle_promise
 from pipelines.registry.promotion.gate_checks import CheckResult, judge
 from pipelines.registry.promotion.judged_version import JudgedVersion
-from pipelines.registry.promotion.promised_error import settle_promise
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from spin.heads import persistence
 from spin.heads.abstention import choose_band
