@@ -4,63 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.activations.engines.encoder import BlockSegment
 from spin.activations.extract import find_words
 from spin.activations.portions import divide_texts
 from spin.arrays import Floats
 from spin.attribution.reason_buffer import ReasonBuffer
 from spin.attribution.reasons import Reasons
-from spin.attribution.token_sums import TokenWeights, warn_of_missing_shares
+from spin.attribution.token_sums import TokenWeights
 from spin.attribution.word_sums import WordSums
 from spin.backbone.model import Backbone
-from spin.heads.attribution_weights import token_directions, token_weights
-from spin.heads.decision import Decision
-from spin.heads.fitted import FittedClassifier
-from spin.words.word_regression import WordRegression
+from spin.pass_member import PassMember
 
 _BLOCK = 512
 """texts whose reasons are found at once: in batches of a pass, with a tenth of them, the calls take most of the time"""
-
-
-@dataclass(frozen=True)
-class ReasonFinder:
-    """Finds the words and neurons that contribute most to the logit of each text's class, as `explain` defines it."""
-
-    count: int
-    """number of words and of neurons per text, at most"""
-    fitted: FittedClassifier
-    """without the exits at which no text may stop"""
-    decision: Decision
-    words: WordRegression | None
-    """the regression of a classifier that reads words or lets them decide"""
-
-    @cached_property
-    def stops(self) -> list[FittedClassifier]:
-        """The classifiers at which texts stop: those of all exits, and the whole one."""
-        return [self.fitted.at(index) for index in range(len(self.fitted.exits) + 1)]
-
-    @property
-    def block_stops(self) -> list[FittedClassifier]:
-        """The classifiers at which texts stop after each segment of blocks."""
-        return self.stops[len(self.fitted.exits) - len(self.fitted.block_exits) :]
-
-    def weigh_tokens(self, stop: FittedClassifier, features: Floats) -> TokenWeights:
-        """The weights of the tokens of n texts, which stop at a classifier with raw features (n, p)."""
-        return token_weights(stop, features, self.decision.leading_class(stop.logits(features)))
-
-    def add_directions(self, segments: Sequence[BlockSegment]) -> list[BlockSegment]:
-        """Segments that project the tokens too, on the heads at which texts can still stop."""
-        warn_of_missing_shares(self.fitted.selection.neurons)
-        return [
-            replace(segment, directions=token_directions(self.block_stops[index:], segment.neurons))
-            for index, segment in enumerate(segments)
-        ]
 
 
 class ReasonSink:
@@ -70,20 +30,16 @@ class ReasonSink:
     before it is weighed or stored.
     """
 
-    def __init__(self, finder: ReasonFinder, backbone: Backbone, texts: Sequence[str], words: Floats | None) -> None:
-        self.finder, self.backbone, self.texts, self.words = finder, backbone, texts, words
-        neurons = [(str(column), neuron) for column, neuron, _ in finder.fitted.selection.rows()]
-        self.buffer = ReasonBuffer(texts, finder.count, neurons)
+    def __init__(self, member: PassMember, backbone: Backbone, texts: Sequence[str], words: Floats | None) -> None:
+        self.member, self.backbone, self.texts, self.words = member, backbone, texts, words
+        neurons = [(str(column), neuron) for column, neuron, _ in member.fitted.selection.rows()]
+        self.buffer = ReasonBuffer(texts, member.reasons, neurons)
         self._waiting: list[_Stopped] = []
         self._lock = threading.Lock()
 
     def weigh_tokens(self, index: int, rows: NDArray[np.int64], values: Floats) -> TokenWeights:
         """The weights of the tokens of the texts `rows`, which stop after segment `index`, for the class of each."""
-        stop = self.finder.block_stops[index]
-        if stop.selection.words:
-            assert self.words is not None
-            values = np.concatenate([self.words[rows], values], axis=1)
-        return self.finder.weigh_tokens(stop, values)
+        return self.member.weigh_values(self.words, index, rows, values)
 
     def store_words(self, rows: NDArray[np.int64], weights: TokenWeights, words: WordSums) -> None:
         """Take what the words of the texts `rows` contribute; reasons are found once enough texts wait for it."""
@@ -102,8 +58,8 @@ class ReasonSink:
         for block in map(_Stopped.concatenate, by_stop.values()):
             words = block.words
             if block.of_words.any():
-                assert self.finder.words is not None
-                places = self.finder.words.places([self.texts[row] for row in block.rows.tolist()], block.of_words)
+                assert self.member.words is not None
+                places = self.member.words.places([self.texts[row] for row in block.rows.tolist()], block.of_words)
                 words = words.add(places)
             self.buffer.store(block.rows, block.contributions, words)
 
@@ -112,11 +68,11 @@ class ReasonSink:
 
         They stop at the exit by words or, if not `by_words`, at the end of a classifier that reads no neurons.
         """
-        stop = self.finder.stops[0 if by_words else -1]
+        stop = self.member.stops[0 if by_words else -1]
         for portion in divide_texts(self.backbone, [len(self.texts[row]) for row in rows.tolist()]):
             block = rows[portion]
             read = np.empty((len(block), 0), np.float32) if self.words is None else self.words[block]
-            weights = self.finder.weigh_tokens(stop, read[:, : stop.selection.words])
+            weights = self.member.weigh_tokens(stop, read[:, : stop.selection.words])
             found = find_words(self.backbone, [self.texts[row] for row in block.tolist()], weights.classes)
             self.store_words(block, weights, found)
 

@@ -85,7 +85,7 @@ def test_words_may_decide_alone(spin: TrainedClassifier, folder: Path) -> None:
     summary = cheapest.fitted.summary
     assert (summary.neurons, summary.words, summary.depth, summary.compute) == (0, True, 0, 0)
     cheapest.prepare()
-    assert cheapest._engine is None
+    assert cheapest.forward_pass.engine is None
     advanced: list[int] = []
     features = cheapest.features(TEXTS, progress=advanced.append)
     assert sum(advanced) == len(TEXTS)

@@ -145,7 +145,7 @@ def test_only_documents_that_words_do_not_decide_are_tokenized(
         seen.extend(texts)
         return tokenize(self, texts)
 
-    _ = early.engine
+    early.prepare()
     monkeypatch.setattr(Backbone, "tokenize", record)
     early.predict(TEXTS)
     assert sorted(seen) == sorted(text for text, depth in zip(TEXTS, depths, strict=True) if depth != BY_WORDS)
@@ -194,7 +194,7 @@ def test_a_document_on_which_the_decision_abstains_goes_on(spin: TrainedClassifi
     depth = cautious.features(TEXTS).depth
     assert depth is not None
     np.testing.assert_array_equal(depth == BY_WORDS, decided & ~abstains)
-    np.testing.assert_array_equal(cautious.decided_by_words(words), decided & ~abstains)
+    np.testing.assert_array_equal(cautious.member.decided_by_words(words), decided & ~abstains)
 
 
 def test_depths_and_logits_follow_from_values_at_full_depth(spin: TrainedClassifier) -> None:
