@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
-from spin.labels.label_space import Targets
+from spin.labels.label_space import Targets, differ
 from spin.roi.cost_interval import Interval, predict_interval
 from spin.roi.error_costs import ErrorCosts
 from spin.settings import Choice
@@ -160,7 +160,7 @@ def _weigh(operation: Operation, outcome: Outcome, y: Targets, prices: Prices, m
         exits=operation.exits,
         abstain=outcome.abstain,
         reviewed=reviewed,
-        errors=float(np.average(decided & _wrong(y, outcome.given), weights=weights)),
+        errors=float(np.average(decided & differ(y, outcome.given), weights=weights)),
         compute=THOUSAND * core_hours * prices.cpu_hour,
         review=THOUSAND * reviewed * prices.review,
         expected=THOUSAND * float(np.average(expected, weights=future)),
@@ -179,8 +179,3 @@ def _shifted(probabilities: Floats, y: Targets, mix: Floats | None) -> tuple[Flo
     joint = probabilities * class_weights(y, mix)
     weights = joint.sum(axis=1)
     return joint / np.maximum(weights, 1e-12)[:, None], weights
-
-
-def _wrong(y: Targets, given: Targets) -> NDArray[np.bool_]:
-    different = y != given
-    return different if different.ndim == 1 else different.any(axis=1)
