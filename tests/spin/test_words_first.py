@@ -202,7 +202,7 @@ def test_depths_and_logits_follow_from_values_at_full_depth(spin: TrainedClassif
     depths, logits = loop_exits(spin)
     assert spin.training_result.words is not None
     values, words = assemble(spin, early=False).features(TEXTS).values, spin.training_result.words.logits(TEXTS)
-    of_values = spin.fitted.exit_depths(values, spin.label_space, spin.decision_rule, words)
+    of_values = spin.fitted.exit_depths(values, spin.decision_rule, words)
     assert of_values.tolist() == depths
     np.testing.assert_allclose(spin.fitted.predict_logits(values, of_values, words), logits, atol=1e-3)
 
