@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from spin.activations.token_values import read_token_values
 from spin.activations.word_reader import find_masks, words_of
 from spin.arrays import Floats
 from spin.attribution.text_words import Ints, TextWords
@@ -20,6 +19,7 @@ from spin.attribution.token_sums import (
     warn_of_missing_shares,
 )
 from spin.attribution.word_sums import Places, add_places
+from spin.backbone.hooks import read_token_values
 from spin.backbone.model import Backbone, Tokens
 from spin.heads.attribution_weights import slice_of, token_directions, token_weights
 from spin.heads.decision import Decision

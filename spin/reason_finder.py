@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from spin.activations.extract import find_words
 from spin.activations.portions import divide_texts
 from spin.arrays import Floats
-from spin.attribution.reason_buffer import ReasonBuffer
-from spin.attribution.reasons import Reasons
+from spin.attribution.reasons import ReasonBuffer, Reasons
 from spin.attribution.token_sums import TokenWeights
 from spin.attribution.word_sums import WordSums
 from spin.backbone.model import Backbone

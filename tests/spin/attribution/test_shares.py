@@ -8,8 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spin.attribution.reason_buffer import ReasonBuffer
-from spin.attribution.reasons import largest_columns
+from spin.attribution.reasons import ReasonBuffer, largest_columns
 from spin.attribution.token_shares import share_mean, share_single
 from spin.attribution.token_sums import TokenDirections, TokenMasks, TokenReadings, find_single_tokens
 from spin.attribution.word_sums import Places, WordSums, add_places
