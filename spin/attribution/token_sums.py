@@ -72,7 +72,7 @@ class TokenMasks:
         cls, owners: Ints, read: NDArray[np.bool_], own: NDArray[np.bool_], content: NDArray[np.bool_]
     ) -> TokenMasks:
         """The masks of windows whose `content` may be empty."""
-        first = _first_windows(owners)
+        first = first_windows(owners)
         empty = np.maximum.reduceat(content.any(1).astype(np.int8), first) == 0
         if empty.any():
             content = content.copy()
@@ -82,11 +82,6 @@ class TokenMasks:
     def pooled_by(self, pooling: Pooling) -> NDArray[np.bool_]:
         """(w, T) the tokens that count under a pooling."""
         return self.content if pooling.content_only else self.read
-
-    @property
-    def first_windows(self) -> Ints:
-        """(n,) the first window of each text."""
-        return _first_windows(self.owners)
 
 
 @dataclass(frozen=True)
@@ -172,7 +167,7 @@ def find_single_tokens(
     They are those whose pooling takes the value of one token. Tokens are counted through all windows: token t of window
     w is w T + t.
     """
-    first, width, names = masks.first_windows, masks.read.shape[1], _pooling_names(columns)
+    first, width, names = first_windows(masks.owners), masks.read.shape[1], _pooling_names(columns)
     taking = [pooling for pooling in _poolings(columns) if pooling.takes_one_value]
     has_all = np.isin(names, [pooling.name for pooling in taking])
     located = names[np.isin(names, [pooling.name for pooling in taking if pooling.shares == "one by value"])]
@@ -228,7 +223,8 @@ def warn_of_missing_shares(columns: Iterable[FeatureColumn]) -> None:
             )
 
 
-def _first_windows(owners: Ints) -> Ints:
+def first_windows(owners: Ints) -> Ints:
+    """(n,) the first window of each text, by the position of each window's text, ascending."""
     return np.flatnonzero(np.diff(owners, prepend=-1))
 
 
