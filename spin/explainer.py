@@ -9,8 +9,7 @@ import numpy as np
 
 from spin.activations.word_reader import find_masks, words_of
 from spin.arrays import Floats
-from spin.attribution.text_words import Ints, TextWords
-from spin.attribution.token_shares import sum_by_text
+from spin.attribution.text_words import Ints, TextWords, sum_by_text
 from spin.attribution.token_sums import (
     TokenReadings,
     TokenWeights,

@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
-from spin.attribution.text_words import Ints
-from spin.attribution.token_shares import share_mean, share_single
+from spin.attribution.text_words import Ints, sum_by_text
 from spin.poolings.pooled_windows import ArrayWindows
 from spin.poolings.pooling import Pooling
 from spin.poolings.registry import find_pooling
@@ -186,6 +185,28 @@ def find_single_tokens(
             place = pooling.find_place(torch.from_numpy(tokens)).numpy()[window]
         at[:, names[has_all] == pooling.name] = window * width + place
     return at, has_all
+
+
+def share_mean(values: Floats, owners: Ints, totals: Floats) -> Floats:
+    """The contributions (t, ...) of tokens under mean pooling, which add up to `totals` (n, ...) per text.
+
+    `values` (t, ...) are linear in the activations of the tokens that are pooled, and `owners` (t,) are their texts. A
+    token has an equal part of the total, plus the excess of its value over the mean of its text, divided by the number
+    of tokens. This is its own activation, less an equal part of the training mean. An engine may round differently from
+    a second forward pass; the totals are the engine's.
+    """
+    counts = np.bincount(owners, minlength=len(totals)).reshape(-1, *[1] * (values.ndim - 1))
+    means = sum_by_text(values, owners, len(totals)) / np.maximum(counts, 1)
+    shares: Floats = ((values - means[owners]) + totals[owners]) / counts[owners]
+    return shares
+
+
+def share_single(at: Ints, totals: Floats, count: int) -> Floats:
+    """The contributions of `count` tokens under max, first and last pooling: token `at` (any shape) has all of a total.
+
+    `totals` has the shape of `at`.
+    """
+    return np.bincount(at.ravel(), totals.ravel(), count).astype(np.float64, copy=False)
 
 
 def find_loudest_tokens(

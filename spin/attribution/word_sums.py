@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
-from spin.attribution.text_words import Ints, TextWords, find_stretches
-from spin.attribution.token_shares import sum_by_text
+from spin.attribution.text_words import Ints, TextWords, find_stretches, sum_by_text
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spin.attribution.reasons import ReasonBuffer, largest_columns
-from spin.attribution.token_shares import share_mean, share_single
-from spin.attribution.token_sums import TokenDirections, TokenMasks, TokenReadings, find_single_tokens
+from spin.attribution.token_sums import (
+    TokenDirections,
+    TokenMasks,
+    TokenReadings,
+    find_single_tokens,
+    share_mean,
+    share_single,
+)
 from spin.attribution.word_sums import Places, WordSums, add_places
 from spin.sites import FeatureColumn, Site
 from tests.support.attribution_loop import Span, add_places_in_a_loop
