@@ -27,6 +27,7 @@ from spin.backbone.windows import CONTEXT, OWN, context_of
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads.fitted import FittedClassifier
+from spin.heads.linear_head import constant
 from spin.poolings.pooled_windows import TensorWindows
 from spin.poolings.registry import find_pooling
 from spin.words.vocabulary import CHARACTERS_READ, UNITS, Unit
@@ -163,7 +164,7 @@ class Scorer(nn.Module):
         self.encoder = None
         if fitted.selection.neurons:
             self.encoder = NeuronEncoder(backbone, split_segments(fitted.selection.neurons, [])[0])
-        self.mean, self.scale = _constant(fitted.standardizer.mean), _constant(fitted.standardizer.scale)
+        self.mean, self.scale = constant(fitted.standardizer.mean), constant(fitted.standardizer.scale)
         self.head = fitted.head.graph()
 
     @property
@@ -211,10 +212,6 @@ def merge_one_text(encoder: NeuronEncoder, ids: Tensor, mask: Tensor, values: Te
         share = shares["final" if column.site.kind == "final" else "content"].float().unsqueeze(1)
         parts.append(find_pooling(column.pooling).merge(TensorWindows(part, share)))
     return torch.cat(parts, 1)
-
-
-def _constant(values: Floats) -> nn.Parameter:
-    return nn.Parameter(torch.as_tensor(values, dtype=torch.float32), requires_grad=False)
 
 
 def _export_tokenizer(backbone: Backbone) -> Tokenizer:

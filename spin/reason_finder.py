@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.activations.extract import find_words
 from spin.activations.portions import divide_texts
+from spin.activations.word_reader import words_of
 from spin.arrays import Floats
 from spin.attribution.reasons import ReasonBuffer, Reasons
 from spin.attribution.token_sums import TokenWeights
@@ -72,8 +72,9 @@ class ReasonSink:
             block = rows[portion]
             read = np.empty((len(block), 0), np.float32) if self.words is None else self.words[block]
             weights = self.member.weigh_tokens(stop, read[:, : stop.selection.words])
-            found = find_words(self.backbone, [self.texts[row] for row in block.tolist()], weights.classes)
-            self.store_words(block, weights, found)
+            words = words_of(self.backbone.tokenize([self.texts[row] for row in block.tolist()], places=True))
+            none = WordSums.of_tokens(weights.classes, words, np.zeros(len(words.word_of)))
+            self.store_words(block, weights, none)
 
     def reasons(self) -> Reasons:
         """All that was found, in the order of the texts."""

@@ -143,8 +143,8 @@ def with_interval(
     """The point with the interval in which the cost of `volume` documents to come will lie."""
     outcome = operation.outcome(point.abstain)
     costs = np.where(outcome.abstains, prices.review, prices.errors.realised(y, outcome.given))
-    interval = predict_interval(costs, _row_weights(y, mix), volume, seed, largest=prices.errors.largest)
-    return replace(point, interval=interval.scaled(THOUSAND).shifted(point.compute))
+    mean = predict_interval(costs, _row_weights(y, mix), volume, seed, largest=prices.errors.largest)
+    return replace(point, interval=Interval(*(end * THOUSAND + point.compute for end in (mean.low, mean.high))))
 
 
 def _weigh(operation: Operation, outcome: Outcome, y: Targets, prices: Prices, mix: Floats | None) -> OperatingPoint:
