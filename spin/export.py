@@ -28,7 +28,6 @@ from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads.fitted import FittedClassifier
 from spin.heads.linear_head import constant
-from spin.poolings.pooled_windows import TensorWindows
 from spin.poolings.registry import find_pooling
 from spin.words.vocabulary import CHARACTERS_READ, UNITS, Unit
 from spin.words.word_regression import WordRegression
@@ -210,7 +209,7 @@ def merge_one_text(encoder: NeuronEncoder, ids: Tensor, mask: Tensor, values: Te
     parts = []
     for column, part in zip(columns, values.split(encoder.segment.widths(encoder.backbone), 1), strict=True):
         share = shares["final" if column.site.kind == "final" else "content"].float().unsqueeze(1)
-        parts.append(find_pooling(column.pooling).merge(TensorWindows(part, share)))
+        parts.append(find_pooling(column.pooling).merge(part, share))
     return torch.cat(parts, 1)
 
 

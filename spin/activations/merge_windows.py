@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.attribution.token_sums import first_windows
-from spin.poolings.pooled_windows import ArrayWindows
 from spin.poolings.registry import find_pooling
 from spin.sites import FeatureColumn
 
@@ -49,7 +48,7 @@ class WindowShares:
         merged: Floats = np.empty((len(starts), values.shape[1]), np.float32)
         for column, part in columns:
             share = (self.of_all if column.site.kind == "final" else self.of_content)[:, None]
-            merged[:, part] = find_pooling(column.pooling).merge(ArrayWindows(values[:, part], share, starts))
+            merged[:, part] = find_pooling(column.pooling).merge_texts(values[:, part], share, starts)
         return merged
 
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.attribution.text_words import Ints, sum_by_text
-from spin.poolings.pooled_windows import ArrayWindows
 from spin.poolings.pooling import Pooling
 from spin.poolings.registry import find_pooling
 from spin.sites import FeatureColumn
@@ -176,12 +175,12 @@ def find_single_tokens(
         pools = np.asarray(tokens.any(1), np.float64)[:, None]
         if pooling.shares == "one by value":
             mine = located == pooling.name
-            windows = ArrayWindows(readings.values[:, mine], pools, first)
-            window = _window_of_value(pooling, windows, masks.owners)
+            window = _window_of_value(pooling, readings.values[:, mine], pools, masks.owners)
             place = np.take_along_axis(readings.positions[:, mine], window, 0)
         else:
-            windows = ArrayWindows(np.arange(len(tokens), dtype=np.float64)[:, None], pools, first)
-            window = pooling.merge(windows).astype(np.int64)
+            window = np.arange(len(tokens))[:, None]
+            if len(first) < len(window):  # else every text has one window
+                window = pooling.merge_texts(window.astype(np.float64), pools, first).astype(np.int64)
             place = pooling.find_place(torch.from_numpy(tokens)).numpy()[window]
         at[:, names[has_all] == pooling.name] = window * width + place
     return at, has_all
@@ -259,11 +258,11 @@ def _pooling_names(columns: Mapping[FeatureColumn, slice]) -> NDArray[np.str_]:
     return np.repeat(np.array([column.pooling for column in columns], str), widths)
 
 
-def _window_of_value(pooling: Pooling, windows: ArrayWindows, owners: Ints) -> Ints:
-    """The first window (n, m) of each text whose value is that of the text."""
-    numbers = np.arange(len(windows.values))[:, None]
-    if len(windows.starts) == len(windows.values):  # every text has one window
-        return np.broadcast_to(numbers, windows.values.shape)
-    is_taken = (windows.shares > 0) & (windows.values == pooling.merge(windows)[owners])
-    found: Ints = np.minimum.reduceat(np.where(is_taken, numbers, len(numbers)), windows.starts)
+def _window_of_value(pooling: Pooling, values: Floats, shares: Floats, owners: Ints) -> Ints:
+    """The first window (n, m) of each text whose value is that of the text, by values (w, m) and shares (w, 1)."""
+    numbers, starts = np.arange(len(values))[:, None], first_windows(owners)
+    if len(starts) == len(values):  # every text has one window
+        return np.broadcast_to(numbers, values.shape)
+    is_taken = (shares > 0) & (values == pooling.merge_texts(values, shares, starts)[owners])
+    found: Ints = np.minimum.reduceat(np.where(is_taken, numbers, len(numbers)), starts)
     return found
