@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,8 @@ from spin.pass_member import PassMember
 
 _BLOCK = 512
 """texts whose reasons are found at once: in batches of a pass, with a tenth of them, the calls take most of the time"""
+_Batch = tuple[NDArray[np.int64], TokenWeights, WordSums]
+"""indices of texts that stopped at the same classifier, the weights of their tokens, and what their words contribute"""
 
 
 class ReasonSink:
@@ -33,7 +34,7 @@ class ReasonSink:
         self.member, self.backbone, self.texts, self.words = member, backbone, texts, words
         neurons = [(str(column), neuron) for column, neuron, _ in member.fitted.selection.rows()]
         self.buffer = ReasonBuffer(texts, member.reasons, neurons)
-        self._waiting: list[_Stopped] = []
+        self._waiting: list[_Batch] = []
         self._lock = threading.Lock()
 
     def weigh_tokens(self, index: int, rows: NDArray[np.int64], values: Floats) -> TokenWeights:
@@ -43,24 +44,26 @@ class ReasonSink:
     def store_words(self, rows: NDArray[np.int64], weights: TokenWeights, words: WordSums) -> None:
         """Take what the words of the texts `rows` contribute; reasons are found once enough texts wait for it."""
         with self._lock:
-            self._waiting.append(_Stopped(rows, weights.contributions, weights.words, words))
-            if sum(len(batch.rows) for batch in self._waiting) < _BLOCK:
+            self._waiting.append((rows, weights, words))
+            if sum(len(stopped) for stopped, _, _ in self._waiting) < _BLOCK:
                 return
             waiting, self._waiting = self._waiting, []
         self._find(waiting)
 
-    def _find(self, batches: Sequence[_Stopped]) -> None:
+    def _find(self, batches: Sequence[_Batch]) -> None:
         """Store the reasons of texts; where words are features of the head, what their terms contribute is added."""
-        by_stop: dict[tuple[int, int], list[_Stopped]] = {}
+        by_stop: dict[tuple[int, int], list[_Batch]] = {}
         for batch in batches:
-            by_stop.setdefault((batch.contributions.shape[1], batch.of_words.shape[1]), []).append(batch)
-        for block in map(_Stopped.concatenate, by_stop.values()):
-            words = block.words
-            if block.of_words.any():
+            by_stop.setdefault((batch[1].contributions.shape[1], batch[1].words.shape[1]), []).append(batch)
+        for of_stop in by_stop.values():
+            rows = np.concatenate([stopped for stopped, _, _ in of_stop])
+            contributions = np.concatenate([weights.contributions for _, weights, _ in of_stop])
+            of_words = np.concatenate([weights.words for _, weights, _ in of_stop])
+            words = WordSums.concatenate([each for _, _, each in of_stop])
+            if of_words.any():
                 assert self.member.words is not None
-                places = self.member.words.places([self.texts[row] for row in block.rows.tolist()], block.of_words)
-                words = words.add(places)
-            self.buffer.store(block.rows, block.contributions, words)
+                words = words.add(self.member.words.places([self.texts[row] for row in rows.tolist()], of_words))
+            self.buffer.store(rows, contributions, words)
 
     def store_unread(self, rows: NDArray[np.int64], *, by_words: bool) -> None:
         """Store the reasons of the texts `rows`, of which no neuron is read.
@@ -81,27 +84,3 @@ class ReasonSink:
         self._find(self._waiting)
         self._waiting = []
         return self.buffer.reasons()
-
-
-@dataclass(frozen=True)
-class _Stopped:
-    """Texts that stopped at the same classifier, and what contributes to the logit of the class of each."""
-
-    rows: NDArray[np.int64]
-    """(n,) indices of the texts"""
-    contributions: Floats
-    """(n, p) contributions of neurons"""
-    of_words: Floats
-    """(n, K) contribution of a unit of each of the words' logits"""
-    words: WordSums
-    """contributions of words through neurons"""
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[_Stopped]) -> _Stopped:
-        """The texts of several batches."""
-        return cls(
-            np.concatenate([part.rows for part in parts]),
-            np.concatenate([part.contributions for part in parts]),
-            np.concatenate([part.of_words for part in parts]),
-            WordSums.concatenate([part.words for part in parts]),
-        )
