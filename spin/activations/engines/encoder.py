@@ -61,6 +61,11 @@ class BlockSegment:
         """The number of values of each column, in order."""
         return [backbone.width(c.site) if indices is None else len(indices) for c, indices in self.neurons.items()]
 
+    def slices(self, backbone: Backbone, start: int = 0) -> dict[FeatureColumn, slice]:
+        """Where the values of each column stand, in order, if the first one stands at `start`."""
+        ends = np.cumsum([start, *self.widths(backbone)]).tolist()
+        return {column: slice(*pair) for column, pair in zip(self.neurons, pairwise(ends), strict=True)}
+
 
 def split_segments(neurons: Mapping[FeatureColumn, NDArray[np.int64]], stops: Sequence[int]) -> list[BlockSegment]:
     """Segments that end after the blocks `stops`, ascending, and a last one that ends at the deepest column."""
