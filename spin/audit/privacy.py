@@ -16,6 +16,8 @@ from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.split_groups import hash_text
 from spin.pages.rendering import render_report
 
+FREQUENCY = "word frequency alone"
+
 
 @dataclass(frozen=True)
 class Membership:
@@ -36,9 +38,6 @@ class Membership:
         truth = np.repeat([True, False], [len(train), len(test)])
         auroc = float(roc_auc_score(truth, -np.concatenate([train, test])))
         return cls(auroc, float(train.mean()), float(test.mean()), len(train), len(test))
-
-
-FREQUENCY = "word frequency alone"
 
 
 @dataclass(frozen=True)
