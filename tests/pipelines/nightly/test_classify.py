@@ -218,6 +218,7 @@ def test_a_worker_checks_its_backbone_whatever_words_decide(
     words = build_word_regression(["a sound text"], classes=2)
     monkeypatch.setattr(TrainedClassifier, "member", replace(spin.member, words=words))
     monkeypatch.setattr(PassMember, "decided_by_words", lambda self, words: np.ones(len(words), bool))
+    spin.share_backbone(spin)  # so that its pass is opened anew
     step.check()
 
     def fail(*_: Any) -> None:
