@@ -4,39 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.activations.engines.encoder import BlockSegment, split_segments
-from spin.activations.engines.engine import Engine, open_engine
-from spin.activations.extract import Progress, count_tokens, read_activations
+from spin.activations.extract import Progress
 from spin.activations.features import Features
-from spin.activations.word_reader import WordSink
-from spin.arrays import Floats
 from spin.backbone.loading import announce_backbone, load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
 from spin.explainer import explain_text
+from spin.forward_pass import ForwardPass
 from spin.heads import persistence
 from spin.heads.abstention import keep_promise, refuse_promise
 from spin.heads.decision import Decision
-from spin.heads.early_exit import should_exit
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.persistence import ClassifierMetadata
 from spin.labels.label_space import Label, LabelSpace, class_names
 from spin.labels.label_types import describe_table
 from spin.pages.explanation import Explanation
+from spin.pass_member import PassMember
 from spin.poolings.registry import find_pooling
 from spin.predictions import Predictions
-from spin.reason_finder import ReasonFinder, ReasonSink
 from spin.settings import TRAINED_SETTINGS, BackboneSettings, Choice, DecisionSettings, Metric, Settings
-from spin.sites import BY_WORDS, FeatureColumn, choose_sites
-from spin.words.word_regression import WordRegression
-from spin.words_first import DecideByWords, WordsFirst, decide_none
+from spin.sites import FeatureColumn, choose_sites
 
 
 class TrainedClassifier:
@@ -74,11 +67,11 @@ class TrainedClassifier:
         Decision.of(label_space, self.decision)
         self.calibration, self.reasons = tuple(calibration), reasons
         self._backbone = backbone
-        self._engine: Engine | None = None
+        self._pass: ForwardPass | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the loaded backbone and its engine, which a copy or a pickle loads again at its first use."""
-        return {**vars(self), "_backbone": None, "_engine": None}
+        """All but the loaded backbone and its pass, which a copy or a pickle loads again at its first use."""
+        return {**vars(self), "_backbone": None, "_pass": None}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -130,43 +123,35 @@ class TrainedClassifier:
 
     def share_backbone(self, other: TrainedClassifier) -> None:
         """Use the loaded backbone of another classifier with the same weights and settings and at least this depth."""
-        self._backbone, self._engine = other.backbone, None
+        self._backbone, self._pass = other.backbone, None
 
     @property
-    def engine(self) -> Engine:
-        """The engine that computes the selected neurons, opened at first use.
+    def member(self) -> PassMember:
+        """The classifier as a forward pass reads it: it has no exits unless documents may stop early."""
+        fitted = self.fitted if self.early else replace(self.fitted, exits=())
+        words = self.training_result.words if fitted.selection.words or fitted.words_exit else None
+        return PassMember(fitted, self.decision_rule, words, self.reasons)
+
+    @property
+    def forward_pass(self) -> ForwardPass:
+        """The pass that reads texts for this classifier alone, opened at first use.
 
         Raises UserError for int8 without texts in `calibration`.
         """
-        if self._engine is None:
-            self._engine = open_calibrated(self.backbone, self._segments(), self.calibration)
-            announce_backbone(self.settings, self.backbone, calibrated=True)
-        return self._engine
+        if self._pass is None:
+            self._pass = ForwardPass([self.member], self.backbone, self.calibration)
+            if self._pass.engine is not None:
+                announce_backbone(self.settings, self.backbone, calibrated=True)
+        return self._pass
 
     def prepare(self) -> None:
-        """Load the backbone and open its engine now rather than at the first text. Raises as `engine` does."""
-        _ = self.engine if self.fitted.selection.neurons else self.backbone
+        """Load the backbone and open its engine now rather than at the first text. Raises as `forward_pass` does."""
+        _ = self.forward_pass
 
     @property
     def exits_early(self) -> bool:
         """Whether documents may exit by their words, or before the last block that is needed."""
         return self.early and len(self.fitted.exits) > 0
-
-    @property
-    def exits_by_words(self) -> bool:
-        """Whether documents may exit by their words alone, before the backbone."""
-        return self.early and self.fitted.words_exit is not None
-
-    def _segments(self) -> list[BlockSegment]:
-        """The blocks between one exit and the next."""
-        exit_depths = [exit.depth for exit in self.fitted.block_exits] if self.exits_early else []
-        segments = split_segments(self.fitted.selection.neurons, exit_depths)
-        return self._reason_finder.add_directions(segments) if self.reasons else segments
-
-    @property
-    def _reason_finder(self) -> ReasonFinder:
-        fitted = self.fitted if self.early else replace(self.fitted, exits=())
-        return ReasonFinder(self.reasons, fitted, self.decision_rule, self.training_result.words)
 
     @property
     def depth(self) -> int:
@@ -179,78 +164,7 @@ class TrainedClassifier:
         The activations of a text are read up to the depth at which it exits. One that its words alone decide is not
         even tokenized: it has no tokens, and depth -1.
         """
-        return self._read(checked_texts(texts), self.decided_by_words, progress)
-
-    def run_backbone(self, texts: Sequence[str]) -> None:
-        """Do what `features` does, but with the backbone also on texts that words decide. Raises what that raises."""
-        self._read(checked_texts(texts), decide_none, lambda documents: None)
-
-    def _read(self, texts: Sequence[str], decide: DecideByWords, progress: Progress) -> Features:
-        """The features of texts, of which the backbone reads those that words do not decide."""
-        sink: ReasonSink | None = None
-
-        def store_decided(rows: NDArray[np.int64]) -> None:
-            if sink is not None:
-                sink.store_unread(rows, by_words=True)
-
-        words = WordsFirst(texts, self.word_regression, decide, store_decided)
-        if self.reasons:
-            sink = ReasonSink(self._reason_finder, self.backbone, texts, words.logits)
-        read = self._read_backbone(texts, words, sink, lambda documents: progress(documents + words.count_new()))
-        progress(words.count_new())
-        depth = read.depth
-        if self.exits_by_words:
-            reached = self.depth if depth is None else depth
-            depth = np.where(words.decided, BY_WORDS, reached).astype(np.int32)
-        if sink is not None and not self.fitted.selection.neurons:
-            sink.store_unread(np.flatnonzero(~words.decided), by_words=False)
-        return replace(
-            read,
-            depth=depth,
-            words=words.logits,
-            head_reads_words=self.fitted.selection.words > 0,
-            reasons=None if sink is None else sink.reasons(),
-        )
-
-    def _read_backbone(
-        self, texts: Sequence[str], words: WordsFirst, sink: WordSink | None, progress: Progress
-    ) -> Features:
-        """The features that the backbone reads of the texts that words do not decide."""
-        if not self.fitted.selection.neurons:
-            features = count_tokens(self.backbone, texts, words.choose_rows)
-            progress(int((~words.decided).sum()))
-            return features
-        exits_early = self.exits_early and self.fitted.block_exits
-        return read_activations(
-            self.engine,
-            texts,
-            keep_mask=partial(self.keep_mask, words.logits) if exits_early else None,
-            choose_rows=words.choose_rows,
-            word_sink=sink,
-            progress=progress,
-        )
-
-    @property
-    def word_regression(self) -> WordRegression | None:
-        """The word regression; None for a classifier that neither reads words nor exits by them."""
-        return self.training_result.words if self.fitted.selection.words or self.exits_by_words else None
-
-    def decided_by_words(self, words: Floats) -> NDArray[np.bool_]:
-        """Mask (n,) of the texts that exit by their words alone, by the word regression's logits (n, K)."""
-        if not self.exits_by_words:
-            return np.zeros(len(words), bool)
-        return self.fitted.decided_by_words(words, self.label_space, self.decision_rule)
-
-    def keep_mask(self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats) -> NDArray[np.bool_]:
-        """Mask (n,) of the texts `rows` that go on after a segment of blocks, by their values (n, p) so far.
-
-        `words` (t, K) are the words' logits of all t texts, if the classifier has a word regression.
-        """
-        if words is not None and self.fitted.selection.words:  # they are features of the head, not only of an exit
-            values = np.concatenate([words[rows], values], axis=1)
-        index += len(self.fitted.exits) - len(self.fitted.block_exits)
-        exit, logits = self.fitted.exits[index], self.fitted.at(index).logits(values)
-        return ~should_exit(self.label_space, self.decision_rule, exit.threshold, logits)
+        return self.forward_pass.features(checked_texts(texts), progress)[0]
 
     def predict_features(self, features: Features) -> Predictions:
         """The predictions that follow from features of this classifier."""
@@ -400,13 +314,6 @@ def feature_columns(backbone: Backbone, sites: Sequence[str], poolings: Sequence
     """
     chosen = [find_pooling(name).name for name in poolings or DEFAULT_POOLINGS[backbone.causal]]
     return [FeatureColumn(site, pooling) for site in choose_sites(sites, backbone.sites) for pooling in chosen]
-
-
-def open_calibrated(backbone: Backbone, segments: Sequence[BlockSegment], calibration: Sequence[str]) -> Engine:
-    """The engine of `open_engine`. Raises UserError for int8 without texts to calibrate it with."""
-    if backbone.precision == "int8" and not calibration:
-        raise UserError("backbone.dtype int8 is scaled by texts, and there are none; set `calibration` to some hundred")
-    return open_engine(backbone, segments, calibration=calibration)
 
 
 def checked_texts(texts: Sequence[str]) -> list[str]:

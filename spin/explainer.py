@@ -7,12 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from spin.activations.token_values import read_token_values
 from spin.activations.word_reader import find_masks, words_of
 from spin.arrays import Floats
-from spin.attribution.place_shares import Places, add_places
-from spin.attribution.text_words import Ints, TextWords
-from spin.attribution.token_shares import sum_by_text
+from spin.attribution.text_words import Ints, TextWords, sum_by_text
 from spin.attribution.token_sums import (
     TokenReadings,
     TokenWeights,
@@ -20,6 +17,8 @@ from spin.attribution.token_sums import (
     sum_tokens,
     warn_of_missing_shares,
 )
+from spin.attribution.word_sums import Places, add_places
+from spin.backbone.hooks import read_token_values
 from spin.backbone.model import Backbone, Tokens
 from spin.heads.attribution_weights import slice_of, token_directions, token_weights
 from spin.heads.decision import Decision
@@ -120,5 +119,5 @@ def _add_terms(
     parts = [term.logits / len(term.places) for term in terms for _ in term.places]
     sums = np.array(parts).reshape(len(parts), by_word.shape[1])
     places = Places(np.zeros(len(spans), np.int64), spans[:, 0], spans[:, 1], sums)
-    _, starts, ends, by_word = add_places(words.owners, words.starts, words.ends, by_word, places)
-    return tuple(zip(starts.tolist(), ends.tolist(), strict=True)), by_word
+    found = add_places(Places(words.owners, words.starts, words.ends, by_word), places)
+    return tuple(zip(found.starts.tolist(), found.ends.tolist(), strict=True)), found.sums

@@ -27,7 +27,7 @@ from spin.backbone.windows import CONTEXT, OWN, context_of
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads.fitted import FittedClassifier
-from spin.poolings.pooled_windows import TensorWindows
+from spin.heads.linear_head import constant
 from spin.poolings.registry import find_pooling
 from spin.words.vocabulary import CHARACTERS_READ, UNITS, Unit
 from spin.words.word_regression import WordRegression
@@ -163,7 +163,7 @@ class Scorer(nn.Module):
         self.encoder = None
         if fitted.selection.neurons:
             self.encoder = NeuronEncoder(backbone, split_segments(fitted.selection.neurons, [])[0])
-        self.mean, self.scale = _constant(fitted.standardizer.mean), _constant(fitted.standardizer.scale)
+        self.mean, self.scale = constant(fitted.standardizer.mean), constant(fitted.standardizer.scale)
         self.head = fitted.head.graph()
 
     @property
@@ -209,12 +209,8 @@ def merge_one_text(encoder: NeuronEncoder, ids: Tensor, mask: Tensor, values: Te
     parts = []
     for column, part in zip(columns, values.split(encoder.segment.widths(encoder.backbone), 1), strict=True):
         share = shares["final" if column.site.kind == "final" else "content"].float().unsqueeze(1)
-        parts.append(find_pooling(column.pooling).merge(TensorWindows(part, share)))
+        parts.append(find_pooling(column.pooling).merge(part, share))
     return torch.cat(parts, 1)
-
-
-def _constant(values: Floats) -> nn.Parameter:
-    return nn.Parameter(torch.as_tensor(values, dtype=torch.float32), requires_grad=False)
 
 
 def _export_tokenizer(backbone: Backbone) -> Tokenizer:

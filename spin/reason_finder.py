@@ -4,63 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.activations.engines.encoder import BlockSegment
-from spin.activations.extract import find_words
 from spin.activations.portions import divide_texts
+from spin.activations.word_reader import words_of
 from spin.arrays import Floats
-from spin.attribution.reason_buffer import ReasonBuffer
-from spin.attribution.reasons import Reasons
-from spin.attribution.token_sums import TokenWeights, warn_of_missing_shares
+from spin.attribution.reasons import ReasonBuffer, Reasons
+from spin.attribution.token_sums import TokenWeights
 from spin.attribution.word_sums import WordSums
 from spin.backbone.model import Backbone
-from spin.heads.attribution_weights import token_directions, token_weights
-from spin.heads.decision import Decision
-from spin.heads.fitted import FittedClassifier
-from spin.words.word_regression import WordRegression
+from spin.pass_member import PassMember
 
 _BLOCK = 512
 """texts whose reasons are found at once: in batches of a pass, with a tenth of them, the calls take most of the time"""
-
-
-@dataclass(frozen=True)
-class ReasonFinder:
-    """Finds the words and neurons that contribute most to the logit of each text's class, as `explain` defines it."""
-
-    count: int
-    """number of words and of neurons per text, at most"""
-    fitted: FittedClassifier
-    """without the exits at which no text may stop"""
-    decision: Decision
-    words: WordRegression | None
-    """the regression of a classifier that reads words or lets them decide"""
-
-    @cached_property
-    def stops(self) -> list[FittedClassifier]:
-        """The classifiers at which texts stop: those of all exits, and the whole one."""
-        return [self.fitted.at(index) for index in range(len(self.fitted.exits) + 1)]
-
-    @property
-    def block_stops(self) -> list[FittedClassifier]:
-        """The classifiers at which texts stop after each segment of blocks."""
-        return self.stops[len(self.fitted.exits) - len(self.fitted.block_exits) :]
-
-    def weigh_tokens(self, stop: FittedClassifier, features: Floats) -> TokenWeights:
-        """The weights of the tokens of n texts, which stop at a classifier with raw features (n, p)."""
-        return token_weights(stop, features, self.decision.leading_class(stop.logits(features)))
-
-    def add_directions(self, segments: Sequence[BlockSegment]) -> list[BlockSegment]:
-        """Segments that project the tokens too, on the heads at which texts can still stop."""
-        warn_of_missing_shares(self.fitted.selection.neurons)
-        return [
-            replace(segment, directions=token_directions(self.block_stops[index:], segment.neurons))
-            for index, segment in enumerate(segments)
-        ]
+_Batch = tuple[NDArray[np.int64], TokenWeights, WordSums]
+"""indices of texts that stopped at the same classifier, the weights of their tokens, and what their words contribute"""
 
 
 class ReasonSink:
@@ -70,82 +30,57 @@ class ReasonSink:
     before it is weighed or stored.
     """
 
-    def __init__(self, finder: ReasonFinder, backbone: Backbone, texts: Sequence[str], words: Floats | None) -> None:
-        self.finder, self.backbone, self.texts, self.words = finder, backbone, texts, words
-        neurons = [(str(column), neuron) for column, neuron, _ in finder.fitted.selection.rows()]
-        self.buffer = ReasonBuffer(texts, finder.count, neurons)
-        self._waiting: list[_Stopped] = []
+    def __init__(self, member: PassMember, backbone: Backbone, texts: Sequence[str], words: Floats | None) -> None:
+        self.member, self.backbone, self.texts, self.words = member, backbone, texts, words
+        neurons = [(str(column), neuron) for column, neuron, _ in member.fitted.selection.rows()]
+        self.buffer = ReasonBuffer(texts, member.reasons, neurons)
+        self._waiting: list[_Batch] = []
         self._lock = threading.Lock()
 
     def weigh_tokens(self, index: int, rows: NDArray[np.int64], values: Floats) -> TokenWeights:
         """The weights of the tokens of the texts `rows`, which stop after segment `index`, for the class of each."""
-        stop = self.finder.block_stops[index]
-        if stop.selection.words:
-            assert self.words is not None
-            values = np.concatenate([self.words[rows], values], axis=1)
-        return self.finder.weigh_tokens(stop, values)
+        return self.member.weigh_values(self.words, index, rows, values)
 
     def store_words(self, rows: NDArray[np.int64], weights: TokenWeights, words: WordSums) -> None:
         """Take what the words of the texts `rows` contribute; reasons are found once enough texts wait for it."""
         with self._lock:
-            self._waiting.append(_Stopped(rows, weights.contributions, weights.words, words))
-            if sum(len(batch.rows) for batch in self._waiting) < _BLOCK:
+            self._waiting.append((rows, weights, words))
+            if sum(len(stopped) for stopped, _, _ in self._waiting) < _BLOCK:
                 return
             waiting, self._waiting = self._waiting, []
         self._find(waiting)
 
-    def _find(self, batches: Sequence[_Stopped]) -> None:
+    def _find(self, batches: Sequence[_Batch]) -> None:
         """Store the reasons of texts; where words are features of the head, what their terms contribute is added."""
-        by_stop: dict[tuple[int, int], list[_Stopped]] = {}
+        by_stop: dict[tuple[int, int], list[_Batch]] = {}
         for batch in batches:
-            by_stop.setdefault((batch.contributions.shape[1], batch.of_words.shape[1]), []).append(batch)
-        for block in map(_Stopped.concatenate, by_stop.values()):
-            words = block.words
-            if block.of_words.any():
-                assert self.finder.words is not None
-                places = self.finder.words.places([self.texts[row] for row in block.rows.tolist()], block.of_words)
-                words = words.add(places)
-            self.buffer.store(block.rows, block.contributions, words)
+            by_stop.setdefault((batch[1].contributions.shape[1], batch[1].words.shape[1]), []).append(batch)
+        for of_stop in by_stop.values():
+            rows = np.concatenate([stopped for stopped, _, _ in of_stop])
+            contributions = np.concatenate([weights.contributions for _, weights, _ in of_stop])
+            of_words = np.concatenate([weights.words for _, weights, _ in of_stop])
+            words = WordSums.concatenate([each for _, _, each in of_stop])
+            if of_words.any():
+                assert self.member.words is not None
+                words = words.add(self.member.words.places([self.texts[row] for row in rows.tolist()], of_words))
+            self.buffer.store(rows, contributions, words)
 
     def store_unread(self, rows: NDArray[np.int64], *, by_words: bool) -> None:
         """Store the reasons of the texts `rows`, of which no neuron is read.
 
         They stop at the exit by words or, if not `by_words`, at the end of a classifier that reads no neurons.
         """
-        stop = self.finder.stops[0 if by_words else -1]
+        stop = self.member.stops[0 if by_words else -1]
         for portion in divide_texts(self.backbone, [len(self.texts[row]) for row in rows.tolist()]):
             block = rows[portion]
             read = np.empty((len(block), 0), np.float32) if self.words is None else self.words[block]
-            weights = self.finder.weigh_tokens(stop, read[:, : stop.selection.words])
-            found = find_words(self.backbone, [self.texts[row] for row in block.tolist()], weights.classes)
-            self.store_words(block, weights, found)
+            weights = self.member.weigh_tokens(stop, read[:, : stop.selection.words])
+            words = words_of(self.backbone.tokenize([self.texts[row] for row in block.tolist()], places=True))
+            none = WordSums.of_tokens(weights.classes, words, np.zeros(len(words.word_of)))
+            self.store_words(block, weights, none)
 
     def reasons(self) -> Reasons:
         """All that was found, in the order of the texts."""
         self._find(self._waiting)
         self._waiting = []
         return self.buffer.reasons()
-
-
-@dataclass(frozen=True)
-class _Stopped:
-    """Texts that stopped at the same classifier, and what contributes to the logit of the class of each."""
-
-    rows: NDArray[np.int64]
-    """(n,) indices of the texts"""
-    contributions: Floats
-    """(n, p) contributions of neurons"""
-    of_words: Floats
-    """(n, K) contribution of a unit of each of the words' logits"""
-    words: WordSums
-    """contributions of words through neurons"""
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[_Stopped]) -> _Stopped:
-        """The texts of several batches."""
-        return cls(
-            np.concatenate([part.rows for part in parts]),
-            np.concatenate([part.contributions for part in parts]),
-            np.concatenate([part.of_words for part in parts]),
-            WordSums.concatenate([part.words for part in parts]),
-        )

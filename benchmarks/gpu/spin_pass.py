@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.gpu.documents import TOPICS, Documents
-from spin.activations.engines.encoder import split_segments
+from spin.activations.engines.encoder import SegmentOutput, split_segments
 from spin.activations.engines.engine import Engine, open_engine
-from spin.activations.engines.segment_output import SegmentOutput
 from spin.activations.extract import read_activations, single_segment
 from spin.arrays import Floats
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone

@@ -74,6 +74,6 @@ def roi(
     else:
         print_roi(report)
     if html is not None:
-        from spin.roi.roi_page import roi_page
+        from spin.roi.roi_report import roi_page
 
         write_page(html, roi_page(report))

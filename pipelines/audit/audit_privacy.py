@@ -23,9 +23,7 @@ from pipelines.training.extract_features import load_features, open_corpus
 from pipelines.workers.progress import progress
 from spin.activations.extract import extract
 from spin.arrays import Floats, Rows
-from spin.audit.membership import Membership
-from spin.audit.privacy import FREQUENCY, PrivacyReport, measure_privacy
-from spin.audit.privacy_page import privacy_page
+from spin.audit.privacy import FREQUENCY, Membership, PrivacyReport, measure_privacy, privacy_page
 from spin.audit.verbatim import VerbatimLeaks, find_verbatim
 from spin.backbone.loading import load_backbone
 from spin.classifier import feature_columns

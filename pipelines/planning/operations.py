@@ -68,7 +68,7 @@ def _operate(
     yield Operation(choose, False, threads, tuple(outcomes))
     if not full.fitted.exits:
         return
-    depths = [full.fitted.exit_depths(values, full.label_space, _decision(full, band), words) for band in BANDS]
+    depths = [full.fitted.exit_depths(values, _decision(full, band), words) for band in BANDS]
     shared = _seconds_by_depth(depths, full.depth, seconds, _measure_seconds(early, texts))
     outcomes = []
     for band, depth, of_band in zip(BANDS, depths, shared, strict=True):

@@ -15,8 +15,7 @@ from spin.labels.label_space import LabelSpace, Targets
 from spin.pages.number_format import significant
 from spin.roi.error_costs import ErrorCosts
 from spin.roi.operating_points import THOUSAND, OperatingPoint, Prices, best_point, weigh_points, with_interval
-from spin.roi.roi_page import roi_page
-from spin.roi.roi_report import Alternative, RoiReport
+from spin.roi.roi_report import Alternative, RoiReport, roi_page
 from spin.settings import Settings
 
 _BASELINES = {"tfidf": "words alone (TF-IDF)", "last_layer": "last layer of the backbone"}

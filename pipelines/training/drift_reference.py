@@ -51,7 +51,7 @@ def describe_reference(
         for values, counted in zip(blocks, lengths, strict=True):
             of_words = None if words is None else words[done : done + len(values)]
             done += len(values)
-            early = fitted.exit_depths(values, spin.label_space, decision, of_words)
+            early = fitted.exit_depths(values, decision, of_words)
             for name, depth in {choice: None, f"{choice}.early": early}.items():
                 logits = fitted.predict_logits(values, depth, of_words)
                 read = replace(counted, depth=depth)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from spin.activations.engines.encoder import SegmentOutput
 from spin.activations.engines.host_copy import copy_to_device
-from spin.activations.engines.segment_output import SegmentOutput
 from spin.activations.feature_buffer import FeatureBuffer
 from spin.activations.merge_windows import WindowShares
 from spin.activations.portions import ChooseRows, tokenize_ahead

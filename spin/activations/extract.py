@@ -27,10 +27,9 @@ from spin.activations.engines.engine import Engine, open_engine
 from spin.activations.feature_buffer import FeatureBuffer, StoreValues, TokenCounts
 from spin.activations.features import Features
 from spin.activations.portions import ChooseRows, tokenize_ahead
-from spin.activations.word_reader import WordReader, WordSink, words_of
+from spin.activations.word_reader import WordReader, WordSink
 from spin.arrays import Floats
 from spin.attribution.token_sums import TokenReadings
-from spin.attribution.word_sums import WordSums
 from spin.backbone.model import Backbone
 from spin.sites import FeatureColumn
 
@@ -111,15 +110,6 @@ def count_tokens(backbone: Backbone, texts: Sequence[str], choose_rows: ChooseRo
     for rows, tokens in tokenize_ahead(backbone, texts, choose_rows=choose_rows):
         counts.store(rows, tokens)
     return counts.features({})
-
-
-def find_words(backbone: Backbone, texts: Sequence[str], classes: NDArray[np.int64]) -> WordSums:
-    """The words that the tokenizer finds in every text, none of which contributes to the texts' `classes` (n,).
-
-    The texts are tokenised at once: pass them in the portions of `divide_texts`.
-    """
-    words = words_of(backbone.tokenize(texts, places=True))
-    return WordSums.of_tokens(classes, words, np.zeros(len(words.word_of)))
 
 
 def _run_streams(work: Callable[[Chunk], int], chunks: Iterable[Chunk], streams: int) -> Iterator[int]:

@@ -63,16 +63,10 @@ class FeatureBuffer:
     ) -> None:
         self.segments, self.store, self.words = engine.segments, store, words
         self.columns: dict[FeatureColumn, NDArray[np.floating]] = {}
-        self.slices: list[list[tuple[FeatureColumn, slice]]] = []
+        self.slices = [list(segment.slices(engine.backbone).items()) for segment in engine.segments]
         """slice of each column among the values of a segment, for each segment"""
-        for segment in engine.segments:
-            widths = segment.widths(engine.backbone)
-            ends = np.cumsum(widths)
-            self.slices.append(
-                [(c, slice(end - width, end)) for c, width, end in zip(segment.neurons, widths, ends, strict=True)]
-            )
-            for column, width in zip(segment.neurons, widths, strict=True) if store is None else ():
-                self.columns[column] = np.full((count, width), np.nan, types.get(column, np.float32))
+        for column, part in (each for slices in self.slices for each in slices if store is None):
+            self.columns[column] = np.full((count, part.stop - part.start), np.nan, types.get(column, np.float32))
         self.counts, self.depth = TokenCounts(engine.backbone, count), np.full(count, BY_WORDS, np.int32)
 
     def store_values(self, rows: NDArray[np.int64], index: int, values: NDArray[np.floating]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
-from spin.poolings.pooled_windows import ArrayWindows
+from spin.attribution.token_sums import first_windows
 from spin.poolings.registry import find_pooling
 from spin.sites import FeatureColumn
 
@@ -28,7 +28,7 @@ class WindowShares:
     @classmethod
     def from_counts(cls, owners: NDArray[np.int64], own: NDArray[np.int64], content: NDArray[np.int64]) -> WindowShares:
         """The shares by the numbers (w,) of a window's own tokens and of the content among them, which may be 0."""
-        starts, texts = _starts(owners), _text_of(owners)
+        starts, texts = first_windows(owners), _text_of(owners)
         content = content.copy()
         content[starts[np.add.reduceat(content, starts) == 0]] = 1
         return cls(owners, *(counts / np.add.reduceat(counts, starts)[texts] for counts in (own, content)))
@@ -40,21 +40,16 @@ class WindowShares:
     @property
     def texts(self) -> NDArray[np.int64]:
         """The positions of the n texts, ascending."""
-        return self.owners[_starts(self.owners)]
+        return self.owners[first_windows(self.owners)]
 
     def merge(self, values: NDArray[np.floating], columns: Sequence[tuple[FeatureColumn, slice]]) -> Floats:
         """The values (n, p) of the texts, from those of their windows (w, p), and where these hold which column."""
-        starts = _starts(self.owners)
+        starts = first_windows(self.owners)
         merged: Floats = np.empty((len(starts), values.shape[1]), np.float32)
         for column, part in columns:
             share = (self.of_all if column.site.kind == "final" else self.of_content)[:, None]
-            merged[:, part] = find_pooling(column.pooling).merge(ArrayWindows(values[:, part], share, starts))
+            merged[:, part] = find_pooling(column.pooling).merge_texts(values[:, part], share, starts)
         return merged
-
-
-def _starts(owners: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The first window of each text."""
-    return np.flatnonzero(np.diff(owners, prepend=-1))
 
 
 def _text_of(owners: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -39,7 +39,13 @@ class WordReader:
 
     def __init__(self, engine: Engine, sink: WordSink) -> None:
         self.backbone, self.sink = engine.backbone, sink
-        self.columns = _slices_up_to(engine)
+        self.columns: list[dict[FeatureColumn, slice]] = []
+        """the slice of each column among all values up to a segment's end, for each segment"""
+        columns, start = dict[FeatureColumn, slice](), 0
+        for segment in engine.segments:
+            columns = columns | segment.slices(engine.backbone, start)
+            start = max((part.stop for part in columns.values()), default=0)
+            self.columns.append(columns)
         self._places: dict[int, list[TokenPlaces]] = {}
         """the places of the tokens of each window, by text, of texts that were tokenized and not yet read"""
 
@@ -104,16 +110,3 @@ def words_of(tokens: Tokens) -> TextWords:
     owners = np.repeat(texts, list(map(len, tokens.places)))
     chosen = np.concatenate(own)
     return group_tokens(owners[chosen], np.concatenate(tokens.places)[chosen])
-
-
-def _slices_up_to(engine: Engine) -> list[Mapping[FeatureColumn, slice]]:
-    """The slice of each column among all values up to a segment's end, for each segment."""
-    columns: dict[FeatureColumn, slice] = {}
-    by_segment: list[Mapping[FeatureColumn, slice]] = []
-    start = 0
-    for segment in engine.segments:
-        for column, width in zip(segment.neurons, segment.widths(engine.backbone), strict=True):
-            columns[column] = slice(start, start + width)
-            start += width
-        by_segment.append(dict(columns))
-    return by_segment

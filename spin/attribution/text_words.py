@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spin.arrays import Floats
+
 Ints = NDArray[np.int64]
 TokenPlaces = NDArray[np.int32]
 """(T, 3) for each token: the index of its word, -1 for one that is of no word, and (start, end) in its text"""
@@ -74,3 +76,12 @@ def find_stretches(owners: Ints, starts: Ints, ends: Ints) -> tuple[Ints, Ints, 
     last = np.append(np.flatnonzero(begins)[1:], len(real)) - 1
     stretch_ends = (covered[last] - base[last]) if len(real) else np.empty(0, np.int64)
     return owners[first], starts[first], stretch_ends, stretch_of
+
+
+def sum_by_text(values: Floats, owners: Ints, count: int) -> Floats:
+    """The sums (n, ...) of values (t, ...) over the tokens of each of n texts, in float64."""
+    if values.ndim == 1:
+        return np.bincount(owners, values, count).astype(np.float64, copy=False)
+    sums: Floats = np.zeros((count, *values.shape[1:]))
+    np.add.at(sums, owners, values)
+    return sums

@@ -14,9 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
-from spin.attribution.text_words import Ints
-from spin.attribution.token_shares import share_mean, share_single
-from spin.poolings.pooled_windows import ArrayWindows
+from spin.attribution.text_words import Ints, sum_by_text
 from spin.poolings.pooling import Pooling
 from spin.poolings.registry import find_pooling
 from spin.sites import FeatureColumn
@@ -72,7 +70,7 @@ class TokenMasks:
         cls, owners: Ints, read: NDArray[np.bool_], own: NDArray[np.bool_], content: NDArray[np.bool_]
     ) -> TokenMasks:
         """The masks of windows whose `content` may be empty."""
-        first = _first_windows(owners)
+        first = first_windows(owners)
         empty = np.maximum.reduceat(content.any(1).astype(np.int8), first) == 0
         if empty.any():
             content = content.copy()
@@ -82,11 +80,6 @@ class TokenMasks:
     def pooled_by(self, pooling: Pooling) -> NDArray[np.bool_]:
         """(w, T) the tokens that count under a pooling."""
         return self.content if pooling.content_only else self.read
-
-    @property
-    def first_windows(self) -> Ints:
-        """(n,) the first window of each text."""
-        return _first_windows(self.owners)
 
 
 @dataclass(frozen=True)
@@ -172,7 +165,7 @@ def find_single_tokens(
     They are those whose pooling takes the value of one token. Tokens are counted through all windows: token t of window
     w is w T + t.
     """
-    first, width, names = masks.first_windows, masks.read.shape[1], _pooling_names(columns)
+    first, width, names = first_windows(masks.owners), masks.read.shape[1], _pooling_names(columns)
     taking = [pooling for pooling in _poolings(columns) if pooling.takes_one_value]
     has_all = np.isin(names, [pooling.name for pooling in taking])
     located = names[np.isin(names, [pooling.name for pooling in taking if pooling.shares == "one by value"])]
@@ -182,15 +175,37 @@ def find_single_tokens(
         pools = np.asarray(tokens.any(1), np.float64)[:, None]
         if pooling.shares == "one by value":
             mine = located == pooling.name
-            windows = ArrayWindows(readings.values[:, mine], pools, first)
-            window = _window_of_value(pooling, windows, masks.owners)
+            window = _window_of_value(pooling, readings.values[:, mine], pools, masks.owners)
             place = np.take_along_axis(readings.positions[:, mine], window, 0)
         else:
-            windows = ArrayWindows(np.arange(len(tokens), dtype=np.float64)[:, None], pools, first)
-            window = pooling.merge(windows).astype(np.int64)
+            window = np.arange(len(tokens))[:, None]
+            if len(first) < len(window):  # else every text has one window
+                window = pooling.merge_texts(window.astype(np.float64), pools, first).astype(np.int64)
             place = pooling.find_place(torch.from_numpy(tokens)).numpy()[window]
         at[:, names[has_all] == pooling.name] = window * width + place
     return at, has_all
+
+
+def share_mean(values: Floats, owners: Ints, totals: Floats) -> Floats:
+    """The contributions (t, ...) of tokens under mean pooling, which add up to `totals` (n, ...) per text.
+
+    `values` (t, ...) are linear in the activations of the tokens that are pooled, and `owners` (t,) are their texts. A
+    token has an equal part of the total, plus the excess of its value over the mean of its text, divided by the number
+    of tokens. This is its own activation, less an equal part of the training mean. An engine may round differently from
+    a second forward pass; the totals are the engine's.
+    """
+    counts = np.bincount(owners, minlength=len(totals)).reshape(-1, *[1] * (values.ndim - 1))
+    means = sum_by_text(values, owners, len(totals)) / np.maximum(counts, 1)
+    shares: Floats = ((values - means[owners]) + totals[owners]) / counts[owners]
+    return shares
+
+
+def share_single(at: Ints, totals: Floats, count: int) -> Floats:
+    """The contributions of `count` tokens under max, first and last pooling: token `at` (any shape) has all of a total.
+
+    `totals` has the shape of `at`.
+    """
+    return np.bincount(at.ravel(), totals.ravel(), count).astype(np.float64, copy=False)
 
 
 def find_loudest_tokens(
@@ -228,7 +243,8 @@ def warn_of_missing_shares(columns: Iterable[FeatureColumn]) -> None:
             )
 
 
-def _first_windows(owners: Ints) -> Ints:
+def first_windows(owners: Ints) -> Ints:
+    """(n,) the first window of each text, by the position of each window's text, ascending."""
     return np.flatnonzero(np.diff(owners, prepend=-1))
 
 
@@ -242,11 +258,11 @@ def _pooling_names(columns: Mapping[FeatureColumn, slice]) -> NDArray[np.str_]:
     return np.repeat(np.array([column.pooling for column in columns], str), widths)
 
 
-def _window_of_value(pooling: Pooling, windows: ArrayWindows, owners: Ints) -> Ints:
-    """The first window (n, m) of each text whose value is that of the text."""
-    numbers = np.arange(len(windows.values))[:, None]
-    if len(windows.starts) == len(windows.values):  # every text has one window
-        return np.broadcast_to(numbers, windows.values.shape)
-    is_taken = (windows.shares > 0) & (windows.values == pooling.merge(windows)[owners])
-    found: Ints = np.minimum.reduceat(np.where(is_taken, numbers, len(numbers)), windows.starts)
+def _window_of_value(pooling: Pooling, values: Floats, shares: Floats, owners: Ints) -> Ints:
+    """The first window (n, m) of each text whose value is that of the text, by values (w, m) and shares (w, 1)."""
+    numbers, starts = np.arange(len(values))[:, None], first_windows(owners)
+    if len(starts) == len(values):  # every text has one window
+        return np.broadcast_to(numbers, values.shape)
+    is_taken = (shares > 0) & (values == pooling.merge_texts(values, shares, starts)[owners])
+    found: Ints = np.minimum.reduceat(np.where(is_taken, numbers, len(numbers)), starts)
     return found

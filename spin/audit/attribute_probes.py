@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from spin.arrays import Floats
-from spin.audit.ridge_attack import predict_targets
+from spin.audit.word_recovery import predict_targets
 
 ATTRIBUTES: Mapping[str, re.Pattern[str]] = {
     "name": re.compile(r"\b[A-Z][a-z]+ (?:[A-Z]\. )?[A-Z][a-z]+\b"),

@@ -1,4 +1,4 @@
-"""Privacy: what an attacker reads back about texts from the numbers that are stored about them."""
+"""Privacy: what an attacker reads back about texts from the numbers that are stored about them, and its page."""
 
 from __future__ import annotations
 
@@ -6,16 +6,38 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 from spin.arrays import Floats
 from spin.audit.attribute_probes import ATTRIBUTES, attribute_presence, probe_attributes
-from spin.audit.membership import Membership
 from spin.audit.verbatim import VerbatimLeaks
-from spin.audit.word_recovery import Recovery, WordAttack
+from spin.audit.word_recovery import BANDS, Recovery, WordAttack
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.split_groups import hash_text
+from spin.pages.rendering import render_report
 
 FREQUENCY = "word frequency alone"
+
+
+@dataclass(frozen=True)
+class Membership:
+    """The success of an attack that tells training documents from others by their losses (Yeom et al. 2018)."""
+
+    auroc: float
+    """probability that a training document has a lower loss than another one; 0.5 tells nothing"""
+    train_loss: float
+    """mean log loss of the training documents"""
+    test_loss: float
+    """mean log loss of documents that nothing was learned from"""
+    train_documents: int
+    test_documents: int
+
+    @classmethod
+    def of(cls, train: Floats, test: Floats) -> Membership:
+        """The success by the losses (n,) of training documents and (m,) of others."""
+        truth = np.repeat([True, False], [len(train), len(test)])
+        auroc = float(roc_auc_score(truth, -np.concatenate([train, test])))
+        return cls(auroc, float(train.mean()), float(test.mean()), len(train), len(test))
 
 
 @dataclass(frozen=True)
@@ -89,3 +111,21 @@ def measure_privacy(
         figures.append(LeakFigures(name, values.shape[1], attack.recover(values[known], values[judged]), found))
         progress(1)
     return PrivacyReport(len(known), len(judged), len(attack.vocabulary), tuple(figures), membership, verbatim)
+
+
+def privacy_page(report: PrivacyReport, title: str) -> str:
+    """The HTML of a report: recovered words, attributes and membership."""
+    return render_report(
+        "spin.audit/privacy.html.j2",
+        title,
+        report=report,
+        bands=list(BANDS),
+        headings=["numbers per text", "all words", *(f"{n}, {_documents(*span)}" for n, span in BANDS.items())],
+        frequency=report.figures[0],
+        worst=max(report.figures[1:], key=lambda figure: figure.recovery.every),
+    )
+
+
+def _documents(low: int, high: int | None) -> str:
+    """A range of numbers of documents."""
+    return f"{low} or more" if high is None else f"{low} to {high}"

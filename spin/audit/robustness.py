@@ -13,7 +13,7 @@ from spin.audit import perturbations
 from spin.audit.perturbations import SEVERITIES, Perturbation
 from spin.heads.calibration import calibration_error
 from spin.heads.decision import Decision
-from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.label_space import LabelSpace, Targets, differ
 from spin.labels.metrics import score
 from spin.predictions import Predictions
 
@@ -109,34 +109,11 @@ class RobustnessReport:
 
 
 @dataclass(frozen=True)
-class ChangedLabels:
-    """The labels that a classifier gives to the texts that one perturbation changed at one severity."""
+class JudgedTexts:
+    """The predictions for some of the labelled texts, as they are or perturbed, and their true labels."""
 
     rows: NDArray[np.int64]
     """(m,) row numbers of these texts among all, ascending"""
-    given: Targets
-    """(m,) or (m, K) predicted for the changed texts, without the abstention band"""
-
-
-@dataclass(frozen=True)
-class RobustnessMeasurement:
-    """The report on a classifier, and the labels that it rests on, by which two classifiers can be compared."""
-
-    report: RobustnessReport
-    label_space: LabelSpace
-    """the label space of all targets here"""
-    y: Targets
-    """(n,) or (n, K) true targets"""
-    given: Targets
-    """(n,) or (n, K) targets predicted for the original texts, without the abstention band"""
-    changed: tuple[ChangedLabels, ...]
-    """labels of the changed texts, in the order of `report.figures`"""
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """The predictions for some texts, and how they compare with the true labels."""
-
     label_space: LabelSpace
     y: Targets
     """true targets"""
@@ -146,21 +123,36 @@ class _Judged:
     exit_depth: NDArray[np.int32]
 
     @classmethod
-    def of(cls, decision: Decision, y: Targets, predictions: Predictions) -> _Judged:
+    def of(cls, decision: Decision, rows: NDArray[np.int64], y: Targets, predictions: Predictions) -> JudgedTexts:
+        """The predictions for the texts `rows`, given the true targets of all texts."""
         given, _ = decision.decide(predictions.probabilities)
-        return cls(decision.label_space, y, given, predictions.probabilities, predictions.exit_depth)
+        return cls(rows, decision.label_space, y[rows], given, predictions.probabilities, predictions.exit_depth)
 
-    def part(self, rows: NDArray[np.int64]) -> _Judged:
+    def part(self, rows: NDArray[np.int64]) -> JudgedTexts:
+        """Some of all texts, from the predictions for all."""
         y, given, probabilities = self.y[rows], self.given[rows], self.probabilities[rows]
-        return _Judged(self.label_space, y, given, probabilities, self.exit_depth[rows])
+        return JudgedTexts(rows, self.label_space, y, given, probabilities, self.exit_depth[rows])
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        return ~_differ(self.y, self.given)
+        """(m,) the texts whose label is right."""
+        return ~differ(self.y, self.given)
 
     @property
     def ece(self) -> float:
+        """The expected calibration error."""
         return calibration_error(self.probabilities, self.y, self.label_space)
+
+
+@dataclass(frozen=True)
+class RobustnessMeasurement:
+    """The report on a classifier, and the labels that it rests on, by which two classifiers can be compared."""
+
+    report: RobustnessReport
+    original: JudgedTexts
+    """all texts as they are"""
+    changed: tuple[JudgedTexts, ...]
+    """the texts that each perturbation changed, in the order of `report.figures`"""
 
 
 def measure_robustness(
@@ -178,21 +170,21 @@ def measure_robustness(
     Labels are those without the abstention band. `progress` is called with the numbers of texts that were predicted;
     they add up to at most `count_predictions(n)`.
     """
-    before = _Judged.of(decision, y, predict(texts))
+    before = JudgedTexts.of(decision, np.arange(len(texts)), y, predict(texts))
     progress(len(texts))
-    figures, labels = [], []
+    figures, judged = [], []
     for perturbation in perturbations.PERTURBATIONS:
         for severity in SEVERITIES:
             changed = perturbation.apply(texts, severity, seed)
             rows = np.array([row for row, text in enumerate(texts) if changed[row] != text], np.int64)
             if len(rows):
-                after = _Judged.of(decision, y[rows], predict([changed[row] for row in rows]))
+                after = JudgedTexts.of(decision, rows, y, predict([changed[row] for row in rows]))
                 figures.append(_compare(perturbation, severity, metric, before.part(rows), after))
-                labels.append(ChangedLabels(rows, after.given))
+                judged.append(after)
             progress(len(texts))
     score_before = score(metric, y, before.given)
     report = RobustnessReport(metric, len(texts), score_before, before.ece, tuple(figures))
-    return RobustnessMeasurement(report, decision.label_space, y, before.given, tuple(labels))
+    return RobustnessMeasurement(report, before, tuple(judged))
 
 
 def count_predictions(documents: int) -> int:
@@ -201,9 +193,9 @@ def count_predictions(documents: int) -> int:
 
 
 def _compare(
-    perturbation: Perturbation, severity: int, metric: str, before: _Judged, after: _Judged
+    perturbation: Perturbation, severity: int, metric: str, before: JudgedTexts, after: JudgedTexts
 ) -> PerturbationFigures:
-    flipped = _differ(before.given, after.given)
+    flipped = differ(before.given, after.given)
     return PerturbationFigures(
         name=perturbation.name,
         severity=severity,
@@ -223,7 +215,7 @@ def _compare(
     )
 
 
-def _by_class(before: _Judged, after: _Judged) -> dict[str, GroupFigures]:
+def _by_class(before: JudgedTexts, after: JudgedTexts) -> dict[str, GroupFigures]:
     has, given, given_after = (before.label_space.indicator(t) for t in (before.y, before.given, after.given))
     return {
         name: _group(given[:, k], given_after[:, k], _flips_of_class(before, after, k), has[:, k])
@@ -232,10 +224,10 @@ def _by_class(before: _Judged, after: _Judged) -> dict[str, GroupFigures]:
     }
 
 
-def _flips_of_class(before: _Judged, after: _Judged, k: int) -> NDArray[np.bool_]:
+def _flips_of_class(before: JudgedTexts, after: JudgedTexts, k: int) -> NDArray[np.bool_]:
     """(n,) which documents change their label; in a multi-label task, which gain or lose class k."""
     if before.given.ndim == 1:
-        return _differ(before.given, after.given)
+        return differ(before.given, after.given)
     flips: NDArray[np.bool_] = before.given[:, k] != after.given[:, k]
     return flips
 
@@ -244,9 +236,3 @@ def _group(
     right_before: NDArray[np.bool_], right: NDArray[np.bool_], flipped: NDArray[np.bool_], rows: NDArray[np.bool_]
 ) -> GroupFigures:
     return GroupFigures(int(rows.sum()), *(float(values[rows].mean()) for values in (right_before, right, flipped)))
-
-
-def _differ(one: Targets, other: Targets) -> NDArray[np.bool_]:
-    """(n,) the documents whose targets are not the same."""
-    different = one != other
-    return different if different.ndim == 1 else different.any(axis=1)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from spin.audit.robustness import MODERATE, RobustnessMeasurement, RobustnessReport
+from spin.audit.robustness import MODERATE, JudgedTexts, RobustnessMeasurement, RobustnessReport
 from spin.integrate.bootstrap import difference_interval
-from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import score
 
 
@@ -84,19 +83,18 @@ def compare_robustness(
     may know different classes. Raises ValueError where they did not measure the same texts.
     """
     metric = version.report.metric
-    spaces = version.label_space, champion.label_space
+    spaces = version.original.label_space, champion.original.label_space
     classes = sorted({name for space in spaces for name in space.classes})
     common = LabelSpace(tuple(classes), any(space.multilabel for space in spaces))
-    y = common.index(version.label_space.names(version.y))
 
-    def compare(
-        rows: NDArray[np.int64], given: Targets, champion_given: Targets
-    ) -> tuple[float, float, ScoreDifference]:
-        """The scores of both for some of the n documents by their targets (m,) or (m, K), and the difference."""
-        pairs = zip(spaces, (given, champion_given), strict=True)
-        labels, champion_labels = (common.index(space.names(targets)) for space, targets in pairs)
-        own, of_champion = score(metric, y[rows], labels), score(metric, y[rows], champion_labels)
-        interval = difference_interval(metric, y[rows], labels, champion_labels, significance, seed)
+    def compare(given: JudgedTexts, champion_given: JudgedTexts) -> tuple[float, float, ScoreDifference]:
+        """The scores of both for the same texts, and the difference."""
+        y, labels, champion_labels = (
+            common.index(judged.label_space.names(targets))
+            for judged, targets in ((given, given.y), (given, given.given), (champion_given, champion_given.given))
+        )
+        own, of_champion = score(metric, y, labels), score(metric, y, champion_labels)
+        interval = difference_interval(metric, y, labels, champion_labels, significance, seed)
         return own, of_champion, ScoreDifference(own - of_champion, *interval)
 
     differences = []
@@ -105,7 +103,7 @@ def compare_robustness(
         if not np.array_equal(changed.rows, champion_changed.rows):
             raise ValueError(f"{figures.name}: the champion has other changed texts; expected those of the version")
         if figures.keeps_label:
-            compared = compare(changed.rows, changed.given, champion_changed.given)
+            compared = compare(changed, champion_changed)
             differences.append(PerturbationDifference(figures.name, figures.severity, *compared))
-    *_, original = compare(np.arange(len(version.y)), version.given, champion.given)
+    *_, original = compare(version.original, champion.original)
     return RobustnessComparison(number, champion.report, 1 - 2 * significance, original, tuple(differences))

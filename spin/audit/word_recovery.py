@@ -11,11 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from spin.arrays import Floats
-from spin.audit.ridge_attack import predict_targets
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace, Targets
+
+_PENALTIES = np.geomspace(1e-5, 1, 11)
+"""penalties that are tried, as shares of the sum of squares of all standardised numbers"""
 
 LEAST_DOCUMENTS = 5
 """least number of the attacker's documents in which a word must occur; the attack cannot know rarer ones"""
@@ -144,3 +149,13 @@ def _chi_square(presence: csr_matrix, indicator: NDArray[np.bool_]) -> Floats:
     expected = np.outer(has, indicator.mean(axis=0))
     chi2: Floats = (np.square(observed - expected) / np.maximum(expected, 1e-9)).sum(axis=1)
     return chi2
+
+
+def predict_targets(known: Floats, targets: Floats, judged: Floats) -> Floats:
+    """(m, v) the targets of numbers (m, d), by a regression on numbers (n, d) whose targets (n, v) are known.
+
+    The penalty is the one with the least leave-one-out error over all targets.
+    """
+    regression = make_pipeline(StandardScaler(), RidgeCV(alphas=_PENALTIES * known.size))
+    predicted: Floats = regression.fit(known, targets).predict(judged)
+    return predicted.reshape(len(judged), -1)

@@ -13,7 +13,7 @@ from spin.heads.decision import Decision
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import FittedClassifier
 from spin.heads.held_out import HeldOutLogits
-from spin.labels.label_space import LabelSpace
+from spin.labels.label_space import LabelSpace, differ
 from spin.settings import Choice, DecisionSettings
 
 RISK = 0.05
@@ -127,6 +127,4 @@ def describe_failure(documents: int, max_error: float) -> str:
 def _judge(held_out: HeldOutLogits, exits: Sequence[EarlyExit], decision: Decision) -> tuple[int, int]:
     """The number of labels that a decision gives, and of wrong ones among them."""
     given, abstains = decision.decide(held_out.probabilities(exits, decision))
-    wrong = given != held_out.y
-    wrong = wrong if wrong.ndim == 1 else wrong.any(1)
-    return int((~abstains).sum()), int(wrong[~abstains].sum())
+    return int((~abstains).sum()), int(differ(given, held_out.y)[~abstains].sum())

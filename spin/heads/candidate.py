@@ -60,20 +60,12 @@ class Subset:
     """the kinds of sites or the poolings that are read; empty for all"""
 
 
-@dataclass(frozen=True)
-class Candidate:
+@dataclass(frozen=True, kw_only=True)
+class Candidate(Subset):
     """A point of the search: which neurons, how strong the regularisation, and how it scored on validation."""
 
-    depth: int
-    """number of the backbone's blocks that run"""
     compute: float
     """FLOPs per token to read the deepest site, as a share of the whole backbone's"""
-    rule: Rule
-    """what measured the importance of the neurons"""
-    eta: float
-    """share of the importance that the selected neurons carry"""
-    part: tuple[str, ...]
-    """the kinds of sites or the poolings that are read; empty for all"""
     penalty: Penalty
     neurons: int
     """number of neurons with a coefficient that is not zero, the mean over folds"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,3 +48,15 @@ def should_exit(label_space: LabelSpace, decision: Decision, threshold: float, l
     probabilities = label_space.probabilities(logits)
     _, abstains = decision.decide(probabilities)
     return (confidence(label_space, probabilities) >= threshold) & ~abstains
+
+
+def find_stops(
+    logits: Iterable[Floats], thresholds: Sequence[float], decision: Decision, count: int
+) -> NDArray[np.int64]:
+    """(n,) the index of the exit at which each of `count` documents stops; the number of exits for full depth.
+
+    `logits` are the calibrated ones (n, K) of each exit, shallow first.
+    """
+    pairs = zip(thresholds, logits, strict=False)
+    exiting = [should_exit(decision.label_space, decision, *pair) for pair in pairs]
+    return np.stack([*exiting, np.ones(count, bool)]).argmax(0)

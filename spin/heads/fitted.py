@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model
 from spin.arrays import Floats
 from spin.heads.candidate import CandidateSummary
 from spin.heads.decision import Decision
-from spin.heads.early_exit import EarlyExit, should_exit
+from spin.heads.early_exit import EarlyExit, find_stops, should_exit
 from spin.heads.head import Head
 from spin.heads.recipe import ClassifierRecipe
 from spin.heads.selection import Selection
@@ -163,18 +163,14 @@ class FittedClassifier:
             logits[rows] = self.at(index).logits(self.read_at(index, features, words)[rows])
         return logits
 
-    def exit_depths(
-        self, features: Floats, label_space: LabelSpace, decision: Decision, words: Floats | None = None
-    ) -> NDArray[np.int32]:
+    def exit_depths(self, features: Floats, decision: Decision, words: Floats | None = None) -> NDArray[np.int32]:
         """(n,) the depth at which each document would stop, by raw features (n, p) at full depth.
 
         `words` (n, K) are the logits of the word regression, as for `predict_logits`.
         """
-        depth = np.full(len(features), self.selection.depth, np.int32)
-        for index in reversed(range(len(self.exits))):
-            exit, logits = self.exits[index], self.at(index).logits(self.read_at(index, features, words))
-            depth[should_exit(label_space, decision, exit.threshold, logits)] = exit.depth
-        return depth
+        logits = (self.at(k).logits(self.read_at(k, features, words)) for k in range(len(self.exits)))
+        stops = find_stops(logits, [exit.threshold for exit in self.exits], decision, len(features))
+        return np.array([*(exit.depth for exit in self.exits), self.selection.depth], np.int32)[stops]
 
     def decided_by_words(self, words: Floats, label_space: LabelSpace, decision: Decision) -> NDArray[np.bool_]:
         """(n,) the documents that stop at the exit by words, by the logits (n, K) of the word regression."""

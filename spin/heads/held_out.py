@@ -15,7 +15,7 @@ from safetensors.numpy import load as load_tensors
 from spin.arrays import Floats
 from spin.errors import UserError
 from spin.heads.decision import Decision
-from spin.heads.early_exit import EarlyExit, should_exit
+from spin.heads.early_exit import EarlyExit, find_stops
 from spin.labels.label_space import Targets
 from spin.settings import Choice
 
@@ -41,10 +41,8 @@ class HeldOutLogits:
 
         `exits` are all of the classifier, or none where documents always run to full depth.
         """
-        stops = np.full(len(self), len(self.logits) - 1)
-        for index in reversed(range(len(exits))):
-            stops[should_exit(decision.label_space, decision, exits[index].threshold, self.logits[index])] = index
-        return stops
+        stops = find_stops(self.logits, [exit.threshold for exit in exits], decision, len(self))
+        return np.where(stops == len(exits), len(self.logits) - 1, stops)
 
     def probabilities(self, exits: Sequence[EarlyExit], decision: Decision) -> Floats:
         """(m, K) where each document stops, see `stops`."""

@@ -68,13 +68,14 @@ class LinearHead(Head):
 def linear_layer(weight: Floats, bias: Floats | None = None) -> nn.Linear:
     """A layer with given weights (out, in) and bias (out,), for the graph of a head."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    layer.weight = _constant(weight)
+    layer.weight = constant(weight)
     if bias is not None:
-        layer.bias = _constant(bias)
+        layer.bias = constant(bias)
     return layer
 
 
-def _constant(values: Floats) -> nn.Parameter:
+def constant(values: Floats) -> nn.Parameter:
+    """Values in float32 that a graph holds."""
     return nn.Parameter(torch.as_tensor(values, dtype=torch.float32), requires_grad=False)
 
 

@@ -59,15 +59,17 @@ class Selection:
             for column in self.neurons
             if column.site.layer <= depth and (not names or column.site.kind in names or column.pooling in names)
         ]
-        return self._replace({c: self.neurons[c] for c in columns}, {c: self.importance[c] for c in columns})
+        neurons = {c: self.neurons[c] for c in columns}
+        return replace(self, neurons=neurons, importance={c: self.importance[c] for c in columns})
 
     def keep(self, features: NDArray[np.bool_]) -> Selection:
         """The neurons of a mask (p,), from a selection without words; a column that is left without any is dropped."""
         masks = np.split(features, np.cumsum([len(n) for n in self.neurons.values()])[:-1])
         columns = {column: mask for column, mask in zip(self.neurons, masks, strict=True) if mask.any()}
-        return self._replace(
-            {c: self.neurons[c][mask] for c, mask in columns.items()},
-            {c: self.importance[c][mask] for c, mask in columns.items()},
+        return replace(
+            self,
+            neurons={c: self.neurons[c][mask] for c, mask in columns.items()},
+            importance={c: self.importance[c][mask] for c, mask in columns.items()},
         )
 
     def without_words(self) -> Selection:
@@ -83,11 +85,6 @@ class Selection:
                 merged[column] = np.union1d(merged[column], neurons) if column in merged else neurons
         ordered = {column: merged[column] for column in sorted(merged)}
         return cls(ordered, {column: np.zeros(len(indices)) for column, indices in ordered.items()}, 1.0)
-
-    def _replace(
-        self, neurons: dict[FeatureColumn, NDArray[np.int64]], importance: dict[FeatureColumn, NDArray[np.float64]]
-    ) -> Selection:
-        return replace(self, neurons=neurons, importance=importance)
 
     def join_words(self, classes: int) -> Selection:
         """The selection with the words' logits, one per class, before the neurons."""

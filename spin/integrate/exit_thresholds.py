@@ -72,7 +72,9 @@ def choose_exit_thresholds(
         at = tuple(map(int, np.unravel_index(cell, mean_costs.shape)))
         if expected(at) <= max_loss + 1e-12:
             thresholds = [grid[index] for grid, index in zip(grids, at, strict=True)]
-            given: Targets = labels[_first_exit(confidences, thresholds, len(final)), np.arange(len(final))]
+            exiting = [values >= threshold for values, threshold in zip(confidences, thresholds, strict=True)]
+            stops = np.stack([*exiting, np.ones(len(final), bool)]).argmax(0)
+            given: Targets = labels[stops, np.arange(len(final))]
             if best - score(metric, y, given) <= max_loss + 1e-12:
                 return thresholds
     return [DISABLED] * len(exits)
@@ -102,30 +104,12 @@ def _mean_costs(levels: NDArray[np.int64], costs: Sequence[float], passing: Sequ
     return np.asarray((total + before * (costs[-1] + paid)) / levels.shape[1])
 
 
-def exit_indices(
-    exits: Sequence[Floats], thresholds: Sequence[float], count: int, decision: Decision
-) -> NDArray[np.int64]:
-    """(n,) the index of the exit at which each of `count` documents stops; the number of exits for full depth.
-
-    `exits` are the calibrated logits (n, K) of each exit.
-    """
-    return _first_exit([_confidence(decision, logits) for logits in exits], thresholds, count)
-
-
 def _labels(decision: Decision, logits: Floats) -> Targets:
     return decision.decide(decision.label_space.probabilities(logits))[0]
 
 
 def _confidence(decision: Decision, logits: Floats) -> Floats:
     return confidence(decision.label_space, decision.label_space.probabilities(logits))
-
-
-def _first_exit(confidences: Sequence[Floats], thresholds: Sequence[float], count: int) -> NDArray[np.int64]:
-    """(count,) the first exit at which each document is confident enough; the number of exits if there is none."""
-    indices = np.full(count, len(confidences))
-    for index in reversed(range(len(confidences))):
-        indices[confidences[index] >= thresholds[index]] = index
-    return indices
 
 
 class _ExpectedLoss:

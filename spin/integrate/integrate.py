@@ -14,6 +14,7 @@ from spin.heads.blend import Blend
 from spin.heads.calibration import Calibration, calibration_error, fit_calibration, log_loss
 from spin.heads.candidate import Candidate
 from spin.heads.decision import Decision
+from spin.heads.early_exit import find_stops
 from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
 from spin.heads.head import Head
 from spin.heads.linear_head import LinearHead, Penalty
@@ -27,7 +28,6 @@ from spin.integrate.exit_thresholds import (
     READING_COST,
     WORDS_COST,
     choose_exit_thresholds,
-    exit_indices,
     offered_depths,
 )
 from spin.integrate.feature_matrix import FeatureMatrix, ReadSelection
@@ -273,7 +273,7 @@ class CandidateFitter:
                 documents=self.valid_rows,
             )
         )
-        indices = self.group.broadcast_object(exit_indices(logits, thresholds, len(final), decision))
+        indices = self.group.broadcast_object(find_stops(logits, thresholds, decision, len(final)))
         shares = [float((indices == index).mean()) for index in range(len(offered))]
         return tuple(
             ExitRecipe(exit.depth, threshold, share, exit.head)

@@ -349,11 +349,11 @@ class Search:
         """Judge a candidate by its held-out logits and keep it."""
         scores, losses = self.judge(held_out), self._losses(held_out)
         candidate = Candidate(
-            depth=subset.depth,
+            subset.rule,
+            subset.eta,
+            subset.depth,
+            subset.part,
             compute=compute,
-            rule=subset.rule,
-            eta=subset.eta,
-            part=subset.part,
             penalty=penalty,
             neurons=neurons,
             valid_score=float(np.mean(scores)),

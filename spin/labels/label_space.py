@@ -144,6 +144,12 @@ class LabelSpace:
         return np.where(y.any(1), ranked[first], len(self)).astype(np.int64)
 
 
+def differ(one: Targets, other: Targets) -> NDArray[np.bool_]:
+    """(n,) the documents whose targets are not the same."""
+    different = one != other
+    return different if different.ndim == 1 else different.any(axis=1)
+
+
 def class_names(label: Label | None) -> Collection[str]:
     """The classes in a label: one for a string, those of a list, none for None."""
     if label is None:

@@ -63,7 +63,9 @@ class TrainingData:
         labelled = np.concatenate([train, valid])
         if sampled_from is not None:
             train, valid = (rows[np.isin(rows, sampled_from)] for rows in (train, valid))
-        sample = sample_labelled(y, train, valid, label_space, documents, seed)
+        sample = np.sort(np.concatenate([train, valid]))
+        if documents is not None:  # every class keeps its share in those that train and in those that validate
+            sample = sample_rows(sample, 2 * label_space.strata(y[sample]) + np.isin(sample, train), documents, seed)
         rest = np.setdiff1d(labelled, sample, assume_unique=True)
         train, valid = (rows[np.isin(rows, sample)] for rows in (train, valid))
         try:
@@ -103,16 +105,3 @@ class TrainingData:
         answers = (False, True) if self.label_space.multilabel else range(len(self.label_space))
         y = self.y[self.rows]
         return max(score(self.metric, y, np.full_like(y, answer)) for answer in answers)
-
-
-def sample_labelled(
-    y: Targets, train: Rows, valid: Rows, label_space: LabelSpace, documents: int | None, seed: int
-) -> Rows:
-    """The rows that train or validate, or a sample of at most `documents` of them in which every class has its share.
-
-    It has its share in those that train and in those that validate. `y` are the targets of all rows.
-    """
-    rows = np.sort(np.concatenate([train, valid]))
-    if documents is None or len(rows) <= documents:
-        return rows
-    return sample_rows(rows, 2 * label_space.strata(y[rows]) + np.isin(rows, train), documents, seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spin.poolings.pooling import Array, PooledWindows, Pooling
+from spin.poolings.pooling import Pooling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,8 +32,8 @@ class FirstToken(_EndToken):
     def find_place(self, mask: Tensor) -> Tensor:
         return _positions(mask).masked_fill(~mask, mask.shape[1]).amin(1)
 
-    def merge(self, windows: PooledWindows[Array]) -> Array:
-        return windows.first()
+    def merge(self, values: Tensor, shares: Tensor) -> Tensor:
+        return values[:1]
 
 
 class LastToken(_EndToken):
@@ -45,8 +45,8 @@ class LastToken(_EndToken):
     def find_place(self, mask: Tensor) -> Tensor:
         return _positions(mask).masked_fill(~mask, -1).amax(1)
 
-    def merge(self, windows: PooledWindows[Array]) -> Array:
-        return windows.last()
+    def merge(self, values: Tensor, shares: Tensor) -> Tensor:
+        return values[-1:]
 
 
 def _positions(mask: Tensor) -> Tensor:

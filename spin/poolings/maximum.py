@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spin.poolings.pooling import Array, PooledWindows, Pooling
+from spin.poolings.pooling import Pooling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,8 +20,10 @@ class Maximum(Pooling):
     def pool(self, values: Tensor, mask: Tensor) -> Tensor:
         return _hide(values, mask).amax(1).float()
 
-    def merge(self, windows: PooledWindows[Array]) -> Array:
-        return windows.largest(windows.values)
+    def merge(self, values: Tensor, shares: Tensor) -> Tensor:
+        import torch
+
+        return torch.where(shares > 0, values, -torch.inf).amax(0, keepdim=True)
 
     def locate(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         # `max` takes a third of the time of `argmax`, which is for dimensions that lie together

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spin.poolings.pooling import Array, PooledWindows, Pooling
+from spin.poolings.pooling import Pooling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,5 +21,5 @@ class Mean(Pooling):
         total = mask.float().unsqueeze(1).bmm(values.float()).squeeze(1)  # as einsum does, with less overhead
         return total / mask.sum(1, keepdim=True)
 
-    def merge(self, windows: PooledWindows[Array]) -> Array:
-        return windows.sum(windows.values * windows.shares)
+    def merge(self, values: Tensor, shares: Tensor) -> Tensor:
+        return (values * shares).sum(0, keepdim=True)

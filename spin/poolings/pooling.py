@@ -6,45 +6,14 @@ The settings name the poolings, and `spin init` imports neither torch nor NumPy:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from spin.arrays import Floats
+    from spin.arrays import Floats, Rows
 
-Array = TypeVar("Array", "Floats", "Tensor")
 Shares = Literal["none", "every token", "one by value", "one by place"]
-
-
-class PooledWindows(Protocol[Array]):
-    """The pooled values of the w windows of n texts: arrays of NumPy in a pass, tensors in an exported graph."""
-
-    @property
-    def values(self) -> Array:
-        """(w, m) the values of m neurons."""
-        ...
-
-    @property
-    def shares(self) -> Array:
-        """(w, 1) the share of each window in the tokens that its text pools; 0 for a window that pools none."""
-        ...
-
-    def sum(self, values: Array) -> Array:
-        """The sums (n, m) of values (w, m) over the windows of each text."""
-        ...
-
-    def largest(self, values: Array) -> Array:
-        """The largest (n, m) of values (w, m) over the windows of each text that pool a token."""
-        ...
-
-    def first(self) -> Array:
-        """The values (n, m) of the first window of each text."""
-        ...
-
-    def last(self) -> Array:
-        """The values (n, m) of the last window of each text that is read."""
-        ...
 
 
 class Pooling(ABC):
@@ -79,8 +48,19 @@ class Pooling(ABC):
         """The pooled values (B, m) in float32."""
 
     @abstractmethod
-    def merge(self, windows: PooledWindows[Array]) -> Array:
-        """The values (n, m) of texts, from those of their windows."""
+    def merge(self, values: Tensor, shares: Tensor) -> Tensor:
+        """The values (1, m) of a text, from those of its windows (w, m) that are read, in order.
+
+        `shares` (w, 1) are those of the windows in the tokens that the text pools; 0 for a window that pools none.
+        """
+
+    def merge_texts(self, values: Floats, shares: Floats, starts: Rows) -> Floats:
+        """The values (n, m) of texts whose windows are consecutive, given the first window (n,) of each, by `merge`."""
+        import numpy as np
+        import torch
+
+        of_texts = zip(*(np.split(each, starts[1:]) for each in (values, shares)), strict=True)
+        return torch.cat([self.merge(*map(torch.from_numpy, windows)) for windows in of_texts]).numpy()
 
     def locate(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The pooled values (B, m), and the positions (B, m) of the tokens that have them: for `one by value`."""

@@ -21,12 +21,6 @@ class Interval:
     low: float
     high: float
 
-    def scaled(self, factor: float) -> Interval:
-        return Interval(self.low * factor, self.high * factor)
-
-    def shifted(self, amount: float) -> Interval:
-        return Interval(self.low + amount, self.high + amount)
-
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from spin.arrays import Floats
 from spin.errors import UserError
-from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.label_space import LabelSpace, Targets, differ
 
 CostMatrix = Mapping[str, Mapping[str, float]]
 """cost by true class, then by given class"""
@@ -52,7 +52,7 @@ class ErrorCosts:
     def realised(self, y: Targets, given: Targets) -> Floats:
         """(n,) the cost of each document by its true and its given targets."""
         if self.label_space.multilabel:
-            return self.flat * (y != given).any(axis=1)
+            return self.flat * differ(y, given)
         costs: Floats = self.matrix[y, given]
         return costs
 

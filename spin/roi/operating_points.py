@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
-from spin.labels.label_space import Targets
+from spin.labels.label_space import Targets, differ
 from spin.roi.cost_interval import Interval, predict_interval
 from spin.roi.error_costs import ErrorCosts
 from spin.settings import Choice
@@ -143,8 +143,8 @@ def with_interval(
     """The point with the interval in which the cost of `volume` documents to come will lie."""
     outcome = operation.outcome(point.abstain)
     costs = np.where(outcome.abstains, prices.review, prices.errors.realised(y, outcome.given))
-    interval = predict_interval(costs, _row_weights(y, mix), volume, seed, largest=prices.errors.largest)
-    return replace(point, interval=interval.scaled(THOUSAND).shifted(point.compute))
+    mean = predict_interval(costs, _row_weights(y, mix), volume, seed, largest=prices.errors.largest)
+    return replace(point, interval=Interval(*(end * THOUSAND + point.compute for end in (mean.low, mean.high))))
 
 
 def _weigh(operation: Operation, outcome: Outcome, y: Targets, prices: Prices, mix: Floats | None) -> OperatingPoint:
@@ -160,7 +160,7 @@ def _weigh(operation: Operation, outcome: Outcome, y: Targets, prices: Prices, m
         exits=operation.exits,
         abstain=outcome.abstain,
         reviewed=reviewed,
-        errors=float(np.average(decided & _wrong(y, outcome.given), weights=weights)),
+        errors=float(np.average(decided & differ(y, outcome.given), weights=weights)),
         compute=THOUSAND * core_hours * prices.cpu_hour,
         review=THOUSAND * reviewed * prices.review,
         expected=THOUSAND * float(np.average(expected, weights=future)),
@@ -179,8 +179,3 @@ def _shifted(probabilities: Floats, y: Targets, mix: Floats | None) -> tuple[Flo
     joint = probabilities * class_weights(y, mix)
     weights = joint.sum(axis=1)
     return joint / np.maximum(weights, 1e-12)[:, None], weights
-
-
-def _wrong(y: Targets, given: Targets) -> NDArray[np.bool_]:
-    different = y != given
-    return different if different.ndim == 1 else different.any(axis=1)

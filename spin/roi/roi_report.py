@@ -1,4 +1,4 @@
-"""The return on investment of a classifier: its operating points, the alternatives, and the volume that repays it."""
+"""The return on investment of a classifier: its operating points, the alternatives, what repays it, and its page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 
-from spin.roi.operating_points import THOUSAND, OperatingPoint, best_point
+from spin.pages.charts import Line, line_chart
+from spin.pages.rendering import render_report
+from spin.roi.operating_points import THOUSAND, OperatingPoint, best_point, rank_cost
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,27 @@ class RoiReport:
         ]
         best = self.bests.index(self.best)
         return asdict(self) | points | {"alternatives": alternatives, "best": best, "settings": self.settings()}
+
+
+def roi_page(report: RoiReport) -> str:
+    """The HTML of a report: the best point, the curve, all classifiers, the alternatives and the settings."""
+    names = list(dict.fromkeys(operation_name(point) for point in report.points))
+    lines = [
+        Line(name, [(p.abstain, p.expected_total) for p in report.points if operation_name(p) == name])
+        for name in names
+    ]
+    return render_report(
+        "spin.roi/roi.html.j2",
+        f"Return on investment of {report.model}, version {report.version}",
+        report=report,
+        best=report.best,
+        bests=[(operation_name(point), point) for point in sorted(report.bests, key=rank_cost)],
+        lines=lines,
+        chart=line_chart(lines, "expected cost per thousand documents by abstention band"),
+        highest=max(y for line in lines for _, y in line.points),
+    )
+
+
+def operation_name(point: OperatingPoint) -> str:
+    """The name of a classifier, with or without exits."""
+    return f"{point.choose}, {'early exits' if point.exits else 'full depth'}"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
-from spin.attribution.place_shares import Places
+from spin.attribution.word_sums import Places
 from spin.words.vocabulary import UNITS, TermPlaces, Unit, Vocabulary
 
 Place = tuple[int, int]

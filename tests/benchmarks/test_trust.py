@@ -8,8 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.trust import conflict, costs, privacy, robustness
 from benchmarks.trust.layer_conflict import layer_conflict
-from spin.audit.membership import Membership
-from spin.audit.privacy import FREQUENCY, LeakFigures, PrivacyReport
+from spin.audit.privacy import FREQUENCY, LeakFigures, Membership, PrivacyReport
 from spin.audit.verbatim import VerbatimLeaks
 from spin.audit.word_recovery import Recovery
 from spin.settings import BackboneSettings

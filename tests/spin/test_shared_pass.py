@@ -19,6 +19,7 @@ from spin.activations.features import Features
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.errors import UserError
+from spin.pass_member import PassMember
 from spin.settings import BackboneSettings
 from spin.sites import BY_WORDS, FeatureColumn
 from tests.support import tiny
@@ -212,7 +213,7 @@ def test_words_alone_take_part_without_a_pass(settings: BackboneSettings, backbo
     alone_of_both = SharedPass([by_words, by_words]).features(TEXTS)
     for actual in alone_of_both:
         assert_same_features(actual, expected[0], 0)
-    assert by_words._engine is None
+    assert by_words.forward_pass.engine is None
 
 
 def test_texts_that_words_decide_for_all_are_not_tokenized(
@@ -250,13 +251,13 @@ def test_no_head_judges_a_document_that_it_has_decided(
     """In a shared pass a head judges as many documents at each exit as alone."""
     classifiers = draw_classifiers(3, settings, backbone)
     judged: Counter[tuple[int, int]] = Counter()
-    keep_mask = TrainedClassifier.keep_mask
+    keep_mask = PassMember.keep_mask
 
-    def count_and_judge(self: TrainedClassifier, words: Any, index: int, rows: Any, values: Any) -> Any:
-        judged[id(self), index] += len(rows)
+    def count_and_judge(self: PassMember, words: Any, index: int, rows: Any, values: Any) -> Any:
+        judged[id(self.fitted.head), index] += len(rows)
         return keep_mask(self, words, index, rows, values)
 
-    monkeypatch.setattr(TrainedClassifier, "keep_mask", count_and_judge)
+    monkeypatch.setattr(PassMember, "keep_mask", count_and_judge)
     for each in classifiers:
         each.features(TEXTS)
     alone = +judged

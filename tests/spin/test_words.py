@@ -65,7 +65,7 @@ def test_documents_exit_by_words_and_neurons_together(spin: TrainedClassifier, f
     early = TrainedClassifier.load(folder, early=True)
     assert early.exits_early
     fitted, values = early.fitted, spin.features(TEXTS).values
-    depths = fitted.exit_depths(values, early.label_space, Decision.of(early.label_space, DecisionSettings()))
+    depths = fitted.exit_depths(values, Decision.of(early.label_space, DecisionSettings()))
     predictions = early.predict_all(TEXTS)
     np.testing.assert_array_equal(predictions.exit_depth, depths)
     assert len(set(depths)) > 1
@@ -85,7 +85,7 @@ def test_words_may_decide_alone(spin: TrainedClassifier, folder: Path) -> None:
     summary = cheapest.fitted.summary
     assert (summary.neurons, summary.words, summary.depth, summary.compute) == (0, True, 0, 0)
     cheapest.prepare()
-    assert cheapest._engine is None
+    assert cheapest.forward_pass.engine is None
     advanced: list[int] = []
     features = cheapest.features(TEXTS, progress=advanced.append)
     assert sum(advanced) == len(TEXTS)

@@ -145,7 +145,7 @@ def test_only_documents_that_words_do_not_decide_are_tokenized(
         seen.extend(texts)
         return tokenize(self, texts)
 
-    _ = early.engine
+    early.prepare()
     monkeypatch.setattr(Backbone, "tokenize", record)
     early.predict(TEXTS)
     assert sorted(seen) == sorted(text for text, depth in zip(TEXTS, depths, strict=True) if depth != BY_WORDS)
@@ -194,7 +194,7 @@ def test_a_document_on_which_the_decision_abstains_goes_on(spin: TrainedClassifi
     depth = cautious.features(TEXTS).depth
     assert depth is not None
     np.testing.assert_array_equal(depth == BY_WORDS, decided & ~abstains)
-    np.testing.assert_array_equal(cautious.decided_by_words(words), decided & ~abstains)
+    np.testing.assert_array_equal(cautious.member.decided_by_words(words), decided & ~abstains)
 
 
 def test_depths_and_logits_follow_from_values_at_full_depth(spin: TrainedClassifier) -> None:
@@ -202,7 +202,7 @@ def test_depths_and_logits_follow_from_values_at_full_depth(spin: TrainedClassif
     depths, logits = loop_exits(spin)
     assert spin.training_result.words is not None
     values, words = assemble(spin, early=False).features(TEXTS).values, spin.training_result.words.logits(TEXTS)
-    of_values = spin.fitted.exit_depths(values, spin.label_space, spin.decision_rule, words)
+    of_values = spin.fitted.exit_depths(values, spin.decision_rule, words)
     assert of_values.tolist() == depths
     np.testing.assert_allclose(spin.fitted.predict_logits(values, of_values, words), logits, atol=1e-3)
 

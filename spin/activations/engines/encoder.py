@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from spin.attribution.token_sums import TokenDirections
+from spin.arrays import Floats
+from spin.attribution.token_sums import TokenDirections, TokenReadings
 from spin.backbone.hooks import capture_sites
 from spin.backbone.model import Backbone
 from spin.backbone.windows import OWN
@@ -59,6 +60,11 @@ class BlockSegment:
     def widths(self, backbone: Backbone) -> list[int]:
         """The number of values of each column, in order."""
         return [backbone.width(c.site) if indices is None else len(indices) for c, indices in self.neurons.items()]
+
+    def slices(self, backbone: Backbone, start: int = 0) -> dict[FeatureColumn, slice]:
+        """Where the values of each column stand, in order, if the first one stands at `start`."""
+        ends = np.cumsum([start, *self.widths(backbone)]).tolist()
+        return {column: slice(*pair) for column, pair in zip(self.neurons, pairwise(ends), strict=True)}
 
 
 def split_segments(neurons: Mapping[FeatureColumn, NDArray[np.int64]], stops: Sequence[int]) -> list[BlockSegment]:
@@ -267,6 +273,29 @@ class _NeuronGather(nn.Module):
         high = torch.div(at, _DIGIT, rounding_mode="floor")
         digits = torch.stack([high, at - _DIGIT * high]).float() @ unit
         return pooled @ unit, _DIGIT * digits[0] + digits[1]
+
+
+class SegmentOutput(NamedTuple):
+    """The output of a segment of blocks for a batch of documents."""
+
+    values: Floats
+    """(B, p) float32 of the segment's columns side by side"""
+    hidden: Any
+    """the hidden states for the next segment, None after the last; `hidden[rows]` are those of some documents"""
+    tokens: TokenReadings | None
+    """readings of single tokens; None unless the segment has directions"""
+
+
+def read_tokens(segment: BlockSegment, outputs: Sequence[NDArray[Any]], width: int) -> TokenReadings | None:
+    """The readings of `width` tokens per text in the outputs of a segment's `NeuronEncoder`, without hidden states."""
+    if segment.directions is None:
+        return None
+    values, *others = outputs
+    nothing = np.zeros((len(values), width, segment.directions.width), np.float32)
+    projections = others.pop(0) if segment.projects else nothing
+    located = values[:, segment.located]
+    positions = others.pop(0).astype(np.int64) if segment.locates else np.empty(located.shape, np.int64)
+    return TokenReadings(projections, positions, located)
 
 
 def is_located(column: FeatureColumn) -> bool:

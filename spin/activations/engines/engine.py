@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spin.activations.engines.encoder import BlockSegment, NeuronEncoder
+from spin.activations.engines.encoder import BlockSegment, NeuronEncoder, SegmentOutput, read_tokens
 from spin.activations.engines.host_copy import HostCopy, copy_to_device
-from spin.activations.engines.segment_output import SegmentOutput, read_tokens
 from spin.activations.engines.torch_compile import compile_if_faster
 from spin.attribution.token_sums import TokenReadings
 from spin.backbone.hooks import HOOK_LOCK

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spin.activations.engines.encoder import BlockSegment, NeuronEncoder
+from spin.activations.engines.encoder import BlockSegment, NeuronEncoder, SegmentOutput, read_tokens
 from spin.activations.engines.neuron_order import order_wanted_first
-from spin.activations.engines.segment_output import SegmentOutput, read_tokens
 from spin.backbone.batching import BATCH_MULTIPLE, token_batches
 from spin.backbone.hooks import HOOK_LOCK
 from spin.backbone.hub import silence_transformers

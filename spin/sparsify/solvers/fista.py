@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from spin.process_group import ProcessGroup
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-T = TypeVar("T", bound="DataclassInstance")
 STEPS = 10
 """steps between two checks of the violation: a check costs a product and waits for the device"""
 
@@ -128,15 +124,11 @@ class Regressions:
 
 
 @dataclass
-class _Batch:
+class Batch:
     """The regressions that are not solved yet; B is the second last axis, except in the (P, B) fields."""
 
     index: Tensor
     """(P, B) the regressions' positions among all"""
-    l1: Tensor
-    """(P, B) factor of |V|_1"""
-    l2: Tensor
-    """(P, B) factor of |V|^2 / 2"""
     targets: Tensor
     """(P, n, B, K)"""
     weights: Tensor
@@ -145,14 +137,24 @@ class _Batch:
     """(P, width + 1, B, 1)"""
     V: Tensor
     """(P, width + 1, B, K)"""
-    scores: Tensor
-    """(P, n, B, K) scores of the rows at V"""
     old_V: Tensor
     """V before the last step"""
+    momentum: Tensor
+    """(P, B) t of Nesterov's sequence"""
+
+
+@dataclass
+class _Batch(Batch):
+    """The regressions while they descend by FISTA."""
+
+    l1: Tensor
+    """(P, B) factor of |V|_1"""
+    l2: Tensor
+    """(P, B) factor of |V|^2 / 2"""
+    scores: Tensor
+    """(P, n, B, K) scores of the rows at V"""
     old_scores: Tensor
     """scores at `old_V`"""
-    momentum: Tensor
-    """(P, B) t of FISTA"""
     curvature: Tensor
     """(P, B) the inverse of the step size"""
 
@@ -163,7 +165,7 @@ class _Batch:
         index = torch.arange(count, device=V.device).expand(designs, -1)
         one = torch.ones_like(of.l1)
         V, scores = V.clone(), of.scores(V, scales)
-        return cls(index, of.l1, of.l2, targets, weights, scales, V, scores, V, scores, one, one)
+        return cls(index, targets, weights, scales, V, V, one, of.l1, of.l2, scores, scores, one)
 
     def step(self, of: Regressions) -> None:
         """Take one proximal gradient step from a point ahead of V; a regression whose step is too long stays.
@@ -234,11 +236,11 @@ class _Batch:
         return shrunk
 
 
-def keep_worst(batch: T, violation: Tensor, count: int) -> T:
-    """The batch with only the `count` regressions of each design whose `violation` (P, B) is largest.
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
-    The batch is a dataclass of tensors in which B is the second last axis, or the last of (P, B).
-    """
+
+def keep_worst(batch: AnyBatch, violation: Tensor, count: int) -> AnyBatch:
+    """The batch with only the `count` regressions of each design whose `violation` (P, B) is largest."""
     chosen = violation.argsort(1, descending=True)[:, :count]
 
     def taken(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spin.sparsify.solvers.fista import Regressions, full_float32, keep_worst
+from spin.sparsify.solvers.fista import Batch, Regressions, full_float32, keep_worst
 
 MOST_WIDTH = 4096
 """features of a design up to which its bound is inverted: memory grows with their square, time with their cube"""
@@ -49,29 +49,15 @@ def _violation(problem: Regressions, slope: Tensor) -> Tensor:
 
 
 @dataclass
-class _Batch:
-    """The regressions that are not solved yet; B is the second last axis, except in the (P, B) fields."""
+class _Batch(Batch):
+    """The regressions while they descend under the bound."""
 
-    index: Tensor
-    """(P, B) the regressions' positions among all"""
     limit: Tensor
     """(P, B) largest violation with which a regression counts as solved"""
-    targets: Tensor
-    """(P, n, B, K)"""
-    weights: Tensor
-    """(P, n, B, K or 1)"""
-    scales: Tensor
-    """(P, width + 1, B, 1)"""
     ridge: Tensor
     """(P, width + 1, B, 1) the penalty of each weight: 0 for the intercept"""
     inverse: Tensor
     """(P, width + 1, B, width + 1) inverse of the bound of the objective's Hessian, the same for all K outputs"""
-    V: Tensor
-    """(P, width + 1, B, K)"""
-    old_V: Tensor
-    """V before the last step"""
-    momentum: Tensor
-    """(P, B) t of Nesterov's sequence"""
 
     @classmethod
     def at(cls, of: Regressions, V: Tensor, limit: Tensor) -> _Batch:
@@ -81,7 +67,7 @@ class _Batch:
         ridge = of.l2[:, None, :, None].repeat(1, V.shape[1], 1, 1)
         ridge[:, -1] = 0
         inverse = _invert_bound(of, weights[:, :, 0], scales[:, :, 0], ridge[..., 0])
-        return cls(index, limit, targets, weights, scales, ridge, inverse, V, V, torch.ones_like(limit))
+        return cls(index, targets, weights, scales, V, V, torch.ones_like(limit), limit, ridge, inverse)
 
     def look_ahead(self, of: Regressions) -> tuple[Tensor, Tensor]:
         """The point ahead of V in the direction of the last step, and the slope of the objective there."""

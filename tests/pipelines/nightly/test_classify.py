@@ -6,7 +6,6 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from spin.errors import NotFiniteError, SpinError, UserError
 from spin.estimator import SpinClassifier
 from spin.heads.early_exit import EarlyExit
 from spin.heads.linear_head import LinearHead
+from spin.pass_member import PassMember
 from spin.settings import SearchSettings, load_settings
 from spin.sites import BY_WORDS
 from tests.support import chaos, tiny
@@ -215,10 +215,10 @@ def test_a_worker_checks_its_backbone_whatever_words_decide(
     step = object.__new__(ClassifyStep)
     spin = TrainedClassifier.load(registry_fixture.folder / "1", early=True)
     step.features = PassFeatures([spin], None, "a sound text")
-    monkeypatch.setattr(TrainedClassifier, "exits_by_words", True)
-    regression = SimpleNamespace(intercept=np.zeros(2), logits=lambda texts: np.zeros((len(texts), 2), np.float32))
-    monkeypatch.setattr(TrainedClassifier, "word_regression", regression)
-    monkeypatch.setattr(spin, "decided_by_words", lambda words: np.ones(len(words), bool))
+    words = build_word_regression(["a sound text"], classes=2)
+    monkeypatch.setattr(TrainedClassifier, "member", replace(spin.member, words=words))
+    monkeypatch.setattr(PassMember, "decided_by_words", lambda self, words: np.ones(len(words), bool))
+    spin.share_backbone(spin)  # so that its pass is opened anew
     step.check()
 
     def fail(*_: Any) -> None:

@@ -133,7 +133,7 @@ def test_chosen_thresholds_decide_the_figures_of_a_training_and_all_that_follow(
 
     monkeypatch.setattr(train, "run_integrate", integrate)
     exit_depths, decisions = FittedClassifier.exit_depths, []
-    monkeypatch.setattr(FittedClassifier, "exit_depths", lambda *args: decisions.append(args[3]) or exit_depths(*args))
+    monkeypatch.setattr(FittedClassifier, "exit_depths", lambda *args: decisions.append(args[2]) or exit_depths(*args))
     project = make_project(train={"baselines": False})
     report = run_workflow(project, first="train")
     assert report.results.choice.choices["accuracy"].thresholds == thresholds

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple, replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spin.attribution.place_shares import Places, add_places
-from spin.attribution.reason_buffer import ReasonBuffer
-from spin.attribution.reasons import largest_columns
-from spin.attribution.token_shares import share_mean, share_single
-from spin.attribution.token_sums import TokenDirections, TokenMasks, TokenReadings, find_single_tokens
-from spin.attribution.word_sums import WordSums
+from spin.attribution.reasons import ReasonBuffer, largest_columns
+from spin.attribution.token_sums import (
+    TokenDirections,
+    TokenMasks,
+    TokenReadings,
+    find_single_tokens,
+    share_mean,
+    share_single,
+)
+from spin.attribution.word_sums import Places, WordSums, add_places
 from spin.sites import FeatureColumn, Site
 from tests.support.attribution_loop import Span, add_places_in_a_loop
 
@@ -54,13 +60,13 @@ def test_places_are_shared_out_as_in_a_loop(texts: list[tuple[list[Span], list[S
     owners, words = flatten(0)
     place_owners, places = flatten(1)
     stacked = Places(place_owners, places[:, 0], places[:, 1], np.concatenate(of_places))
-    found = add_places(owners, words[:, 0], words[:, 1], np.concatenate(sums), stacked)
-    merged = add_places(owners, words[:, 0], words[:, 1], np.concatenate(sums), stacked.merge())
-    for one, other in zip(merged, found, strict=True):
+    own_sums = Places(owners, words[:, 0], words[:, 1], np.concatenate(sums))
+    found = astuple(add_places(own_sums, stacked))
+    for one, other in zip(astuple(add_places(own_sums, stacked.merge())), found, strict=True):
         np.testing.assert_allclose(one, other)
     doubled = Places(place_owners, places[:, 0], places[:, 1], np.stack([np.concatenate(of_places)] * 2, 1))
-    in_two = add_places(owners, words[:, 0], words[:, 1], np.stack([np.concatenate(sums)] * 2, 1), doubled)
-    np.testing.assert_allclose(in_two[3], np.stack([found[3]] * 2, 1))
+    in_two = add_places(replace(own_sums, sums=np.stack([own_sums.sums] * 2, 1)), doubled)
+    np.testing.assert_allclose(in_two.sums, np.stack([found[3]] * 2, 1))
     for number, (own_words, own_places) in enumerate(texts):
         expected = add_places_in_a_loop(own_words, sums[number].tolist(), own_places, of_places[number].tolist())
         mine = found[0] == number
@@ -82,8 +88,8 @@ def test_the_largest_columns_come_first_and_of_equal_ones_the_first() -> None:
 def test_top_words_are_the_largest_of_each_text() -> None:
     """Texts may be without words; the earlier of two equal ones comes first, and words without a share never come."""
     sums = WordSums(
-        np.zeros(3, np.int64), np.array([0, 0, 0, 2, 2]), np.array([0, 2, 4, 0, 3]), np.array([1, 3, 5, 2, 4]),
-        np.array([0.5, -2, 0.5, 1, 0]),
+        np.array([0, 0, 0, 2, 2]), np.array([0, 2, 4, 0, 3]), np.array([1, 3, 5, 2, 4]), np.array([0.5, -2, 0.5, 1, 0]),
+        np.zeros(3, np.int64),
     )  # fmt: skip
     buffer = ReasonBuffer(["xy z", "", "a b c"], 2, [])
     buffer.store(np.array([2, 1, 0]), np.empty((3, 0)), sums)

@@ -9,11 +9,8 @@ import numpy as np
 import pytest
 
 from spin.audit.attribute_probes import ATTRIBUTES, attribute_presence, probe_attributes
-from spin.audit.membership import Membership
-from spin.audit.privacy import FREQUENCY, measure_privacy
-from spin.audit.privacy_page import privacy_page
-from spin.audit.ridge_attack import predict_targets
-from spin.audit.word_recovery import SoughtWords, WordAttack, content_words, word_presence
+from spin.audit.privacy import FREQUENCY, Membership, measure_privacy, privacy_page
+from spin.audit.word_recovery import SoughtWords, WordAttack, content_words, predict_targets, word_presence
 from spin.labels.label_space import LabelSpace
 from tests.support.browser import open_page
 from tests.support.hostile_text import HOSTILE_TEXTS

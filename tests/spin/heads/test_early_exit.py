@@ -16,11 +16,11 @@ from spin.activations.engines.engine import open_engine
 from spin.activations.extract import read_activations
 from spin.backbone.loading import load_backbone
 from spin.heads.decision import Decision
-from spin.heads.early_exit import DISABLED, EarlyExit, confidence, should_exit
+from spin.heads.early_exit import DISABLED, EarlyExit, confidence, find_stops, should_exit
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
-from spin.integrate.exit_thresholds import _ExpectedLoss, choose_exit_thresholds, exit_indices, offered_depths
+from spin.integrate.exit_thresholds import _ExpectedLoss, choose_exit_thresholds, offered_depths
 from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import score
 from spin.labels.standardizer import Standardizer
@@ -98,7 +98,7 @@ def test_a_rare_class_does_not_pay_for_the_exits(metric: str, most: float) -> No
         exits, final, y = draw_rare_class(seed, 2_000)
         thresholds = choose_exit_thresholds(exits, final, y, ARGMAX, metric=metric, costs=(0.3, 1), max_loss=0.002)
         exits, final, y = draw_rare_class(100 + seed, 40_000)
-        at = exit_indices(exits, thresholds, len(y), ARGMAX)
+        at = find_stops(exits, thresholds, ARGMAX, len(y))
         given = np.stack([*exits, final])[at, np.arange(len(y))].argmax(1)
         losses.append(score(metric, y, final.argmax(1)) - score(metric, y, given))
     assert np.mean(losses) <= most
@@ -156,7 +156,7 @@ def test_exits_are_judged_by_the_labels_under_thresholds() -> None:
     options: Any = {"metric": "accuracy", "costs": (0.3, 1), "max_loss": 0.002}
     for decision, lost in ((ARGMAX, 0.0), (strict, 0.002)):
         thresholds = choose_exit_thresholds(exits, final, y, decision, **options)
-        at = exit_indices(exits, thresholds, len(y), decision)
+        at = find_stops(exits, thresholds, decision, len(y))
         given = np.stack([*exits, final])[at, np.arange(len(y))]
         full, early = (decision.decide(MULTICLASS.probabilities(logits))[0] for logits in (final, given))
         assert score("accuracy", y, full) - score("accuracy", y, early) <= lost + 1e-9
@@ -342,7 +342,7 @@ def test_exits_abstain_by_the_chosen_thresholds(classifier: TrainedClassifier) -
         depth = spin.features(TEXTS).depth
         assert depth is not None
         values = np.concatenate([*classifier.features(TEXTS).columns.values()], axis=1)
-        assert depth.tolist() == spin.fitted.exit_depths(values, space, spin.decision_rule).tolist()
+        assert depth.tolist() == spin.fitted.exit_depths(values, spin.decision_rule).tolist()
         depths.append(depth.tolist())
     assert depths[0] != depths[1]
 
@@ -389,7 +389,7 @@ def test_drift_is_not_measured_above_the_first_exit(classifier: TrainedClassifie
     features, full = early.features(TEXTS), classifier.features(TEXTS)
     fitted = classifier.fitted
     decision = Decision.of(classifier.label_space, classifier.decision)
-    depth = fitted.exit_depths(full.values, classifier.label_space, decision)
+    depth = fitted.exit_depths(full.values, decision)
     assert features.depth is not None
     assert depth.tolist() == features.depth.tolist()
     logits = fitted.predict_logits(full.values, depth)

@@ -79,9 +79,12 @@ def make_training_result(*parts: FittedClassifier) -> TrainingResult:
     names = ("accuracy", "balanced", "cheapest")
     choices = {name: parts[min(at, len(parts) - 1)] for at, name in enumerate(names)}
     points = (
-        Candidate(0, 0.0, "l1", 1 / 3, (), Penalty(0.3), 4, 0.625, resampled=(0.5, 0.75)),
-        Candidate(2, 0.66, "ridge", 0.7, ("ffn",), Penalty(3, 0.02), 7, 2 / 3, Blend(0.75, 0.25), (2 / 3,)),
-    )
+        Candidate("l1", 1 / 3, 0, (), compute=0.0, penalty=Penalty(0.3), neurons=4, valid_score=0.625),
+        Candidate(
+            "ridge", 0.7, 2, ("ffn",), compute=0.66, penalty=Penalty(3, 0.02), neurons=7, valid_score=2 / 3,
+            blend=Blend(0.75, 0.25),
+        ),
+    )  # fmt: skip
     frontier = tuple(point.summary() for point in points)
     regression = next((make_regression(part.selection.words) for part in parts if part.selection.words), None)
     return TrainingResult(choices, frontier, 31, regression)  # type: ignore[arg-type]

@@ -32,18 +32,18 @@ def candidate_lists(draw: st.DrawFn) -> list[Candidate]:
         scores, losses = (tuple(draw(values) for _ in range(5)) for values in (grid, loss_grid))
         drawn.append(
             Candidate(
-                depth,
-                max(depth - 0.3 * kind, 0) / 3,
                 draw(st.sampled_from(["l1", "ridge"])),
                 draw(st.sampled_from([0.3, 0.7])),
+                depth,
                 ("ffn",) if kind else (),
-                Penalty(draw(st.sampled_from([0.1, 1.0])), draw(st.sampled_from([0.0, 0.02]))),
-                draw(st.integers(1, 3)),
-                float(np.mean(scores)),
-                draw(st.sampled_from([None, Blend(0.5, 0.5)])),
-                scores,
-                float(np.mean(losses)),
-                losses,
+                compute=max(depth - 0.3 * kind, 0) / 3,
+                penalty=Penalty(draw(st.sampled_from([0.1, 1.0])), draw(st.sampled_from([0.0, 0.02]))),
+                neurons=draw(st.integers(1, 3)),
+                valid_score=float(np.mean(scores)),
+                blend=draw(st.sampled_from([None, Blend(0.5, 0.5)])),
+                resampled=scores,
+                valid_loss=float(np.mean(losses)),
+                resampled_losses=losses,
             )
         )
     return drawn
@@ -138,14 +138,13 @@ def test_choices_have_the_least_compute_within_their_loss(
 
 
 FULL = Candidate(
-    3,
-    1.0,
     "l1",
     0.7,
-    (),
-    Penalty(1.0),
-    9,
-    0.6,
+    3,
+    compute=1.0,
+    penalty=Penalty(1.0),
+    neurons=9,
+    valid_score=0.6,
     resampled=(0.6,) * 5,
     valid_loss=0.9,
     resampled_losses=(0.9,) * 5,

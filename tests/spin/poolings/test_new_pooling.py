@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from torch import Tensor
 
 from spin import SpinClassifier, TrainedClassifier
@@ -18,7 +19,7 @@ from spin.backbone.loading import load_backbone
 from spin.export import export
 from spin.pages.layer_map import layer_map
 from spin.poolings import registry
-from spin.poolings.pooling import Array, PooledWindows, Pooling
+from spin.poolings.pooling import Pooling
 from spin.settings import BackboneSettings
 from tests.support import tiny
 from tests.support.attribution_loop import read_tokens
@@ -43,8 +44,8 @@ class Minimum(Pooling):
         smallest, at = values.masked_fill(~mask.unsqueeze(-1), float("inf")).min(1)
         return smallest.float(), at
 
-    def merge(self, windows: PooledWindows[Array]) -> Array:
-        return -windows.largest(-windows.values)
+    def merge(self, values: Tensor, shares: Tensor) -> Tensor:
+        return torch.where(shares > 0, values, torch.inf).amin(0, keepdim=True)
 
 
 class RootMeanSquare(Pooling):
@@ -57,8 +58,8 @@ class RootMeanSquare(Pooling):
         squares = (values.float() ** 2) * mask.unsqueeze(-1)
         return (squares.sum(1) / mask.sum(1, keepdim=True)) ** 0.5
 
-    def merge(self, windows: PooledWindows[Array]) -> Array:
-        return windows.sum(windows.values**2 * windows.shares) ** 0.5
+    def merge(self, values: Tensor, shares: Tensor) -> Tensor:
+        return (values**2 * shares).sum(0, keepdim=True) ** 0.5
 
 
 EXPECTED = {"min": lambda values: values.min(0), "rms": lambda values: np.sqrt((values**2).mean(0))}

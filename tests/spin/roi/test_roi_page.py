@@ -12,8 +12,7 @@ import yaml
 from spin.pages.charts import Line, line_chart
 from spin.roi.cost_interval import Interval
 from spin.roi.operating_points import OperatingPoint
-from spin.roi.roi_page import roi_page
-from spin.roi.roi_report import Alternative, RoiReport
+from spin.roi.roi_report import Alternative, RoiReport, roi_page
 from tests.support.browser import open_page
 from tests.support.hostile_text import HOSTILE_TEXTS
 

@@ -455,7 +455,7 @@ def test_no_engine_is_opened_for_a_model_with_a_shadow_that_computes_apart(
     """On OpenVINO each is compiled by itself, and a shadow that cannot be compiled costs the night nothing."""
     project.write("a.jsonl", ROWS)
     openvino = ("backbone.engine=openvino",)
-    together = fail_at(1, shared_pass, "open_calibrated", monkeypatch)
+    together = fail_at(1, shared_pass, "ForwardPass", monkeypatch)
     report = project.run_night("out", shadow=f"models:/tiny/{DEEP}", set=openvino)
     assert together["all"] == 0
     assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (150, 0)
