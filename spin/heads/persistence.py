@@ -95,6 +95,7 @@ class _Config(BaseModel):
     frontier: tuple[CandidateSummary, ...]
     tried: int
     cap: LeakageCap | None = None
+    """not written without one"""
     versions: dict[str, str]
     """of the libraries in training"""
 
@@ -118,7 +119,8 @@ def save(training_result: TrainingResult, metadata: ClassifierMetadata | None = 
         cap=training_result.cap,
         versions={name: version(name) for name in LIBRARIES},
     )
-    text = json.dumps(config.model_dump(mode="json"), indent=2)
+    unwritten = {"cap"} if training_result.cap is None else None
+    text = json.dumps(config.model_dump(mode="json", exclude=unwritten), indent=2)
     return {CONFIG: f"{text}\n".encode(), TENSORS: save_tensors(tensors)}
 
 

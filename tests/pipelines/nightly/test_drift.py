@@ -213,7 +213,7 @@ def list_endings(project: NightProject, out: str, ending: str) -> list[str]:
 def fail_before(step: str, monkeypatch: pytest.MonkeyPatch, project: NightProject, **limits: Any) -> None:
     """Run a night that fails before a step of its driver."""
     with monkeypatch.context() as patch:
-        patch.setattr(f"pipelines.nightly.night_driver.{step}", lambda *_: 1 / 0)
+        patch.setattr(f"pipelines.nightly.night_driver.{step}", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_drifting(project, **limits)
 
@@ -238,7 +238,7 @@ def test_the_sample_is_deleted_when_the_night_is_published(
 def test_nothing_is_kept_or_named_where_nothing_is_asked_for(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fail_before("publish", monkeypatch, project, drift_documents=0)
+    fail_before("publish_night", monkeypatch, project, drift_documents=0)
     assert list_endings(project, "out", PROFILE)
     assert not list_endings(project, "out", SAMPLE)
     drift = neurons_of(run_drifting(project, drift_documents=0))

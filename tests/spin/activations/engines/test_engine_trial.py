@@ -315,7 +315,9 @@ def test_the_key_of_a_verdict_is_stable(backbone_folder: Path) -> None:
     assert len(engine_trial.processor()) > 60
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name in ("bert", "gemma2", "gpt2", "qwen3")], ids=str)
+@pytest.mark.parametrize(
+    "family", [f for f in FAMILIES if f.name in ("bert", "gemma2", "gpt2", "qwen3")], ids=lambda family: family.name
+)
 def test_a_trial_runs_the_first_two_blocks(family: Family, tmp_path: Path) -> None:
     """They have the values of the whole model, also where blocks alternate; a family of one kind of block suffices."""
     folder = tiny.save_backbone(tmp_path / family.name, family.config(), tiny.build_tokenizer())
