@@ -8,6 +8,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import spin.backbone.local_cache
 import spin.labels.cross_validation
 import spin.labels.splits
 from jobs.cli import silence_libraries
-from tests.support import tiny
+from tests.support import command_line, tiny
 from tests.support.browser import launch_chromium
 
 silence_libraries()
@@ -121,6 +122,12 @@ def gate_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.support.registry_fixture import predict_in_this_process
 
     monkeypatch.setattr(pipelines.registry.promotion.gate, "predict_in_subprocess", predict_in_this_process)
+
+
+@pytest.fixture
+def call_spin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> command_line.CallSpin:
+    """A function that runs `spin` with some words; returns its exit status, its output and its errors."""
+    return partial(command_line.call_spin, monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

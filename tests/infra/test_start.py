@@ -303,12 +303,22 @@ def test_restart_is_on_or_off(
     assert read_entrypoints(cluster) == [option]
 
 
-def test_an_unknown_value_of_restart_is_refused(
-    cluster: Cluster, start: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [("RESTART", "no", SystemExit, "RESTART=no: expected 1"), ("DAY", "2026-11-31", ValueError, "day")],
+)
+def test_an_unknown_value_of_restart_or_day_is_refused(
+    name: str,
+    value: str,
+    error: type[BaseException],
+    message: str,
+    cluster: Cluster,
+    start: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No run is created."""
-    monkeypatch.setenv("RESTART", "no")
-    with pytest.raises(SystemExit, match="RESTART=no: expected 1"):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(error, match=message):
         start()
     assert cluster.created == []
 
@@ -350,11 +360,3 @@ def test_the_default_day_is_yesterday_in_utc(
     assert start() == 0
     after = datetime.datetime.now(datetime.UTC).date()
     assert cluster.created[0] in {f"night-{day - datetime.timedelta(days=1)}" for day in (before, after)}
-
-
-def test_an_invalid_day_is_refused(cluster: Cluster, start: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """No run is created."""
-    monkeypatch.setenv("DAY", "2026-11-31")
-    with pytest.raises(ValueError, match="day"):
-        start()
-    assert cluster.created == []

@@ -14,9 +14,7 @@ import pytest
 
 from jobs.extras import PIPELINES
 from spin.estimator import SpinClassifier
-from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
 from spin_neurons import install_command
-from tests.support import tiny
 from tests.support.repository import ROOT
 
 HEAVY = ("torch", "ray", "transformers", "mlflow", "sklearn", "numba", "pyarrow", "scipy", "pandas", "numpy")
@@ -42,20 +40,6 @@ from jobs.cli import main
 main()
 """
 """Python code that runs `spin` with some packages hidden from import"""
-
-
-@pytest.fixture(scope="module")
-def saved(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a saved classifier with the classes good and bad."""
-    rows = tiny.make_documents(120)
-    backbone = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", engine="torch")
-    search = SearchSettings(etas=(0.5,), strengths=(1.0,), l1=(), head="linear")
-    probe = ProbeSettings(penalties=2, max_extra=0)
-    spin = SpinClassifier(backbone, sites=["resid"], poolings=["mean"], search=search, probe=probe)
-    spin.fit([row["text"] for row in rows], [row["label"] for row in rows])
-    folder = tmp_path_factory.mktemp("saved") / "classifier"
-    spin.save(folder)
-    return folder
 
 
 def run_without_pipelines(*words: str) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,17 @@ import pytest
 import yaml
 
 from jobs import cli, terminal
-from jobs.cli import main
 from spin.settings import METRICS, Settings, load_settings, parse_settings
+from tests.support.command_line import CallSpin
 
 
 @pytest.fixture
-def run_spin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def run_spin(call_spin: CallSpin) -> Any:
     """A function that runs `spin` with some words and returns its output; fails on an error or a warning."""
 
     def run(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["spin", *words])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        out, error = capsys.readouterr()
-        assert exit_info.value.code == 0, error
+        status, out, error = call_spin(*words)
+        assert status == 0, error
         # a slow machine reports progress
         assert all(line.startswith(("progress: ", "engine: ")) for line in error.splitlines()), error
         return out
@@ -122,16 +118,13 @@ def test_init_writes_a_schema_with_which_editors_check_the_settings(run_spin: An
     )
 
 
-def test_init_overwrites_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_init_overwrites_no_file(tmp_path: Path, call_spin: CallSpin) -> None:
     """It ends with status 2 if the file exists, or if neither a name nor --schema is given."""
     path = tmp_path / "settings.yaml"
     path.write_text("existing", encoding="utf-8")
     for words, message in (([str(path)], "exists already"), ([], "expected the name of a settings file to write")):
-        monkeypatch.setattr(sys, "argv", ["spin", "init", *words])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        assert exit_info.value.code == 2
-        assert message in capsys.readouterr().err
+        status, _, error = call_spin("init", *words)
+        assert (status, message in error) == (2, True)
     assert path.read_text("utf-8") == "existing"
 
 

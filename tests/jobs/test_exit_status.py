@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,26 +11,23 @@ import yaml
 
 import pipelines.service_errors
 import pipelines.storage.delta_table  # noqa: F401  (both define error classes that error_types lists)
-from jobs.cli import main
 from jobs.commands import registry_commands
 from spin.errors import error_types
+from tests.support.command_line import CallSpin
 
 Run = Callable[..., tuple[int, list[str]]]
 
 
 @pytest.fixture
-def spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call_spin: CallSpin) -> Run:
     """A function that runs `spin` in a folder with settings; returns its status and the lines of standard error."""
     monkeypatch.chdir(tmp_path)
     tree = {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s"}
     Path("settings.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
 
     def run(*arguments: str) -> tuple[int, list[str]]:
-        monkeypatch.setattr(sys, "argv", ["spin", *arguments])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        assert isinstance(exit_info.value.code, int)
-        return exit_info.value.code, capsys.readouterr().err.splitlines()
+        status, _, error = call_spin(*arguments)
+        return status, error.splitlines()
 
     return run
 

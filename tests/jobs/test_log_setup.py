@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
-from typing import Any
 
 import pytest
 
-from jobs.cli import main
 from jobs.log_setup import configure_logging
 from pipelines.telemetry.current_runs import CurrentRun, CurrentSpan, within_span, working_on
 from spin.errors import UserError
+from tests.support.command_line import CallSpin
 
 
 def log_all() -> None:
@@ -90,14 +88,13 @@ def test_json_names_the_runs_and_the_span_at_work(capsys: pytest.CaptureFixture[
     assert named == [["run-a,run-b", None, None], ["run-a,run-b", "0a" * 16, "0b" * 8], [None, None, None]]
 
 
-def test_a_user_error_prints_its_traceback_at_debug_level_only(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_error_prints_its_traceback_at_debug_level_only(
+    call_spin: CallSpin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By default the error is one line; under SPIN_LOG=debug the traceback comes first."""
-    monkeypatch.setattr(sys, "argv", ["spin", "run", "/none.yaml"])
     for level, has_traceback in (("warning", False), ("debug", True)):
         monkeypatch.setenv("SPIN_LOG", level)
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        error = capsys.readouterr().err
-        assert exit_info.value.code == 2
+        status, _, error = call_spin("run", "/none.yaml")
+        assert status == 2
         assert ("Traceback" in error, len(error.splitlines()) == 1) == (has_traceback, not has_traceback)
         assert error.splitlines()[-1].startswith("error: no settings file at /none.yaml")

@@ -18,7 +18,6 @@ import pytest
 from tokenizers import Tokenizer, processors
 
 from examples.export_and_serve import GraphClassifier, WordLogits
-from jobs.cli import main
 from pipelines.registry.open_model import open_classifier
 from spin import TrainedClassifier
 from spin import export as exporting
@@ -40,6 +39,7 @@ from spin.sites import FeatureColumn
 from tests.spin.activations.engines.test_engines import OPENVINO_SUPPORTED
 from tests.spin.backbone.test_model import FAMILIES, Family, save_model
 from tests.support import tiny
+from tests.support.command_line import CallSpin
 from tests.support.registry_fixture import RegistryFixture
 from tests.support.repository import ROOT
 from tests.support.summaries import build_choice_summary
@@ -109,17 +109,8 @@ def build_classifier(
 def open_graph(folder: Path) -> Callable[[Sequence[str]], Floats]:
     """Return a function that computes the scores of texts with the graph in a folder."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    if (folder / "model.onnx").is_file():
-        session = onnxruntime.InferenceSession(folder / "model.onnx")
-    else:
-        hint = {"INFERENCE_PRECISION_HINT": "f32"}
-        compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", hint)
-
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    words = WordLogits(folder, config) if config["words"] else None
-    in_graph = session.get_inputs() if (folder / "model.onnx").is_file() else compiled.inputs
-    known = {name for i in in_graph for name in ([i.name] if (folder / "model.onnx").is_file() else i.names)}
-    names = sorted({"input_ids", "attention_mask", "words"} & known)
+    words, (known, run_graph) = WordLogits(folder, config) if config["words"] else None, load_graph(folder)
 
     def run(texts: Sequence[str]) -> Floats:
         tokens = tokenizer.encode_batch(list(texts))
@@ -127,12 +118,18 @@ def open_graph(folder: Path) -> Callable[[Sequence[str]], Floats]:
         inputs = {"input_ids": ids, "attention_mask": mask}
         if words is not None:
             inputs["words"] = words(texts)
-        inputs = {name: inputs[name] for name in names}
-        if (folder / "model.onnx").is_file():
-            return np.array(session.run(["scores"], inputs)[0])
-        return np.array(compiled(inputs)["scores"])
+        return run_graph({name: values for name, values in inputs.items() if name in known})
 
     return run
+
+
+def load_graph(folder: Path) -> tuple[set[str], Callable[[dict[str, Any]], Floats]]:
+    """Return the names of the inputs of the graph in a folder, and a function that computes scores from inputs."""
+    if (folder / "model.onnx").is_file():
+        session = onnxruntime.InferenceSession(folder / "model.onnx")
+        return {i.name for i in session.get_inputs()}, lambda inputs: np.array(session.run(["scores"], inputs)[0])
+    compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return {name for i in compiled.inputs for name in i.names}, lambda inputs: np.array(compiled(inputs)["scores"])
 
 
 def check_scores(spin: TrainedClassifier, folder: Path, texts: tuple[str, ...] = TEXTS) -> None:
@@ -168,30 +165,23 @@ def test_an_exported_graph_of_every_family_gives_the_scores_of_python(
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize(("mlp", "multilabel"), [(True, False), (False, True)])
-def test_an_exported_mlp_or_multilabel_head_gives_the_scores_of_python(
-    backbone_folder: Path, mlp: bool, multilabel: bool, kind: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [("mlp", False), ("multilabel", False), *((head, True) for head in ("linear", "mlp", "multilabel", "none"))],
+)
+def test_an_exported_graph_of_every_head_gives_the_scores_of_python(
+    backbone_folder: Path, head: str, words: bool, kind: str, tmp_path: Path
 ) -> None:
-    """Only the scores of a single-label head sum to 1."""
-    spin = build_classifier(backbone_folder, mlp=mlp, multilabel=multilabel)
-    export(spin, tmp_path / "exported", kind)
+    """Words are an input, and the only one where they decide alone; the example computes it from words.npz.
+
+    Only the scores of a single-label head sum to 1.
+    """
+    options: dict[str, Any] = {"columns": () if head == "none" else COLUMNS, "mlp": head == "mlp"}
+    spin = build_classifier(backbone_folder, words=words, multilabel=head == "multilabel", **options)
+    assert ("words.npz" in export(spin, tmp_path / "exported", kind)) == words
     check_scores(spin, tmp_path / "exported")
     sums = open_graph(tmp_path / "exported")(TEXTS).sum(1)
-    assert np.allclose(sums, 1, atol=1e-5) != multilabel
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("head", ["linear", "mlp", "multilabel", "words alone"])
-def test_an_exported_graph_with_words_gives_the_scores_of_python(
-    backbone_folder: Path, head: str, kind: str, tmp_path: Path
-) -> None:
-    """The words are an input, and the only one where they decide alone; the example computes it from words.npz."""
-    columns = () if head == "words alone" else COLUMNS
-    spin = build_classifier(
-        backbone_folder, words=True, columns=columns, mlp=head == "mlp", multilabel=head == "multilabel"
-    )
-    assert "words.npz" in export(spin, tmp_path / "exported", kind)
-    check_scores(spin, tmp_path / "exported")
+    assert np.allclose(sums, 1, atol=1e-5) != (head == "multilabel")
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -255,22 +245,14 @@ def run_windows_of_tutorial(folder: Path, config: dict[str, Any], words: bool) -
     [code] = [block for block in blocks if "def encode_windows" in block]
     names: dict[str, Any] = {"np": np, "config": config}
     exec(code, names)
-    tokenizer, logits = Tokenizer.from_file(str(folder / "tokenizer.json")), None
+    tokenizer, (_, run_graph), rows = Tokenizer.from_file(str(folder / "tokenizer.json")), load_graph(folder), []
     logits = WordLogits(folder, config) if words else None
-    if (folder / "model.onnx").is_file():
-        session = onnxruntime.InferenceSession(folder / "model.onnx")
-    else:
-        compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    rows = []
     for text in LONG_TEXTS:
         ids, mask = names["encode_windows"](tokenizer, text)
         inputs = {"input_ids": ids, "attention_mask": mask}
         if logits is not None:
             inputs["words"] = logits([text])
-        if (folder / "model.onnx").is_file():
-            rows.append(session.run(["scores"], inputs)[0])
-        else:
-            rows.append(np.array(compiled(inputs)["scores"]))
+        rows.append(run_graph(inputs))
     return np.concatenate(rows)
 
 
@@ -437,14 +419,12 @@ def test_an_exported_real_encoder_gives_the_scores_of_python(tmp_path: Path, kin
 
 
 @pytest.fixture
-def spin_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def spin_command(call_spin: CallSpin) -> Callable[..., Any]:
     """A function that runs `spin export` and returns its exit status and output."""
 
-    def run(*arguments: object) -> tuple[Any, str]:
-        monkeypatch.setattr(sys, "argv", ["spin", "export", *map(str, arguments)])
-        with pytest.raises(SystemExit) as raised:
-            main()
-        return raised.value.code, " ".join("".join(capsys.readouterr()).split())
+    def run(*arguments: object) -> tuple[int, str]:
+        status, *printed = call_spin("export", *arguments)
+        return status, " ".join("".join(printed).split())
 
     return run
 

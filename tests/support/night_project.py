@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,26 @@ def replace_map_shards(monkeypatch: pytest.MonkeyPatch, function: Callable[..., 
     """Let another function map the steps of nights."""
     for module in (pass_intake, classify_pass):
         monkeypatch.setattr(module, "map_shards", function)
+
+
+class Stop(BaseException):
+    """The process of a night ends here."""
+
+
+@contextmanager
+def stopped_at_third_shard() -> Iterator[None]:
+    """Within the context a night ends before it has committed the third shard that it classifies."""
+    commit = ShardLog.commit
+
+    def commit_two(shard_log: ShardLog, name: str, *args: Any, **keywords: Any) -> Any:
+        if shard_log.layout.folder and name == "000002":
+            raise Stop
+        return commit(shard_log, name, *args, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardLog, "commit", commit_two)
+        with pytest.raises(Stop):
+            yield
 
 
 def call_before_stage(stage: str, action: Callable[[ShardLog], None], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 import jobs.commands.classify_command
-from jobs.cli import main
 from jobs.commands import job_commands
 from jobs.printing.nights import print_night
 from pipelines.nightly import classify, command_result
@@ -24,6 +23,7 @@ from pipelines.service_errors import BadRowsError, DriftError, HeldError, Unavai
 from spin.errors import SpinError
 from spin.monitor.drift import Drift, NeuronShift
 from spin.settings import BackboneSettings
+from tests.support.command_line import CallSpin
 from tests.support.fake_nights import FakeRegistry
 
 COUNTS = NightCounts(
@@ -69,7 +69,25 @@ def settings(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def asked(settings: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+def classified(settings: str, call_spin: CallSpin) -> CallSpin:
+    """A function that runs `spin classify` with further options; returns its status, its output and its errors."""
+    return partial(call_spin, "classify", settings, "--input", "in", "--output", "out")
+
+
+@pytest.fixture
+def give(monkeypatch: pytest.MonkeyPatch) -> Callable[[CommandResult], list[str]]:
+    """A function that lets nights of several models end with a result; returns the options that name the models."""
+
+    def end_with(result: CommandResult) -> list[str]:
+        monkeypatch.setattr(classify, "classify_nights", lambda *_, **__: result)
+        monkeypatch.setattr(jobs.commands.classify_command, "open_registry", lambda _, name: FakeRegistry(name))
+        return [word for name in result.models for word in ("--model", f"models:/{name}@champion")]
+
+    return end_with
+
+
+@pytest.fixture
+def asked(classified: CallSpin, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """A function that runs `spin classify` with further options and returns what it asks of the pipelines."""
     calls: list[dict[str, Any]] = []
 
@@ -82,10 +100,7 @@ def asked(settings: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
     monkeypatch.setattr(jobs.commands.classify_command, "open_registry", lambda _, name: FakeRegistry(name))
 
     def run(*words: str) -> dict[str, Any]:
-        monkeypatch.setattr(sys, "argv", ["spin", "classify", settings, "--input", "in", "--output", "out", *words])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        assert exit_info.value.code == 0
+        assert classified(*words)[0] == 0
         return calls.pop()
 
     return run
@@ -121,62 +136,61 @@ def test_several_models_are_asked_for_by_name_and_a_shadow_belongs_to_one(asked:
     assert asked(*several[:2])["models"] == [("topics", "models:/topics@champion", None)]
 
 
-@pytest.mark.parametrize("shadow", ["challenger", "models:/other@champion"])
-def test_a_shadow_of_none_of_several_models_is_refused(
-    shadow: str, settings: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(
+            (
+                ("--shadow", shadow, "--model", "models:/topics@champion", "--model", "models:/tweets/3"),
+                "several models classify, topics, tweets; expected models:/NAME@ALIAS",
+            )
+            for shadow in ("challenger", "models:/other@champion")
+        ),
+        (("--since", "out"), "No such option: --since"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused_in_one_line(
+    options: tuple[str, ...], message: str, classified: CallSpin
 ) -> None:
-    words = ["spin", "classify", settings, "--input", "in", "--output", "out", "--shadow", shadow]
-    monkeypatch.setattr(sys, "argv", [*words, "--model", "models:/topics@champion", "--model", "models:/tweets/3"])
-    with pytest.raises(SystemExit) as exit_info:
-        main()
-    assert exit_info.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert "several models classify, topics, tweets; expected models:/NAME@ALIAS" in line
+    """A shadow of none of several models, and an option that was there once."""
+    status, _, error = classified(*options)
+    assert status == 2
+    [line] = error.splitlines()
+    assert message in line
 
 
 def test_nights_are_printed_and_the_status_is_the_highest(
-    settings: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    classified: CallSpin, give: Callable[[CommandResult], list[str]]
 ) -> None:
     """Of three models one is published; the line names both others."""
     failures = (NightFailure("a", UnavailableError("no answer")), NightFailure("b", BadRowsError("too many")))
-    nights = CommandResult(("a", "b", "topics"), (REPORT,), failures)
-    monkeypatch.setattr(classify, "classify_nights", lambda *_, **__: nights)
-    monkeypatch.setattr(jobs.commands.classify_command, "open_registry", lambda _, name: FakeRegistry(name))
-    models = [word for name in nights.models for word in ("--model", f"models:/{name}@champion")]
-    monkeypatch.setattr(sys, "argv", ["spin", "classify", settings, "--input", "in", "--output", "out", *models])
-    with pytest.raises(SystemExit) as exit_info:
-        main()
-    assert exit_info.value.code == UnavailableError.status
-    printed = capsys.readouterr()
-    assert printed.out.startswith("classify  10 of 12 documents by topics version 7: ")
-    assert printed.err.splitlines() == ["error: model a: no answer; model b: too many"]
+    status, out, error = classified(*give(CommandResult(("a", "b", "topics"), (REPORT,), failures)))
+    assert status == UnavailableError.status
+    assert out.startswith("classify  10 of 12 documents by topics version 7: ")
+    assert error.splitlines() == ["error: model a: no answer; model b: too many"]
 
 
 @pytest.mark.parametrize("error", [BadRowsError("too many"), HeldError("taken over"), UnavailableError("no answer")])
 def test_drift_does_not_hide_that_another_model_is_not_published(
-    error: SpinError, settings: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: SpinError,
+    classified: CallSpin,
+    give: Callable[[CommandResult], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its status is the highest number, and yet the one that says that its night is published."""
 
     def drifted(report: NightReport) -> None:
         raise DriftError("psi 0.9")
 
-    nights = CommandResult(("b", "topics"), (REPORT,), (NightFailure("b", error),))
-    monkeypatch.setattr(classify, "classify_nights", lambda *_, **__: nights)
-    monkeypatch.setattr(jobs.commands.classify_command, "open_registry", lambda _, name: FakeRegistry(name))
+    models = give(CommandResult(("b", "topics"), (REPORT,), (NightFailure("b", error),)))
     monkeypatch.setattr(command_result, "check_drift", drifted)
-    tree = yaml.safe_load(Path(settings).read_text(encoding="utf-8"))
-    Path(settings).write_text(yaml.safe_dump({**tree, "classify": {"fail_on_drift": True}}), encoding="utf-8")
-    models = [word for name in nights.models for word in ("--model", f"models:/{name}@champion")]
-    monkeypatch.setattr(sys, "argv", ["spin", "classify", settings, "--input", "in", "--output", "out", *models])
-    with pytest.raises(SystemExit) as exit_info:
-        main()
-    assert exit_info.value.code == error.status
-    assert capsys.readouterr().err.splitlines() == [f"error: model b: {error}; model topics: psi 0.9"]
+    status, _, line = classified(*models, "--set", "classify.fail_on_drift=true")
+    assert status == error.status
+    assert line.splitlines() == [f"error: model b: {error}; model topics: psi 0.9"]
 
 
 def test_a_model_is_checked_with_its_own_backbone(
-    settings: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    classified: CallSpin, give: Callable[[CommandResult], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`--check` loads the model again; the settings of the command name the backbone of the others."""
     checked: list[str] = []
@@ -186,16 +200,10 @@ def test_a_model_is_checked_with_its_own_backbone(
         return 1, 1
 
     own = BackboneSettings(model="own")
-    nights = CommandResult(("b", "topics"), (replace(REPORT, model="b"), REPORT), (), {"topics": own})
-    monkeypatch.setattr(classify, "classify_nights", lambda *_, **__: nights)
-    monkeypatch.setattr(jobs.commands.classify_command, "open_registry", lambda _, name: FakeRegistry(name))
+    models = give(CommandResult(("b", "topics"), (replace(REPORT, model="b"), REPORT), (), {"topics": own}))
     monkeypatch.setattr(precision_check, "check_precision", check_precision)
-    models = [word for name in nights.models for word in ("--model", f"models:/{name}@champion")]
-    words = ["spin", "classify", settings, "--input", "in", "--output", "out", "--check", "5", *models]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as exit_info:
-        main()
-    assert (exit_info.value.code, checked) == (0, ["m", "own"])
+    assert classified("--check", "5", *models)[0] == 0
+    assert checked == ["m", "own"]
 
 
 def test_the_name_of_a_job_names_its_models() -> None:
@@ -210,18 +218,6 @@ def test_the_name_of_a_job_names_its_models() -> None:
     assert [name.rpartition("-")[0] for name in names] == [
         f"classify-{models}-2026-03-01" for models in ("tweets", "tweets", "topics", "a-tweets")
     ]
-
-
-def test_since_is_refused_in_one_line(
-    settings: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["spin", "classify", settings, "--input", "in", "--output", "out", "--since", "out"]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as exit_info:
-        main()
-    assert exit_info.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert "No such option: --since" in line
 
 
 def test_a_night_is_printed_with_its_counts_and_files(capsys: pytest.CaptureFixture[str]) -> None:

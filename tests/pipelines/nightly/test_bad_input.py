@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,16 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config
 
-from jobs.cli import main
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from tests.support import tiny
+from tests.support.command_line import CallSpin
 
 RunSpin = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def run_spin(
-    settings_tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> RunSpin:
+def run_spin(settings_tree: dict[str, Any], tmp_path: Path, call_spin: CallSpin) -> RunSpin:
     """A function that runs `spin COMMAND settings.yaml …` and returns the exit status and standard error.
 
     `rows` become the training file; the other keywords replace sections of the settings.
@@ -36,10 +33,8 @@ def run_spin(
             pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
         tree = {**settings_tree, **changes}
         (tmp_path / "settings.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-        monkeypatch.setattr(sys, "argv", ["spin", command, str(tmp_path / "settings.yaml"), *options])
-        with pytest.raises(SystemExit) as raised:
-            main()
-        return int(raised.value.code or 0), capsys.readouterr().err
+        status, _, error = call_spin(command, tmp_path / "settings.yaml", *options)
+        return status, error
 
     return run
 
@@ -59,82 +54,40 @@ def replace_values(rows: list[dict[str, Any]], index: int, **values: Any) -> lis
 
 
 ROWS = tiny.make_documents(80)
-DATA_CASES: dict[str, tuple[list[dict[str, Any]], str]] = {
-    "no documents with labels": (
+CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
+    "no column with labels": (
         [{"id": r["id"], "text": r["text"]} for r in ROWS],
-        "has no column 'label'; it has id, text",
+        {},
+        "train.parquet has no column 'label'; it has id, text",
     ),
-    "no text": ([{"id": r["id"], "label": r["label"]} for r in ROWS], "has no column 'text'; it has id, label"),
-    "text of numbers": ([{**r, "text": 7} for r in ROWS], "column 'text' is int64, expected string"),
-    "one class": ([{**r, "label": "good"} for r in ROWS], "one class only, 'good'; expected at least two"),
-    "a class with one document": (replace_values(ROWS, 7, label="rare"), "class 'rare' has 1 document"),
-    "label null": (
-        replace_values(ROWS, 7, label=None),
-        "row 7 (from 0): the label (label) is missing (null, NaN or empty); label the row or leave it out",
+    "a bad row": (
+        replace_values(ROWS, 7, text=" "),
+        {},
+        "train.parquet row 7 (from 0): the text (text) is empty",
     ),
-    "id null": (replace_values(ROWS, 7, id=None), "row 7 (from 0): the id (id) is null"),
-    "id twice": (replace_values(ROWS, 7, id="d00003"), "row 7 (from 0): the id 'd00003' was seen before; expected"),
-    "text empty": (replace_values(ROWS, 7, text=" "), "row 7 (from 0): the text (text) is empty"),
-}
-
-
-@pytest.mark.parametrize("case", DATA_CASES)
-def test_unusable_training_data_is_refused(case: str, run_spin: RunSpin, tmp_path: Path) -> None:
-    """The command ends with status 2 before it writes a plan, and names the place of the mistake."""
-    rows, message = DATA_CASES[case]
-    status, error = run_spin("extract", rows=rows)
-    assert status == 2
-    assert message in read_error_line(error)
-    assert "train.parquet" in error or "labels:" in error
-    assert not (tmp_path / "store" / "features" / "plan.json").exists()
-
-
-def test_a_missing_training_file_is_refused(run_spin: RunSpin) -> None:
-    """The command ends with status 2."""
-    status, error = run_spin("extract")
-    assert (status, "no data at" in read_error_line(error)) == (2, True)
-
-
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
-def test_a_corrupt_parquet_file_is_named_in_the_error(damage: str, run_spin: RunSpin, tmp_path: Path) -> None:
-    """The command ends with status 2; the message names what may have happened to the file."""
-    path = tmp_path / "train.parquet"
-    pq.write_table(pa.Table.from_pylist(ROWS), path)
-    content = path.read_bytes()
-    path.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"garbage" * 99, "empty": b""}[damage])
-    status, error = run_spin("extract")
-    assert status == 2
-    assert f"{path} cannot be read, it is corrupt, truncated" in read_error_line(error)
-
-
-SETTINGS_CASES: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown setting": ({"measure": "accuracy"}, "unknown setting 'measure'"),
-    "unknown metric": (
-        {"metric": "auc"},
-        "'metric' is 'auc': Input should be 'accuracy', 'balanced_accuracy' or 'macro_f1'",
-    ),
-    "unknown pooling": (
-        {"poolings": ["median"]},
-        "'poolings.0' is 'median': expected one of mean, max, first, last",
-    ),
+    "one class": ([{**r, "label": "good"} for r in ROWS], {}, "one class only, 'good'; expected at least two"),
+    "a class with one document": (replace_values(ROWS, 7, label="rare"), {}, "class 'rare' has 1 document"),
+    "no such file": (ROWS, {"data": {"train": "/nowhere.csv"}}, "no data at"),
+    "unknown setting": (ROWS, {"measure": "accuracy"}, "unknown setting 'measure'"),
     "no such site": (
+        ROWS,
         {"sites": ["ffn.09"]},
         "the backbone has no 'ffn.09'; it has resid.00 to resid.03, ffn.01 to ffn.03",
     ),
-    "not a site": ({"sites": ["layer5"]}, "'layer5' is not a site; expected resid.NN"),
     "no backbone": (
+        ROWS,
         {"backbone": {"model": "/nowhere/model"}},
         "no directory /nowhere/model; expected a hub id, a directory",
     ),
-    "no package": ({"backbone": {"model": "package:nosuch/model"}}, "no package 'nosuch' is installed"),
 }
+"""rows, changes of the settings, and the message; the modules that refuse them are tested with many more"""
 
 
-@pytest.mark.parametrize("case", SETTINGS_CASES)
-def test_invalid_settings_are_named_in_the_error(case: str, run_spin: RunSpin, tmp_path: Path) -> None:
-    """The command ends with status 2 before it writes a plan."""
-    changes, message = SETTINGS_CASES[case]
-    status, error = run_spin("extract", rows=ROWS, **changes)
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_refused_before_a_plan_is_written(case: str, run_spin: RunSpin, tmp_path: Path) -> None:
+    """The command ends with status 2 and names the place of the mistake."""
+    rows, changes, message = CASES[case]
+    status, error = run_spin("extract", rows=rows, **changes)
     assert status == 2
     assert message in read_error_line(error)
     assert not (tmp_path / "store" / "features" / "plan.json").exists()
@@ -215,22 +168,3 @@ def test_an_unreachable_registry_ends_with_status_5(run_spin: RunSpin, monkeypat
     assert status == 5
     assert "registry http://***@127.0.0.1:9" in read_error_line(error)
     assert "hunter2" not in error
-
-
-@pytest.mark.parametrize("uri", ["http://user:hunter2@127.0.0.1:9", "postgresql://user:hunter2@127.0.0.1/mlflow"])
-def test_a_password_in_the_registry_uri_is_refused_and_not_printed(run_spin: RunSpin, uri: str) -> None:
-    """The command ends with status 2; the message names the setting."""
-    for changes in ({"mlflow": {"tracking_uri": uri}}, {"mlflow": uri}):
-        status, error = run_spin("models", rows=ROWS, **changes)
-        assert status == 2
-        assert "hunter2" not in error
-        assert "'mlflow" in read_error_line(error)
-    status, error = run_spin("models", "--set", f"mlflow.tracking_uri={uri}", rows=ROWS)
-    assert (status, "a password stands in it" in read_error_line(error), "hunter2" in error) == (2, True, False)
-
-
-def test_an_invalid_date_is_refused(run_spin: RunSpin, tmp_path: Path) -> None:
-    """The command ends with status 2, here for 30 February."""
-    options = ("--input", str(tmp_path), "--output", str(tmp_path / "out"), "--date", "2026-02-30")
-    status, error = run_spin("classify", *options, rows=ROWS)
-    assert (status, "--date 2026-02-30: expected a day as YYYY-MM-DD" in read_error_line(error)) == (2, True)

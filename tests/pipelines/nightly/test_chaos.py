@@ -221,27 +221,6 @@ def test_a_run_uses_one_model_version_and_labels_do_not_depend_on_workers(
     assert [row["label"] for row in no_workers] == [row["label"] for row in two_workers]
 
 
-def test_an_incremental_night_skips_files_that_other_nights_classified(project: Project) -> None:
-    """This holds over several nights. A file that was changed or quarantined is classified again."""
-
-    def run_night(date: str) -> tuple[list[str], list[str]]:
-        settings = project.build_settings(classify={"max_bad_files": 0.9}, ray={"workers": 0, "shard_documents": 40})
-        source, output = f"{project.base}/data", f"{project.base}/out"
-        run_classify(settings, project.registry_fixture, source, output, night=date, incremental=True)  # type: ignore[arg-type]
-        ids = {row["id"] for row in read_predictions(output)}
-        return read_input_names(project.out, date)["taken"], sorted(ids)[:1]
-
-    for name, first in (("a", 0), ("b", 40)):
-        project.write(f"{name}.parquet", to_parquet(tiny.make_documents(80)[first : first + 40]))
-    project.write("broken.parquet", b"PAR1")
-    assert run_night("2026-03-01") == (["a.parquet", "b.parquet"], ["d00000"])
-    project.write("b.parquet", to_parquet(tiny.make_documents(130)[80:130]))
-    assert run_night("2026-03-02") == (["b.parquet"], ["d00080"])
-    project.write("broken.parquet", to_parquet(tiny.make_documents(140)[130:]))
-    assert run_night("2026-03-03") == (["broken.parquet"], ["d00130"])
-    assert run_night("2026-03-04") == ([], [])
-
-
 def start_driver(function: str, *args: Any, **env: str) -> subprocess.Popen[str]:
     """Start a process with its own Ray that calls a function of tests.support.chaos."""
     code = f"import sys, json; from tests.support import chaos; chaos.{function}(*json.loads(sys.argv[1]))"

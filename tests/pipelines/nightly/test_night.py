@@ -143,12 +143,10 @@ def test_an_output_with_files_of_another_program_is_refused_and_left_as_it_is(lo
 @pytest.mark.parametrize("record", ["run.json", "plan.json"])
 def test_a_run_of_another_format_is_refused_until_it_is_begun_anew(record: str, local_nights: FakeNights) -> None:
     """The error names the run, whose records another version of spin has written."""
-    local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
-        local_nights.run()
+    leave_unfinished(local_nights)
     key = f"_runs/{DATE}-tiny-000001/{record}"
     stored = local_nights.out.read_json(key)
-    (stored if record == "run.json" else stored["facts"])["format"] = FORMAT - 1
+    (stored if record == "run.json" else stored["metadata"])["format"] = FORMAT - 1
     local_nights.out.write_json(key, stored)
     with pytest.raises(UserError, match=rf"{DATE}-tiny-000001.*format.*{FORMAT - 1}.*--restart"):
         local_nights.run()
@@ -165,13 +163,17 @@ def test_names_from_outside_are_taken_literally(nights: FakeNights) -> None:
     assert nights.ids() == {DATE: ["id0", "id1", "id2", "id3"]}
 
 
-def test_a_file_whose_name_is_not_unicode_is_quarantined(local_nights: FakeNights) -> None:
-    """No table can hold such a name; its bytes are shown as escapes."""
+def test_a_file_whose_name_says_nothing_or_is_not_unicode_is_quarantined(local_nights: FakeNights) -> None:
+    """No table can hold a name that is not Unicode; its bytes are shown as escapes."""
     local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.write("notes.txt", b"")
     Path(os.fsdecode(os.fsencode(local_nights.source) + b"/\xff.jsonl")).write_bytes(b'{"id": "b", "text": "good"}\n')
     report = local_nights.run()
-    assert report.quarantined[0].reason.endswith("\\udcff.jsonl has a name that is not UTF-8; rename it")
-    assert local_nights.inputs() == {"a.jsonl": "taken", "\\udcff.jsonl": "quarantined"}
+    unknown, undecodable = sorted((file.reason for file in report.quarantined), key=lambda reason: "UTF-8" in reason)
+    assert unknown.endswith("notes.txt is not Parquet, JSONL or CSV by its name; expected .parquet, .jsonl or .csv")
+    assert undecodable.endswith("\\udcff.jsonl has a name that is not UTF-8; rename it")
+    bad = dict.fromkeys(("notes.txt", "\\udcff.jsonl"), "quarantined")
+    assert local_nights.inputs() == {"a.jsonl": "taken", **bad}
 
 
 def test_kept_columns_are_in_predictions_and_dead_letters(nights: FakeNights) -> None:
@@ -383,12 +385,13 @@ def test_outages_while_files_are_read_quarantine_none(
 
 
 def test_an_incremental_night_takes_what_no_other_date_holds(nights: FakeNights) -> None:
-    """A file that changes is new. Without the flag, a night takes all of its input."""
+    """A file that changes or was quarantined is new. Without the flag, a night takes all of its input."""
     nights.write("a.jsonl", make_rows("a"))
     nights.write("b.jsonl", make_rows("b"))
+    nights.write("c.parquet", b"PAR1")
     nights.run()
     nights.write("b.jsonl", make_rows("b", "b2"))
-    nights.write("c.jsonl", make_rows("c"))
+    nights.write("c.parquet", make_rows("c"))
     report = nights.run(NEXT, incremental=True)
     assert (report.files.taken, report.files.skipped) == (2, 1)
     assert nights.ids() == {DATE: ["a", "b"], NEXT: ["b", "b2", "c"]}
@@ -397,9 +400,7 @@ def test_an_incremental_night_takes_what_no_other_date_holds(nights: FakeNights)
 
 
 def test_a_failed_night_that_is_resumed_after_its_successor_takes_no_file_twice(local_nights: FakeNights) -> None:
-    local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
-        local_nights.run(incremental=True)
+    leave_unfinished(local_nights, incremental=True)
     local_nights.write("b.jsonl", make_rows("b"))
     local_nights.run(NEXT, incremental=True)
     local_nights.run(DATE, incremental=True)
@@ -459,6 +460,13 @@ def test_a_night_in_the_future_is_refused(local_nights: FakeNights) -> None:
 def fail() -> None:
     """Fail as a store that does not answer."""
     raise UnavailableError("the store does not answer")
+
+
+def leave_unfinished(nights: FakeNights, **options: Any) -> None:
+    """Write a file, and let the night fail when all that is left to do is to publish it."""
+    nights.write("a.jsonl", make_rows("a"))
+    with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
+        nights.run(**options)
 
 
 def fail_from(number: int) -> Callable[[], None]:
@@ -596,9 +604,7 @@ def test_a_resumed_run_computes_only_what_is_missing(local_nights: FakeNights) -
 
 def test_a_folder_has_one_name(local_nights: FakeNights) -> None:
     """A run goes on whether the input is named with a slash at its end or without."""
-    local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
-        local_nights.run(source=f"{local_nights.source}/")
+    leave_unfinished(local_nights, source=f"{local_nights.source}/")
     FakeStep.computed.clear()
     local_nights.run()
     assert FakeStep.computed == []
@@ -706,9 +712,7 @@ def test_a_rerun_after_midnight_names_the_unfinished_night(
     incremental: bool, local_nights: FakeNights, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The line tells how to resume it; a night with a date of its own, or after the resumption, says nothing."""
-    local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
-        local_nights.run(incremental=incremental)
+    leave_unfinished(local_nights, incremental=incremental)
     local_nights.run(NEXT)
     assert caplog.messages == []
     local_nights.run(None)
@@ -725,9 +729,7 @@ def test_a_run_that_was_given_up_is_not_named_after_midnight(
     local_nights: FakeNights, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It can no longer be resumed."""
-    local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
-        local_nights.run()
+    leave_unfinished(local_nights)
     abandon_run(local_nights.out, f"{DATE}-tiny-000001")
     local_nights.run(None)
     assert caplog.messages == []
@@ -735,9 +737,7 @@ def test_a_run_that_was_given_up_is_not_named_after_midnight(
 
 def test_a_run_whose_list_of_files_was_changed_is_not_resumed(local_nights: FakeNights) -> None:
     """Its documents might be those of other files."""
-    local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
-        local_nights.run()
+    leave_unfinished(local_nights)
     [key] = [key for key in local_nights.out.list(f"_runs/{DATE}-tiny-000001") if "/files-" in key]
     local_nights.out.write(key, to_parquet(pa.table({})))
     with pytest.raises(UserError, match=f"{key} is missing or damaged; start over with --restart"):
@@ -746,9 +746,7 @@ def test_a_run_whose_list_of_files_was_changed_is_not_resumed(local_nights: Fake
 
 def test_a_run_that_has_lost_its_plan_is_not_resumed(local_nights: FakeNights) -> None:
     """What is left of it may be of other files or settings, so a new run begins."""
-    local_nights.write("a.jsonl", make_rows("a"))
-    with before_call(night_driver, "publish_night", fail), pytest.raises(UnavailableError):
-        local_nights.run()
+    leave_unfinished(local_nights)
     local_nights.out.delete(f"_runs/{DATE}-tiny-000001/plan.json")
     assert local_nights.run().run == f"{DATE}-tiny-000002"
 
@@ -780,12 +778,6 @@ def test_a_night_is_published_though_the_store_is_away_for_what_follows(
     assert message in caplog.text
 
 
-def test_a_night_that_is_made_up_for_is_not_compared_with_a_later_one(local_nights: FakeNights) -> None:
-    local_nights.write("a.jsonl", make_rows("a"))
-    local_nights.run(NEXT)
-    assert local_nights.run(DATE).before is None
-
-
 def test_a_report_of_another_version_is_no_night_to_compare_with(local_nights: FakeNights) -> None:
     """The night is published without a comparison."""
     local_nights.write("a.jsonl", make_rows("a"))
@@ -801,6 +793,7 @@ def test_a_night_is_compared_with_the_one_before_it_of_the_same_model(local_nigh
     earlier = local_nights.run(LAST).before
     assert earlier is not None
     assert (earlier.date, earlier.counts.rows) == (DATE, 1)
+    assert local_nights.run("2026-02-27").before is None, "the night that is made up for has only later ones"
 
 
 def test_the_report_at_the_top_is_that_of_the_newest_night(local_nights: FakeNights) -> None:

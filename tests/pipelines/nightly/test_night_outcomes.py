@@ -194,10 +194,8 @@ def test_a_driver_that_slept_while_a_later_night_was_published_exports_nothing(
     after: list[Figures] = []
 
     def sleep() -> None:
-        expire_lease(_lease_store(local_nights))
         local_nights.write("a.jsonl", ROWS[:5])
-        local_nights.run(NEXT)
-        after.append(exported())
+        after.append(overtake(local_nights, exported, NEXT))
 
     with before_call(night_driver, place, sleep), pytest.raises(HeldError):
         local_nights.run(DATE)
@@ -205,8 +203,11 @@ def test_a_driver_that_slept_while_a_later_night_was_published_exports_nothing(
     assert exported()["spin_night_documents"] == {TINY: 5}
 
 
-def _lease_store(nights: FakeNights) -> Any:
-    return lease_model(nights.out, "tiny").store
+def overtake(nights: FakeNights, exported: Callable[[], Figures], date: str) -> Figures:
+    """Publish a night while another driver sleeps; return what is exported then."""
+    expire_lease(lease_model(nights.out, "tiny").store)
+    nights.run(date)
+    return exported()
 
 
 @pytest.mark.parametrize(
@@ -218,13 +219,10 @@ def test_a_driver_that_slept_while_or_after_it_published_exports_nothing(
     """Whether the command then fails or succeeds, the figures are those of the later night."""
     local_nights.write("a.jsonl", ROWS)
     after: list[Figures] = []
-
-    def sleep() -> None:
-        expire_lease(_lease_store(local_nights))
-        local_nights.run(LAST)
-        after.append(exported())
-
-    with before_call(*place, sleep), suppress(HeldError):
+    with (
+        before_call(*place, lambda: after.append(overtake(local_nights, exported, LAST))),
+        suppress(HeldError),
+    ):
         local_nights.run(DATE)
     assert exported() == after[0]
 
@@ -244,9 +242,7 @@ def test_an_overtaken_driver_that_fails_otherwise_exports_nothing(
     after: list[Figures] = []
 
     def sleep() -> None:
-        expire_lease(_lease_store(local_nights))
-        local_nights.run(NEXT)
-        after.append(exported())
+        after.append(overtake(local_nights, exported, NEXT))
         raise error
 
     with before_call(*place, sleep), pytest.raises(type(error)):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors.numpy import save_file
 
 import jobs.commands.plan_command
-from jobs.cli import main
 from pipelines.data import intake
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.shards import Piece as SpoolPiece
@@ -41,6 +40,7 @@ from spin.monitor.profile import Profile
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
 from tests.support.chaos import FolderRegistry
+from tests.support.command_line import CallSpin
 from tests.support.night_project import run_shards_here
 from tests.support.registry_fixture import build_quick_classifier
 
@@ -389,20 +389,14 @@ def test_spin_plan_prints_text_or_json(
     settings: Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call_spin: CallSpin,
 ) -> None:
     """The options reach the estimate; the text names shards, hours, deadline, bytes and what is left out."""
     monkeypatch.setattr(jobs.commands.plan_command, "open_registry", lambda _: registry_fixture)
     source = write_rows(str(tmp_path), "jsonl", tiny.make_documents(90))
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["spin", "plan", str(file), *words])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        return exit_info.value.code, *capsys.readouterr()  # type: ignore[return-value]
-
+    run = partial(call_spin, "plan", file)
     options = ("--documents", "5e6", "--set", f"data.train={source}", "--set", "ray.workers=2")
     status, out, _ = run(*options, "--json", "--deadline", "4.5", "--seconds", "1")
     printed = json.loads(out)

@@ -251,17 +251,26 @@ def test_another_table_is_not_taken_for_ours(tmp_path: Path) -> None:
         create_table(store, SCHEMA, ["day"])
 
 
-@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+@pytest.mark.parametrize(
+    ("code", "kind", "message"),
+    [
+        *((code, UserError, "no hard links") for code in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)),
+        (errno.EIO, UnavailableError, "Input/output error"),
+    ],
+)
 def test_a_file_system_without_hard_links_is_refused(
-    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: int, kind: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FAT answers EPERM; other file systems say that they do not support it. The probe leaves nothing behind."""
+    """FAT answers EPERM; other file systems say that they do not support it. The probe leaves nothing behind.
+
+    A disk that fails may answer the next time.
+    """
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(UserError, match="no hard links"):
+    with pytest.raises(kind, match=message):
         create(str(tmp_path / "out"))
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -371,28 +380,35 @@ def test_a_server_that_is_down_is_unavailable(monkeypatch: pytest.MonkeyPatch) -
     assert "\n" not in str(failed.value)
 
 
+CHECKPOINT = "Kernel error: Arrow error: External: Generic S3 error: Error performing GET http://s3/x in 3.5s, after 2"
+
+
 @pytest.mark.parametrize(
-    ("message", "kind"),
+    ("error", "kind", "reason"),
     [
-        ("Generic error: No space left on device (os error 28)", UnavailableError),
-        ("Kernel error -> x\n ↳ 507 Insufficient\n ↳ <Error><Code>QuotaExceeded</Code></Error>", UnavailableError),
-        ("Permission denied (os error 13)", UserError),
-        ("Generic S3 error\n \x1b[31m↳\x1b[0m operation timed out", UnavailableError),
+        *(
+            (OSError(message), UnavailableError, "the store is full")
+            for message in (
+                "Generic error: No space left on device (os error 28)",
+                "Quota exceeded (os error 122)",
+                "Kernel error -> x\n ↳ 507 Insufficient\n ↳ <Error><Code>QuotaExceeded</Code></Error>",
+            )
+        ),
+        (OSError("Permission denied (os error 13)"), UserError, "Permission denied"),
+        (OSError("Generic S3 error\n \x1b[31m↳\x1b[0m operation timed out"), UnavailableError, "operation timed out"),
+        # deltalake raises an outage while it reads a checkpoint as it raises damage
+        *((kind(CHECKPOINT), UnavailableError, "the store does not answer") for kind in (DeltaError, Exception)),
+        (OSError(""), UnavailableError, "(OSError)"),
+        (OSError("x" * 999), UnavailableError, f"({'x' * 300})"),
     ],
 )
-def test_errors_of_a_store_become_one_line(message: str, kind: type[Exception]) -> None:
+def test_errors_of_a_store_become_one_line(error: Exception, kind: type[Exception], reason: str) -> None:
+    """The reason is neither empty nor long."""
     with pytest.raises(kind) as raised, delta_table._table_errors("s3://b/t"):
-        raise OSError(message)
+        raise error
     assert str(raised.value).startswith("s3://b/t: ")
+    assert reason in str(raised.value)
     assert not {"\n", "\x1b", "<"} & set(str(raised.value))
-
-
-@pytest.mark.parametrize("kind", [DeltaError, Exception])
-def test_an_outage_while_a_checkpoint_is_read_is_one_of_the_store(kind: type[Exception]) -> None:
-    """deltalake raises it as it raises damage."""
-    message = "Kernel error: Arrow error: External: Generic S3 error: Error performing GET http://s3/x in 3.5s, after 2"
-    with pytest.raises(UnavailableError, match="the store does not answer"), delta_table._table_errors("s3://b/t"):
-        raise kind(message)
 
 
 def test_commits_are_tried_for_the_seconds_of_the_store(tmp_path: Path) -> None:
@@ -412,32 +428,6 @@ def test_commits_are_tried_for_the_seconds_of_the_store(tmp_path: Path) -> None:
     assert len(attempts) == 1
 
 
-@pytest.mark.parametrize("message", ["No space left (os error 28)", "Quota exceeded (os error 122)", "x 507 y"])
-def test_a_store_that_is_full_is_named_as_full(message: str) -> None:
-    with pytest.raises(UnavailableError, match="the store is full"), delta_table._table_errors("s3://b/t"):
-        raise OSError(message)
-
-
-@pytest.mark.parametrize(("message", "reason"), [("", "(OSError)"), ("x" * 999, f"({'x' * 300})")])
-def test_the_reason_of_an_error_is_never_empty_or_long(message: str, reason: str) -> None:
-    with pytest.raises(UnavailableError) as raised, delta_table._table_errors("s3://b/t"):
-        raise OSError(message)
-    assert reason in str(raised.value)
-
-
-def test_another_error_while_hard_links_are_tried_is_not_blamed_on_the_file_system(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A disk that fails may answer the next time."""
-
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(os, "link", fail)
-    with pytest.raises(UnavailableError, match="Input/output error"):
-        create(str(tmp_path / "out"))
-
-
 def test_a_damaged_table_is_one_line(tmp_path: Path) -> None:
     store = create(str(tmp_path))
     store.write("_delta_log/00000000000000000000.json", b"no JSON")
@@ -446,40 +436,21 @@ def test_a_damaged_table_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(damaged.value)
 
 
-@pytest.fixture
-def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials with a session token, of no server in particular."""
-    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"):
-        monkeypatch.setenv(f"AWS_{name}", name.lower())
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-
-
-@pytest.mark.usefixtures("keys")
-def test_a_table_is_opened_with_the_session_token_of_the_environment() -> None:
-    """Credentials of a role are refused without it."""
-    options = delta_table._storage_options(Store("s3://spin/out"))
-    assert options is not None
-    assert options["aws_session_token"] == "session_token"
-
-
-@pytest.mark.usefixtures("keys")
-def test_a_commit_to_a_bucket_creates_its_log_entry_only_if_there_is_none() -> None:
-    options = delta_table._storage_options(Store("s3://spin/out"))
-    assert options is not None
-    assert options["aws_conditional_put"] == "etag"
-
-
-@pytest.mark.usefixtures("keys")
 @pytest.mark.parametrize(
     ("server", "endpoint", "http"),
     [("", None, None), ("http://h:9", "http://h:9", "true"), ("https://h", "https://h", "false")],
 )
-def test_an_endpoint_is_named_unless_it_is_that_of_aws(
+def test_the_options_of_a_bucket_come_from_the_environment(
     server: str, endpoint: str | None, http: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only a server that is reached by http may be spoken to without encryption."""
-    if server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    """An endpoint is named unless it is that of AWS; only a server that is reached by http may do without encryption.
+
+    Credentials of a role are refused without their session token. A log entry is created only if there is none.
+    """
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"):
+        monkeypatch.setenv(f"AWS_{name}", name.lower())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
     options = delta_table._storage_options(Store("s3://spin/out"))
     assert options is not None
+    assert (options["aws_session_token"], options["aws_conditional_put"]) == ("session_token", "etag")
     assert (options.get("aws_endpoint"), options.get("allow_http")) == (endpoint, http)

@@ -14,6 +14,7 @@ from pipelines.service_errors import HeldError, UnavailableError
 from pipelines.storage import lease as lease_module
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
+from tests.pipelines.storage.test_object_store import Clock
 
 
 class CountedStore(Store):
@@ -30,19 +31,6 @@ class CountedStore(Store):
     def list(self, prefix: str = "") -> list[str]:
         self.calls["list"] += 1
         return super().list(prefix)
-
-
-class Clock:
-    """Replaces the module `time`; it stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture

@@ -550,30 +550,24 @@ def test_start_time_equals_field_22_of_proc_stat() -> None:
     assert lease_module._start_time(2**22 + 1) is None
 
 
-def test_the_ttl_of_a_holder_in_another_kernel_is_waited_for(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its pid means nothing here: the holder may be alive in a different container or on a different machine."""
+@pytest.mark.parametrize(
+    "holder",
+    [{}, {"pid": 2**22 + 1, "started": "0"}, {"kernel": None, "started": "0"}],
+    ids=["silent", "in another kernel", "in an unknown kernel"],
+)
+def test_a_lease_is_taken_after_the_ttl_of_its_holder(
+    holder: dict[str, Any], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shorter ttl of the waiting run does not count; the old lease object is deleted.
+
+    The pid of another kernel means nothing here: the holder may be alive in another container or on another machine.
+    Two machines that cannot name their kernel are not taken for the same machine.
+    """
     clock = Clock()
     monkeypatch.setattr(lease_module, "time", clock)
-    write_lease(folder, pid=2**22 + 1, started="0", ttl=20.0)
-    with Lease(folder):
-        assert clock.now - 100 >= 20
-
-
-def test_the_ttl_is_waited_for_where_the_kernel_is_unknown(folder: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two machines that cannot name their kernel are not taken for the same machine."""
-    clock = Clock()
-    monkeypatch.setattr(lease_module, "time", clock)
-    monkeypatch.setattr(lease_module, "_kernel", lambda: None)
-    write_lease(folder, kernel=None, started="0", ttl=20.0)
-    with Lease(folder):
-        assert clock.now - 100 >= 20
-
-
-def test_a_silent_lease_is_taken_after_the_ttl_of_its_holder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shorter ttl of the waiting run does not count; the old lease object is deleted."""
-    clock = Clock()
-    monkeypatch.setattr(lease_module, "time", clock)
-    write_lease(store, 7, ttl=20.0)
+    if "kernel" in holder:
+        monkeypatch.setattr(lease_module, "_kernel", lambda: None)
+    write_lease(store, 7, **holder)
     with Lease(store, ttl=5.0) as lease:
         lease.check()
         assert clock.now - 100 >= 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from jobs import cli, named_classifier
+from jobs import named_classifier
 from jobs.commands import model_commands
 from jobs.printing.explanations import print_neurons
 from pipelines.data.corpus import Corpus
@@ -52,6 +51,7 @@ from spin.pages.explanation_page import Driver
 from spin.settings import BackboneSettings, DataSettings, ProbeSettings, SearchSettings, parse_settings
 from spin.sites import FeatureColumn
 from tests.support import tiny
+from tests.support.command_line import run_spin
 from tests.support.corpora import spool_corpus
 from tests.support.summaries import build_choice_summary
 
@@ -299,12 +299,8 @@ class Project:
         fixture = RegistryFixture(self.folder / "model")
         for module in (model_commands, named_classifier):
             self.monkeypatch.setattr(module, "open_registry", lambda settings: fixture)
-        self.monkeypatch.setattr(sys, "argv", ["spin", words[0], str(self.folder / "settings.yaml"), *words[1:]])
-        with pytest.raises(SystemExit) as exit_info:
-            cli.main()
-        out, error = self.capsys.readouterr()
-        assert exit_info.value.code == (2 if fails else 0), error
-        return error if fails else out
+        words = (words[0], str(self.folder / "settings.yaml"), *words[1:])
+        return run_spin(self.capsys, self.monkeypatch, *words, status=2 if fails else 0)
 
 
 def train(folder: Path, backbone: BackboneSettings, texts: Sequence[str], labels: Sequence[Label]) -> None:

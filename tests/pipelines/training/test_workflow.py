@@ -19,14 +19,13 @@ import pytest
 
 from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.spool import read_texts
-from pipelines.nightly import night_driver
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.command_result import check_drift
-from pipelines.nightly.tables.night_history import list_nights, read_predictions
+from pipelines.nightly.tables.night_history import read_predictions
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, NightTables, read_rows
 from pipelines.registry.promotion import promote
 from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
-from pipelines.service_errors import BadRowsError, DriftError, UnavailableError
+from pipelines.service_errors import DriftError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardCounts, ShardOutcome, StepResult
@@ -281,40 +280,6 @@ def test_no_credential_is_written(project: Project) -> None:
     assert not [secret for secret in secrets for data in written if secret in data]
 
 
-def test_a_night_with_too_many_dead_letters_publishes_nothing(project: Project) -> None:
-    """It fails with status 4. A rerun with a higher limit publishes the predictions."""
-    source = project.write("empty.parquet", [{"id": str(n), "text": "fine" if n else ""} for n in range(4)])
-    output = f"{project.base}/strict"
-    with pytest.raises(BadRowsError, match=r"1 of 4 rows cannot be classified .1 empty_text."):
-        run_classify(project.without_ray, project.registry, source, output, night="2026-01-31")
-    assert list_nights(NightTables(Store(output))) == []
-    lenient = project.make_settings(classify={"max_dead_fraction": 0.5}, ray=WITHOUT_RAY)
-    assert run_classify(lenient, project.registry, source, output, night="2026-01-31").counts.predicted == 3
-
-
-def test_a_restarted_night_replaces_the_old_one_in_one_commit(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without `--restart` the files of the plan count. If the new run fails, readers still see the old one."""
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise UnavailableError("no space")
-
-    source = project.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in project.documents[:20]])
-    output = f"{project.base}/versions"
-    run_classify(project.without_ray, project.registry, source, output, night="2026-02-01")
-    more = project.write("night.parquet", [{k: row[k] for k in ("id", "text")} for row in project.documents[:30]])
-    run_classify(project.without_ray, project.registry, more, output, night="2026-02-01")
-    assert len(read_predictions(output)) == 20
-    with monkeypatch.context() as patch:
-        patch.setattr(night_driver, "publish_night", fail)
-        with pytest.raises(UnavailableError, match="no space"):
-            run_classify(project.without_ray, project.registry, more, output, night="2026-02-01", restart=True)
-    assert len(read_predictions(output)) == 20
-    run_classify(project.without_ray, project.registry, more, output, night="2026-02-01")
-    assert len(read_predictions(output)) == 30
-
-
 def test_evaluate_agrees_with_the_predictions(project: Project) -> None:
     """Accuracy and per-class counts follow from the classifier's predictions. An unknown label is refused."""
     rows = tiny.make_documents(60, CLASSES, seed=4)
@@ -409,14 +374,6 @@ def test_the_second_version_is_judged_on_the_evaluation_set_of_the_first(project
     with pytest.raises(UserError, match=r"version 2 of tiny is not promoted: .*score: .* expected at least 100\.0"):
         promote.promote(strict, "2", "worse")
     assert project.registry.champion() == "1"
-
-
-def test_a_version_that_does_not_load_is_not_promoted(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gate downloads and loads the registered model; an empty folder is refused."""
-    monkeypatch.setattr(Registry, "champion", lambda _: None)
-    monkeypatch.setattr(Registry, "download_model", lambda _self, _number, folder: folder)
-    with pytest.raises(UserError, match="version 1 of tiny is not promoted: loads: .*MLmodel.*; correct what it names"):
-        promote.promote(project.registry, "1", "")
 
 
 class KilledOnce:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import sys
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,10 +18,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.cli import main
 from pipelines.workers import job_client
 from pipelines.workers.job_client import PASSED, Job, JobServer, environment
 from spin.errors import UserError
+from tests.support.command_line import CallSpin
 
 TREE = {
     "backbone": {"model": "some/model"},
@@ -33,7 +32,6 @@ TREE = {
 CLASSIFY = ("classify", "settings.yaml", "--input", "s3://spin/in", "--output", "s3://spin/out")
 PLACES = hashlib.sha256(b"s3://spin/in\ns3://spin/out").hexdigest()[:8]
 """what the id of a night has for this input and output"""
-Run = Callable[..., tuple[int, str, str]]
 
 
 class Recorder:
@@ -54,7 +52,7 @@ class Recorder:
 
 
 @pytest.fixture
-def spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call_spin: CallSpin) -> CallSpin:
     """A function that runs `spin` in a folder with settings and returns status, output and error output.
 
     Jobs go to a Recorder.
@@ -67,17 +65,13 @@ def spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
     def run(*arguments: str) -> tuple[int, str, str]:
         Recorder.recorded = {}
-        monkeypatch.setattr(sys, "argv", ["spin", *arguments])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        out, error = capsys.readouterr()
-        return int(str(exit_info.value.code)), out, error
+        return call_spin(*arguments)
 
     return run
 
 
 def test_submit_classify_sends_its_command_line_and_allowed_variables(
-    spin: Run, monkeypatch: pytest.MonkeyPatch
+    spin: CallSpin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No credential is sent with them, and `spin submit` ends with the exit status of the job."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://s3:9000")
@@ -99,7 +93,7 @@ def test_submit_classify_sends_its_command_line_and_allowed_variables(
     }
 
 
-def test_submit_classify_without_a_date_uses_the_day_of_submission(spin: Run) -> None:
+def test_submit_classify_without_a_date_uses_the_day_of_submission(spin: CallSpin) -> None:
     """A job may start a day later. With --detach the command does not wait for it."""
     today = datetime.now(UTC).date().isoformat()
     Path("notes.txt").touch()
@@ -113,7 +107,7 @@ def test_submit_classify_without_a_date_uses_the_day_of_submission(spin: Run) ->
 
 
 @pytest.mark.parametrize("command", ["run", "extract", "probe", "train"])
-def test_training_commands_can_be_submitted_repeatedly(spin: Run, command: str) -> None:
+def test_training_commands_can_be_submitted_repeatedly(spin: CallSpin, command: str) -> None:
     status, _, _ = spin("submit", command, "settings.yaml", "--detach")
     assert status == 0
     assert re.fullmatch(rf"{command}-the-reviews-20\d\d-\d\d-\d\d", Recorder.recorded["name"])
@@ -167,7 +161,7 @@ RELATIVE = "expected s3://… or an absolute path that all nodes share"
     ],
 )
 def test_invalid_arguments_are_reported_before_a_job_is_submitted(
-    spin: Run, arguments: list[str], expected: str
+    spin: CallSpin, arguments: list[str], expected: str
 ) -> None:
     """The status is 2, the error is one line, and no password or token is repeated."""
     Path(".env").touch()
@@ -180,7 +174,7 @@ def test_invalid_arguments_are_reported_before_a_job_is_submitted(
     assert "name" not in Recorder.recorded
 
 
-def test_the_id_of_a_night_holds_its_input_and_output(spin: Run, tmp_path: Path) -> None:
+def test_the_id_of_a_night_holds_its_input_and_output(spin: CallSpin, tmp_path: Path) -> None:
     """In any spelling; another input or output is another job."""
 
     def submitted(source: str, output: str) -> str:
@@ -222,7 +216,7 @@ class FakeClient:
 
 
 @pytest.fixture
-def real_spin(spin: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+def real_spin(spin: CallSpin, monkeypatch: pytest.MonkeyPatch) -> CallSpin:
     """As `spin`, but jobs go through the real JobServer to a FakeClient."""
     monkeypatch.setattr(job_client, "JobServer", JobServer)
     monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", FakeClient)
@@ -230,7 +224,7 @@ def real_spin(spin: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     return spin
 
 
-def test_a_night_is_submitted_once_and_another_input_is_another_night(real_spin: Run) -> None:
+def test_a_night_is_submitted_once_and_another_input_is_another_night(real_spin: CallSpin) -> None:
     """While it runs the status is 3, after it succeeded 2; after a failure it gets the next number."""
     words = ["submit", *CLASSIFY, "--date", "2026-03-01", "--detach"]
     other = [word.replace("s3://spin/in", "s3://spin/in2") for word in words]
@@ -249,7 +243,7 @@ def test_a_night_is_submitted_once_and_another_input_is_another_night(real_spin:
     assert len(FakeClient.jobs) == 3
 
 
-def test_ray_is_given_a_folder_with_the_files_alone(real_spin: Run) -> None:
+def test_ray_is_given_a_folder_with_the_files_alone(real_spin: CallSpin) -> None:
     """Links are sent as the files that they lead to, and no copy is left on this machine."""
     for name in (".env", "notes.txt", "data/x.csv", "other.csv"):
         Path(name).parent.mkdir(exist_ok=True)
@@ -262,14 +256,14 @@ def test_ray_is_given_a_folder_with_the_files_alone(real_spin: Run) -> None:
     assert {path.name for path in Path(tempfile.gettempdir()).glob("spin-submit-*")} <= before
 
 
-def test_the_client_of_ray_writes_no_lines_of_its_own(real_spin: Run) -> None:
+def test_the_client_of_ray_writes_no_lines_of_its_own(real_spin: CallSpin) -> None:
     """Two of its loggers have levels of their own; the third, of a private module, takes the one of `ray`."""
     assert real_spin("jobs")[0] == 0
     names = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging")
     assert {logging.getLogger(f"ray.{name}").getEffectiveLevel() for name in names} == {logging.ERROR}
 
 
-def test_a_token_in_the_address_is_not_shown(monkeypatch: pytest.MonkeyPatch, spin: Run) -> None:
+def test_a_token_in_the_address_is_not_shown(monkeypatch: pytest.MonkeyPatch, spin: CallSpin) -> None:
     monkeypatch.setattr(job_client, "JobServer", JobServer)
     for address in ("http://hush@127.0.0.1:9", "hush://hush@head"):
         status, _, error = spin("jobs", "--address", address)
@@ -278,7 +272,7 @@ def test_a_token_in_the_address_is_not_shown(monkeypatch: pytest.MonkeyPatch, sp
         assert "hush@" not in error
 
 
-def test_absolute_local_paths_are_accepted(spin: Run, tmp_path: Path) -> None:
+def test_absolute_local_paths_are_accepted(spin: CallSpin, tmp_path: Path) -> None:
     """All nodes may share such a folder; the registry may be in it too."""
     settings = [f"store={tmp_path}", f"data.train={tmp_path}/a.csv", "mlflow.tracking_uri=null"]
     assert (
@@ -291,7 +285,7 @@ def test_absolute_local_paths_are_accepted(spin: Run, tmp_path: Path) -> None:
 
 
 def test_the_tracking_uri_in_the_environment_is_sent_unless_it_holds_a_password(
-    spin: Run, monkeypatch: pytest.MonkeyPatch
+    spin: CallSpin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unset = ("--set", "mlflow.tracking_uri=null")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
@@ -319,13 +313,9 @@ def test_variables_named_like_credentials_are_refused(name: str) -> None:
     ],
 )
 def test_commands_report_an_unreachable_cluster_in_one_line(
-    address: str, status: int, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    address: str, status: int, expected: str, call_spin: CallSpin
 ) -> None:
     for command in (["jobs"], ["logs", "x"], ["stop", "x"]):
-        monkeypatch.setattr(sys, "argv", ["spin", *command, "--address", address])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        assert exit_info.value.code == status
-        error = capsys.readouterr().err
-        assert expected in error
+        found, _, error = call_spin(*command, "--address", address)
+        assert (found, expected in error) == (status, True)
         assert len(error.splitlines()) == 1

@@ -33,13 +33,19 @@ class ErrorStream(io.StringIO):
         return length
 
 
-@pytest.mark.parametrize("terminal", [False, True], ids=["log", "terminal"])
-def test_progress_is_logged_as_json_lines(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line holds counts, rate and remaining time. On a terminal, too, lines are written."""
+def log_progress(monkeypatch: pytest.MonkeyPatch, *, terminal: bool = False, as_json: bool = True) -> ErrorStream:
+    """Let lines of progress be written every 0.05 s; return where they go."""
     stream = ErrorStream(terminal)
     monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
-    monkeypatch.setattr(progress_module, "is_logging_json", lambda: True)
+    monkeypatch.setattr(progress_module, "is_logging_json", lambda: as_json)
+    return stream
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["log", "terminal"])
+def test_progress_is_logged_as_json_lines(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line holds counts, rate and remaining time. On a terminal, too, lines are written."""
+    stream = log_progress(monkeypatch, terminal=terminal)
     others = Counter(dead=0, retried=0)
     pace = Pace(100, 20, others)
     with show_pace("classify", "documents", pace):
@@ -64,11 +70,8 @@ def test_progress_is_logged_as_json_lines(terminal: bool, monkeypatch: pytest.Mo
 
 def test_progress_in_a_pipe_is_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless the log is JSON; counts of zero are left out, and so is a pace that is not known yet."""
-    stream = ErrorStream(terminal=False)
-    monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
-    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
+    stream = log_progress(monkeypatch, as_json=False)
     monkeypatch.setattr(progress_module, "_TELLING_SECONDS", 0)
-    monkeypatch.setattr(progress_module, "is_logging_json", lambda: False)
     lines, others = [], Counter(dead=0, retried=0)
     pace = Pace(2_000, 900, others)
     with show_pace("classify", "documents", pace):
@@ -97,10 +100,7 @@ def test_a_short_stage_logs_no_progress(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_total_that_was_estimated_too_low_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of units stays at it, and nobody is told that nothing remains."""
-    stream = ErrorStream(terminal=False)
-    monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
-    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
-    monkeypatch.setattr(progress_module, "is_logging_json", lambda: True)
+    stream = log_progress(monkeypatch)
     with progress("intake", 10, "documents") as advance:
         advance(30)
         stream.written.clear()
@@ -171,10 +171,7 @@ def test_what_is_done_is_polled_and_an_error_ends_nothing(monkeypatch: pytest.Mo
 
 def test_a_line_names_the_runs_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in the thread that writes the lines; outside of a run it has no such entry."""
-    stream = ErrorStream(terminal=False)
-    monkeypatch.setattr(progress_module, "console", Console(file=stream, highlight=False, width=20))
-    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
-    monkeypatch.setattr(progress_module, "is_logging_json", lambda: True)
+    stream = log_progress(monkeypatch)
     for runs in ([CurrentRun("run-a", "a"), CurrentRun("run-b", "b")], []):
         with working_on(runs), progress("classify", 10, "documents"):
             stream.written.clear()

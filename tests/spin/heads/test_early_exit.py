@@ -260,40 +260,6 @@ def with_exits(classifier: TrainedClassifier, **settings: Any) -> TrainedClassif
     )
 
 
-def loop_exits(classifier: TrainedClassifier) -> tuple[np.ndarray, np.ndarray]:
-    """Depth and logits of every text, one document after another, from the activations of full depth."""
-    full = classifier.fitted
-    values = full.standardizer.transform(classifier.features(TEXTS).values)
-    depths, logits = [], []
-    for x in values:
-        for early_exit in full.exits:
-            document_logits = early_exit.head.coef @ x[: early_exit.head.coef.shape[1]] + early_exit.head.intercept
-            if classifier.label_space.probabilities(document_logits[None]).max() >= early_exit.threshold:
-                depths.append(early_exit.depth)
-                break
-        else:
-            depths.append(3)
-            document_logits = full.head.logits(x[None])[0]
-        logits.append(document_logits)
-    return np.array(depths), np.array(logits)
-
-
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_documents_exit_where_their_confidence_reaches_the_threshold(
-    classifier: TrainedClassifier, engine: str
-) -> None:
-    """Depths and logits equal those of a plain loop over the activations of full depth."""
-    depths, logits = loop_exits(classifier)
-    assert {*depths} == {1, 2, 3}
-    early = with_exits(classifier, engine=engine)
-    features = early.features(TEXTS)
-    assert features.depth is not None
-    assert features.depth.tolist() == depths.tolist()
-    assert early.predict_logits(TEXTS) == pytest.approx(logits, abs=1e-3)
-    for column, values in features.columns.items():
-        assert (np.isfinite(values).all(1) == (column.site.layer <= features.depth)).all()
-
-
 def test_blocks_above_an_exit_process_only_the_documents_that_stay(classifier: TrainedClassifier) -> None:
     """A hook counts the documents that reach each block."""
     early = with_exits(classifier)
@@ -307,11 +273,6 @@ def test_blocks_above_an_exit_process_only_the_documents_that_stay(classifier: T
     depth = early.features(TEXTS).depth
     assert depth is not None
     assert documents_per_block == {index: int((depth > index).sum()) for index in range(3)}
-
-
-def test_logits_with_exits_do_not_depend_on_the_order_of_texts(classifier: TrainedClassifier) -> None:
-    early = with_exits(classifier)
-    assert early.predict_logits(TEXTS[::-1])[::-1] == pytest.approx(early.predict_logits(TEXTS), abs=1e-4)
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])

@@ -62,11 +62,6 @@ def test_words_may_be_on_or_off_without_quotes(tmp_path: Path, line: str, expect
     assert load_settings(write_settings(tmp_path, text)).search.words == expected
 
 
-def test_words_are_no_number(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="search.words"):
-        load_settings(write_settings(tmp_path, f"{yaml.safe_dump(TREE)}search: {{words: 1}}\n"))
-
-
 def test_a_settings_file_is_read_and_completed_with_defaults(tmp_path: Path, settings_tree: dict[str, Any]) -> None:
     """The settings cannot be changed afterwards."""
     loaded = load_settings(write_settings(tmp_path, yaml.safe_dump(settings_tree)))
@@ -116,11 +111,16 @@ def test_a_settings_file_is_read_and_completed_with_defaults(tmp_path: Path, set
         ({"search": {"strengths": [0.1, 0]}}, "'search.strengths.1' is 0: Input should be greater than 0"),
         ({"search": {"strengths": [float("inf")]}}, "'search.strengths.0' is inf: Input should be a finite number"),
         ({"search": {"etas": [float("nan")]}}, "'search.etas.0' is nan: Input should be less than or equal to 1"),
+        ({"search": {"words": 1}}, "'search.words' is 1"),
         ({"search": {"l1": [1]}}, "'search.l1.0' is 1: Input should be less than 1"),
         ({"cascade": {"depths": [0.5, 1]}}, "'cascade.depths.1' is 1: Input should be less than 1"),
         ({"decision": {"thresholds": {"good": 1.5}}}, "'decision.thresholds.good' is 1.5: Input should be less than 1"),
         ({"backbone": None}, "'backbone.model' is missing"),
         ({"mlflow": {"model": "a/b"}}, "'mlflow.model' is 'a/b': String should match"),
+        ({"promote": {"class_floors": {"bad": 80}}}, "'promote.class_floors.bad' is 80: Input should be less than"),
+        ({"promote": {"min_score": 80}}, "'promote.min_score' is 80"),
+        ({"promote": {"significance": 0}}, "'promote.significance' is 0"),
+        ({"promote": {"timeout_seconds": 0}}, "'promote.timeout_seconds' is 0"),
         ({"store": None}, "'store.uri' is missing"),
         ({"store": 3}, "'store' is 3: Input should be a valid dictionary"),
         ({"store": {"retention": 30}}, "'store.uri' is missing"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import astuple, replace
@@ -16,7 +15,6 @@ import pytest
 import torch
 from transformers import BertModel
 
-from jobs import cli
 from jobs.commands import classify_command
 from pipelines.nightly import classify_pass
 from pipelines.nightly.report.night_report import NightReport
@@ -37,10 +35,18 @@ from spin.estimator import SpinClassifier
 from spin.monitor.agreement import ShadowAgreement, count_agreement, total_agreement
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
 from spin.shared_pass import SharedPass
-from tests.support import chaos, tiny
+from tests.support import tiny
 from tests.support.browser import open_page
 from tests.support.chaos import FolderRegistry
-from tests.support.night_project import DATE, NightProject, call_before_stage, replace_map_shards, run_shards_here
+from tests.support.command_line import CallSpin
+from tests.support.night_project import (
+    DATE,
+    NightProject,
+    call_before_stage,
+    replace_map_shards,
+    run_shards_here,
+    stopped_at_third_shard,
+)
 from tests.support.shard_logs import open_shard_log
 
 Row = dict[str, Any]
@@ -232,23 +238,6 @@ def test_classes_with_the_most_disagreements_come_first() -> None:
     assert [astuple(row) for row in by_class] == [("b", 1, 1, 0), ("a", 2, 1, 1)]
 
 
-@pytest.mark.parametrize(("first", "second"), [(SHALLOW, DEEP), (DEEP, SHALLOW), (OTHER_BACKBONE, DEEP)])
-def test_a_shared_pass_gives_each_classifier_its_own_features(
-    registry_fixture: FolderRegistry, first: str, second: str
-) -> None:
-    """The values are equal bit for bit, and so is the memory layout, on which the last bits of a product depend."""
-    texts = [row["text"] for row in ROWS]
-    shared_pass = SharedPass([TrainedClassifier.load(registry_fixture.folder / number) for number in (first, second)])
-    assert shared_pass.groups == ([[0], [1]] if first == OTHER_BACKBONE else [[0, 1]])
-    for number, features in zip((first, second), shared_pass.features(texts), strict=True):
-        alone = TrainedClassifier.load(registry_fixture.folder / number).features(texts)
-        assert list(features.columns) == list(alone.columns)
-        for column, values in alone.columns.items():
-            assert np.array_equal(features.columns[column], values)
-            assert features.columns[column].flags.c_contiguous
-        assert (features.n_tokens.tolist(), features.truncated) == (alone.n_tokens.tolist(), alone.truncated)
-
-
 def test_a_forward_pass_serves_the_model_and_its_shadow(project: NightProject, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shared backbone is loaded once and cut at the deeper depth; with different backbones each has its own pass."""
     calls: Counter[str] = Counter()
@@ -285,25 +274,13 @@ def test_a_forward_pass_serves_the_model_and_its_shadow(project: NightProject, m
     assert [sum(isinstance(block, torch.nn.Identity) for block in model.encoder.layer) for model in models] == [2, 1]
 
 
-def test_a_resumed_night_compares_every_document_once(project: NightProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_night_compares_every_document_once(project: NightProject) -> None:
     """A night that is killed after two shards keeps their counts; the alias of the shadow is resolved again."""
     project.write("a.jsonl", ROWS)
     (project.registry_fixture.folder / "challenger").write_text(DEEP)
     uninterrupted = project.run_night("uninterrupted", shadow="challenger")
-    commit = ShardLog.commit
-
-    class Killed(BaseException):
-        pass
-
-    def die_at_third_shard(shard_log: ShardLog, name: str, *args: Any, **keywords: Any) -> Any:
-        if shard_log.layout.folder and name == "000002":
-            raise Killed
-        return commit(shard_log, name, *args, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ShardLog, "commit", die_at_third_shard)
-        with pytest.raises(Killed):
-            project.run_night(shadow="challenger")
+    with stopped_at_third_shard():
+        project.run_night(shadow="challenger")
     assert project.list_published_runs() == []
     resumed = project.run_night(shadow="challenger")
     assert resumed.shadow == uninterrupted.shadow
@@ -479,21 +456,6 @@ def fail_at(number: int, target: Any, name: str, monkeypatch: pytest.MonkeyPatch
     return calls
 
 
-def test_a_document_that_the_model_cannot_compute_is_not_compared(
-    project: NightProject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The document is a dead letter, as in a night without a shadow."""
-    monkeypatch.setattr(classify_pass, "ClassifyStep", chaos.ChaosStep)
-    project.write("a.jsonl", [*ROWS[:17], {"id": "poison", "text": chaos.RAISE}, *ROWS[17:]])
-    alone = project.run_night("alone")
-    report = project.run_night(shadow=f"models:/tiny/{DEEP}")
-    assert collect_shard_digests(report) == collect_shard_digests(alone)
-    assert report.counts.reasons == {"poison": 1}
-    assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (150, 0)
-    ids = [row["id"] for row in read_disagreements(project)]
-    assert ids == sorted(ids)
-
-
 @pytest.mark.parametrize("crashes", [MAX_CRASHES - 1, MAX_CRASHES])
 def test_the_shadow_is_skipped_in_a_shard_that_crashes_its_processes(
     project: NightProject, monkeypatch: pytest.MonkeyPatch, crashes: int
@@ -571,26 +533,22 @@ def test_the_command_and_the_report_show_the_agreement(
     tmp_path: Path,
     project: NightProject,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call_spin: CallSpin,
 ) -> None:
     """`spin classify --shadow` prints the share and the most frequent label pair; the report has tables."""
     project.write("a.jsonl", ROWS)
     (project.registry_fixture.folder / "challenger").write_text(DEEP)
     project.run_night("before")
     monkeypatch.setattr(classify_command, "open_registry", lambda *_: project.registry_fixture)
-    arguments = ["spin", "classify", str(project.folder / "settings.yaml"), "--input", str(project.folder / "data")]
-    arguments += ["--output", str(project.folder / "out"), "--date", DATE, "--shadow", "challenger"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as raised:
-        cli.main()
-    printed = capsys.readouterr()
-    assert raised.value.code == 0, printed.err
+    options = ("--input", project.folder / "data", "--output", project.folder / "out", "--date", DATE)
+    status, printed, error = call_spin("classify", project.folder / "settings.yaml", *options, "--shadow", "challenger")
+    assert status == 0, error
     record = json.loads((project.folder / "out" / "report.json").read_text())["shadow"]
     agreement, share = ShadowAgreement.from_json(record), f"{100 * record['agreement']:.1f}"
     assert agreement.to_json() == record
     [first, *_] = pairs = [astuple(pair) for pair in agreement.disagreements()]
     expected = f"shadow version 2 agrees on {share} % of 150 documents: {first[0]} → {first[1]} {first[2]}"
-    assert expected in printed.out
+    assert expected in printed
     with open_page(browser, tmp_path, (project.folder / "out" / "report.html").read_text()) as window:
         section = window.locator("main section section", has_text="Version 2 scored the same documents")
         assert f"It agrees on {share}\u202f% of 150 documents" in section.inner_text()

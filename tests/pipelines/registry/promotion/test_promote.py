@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import yaml
 
-from jobs.cli import main
 from pipelines.registry.promotion import promote
 from pipelines.registry.promotion.gate import GateReport
 from pipelines.registry.promotion.gate_checks import CheckResult
@@ -29,8 +28,9 @@ from pipelines.registry.versions import Registry
 from pipelines.service_errors import HeldError
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
-from spin.settings import BackboneSettings, Settings, parse_settings
+from spin.settings import BackboneSettings, parse_settings
 from tests.support import tiny
+from tests.support.command_line import CallSpin
 from tests.support.hanging import hang_fresh_process
 from tests.support.registry_fixture import build_evaluation_set, build_quick_classifier, build_training_record
 
@@ -329,17 +329,13 @@ def test_a_promotion_in_progress_excludes_other_promotions_and_rollbacks(
     registry_fixture: PromotionFixture,
     waiting_process: subprocess.Popen[str],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call_spin: CallSpin,
 ) -> None:
     """They name the holder and end with status 3; after the promotion has ended they can run."""
     with pytest.raises(HeldError, match=rf"promotion is held by .* process {waiting_process.pid}; wait until it ends"):
         promote.rollback(registry_fixture.registry, "", "2")
-    monkeypatch.setattr(sys, "argv", ["spin", "promote", str(tmp_path / "settings.yaml"), "--version", "2"])
-    with pytest.raises(SystemExit) as raised:
-        main()
-    assert raised.value.code == 3
-    assert f"process {waiting_process.pid}" in capsys.readouterr().err
+    status, _, error = call_spin("promote", tmp_path / "settings.yaml", "--version", "2")
+    assert (status, f"process {waiting_process.pid}" in error) == (3, True)
     assert registry_fixture.registry.champion() is None
     waiting_process.communicate("\n", timeout=60)
     assert waiting_process.returncode == 0
@@ -352,7 +348,7 @@ def test_a_version_that_hangs_ends_promotion_and_rollback_with_status_6_and_free
     registry_fixture: PromotionFixture,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call_spin: CallSpin,
 ) -> None:
     """Nothing is moved, the error is one line, and the next promotion need not wait."""
     hang_fresh_process(tmp_path / "hang", monkeypatch)
@@ -361,12 +357,10 @@ def test_a_version_that_hangs_ends_promotion_and_rollback_with_status_6_and_free
         patch.setattr(promote, "run_gate", lambda *_: GateReport(()))
         promote.promote(registry_fixture.registry, "1", "")
     for words in (["promote", "--version", "2"], ["rollback", "--to", "2"]):
-        command = [words[0], str(tmp_path / "settings.yaml"), *words[1:], "--set", "promote.timeout_seconds=1"]
-        monkeypatch.setattr(sys, "argv", ["spin", *command])
-        with pytest.raises(SystemExit) as raised:
-            main()
-        assert raised.value.code == 6
-        [line] = capsys.readouterr().err.splitlines()
+        limit = ("--set", "promote.timeout_seconds=1")
+        status, _, error = call_spin(words[0], tmp_path / "settings.yaml", *words[1:], *limit)
+        assert status == 6
+        [line] = error.splitlines()
         assert line.startswith(f"error: version 2 of {registry_fixture.name} did not load and predict within 1 s")
         leases = Store(registry_fixture.tree["store"]) / "promotion"
         assert leases.read_json(leases.list("_lease")[-1])["ended"]
@@ -474,32 +468,25 @@ def test_the_promotion_commands_print_and_record_every_move(
     registry_fixture: PromotionFixture,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call_spin: CallSpin,
 ) -> None:
     """`--force` without a reason and a version that fails the gate end with status 2."""
     file = str(tmp_path / "settings.yaml")
     Path(file).write_text(yaml.safe_dump(registry_fixture.tree))
-
-    def run_spin(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["spin", *arguments])
-        with pytest.raises(SystemExit) as raised:
-            main()
-        return int(raised.value.code or 0), *capsys.readouterr()
-
-    assert run_spin("history", file)[1] == f"{registry_fixture.name} has had no champion; `spin promote` makes one\n"
-    status, _, error = run_spin("promote", file, "--version", "1", "--force", "--why", " ")
+    assert call_spin("history", file)[1] == f"{registry_fixture.name} has had no champion; `spin promote` makes one\n"
+    status, _, error = call_spin("promote", file, "--version", "1", "--force", "--why", " ")
     assert (status, "--force without --why" in error) == (2, True)
     promote.promote(registry_fixture.registry, "1", "")
     failing = GateReport(
         (CheckResult("score", 0.1, 0.5, "10.0 accuracy", "at least 50.0", "train again", figures={"score": 0.1}),)
     )
     monkeypatch.setattr(promote, "run_gate", lambda *_: failing)
-    status, out, error = run_spin("promote", file, "--version", "2")
+    status, out, error = call_spin("promote", file, "--version", "2")
     assert status == 2
     assert "failed" in out
     refusal = f"version 2 of {registry_fixture.name} is not promoted"
     assert f"{refusal}: score: 10.0 accuracy, expected at least 50.0; train again, or" in error
-    status, out, _ = run_spin("promote", file, "--version", "2", "--force", "--why", "a [test]")
+    status, out, _ = call_spin("promote", file, "--version", "2", "--force", "--why", "a [test]")
     assert status == 0
     assert (
         "version 2 is champion in place of version 1, on the frozen evaluation set 10.0 accuracy, forced although"
@@ -511,8 +498,8 @@ def test_the_promotion_commands_print_and_record_every_move(
     tags = registry_fixture.read_gate_tags("2")
     assert run.data.tags["spin.gate.forced"] == report["forced"] == tags["spin.gate.forced"] == "true"
     assert (report["why"], report["passed"]) == ("a [test]", "false")
-    assert run_spin("rollback", file, "--why", "it was poor")[0] == 0
-    lines = run_spin("history", file)[1].splitlines()
+    assert call_spin("rollback", file, "--why", "it was poor")[0] == 0
+    lines = call_spin("history", file)[1].splitlines()
     assert [line.split(" ", 2)[2].partition(", run ")[0] for line in lines] == [
         "promote from none to 1",
         "promote --force (score) from 1 to 2",
@@ -520,19 +507,4 @@ def test_the_promotion_commands_print_and_record_every_move(
     ]
     assert lines[1].endswith(": a [test]")
     assert lines[0] < lines[1] < lines[2]
-    assert "moved" not in run_spin("models", file)[1]
-
-
-def test_invalid_gate_settings_are_refused() -> None:
-    """The error names the setting and its value."""
-    tree = {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s"}
-    for section, message in (
-        ({"class_floors": {"bad": 80}}, "'promote.class_floors.bad' is 80: Input should be less than or equal to 1"),
-        ({"min_score": 80}, "'promote.min_score' is 80"),
-        ({"significance": 0}, "'promote.significance' is 0"),
-        ({"timeout_seconds": 0}, "'promote.timeout_seconds' is 0"),
-    ):
-        with pytest.raises(UserError) as raised:
-            parse_settings({**tree, "promote": section})
-        assert message in str(raised.value)
-    assert Settings.model_validate(tree).promote.max_regression == 0.01
+    assert "moved" not in call_spin("models", file)[1]
