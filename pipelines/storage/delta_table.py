@@ -227,7 +227,8 @@ def create_table(store: Store, schema: pa.Schema, partition_columns: Sequence[st
                     partition_by=list(partition_columns),
                     configuration=_PROPERTIES,
                     storage_options=_storage_options(store),
-                    commit_properties=CommitProperties(max_commit_retries=0),  # else one is put on top of another
+                    # a retry would commit a second creation on top of the first, with the schema of a new table
+                    commit_properties=CommitProperties(max_commit_retries=0),
                 )
         except SpinError:
             if open_table(store) is None:
