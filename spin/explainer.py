@@ -98,7 +98,7 @@ def _share_tokens(
 def _weigh_terms(
     words: WordRegression | None, slopes: Floats, text: str
 ) -> tuple[tuple[TermContribution, ...], Floats | float]:
-    """The contributions of the terms in a text to the logits of a head, and that of the regression's intercept.
+    """The contributions of a text's terms, and of the regression's intercept, to the logits of a head.
 
     `slopes` (K, K) are the head's for the regression's logits.
     """

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RobustnessAudit:
-    """The robustness of one version, and beside it that of the champion."""
+    """The robustness of one version, beside the champion's."""
 
     model: str
     """registered name"""

@@ -31,7 +31,7 @@ _SCHEMA = pa.schema({"text": pa.large_string()})
 
 @dataclass(frozen=True)
 class CorpusSpool:
-    """Where the parts of a corpus are, and how large they are: by both, and the files, they can be written again."""
+    """The place and size of the parts of a corpus; together with the files, enough to write the parts again."""
 
     store: Store
     """of the training"""

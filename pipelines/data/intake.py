@@ -37,7 +37,7 @@ _GROUP_FILES = 500
 
 @dataclass(frozen=True)
 class FileOutcome:
-    """What the intake found in an input file, or in the part of it that a task reads."""
+    """The findings of the intake in an input file, or in the part of it that a task reads."""
 
     uri: str
     size: int
@@ -52,7 +52,7 @@ class FileOutcome:
 
 @dataclass(frozen=True)
 class IntakeReport:
-    """What a task of the intake read."""
+    """The report of an intake task on what it read."""
 
     files: tuple[FileOutcome, ...]
     """in the order of the task"""

@@ -223,7 +223,7 @@ class _Reader:
 
 
 def _find_mistake(id: str | None, text: Any, label: Label | None, split: str | None, data: DataSettings) -> str | None:
-    """What is wrong with a document, its id apart from others; None if nothing is."""
+    """Describe what is wrong with a document by itself, apart from other ids; None if nothing is."""
     if not id:
         return f"the id ({data.id}) is null; expected a unique one"
     labels = label if isinstance(label, list) else [label]

@@ -210,7 +210,7 @@ Save = Callable[[SpoolPart], str]
 
 @dataclass(frozen=True)
 class PartSize:
-    """How large a part of the spool may be."""
+    """The limits on a part of the spool."""
 
     documents: int
     """at most"""
@@ -295,7 +295,7 @@ class SpoolWriter:
         self._held, self._held_bytes = [], 0
 
     def _count_fitting(self, ends: NDArray[np.float64]) -> int:
-        """How many of further rows fit into the part, given its bytes after each (n,)."""
+        """Count how many further rows fit into the part, given its bytes after each (n,)."""
         most = int(np.searchsorted(ends, MAX_BYTES, side="right"))
         even = int(np.searchsorted(ends, self._size.even_bytes, side="right"))
         return min(most, max(even, LEAST_DOCUMENTS - self._rows))

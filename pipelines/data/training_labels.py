@@ -176,7 +176,7 @@ def split_all(
     *,
     frozen: FrozenDocuments,
 ) -> list[str]:
-    """The split of every document: that of its split column, else by the hash of its group.
+    """The split of every document: from its split column, else by the hash of its group.
 
     A document whose id is frozen tests. Any other whose text is frozen is `DROPPED` if it would train or validate.
     """
@@ -202,7 +202,7 @@ def _find_overlap(splits: Sequence[str], text_hashes: Hashes, groups: Hashes) ->
 
 
 def _count_shared(hashes: Hashes, others: Hashes) -> int:
-    """How many of the hashes are among others, which are sorted in place: `np.isin` takes six times the memory."""
+    """Count the hashes that are among others, which are sorted in place: `np.isin` takes six times the memory."""
     others.sort()
     places = np.searchsorted(others, hashes)
     within = places < len(others)

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ForgottenInRegistry:
-    """What was forgotten about a registered model."""
+    """The rows and files of a registered model that were forgotten."""
 
     model: str
     """registered name"""
@@ -49,7 +49,7 @@ class ForgottenInRegistry:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was forgotten, or would be."""
+    """The result of `forget`: what was removed, or would be."""
 
     outputs: tuple[ForgottenRows, ...]
     """what was removed from each output"""

@@ -1,4 +1,4 @@
-"""What a command has done for its models: the reports of their nights, and what has failed or drifted."""
+"""The result of a command for its models: the reports of their nights, and what has failed or drifted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spin.settings import BackboneSettings
 
 @dataclass(frozen=True)
 class NightFailure:
-    """Why the night of a model has failed, or what failed after it was published."""
+    """The failure of a model's night, before or after it was published."""
 
     model: str
     """name of the registered model"""
@@ -33,7 +33,7 @@ class NightFailure:
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a command has done for its models."""
+    """The result of a command for its models."""
 
     models: tuple[str, ...]
     """names of the registered models, in order"""

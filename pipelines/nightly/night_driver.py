@@ -125,7 +125,7 @@ class NightDriver:
 
     @contextmanager
     def _logging_failure(self, nights: Sequence[Night]) -> Iterator[None]:
-        """Log an error if there are several models: that of a single one ends the command, which prints it."""
+        """Log an error if there are several models: a single model's error ends the command, which prints it."""
         try:
             yield
         except Exception as error:

@@ -48,7 +48,7 @@ class NightPass:
 
     @cached_property
     def lease(self) -> Lease | LeaseGroup:
-        """What this driver must hold to go on: the lease of one of the models."""
+        """The lease that this driver must hold to go on: of any one of the models."""
         leases = [night.lease for night in self.nights]
         return leases[0] if len(leases) == 1 else LeaseGroup(leases)
 
@@ -72,7 +72,7 @@ class NightPass:
         layout: LogLayout = LogLayout(),  # noqa: B008
         backbone: str | None = None,
     ) -> ShardWork[C]:
-        """The work of a stage; its log is by default in a folder of its own in that of the pass."""
+        """The work of a stage; its log is by default in a folder of its own in the folder of the pass."""
         ray = self.settings.ray.for_stage("classify")
         return ShardWork(
             make,

@@ -73,7 +73,7 @@ class NightRun:
 
 @dataclass(frozen=True, kw_only=True)
 class RunDetails:
-    """What there is to know about one run."""
+    """The details of one run, as `spin nights show` prints them."""
 
     night: NightRun
     """the run"""
@@ -96,7 +96,7 @@ def list_output(output: str) -> list[NightRun]:
 
 
 def resumable_runs(runs: Sequence[NightRun]) -> list[NightRun]:
-    """Those of the runs of an output with which the command of their date goes on.
+    """The runs of an output with which the command of their date goes on.
 
     A run that was never published is not among them if a later one of its date and model was begun: that one goes on,
     or is the night. `runs` are all of the output, as `list_output` returns them.

@@ -249,7 +249,7 @@ def _kernel() -> str | None:
 
 
 def _start_time(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot; None if it does not exist.
+    """The start of a process in clock ticks since boot; None if it does not exist.
 
     Since boot, not since 1970: a clock that is set changes the start of a process in seconds since 1970.
     """

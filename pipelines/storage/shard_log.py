@@ -199,7 +199,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class LogLayout:
-    """Where a run's shard log and the files of its shards are in a store."""
+    """The places of a run's shard log and of its shards' files in a store."""
 
     folder: str = ""
     """folder of the log, such as `_runs/RUN`; by default the store itself"""

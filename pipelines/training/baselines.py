@@ -231,7 +231,7 @@ def tabulate(
 
 
 def _find_intervals(metric: str, y: Targets, contenders: Sequence[Contender], seed: int) -> list[ScoreInterval]:
-    """The interval of each contender's score, and that of its difference to the score of the row `spin`."""
+    """The intervals of each contender's score, and of its difference to the score of the row `spin`."""
     predictions = [contender.predicted for contender in contenders]
     [spin] = [contender.predicted for contender in contenders if contender.name == "spin"]
     intervals = score_intervals(metric, y, predictions, seed)

@@ -311,7 +311,7 @@ class _Survey:
 
     @cached_property
     def spool(self) -> CorpusSpool:
-        """Where the corpus is spooled, in parts whose features fit in memory whatever their number types are."""
+        """The spool of the corpus, in parts whose features fit in memory whatever their number types are."""
         bytes_each = bytes_per_document(self.widths, dict.fromkeys(self.widths, np.float32))
         most = min(self.settings.ray.shard_documents, max(1, MAX_SHARD_BYTES // bytes_each))
         size = PartSize.of(sum(file.size for file in self.files), most)

@@ -53,7 +53,7 @@ def write_test_logits(collected: Mapping[Choice, HeldOutLogits]) -> bytes:
 
 
 def promise_error(settings: Settings, spin: TrainedClassifier, held_out: HeldOutLogits) -> ErrorPromise | None:
-    """What the test documents prove of `decision.max_error` for the classifier in use; None where it is not set."""
+    """The certificate of `decision.max_error` by test documents, for the classifier in use; None if not set."""
     max_error = settings.decision.max_error
     if max_error is None:
         return None

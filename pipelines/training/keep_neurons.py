@@ -57,7 +57,7 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class KeptColumns:
-    """What the second pass reads of which documents."""
+    """The neurons that the second pass reads, and of which documents."""
 
     selection: Selection
     """the neurons of all these documents"""

@@ -47,7 +47,7 @@ class StoredWork:
 
 @dataclass(frozen=True)
 class PurgePlan:
-    """What a purge deletes, and what is too young for it."""
+    """The plan of a purge: what it deletes, and what is too young for it."""
 
     delete: tuple[StoredWork, ...]
     leave: tuple[StoredWork, ...]
@@ -86,7 +86,7 @@ def run_purge(settings: Settings, *, older_than: timedelta | None = None, dry_ru
 
 
 def plan_purge(store: Store, *, now: datetime, age: timedelta) -> PurgePlan:
-    """What a purge deletes: the work of stages that have not changed for `age`."""
+    """Plan a purge: it deletes the work of stages that have not changed for `age`."""
     found = (
         _find_folder(store, FEATURES, FEATURES, now),
         _find_folder(store, SPOOL, FEATURES, now),  # the extract stage writes it, and the end of a training deletes it
@@ -118,7 +118,7 @@ def _find_folder(store: Store, folder: str, stage: str, now: datetime) -> Stored
 
 
 def _find_model_work(store: Store, now: datetime) -> StoredWork | None:
-    """What the train stage has stored besides the model; all that it has stored if it has not finished.
+    """The files of the train stage besides the model; all of them if it has not finished.
 
     The files of the model are those of the registered version. The manifest and the records of registrations keep
     `spin run` from training and registering it again. None if there is nothing to delete.

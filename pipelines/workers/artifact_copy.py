@@ -13,7 +13,7 @@ from spin.errors import UserError
 
 @dataclass(frozen=True)
 class ArtifactCopy:
-    """Where the files of a classifier are, and what they must hold.
+    """The place of a classifier's files, and the digests that they must have.
 
     The driver hands it to the workers with the step, and not through the store: who can change the files there could
     change their digests too.

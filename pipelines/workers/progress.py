@@ -29,7 +29,7 @@ Advance = Callable[[float], None]
 
 
 class Pace:
-    """How much of a stage is done, how fast, and how much longer it takes; `others` are further counts by name.
+    """The progress of a stage: what is done, how fast, and the time left; `others` are further counts by name.
 
     The pace is that since the first report: what comes before it, such as the start of workers, says nothing of it.
     """

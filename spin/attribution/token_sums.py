@@ -259,7 +259,7 @@ def _pooling_names(columns: Mapping[FeatureColumn, slice]) -> NDArray[np.str_]:
 
 
 def _window_of_value(pooling: Pooling, values: Floats, shares: Floats, owners: Ints) -> Ints:
-    """The first window (n, m) of each text whose value is that of the text, by values (w, m) and shares (w, 1)."""
+    """The first window (n, m) of each text whose value the text has, from values (w, m) and shares (w, 1)."""
     numbers, starts = np.arange(len(values))[:, None], first_windows(owners)
     if len(starts) == len(values):  # every text has one window
         return np.broadcast_to(numbers, values.shape)

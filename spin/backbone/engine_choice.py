@@ -47,7 +47,7 @@ class EngineChoice:
 
 
 def choose_engine(settings: BackboneSettings, device: str, folder: Path, digest: str) -> EngineChoice:
-    """Choose the engine and precision for the backbone in a folder; `digest` is that of its files.
+    """Choose the engine and precision for the backbone in a folder; `digest` is the digest of its files.
 
     - `engine: auto` takes OpenVINO if `preferred_engine` allows it and its trial on this processor passes, else torch.
       A failed trial in bfloat16 leads to torch in bfloat16 rather than OpenVINO in float32. On a Xeon with AMX,

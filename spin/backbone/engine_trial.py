@@ -88,7 +88,7 @@ class Verdict:
 
 @cache
 def judge_engine(request: TrialRequest) -> Verdict:
-    """The verdict on OpenVINO for a backbone and precision: the recorded one, else that of a trial now.
+    """The verdict on OpenVINO for a backbone and precision: the recorded one, or that of a trial now.
 
     Of several processes that need it at the same time, one runs the trial and the others wait. Inconclusive verdicts
     are remembered by this process alone, as are all verdicts if the cache folder cannot be written (which is logged).

@@ -11,7 +11,7 @@ _MARGIN = 16
 
 
 def can_tokenize_starts(tokenizer: Any) -> bool:
-    """Whether the first tokens of a text are those of its start, for a fast `transformers` tokenizer.
+    """Whether a fast `transformers` tokenizer gives a text the same first tokens as its start alone.
 
     They are if it divides texts at spaces before it looks for tokens, and cuts them at the end.
     """

@@ -1,4 +1,4 @@
-"""Windows of long texts: how a text is divided, and how what is pooled of its windows becomes that of the text."""
+"""Windows of long texts: how a text is divided, and how the pooled values of its windows are merged."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def split_windows(encodings: Sequence[Any], overlap: int, limit: int) -> tuple[l
 
 
 def window_encodings(encoding: Any, count: int) -> list[Any]:
-    """The encodings of the first `count` windows of a text, from that of the text."""
+    """The encodings of the first `count` windows of a text, cut from the encoding of the text."""
     return [encoding, *encoding.overflowing[: count - 1]] if count > 1 else [encoding]
 
 

@@ -32,7 +32,7 @@ class Blend:
         return np.float32(self.neurons) * of_neurons + np.float32(self.words) * of_words
 
     def fold_into(self, head: AnyHead, scale: Floats) -> AnyHead:
-        """The head of both, from that of the neurons; its first K features are the words' logits over a scale (K,)."""
+        """The neurons' head joined with the words; its first K features are the words' logits over a scale (K,)."""
         return head.join_words(np.float32(self.neurons), np.float32(self.words) * scale.astype(np.float32))
 
 

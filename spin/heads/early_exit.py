@@ -37,7 +37,7 @@ class EarlyExit:
 
 
 def confidence(label_space: LabelSpace, probabilities: Floats) -> Floats:
-    """(n,) the largest probability; in a multi-label task that of the least certain class decision, from one half."""
+    """The confidence (n,): the largest probability; in a multi-label task the certainty of the least certain class."""
     if label_space.multilabel:
         return np.maximum(probabilities, 1 - probabilities).min(1)
     return probabilities.max(1)

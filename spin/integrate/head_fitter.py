@@ -105,7 +105,7 @@ class HeadFitter:
         return heads
 
     def _calibrate(self, head: Head, recipe: HeadRecipe) -> Head:
-        """The head of a recipe from that of its neurons: with the words, and calibrated."""
+        """The head of a recipe from its neurons' head: with the words, and calibrated."""
         if recipe.blend is not None:
             assert self.word_scale is not None
             head = recipe.blend.fold_into(head, self.word_scale)

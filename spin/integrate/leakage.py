@@ -144,7 +144,7 @@ def _search_below(search: Search, leakage: Leakage) -> list[Candidate]:
 
 
 def _largest_eta(search: Search, rule: Rule, leakage: Leakage) -> float | None:
-    """About the largest eta whose selection at full depth is within the cap; None if that of none is.
+    """About the largest eta whose selection at full depth is within the cap; None if no selection is.
 
     More neurons reveal more, so that bisection finds their number.
     """

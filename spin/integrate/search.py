@@ -153,7 +153,7 @@ class Search:
         return self.data.y[np.concatenate([fold.valid for fold in self.data.folds])]
 
     def _rank(self, rule: Rule, ridge: Sequence[RidgeImportance]) -> list[Ranking]:
-        """The rankings of each fold's training rows, and at last that of all labelled rows."""
+        """The rankings of each fold's training rows, and at last the ranking of all labelled rows."""
         if rule == "l1":
             return [Ranking.by_probes(probes.values()) for probes in (*self.fold_probes, self.final_probes)]
         folds = [{r.column: r.folds[i] for r in ridge} for i in range(len(self.data.folds))]

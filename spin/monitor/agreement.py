@@ -151,7 +151,7 @@ def _cells(model: Label | None, shadow: Label | None, multilabel: bool) -> list[
 
 
 def _nested(cells: Mapping[tuple[str, str], int]) -> Confusion:
-    """The counts in an order that does not depend on that of the documents."""
+    """The counts in an order that does not depend on the documents' order."""
     nested: Confusion = {}
     for (model, shadow), documents in sorted(cells.items()):
         nested.setdefault(model, {})[shadow] = documents

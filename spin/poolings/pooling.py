@@ -17,7 +17,7 @@ Shares = Literal["none", "every token", "one by value", "one by place"]
 
 
 class Pooling(ABC):
-    """How the values of a neuron on all tokens of a text become one value; `POOLINGS` holds one of each class.
+    """A way to turn a neuron's values on all tokens of a text into one value; `POOLINGS` holds one of each class.
 
     A mask (B, T) is true for the tokens that count, of which every text has one. Values (B, T, m) outside it are
     finite, and padding may lie on either side.

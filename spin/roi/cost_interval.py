@@ -1,4 +1,4 @@
-"""Prediction intervals of a mean cost: how far the mean of documents to come may lie from that of a sample."""
+"""Prediction intervals of a mean cost: how far the mean of documents to come may lie from a sample's mean."""
 
 from __future__ import annotations
 

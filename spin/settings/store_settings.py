@@ -12,7 +12,7 @@ from spin.settings.section import Section
 
 
 class StoreSettings(Section):
-    """Where features, probes, the trained model and its report are kept. A URI alone is short for `uri`."""
+    """The place of features, probes, the trained model and its report. A URI alone is short for `uri`."""
 
     uri: Uri = Field(description="A folder or s3://BUCKET/PREFIX.")
     retention: int | None = Field(

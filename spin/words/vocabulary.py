@@ -61,7 +61,7 @@ class Vocabulary:
         return self.weigh(counts)
 
     def weigh(self, counts: Any) -> Any:
-        """The sparse matrix (n, v) of (1 + log count) * idf by that of float32 counts, each row scaled to length 1."""
+        """The sparse matrix (n, v) of (1 + log count) * idf from float32 counts, each row scaled to length 1."""
         from sklearn.feature_extraction.text import TfidfTransformer  # takes a second; a model without words needs none
 
         transformer = TfidfTransformer(sublinear_tf=True)
@@ -92,7 +92,7 @@ class Vocabulary:
         return np.repeat(np.arange(len(tokens)), list(map(len, tokens)))[at], at, entries
 
     def _match(self, owners: Ints, entries: Ints) -> tuple[Ints, Ints]:
-        """The terms that occur, and the index of the entry of each: of a word pair that of the first word."""
+        """The terms that occur, and the index of each term's entry; a word pair has the index of its first word."""
         numbers = entries[:, 0]
         if self.unit == "characters":
             return np.arange(len(numbers)), numbers

@@ -63,7 +63,7 @@ def text_codec(encoding: str) -> str:
 
 
 def not_encoded(byte: int, encoding: str) -> str:
-    """What is wrong with a line that holds a byte which its encoding does not know."""
+    """Describe the first byte of a line that its encoding does not know."""
     return (
         f"is not {encoding}, it holds the byte 0x{byte:02x}; name the encoding in data.encoding, as cp1252 or latin-1"
     )

@@ -140,7 +140,7 @@ def _parse_line(line: bytes, uri: str, encoding: str, malformed: dict[int, str],
 
 
 def _describe_no_json(error: Exception, encoding: str) -> str:
-    """Why a line is no JSON, by its column: the module counts lines within the line."""
+    """Describe why a line is no JSON, by its column: the module counts lines within the line."""
     if isinstance(error, UnicodeDecodeError):
         return not_encoded(error.object[error.start], encoding)
     if isinstance(error, json.JSONDecodeError):

@@ -204,7 +204,7 @@ def settle_types(
 
 
 def check_declared_types(data: DataSettings, known: Mapping[str, str]) -> None:
-    """Raise UserError if a type in `data.keep` is not that of the column in the table of the output."""
+    """Raise UserError if a type in `data.keep` differs from the column's type in the table of the output."""
     for name, declared in data.keep.items():
         _unify_with_table(name, declared or "null", "data.keep", known)
 

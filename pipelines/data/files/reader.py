@@ -168,7 +168,7 @@ def to_documents(
 
 
 def _describe_absent(record: Mapping[str, Any], required: Collection[str], noun: str) -> str:
-    """Which columns a row lacks, and which it has."""
+    """Describe which columns a row lacks, and which it has."""
     lacks = " and no ".join(f"'{name}'" for name in required if name not in record)
     return f"the {noun} has no {lacks}; it has {list_columns(record.keys()) or 'none'}"
 

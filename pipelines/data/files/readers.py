@@ -1,4 +1,4 @@
-"""The formats of input files, and how a file is read by that of its kind."""
+"""The formats of input files, and the reader of each."""
 
 from __future__ import annotations
 

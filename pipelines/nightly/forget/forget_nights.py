@@ -40,7 +40,7 @@ from pipelines.storage.records import to_json
 
 @dataclass(frozen=True, kw_only=True)
 class ForgottenRows:
-    """What was removed from an output, or would be. It holds no ids."""
+    """The rows that were removed from an output, or would be. It holds no ids."""
 
     output: str
     """URI of the output"""
@@ -111,7 +111,7 @@ def _claim_all(tables: NightTables, leases: ExitStack) -> dict[str, int]:
 
 
 def _plan(tables: NightTables, forgotten: ForgottenIds) -> ForgottenRows:
-    """What would be removed."""
+    """Find what would be removed."""
     models = models_of(tables)
     held = {night.run: _find_rows(tables, night, forgotten)[1] for night in list_nights(tables)}
     found = {run: rows for run, rows in held.items() if rows}

@@ -1,4 +1,4 @@
-"""Where the tables of an output hold documents: the rows of a run with one of some ids, by table and file."""
+"""The rows of an output's tables that hold one of some ids, by run, table and file."""
 
 from __future__ import annotations
 

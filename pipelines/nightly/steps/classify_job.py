@@ -1,4 +1,4 @@
-"""What the workers that classify a pass have in common: the models with their runs, and the names of their files."""
+"""The job of the workers that classify a pass: the models with their runs, and the names of their files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ENDINGS = {
 
 @dataclass(frozen=True)
 class ShadowJob:
-    """What the workers of a run need of its shadow."""
+    """The shadow of a run, as its workers need it."""
 
     spec: ShadowSpec
     """the shadow"""
@@ -46,7 +46,7 @@ class ShadowJob:
 
 @dataclass(frozen=True)
 class ModelJob:
-    """What the workers of a pass need of one of its models."""
+    """One of a pass's models, as its workers need it."""
 
     run: Run
     """run of the model"""
@@ -66,7 +66,7 @@ class ModelJob:
 
 @dataclass(frozen=True)
 class ClassifyJob:
-    """What the workers of a pass have in common."""
+    """The job that all workers of a pass share."""
 
     models: tuple[ModelJob, ...]
     """the models, of which at most one has a shadow"""
@@ -100,7 +100,7 @@ def share_to_sample(settings: ClassifySettings, documents: int) -> float:
 
 
 def pass_layout(record: Pass) -> LogLayout:
-    """Where the files of a pass's shards are in an output: those of tables in the folders of each run."""
+    """The places of a pass's shard files in an output: files of tables lie in the folder of each run."""
     return LogLayout(
         f"{RUNS}/{record.name}",
         {
@@ -112,5 +112,5 @@ def pass_layout(record: Pass) -> LogLayout:
 
 
 def pass_ending(ending: str, place: int) -> str:
-    """The ending of a file in the shard log of a pass; `place` is that of its run in the record of the pass."""
+    """The ending of a file in the shard log of a pass; `place` is its run's place in the record of the pass."""
     return f"{place}.{ending}"

@@ -75,7 +75,7 @@ def plan_partitions(documents: int) -> list[Shard]:
 
 
 class DuplicateStep:
-    """Lists the rows of a partition whose id is that of another row, which is predicted in their place.
+    """List the rows of a partition whose id another row has, which is predicted in their place.
 
     Of the rows with an id, the first in the order of the plan is predicted that is sound: the intake has left out the
     ids of rows that it knows to be dead letters. A row that turns out to fail while it is computed still counts as the
@@ -122,7 +122,7 @@ _ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("shard", "<i4"), ("row", "<i4
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the rows of each part are: the shard, and the row of the shard at which the part begins."""
+    """The place of each part: its shard, and the row of the shard at which it begins."""
 
     shards: tuple[NDArray[np.int32], ...]
     """by task and part; -1 for a part that is in no shard"""

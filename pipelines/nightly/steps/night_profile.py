@@ -1,4 +1,4 @@
-"""What the documents of a night are compared with training by, and the quality of their labels estimated from."""
+"""Profiles of a night's documents: drift against training and label quality are estimated from them."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class PieceFeatures:
 
 @dataclass(frozen=True)
 class ModelRows:
-    """What one model has computed of the rows of a shard."""
+    """The results of one model for the rows of a shard."""
 
     pieces: list[tuple[list[int], Features, Features | None]]
     """rows in order, with the features of the model, and of the shadow if it was computed with them"""
@@ -94,7 +94,7 @@ class PassFeatures:
         *,
         with_shadow: bool,
     ) -> dict[int, ModelRows]:
-        """What each of some models, given by its number, computes of the rows.
+        """Compute the rows' results of each of some models, given by number.
 
         A row that raises is isolated. Of several models, each is then tried alone, so that it is a failing row of those
         alone that cannot compute it. A row that kills its process is one of all. `check` and the errors are those of

@@ -1,4 +1,4 @@
-"""What the steps of a nightly run count in a shard, and the counts of a night."""
+"""Counts of the steps of a nightly run: in a shard, and of a night."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class ClassifyCounts(DocumentCounts, ShardCounts):
 
     @property
     def tally(self) -> ShardTally:
-        """What is counted of the shard as it ends."""
+        """Count the shard as it ends."""
         return ShardTally(documents=self.rows, tokens=self.tokens, dead_letters=self.reasons, exits=self.depths)
 
 

@@ -1,4 +1,4 @@
-"""What an output holds: its nights, the input files that they took, and their predictions."""
+"""The contents of an output: its nights, the input files that they took, and their predictions."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def find_newest_night(nights: Iterable[PublishedRun], *, model: str | None = Non
 
 
 def taken_files(tables: NightTables, *, model: str, date: str, files: Collection[FileState]) -> set[FileState]:
-    """Those of the files whose documents are in a published night of the model of another date than `date`.
+    """The files whose documents are in a published night of the model of another date than `date`.
 
     Quarantined files are not among them. Ask after the claim: until another claim, the answer stays true.
     Raises UserError if the table of inputs lacks a run that is published.

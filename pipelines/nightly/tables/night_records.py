@@ -89,12 +89,12 @@ def lease_model(out: Store, model: str) -> Lease:
 
 
 def is_run_name(name: str) -> bool:
-    """Whether a folder of `_runs/` is that of a run."""
+    """Whether a folder of `_runs/` belongs to a run."""
     return _RUN_NAME.fullmatch(name) is not None
 
 
 def is_run_of(name: str, models: Collection[str]) -> bool:
-    """Whether a name is that of a run of one of some models."""
+    """Whether a name belongs to a run of one of some models."""
     return is_run_name(name) and name[11:].rpartition("-")[0] in {model_slug(model) for model in models}
 
 

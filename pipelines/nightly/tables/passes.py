@@ -48,7 +48,7 @@ def pass_name(date: str, runs: Sequence[str]) -> str:
 
 
 def is_pass_name(name: str) -> bool:
-    """Whether a folder of `_runs/` is that of a pass."""
+    """Whether a folder of `_runs/` belongs to a pass."""
     return _PASS_NAME.fullmatch(name) is not None
 
 
@@ -87,7 +87,7 @@ def number_driver(out: Store, name: str, claims: Sequence[int]) -> int:
 
 
 def open_runs(tables: NightTables, runs: Sequence[str]) -> list[str]:
-    """Those runs of a pass that still need it: they are neither finished, nor published, nor given up."""
+    """The runs of a pass that still need it: they are neither finished, nor published, nor given up."""
     finished, predictions = find_nights(tables.out, runs), tables.open(PREDICTIONS)
     waiting = [run for run in runs if run not in finished and not was_published(predictions, run)]
     return [run for run in waiting if not is_abandoned(tables.out, run)]

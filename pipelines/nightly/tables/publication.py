@@ -303,7 +303,7 @@ def _model_app(model: str) -> str:
 
 
 def _metadata(night: Run, claim: int) -> dict[str, str]:
-    """What a commit says about itself in the history of a table."""
+    """The metadata of a commit in the history of a table."""
     return {
         "run": night.name,
         "date": night.date,

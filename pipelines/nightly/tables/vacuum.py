@@ -35,7 +35,7 @@ SHORTEST_AGE = timedelta(hours=24)
 
 @dataclass(frozen=True)
 class VacuumPlan:
-    """What a vacuum does."""
+    """The plan of a vacuum."""
 
     abandon: tuple[str, ...]
     """runs that can be neither resumed nor restored from then on"""
@@ -53,7 +53,7 @@ def models_of(tables: NightTables) -> list[str]:
 
 
 def plan_vacuum(tables: NightTables, *, now: datetime, age: timedelta) -> VacuumPlan:
-    """What a vacuum deletes: files that nothing names and that have not changed for `age`.
+    """Plan a vacuum: it deletes files that nothing names and that have not changed for `age`.
 
     A run that was never published and has not changed for `age` is given up. So is one that was replaced at least `age`
     ago; until then it can be restored. Of runs that are published or can be restored, their files and records stay,
@@ -121,13 +121,13 @@ class _Pass:
 
     @property
     def changed(self) -> float:
-        """When it changed last, in seconds since 1970."""
+        """The time of its last change, in seconds since 1970."""
         return max(item.modified for item in self.objects)
 
 
 @dataclass(frozen=True)
 class _Contents:
-    """What the tables and the records of an output name."""
+    """The files that the tables and the records of an output name."""
 
     published: frozenset[str]
     """runs that were published, now or at any time before"""

@@ -84,7 +84,7 @@ class Comparison:
 
     @cached_property
     def differences(self) -> Mapping[str, tuple[float, float]]:
-        """The score minus that of the champion and of the best one, each with its lower confidence bound."""
+        """The score minus the champion's and the best one's, each with its lower confidence bound."""
         metric, seed, own = self.settings.metric, self.settings.seed, self.score(self.predicted)
         return {
             name: (

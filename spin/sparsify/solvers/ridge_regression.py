@@ -26,7 +26,7 @@ def add_products(gram: Tensor, X: Tensor) -> None:
 
 
 def fill_upper(gram: Tensor) -> Tensor:
-    """The symmetric matrix (n, n) whose lower triangle is that of `gram`."""
+    """The symmetric matrix (n, n) with the lower triangle of `gram`."""
     return gram.tril() + gram.tril(-1).T
 
 
