@@ -38,7 +38,7 @@ class Night:
     claim: int
     """number of the claim of the model"""
     run: ChosenRun
-    """the run"""
+    """the run of this command"""
 
     @property
     def name(self) -> str:

@@ -76,7 +76,7 @@ class RunDetails:
     """The details of one run, as `spin nights show` prints them."""
 
     night: NightRun
-    """the run"""
+    """the run as its output records it"""
     rows: Mapping[str, int]
     """rows of the run by table, empty while it is not finished"""
     files_taken: int | None

@@ -127,7 +127,7 @@ class _Places:
     shards: tuple[NDArray[np.int32], ...]
     """by task and part; -1 for a part that is in no shard"""
     offsets: tuple[NDArray[np.int32], ...]
-    """likewise"""
+    """the row of that shard at which the part begins, by task and part"""
 
     @classmethod
     def of(cls, plan: NightPlan, tasks: int) -> _Places:
