@@ -125,9 +125,17 @@ def create_plan(
 
 
 def read_plan(store: Store, derived_type: type[D]) -> StagePlan[D] | None:
-    """The plan in a store, None if there is none."""
+    """The plan in a store, None if there is none. Raises UserError for one of another shape."""
     stored = store.read_json(PLAN)
-    return None if stored is None else _parse_plan(store, stored, derived_type)
+    if stored is None:
+        return None
+    try:
+        return StagePlan(stored["stage"], stored["metadata"], from_json(derived_type, stored["derived"]))
+    except (KeyError, ValidationError) as error:
+        raise UserError(
+            f"{store.uri}/{PLAN} is damaged or of another version ({shorten_message(str(error))}); delete it to "
+            "start over"
+        ) from None
 
 
 def find_manifest(store: Store, plan: StagePlan[Any], results_type: type[R]) -> StageManifest[R] | None:
@@ -186,29 +194,25 @@ def delete_objects(store: Store, keys: Sequence[str], lease: Lease) -> None:
 def _find_plan(
     store: Store, stage: str, metadata: dict[str, Any], derived_type: type[D], *, restart: bool = False
 ) -> StagePlan[D] | None:
-    """The plan in a store, None if there is none; one with other metadata is refused, or with `restart` ignored."""
-    stored = store.read_json(PLAN)
-    if stored is None:
-        return None
+    """The plan in a store, None if there is none.
+
+    One that cannot be read, or has other metadata, is refused, or with `restart` ignored.
+    """
+    try:
+        plan = read_plan(store, derived_type)
+    except UserError:
+        if restart:
+            return None
+        raise
     # guarded by test_a_run_with_other_settings_is_refused_without_restart
-    if plan_fingerprint(stage, metadata) != plan_fingerprint(stored["stage"], stored["metadata"]):
+    if plan is not None and plan.fingerprint != plan_fingerprint(stage, metadata):
         if restart:
             return None
         raise UserError(
-            f"{stage}: {store.uri} was made with other settings or data: {_differences(stage, metadata, stored)}. "
+            f"{stage}: {store.uri} was made with other settings or data: {_differences(stage, metadata, plan)}. "
             "Put them back, name another folder for the results, or start over with --restart"
         )
-    return _parse_plan(store, stored, derived_type)
-
-
-def _parse_plan(store: Store, stored: dict[str, Any], derived_type: type[D]) -> StagePlan[D]:
-    try:
-        return StagePlan(stored["stage"], stored["metadata"], from_json(derived_type, stored["derived"]))
-    except (KeyError, ValidationError) as error:
-        raise UserError(
-            f"{store.uri}/{PLAN} is damaged or of another version ({shorten_message(str(error))}); delete it to "
-            "start over"
-        ) from None
+    return plan
 
 
 def _plan_json(plan: StagePlan[Any]) -> dict[str, Any]:
@@ -221,10 +225,10 @@ def _deletion_rank(key: str) -> int:
     return {MANIFEST: 0, PLAN: 1}.get(name, 2)
 
 
-def _differences(stage: str, metadata: dict[str, Any], stored: dict[str, Any]) -> str:
+def _differences(stage: str, metadata: dict[str, Any], stored: StagePlan[Any]) -> str:
     """The differences between metadata and a stored plan, by name and with both values."""
     new = _flatten({"stage": stage, **json.loads(json.dumps(metadata))})
-    old = _flatten({"stage": stored["stage"], **stored["metadata"]})
+    old = _flatten({"stage": stored.stage, **stored.metadata})
     names = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
     shown = [f"{name} is {_short(new.get(name))}, was {_short(old.get(name))}" for name in names[:4]]
     return "; ".join(shown) + (f"; and {len(names) - 4} more" if len(names) > 4 else "")

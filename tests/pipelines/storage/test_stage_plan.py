@@ -194,7 +194,17 @@ def test_the_plan_of_a_different_stage_is_refused(folder: Store) -> None:
 @given(metadata_dicts, metadata_dicts)
 def test_differences_are_named_exactly_if_fingerprints_differ(new: dict[str, Any], old: dict[str, Any]) -> None:
     different = plan_fingerprint("probe", new) != plan_fingerprint("probe", old)
-    assert bool(_differences("probe", new, {"stage": "probe", "metadata": old})) == different
+    assert bool(_differences("probe", new, StagePlan("probe", old, Derived()))) == different
+
+
+@pytest.mark.parametrize("missing", ["stage", "metadata", "derived"])
+def test_a_plan_of_another_shape_is_refused_and_replaced_by_a_restart(folder: Store, missing: str) -> None:
+    plan = write(folder, "extract", METADATA)
+    stored = folder.read_json("plan.json")
+    folder.write_json("plan.json", {key: value for key, value in stored.items() if key != missing})
+    with pytest.raises(UserError, match=rf"is damaged or of another version \('{missing}'\)"):
+        write(folder, "extract", METADATA)
+    assert write(folder, "extract", METADATA, restart=True) == plan == read(folder)
 
 
 def test_a_restart_deletes_everything_but_the_lease(store: Store) -> None:
