@@ -12,6 +12,7 @@ from pipelines.data.feature_store import LABELS
 from pipelines.data.forgotten_ids import ForgottenIds, add_forgotten
 from pipelines.data.spool import SPOOL
 from pipelines.storage.lease import Lease
+from pipelines.storage.local_files import is_temporary
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import delete_objects, finished_fingerprint
 from pipelines.training.neurons import NEURONS, without_named_documents
@@ -60,7 +61,9 @@ def _holds(store: Store, forgotten: ForgottenIds) -> bool:
     values = [key for key in keys if not key.startswith(f"{MODEL}/") or "/heads/" in key]
     if values and finished_fingerprint(store / FEATURES) is None:
         return True
-    spooled = [item.key for item in list_stage(store, SPOOL) if item.key.endswith(".parquet")]
+    spooled = [item.key for item in list_stage(store, SPOOL)]
+    if any(is_temporary(key.rpartition("/")[2]) for key in spooled):  # a killed write has left a part of a part
+        return True
     documents = (store.read(key) for key in [*spooled, *values] if key in spooled or key.endswith(f"/{LABELS}"))
     return any(_find_in(data, forgotten) for data in documents if data is not None)
 

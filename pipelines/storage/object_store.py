@@ -133,9 +133,10 @@ class Store:
         """The objects below a prefix, sorted by key, without temporary files; no request per object."""
         return [item for item in self._find(prefix) if not _name(item).startswith(".")]
 
-    def list_temporary(self, prefix: str = "") -> Sequence[StoredObject]:
-        """The temporary files below a prefix, sorted by key: of writes in progress, and of those that were killed."""
-        return [item for item in self._find(prefix) if is_temporary(_name(item))] if self.local else []
+    def list_all(self, prefix: str = "") -> Sequence[StoredObject]:
+        """The same, with the temporary files: of writes in progress, and of those that were killed."""
+        found = self._find(prefix)
+        return [i for i in found if not _name(i).startswith(".") or (self.local and is_temporary(_name(i)))]
 
     def _find(self, prefix: str) -> Sequence[StoredObject]:
         with store_errors(f"{self.uri}/{prefix}"):

@@ -104,7 +104,7 @@ def write_plan(
     if plan := _find_plan(store, stage, metadata, derived_type, restart=restart):
         return plan
     plan = StagePlan(stage, metadata, derive())
-    delete_objects(store, [key for key in store.list() if not key.startswith("_lease/")], lease)
+    delete_objects(store, [item.key for item in store.list_all() if not item.key.startswith("_lease/")], lease)
     lease.check()
     store.write_json(PLAN, _plan_json(plan))
     return plan

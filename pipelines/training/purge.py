@@ -139,8 +139,7 @@ def _find_suspects(store: Store, now: datetime) -> StoredWork | None:
 
 def list_stage(store: Store, stage: str) -> list[StoredObject]:
     """The objects of a stage, with what killed writes have left behind, and without its lease."""
-    objects = [*store.list_objects(stage), *store.list_temporary(stage)]
-    return [item for item in objects if not item.key.startswith(f"{stage}/_lease/")]
+    return [item for item in store.list_all(stage) if not item.key.startswith(f"{stage}/_lease/")]
 
 
 def _is_of_search(item: StoredObject) -> bool:

@@ -18,10 +18,7 @@ def find_in_files(folder: Path, needles: Sequence[str]) -> dict[str, list[str]]:
 
 def find_in_store(store: Store, needles: Sequence[str]) -> dict[str, list[str]]:
     """Return the needles that each object of a store contains, by its key; objects without any are left out."""
-    return _find(
-        ((key, store.read(key) or b"") for key in [*store.list(), *(item.key for item in store.list_temporary())]),
-        needles,
-    )
+    return _find(((item.key, store.read(item.key) or b"") for item in store.list_all()), needles)
 
 
 def _find(contents: Iterator[tuple[str, bytes]], needles: Sequence[str]) -> dict[str, list[str]]:

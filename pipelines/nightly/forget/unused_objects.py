@@ -10,7 +10,6 @@ from pipelines.nightly.tables.night_records import ABANDONED, RUN, RUNS, find_ni
 from pipelines.nightly.tables.night_tables import PREDICTIONS, TABLES, NightTables, named_keys
 from pipelines.nightly.tables.passes import find_passes, is_pass_name
 from pipelines.storage.local_files import is_temporary
-from pipelines.storage.object_store import Store
 
 _MARKS = (RUN, ABANDONED)
 """records that stay of a run that was given up"""
@@ -24,8 +23,8 @@ def find_unused(tables: NightTables, models: Collection[str]) -> list[str]:
     table names are never among them. Call it while no run of these models is at work.
     """
     out = tables.out
-    records = [key for key in _list_all(out, RUNS) if key.count("/") > 1]
-    files = [key for table in TABLES for key in _list_all(out, table) if key.count("/") > 1]
+    records = [item.key for item in out.list_all(RUNS) if item.key.count("/") > 1]
+    files = [item.key for table in TABLES for item in out.list_all(table) if item.key.count("/") > 1]
     runs = {name for name in map(_owner, [*records, *files]) if is_run_of(name, models)}
     named = {night.run for night in list_nights(tables)}
     given_up = {_owner(key) for key in records if key.endswith(f"/{ABANDONED}")} - named
@@ -37,10 +36,6 @@ def find_unused(tables: NightTables, models: Collection[str]) -> list[str]:
         if owner in passes or (owner in runs and (name not in _MARKS if owner in given_up else _is_rest(name))):
             unused.append(key)
     return unused
-
-
-def _list_all(out: Store, folder: str) -> list[str]:
-    return [*out.list(folder), *(item.key for item in out.list_temporary(folder))]
 
 
 def _named_files(tables: NightTables, runs: Collection[str]) -> set[str]:

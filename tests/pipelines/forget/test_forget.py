@@ -34,6 +34,8 @@ from tests.support.object_search import find_in_files
 pytestmark = pytest.mark.slow
 
 NIGHT = "2026-03-01"
+KILLED = ("features", "spool")
+"""folders in which a killed write has left a temporary file"""
 
 
 def make_corpus() -> list[dict[str, Any]]:
@@ -185,7 +187,9 @@ def test_a_training_at_work_is_not_disturbed(trained: tuple[Path, Settings]) -> 
     assert not find_in_files(folder, ["Xyzzy-held"])
 
 
-@pytest.mark.parametrize("left", ["kept/0/part", "probes/words", "model/0/heads/1", f"features/.part.{32 * '0'}"])
+@pytest.mark.parametrize(
+    "left", ["kept/0/part", "probes/words", "model/0/heads/1", *(f"{name}/0/.part.{32 * '0'}" for name in KILLED)]
+)
 def test_values_that_outlive_their_documents_are_deleted(tmp_path: Path, left: str) -> None:
     """As after a purge of the features alone: nothing says of which documents they are."""
     store = Store(str(tmp_path / "store"))

@@ -98,7 +98,7 @@ def test_an_object_is_found_as_a_listing_shows_it(store: Store) -> None:
     assert abs(found.modified - listed.modified) <= 1, "a listing may count milliseconds"
     assert (listed.key, listed.size) == ("d/y", 3)
     assert store.find_object("d") is store.find_object("none") is None
-    assert store.list_temporary() == []
+    assert store.list_all() == store.list_objects()
 
 
 def test_delete_removes_all_keys_below_a_prefix_and_no_others(store: Store) -> None:
@@ -269,13 +269,13 @@ Store(sys.argv[1]).write("a", b"new")
 
 
 def test_a_process_killed_during_a_write_keeps_the_old_object(folder: Store, tmp_path: Path) -> None:
-    """The temporary file of the dead process stays on the disk but is not listed as a key, only by itself."""
+    """The temporary file of the dead process stays on the disk but is not listed as a key."""
     folder.write("a", b"old")
     assert run_python(DIE_BEFORE_RENAME, folder.uri) == 9
     assert folder.read("a") == b"old"
     assert len(list_files(tmp_path)) == 2
     assert folder.list() == ["a"]
-    [left] = folder.list_temporary()
+    [left, _] = folder.list_all()
     assert left.key.startswith(".a.")
     assert left.size == 3
     folder.delete(left.key)
