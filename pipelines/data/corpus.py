@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipelines.data.files.formats import MAX_BYTES
 from pipelines.data.files.input_files import InputFile
+from pipelines.data.files.reader import Column
 from pipelines.data.files.shards import Piece, Shard
+from pipelines.data.intake import read_files
 from pipelines.data.labelled_corpus import read_labelled
-from pipelines.data.spool import SPOOL, LostPartError, PartSize, SpoolPart, SpoolWriter, read_part
+from pipelines.data.spool import SPOOL, LostPartError, PartSize, ReadyPiece, SpoolPart, SpoolWriter, read_part
 from pipelines.storage.input_opener import InputOpener
-from pipelines.storage.lease import Lease
+from pipelines.storage.lease import LEASE_CHECK_SECONDS, Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import delete_objects
 from spin.arrays import Rows
@@ -44,11 +46,19 @@ class CorpusSpool:
         """The store of the parts."""
         return self.store / SPOOL / self.folder
 
-    def save(self, part: SpoolPart) -> str:
-        """Write a part and return its key: a plan names parts by their keys, so that the store may be moved."""
-        key = f"{part.number:06d}.parquet"
-        self.parts.write(key, part.parquet)
-        return key
+    def open_writer(self, lease: Lease) -> SpoolWriter:
+        """A writer of the parts. It names them by their keys, as plans do, so that the store may be moved.
+
+        It raises HeldError soon after another run has taken the lease.
+        """
+
+        def save(part: SpoolPart) -> str:
+            lease.check(max_age=LEASE_CHECK_SECONDS)
+            key = f"{part.number:06d}.parquet"
+            self.parts.write(key, part.parquet)
+            return key
+
+        return SpoolWriter(self.size, save)
 
     def locate(self, shards: Sequence[Shard]) -> tuple[Shard, ...]:
         """Shards whose parts are named by their keys with the URIs of these."""
@@ -59,7 +69,7 @@ class CorpusSpool:
 
     def delete(self, lease: Lease, *, others: bool = False) -> None:
         """Delete the parts of this corpus, or those of all others."""
-        keys = self.store.list(SPOOL)
+        keys = [item.key for item in self.store.list_all(SPOOL)]
         own = f"{SPOOL}/{self.folder}/"
         delete_objects(self.store, [key for key in keys if key.startswith(own) != others], lease)
 
@@ -80,14 +90,15 @@ class Corpus:
 
     @property
     def parts(self) -> list[Piece]:
-        """The parts of the spool, in order."""
-        return [piece for shard in self.shards for piece in shard.pieces]
+        """The parts of the spool, in order and whole: a shard may hold some rows of one."""
+        pieces = [piece for shard in self.shards for piece in shard.pieces]
+        return list({piece.uri: replace(piece, start=0, documents=piece.stop) for piece in pieces}.values())
 
-    def restore(self) -> None:
-        """Write the spool again if it is not there, for workers that read it."""
+    def restore(self, lease: Lease) -> None:
+        """Write the spool again if it is not there, for workers that read it. Raises HeldError without the lease."""
         uris = {f"{self.spool.parts.uri}/{key}" for key in self.spool.parts.list()}
         if any(part.uri not in uris for part in self.parts):
-            self._take_in(self.spool.save)
+            read_labelled(self.files, self.data, spool=self.spool.open_writer(lease))
 
     def read_texts(self, rows: Rows) -> list[str]:
         """The texts of some rows in ascending order."""
@@ -109,34 +120,48 @@ class Corpus:
         descriptor, path = tempfile.mkstemp(prefix="spin-texts-", suffix=".arrow")
         os.close(descriptor)
         try:
-            with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-                self._copy_texts(writer)
+            try:
+                _write_texts(path, self._read_spool())
+            except LostPartError:
+                _log.debug("the spool is gone, the files are read again", exc_info=True)
+                _write_texts(path, self._read_files())
             return pa.ipc.open_file(pa.OSFile(path)), np.cumsum([0, *(part.documents for part in self.parts)])
         finally:
             os.unlink(path)  # the open file stays readable, and ends with the process
 
-    def _copy_texts(self, writer: pa.ipc.RecordBatchFileWriter) -> None:
-        """Write the texts of all parts, from the files as soon as one of them is gone."""
-        written, opener = 0, InputOpener()
+    def _read_spool(self) -> Iterator[pa.Array]:
+        """The texts of each part. Raises LostPartError if one is gone."""
+        opener = InputOpener()
+        for part in self.parts:
+            yield read_part(part, opener, ["text"])["text"].cast(pa.large_string()).combine_chunks()
 
-        def write(table: pa.Table) -> None:
-            nonlocal written
-            texts = table["text"].cast(pa.large_string()).combine_chunks()
+    def _read_files(self) -> Iterator[pa.Array]:
+        """The texts of each part from the files, which were checked when they were taken in."""
+        columns: tuple[Column, ...] = ("text",)
+        texts = (text for documents in read_files(self.files, self.data, columns) for text in documents.texts)
+        for part in self.parts:
+            yield pa.array(islice(texts, part.documents), pa.large_string())
+
+
+def _write_texts(path: str, parts: Iterable[pa.Array]) -> None:
+    """Write a file with a batch per part."""
+    with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+        for texts in parts:
             writer.write_batch(pa.record_batch([texts], schema=_SCHEMA))
-            written += 1
 
-        def write_again(part: SpoolPart) -> str:
-            if part.number == written:
-                write(pq.read_table(io.BytesIO(part.parquet), columns=["text"]))
-            return ""
 
-        try:
-            for part in self.parts:
-                write(read_part(part, opener, ["text"]))
-        except LostPartError:
-            _log.debug("the spool is gone, the files are read again", exc_info=True)
-            self._take_in(write_again)
-
-    def _take_in(self, save: Callable[[SpoolPart], str]) -> None:
-        """Read and cut the files again, which gives the same parts."""
-        read_labelled(self.files, self.data, spool=SpoolWriter(self.spool.size, save))
+def divide_parts(parts: Sequence[ReadyPiece], documents: int) -> list[Shard]:
+    """The rows of a spool in shards of so many documents, fewer where a part would bring more than 64 MB into one."""
+    shards: list[list[Piece]] = []
+    room, space = 0, 0.0
+    for part in parts:
+        start, each = 0, part.bytes / part.piece.documents
+        while start < part.piece.documents:
+            rows = min(room, part.piece.documents - start)
+            if not rows or (shards[-1] and rows * each > space):
+                shards.append([])
+                room, space = documents, float(MAX_BYTES)
+                continue
+            shards[-1].append(replace(part.piece, start=start, stop=start + rows, documents=rows))
+            start, room, space = start + rows, room - rows, space - rows * each
+    return [Shard(n, tuple(pieces)) for n, pieces in enumerate(shards)]

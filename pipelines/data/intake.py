@@ -10,7 +10,7 @@ A file of a night is good or bad as a whole: where a part of it cannot be read, 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +19,8 @@ from typing import BinaryIO
 from pipelines.data.files import formats
 from pipelines.data.files.formats import MAX_BYTES
 from pipelines.data.files.input_files import InputFile
-from pipelines.data.files.kept_columns import merge_types, settle_types, type_text
+from pipelines.data.files.kept_columns import merge_types, settle_types, type_text, without_kept
+from pipelines.data.files.reader import Column, Documents
 from pipelines.data.files.readers import opener_of, read_piece, reader_of
 from pipelines.data.files.shards import Piece, Shard, even_size
 from pipelines.data.forgotten_ids import NOTHING_FORGOTTEN, ForgottenIds
@@ -234,6 +235,15 @@ def _fits(shard: Sequence[ReadyPiece], ready: ReadyPiece, documents: int) -> boo
     """Whether a part of the spool may join a shard of others."""
     parts = [*shard, ready]
     return sum(part.piece.documents for part in parts) <= documents and sum(part.bytes for part in parts) <= MAX_BYTES
+
+
+def read_files(files: Sequence[InputFile], data: DataSettings, columns: Collection[Column]) -> Iterator[Documents]:
+    """Some columns of input files in order, some rows at a time. Raises BadFileError for a file that cannot be read."""
+    data = without_kept(data)
+    for task in plan_intake(files, data):
+        with open_all(task.pieces) as opened:
+            for piece, open_file in opened:
+                yield from read_piece(piece, data, open_file, columns=columns)
 
 
 @contextmanager

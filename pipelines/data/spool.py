@@ -70,8 +70,6 @@ class CheckedRows:
     """reason and message for each row that cannot be classified; no message contains a document's text"""
     kept: pa.Table = field(default_factory=lambda: pa.table({}))
     """kept columns, with a row per row"""
-    piece_rows: list[int] = field(default_factory=list)
-    """rows of each piece of the shard"""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -91,24 +89,25 @@ def read_rows(shard: Shard, kept: pa.Schema, forgotten: ForgottenIds = NOTHING_F
         table = hide_forgotten(read_part(piece, opener), forgotten)
         _append(rows, table)
         tables.append(columns_of_type(table, kept, len(table)))
-        rows.piece_rows.append(len(table))
     rows.kept = pa.concat_tables(tables) if tables else kept.empty_table()
     return rows
 
 
 def read_texts(shard: Shard) -> list[str]:
-    """The texts of a shard of sound rows."""
-    opener = InputOpener()
-    return [text for piece in shard.pieces for text in read_part(piece, opener, ["text"])["text"].to_pylist()]
+    """The texts of a shard of sound rows. Raises LostPartError; a training that is repeated writes lost parts again."""
+    opener, remedy = InputOpener(), "run the command again"
+    return [text for piece in shard.pieces for text in read_part(piece, opener, ["text"], remedy)["text"].to_pylist()]
 
 
-def read_part(piece: Piece, opener: InputOpener, columns: list[str] | None = None) -> pa.Table:
-    """The rows of a part of the spool, all columns or some. Raises LostPartError if the part is gone."""
+def read_part(
+    piece: Piece, opener: InputOpener, columns: list[str] | None = None, remedy: str = "start over with --restart"
+) -> pa.Table:
+    """The rows of a part of the spool, all columns or some. Raises LostPartError, with a remedy, if it is gone."""
     with store_errors(piece.uri):
         try:
             content = opener.read(piece.uri, size=piece.size)
         except FileNotFoundError:
-            raise LostPartError(f"{piece.uri} is missing, so the run cannot go on; start over with --restart") from None
+            raise LostPartError(f"{piece.uri} is missing, so the run cannot go on; {remedy}") from None
     return pq.read_table(io.BytesIO(content), columns=columns).slice(piece.start, piece.stop - piece.start)
 
 

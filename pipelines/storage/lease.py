@@ -26,6 +26,8 @@ from pipelines.storage.records import NullsWritten, from_json, to_bytes
 from spin.errors import SpinError
 
 _log = logging.getLogger(__name__)
+LEASE_CHECK_SECONDS = 10.0
+"""age up to which an answer of the lease is good enough between two shards; the heartbeat renews it every 5 s"""
 _KEY = re.compile(r"_lease/(\d{6,})")
 """an object under `_lease/` whose name is no number is no lease, such as the marker of a folder"""
 _INTERRUPTED_SECONDS = 10.0

@@ -7,7 +7,8 @@ once neurons have been chosen.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,14 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.corpus import Corpus, CorpusSpool
+from pipelines.data.corpus import Corpus, CorpusSpool, divide_parts
 from pipelines.data.feature_store import FEATURES, LABELS, FeaturePlan, FeatureShards
 from pipelines.data.files.input_files import InputFile, list_files
 from pipelines.data.files.shards import Shard, even_size
 from pipelines.data.forgotten_ids import read_forgotten
-from pipelines.data.intake import PartKey, join_parts
 from pipelines.data.labelled_corpus import LabelledCorpus, read_labelled
-from pipelines.data.spool import PartSize, ReadyPiece, SpoolWriter, read_texts
+from pipelines.data.spool import PartSize, ReadyPiece, read_texts
 from pipelines.data.training_labels import NOTHING_FROZEN, split_all
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
@@ -43,7 +43,6 @@ from pipelines.storage.stage_plan import (
     find_manifest,
     fingerprint,
     load_finished,
-    plan_fingerprint,
     read_plan,
     write_manifest,
     write_plan,
@@ -120,7 +119,7 @@ class ExtractStep:
 
     def __init__(self, settings: Settings, digest: str, plan: FeaturePlan) -> None:
         backbone = load_backbone(weights_cache.receive(settings, digest), expect_digest=digest)
-        self.data, self.sample, self.types = settings.data, plan.sample, plan.column_types
+        self.sample, self.types = plan.sample, plan.column_types
         self.engine = open_engine(backbone, [single_segment(self.types)])
 
     def check(self) -> None:
@@ -155,29 +154,12 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPl
     given, settings = settings, with_engine(settings, "extract")
     store = Store.of(settings) / "features"
     files = list_files(settings.data.train)
-    of_one_pass, of_two = _plan_metadata(settings, files)
     start = time.perf_counter()
     with Lease(store) as lease:
-        survey = _Survey(settings, files, lease)
-        metadata = of_two if settings.extract == "two_pass" else of_one_pass
-        if settings.extract == "auto":
-            stored = None if restart else read_plan(store, FeaturePlan)
-            two = survey.takes_two_passes() if stored is None else "sample" in _closest(stored, of_one_pass, of_two)
-            metadata = of_two if two else of_one_pass
-        plan = write_plan(
-            store,
-            "extract",
-            metadata,
-            FeaturePlan,
-            lambda: survey.plan(sampled="sample" in metadata),
-            lease=lease,
-            restart=restart,
-        )
+        plan = _write_plan(settings, files, store, lease, restart=restart)
+        open_corpus(settings, plan).spool.delete(lease, others=True)  # what killed runs with other corpora have left
         if manifest := find_manifest(store, plan, ExtractResults):
             return plan, manifest
-        labels = f"{plan.folder}/{LABELS}"
-        if not store.exists(labels):
-            store.write(labels, to_parquet(survey.labelled.table()))
         announce_workers(given, settings, "extract")
         outcomes = read_corpus(
             ExtractStep, (), settings, plan, store, lease, ExtractCounts, stage="extract", folder=plan.folder
@@ -206,7 +188,7 @@ def read_corpus(
     returns. Raises HeldError if it is not.
     """
     corpus = open_corpus(settings, plan)
-    corpus.restore()
+    corpus.restore(lease)
     digest = weights_cache.local_digest(settings.backbone)
     weights_cache.publish(settings, digest)
     work = ShardWork(
@@ -246,11 +228,8 @@ def load_features(settings: Settings) -> tuple[ExtractPlan, ExtractManifest, Fea
     """
     settings = with_engine(settings, "extract")
     store = Store.of(settings) / "features"
-    of_one_pass, of_two = _plan_metadata(settings, list_files(settings.data.train))
-    metadata = of_two if settings.extract == "two_pass" else of_one_pass
-    stored = read_plan(store, FeaturePlan)
-    if settings.extract == "auto" and stored is not None:
-        metadata = _closest(stored, of_one_pass, of_two)
+    two_passes = _choose_passes(settings, read_plan(store, FeaturePlan), lambda: 0)
+    metadata = _plan_metadata(settings, list_files(settings.data.train), two_passes=two_passes)
     plan, manifest = load_finished(store, "extract", metadata, FeaturePlan, ExtractResults)
     return plan, manifest, FeatureShards.of(store, plan, manifest.results.shards)
 
@@ -263,11 +242,23 @@ def open_corpus(settings: Settings, plan: ExtractPlan) -> Corpus:
     return Corpus(files, spool.locate(derived.shards), spool, settings.data)
 
 
-def _plan_metadata(settings: Settings, files: list[InputFile]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Everything that changes the features of one pass, and of two; not worker counts, logging or paths of weights."""
+def _choose_passes(settings: Settings, stored: ExtractPlan | None, count: Callable[[], int]) -> bool:
+    """Whether the extraction takes two passes; `extract: auto` keeps the number of a stored plan.
+
+    `count` returns the number of documents.
+    """
+    if settings.extract != "auto":
+        return settings.extract == "two_pass"
+    if stored is not None:
+        return "sample" in stored.metadata
+    return count() >= TWO_PASS_FROM * settings.search.documents
+
+
+def _plan_metadata(settings: Settings, files: list[InputFile], *, two_passes: bool) -> dict[str, Any]:
+    """Everything that changes the features; not worker counts, logging or paths of weights."""
     backbone = activation_settings(settings.backbone)
     data = settings.data.model_dump(include={"id", "text", "label", "split", "group"}) | settings.data.file_format()
-    of_one_pass = {
+    metadata = {
         "format": FORMAT,
         "backbone": {**backbone, "digest": weights_cache.local_digest(settings.backbone)},
         "data": {**data, "files": to_json(files)},
@@ -275,17 +266,36 @@ def _plan_metadata(settings: Settings, files: list[InputFile]) -> tuple[dict[str
         "poolings": settings.poolings,
         "shard_documents": settings.ray.shard_documents,
     }
+    if not two_passes:
+        return metadata
     fractions = settings.data.model_dump(include=set() if settings.data.split else {"valid_fraction", "test_fraction"})
-    sample = {"documents": settings.search.documents, "seed": settings.seed, **fractions}
-    return of_one_pass, {**of_one_pass, "sample": sample}
+    return {**metadata, "sample": {"documents": settings.search.documents, "seed": settings.seed, **fractions}}
 
 
-def _closest(stored: ExtractPlan, of_one_pass: dict[str, Any], of_two: dict[str, Any]) -> dict[str, Any]:
-    """The metadata of a stored plan, whose number of passes `extract: auto` keeps; those with as many if neither is."""
-    for metadata in (of_one_pass, of_two):
-        if stored.fingerprint == plan_fingerprint("extract", metadata):
-            return metadata
-    return of_two if "sample" in stored.metadata else of_one_pass
+def _write_plan(
+    settings: Settings, files: list[InputFile], store: Store, lease: Lease, *, restart: bool
+) -> ExtractPlan:
+    """The plan of the extraction, with the labels beside it.
+
+    The corpus and the backbone that this may read are no longer in memory when it returns.
+    """
+    survey = _Survey(settings, files, lease)
+    stored = None if restart else read_plan(store, FeaturePlan)
+    two_passes = _choose_passes(settings, stored, lambda: len(survey.labelled))
+    metadata = _plan_metadata(settings, files, two_passes=two_passes)
+    plan = write_plan(
+        store,
+        "extract",
+        metadata,
+        FeaturePlan,
+        lambda: survey.plan(sampled=two_passes),
+        lease=lease,
+        restart=restart,
+    )
+    labels = f"{plan.folder}/{LABELS}"
+    if not store.exists(labels):
+        store.write(labels, to_parquet(survey.labelled.table()))
+    return plan
 
 
 @dataclass(frozen=True)
@@ -297,48 +307,34 @@ class _Survey:
     lease: Lease
 
     @cached_property
-    def backbone(self) -> Backbone:
-        return load_backbone(self.settings.backbone)
-
-    @cached_property
-    def widths(self) -> dict[FeatureColumn, int]:
-        """The neurons of every feature column, the baseline columns of the last layer included."""
-        backbone = self.backbone
-        probed = feature_columns(backbone, self.settings.sites, self.settings.poolings)
-        last = ("last", "mean") if backbone.causal else ("mean",)
-        baselines = [FeatureColumn(backbone.final_site, pooling) for pooling in last]
-        return {column: backbone.width(column.site) for column in probed + baselines}
-
-    @cached_property
     def spool(self) -> CorpusSpool:
-        """The spool of the corpus, in parts whose features fit in memory whatever their number types are."""
-        bytes_each = bytes_per_document(self.widths, dict.fromkeys(self.widths, np.float32))
-        most = min(self.settings.ray.shard_documents, max(1, MAX_SHARD_BYTES // bytes_each))
-        size = PartSize.of(sum(file.size for file in self.files), most)
+        """The spool of the corpus."""
+        size = PartSize.of(sum(file.size for file in self.files), self.settings.ray.shard_documents)
         data = self.settings.data.model_dump(include={"id", "text"}) | self.settings.data.file_format()
         folder = fingerprint({"data": data, "files": to_json(self.files), "size": to_json(size)})[:16]
         return CorpusSpool(Store.of(self.settings), folder, size)
 
-    @cached_property
+    @property
     def labelled(self) -> LabelledCorpus:
         return self._taken_in[0]
 
     @cached_property
     def _taken_in(self) -> tuple[LabelledCorpus, list[ReadyPiece]]:
-        """The labelled corpus and the parts of its spool, which are deleted again if a row cannot be learned from."""
-        self.spool.delete(self.lease, others=True)
-        writer = SpoolWriter(self.spool.size, self.spool.save)
-        try:
+        """The labelled corpus and the parts of its spool."""
+        writer = self.spool.open_writer(self.lease)
+        with self._deleting_refused():
             labelled = read_labelled(self.files, self.settings.data, keep_texts=_SURVEYED, spool=writer)
             _require_none_forgotten(self.settings, labelled)
+        return labelled, writer.ready
+
+    @contextmanager
+    def _deleting_refused(self) -> Iterator[None]:
+        """Delete the spool again if the corpus cannot be learned from."""
+        try:
+            yield
         except UserError:
             self.spool.delete(self.lease)
             raise
-        return labelled, writer.ready
-
-    def takes_two_passes(self) -> bool:
-        """Whether `extract: auto` takes two passes."""
-        return len(self.labelled) >= TWO_PASS_FROM * self.settings.search.documents
 
     def plan(self, *, sampled: bool) -> FeaturePlan:
         """Choose each column's number type from the first texts, and divide the corpus into shards.
@@ -346,29 +342,34 @@ class _Survey:
         A shard holds as many documents as the settings ask for, fewer where all are few, or as many as its features fit
         in memory.
         """
-        labelled, most = self.labelled, self.settings.ray.shard_documents
-        sample = _choose_sample(self.settings, labelled, extracts_all=not sampled)
-        types = choose_column_types(self.backbone, labelled.texts, list(self.widths))
-        share = 1.0 if sample is None else _largest_share(sample, self._shards(most))
-        fitting = max(1, int(MAX_SHARD_BYTES / share) // bytes_per_document(self.widths, types))
-        shards = self._shards(min(fitting, even_size(len(labelled), most)))
+        (labelled, parts), most = self._taken_in, self.settings.ray.shard_documents
+        with self._deleting_refused():
+            sample = _choose_sample(self.settings, labelled, extracts_all=not sampled)
+            backbone = load_backbone(self.settings.backbone)
+            widths = _column_widths(backbone, self.settings)
+            types = choose_column_types(backbone, labelled.texts, list(widths))
+        share = 1.0 if sample is None else _largest_share(sample, divide_parts(parts, most))
+        fitting = max(1, int(MAX_SHARD_BYTES / share) // bytes_per_document(widths, types))
+        shards = divide_parts(parts, min(fitting, even_size(len(labelled), most)))
         return FeaturePlan(
             shards=tuple(shards),
             documents=len(labelled),
             types={str(column): np.dtype(kind).name for column, kind in types.items()},
-            widths={str(column): width for column, width in self.widths.items()},
-            depth=self.backbone.depth,
-            causal=self.backbone.causal,
+            widths={str(column): width for column, width in widths.items()},
+            depth=backbone.depth,
+            causal=backbone.causal,
             spool=self.spool.folder,
             part_size=self.spool.size,
             sample=None if sample is None else _split_by_shard(sample, shards),
         )
 
-    def _shards(self, documents: int) -> list[Shard]:
-        """The parts of the spool in shards of at most so many documents, unless a part alone has more."""
-        parts = [(PartKey(0, part.part), part) for part in self._taken_in[1]]
-        joined = enumerate(join_parts(parts, documents))
-        return [Shard(n, tuple(part.piece for _, part in shard)) for n, shard in joined]
+
+def _column_widths(backbone: Backbone, settings: Settings) -> dict[FeatureColumn, int]:
+    """The neurons of every feature column, the baseline columns of the last layer included."""
+    probed = feature_columns(backbone, settings.sites, settings.poolings)
+    last = ("last", "mean") if backbone.causal else ("mean",)
+    baselines = [FeatureColumn(backbone.final_site, pooling) for pooling in last]
+    return {column: backbone.width(column.site) for column in probed + baselines}
 
 
 def _require_none_forgotten(settings: Settings, labelled: LabelledCorpus) -> None:

@@ -15,10 +15,9 @@ from pydantic import Field
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import FeatureShards
 from pipelines.data.files.input_files import list_files
-from pipelines.data.files.kept_columns import without_kept
-from pipelines.data.files.readers import read_piece
+from pipelines.data.files.reader import ID_AND_TEXT
 from pipelines.data.forgotten_ids import ForgottenIds
-from pipelines.data.intake import plan_intake
+from pipelines.data.intake import read_files
 from pipelines.data.training_labels import Labels
 from pipelines.registry.versions import Registry
 from pipelines.storage.records import from_json, to_json
@@ -237,16 +236,14 @@ def _find_texts(wanted: set[str], settings: Settings) -> dict[str, str]:
     texts: dict[str, str] = {}
     if not wanted:
         return texts
-    data = without_kept(settings.data)
-    for task in plan_intake(list_files(settings.data.train), data):
-        for documents in (part for piece in task.pieces for part in read_piece(piece, data)):
-            texts |= {
-                id: text
-                for id, text in zip(documents.ids, documents.texts, strict=True)
-                if id in wanted and isinstance(text, str)
-            }
-            if len(texts) == len(wanted):
-                return texts
+    for documents in read_files(list_files(settings.data.train), settings.data, ID_AND_TEXT):
+        texts |= {
+            id: text
+            for id, text in zip(documents.ids, documents.texts, strict=True)
+            if id in wanted and isinstance(text, str)
+        }
+        if len(texts) == len(wanted):
+            break
     return texts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.version_records import LoggedData, RegisteredVersion, TrainingRecord
 from pipelines.registry.versions import Registry
+from pipelines.service_errors import HeldError
 from pipelines.storage.filesystem import normalize_uri
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
@@ -65,6 +67,7 @@ from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, best_probe
 from spin.sparsify.ridge import RidgeImportance
 
+_log = logging.getLogger(__name__)
 FORMAT = 9
 ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE, HELD_OUT)
 """names of the files of a registered version"""
@@ -209,8 +212,18 @@ def run_train(
         report = TrainReport(manifest.fingerprint, manifest.results, registered, settings.choose)
         lease.check()
         Store.of(settings).write_json("report.json", report.to_json(training.extracted, training.probed))
-        training.corpus.spool.delete(lease)
+        _delete_spool(training.corpus)
         return report
+
+
+def _delete_spool(corpus: Corpus) -> None:
+    """Delete the spool, unless an extraction of other features of the same corpus is using it."""
+    spool = corpus.spool
+    try:
+        with Lease(spool.store / "features") as lease:
+            spool.delete(lease)
+    except HeldError as error:
+        _log.info("the spool in %s is left to the extraction that uses it: %s", spool.parts.uri, error)
 
 
 def _fit(training: _Training, store: Store, plan: TrainPlan, lease: Lease) -> TrainManifest:

@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from pipelines.data.files.shards import Shard
 from pipelines.service_errors import StalledError
-from pipelines.storage.lease import Lease, LeaseGroup
+from pipelines.storage.lease import LEASE_CHECK_SECONDS, Lease, LeaseGroup
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from pipelines.storage.retrying import retry_unavailable
@@ -53,8 +53,6 @@ from spin.settings import BackboneSettings, RaySettings
 _log = logging.getLogger(__name__)
 C = TypeVar("C", bound=ShardCounts)
 _Results = Generator[tuple[str, ShardOutcome[C]], None, None]
-LEASE_CHECK_SECONDS = 10.0
-"""age up to which an answer of the lease is good enough between two shards; the heartbeat renews it every 5 s"""
 
 
 class Step(Protocol[C]):

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipelines.data.corpus import Corpus
-from pipelines.data.spool import LostPartError, read_texts
+from pipelines.data.corpus import Corpus, divide_parts
+from pipelines.data.files.shards import Piece
+from pipelines.data.spool import LostPartError, ReadyPiece, read_texts
+from pipelines.service_errors import HeldError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.request_counting import count_input_reads
 from spin.errors import UserError
 from tests.pipelines.data.files.test_readers import DATA, build_rows, to_jsonl, write_file
 from tests.support.corpora import spool_corpus
+from tests.support.leases import expire_lease
 
 TEXTS = [f"text {n}, 学び" for n in range(30)]
 
@@ -37,7 +41,11 @@ def delete_spool(corpus: Corpus) -> None:
 
 @pytest.mark.parametrize("spooled", [True, False])
 @pytest.mark.parametrize("rows", [[], [0], [29], [0, 1, 13, 29], list(range(30))])
-def test_texts_are_returned_by_row(corpus: Corpus, rows: list[int], spooled: bool) -> None:
+def test_texts_are_returned_by_row(
+    corpus: Corpus, rows: list[int], spooled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a spool the files are read, whose rows are neither checked nor spooled once more."""
+    monkeypatch.setattr("pipelines.data.spool.SpoolWriter.add", lambda *_: pytest.fail("it is spooled again"))
     if not spooled:
         delete_spool(corpus)
     assert corpus.read_texts(np.array(rows, np.int64)) == [TEXTS[row] for row in rows]
@@ -65,10 +73,11 @@ def test_a_spool_of_which_a_part_is_lost_is_replaced_by_the_files(corpus: Corpus
     """Also if it is lost while the spool is read."""
     Path(corpus.parts[2].uri).unlink()
     assert corpus.read_texts(np.arange(30)) == TEXTS
-    with pytest.raises(LostPartError, match="is missing"):
+    with pytest.raises(LostPartError, match="is missing.*; run the command again"):
         read_texts(corpus.shards[2])
     before = [Path(part.uri).read_bytes() for part in corpus.parts if Path(part.uri).exists()]
-    corpus.restore()
+    with Lease(corpus.spool.store / "features") as lease:
+        corpus.restore(lease)
     after = [Path(part.uri).read_bytes() for part in corpus.parts]
     assert len(after) == 5
     assert [data for n, data in enumerate(after) if n != 2] == before
@@ -80,9 +89,49 @@ def test_the_spool_of_another_corpus_is_not_deleted(corpus: Corpus) -> None:
     with Lease(store / "features") as lease:
         corpus.spool.delete(lease)
         assert store.list("spool") == ["spool/other/000000.parquet"]
-        corpus.restore()
+        corpus.restore(lease)
         corpus.spool.delete(lease, others=True)
     assert store.list("spool") == [f"spool/corpus/{n:06d}.parquet" for n in range(5)]
+
+
+def test_an_intake_that_is_overtaken_writes_no_further_part(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.data.corpus.LEASE_CHECK_SECONDS", 0.0)
+    delete_spool(corpus)
+    with Lease(corpus.spool.store / "features") as lease:
+        expire_lease(lease.store)
+        with Lease(lease.store), pytest.raises(HeldError):
+            corpus.restore(lease)
+    assert corpus.spool.store.list("spool") == []
+
+
+def make_part(number: int, documents: int, size: int) -> ReadyPiece:
+    piece = Piece(f"{number:06d}.parquet", "spool", 0, documents, documents=documents, size=1)
+    return ReadyPiece(piece, number, size)
+
+
+@pytest.mark.parametrize(
+    ("parts", "documents", "expected"),
+    [
+        ([(10, 1), (10, 1)], 8, [[(0, 0, 8)], [(0, 8, 10), (1, 0, 6)], [(1, 6, 10)]]),
+        ([(10, 1), (10, 1)], 20, [[(0, 0, 10), (1, 0, 10)]]),
+        ([(10, 40 << 20), (10, 40 << 20)], 20, [[(0, 0, 10)], [(1, 0, 10)]]),
+        ([(1, 100 << 20), (3, 1)], 2, [[(0, 0, 1)], [(1, 0, 2)], [(1, 2, 3)]]),
+    ],
+    ids=["cut", "joined", "not joined above 64 MB", "a large row alone"],
+)
+def test_shards_hold_the_rows_of_all_parts_in_order(
+    corpus: Corpus, parts: list[tuple[int, int]], documents: int, expected: list[list[tuple[int, int, int]]]
+) -> None:
+    """The parts of a corpus are whole, however its shards divide them."""
+    ready = [make_part(number, *part) for number, part in enumerate(parts)]
+    shards = divide_parts(ready, documents)
+    found = [[(int(piece.uri[:6]), piece.start, piece.stop) for piece in shard.pieces] for shard in shards]
+    assert found == expected
+    assert [shard.documents for shard in shards] == [sum(stop - start for _, start, stop in e) for e in expected]
+    divided = replace(corpus, shards=tuple(shards))
+    assert [(p.uri, p.start, p.stop, p.documents) for p in divided.parts] == [
+        (p.piece.uri, 0, p.piece.documents, p.piece.documents) for p in ready
+    ]
 
 
 def test_the_temporary_file_is_deleted_at_once(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

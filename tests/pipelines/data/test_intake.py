@@ -102,8 +102,9 @@ def run_night(folder: Path | str, documents: int = 10, data: DataSettings = DATA
 def check_night(night: Night, documents: int) -> None:
     """Assert what holds for every night: bounded shards, whose ids are those of the parts."""
     for shard, keys, rows in zip(night.plan.shards, night.plan.parts, night.rows, strict=True):
-        assert len(keys) == len(shard.pieces) == len(rows.piece_rows)
-        assert rows.piece_rows == [piece.documents for piece in shard.pieces]
+        assert len(keys) == len(shard.pieces)
+        assert shard.documents == len(rows)
+        assert [piece.documents for piece in shard.pieces] == [len(night.ids[key.task, key.part]) for key in keys]
         ids = list(chain.from_iterable(night.ids[key.task, key.part] for key in keys))
         assert ids == [None if row in rows.dead else id for row, id in enumerate(rows.ids)]
         assert 0 < len(rows) <= documents

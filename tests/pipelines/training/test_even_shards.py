@@ -16,44 +16,44 @@ from pipelines.training.extract_features import load_features, run_extract
 from tests.support import small_training, tiny
 
 N = 600
-DOCUMENTS = tiny.make_documents(N, ("good", "bad", "plain"))
+DOCUMENTS = list(enumerate(tiny.make_documents(N, ("good", "bad", "plain"))))
 
 
-def write_corpus(folder: Path, ending: str) -> str:
-    path = folder / f"corpus.{ending}"
+def write_corpus(folder: Path, ending: str, *, wide: bool) -> str:
+    path, documents = folder / f"corpus.{ending}", [{**row, "about": 500 * f"{n:04d}" * wide} for n, row in DOCUMENTS]
     if ending == "parquet":
-        pq.write_table(pa.Table.from_pylist(DOCUMENTS), path)
+        pq.write_table(pa.Table.from_pylist(documents), path)
     elif ending == "jsonl":
-        path.write_text("".join(f"{json.dumps(row)}\n" for row in DOCUMENTS))
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in documents))
     else:
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(DOCUMENTS[0]))
+            writer = csv.DictWriter(file, list(documents[0]))
             writer.writeheader()
-            writer.writerows(DOCUMENTS)
+            writer.writerows(documents)
     return str(path)
 
 
 @pytest.mark.parametrize("extract", ["all", "two_pass"])
-@pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])
+@pytest.mark.parametrize(
+    ("ending", "wide"), [("parquet", False), ("jsonl", False), ("csv", False), ("jsonl", True), ("csv", True)]
+)
 def test_a_small_corpus_has_several_shards_by_default(
-    ending: str, extract: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ending: str, wide: bool, extract: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their number does not depend on that of the workers."""
+    """Their number depends neither on that of the workers nor on columns that are not read."""
     for module in (shards, spool):
         monkeypatch.setattr(module, "LEAST_DOCUMENTS", 50)
     tiny.save_bert(tmp_path / "bert")
     settings = small_training.make_settings(
         tmp_path,
         tmp_path / "store",
-        data={"train": write_corpus(tmp_path, ending)},
+        data={"train": write_corpus(tmp_path, ending, wide=wide)},
         ray={"workers": 0},
         search={"documents": 300},
         extract=extract,
     )
     plan, manifest = run_extract(settings)
-    assert 10 <= len(plan.derived.shards) <= 14
-    assert max(outcome.counts.rows for outcome in manifest.results.shards) <= 60
-    assert sum(outcome.counts.rows for outcome in manifest.results.shards) == N
+    assert [outcome.counts.rows for outcome in manifest.results.shards] == 12 * [50]
     extracted = sum(outcome.counts.extracted for outcome in manifest.results.shards)
     assert extracted == (N if extract == "all" else 300)
     more = settings.model_copy(update={"ray": settings.ray.model_copy(update={"workers": 7})})
