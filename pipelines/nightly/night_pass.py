@@ -81,7 +81,7 @@ class NightPass:
             self.store / stage if store is None else store,
             ray if backbone is not None else ray.model_copy(update={"gpus_per_worker": 0}),
             stage=stage,
-            token=self.number,
+            claim=self.number,
             layout=layout,
             backbone=backbone,
         )

@@ -198,7 +198,7 @@ def read_corpus(
         store,
         settings.ray.for_stage("extract"),
         stage=stage,
-        token=lease.number,
+        claim=lease.number,
         layout=LogLayout(folder),
         backbone=describe_backbone(settings.backbone),
     )

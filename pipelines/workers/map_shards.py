@@ -87,9 +87,9 @@ class ShardWork(Generic[C]):
     _: KW_ONLY
     stage: str
     """name of the stage, for metrics and messages"""
-    token: int
+    claim: int
     """number of the driver"""
-    layout: LogLayout = LogLayout()  # noqa: RUF009
+    layout: LogLayout = field(default_factory=LogLayout)
     """where the shard log and the files are in the store"""
     backbone: str | None = None
     """engine and precision of the backbone that the step loads, as `describe_backbone` returns them; None if it loads
@@ -101,7 +101,7 @@ class ShardWork(Generic[C]):
 
     def open_log(self, **node: Any) -> ShardLog:
         """The shard log of the run."""
-        return ShardLog(self.store, claim=self.token, layout=self.layout, **node)
+        return ShardLog(self.store, claim=self.claim, layout=self.layout, **node)
 
     def make_step(self) -> Step[C]:
         """Make the step and run its known-good check, if it has one. Raises WorkerFaultError if the check fails."""
@@ -331,7 +331,7 @@ class _Worker:
         self.node = current_node()
         self.shard_log = work.open_log(node=self.node, lost_nodes=lost_nodes)
         self.counts_type = work.counts_type
-        self.faults = WorkerFaults(work.store, work.layout, work.token)
+        self.faults = WorkerFaults(work.store, work.layout, work.claim)
         self.log = work.log
         self.report: Report = lambda shard, documents: None
         if work.reports is not None:

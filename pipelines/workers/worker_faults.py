@@ -89,10 +89,10 @@ class _Fault:
 class WorkerFaults:
     """The faults of a stage's workers under one driver, in objects of the store that outlive their processes."""
 
-    def __init__(self, store: Store, layout: LogLayout, token: int) -> None:
+    def __init__(self, store: Store, layout: LogLayout, claim: int) -> None:
         self.store, self.worker = store, describe_worker()
-        self._starts = layout.key("starts", f"{token:06d}")
-        self._faults = layout.key("faults", f"{token:06d}")
+        self._starts = layout.key("starts", f"{claim:06d}")
+        self._faults = layout.key("faults", f"{claim:06d}")
 
     @contextmanager
     def watch_start(

@@ -150,7 +150,7 @@ def _hang(output: str, stall_seconds: int) -> None:
     shards = [Shard(n, (Piece("nowhere", "jsonl", n, n + 1),)) for n in range(3)]
     settings = RaySettings(workers=2, stall_seconds=stall_seconds)
     with Lease(Store(output)) as lease:
-        work = ShardWork(SleepingStep, (), ShardCounts, Store(output), settings, stage="trial", token=lease.number)
+        work = ShardWork(SleepingStep, (), ShardCounts, Store(output), settings, stage="trial", claim=lease.number)
         map_shards(work, shards, lease, documents=3)
 
 

@@ -198,7 +198,7 @@ class DuplicateRows:
 
 
 def collect_duplicates(
-    run: Store, outcomes: Sequence[ShardOutcome[DuplicateCounts]], shards: int, token: int, stage: str = REPEATS
+    run: Store, outcomes: Sequence[ShardOutcome[DuplicateCounts]], shards: int, claim: int, stage: str = REPEATS
 ) -> DuplicateRows:
     """Write the duplicates of all partitions, sorted by shard, to one object in the folder of the run.
 
@@ -215,7 +215,7 @@ def collect_duplicates(
     if not len(table):
         return DuplicateRows.none(run)
     counts = np.bincount(table["shard"].to_numpy(), minlength=shards)
-    key = f"{stage}/rows-{token:06d}"
+    key = f"{stage}/rows-{claim:06d}"
     run.write(key, table["row"].to_numpy().astype("<i4").tobytes())
     return DuplicateRows(run, key, (0, *np.cumsum(counts).tolist()))
 

@@ -26,14 +26,14 @@ class IntakeStep:
     """
 
     def __init__(
-        self, run: Store, data: DataSettings, size: PartSize, token: int, forgotten: ForgottenIds = NOTHING_FORGOTTEN
+        self, run: Store, data: DataSettings, size: PartSize, claim: int, forgotten: ForgottenIds = NOTHING_FORGOTTEN
     ) -> None:
-        self.run, self.data, self.size, self.token = run, data, size, token
+        self.run, self.data, self.size, self.claim = run, data, size, claim
         self.forgotten = forgotten
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[IntakeCounts]:
         digests = IdDigests()
-        stem = f"{SPOOL}/{shard.name}-{self.token:06d}-{uuid.uuid4().hex[:8]}"
+        stem = f"{SPOOL}/{shard.name}-{self.claim:06d}-{uuid.uuid4().hex[:8]}"
         report = take_in(shard, self.data, self.size, partial(self._save, digests, stem), self.forgotten)
         digests.keep_parts({ready.part for ready in report.pieces})
         counts = IntakeCounts(

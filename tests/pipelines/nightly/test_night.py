@@ -1014,7 +1014,7 @@ def test_crashes_of_the_machine_are_not_blamed_on_a_document(tmp_path: Path) -> 
 def test_a_stalled_run_fails_and_names_the_shards_in_progress(tmp_path: Path) -> None:
     """Finished shards are returned before the stall limit passes."""
     store, settings = Store(str(tmp_path)), RaySettings(stall_seconds=0.5)
-    work = ShardWork(FakeStep, (), ShardCounts, store, settings, stage="trial", token=1)
+    work = ShardWork(FakeStep, (), ShardCounts, store, settings, stage="trial", claim=1)
     shard_log, never = work.open_log(), threading.Event()
     shard_log.commit("000000", StepResult({}, ShardCounts(rows=1)), tries=1, seconds=1.0, ended=0.0)
     for name in ("000000", "000001"):

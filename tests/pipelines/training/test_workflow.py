@@ -402,7 +402,7 @@ def run_step(make: Callable[..., Any], args: tuple[Any, ...], store: Store) -> l
     """Run a step on six shards with two workers."""
     shards = [Shard(n, (Piece("nowhere", "jsonl", n, n + 1),)) for n in range(6)]
     with Lease(store) as lease:
-        work = ShardWork(make, args, ShardCounts, store, RaySettings(workers=2), stage="trial", token=lease.number)
+        work = ShardWork(make, args, ShardCounts, store, RaySettings(workers=2), stage="trial", claim=lease.number)
         return map_shards(work, shards, lease, documents=6)
 
 

@@ -184,7 +184,7 @@ def run_here(
     make: Callable[..., Any], store: Store, lease: Lease, shards: int = 1, *, workers: int | None = None, **where: Any
 ) -> list[ShardOutcome[ShardCounts]]:
     """Run a step in this process: `here`, or because the stage has no workers."""
-    where = {"token": lease.number, **where}
+    where = {"claim": lease.number, **where}
     work = ShardWork(make, (), ShardCounts, store, RaySettings(workers=workers), stage="trial", **where)
     return map_shards(work, [Shard(n) for n in range(shards)], lease, documents=shards, here=workers is None)
 
@@ -202,8 +202,8 @@ def test_lease_checks_do_not_grow_with_the_number_of_shards(tmp_path: Path, monk
     assert requests == [0, 0]
 
 
-def test_files_of_a_stage_bear_the_token_of_its_driver_and_go_where_the_layout_says(tmp_path: Path) -> None:
-    """A training's token is the number of its lease, that of a night the number that its claim committed."""
+def test_files_of_a_stage_bear_the_claim_of_its_driver_and_go_where_the_layout_says(tmp_path: Path) -> None:
+    """A training's claim is the number of its lease, that of a night the number that it has committed."""
     store = Store(str(tmp_path))
     with Lease(store):
         pass
@@ -211,7 +211,7 @@ def test_files_of_a_stage_bear_the_token_of_its_driver_and_go_where_the_layout_s
         [outcome] = run_here(TextStep, store / "a", lease)
         assert list(outcome.files) == ["parts/000000-000002-1.txt"]
         layout = LogLayout("_runs/R", {"txt": "predictions/R"})
-        [outcome] = run_here(TextStep, store / "b", lease, token=17, layout=layout)
+        [outcome] = run_here(TextStep, store / "b", lease, claim=17, layout=layout)
     assert list(outcome.files) == ["predictions/R/000000-000017-1.txt"]
     assert (store / "b").list() == [
         "_runs/R/attempts/000017/000000.json",
@@ -260,7 +260,7 @@ def test_an_error_of_the_machine_is_the_workers_fault_wherever_a_step_raises_it(
         run_here(ForgetfulStep, store, lease, workers=workers)
 
 
-def test_a_stage_without_workers_runs_here_under_the_token_of_its_driver(
+def test_a_stage_without_workers_runs_here_under_the_claim_of_its_driver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its step is made and checked once. Ray is not started, and the process is not changed as that of a worker is."""
@@ -323,10 +323,10 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return be
 
 
-def make_work(make: Callable[..., Any], folder: Path, token: int = 1) -> ShardWork[ShardCounts]:
+def make_work(make: Callable[..., Any], folder: Path, claim: int = 1) -> ShardWork[ShardCounts]:
     backbone = describe_backbone(BackboneSettings(model="m", engine="openvino", dtype="int8"))
     store = Store(str(folder), retry_seconds=0)
-    return ShardWork(make, (), ShardCounts, store, RaySettings(), stage="trial", token=token, backbone=backbone)
+    return ShardWork(make, (), ShardCounts, store, RaySettings(), stage="trial", claim=claim, backbone=backbone)
 
 
 def compute(worker: _Worker, shard: Shard = SHARD) -> WorkerAnswer:
@@ -372,7 +372,7 @@ def test_a_worker_that_dies_natively_while_it_loads_the_model_ends_the_run(
     assert "\n" not in str(error)
     assert Store(str(tmp_path)).list("attempts") == []
     with pytest.raises(Died):
-        _Worker(make_work(DeadlyStart, tmp_path, token=2))
+        _Worker(make_work(DeadlyStart, tmp_path, claim=2))
 
 
 @pytest.mark.usefixtures("native_death")

@@ -40,7 +40,7 @@ def compute_shard(store: Store, mark: str, **settings: int) -> str:
     """Compute one shard for two runs; returns the runs that its step has seen."""
     with Lease(store) as lease, working_on(RUNS):
         ray = RaySettings(**settings)
-        work = ShardWork(LoggingStep, (mark,), ShardCounts, store, ray, stage="test", token=lease.number)
+        work = ShardWork(LoggingStep, (mark,), ShardCounts, store, ray, stage="test", claim=lease.number)
         [outcome] = map_shards(work, [Shard(0, (Piece("a.parquet", "parquet", 0, 1),))], lease, documents=1)
     [key] = outcome.files
     return (store.read(key) or b"").decode()
