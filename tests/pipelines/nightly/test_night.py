@@ -353,8 +353,14 @@ def test_an_old_bad_file_does_not_block_small_incremental_nights(local_nights: F
     assert local_nights.ids()[NEXT] == ["new"]
 
 
-@pytest.mark.parametrize("change", ["moved", "replaced"])
-@pytest.mark.parametrize("stage", ["intake", "classify"])
+@pytest.mark.parametrize(
+    ("store_uri", "change", "stage"),
+    [
+        *(("folder", change, stage) for change in ("moved", "replaced") for stage in ("intake", "classify")),
+        pytest.param("s3", "replaced", "intake", marks=pytest.mark.s3),
+    ],
+    indirect=["store_uri"],
+)
 def test_a_file_that_changes_during_a_night_is_quarantined_alone(
     change: str, stage: str, nights: FakeNights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -828,13 +834,21 @@ def test_the_report_at_the_top_is_that_of_the_newest_night(local_nights: FakeNig
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["resume", "restart"])
-@pytest.mark.parametrize("waking", WAKING)
+@pytest.mark.parametrize(
+    ("store_uri", "waking"),
+    [
+        *(("folder", waking) for waking in WAKING),
+        *(pytest.param("s3", waking, marks=pytest.mark.s3) for waking in PUBLISHING),
+    ],
+    indirect=["store_uri"],
+)
 def test_a_driver_that_wakes_after_another_has_published_changes_nothing(
     waking: str, restart: bool, nights: FakeNights
 ) -> None:
     """It is suspended at any step, its lease expires, and another driver does the night. It leaves with status 3.
 
-    If it was to publish the very run that the other one has published, it finds that done.
+    If it was to publish the very run that the other one has published, it finds that done. On S3 it is suspended before
+    its commits, which are what protects the tables.
     """
     nights.write("a.jsonl", make_rows(*(f"a{n}" for n in range(9)), "a0"))
     state: list[Any] = []
