@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -143,11 +142,8 @@ def make_random_rows(megabytes: float, text_bytes: int = 2000) -> list[Row]:
     st.lists(st.tuples(st.sampled_from(["jsonl", "csv", "parquet", "jsonl.gz"]), st.integers(0, 40)), max_size=6),
     st.integers(1, 30),
     st.integers(1, 20),
-    st.sampled_from(["checked", "trusted"]),
 )
-def test_every_row_of_every_format_is_taken_once(
-    files: list[tuple[str, int]], documents: int, row_group: int, ids: Any
-) -> None:
+def test_every_row_of_every_format_is_taken_once(files: list[tuple[str, int]], documents: int, row_group: int) -> None:
     """Files are small or large, windows begin anywhere, and row groups are smaller or larger than shards."""
     write = {
         "jsonl": to_jsonl,
@@ -163,7 +159,7 @@ def test_every_row_of_every_format_is_taken_once(
             rows = make_rows(count + 1, f"f{n}-")
             write_file(Path(folder), f"{n:02d}.{ending}", write[ending](rows))
             expected |= {row["id"] for row in rows}
-        night = run_night(folder, documents, DATA.model_copy(update={"ids": ids}))
+        night = run_night(folder, documents)
     assert sorted(filter(None, night.all_ids)) == sorted(expected)
     assert not night.reasons
     assert not [row for rows in night.rows for row in rows.dead]
