@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from spin.activations.engines.encoder import pools_content
 from spin.arrays import Floats
 from spin.attribution.token_sums import first_windows
 from spin.poolings.registry import find_pooling
@@ -47,7 +48,7 @@ class WindowShares:
         starts = first_windows(self.owners)
         merged: Floats = np.empty((len(starts), values.shape[1]), np.float32)
         for column, part in columns:
-            share = (self.of_all if column.site.kind == "final" else self.of_content)[:, None]
+            share = (self.of_content if pools_content(column) else self.of_all)[:, None]
             merged[:, part] = find_pooling(column.pooling).merge_texts(values[:, part], share, starts)
         return merged
 

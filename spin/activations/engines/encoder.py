@@ -303,17 +303,20 @@ def is_located(column: FeatureColumn) -> bool:
     return find_pooling(column.pooling).shares == "one by value"
 
 
+def pools_content(column: FeatureColumn) -> bool:
+    """Whether only the content of a text counts in a column."""
+    return find_pooling(column.pooling).content_only and column.site.kind != "final"
+
+
 def pooling_mask(column: FeatureColumn, mask: Tensor, content: Tensor, own: Tensor | None = None) -> Tensor:
     """The mask (B, T) that a column is pooled over, from the masks of all tokens and of the content.
 
     Poolings of content pool, as sentence embeddings do, all tokens of `final`, in windows all of the window's `own`.
     The content of windows is that among their own tokens.
     """
-    if not find_pooling(column.pooling).content_only:
-        return mask
-    if column.site.kind != "final":
+    if pools_content(column):
         return content
-    return mask if own is None else own
+    return mask if own is None or not find_pooling(column.pooling).content_only else own
 
 
 def _own_content(content: Tensor, own: Tensor) -> Tensor:
