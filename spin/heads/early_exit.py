@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.heads.decision import Decision
-from spin.heads.head import Head
+from spin.heads.linear_head import LinearHead
 from spin.labels.label_space import LabelSpace
 from spin.sites import BY_WORDS
 
@@ -24,7 +24,7 @@ class EarlyExit:
 
     depth: int
     """number of blocks that have run; `BY_WORDS` for the exit before the backbone"""
-    head: Head
+    head: LinearHead
     """calibrated, on the standardised features of these blocks, which are the first of the full selection; by words on
     the logits (n, K) of the word regression"""
     threshold: float

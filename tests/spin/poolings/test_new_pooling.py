@@ -181,3 +181,19 @@ def test_a_new_pooling_is_exported(pooling: Pooling, saved: Path, tmp_path: Path
         ids, mask = spin.backbone.pad_tokens(tokens, range(len(tokens.ids)))
         [scores] = session.run(["scores"], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
         np.testing.assert_allclose(scores[0], expected[row], atol=1e-3)
+
+
+def test_a_pooling_whose_shares_it_does_not_allow_is_refused() -> None:
+    """As its class is written, not when the first explanation is wrong."""
+    for attributes, message in (
+        ({"shares": "every token", "content_only": False}, "'every token', so it must pool content only"),
+        ({"shares": "one by value"}, "'one by value', so it must define locate"),
+        ({"shares": "one by place"}, "'one by place', so it must define find_place"),
+    ):
+        with pytest.raises(TypeError, match=f"the pooling median has shares {message}"):
+            type("Median", (Pooling,), {"name": "median", **attributes})
+
+
+def test_no_two_poolings_have_one_name() -> None:
+    names = [pooling.name for pooling in registry.POOLINGS]
+    assert len(set(names)) == len(names)
