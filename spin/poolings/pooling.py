@@ -19,8 +19,8 @@ Shares = Literal["none", "every token", "one by value", "one by place"]
 class Pooling(ABC):
     """A way to turn a neuron's values on all tokens of a text into one value; `POOLINGS` holds one of each class.
 
-    A mask (B, T) is true for the tokens that count, of which every text has one. Values (B, T, m) outside it are
-    finite, and padding may lie on either side.
+    A mask (B, T) is true for the tokens that count, of which every text has one. Values (B, T, m) are of any sign, in
+    float32 or bfloat16. Outside the mask they are finite and arbitrary, and padding may lie on either side.
     """
 
     name: ClassVar[str]
@@ -62,7 +62,8 @@ class Pooling(ABC):
     def merge(self, values: Tensor, shares: Tensor) -> Tensor:
         """The values (1, m) of a text, from those of its windows (w, m) that are read, in order.
 
-        `shares` (w, 1) are those of the windows in the tokens that the text pools; 0 for a window that pools none.
+        The values are in float32. `shares` (w, 1), in float32 or float64, are those of the windows in the tokens that
+        the text pools; 0 for a window that pools none, whose values are arbitrary.
         """
 
     def merge_texts(self, values: Floats, shares: Floats, starts: Rows) -> Floats:

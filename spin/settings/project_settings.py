@@ -48,8 +48,9 @@ class ClassifierSettings(Section):
     )
     poolings: Annotated[tuple[_PoolingName, ...], AfterValidator(not_empty)] | None = Field(
         None,
-        description="How the values of a neuron on all tokens of a text become one value: any of mean, max, first "
-        "(token) and last (token). Default: mean and max for encoders, last and mean for decoders.",
+        description="How the values of a neuron on all tokens of a text become one value; any of "
+        + ", ".join(f"{pooling.name} ({pooling.description})" for pooling in registry.POOLINGS)
+        + ". Default: mean and max for encoders, last and mean for decoders.",
     )
     metric: Metric = Field(
         "macro_f1",
