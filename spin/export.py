@@ -205,12 +205,11 @@ def merge_one_text(encoder: NeuronEncoder, ids: Tensor, mask: Tensor, values: Te
     first = torch.arange(ids.shape[0], device=ids.device) < 1
     content = torch.where((content.sum() < 1) & first, 1, content)
     of_all, of_content = ((counts / counts.sum()).float().unsqueeze(1) for counts in (own, content))
-    columns = encoder.segment.neurons
-    parts = []
-    for column, part in zip(columns, values.split(encoder.segment.widths(encoder.backbone), 1), strict=True):
+    merged = []
+    for column, part in encoder.segment.slices(encoder.backbone).items():
         share = of_content if pools_content(column) else of_all
-        parts.append(find_pooling(column.pooling).merge(part, share))
-    return torch.cat(parts, 1)
+        merged.append(find_pooling(column.pooling).merge(values[:, part], share))
+    return torch.cat(merged, 1)
 
 
 def _export_tokenizer(backbone: Backbone) -> Tokenizer:

@@ -43,11 +43,11 @@ def confidence(label_space: LabelSpace, probabilities: Floats) -> Floats:
     return probabilities.max(1)
 
 
-def should_exit(label_space: LabelSpace, decision: Decision, threshold: float, logits: Floats) -> NDArray[np.bool_]:
+def should_exit(decision: Decision, threshold: float, logits: Floats) -> NDArray[np.bool_]:
     """Mask (n,) of the documents that stop at an exit with logits (n, K): confident, and without abstention."""
-    probabilities = label_space.probabilities(logits)
+    probabilities = decision.label_space.probabilities(logits)
     _, abstains = decision.decide(probabilities)
-    return (confidence(label_space, probabilities) >= threshold) & ~abstains
+    return (confidence(decision.label_space, probabilities) >= threshold) & ~abstains
 
 
 def find_stops(
@@ -58,5 +58,5 @@ def find_stops(
     `logits` are the calibrated ones (n, K) of each exit, shallow first.
     """
     pairs = zip(thresholds, logits, strict=False)
-    exiting = [should_exit(decision.label_space, decision, *pair) for pair in pairs]
+    exiting = [should_exit(decision, *pair) for pair in pairs]
     return np.stack([*exiting, np.ones(count, bool)]).argmax(0)

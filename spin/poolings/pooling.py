@@ -82,13 +82,6 @@ class Pooling(ABC):
         """The position (B,) of the token whose value is taken in each text: for `one by place`."""
         raise NotImplementedError
 
-    def pool_in_openvino(self, values: Tensor, mask: Tensor, unit: Tensor | None) -> Tensor:
-        """As `pool`, in operations that OpenVINO runs well; `unit` (m, m) is given where few of a site's neurons are.
-
-        OpenVINO computes a whole site in float32 unless a product follows, such as one with `unit`.
-        """
-        return self.pool(values, mask)
-
     def locate_in_openvino(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """As `locate`, in operations that OpenVINO runs well."""
         return self.locate(values, mask)

@@ -247,11 +247,11 @@ class _NeuronGather(nn.Module):
                 wanted = source if positions is None else source.index_select(-1, positions)
                 columns[column], located[column] = self._locate(column, wanted, seen)
                 continue
-            if self.for_openvino:
-                unit = self.factor if self.gather_first else None
-                pooled = find_pooling(column.pooling).pool_in_openvino(source, seen, unit)
-            else:
-                pooled = find_pooling(column.pooling).pool(source, seen)
+            pooling = find_pooling(column.pooling)
+            pooled = pooling.pool(source, seen)
+            if self.for_openvino and self.gather_first and pooling.takes_one_value:
+                # a product with a unit matrix, without which OpenVINO would compute the whole site in float32
+                pooled = pooled @ self.factor
             columns[column] = pooled if positions is None else pooled[:, positions]
         pairs = zip(self.projected, self.projection, strict=True)
         return _SiteReading(columns, located, [project(sources[column]).float() for column, project in pairs])
