@@ -20,7 +20,7 @@ from rich.console import Console
 
 from jobs.quickstart import BACKBONE, read_tweets
 from pipelines.nightly.classify import parse_date
-from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.nightly.steps.counts import ClassifyCounts
 from pipelines.nightly.tables.night_history import read_predictions
 from pipelines.nightly.tables.night_records import RUNS, run_name
 from pipelines.storage.object_store import Store

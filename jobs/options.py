@@ -40,7 +40,7 @@ Output = Annotated[str, typer.Option("--output", metavar="URI", help="folder or 
 Date = Annotated[str | None, typer.Option("--date", metavar="YYYY-MM-DD", help="date of a night")]
 Html = Annotated[
     Path | None,
-    typer.Option("--html", metavar="FILE", callback=check_writable, help="also write the report as a page"),
+    typer.Option("--html", metavar="FILE", callback=check_writable, help="also write it as a page"),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be done and change nothing")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for a program")]

@@ -87,13 +87,9 @@ def _least_width(table: Table) -> int:
 
 def _show_plain(table: Table) -> None:
     """Print a table without lines, for a pipe or a file."""
-    table.box, table.padding, table.pad_edge, table.expand, table.title_justify = (
-        None,
-        (0, 2, 0, 0),
-        False,
-        False,
-        "left",
-    )
+    if table.title is not None:  # of any length: rich would wrap it to the width of the table
+        raw(f"{table.title}\n")
+    table.title, table.box, table.padding, table.pad_edge, table.expand = None, None, (0, 2, 0, 0), False, False
     for column in table.columns:
         column.max_width = None
     wide = Console(file=io.StringIO(), width=_ANY_WIDTH, color_system=None, **_PLAIN)

@@ -21,7 +21,7 @@ from benchmarks.limits.delay_proxy import DelayProxy, Traffic, run_delay_proxy
 from benchmarks.section_page import Part, Verdict, table
 from pipelines.nightly.report.throughput import busy_seconds
 from pipelines.nightly.steps.classify_job import pass_layout
-from pipelines.nightly.steps.run_records import PassCounts
+from pipelines.nightly.steps.counts import PassCounts
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import begin_run, finish_run
 from pipelines.nightly.tables.night_tables import INPUTS, PREDICTIONS, NightTables, file_rows, table_schema

@@ -19,7 +19,7 @@ from benchmarks.limits.process_memory import Watch
 from benchmarks.section_page import Part, Verdict, table
 from pipelines.nightly.report.throughput import span
 from pipelines.nightly.steps.classify_job import pass_layout
-from pipelines.nightly.steps.run_records import PassCounts
+from pipelines.nightly.steps.counts import PassCounts
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.nightly.tables.passes import Pass

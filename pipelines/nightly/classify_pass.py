@@ -23,9 +23,9 @@ from pipelines.nightly.steps.classify_job import (
     share_to_sample,
 )
 from pipelines.nightly.steps.classify_step import ClassifyStep
+from pipelines.nightly.steps.counts import ClassifyCounts, DuplicateCounts, PassCounts
 from pipelines.nightly.steps.dedup import REPEATS, DuplicateRows, DuplicateStep, collect_duplicates, plan_partitions
 from pipelines.nightly.steps.intake_step import IDS
-from pipelines.nightly.steps.run_records import ClassifyCounts, DuplicateCounts, PassCounts
 from pipelines.nightly.tables.passes import Pass
 from pipelines.storage.shard_log import ShardOutcome
 from pipelines.workers.map_shards import describe_backbone, map_shards

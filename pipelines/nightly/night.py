@@ -12,7 +12,7 @@ from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.files.shards import Shard
 from pipelines.data.intake import NightPlan
 from pipelines.nightly.night_models import NightModel
-from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.nightly.steps.counts import ClassifyCounts
 from pipelines.nightly.tables.night_tables import QUARANTINED, TAKEN, NightTables
 from pipelines.nightly.tables.publication import InputRow
 from pipelines.nightly.tables.resume import ChosenRun

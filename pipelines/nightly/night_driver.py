@@ -90,15 +90,13 @@ class NightDriver:
         self._show_published()
 
     def end(self) -> CommandResult:
-        """Publish what could not be published at first, delete what no run needs, and return what was done."""
+        """Publish what could not be published at first, and return what was done."""
         for night in filter(self._is_waiting, self.nights):
             with self._keeping_failure(night):
                 self._publish_if_finished(night)
                 if night.name not in self.reports:
                     raise SpinError(f"run {night.run.name} was neither published nor did it fail; run it again")
         self._show_published()
-        for group in form_passes([night for night in self.nights if night.name in self.reports]):
-            _delete_work_of_pass(group[0])
         names = sorted({*(night.name for night in self.nights), *self.failures})
         return CommandResult(
             tuple(names),
@@ -181,15 +179,20 @@ class NightDriver:
         self.reports[night.name] = report
 
     def _show_published(self) -> None:
-        """Show the reports of the nights that were published since the last call, and log them to MLflow."""
-        for night in self.nights:
-            report = self.reports.get(night.name)
-            if report is not None and night.name not in self.shown:
-                self.shown.add(night.name)
-                with self._keeping_failure(night), overtaken_first(night.lease):
-                    self.on_published(night, report)
-                    log_night(night, report, show_reports(night, report))
-                end_run(night.run.name)
+        """Show the reports of the nights that were published since the last call, and log them to MLflow.
+
+        Then delete the work of their passes, among it texts, before another pass begins.
+        """
+        nights = [night for night in self.nights if night.name in self.reports and night.name not in self.shown]
+        for night in nights:
+            self.shown.add(night.name)
+            report = self.reports[night.name]
+            with self._keeping_failure(night), overtaken_first(night.lease):
+                self.on_published(night, report)
+                log_night(night, report, show_reports(night, report))
+            end_run(night.run.name)
+        for group in form_passes(nights):
+            _delete_work_of_pass(group[0])
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from pipelines.data.spool import PartSize
 from pipelines.nightly.finish import check_files, check_rows
 from pipelines.nightly.night import KEPT, Night, NightShare
 from pipelines.nightly.night_pass import NightPass
+from pipelines.nightly.steps.counts import IntakeCounts
 from pipelines.nightly.steps.intake_step import IntakeStep
-from pipelines.nightly.steps.run_records import IntakeCounts
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, check_kept_columns
 from pipelines.nightly.tables.passes import plan_files
 from pipelines.service_errors import BadRowsError
@@ -27,9 +27,9 @@ from spin.settings import DataSettings
 
 _log = logging.getLogger(__name__)
 FEW_BYTES = 16_000_000
-"""bytes of input that the driver takes in likewise"""
+"""bytes of input that the driver takes in by itself, which is faster than to start workers"""
 FEW_FILES = 500
-"""number of input files likewise"""
+"""number of input files that it takes in by itself"""
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from pipelines.data.files.kept_columns import check_kept_names
 from pipelines.data.files.shards import even_size
 from pipelines.data.intake import plan_intake
 from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE, share_to_sample
+from pipelines.nightly.steps.counts import ClassifyCounts
 from pipelines.nightly.steps.dedup import plan_partitions
 from pipelines.nightly.steps.intake_step import IDS
-from pipelines.nightly.steps.run_records import ClassifyCounts
 from pipelines.nightly.tables.night_tables import reserved_names
 from pipelines.planning.sample import MeasuredShard, NightSample, take_sample
 from pipelines.registry.versions import Registry
@@ -148,10 +148,10 @@ def estimate_night(
     if not tasks:
         why = f" that can be read: {next(iter(rejected.values()))}" if rejected else ""
         raise UserError(f"{source} holds no documents{why}; name some to sample with --input")
-    count = -(-documents // even_size(documents, settings.ray.shard_documents))
     partitions = len(plan_partitions(documents)) if settings.data.ids == "checked" else 0
     sampled = share_to_sample(settings.classify, documents)
     sample = take_sample(settings, registry, version, tasks, seconds, sampled, source=source)
+    count = -(-documents // min(even_size(documents, settings.ray.shard_documents), sample.most_in_shard))
 
     ray = settings.ray.for_stage("classify")
     depends_on_cluster = ray.address is not None and ray.workers is None

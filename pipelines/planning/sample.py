@@ -14,15 +14,16 @@ from typing import Generic
 
 import pyarrow as pa
 
+from pipelines.data.files.formats import MAX_BYTES
 from pipelines.data.files.kept_columns import without_kept
 from pipelines.data.files.shards import Shard
 from pipelines.data.intake import plan_night
 from pipelines.data.spool import PartSize
 from pipelines.nightly.steps.classify_job import CALIBRATION, ClassifyJob, ModelJob, pass_ending
 from pipelines.nightly.steps.classify_step import ClassifyStep
+from pipelines.nightly.steps.counts import ClassifyCounts, IntakeCounts, PassCounts
 from pipelines.nightly.steps.dedup import DuplicateRows
 from pipelines.nightly.steps.intake_step import IntakeStep
-from pipelines.nightly.steps.run_records import ClassifyCounts, IntakeCounts, PassCounts
 from pipelines.nightly.tables.night_records import Run
 from pipelines.nightly.tables.passes import Pass
 from pipelines.planning.night_worker import as_night_worker
@@ -81,6 +82,12 @@ class NightSample:
     """whether all documents of the input were classified"""
     drift: bool
     """whether the version has a drift reference, so that a night reads its profiles again"""
+
+    @property
+    def most_in_shard(self) -> int:
+        """Documents that fit into a shard by their bytes."""
+        parts = [part for reading in self.readings for part in reading.counts.report.pieces]
+        return max(1, MAX_BYTES * sum(part.piece.documents for part in parts) // sum(part.bytes for part in parts))
 
     @property
     def rows(self) -> int:

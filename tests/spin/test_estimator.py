@@ -147,7 +147,7 @@ def test_labels_keep_their_type(unfitted: SpinClassifier, tmp_path: Path, values
     spin = clone(unfitted).fit(TEXTS, np.array(y))
     spin.save(tmp_path)
     loaded = SpinClassifier.load(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["label_type"] == label_type
+    assert json.loads((tmp_path / "config.json").read_text())["metadata"]["label_type"] == label_type
     for classifier in (spin, loaded):
         predicted = classifier.predict(TEXTS)
         assert classifier.classes_.tolist() == sorted(set(values))

@@ -16,15 +16,16 @@ import ray
 from jobs import cli
 from pipelines.data.files.shards import Piece, Shard
 from pipelines.nightly import classify, classify_pass
+from pipelines.nightly.steps.classify_job import ClassifyJob
 from pipelines.nightly.steps.classify_step import ClassifyStep
-from pipelines.nightly.steps.run_records import PassCounts
+from pipelines.nightly.steps.counts import PassCounts
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardCounts, StepResult
 from pipelines.workers.map_shards import ShardWork, map_shards
 from pipelines.workers.train_group import GroupWork, run_group
 from spin.errors import SpinError, UserError
-from spin.settings import RaySettings, parse_settings
+from spin.settings import RaySettings, Settings, parse_settings
 
 RAISE, KILL, KILL_ONCE = "film raise", "film kill", "film once "
 """prefixes of texts; after KILL_ONCE comes the path of the file that marks that its process was killed already"""
@@ -66,11 +67,14 @@ class CountingStep(ClassifyStep):
 class NodeStep(ClassifyStep):
     """Writes its node and shard into the file LOG of `data.train`, then waits until the file `LOG.go` exists."""
 
+    def __init__(self, job: ClassifyJob, settings: Settings) -> None:
+        super().__init__(job, settings)
+        self.log = settings.data.train
+
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[PassCounts]:
-        log = self.data.train
-        with open(log, "a", encoding="utf-8") as file:
+        with open(self.log, "a", encoding="utf-8") as file:
             file.write(f"{ray.get_runtime_context().get_node_id()} {shard.name}\n")
-        while not Path(f"{log}.go").exists():
+        while not Path(f"{self.log}.go").exists():
             threading.Event().wait(0.05)
         return super().__call__(shard, attempt)
 

@@ -23,7 +23,7 @@ from pipelines.nightly.night_models import ChosenVersion, NightModel, RequestedM
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.steps.classify_job import ClassifyJob
 from pipelines.nightly.steps.classify_step import ClassifyStep, _count, _with_kept
-from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.nightly.steps.counts import ClassifyCounts
 from pipelines.nightly.tables import publication
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import LEASES

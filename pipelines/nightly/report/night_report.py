@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, PlainValidator, ValidationError
 
 from pipelines.nightly.report.throughput import busy_seconds, pace
-from pipelines.nightly.steps.run_records import ClassifyCounts, DocumentCounts, NightCounts
+from pipelines.nightly.steps.counts import ClassifyCounts, DocumentCounts, NightCounts
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_bytes
 from pipelines.storage.shard_log import ShardOutcome

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.nightly.report.night_report import REPORT, NightReport
-from pipelines.nightly.steps.run_records import NightCounts
+from pipelines.nightly.steps.counts import NightCounts
 from pipelines.nightly.tables.night_history import find_newest_night, list_nights
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import NightTables

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from pipelines.data.files.shards import Shard
 from pipelines.data.forgotten_ids import ForgottenIds
+from pipelines.nightly.steps.counts import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.dedup import DuplicateRows
-from pipelines.nightly.steps.run_records import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.shadow import ShadowSpec
 from pipelines.nightly.tables.night_records import RUNS, Run
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from pipelines.data.files.shards import Shard
 from pipelines.data.spool import CheckedRows, read_rows
 from pipelines.nightly.steps.classify_job import CALIBRATION, ENDINGS, PROFILE, SAMPLE, ClassifyJob, ShadowJob
+from pipelines.nightly.steps.counts import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.night_profile import NightProfile
 from pipelines.nightly.steps.pass_features import ModelRows, PassFeatures
-from pipelines.nightly.steps.run_records import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.shadow import Shadow
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, file_rows
 from pipelines.nightly.tables.prediction_columns import PredictedRows, fill_columns

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipelines.data.files.shards import Shard
 from pipelines.data.intake import NightPlan
-from pipelines.nightly.steps.run_records import DuplicateCounts
+from pipelines.nightly.steps.counts import DuplicateCounts
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
 from pipelines.storage.shard_log import Attempt, ShardOutcome, StepResult

@@ -9,8 +9,8 @@ from pipelines.data.files.shards import Shard
 from pipelines.data.forgotten_ids import NOTHING_FORGOTTEN, ForgottenIds
 from pipelines.data.intake import take_in
 from pipelines.data.spool import SPOOL, PartSize, SpoolPart
+from pipelines.nightly.steps.counts import IntakeCounts
 from pipelines.nightly.steps.dedup import IdDigests
-from pipelines.nightly.steps.run_records import IntakeCounts
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, StepResult
 from spin.settings import DataSettings

@@ -23,7 +23,7 @@ LEASES = "_leases"
 RUN, NIGHT, ABANDONED = "run.json", "night.json", "abandoned.json"
 """records in the folder of a run; each is created only if absent and never replaced"""
 FORMAT = 10
-"""of the records of a run and of its plan; a run of another format is not continued"""
+"""of the work of a run and of its plan; an unfinished run of another format is not continued"""
 _RUN_NAME = re.compile(r"\d{4}-\d{2}-\d{2}-[A-Za-z0-9_.-]+-\d{6,}")
 
 
@@ -56,7 +56,7 @@ class Run:
     files: Mapping[str, tuple[DataFile, ...]] = field(default_factory=dict)
     """files of a finished run by table, with their paths in the table's folder"""
     format: int = FORMAT
-    """format of the records and of the plan of the run"""
+    """format of the work and of the plan of the run"""
 
     @property
     def is_alone(self) -> bool:
@@ -194,19 +194,19 @@ def now() -> str:
 
 
 def _read_records(out: Store, names: Sequence[str], record: str) -> dict[str, Run]:
-    """The records of runs that are there, by name. Raises UserError for a run of another format."""
+    """The records of runs that are there, by name. Raises UserError for one that cannot be read."""
     stored = out.read_many([f"{RUNS}/{name}/{record}" for name in names])
     return {key.split("/")[1]: _from_bytes(out, key, data) for key, data in stored.items()}
 
 
 def _from_bytes(out: Store, key: str, data: bytes) -> Run:
-    values = json.loads(data)
-    if values.get("format") != FORMAT:
+    try:
+        return from_json(Run, json.loads(data))
+    except ValueError as error:
         raise UserError(
-            f"run {key.split('/')[1]} in {out.uri} has format {values.get('format', 'none')}, expected {FORMAT}: "
-            "another version of spin has begun it. Go on with that version, or start over with --restart"
-        )
-    return from_json(Run, values)
+            f"{out.uri}/{key} is no record of a run that this version of spin can read: it is damaged, or another "
+            "version has written it. Use that version, or restore the file"
+        ) from error
 
 
 def _to_bytes(run: Run) -> bytes:

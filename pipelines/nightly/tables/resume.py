@@ -256,6 +256,11 @@ def _open_run(tables: NightTables, name: str, request: NightRequest, *, publishe
     """
     store = tables.out / f"{RUNS}/{name}"
     run = find_runs(tables.out, [name]).get(name)
+    if run is not None and run.format != FORMAT:
+        raise UserError(
+            f"run {name} in {tables.out.uri} has format {run.format}, expected {FORMAT}: another version of spin has "
+            "begun it. Go on with that version, or start over with --restart"
+        )
     if read_plan(store, ListingPlan) is not None and run is not None:
         return _plan_run(tables, run, request, published=published)
     if published:

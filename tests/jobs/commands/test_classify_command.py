@@ -18,7 +18,7 @@ from pipelines.nightly import classify, command_result
 from pipelines.nightly.command_result import CommandResult, NightFailure
 from pipelines.nightly.report import precision_check
 from pipelines.nightly.report.night_report import FileCounts, NightReport, QuarantinedFile
-from pipelines.nightly.steps.run_records import NightCounts
+from pipelines.nightly.steps.counts import NightCounts
 from pipelines.service_errors import BadRowsError, DriftError, HeldError, UnavailableError
 from spin.errors import SpinError
 from spin.monitor.drift import Drift, NeuronShift

@@ -29,7 +29,7 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json
 from pipelines.workers.map_shards import map_shards
 from spin.classifier import TrainedClassifier
-from spin.settings import Settings, parse_settings
+from spin.settings import BackboneSettings, Settings, parse_settings
 from tests.support import chaos, tiny
 from tests.support.chaos import FolderRegistry
 from tests.support.night_project import replace_map_shards
@@ -72,9 +72,10 @@ class Project:
 def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> FolderRegistry:
     """A registry with two versions whose classes differ."""
     folder = tmp_path_factory.mktemp("registry")
+    backbone = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     for number, classes in (("1", ("good", "bad")), ("2", ("plain", "bad"))):
         rows = tiny.make_documents(240, classes)
-        classifier = build_quick_classifier(backbone_folder)
+        classifier = build_quick_classifier(backbone)
         classifier.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder / number)
     (folder / "champion").write_text("1")
     return FolderRegistry(folder)

@@ -362,10 +362,15 @@ def overtake_at_all_operations(overtaking: str, stride: int, overtaken: Request 
 COMMANDS = pytest.mark.parametrize("command", [OVERTAKEN, OVERTAKEN_PASS], ids=["one model", "two models"])
 
 
-@COMMANDS
 @pytest.mark.parametrize("overtaking", OVERTAKING)
-def test_a_driver_may_be_overtaken_at_any_operation(overtaking: str, command: Request) -> None:
-    overtake_at_all_operations(overtaking, STRIDE, command)
+def test_a_driver_may_be_overtaken_at_any_operation(overtaking: str) -> None:
+    """A driver of two models: one of a single model takes the same steps."""
+    overtake_at_all_operations(overtaking, STRIDE, OVERTAKEN_PASS)
+
+
+@pytest.mark.parametrize("overtaking", ["the same command", "the same night, begun anew", "a vacuum"])
+def test_a_driver_of_one_model_may_be_overtaken_at_any_operation(overtaking: str) -> None:
+    overtake_at_all_operations(overtaking, STRIDE)
 
 
 @COMMANDS

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pipelines.data import intake
 from pipelines.data.files.shards import Shard
 from pipelines.nightly import classify, classify_pass, finish, night_driver
 from pipelines.nightly.night_driver import NightDriver
+from pipelines.nightly.nights import list_output, vacuum
 from pipelines.nightly.steps import dedup
 from pipelines.nightly.tables import publication, resume
 from pipelines.nightly.tables.night_history import list_nights, read_predictions
@@ -150,8 +152,23 @@ def test_a_run_of_another_format_is_refused_until_it_is_begun_anew(record: str, 
     local_nights.out.write_json(key, stored)
     with pytest.raises(UserError, match=rf"{DATE}-tiny-000001.*format.*{FORMAT - 1}.*--restart"):
         local_nights.run()
+    local_nights.run(NEXT)
+    assert [each.state for each in list_output(local_nights.output)] == ["unfinished", "published"]
     local_nights.run(restart=True)
-    assert local_nights.ids() == {DATE: ["a"]}
+    assert local_nights.ids() == {DATE: ["a"], NEXT: ["a"]}
+
+
+def test_published_runs_of_another_format_are_listed_and_vacuumed(local_nights: FakeNights) -> None:
+    """The format is that of a run's work, which is over. A record that cannot be read at all is named."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.run()
+    for key in (f"_runs/{DATE}-tiny-000001/{record}.json" for record in ("run", "night")):
+        local_nights.out.write_json(key, {**local_nights.out.read_json(key), "format": FORMAT - 1})
+    assert [each.state for each in list_output(local_nights.output)] == ["published"]
+    assert vacuum(local_nights.output, older_than=timedelta(days=1)).abandon == ()
+    local_nights.out.write(f"_runs/{DATE}-tiny-000001/run.json", b"{}")
+    with pytest.raises(UserError, match=r"000001/run\.json is no record of a run .* damaged"):
+        list_output(local_nights.output)
 
 
 def test_names_from_outside_are_taken_literally(nights: FakeNights) -> None:
@@ -297,9 +314,11 @@ def test_more_unreadable_files_than_allowed_end_a_night(local_nights: FakeNights
 
 def test_a_file_that_was_mended_is_read_by_a_new_run(local_nights: FakeNights) -> None:
     """A run goes on with what it has read, so the error names --restart."""
-    local_nights.write("a.jsonl", [*make_rows("a"), {"id": "b", "text": None}])
-    with pytest.raises(BadRowsError, match="mend them and start over with --restart"):
+    local_nights.write("a.jsonl", [*make_rows("a"), {"id": "b", "text": None}, {"id": "c", "text": " "}])
+    found = r"1 null_text, 1 empty_text.*mend them and start over with --restart"
+    with pytest.raises(BadRowsError, match=found):
         local_nights.run(limits={"max_dead_fraction": 0.1})
+    assert list_nights(local_nights.tables) == []
     local_nights.write("a.jsonl", make_rows("a", "b"))
     local_nights.run(limits={"max_dead_fraction": 0.1}, restart=True)
     assert local_nights.ids() == {DATE: ["a", "b"]}
@@ -334,8 +353,14 @@ def test_an_old_bad_file_does_not_block_small_incremental_nights(local_nights: F
     assert local_nights.ids()[NEXT] == ["new"]
 
 
-@pytest.mark.parametrize("change", ["moved", "replaced"])
-@pytest.mark.parametrize("stage", ["intake", "classify"])
+@pytest.mark.parametrize(
+    ("store_uri", "change", "stage"),
+    [
+        *(("folder", change, stage) for change in ("moved", "replaced") for stage in ("intake", "classify")),
+        pytest.param("s3", "replaced", "intake", marks=pytest.mark.s3),
+    ],
+    indirect=["store_uri"],
+)
 def test_a_file_that_changes_during_a_night_is_quarantined_alone(
     change: str, stage: str, nights: FakeNights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -809,13 +834,21 @@ def test_the_report_at_the_top_is_that_of_the_newest_night(local_nights: FakeNig
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["resume", "restart"])
-@pytest.mark.parametrize("waking", WAKING)
+@pytest.mark.parametrize(
+    ("store_uri", "waking"),
+    [
+        *(("folder", waking) for waking in WAKING),
+        *(pytest.param("s3", waking, marks=pytest.mark.s3) for waking in PUBLISHING),
+    ],
+    indirect=["store_uri"],
+)
 def test_a_driver_that_wakes_after_another_has_published_changes_nothing(
     waking: str, restart: bool, nights: FakeNights
 ) -> None:
     """It is suspended at any step, its lease expires, and another driver does the night. It leaves with status 3.
 
-    If it was to publish the very run that the other one has published, it finds that done.
+    If it was to publish the very run that the other one has published, it finds that done. On S3 it is suspended before
+    its commits, which are what protects the tables.
     """
     nights.write("a.jsonl", make_rows(*(f"a{n}" for n in range(9)), "a0"))
     state: list[Any] = []

@@ -120,7 +120,14 @@ def test_models_with_other_backbones_have_a_pass_of_their_own(local_nights: Fake
     """Two of three share one; the third classifies alone in the same command."""
     local_nights.write("a.jsonl", make_rows("a", "b"))
     other = FakeRegistry("other", backbone="1")
-    local_nights.run_several(A, other, C).raise_failures()
+    spools: list[str] = []
+
+    def list_spools() -> None:
+        spools.extend(key for key in local_nights.out.list(RUNS) if "/spool/" in key)
+
+    with before_call(night_driver, "classify_pass", list_spools, once=False):
+        local_nights.run_several(A, other, C).raise_failures()
+    assert spools == [], "the texts of a pass are deleted before the next begins"
     for model in (A.name, C.name, "other"):
         assert local_nights.ids(model) == {DATE: ["a", "b"]}
     assert len(passes_of(local_nights)) == 1

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 import jobs.commands.plan_command
 from pipelines.data import intake
+from pipelines.data.files.formats import MAX_BYTES
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.shards import Piece as SpoolPiece
 from pipelines.data.intake import IntakeReport
@@ -27,7 +28,7 @@ from pipelines.data.spool import SPOOL, ReadyPiece
 from pipelines.nightly import classify
 from pipelines.nightly.steps.classify_job import ClassifyJob
 from pipelines.nightly.steps.classify_step import ClassifyStep
-from pipelines.nightly.steps.run_records import ClassifyCounts, IntakeCounts
+from pipelines.nightly.steps.counts import ClassifyCounts, IntakeCounts
 from pipelines.planning import estimate, sample
 from pipelines.planning.estimate import Deadline, Intake, NightEstimate, Rates, estimate_night
 from pipelines.planning.sample import MeasuredShard, NightSample
@@ -329,6 +330,17 @@ def test_hours_and_workers_follow_from_the_sample(
     assert trusted.hours.with_workers == pytest.approx(0.01 + 10.1 * 52 / 360)
     assert estimate_documents(3.6e6, deadline=0.1, workers=1).deadline.workers == 120  # three shards each
     assert estimate_documents(3.6e6, deadline=0.03, workers=1).deadline.workers is None
+
+
+@pytest.mark.usefixtures("constructed_sample")
+def test_a_shard_of_long_documents_holds_as_many_as_its_bytes_allow() -> None:
+    """`ray.shard_documents` is not reached by documents of 20 kB."""
+    measured = estimate.take_sample(*[None] * 6)  # type: ignore[arg-type]
+    (reading,) = measured.readings
+    (part,) = reading.counts.report.pieces
+    report = replace(reading.counts.report, pieces=(replace(part, bytes=20_000 * part.piece.documents),))
+    long = replace(reading, counts=replace(reading.counts, report=report))
+    assert replace(measured, readings=[long]).most_in_shard == MAX_BYTES // 20_000
 
 
 @pytest.mark.usefixtures("constructed_sample")

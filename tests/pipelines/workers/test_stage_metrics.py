@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray.util import metrics as ray_metrics
 
-from pipelines.nightly.steps.run_records import ClassifyCounts, PassCounts
+from pipelines.nightly.steps.counts import ClassifyCounts, PassCounts
 from pipelines.storage.shard_log import ShardCounts, ShardOutcome
 from pipelines.storage.store_requests import PROCESS_REQUESTS, RequestTotals
 from pipelines.telemetry.current_runs import CurrentRun, current_runs, working_on

@@ -12,7 +12,7 @@ import numpy as np
 from pipelines.nightly.observed_nights import list_metrics
 from pipelines.nightly.report.night_report import REPORT, NightReport, find_report, measure_throughput, slowest_shards
 from pipelines.nightly.report.run_report import render_reports, report_page
-from pipelines.nightly.steps.run_records import ClassifyCounts
+from pipelines.nightly.steps.counts import ClassifyCounts
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from pipelines.storage.shard_log import ShardOutcome

@@ -20,9 +20,9 @@ from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.intake import NightPlan, PartKey, plan_intake, plan_night
 from pipelines.data.spool import SPOOL, PartSize, read_rows
 from pipelines.nightly.steps import dedup
+from pipelines.nightly.steps.counts import DuplicateCounts
 from pipelines.nightly.steps.dedup import DuplicateStep, IdDigests, collect_duplicates, plan_partitions
 from pipelines.nightly.steps.intake_step import IDS, IntakeStep
-from pipelines.nightly.steps.run_records import DuplicateCounts
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, CommittedFile, ShardLog, ShardOutcome
 from pipelines.workers.map_shards import commit_shard

@@ -20,7 +20,7 @@ from pipelines.nightly import classify_pass
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.steps import classify_step
 from pipelines.nightly.steps.classify_step import ClassifyStep
-from pipelines.nightly.steps.run_records import ClassifyCounts, PassCounts
+from pipelines.nightly.steps.counts import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.shadow import Shadow
 from pipelines.nightly.tables import resume
 from pipelines.nightly.tables.night_tables import DISAGREEMENTS, NightTables, read_rows

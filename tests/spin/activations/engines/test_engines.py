@@ -157,11 +157,11 @@ def test_only_the_first_segment_runs_the_embeddings(model: Any, monkeypatch: pyt
 
 
 def test_openvino_agrees_with_torch_for_every_supported_family(model: Any) -> None:
-    """Three segments, and the two of a trial. For other families a trial reports an infinite error."""
+    """Three segments, and the two of a trial. For other families the values are not finite, and a trial says so."""
     selected = select_neurons(model)
     expected = read_activations(TorchEngine(model, split_segments(selected, [])), MORE_TEXTS).values
     if model.model.config.model_type not in OPENVINO_SUPPORTED:
-        assert "relative error inf" in compare_engines(model).detail
+        assert compare_engines(model).outcome == "differs"
         return
     assert compare_engines(model).outcome == "agrees"
     actual = read_activations(OpenVinoEngine(model, split_segments(selected, [1, 2])), MORE_TEXTS).values
