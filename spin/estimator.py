@@ -22,7 +22,6 @@ from spin.errors import UserError
 from spin.fit_progress import StartStep, show_steps, start_silently
 from spin.heads.abstention import refuse_promise
 from spin.heads.decision import Decision
-from spin.heads.registry import other_heads
 from spin.labels.label_space import LabelSpace
 from spin.labels.label_types import LabelValue, name_labels
 from spin.labels.split_groups import hash_text
@@ -95,7 +94,6 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         if isinstance(self.backbone, str):
             given["backbone"] = {"model": self.backbone}
         parameters = parse_section(_Parameters, given, "SpinClassifier")
-        other_heads(parameters.search.head)
         refuse_promise(parameters.decision, "SpinClassifier.load")
         return parameters
 

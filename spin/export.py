@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from spin.activations.engines.encoder import NeuronEncoder, split_segments
+from spin.activations.engines.encoder import NeuronEncoder, pools_content, split_segments
 from spin.arrays import Floats
 from spin.backbone.hub import silence_transformers
 from spin.backbone.loading import load_backbone
@@ -204,13 +204,12 @@ def merge_one_text(encoder: NeuronEncoder, ids: Tensor, mask: Tensor, values: Te
     own, content = encoder.backbone.count_own(ids, mask)
     first = torch.arange(ids.shape[0], device=ids.device) < 1
     content = torch.where((content.sum() < 1) & first, 1, content)
-    shares = {"final": own / own.sum(), "content": content / content.sum()}
-    columns = encoder.segment.neurons
-    parts = []
-    for column, part in zip(columns, values.split(encoder.segment.widths(encoder.backbone), 1), strict=True):
-        share = shares["final" if column.site.kind == "final" else "content"].float().unsqueeze(1)
-        parts.append(find_pooling(column.pooling).merge(part, share))
-    return torch.cat(parts, 1)
+    of_all, of_content = ((counts / counts.sum()).float().unsqueeze(1) for counts in (own, content))
+    merged = []
+    for column, part in encoder.segment.slices(encoder.backbone).items():
+        share = of_content if pools_content(column) else of_all
+        merged.append(find_pooling(column.pooling).merge(values[:, part], share))
+    return torch.cat(merged, 1)
 
 
 def _export_tokenizer(backbone: Backbone) -> Tokenizer:

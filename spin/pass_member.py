@@ -46,17 +46,13 @@ class PassMember:
 
     def decided_by_words(self, words: Floats) -> NDArray[np.bool_]:
         """Mask (n,) of the texts that exit by their words alone, by the word regression's logits (n, K)."""
-        return self.fitted.decided_by_words(words, self.decision.label_space, self.decision)
+        return self.fitted.decided_by_words(words, self.decision)
 
     def keep_mask(self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats) -> NDArray[np.bool_]:
         """Mask (n,) of the texts `rows` that go on after a segment of blocks, by their values (n, p) so far."""
-        logits = self.block_stops[index].logits(self._join_words(words, index, rows, values))
+        logits = self.block_stops[index].logits(self.join_words(words, index, rows, values))
         threshold = self.fitted.block_exits[index].threshold
-        return ~should_exit(self.decision.label_space, self.decision, threshold, logits)
-
-    def weigh_values(self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats) -> TokenWeights:
-        """The weights of the tokens of the texts `rows`, which stop after a segment with values (n, p)."""
-        return self.weigh_tokens(self.block_stops[index], self._join_words(words, index, rows, values))
+        return ~should_exit(self.decision, threshold, logits)
 
     def weigh_tokens(self, stop: FittedClassifier, features: Floats) -> TokenWeights:
         """The weights of the tokens of n texts, which stop at a classifier with raw features (n, p)."""
@@ -70,7 +66,7 @@ class PassMember:
             for index, segment in enumerate(segments)
         ]
 
-    def _join_words(self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats) -> Floats:
+    def join_words(self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats) -> Floats:
         """The features of the head after a segment: the values, and before them the words' logits if it reads them."""
         if not self.block_stops[index].selection.words:
             return values

@@ -39,7 +39,8 @@ class ReasonSink:
 
     def weigh_tokens(self, index: int, rows: NDArray[np.int64], values: Floats) -> TokenWeights:
         """The weights of the tokens of the texts `rows`, which stop after segment `index`, for the class of each."""
-        return self.member.weigh_values(self.words, index, rows, values)
+        features = self.member.join_words(self.words, index, rows, values)
+        return self.member.weigh_tokens(self.member.block_stops[index], features)
 
     def store_words(self, rows: NDArray[np.int64], weights: TokenWeights, words: WordSums) -> None:
         """Take what the words of the texts `rows` contribute; reasons are found once enough texts wait for it."""

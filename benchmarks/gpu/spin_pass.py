@@ -139,7 +139,7 @@ class SpinPass:
         """(n,) the topics of documents, of which confident ones exit early, and the share that does."""
 
         def keep_mask(_index: int, _rows: NDArray[np.int64], values: Floats) -> NDArray[np.bool_]:
-            return ~should_exit(LABEL_SPACE, DECISION, heads.threshold, heads.early.logits(values))
+            return ~should_exit(DECISION, heads.threshold, heads.early.logits(values))
 
         features = read_activations(self.divided, texts, keep_mask=keep_mask)
         assert features.depth is not None

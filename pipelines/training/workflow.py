@@ -20,7 +20,6 @@ from pipelines.training.extract_features import ExtractManifest, ExtractResults,
 from pipelines.training.fit_probes import ProbeManifest, ProbeResults, run_probe
 from pipelines.training.train import TrainReport, run_train
 from pipelines.workers.ray_cluster import shared_ray_session
-from spin.heads.registry import other_heads
 from spin.settings import Settings
 
 TrainingStage = Literal["extract", "probe", "train"]
@@ -68,7 +67,6 @@ def run_stages(
     The frozen evaluation set is read from the registry before any fit, so that none of its documents is trained on, nor
     a near-identical text.
     """
-    other_heads(settings.search.head)  # raises for an unknown one, before the backbone reads anything
     registry = Registry(settings) if set(stages) - {"extract"} else None
     evaluation_set = None if registry is None else registry.evaluation_set()
     frozen = NOTHING_FROZEN

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -72,20 +72,19 @@ class Features:
 
     def count_only(self, mask: NDArray[np.bool_]) -> Features:
         """The features with the counts of the texts in a mask (n,); the others have no tokens and no windows."""
-        return self._change_counts(lambda name, own: np.where(mask, own, 0).astype(own.dtype))
+        counted: dict[str, Any] = {name: np.where(mask, own, 0).astype(own.dtype) for name, own in self._counts.items()}
+        return replace(self, **counted)
 
     def add_counts(self, other: Features) -> Features:
         """The features with the counts of the same n texts by another one, each of which has counted other texts."""
-        return self._change_counts(
-            lambda name, own: own + getattr(other, name)
-        )  # of two flags the sum is true if one is
+        # of two flags the sum is true if one is
+        return replace(self, **{name: own + getattr(other, name) for name, own in self._counts.items()})
 
-    def _change_counts(self, change: Callable[[str, NDArray[Any]], NDArray[Any]]) -> Features:
-        """The features with other counts, each by its name and what it is; those that are None stay None."""
+    @property
+    def _counts(self) -> dict[str, Any]:
+        """The counts by name, without those that are None."""
         names = ("n_tokens", "n_unknown", "cut", "windows", "unread_tokens")
-        counts = ((name, getattr(self, name)) for name in names)
-        changed: dict[str, Any] = {name: change(name, own) for name, own in counts if own is not None}
-        return replace(self, **changed)
+        return {name: counts for name in names if (counts := getattr(self, name)) is not None}
 
 
 def _join(name: str, arrays: Sequence[NDArray[_Value] | None]) -> NDArray[_Value] | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from spin.activations.engines.encoder import pools_content
 from spin.arrays import Floats
 from spin.attribution.token_sums import first_windows
 from spin.poolings.registry import find_pooling
@@ -46,9 +47,12 @@ class WindowShares:
         """The values (n, p) of the texts, from those of their windows (w, p), and where these hold which column."""
         starts = first_windows(self.owners)
         merged: Floats = np.empty((len(starts), values.shape[1]), np.float32)
+        alike: dict[tuple[str, bool], list[slice]] = {}  # merged together: each text is a call
         for column, part in columns:
-            share = (self.of_all if column.site.kind == "final" else self.of_content)[:, None]
-            merged[:, part] = find_pooling(column.pooling).merge_texts(values[:, part], share, starts)
+            alike.setdefault((column.pooling, pools_content(column)), []).append(part)
+        for (pooling, of_content), parts in alike.items():
+            neurons, share = np.r_[*parts], self.of_content if of_content else self.of_all
+            merged[:, neurons] = find_pooling(pooling).merge_texts(values[:, neurons], share[:, None], starts)
         return merged
 
 

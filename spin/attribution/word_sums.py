@@ -25,18 +25,6 @@ class Places:
     sums: Floats
     """(m, ...) what the place contributes"""
 
-    def merge(self) -> Places:
-        """The places without those that follow an equal one, which then has the sum of all of these.
-
-        As all strings of characters within a word stand at the same place, few of them are left.
-        """
-        if not len(self.owners):
-            return self
-        changes = [np.diff(each) != 0 for each in (self.owners, self.starts, self.ends)]
-        first = np.concatenate([[0], 1 + np.flatnonzero(np.logical_or.reduce(changes))])
-        sums = np.add.reduceat(self.sums, first)
-        return Places(self.owners[first], self.starts[first], self.ends[first], sums)
-
 
 @dataclass(frozen=True)
 class WordSums(Places):
@@ -106,6 +94,19 @@ def add_places(words: Places, places: Places) -> Places:
         np.concatenate([ends, new_ends - bases[new_owners]]),
         total,
     )
+
+
+def merge_places(places: Places) -> Places:
+    """The places without those that follow an equal one, which then has the sum of all of these.
+
+    As all strings of characters within a word stand at the same place, few of them are left.
+    """
+    if not len(places.owners):
+        return places
+    changes = [np.diff(each) != 0 for each in (places.owners, places.starts, places.ends)]
+    first = np.concatenate([[0], 1 + np.flatnonzero(np.logical_or.reduce(changes))])
+    sums = np.add.reduceat(places.sums, first)
+    return Places(places.owners[first], places.starts[first], places.ends[first], sums)
 
 
 def _characters(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +10,9 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_expit, log_softmax
 
 from spin.arrays import Floats
-from spin.heads.head import Head
+from spin.heads.head import AnyHead
 from spin.labels.label_space import LabelSpace, Targets
 
-AnyHead = TypeVar("AnyHead", bound=Head)
 _MOST_ROWS = 20_000
 """largest number of documents that biases are fitted on"""
 _BINS = 15

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.heads.decision import Decision
-from spin.heads.head import Head
+from spin.heads.linear_head import LinearHead
 from spin.labels.label_space import LabelSpace
 from spin.sites import BY_WORDS
 
@@ -24,7 +24,7 @@ class EarlyExit:
 
     depth: int
     """number of blocks that have run; `BY_WORDS` for the exit before the backbone"""
-    head: Head
+    head: LinearHead
     """calibrated, on the standardised features of these blocks, which are the first of the full selection; by words on
     the logits (n, K) of the word regression"""
     threshold: float
@@ -43,11 +43,11 @@ def confidence(label_space: LabelSpace, probabilities: Floats) -> Floats:
     return probabilities.max(1)
 
 
-def should_exit(label_space: LabelSpace, decision: Decision, threshold: float, logits: Floats) -> NDArray[np.bool_]:
+def should_exit(decision: Decision, threshold: float, logits: Floats) -> NDArray[np.bool_]:
     """Mask (n,) of the documents that stop at an exit with logits (n, K): confident, and without abstention."""
-    probabilities = label_space.probabilities(logits)
+    probabilities = decision.label_space.probabilities(logits)
     _, abstains = decision.decide(probabilities)
-    return (confidence(label_space, probabilities) >= threshold) & ~abstains
+    return (confidence(decision.label_space, probabilities) >= threshold) & ~abstains
 
 
 def find_stops(
@@ -58,5 +58,5 @@ def find_stops(
     `logits` are the calibrated ones (n, K) of each exit, shallow first.
     """
     pairs = zip(thresholds, logits, strict=False)
-    exiting = [should_exit(decision.label_space, decision, *pair) for pair in pairs]
+    exiting = [should_exit(decision, *pair) for pair in pairs]
     return np.stack([*exiting, np.ones(count, bool)]).argmax(0)

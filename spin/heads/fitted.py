@@ -172,12 +172,12 @@ class FittedClassifier:
         stops = find_stops(logits, [exit.threshold for exit in self.exits], decision, len(features))
         return np.array([*(exit.depth for exit in self.exits), self.selection.depth], np.int32)[stops]
 
-    def decided_by_words(self, words: Floats, label_space: LabelSpace, decision: Decision) -> NDArray[np.bool_]:
+    def decided_by_words(self, words: Floats, decision: Decision) -> NDArray[np.bool_]:
         """(n,) the documents that stop at the exit by words, by the logits (n, K) of the word regression."""
         exit = self.words_exit
         if exit is None:
             return np.zeros(len(words), bool)
-        return should_exit(label_space, decision, exit.threshold, self.at(0).logits(words))
+        return should_exit(decision, exit.threshold, self.at(0).logits(words))
 
     def at(self, index: int) -> FittedClassifier:
         """The classifier at an exit, given by its index; the number of exits as index gives this classifier itself.

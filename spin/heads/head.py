@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,3 +111,6 @@ class Head(ABC):
     def from_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> Self:
         """The head of the arrays that `to_tensors` returned. Raises KeyError if one is missing."""
         return cls(**{field.name: tensors[field.name] for field in fields(cls)})  # type: ignore[arg-type]
+
+
+AnyHead = TypeVar("AnyHead", bound=Head)

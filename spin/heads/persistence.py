@@ -30,11 +30,11 @@ from spin.settings import BackboneSettings, DecisionSettings, Metric
 from spin.sites import FeatureColumn
 from spin.words.word_regression import WordRegression
 
-FORMAT = 8
+FORMAT = 9
 """version of the artifact's format, the only one that is read"""
 CONFIG, TENSORS = "config.json", "model.safetensors"
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
-_WORDS = "words."
+_WORDS, _HEAD = "words.", "head."
 _STORED = ConfigDict(frozen=True, extra="forbid")
 
 Tensors = dict[str, NDArray[Any]]
@@ -198,7 +198,8 @@ def _of_prefix(prefix: str, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
 
 
 def _tensors(fitted: FittedClassifier) -> Tensors:
-    tensors = {"mean": fitted.standardizer.mean, "scale": fitted.standardizer.scale, **fitted.head.to_tensors()}
+    tensors: Tensors = {"mean": fitted.standardizer.mean, "scale": fitted.standardizer.scale}
+    tensors |= _add_prefix(_HEAD, fitted.head.to_tensors())
     for index, exit in enumerate(fitted.exits):
         tensors |= _add_prefix(f"exit.{index}.", exit.head.to_tensors())
     for column, neurons in fitted.selection.neurons.items():
@@ -228,7 +229,7 @@ def _restore(stored: _StoredClassifier, tensors: Tensors) -> FittedClassifier:
     return FittedClassifier(
         Selection(neurons, importance, stored.eta, summary.rule, stored.words),
         Standardizer(tensors["mean"], tensors["scale"]),
-        find_head(summary.head).from_tensors(tensors),
+        find_head(summary.head).from_tensors(_of_prefix(_HEAD, tensors)),
         summary,
         exits,
         stored.recipe,

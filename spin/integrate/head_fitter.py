@@ -10,7 +10,7 @@ import numpy as np
 from spin.arrays import Floats, Rows
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import ChoiceSummary, ExitSummary, FittedClassifier, TrainingResult
-from spin.heads.head import FitTask, Head
+from spin.heads.head import AnyHead, FitTask, Head
 from spin.heads.linear_head import LinearHead
 from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
 from spin.heads.registry import find_head
@@ -82,13 +82,13 @@ class HeadFitter:
             recipe,
         )
 
-    def _fit_exits(self, selection: Selection, recipes: Sequence[ExitRecipe]) -> dict[ExitRecipe, Head]:
+    def _fit_exits(self, selection: Selection, recipes: Sequence[ExitRecipe]) -> dict[ExitRecipe, LinearHead]:
         """The heads of the exits, each on the part of the selection that its blocks compute.
 
         An exit must read something that those before it do not, or it is left out. That by words has the word
         regression's logits as its own, and reads no neurons.
         """
-        heads: dict[ExitRecipe, Head] = {}
+        heads: dict[ExitRecipe, LinearHead] = {}
         features = 0
         for recipe in recipes:
             if recipe.depth == BY_WORDS:
@@ -104,7 +104,7 @@ class HeadFitter:
                 heads[recipe] = self._calibrate(head, recipe.head)
         return heads
 
-    def _calibrate(self, head: Head, recipe: HeadRecipe) -> Head:
+    def _calibrate(self, head: AnyHead, recipe: HeadRecipe) -> AnyHead:
         """The head of a recipe from its neurons' head: with the words, and calibrated."""
         if recipe.blend is not None:
             assert self.word_scale is not None

@@ -240,11 +240,6 @@ STATISTICS: tuple[DriftStatistic, ...] = (Labels(), Exits(), Scores(), Lengths()
 """in the order of the report"""
 
 
-def describe_statistics() -> dict[str, str]:
-    """The description of each statistic by name."""
-    return {statistic.name: statistic.description for statistic in STATISTICS}
-
-
 def list_breaking() -> tuple[str, ...]:
     """The names of the statistics whose drift withdraws the estimate of quality."""
     return tuple(statistic.name for statistic in STATISTICS if statistic.breaks_estimate)

@@ -30,10 +30,6 @@ class Maximum(Pooling):
         largest, at = _hide(values, mask).max(1)
         return largest.float(), at
 
-    def pool_in_openvino(self, values: Tensor, mask: Tensor, unit: Tensor | None) -> Tensor:
-        pooled = self.pool(values, mask)
-        return pooled if unit is None else pooled @ unit
-
     def locate_in_openvino(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         seen = _hide(values, mask)
         return seen.amax(1).float(), seen.argmax(1)

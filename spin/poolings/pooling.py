@@ -19,8 +19,8 @@ Shares = Literal["none", "every token", "one by value", "one by place"]
 class Pooling(ABC):
     """A way to turn a neuron's values on all tokens of a text into one value; `POOLINGS` holds one of each class.
 
-    A mask (B, T) is true for the tokens that count, of which every text has one. Values (B, T, m) outside it are
-    finite, and padding may lie on either side.
+    A mask (B, T) is true for the tokens that count, of which every text has one. Values (B, T, m) are of any sign, in
+    float32 or bfloat16. Outside the mask they are finite and arbitrary, and padding may lie on either side.
     """
 
     name: ClassVar[str]
@@ -28,15 +28,26 @@ class Pooling(ABC):
     description: ClassVar[str]
     """for the page of an explanation"""
     content_only: ClassVar[bool] = True
-    """whether only content counts: no special tokens, not a decoder's first position, no token that an earlier window
-    has read. Otherwise all tokens of a text or window count, as they do for sentence embeddings, which are `final`"""
+    """whether only content counts: no token that an earlier window has read and, unless the setting
+    `backbone.pool_special_tokens` is true, no special tokens and not a decoder's first position. Otherwise all tokens
+    of a text or window count, as they do for sentence embeddings, which are `final`"""
     shares: ClassVar[Shares] = "none"
     """which tokens share what a neuron contributes, for reasons and explanations
 
     none: no token has a share, so the neuron is named without a word, and a warning says so. every token: the value is
-    the mean of the values of the tokens that count. one by value: it is the value of the token that `locate` finds. one
-    by place: it is that of the token that `find_place` finds, whatever the values are.
+    the plain mean of the values of the content. one by value: it is the value of the token that `locate` finds. one by
+    place: it is that of the token that `find_place` finds, whatever the values are.
     """
+
+    def __init_subclass__(cls) -> None:
+        """Raise TypeError for shares that the pooling does not allow; a class that others derive from has no name."""
+        if not hasattr(cls, "name"):
+            return
+        if cls.shares == "every token" and not cls.content_only:
+            raise TypeError(f"the pooling {cls.name} has shares 'every token', so it must pool content only")
+        method = {"one by value": "locate", "one by place": "find_place"}.get(cls.shares)
+        if method and getattr(cls, method) is getattr(Pooling, method):
+            raise TypeError(f"the pooling {cls.name} has shares '{cls.shares}', so it must define {method}")
 
     @property
     def takes_one_value(self) -> bool:
@@ -51,7 +62,8 @@ class Pooling(ABC):
     def merge(self, values: Tensor, shares: Tensor) -> Tensor:
         """The values (1, m) of a text, from those of its windows (w, m) that are read, in order.
 
-        `shares` (w, 1) are those of the windows in the tokens that the text pools; 0 for a window that pools none.
+        The values are in float32. `shares` (w, 1), in float32 or float64, are those of the windows in the tokens that
+        the text pools; 0 for a window that pools none, whose values are arbitrary.
         """
 
     def merge_texts(self, values: Floats, shares: Floats, starts: Rows) -> Floats:
@@ -64,18 +76,11 @@ class Pooling(ABC):
 
     def locate(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The pooled values (B, m), and the positions (B, m) of the tokens that have them: for `one by value`."""
-        raise NotImplementedError(f"the pooling {self.name} has shares '{self.shares}', so it must define locate")
+        raise NotImplementedError
 
     def find_place(self, mask: Tensor) -> Tensor:
         """The position (B,) of the token whose value is taken in each text: for `one by place`."""
-        raise NotImplementedError(f"the pooling {self.name} has shares '{self.shares}', so it must define find_place")
-
-    def pool_in_openvino(self, values: Tensor, mask: Tensor, unit: Tensor | None) -> Tensor:
-        """As `pool`, in operations that OpenVINO runs well; `unit` (m, m) is given where few of a site's neurons are.
-
-        OpenVINO computes a whole site in float32 unless a product follows, such as one with `unit`.
-        """
-        return self.pool(values, mask)
+        raise NotImplementedError
 
     def locate_in_openvino(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """As `locate`, in operations that OpenVINO runs well."""

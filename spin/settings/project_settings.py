@@ -12,7 +12,7 @@ from spin.settings.data_settings import DataSettings
 from spin.settings.metrics_settings import MetricsSettings
 from spin.settings.night_settings import ClassifySettings
 from spin.settings.registry_settings import MlflowSettings, PromoteSettings, RegistrySettings
-from spin.settings.section import Section, not_empty
+from spin.settings.section import Section, known_name, not_empty
 from spin.settings.store_settings import StoreSettings
 from spin.settings.training_settings import (
     CascadeSettings,
@@ -30,16 +30,9 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 """figures by which a training can make its choices"""
 
 
-def _known_pooling(name: str) -> str:
-    names = [pooling.name for pooling in registry.POOLINGS]
-    if name not in names:
-        raise ValueError(f"expected one of {', '.join(names)}")
-    return name
-
-
 _PoolingName = Annotated[
     str,
-    AfterValidator(_known_pooling),
+    AfterValidator(lambda name: known_name(name, [pooling.name for pooling in registry.POOLINGS])),
     Field(json_schema_extra={"enum": [pooling.name for pooling in registry.POOLINGS]}),
 ]
 
@@ -55,8 +48,9 @@ class ClassifierSettings(Section):
     )
     poolings: Annotated[tuple[_PoolingName, ...], AfterValidator(not_empty)] | None = Field(
         None,
-        description="How the values of a neuron on all tokens of a text become one value: any of mean, max, first "
-        "(token) and last (token). Default: mean and max for encoders, last and mean for decoders.",
+        description="How the values of a neuron on all tokens of a text become one value; any of "
+        + ", ".join(f"{pooling.name} ({pooling.description})" for pooling in registry.POOLINGS)
+        + ". Default: mean and max for encoders, last and mean for decoders.",
     )
     metric: Metric = Field(
         "macro_f1",

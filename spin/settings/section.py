@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
@@ -30,6 +31,13 @@ class Section(BaseModel):
         if "required" not in section:
             section["type"] = ["object", "null"]
         return schema
+
+
+def known_name(name: str, names: Sequence[str]) -> str:
+    """The name. Raises ValueError, which lists the names, if it is none of them."""
+    if name not in names:
+        raise ValueError(f"expected one of {', '.join(names)}")
+    return name
 
 
 def not_empty(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from spin.settings.section import Section, Share, not_empty
+from spin.settings.section import Section, Share, known_name, not_empty
 
+HEAD_NAMES = ("linear", "mlp")
+"""the names of `spin.heads.registry.HEADS`, which imports torch"""
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -97,8 +99,9 @@ class SearchSettings(Section):
         description="L1 penalties tried on the best classifier to drop further neurons, as shares of the penalty "
         "that drops all. An empty list tries none.",
     )
-    head: str = Field(
+    head: Annotated[str, AfterValidator(lambda name: known_name(name, ("auto", *HEAD_NAMES)))] = Field(
         "auto",
+        json_schema_extra={"enum": ["auto", *HEAD_NAMES]},
         description="Kind of classifier on the selected neurons: linear, or a small neural network (mlp). auto: "
         "linear, or the other where a paired test on the validation documents shows that it is better.",
     )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
-from spin.attribution.word_sums import Places
+from spin.attribution.word_sums import Places, merge_places
 from spin.words.vocabulary import UNITS, TermPlaces, Unit, Vocabulary
 
 Place = tuple[int, int]
@@ -79,7 +79,7 @@ class WordRegression:
             offset += len(vocabulary.terms)
         owners, starts, ends, sums = (np.concatenate(each) for each in zip(*parts, strict=True))
         order = np.argsort(owners, kind="stable")
-        return Places(owners[order], starts[order], ends[order], sums[order]).merge()
+        return merge_places(Places(owners[order], starts[order], ends[order], sums[order]))
 
     def to_tensors(self) -> dict[str, NDArray[Any]]:
         """The regression as arrays by name; `coef` as float16, in which `fit_words` has rounded it."""

@@ -20,7 +20,7 @@ from pipelines.data.files.formats import (
     not_encoded,
     text_codec,
 )
-from pipelines.data.files.reader import FIELDS, Column, Documents, Reader, in_chunks, keep_values, names_by_field
+from pipelines.data.files.reader import FIELDS, Documents, Reader, Role, in_chunks, keep_values, names_by_field
 from pipelines.data.files.shards import Piece
 from pipelines.data.files.text_values import is_unicode
 from pipelines.service_errors import BadFileError
@@ -43,16 +43,15 @@ class CsvReader(Reader):
     name, title, endings = "csv", "CSV", (".csv",)
 
     def read(
-        self, source: BinaryIO, piece: Piece, data: DataSettings, columns: Collection[Column]
+        self, source: BinaryIO, piece: Piece, data: DataSettings, columns: Collection[Role]
     ) -> Iterator[Documents]:
         numbered = read_csv(decompressed(buffered(source), piece.uri), piece.uri, data)
         (_, header), names = next(numbered), names_by_field(data, columns)
         check_columns(header, list(names.values()), piece.uri, header=True)
         kept = [name for name in data.keep if name in header]
-        done = 0
         for chunk in in_chunks((row for _, row in numbered), lambda row: sum(map(len, row))):
             texts = dict(zip(header, zip(*chunk, strict=True), strict=True))
-            documents = Documents(row=done)
+            documents = Documents()
             for field_name in FIELDS:
                 values: Sequence[Any] = texts[names[field_name]] if field_name in names else [None] * len(chunk)
                 getattr(documents, field_name).extend(
@@ -62,7 +61,6 @@ class CsvReader(Reader):
                 _refuse_missing_labels(documents, names["labels"])
             keep_values(documents, {name: texts[name] for name in kept}, data)
             yield documents
-            done += len(chunk)
 
     def column_names(self, source: BinaryIO, uri: str, data: DataSettings) -> Sequence[str]:
         _, header = next(read_csv(decompressed(buffered(source), uri), uri, data))

@@ -50,11 +50,17 @@ class _BlockReader(io.BufferedReader):
 
 
 def decompressed(source: BinaryIO, uri: str) -> BinaryIO:
-    """A file from its beginning, decompressed if its name says that it is compressed."""
+    """A file from its beginning, decompressed if its name says that it is compressed.
+
+    Raises BadFileError if a compressed file is empty; the intake refuses others without a byte.
+    """
     codec = compression_codec(uri)
     if codec is None:
         return source
-    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(source, mode="r"), codec), _BUFFER)
+    content = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(source, mode="r"), codec), _BUFFER)
+    if not content.peek(1):
+        raise empty_file(uri)
+    return content
 
 
 def text_codec(encoding: str) -> str:

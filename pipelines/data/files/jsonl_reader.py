@@ -14,11 +14,10 @@ from pipelines.data.files.formats import (
     buffered,
     compression_codec,
     decompressed,
-    empty_file,
     not_encoded,
     text_codec,
 )
-from pipelines.data.files.reader import Column, Documents, Reader, in_chunks, to_documents
+from pipelines.data.files.reader import Documents, Reader, Role, in_chunks, to_documents
 from pipelines.data.files.shards import Piece
 from pipelines.service_errors import BadFileError
 from spin.settings import DataSettings
@@ -33,18 +32,15 @@ class JsonLinesReader(Reader):
     name, title, endings, window = "jsonl", "JSONL", (".jsonl", ".ndjson"), 4 * MAX_BYTES
 
     def read(
-        self, source: BinaryIO, piece: Piece, data: DataSettings, columns: Collection[Column]
+        self, source: BinaryIO, piece: Piece, data: DataSettings, columns: Collection[Role]
     ) -> Iterator[Documents]:
         if compression_codec(piece.uri) is None:
             lines = read_lines_between(source, piece.uri, piece.start, piece.stop)
         else:
             lines = ((0, line) for line in read_lines(decompressed(buffered(source), piece.uri), piece.uri))
-        first, done = None, 0
         for chunk in in_chunks(lines, lambda line: len(line[1])):
-            first = (chunk[0][0] if piece.start else 0) if first is None else first
             documents = _parse_lines([line for _, line in chunk], piece.uri, data, columns)
-            yield replace(documents, first=first, row=done)
-            done += len(chunk)
+            yield replace(documents, first=chunk[0][0] if piece.start else 0)
 
     def column_names(self, source: BinaryIO, uri: str, data: DataSettings) -> Sequence[str]:
         line = next(read_lines(decompressed(buffered(source), uri), uri))
@@ -61,15 +57,11 @@ class JsonLinesReader(Reader):
 def read_lines(source: BinaryIO, uri: str) -> Iterator[bytes]:
     """The lines that are not blank, each with its line end; the last one may have none.
 
-    Raises BadFileError if there is not even a blank one, or for a line of more than `MAX_BYTES`.
+    Raises BadFileError for a line of more than `MAX_BYTES`.
     """
-    first = True
     while line := _read_line(source, uri):
-        first = False
         if line.strip():
             yield line
-    if first:
-        raise empty_file(uri)
 
 
 def read_lines_between(
@@ -115,7 +107,7 @@ class _Window(io.RawIOBase):
         return len(data)
 
 
-def _parse_lines(lines: Sequence[bytes], uri: str, data: DataSettings, columns: Collection[Column]) -> Documents:
+def _parse_lines(lines: Sequence[bytes], uri: str, data: DataSettings, columns: Collection[Role]) -> Documents:
     """The documents of lines. Raises BadFileError if the last one has no line end and is not JSON: the file was cut."""
     malformed: dict[int, str] = {}
     records = [_parse_line(line, uri, data.encoding, malformed, row) for row, line in enumerate(lines)]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipelines.data.files.formats import BLOCK, MAX_BYTES, check_columns
 from pipelines.data.files.kept_columns import keep_column
-from pipelines.data.files.reader import FIELDS, Column, Documents, Reader, append_label, names_by_field
+from pipelines.data.files.reader import FIELDS, Documents, Reader, Role, append_label, names_by_field
 from pipelines.data.files.shards import Piece
 from pipelines.data.files.text_values import column_to_text
 from pipelines.service_errors import BadFileError
@@ -28,7 +28,7 @@ class ParquetReader(Reader):
     name, title, endings, compressible, window = "parquet", "Parquet", (".parquet",), False, 8 * MAX_BYTES
 
     def read(
-        self, source: BinaryIO, piece: Piece, data: DataSettings, columns: Collection[Column]
+        self, source: BinaryIO, piece: Piece, data: DataSettings, columns: Collection[Role]
     ) -> Iterator[Documents]:
         with _open(source) as parquet:
             names, kept = _check_columns(parquet, piece.uri, data, columns)
@@ -38,7 +38,6 @@ class ParquetReader(Reader):
             row = firsts[groups[0]] if groups else 0
             for table in _read_groups(source, parquet, groups, list(dict.fromkeys([*names.values(), *kept]))):
                 yield _table_documents(table, piece.uri, data, names, kept, row)
-                row += len(table)
 
     def column_names(self, source: BinaryIO, uri: str, data: DataSettings) -> Sequence[str]:
         with _open(source) as parquet:
@@ -55,7 +54,7 @@ def _open(source: BinaryIO, *, stream: bool = False, metadata: pq.FileMetaData |
 
 
 def _check_columns(
-    parquet: pq.ParquetFile, uri: str, data: DataSettings, columns: Collection[Column]
+    parquet: pq.ParquetFile, uri: str, data: DataSettings, columns: Collection[Role]
 ) -> tuple[dict[str, str], list[str]]:
     """The name of each column in the file, by field of `Documents`, and the kept columns that it has.
 

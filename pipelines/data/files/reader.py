@@ -16,10 +16,10 @@ from pipelines.data.files.text_values import to_text
 from spin.labels.label_space import Label
 from spin.settings import DataSettings
 
-Column = Literal["id", "text", "label", "split", "group"]
-"""a column by its role; `data.id` and so on name it in the file"""
-ID_AND_TEXT: tuple[Column, ...] = ("id", "text")
-ALL_COLUMNS: tuple[Column, ...] = ("id", "text", "label", "split", "group")
+Role = Literal["id", "text", "label", "split", "group"]
+"""the role of a column; `data.id` and so on name it in the file"""
+ID_AND_TEXT: tuple[Role, ...] = ("id", "text")
+ALL_COLUMNS: tuple[Role, ...] = ("id", "text", "label", "split", "group")
 FIELDS = ("ids", "texts", "labels", "splits", "groups")
 """the lists of `Documents`"""
 _REQUIRED = {"ids", "texts", "labels"}
@@ -49,7 +49,7 @@ class Documents:
     first: int = 0
     """byte from which the rows of a part of a file are counted; 0 where they are counted from the start of the file"""
     row: int = 0
-    """number of the first row, counted from there"""
+    """number of the first row, counted from there; a reader need not count on: `read_piece` does"""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -64,12 +64,17 @@ class Reader(ABC):
             name, title, endings = "tab", "tab-separated text", (".tab",)
 
             def read(self, source, piece, data, columns):
-                lines = io.TextIOWrapper(decompressed(buffered(source), piece.uri))
-                for number, chunk in enumerate(in_chunks(lines, len)):
-                    records = [dict(zip(("id", "text"), line.split("\\t"))) for line in chunk]
-                    yield to_documents(records, data, columns)
+                content = decompressed(buffered(source), piece.uri)
+                lines = io.TextIOWrapper(content, encoding=text_codec(data.encoding))
+                names = next(lines, "").rstrip("\\n").split("\\t")
+                for chunk in in_chunks(lines, len):
+                    rows = [line.rstrip("\\n").split("\\t") for line in chunk]
+                    yield to_documents([dict(zip(names, row)) for row in rows], data, columns)
 
-    Nights and trainings then read such files. A file that cannot be read raises BadFileError, which names it.
+    Nights and trainings then read such files. A file that cannot be read raises BadFileError, which names it; errors
+    of Arrow, of a file and of its encoding become one. A row that is no record is named in `malformed` of
+    `to_documents`, which itself finds rows that lack a column. No value, or null, is left to what reads the documents.
+    The first reader of `READERS` that recognises a name reads the file.
     """
 
     name: ClassVar[str]
@@ -77,7 +82,7 @@ class Reader(ABC):
     title: ClassVar[str]
     """name of the format in messages"""
     endings: ClassVar[tuple[str, ...]]
-    """of the names of its files, in lower case; the first one is named in messages"""
+    """of the names of its files, in lower case, such as `.tab` or `.tab.txt`; the first one is named in messages"""
     compressible: ClassVar[bool] = True
     """whether a name may end in `.gz`, `.bz2` or `.zst` besides"""
     window: ClassVar[int | None] = None
@@ -97,16 +102,22 @@ class Reader(ABC):
 
     @abstractmethod
     def read(
-        self, source: BinaryIO, piece: Piece, data: DataSettings, columns: Collection[Column]
+        self, source: BinaryIO, piece: Piece, data: DataSettings, columns: Collection[Role]
     ) -> Iterator[Documents]:
-        """The rows of a range of an open file in order and in bounded memory, with these columns and `data.keep`."""
+        """The rows of a range of an open file in order and in bounded memory, with these columns and `data.keep`.
+
+        The first documents say where the range begins, in `first` and `row`, if it does not begin with the file.
+        """
 
     def column_names(self, source: BinaryIO, uri: str, data: DataSettings) -> Sequence[str]:
         """The names of the columns of an open file, for messages; none if the format does not tell."""
         return ()
 
     def lines(self, source: BinaryIO, uri: str, data: DataSettings, first: int) -> Iterator[int] | None:
-        """The lines, from 1, at which rows begin that are counted from a byte on; None where a file has no lines."""
+        """The lines, from 1, at which rows begin that are counted from a byte on; None where a file has no lines.
+
+        Messages name lines by them; without, they name rows, from 0.
+        """
         return None
 
 
@@ -124,7 +135,7 @@ def in_chunks(rows: Iterator[T], weigh: Callable[[T], int]) -> Iterator[list[T]]
         yield chunk
 
 
-def names_by_field(data: DataSettings, columns: Collection[Column]) -> dict[str, str]:
+def names_by_field(data: DataSettings, columns: Collection[Role]) -> dict[str, str]:
     """The name of each column in the file, by field of `Documents`."""
     named = {"id": ("ids", data.id), "text": ("texts", data.text), "label": ("labels", data.label)}
     if data.split:
@@ -137,7 +148,7 @@ def names_by_field(data: DataSettings, columns: Collection[Column]) -> dict[str,
 def to_documents(
     records: Sequence[Mapping[str, Any]],
     data: DataSettings,
-    columns: Collection[Column],
+    columns: Collection[Role],
     *,
     malformed: Mapping[int, str] | None = None,
     noun: str = "row",

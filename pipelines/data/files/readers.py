@@ -11,7 +11,7 @@ from pipelines.data.files.csv_reader import CsvReader
 from pipelines.data.files.formats import BLOCK, file_errors
 from pipelines.data.files.jsonl_reader import JsonLinesReader
 from pipelines.data.files.parquet_reader import ParquetReader
-from pipelines.data.files.reader import ID_AND_TEXT, Column, Documents, Reader
+from pipelines.data.files.reader import ID_AND_TEXT, Documents, Reader, Role
 from pipelines.data.files.shards import Piece
 from pipelines.storage.input_opener import InputOpener
 from spin.errors import UserError
@@ -50,7 +50,7 @@ def read_piece(
     data: DataSettings,
     open_file: Callable[[], BinaryIO] | None = None,
     *,
-    columns: Collection[Column] = ID_AND_TEXT,
+    columns: Collection[Role] = ID_AND_TEXT,
 ) -> Iterator[Documents]:
     """The rows of a piece of an input file in order, some at a time, in bounded memory.
 
@@ -60,7 +60,11 @@ def read_piece(
     reader = reader_of(piece)
     with file_errors(piece.uri), (open_file or opener_of(piece, InputOpener()))() as source:
         small = piece.start == 0 and piece.stop == piece.size <= BLOCK
-        yield from reader.read(io.BytesIO(source.read(piece.size)) if small else source, piece, data, columns)
+        place: tuple[int, int] | None = None
+        for documents in reader.read(io.BytesIO(source.read(piece.size)) if small else source, piece, data, columns):
+            documents.first, documents.row = place or (documents.first, documents.row)
+            place = documents.first, documents.row + len(documents)
+            yield documents
 
 
 def find_lines(piece: Piece, rows: Collection[int], data: DataSettings, first: int = 0) -> list[int] | None:

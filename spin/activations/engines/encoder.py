@@ -247,11 +247,11 @@ class _NeuronGather(nn.Module):
                 wanted = source if positions is None else source.index_select(-1, positions)
                 columns[column], located[column] = self._locate(column, wanted, seen)
                 continue
-            if self.for_openvino:
-                unit = self.factor if self.gather_first else None
-                pooled = find_pooling(column.pooling).pool_in_openvino(source, seen, unit)
-            else:
-                pooled = find_pooling(column.pooling).pool(source, seen)
+            pooling = find_pooling(column.pooling)
+            pooled = pooling.pool(source, seen)
+            if self.for_openvino and self.gather_first and pooling.takes_one_value:
+                # a product with a unit matrix, without which OpenVINO would compute the whole site in float32
+                pooled = pooled @ self.factor
             columns[column] = pooled if positions is None else pooled[:, positions]
         pairs = zip(self.projected, self.projection, strict=True)
         return _SiteReading(columns, located, [project(sources[column]).float() for column, project in pairs])
@@ -303,17 +303,20 @@ def is_located(column: FeatureColumn) -> bool:
     return find_pooling(column.pooling).shares == "one by value"
 
 
+def pools_content(column: FeatureColumn) -> bool:
+    """Whether only the content of a text counts in a column."""
+    return find_pooling(column.pooling).content_only and column.site.kind != "final"
+
+
 def pooling_mask(column: FeatureColumn, mask: Tensor, content: Tensor, own: Tensor | None = None) -> Tensor:
     """The mask (B, T) that a column is pooled over, from the masks of all tokens and of the content.
 
     Poolings of content pool, as sentence embeddings do, all tokens of `final`, in windows all of the window's `own`.
     The content of windows is that among their own tokens.
     """
-    if not find_pooling(column.pooling).content_only:
-        return mask
-    if column.site.kind != "final":
+    if pools_content(column):
         return content
-    return mask if own is None else own
+    return mask if own is None or not find_pooling(column.pooling).content_only else own
 
 
 def _own_content(content: Tensor, own: Tensor) -> Tensor:

@@ -140,8 +140,8 @@ def _run(engine: Engine, batches: Sequence[tuple[Tensor, Tensor]]) -> list[dict[
         found.append({})
         for index, segment in enumerate(engine.segments):
             values, hidden, _ = engine.run(index, ids, mask, hidden)
-            ends: Sequence[int] = np.cumsum(segment.widths(engine.backbone))[:-1].tolist()
-            found[-1] |= dict(zip(map(str, segment.neurons), np.split(np.array(values), ends, axis=1), strict=True))
+            values = np.array(values)  # the engine may use its memory again
+            found[-1] |= {str(column): values[:, part] for column, part in segment.slices(engine.backbone).items()}
     return found
 
 

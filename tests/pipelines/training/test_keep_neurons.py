@@ -125,8 +125,8 @@ def test_the_heads_are_fitted_on_all_labelled_documents(in_two_passes: Training)
         load_tensors((model / folder).read("model.safetensors") or b"")
         for folder in (f"{own}/heads", f"{own}/heads/all", "")
     )
-    assert np.abs(of_sample["0.coef"] - of_all["0.coef"]).max() > 0.01
-    np.testing.assert_array_equal(registered["0.coef"], of_all["0.coef"])
+    assert np.abs(of_sample["0.head.coef"] - of_all["0.head.coef"]).max() > 0.01
+    np.testing.assert_array_equal(registered["0.head.coef"], of_all["0.head.coef"])
     data = in_two_passes.labels.training_data(in_two_passes.settings)
     assert len(data.rows) == SAMPLED
     assert data.not_sampled is not None

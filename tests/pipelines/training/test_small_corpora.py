@@ -12,7 +12,6 @@ from pipelines.training.fit_probes import run_probe
 from pipelines.training.train import run_train
 from pipelines.training.workflow import run_stages
 from pipelines.workers import train_group
-from spin.errors import UserError
 from tests.support import small_training
 
 pytestmark = pytest.mark.slow
@@ -57,10 +56,3 @@ def test_few_documents_are_fitted_without_workers_and_more_in_several(
     set_documents_per_worker(DOCUMENTS + 1)
     run_train(settings, Registry(settings))
     assert len(asked) == 2
-
-
-def test_an_unknown_head_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    """There is no corpus and no backbone, and the message is about neither."""
-    settings = small_training.make_settings(tmp_path, tmp_path / "store", search={"head": "tree"})
-    with pytest.raises(UserError, match="search.head is 'tree'; expected auto, or one of linear, mlp"):
-        run_stages(settings, ["extract"])

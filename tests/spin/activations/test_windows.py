@@ -20,12 +20,14 @@ from spin.activations.engines.openvino_engine import OpenVinoEngine
 from spin.activations.engines.torch_compile import compile_encoder
 from spin.activations.extract import count_tokens, extract, read_activations
 from spin.activations.features import Features
+from spin.activations.merge_windows import WindowShares
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.backbone.windows import split_windows
 from spin.errors import UserError
+from spin.poolings.mean import Mean
 from spin.settings import BackboneSettings
-from spin.sites import FeatureColumn
+from spin.sites import FeatureColumn, Site
 from tests.spin.backbone.test_model import FAMILIES, Family
 from tests.support import tiny
 
@@ -338,3 +340,20 @@ def test_the_own_tokens_of_windows_are_those_of_the_text(post_processor: Any, ov
     room = 12 - tokenizer.num_special_tokens_to_add()
     _, some = split_windows(encodings, overlap, 3)
     assert (some.unread, some.counts) == ([len(expected) - room - 2 * (room - overlap)], [3])
+
+
+def test_the_columns_of_a_pooling_are_merged_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls are two per text, for mean and maximum, and the values of each column stay in its place."""
+    columns = [FeatureColumn(Site(layer, "ffn"), pooling) for layer in (1, 2, 3) for pooling in ("mean", "max")]
+    shares = WindowShares.from_counts(np.array([0, 0, 1]), np.array([4, 4, 4]), np.array([3, 1, 4]))
+    values = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
+    merged, calls = Mean.merge, []
+    monkeypatch.setattr(Mean, "merge", lambda *args: calls.append(0) or merged(*args))
+    of_texts = shares.merge(values, [(column, slice(2 * i, 2 * i + 2)) for i, column in enumerate(columns)])
+    assert len(calls) == 2
+    for start in (0, 4, 8):
+        mean, largest = values[:, start : start + 2], values[:, start + 2 : start + 4]
+        np.testing.assert_allclose(
+            of_texts[:, start : start + 2], [0.75 * mean[0] + 0.25 * mean[1], mean[2]], atol=1e-6
+        )
+        np.testing.assert_array_equal(of_texts[:, start + 2 : start + 4], [largest[:2].max(0), largest[2]])

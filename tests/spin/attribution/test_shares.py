@@ -17,7 +17,7 @@ from spin.attribution.token_sums import (
     share_mean,
     share_single,
 )
-from spin.attribution.word_sums import Places, WordSums, add_places
+from spin.attribution.word_sums import Places, WordSums, add_places, merge_places
 from spin.sites import FeatureColumn, Site
 from tests.support.attribution_loop import Span, add_places_in_a_loop
 
@@ -62,7 +62,7 @@ def test_places_are_shared_out_as_in_a_loop(texts: list[tuple[list[Span], list[S
     stacked = Places(place_owners, places[:, 0], places[:, 1], np.concatenate(of_places))
     own_sums = Places(owners, words[:, 0], words[:, 1], np.concatenate(sums))
     found = astuple(add_places(own_sums, stacked))
-    for one, other in zip(astuple(add_places(own_sums, stacked.merge())), found, strict=True):
+    for one, other in zip(astuple(add_places(own_sums, merge_places(stacked))), found, strict=True):
         np.testing.assert_allclose(one, other)
     doubled = Places(place_owners, places[:, 0], places[:, 1], np.stack([np.concatenate(of_places)] * 2, 1))
     in_two = add_places(replace(own_sums, sums=np.stack([own_sums.sums] * 2, 1)), doubled)

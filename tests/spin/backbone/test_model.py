@@ -377,6 +377,7 @@ def pool_by_loop(tokens: np.ndarray, positions: list[int], pooling: str, length:
     """Pool the tokens of one text by a plain loop; `first` and `last` ignore the given positions."""
     if pooling in ("first", "last"):
         return tokens[0 if pooling == "first" else length - 1]
+    assert pooling in ("mean", "max"), f"this loop knows no {pooling}: extend it"
     result = tokens[positions[0]].astype(np.float64)
     for position in positions[1:]:
         result = result + tokens[position] if pooling == "mean" else np.maximum(result, tokens[position])

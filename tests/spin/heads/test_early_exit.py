@@ -193,7 +193,7 @@ def test_the_confidence_of_a_multilabel_document_is_that_of_its_least_certain_cl
 def test_a_document_on_which_the_decision_abstains_does_not_exit() -> None:
     logits = np.log(np.array([[0.5, 0.45, 0.05], [0.5, 0.25, 0.25]]))
     decision = Decision.of(MULTICLASS, DecisionSettings(abstain=0.1))
-    assert should_exit(MULTICLASS, decision, 0.4, logits).tolist() == [False, True]
+    assert should_exit(decision, 0.4, logits).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(("depth", "expected"), [(6, [1, 2, 4]), (3, [1, 2]), (1, []), (30, [5, 10, 20])])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from spin.errors import UserError
+from spin.heads import registry
 from spin.heads.blend import Blend
 from spin.heads.candidate import Candidate
 from spin.heads.early_exit import EarlyExit
@@ -243,6 +244,25 @@ def remove_tensor(tensor: str) -> Callable[[Path], None]:
     return damage
 
 
+@dataclass(frozen=True)
+class OwnMeanHead(LinearHead):
+    """A head with tensors that the standardizer has too."""
+
+    name: ClassVar[str] = "own_mean"
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+
+def test_a_head_may_have_tensors_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "HEADS", (*registry.HEADS, OwnMeanHead))
+    fitted = make_fitted(0, mlp=False)
+    head = OwnMeanHead(*fitted.head.to_tensors().values(), np.ones(3, np.float32), np.zeros(3, np.float32))
+    expected = replace(fitted, head=head, summary=fitted.summary.model_copy(update={"head": "own_mean"}))
+    loaded, _ = load(write(tmp_path, make_training_result(expected)))
+    check_equal(loaded.choices["accuracy"], expected)
+
+
 def edit_config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     """Return a function that changes config.json."""
 
@@ -279,14 +299,18 @@ INCOMPLETE, UNREADABLE = "is not a whole classifier: ", "is not a classifier tha
         *[
             (
                 edit_config(lambda c, n=n: c.update(format=n)),
-                f"format {n}, this version reads 8; train the model again",
+                f"format {n}, this version reads 9; train the model again",
             )
-            for n in (1, 7)
+            for n in (1, 8)
         ],
-        (edit_config(lambda c: c.update(format=9)), "has format 9, this version reads 8; install the version of SPIN"),
-        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 8; train the model again"),
-        *[(remove_tensor(f"0.{name}"), f"{INCOMPLETE}'{name}'") for name in ("mean", "scale", "coef", "intercept")],
-        (remove_tensor("0.inner_bias"), f"{INCOMPLETE}'inner_bias'"),
+        (
+            edit_config(lambda c: c.update(format=10)),
+            "has format 10, this version reads 9; install the version of SPIN",
+        ),
+        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 9; train the model again"),
+        *[(remove_tensor(f"0.{name}"), f"{INCOMPLETE}'{name}'") for name in ("mean", "scale")],
+        *[(remove_tensor(f"0.head.{name}"), f"{INCOMPLETE}'{name}'") for name in ("coef", "intercept")],
+        (remove_tensor("0.head.inner_bias"), f"{INCOMPLETE}'inner_bias'"),
         (remove_tensor("0.neurons.ffn.01.max"), f"{INCOMPLETE}'neurons.ffn.01.max'"),
         (remove_tensor("0.importance.ffn.02.mean"), f"{INCOMPLETE}'importance.ffn.02.mean'"),
         *[

