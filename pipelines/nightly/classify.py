@@ -29,6 +29,7 @@ from pipelines.storage.delta_table import require_hard_links
 from pipelines.storage.filesystem import normalize_uri
 from pipelines.storage.lease import Lease, LeaseGroup
 from pipelines.storage.object_store import Store
+from pipelines.storage.retrying import retry_unavailable
 from pipelines.telemetry.observed_runs import observe_runs
 from pipelines.workers import weights_cache
 from pipelines.workers.ray_cluster import shared_ray_session
@@ -94,7 +95,7 @@ def classify_nights(
         with_engine = weights_cache.with_engine(settings, "classify")
         chosen = choose_versions(requested)
         rejected: dict[str, str] = {}
-        files = input_files.list_files(source, bad=rejected, allow_empty=True)
+        files = retry_unavailable(tables.out)(input_files.list_files, source, bad=rejected, allow_empty=True)
         require_hard_links(tables.out)
         with ExitStack() as stack:
             # in order of name, so that two commands do not wait for each other

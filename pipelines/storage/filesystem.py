@@ -24,6 +24,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as ConnectionFailure
 from botocore.handlers import add_expect_header
 from botocore.loaders import create_loader
+from fsspec.implementations.local import LocalFileSystem
 from s3fs.core import set_custom_error_handler
 
 from pipelines.service_errors import UnavailableError
@@ -82,6 +83,28 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
         return kind(**kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)
     except (ValueError, ImportError) as error:
         raise UserError(f"'{mask_credentials(uri)}' is not a folder or an s3:// URI: {error}") from None
+
+
+def find_files(fs: Any, path: str, depth: int | None = None, **options: Any) -> dict[str, Any]:
+    """The details of all files below a path of a file system, at most `depth` folders deep, by path.
+
+    On a disk, OSError is raised for a folder that cannot be listed, which `fs.find` leaves out. One that is deleted
+    meanwhile is left out. The options are those of `fs.find`.
+    """
+    if not isinstance(fs, LocalFileSystem):
+        return dict(fs.find(path, maxdepth=depth, detail=True, **options))
+    found: dict[str, Any] = {}
+    waiting = [(path, 1)]
+    while waiting:
+        folder, level = waiting.pop()
+        try:
+            infos = fs.ls(folder, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        found |= {info["name"]: info for info in infos if info["type"] != "directory"}
+        if depth is None or level < depth:
+            waiting += [(info["name"], level + 1) for info in infos if info["type"] == "directory"]
+    return found
 
 
 def locate(uri: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,19 +12,25 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from fsspec.utils import glob_translate
+
 from pipelines.data.files import readers
 from pipelines.data.files.formats import file_errors, list_columns
 from pipelines.data.files.shards import Piece
 from pipelines.data.files.text_values import is_unicode
 from pipelines.service_errors import BadFileError
-from pipelines.storage.filesystem import locate, open_filesystem, store_errors
+from pipelines.storage.filesystem import find_files, locate, open_filesystem, store_errors
 from pipelines.storage.input_opener import InputOpener
 from spin.errors import SpinError, UserError
 from spin.settings import DataSettings
 
 _log = logging.getLogger(__name__)
-_BROKEN = "broken link"
-"""type of a symbolic link to a file that does not exist"""
+_BROKEN, _FOLDER = "broken link", "linked folder"
+_LINKS = {
+    _BROKEN: "a symbolic link to a file that does not exist; remove it, or mend it",
+    _FOLDER: "a symbolic link to a folder, which is not followed; name that folder as an input, or mount it here",
+}
+"""the types of symbolic links that cannot be read, with what is wrong"""
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,9 @@ def _may_match_below(pattern: list[str], folder: list[str]) -> bool:
 def _find(uri: str) -> tuple[Mapping[str, Any], bool]:
     """The visible files of a path, a folder or a glob with their details, and whether there is a place to look in."""
     fs, path = open_filesystem(uri)
-    infos = fs.find(path, detail=True)
+    # guarded by test_an_input_folder_that_cannot_be_listed_ends_the_command; broken by:
+    #   infos = fs.find(path, detail=True)
+    infos = find_files(fs, path)
     if list(infos) == [path]:
         info = infos[path] or fs.info(path)
         return ({path: info} if info["type"] == "file" else {}), True
@@ -122,20 +131,22 @@ def _find(uri: str) -> tuple[Mapping[str, Any], bool]:
     if not infos and glob.has_magic(path):
         base = "/".join(takewhile(lambda part: not glob.has_magic(part), path.split("/")))
         try:
-            infos = fs.glob(path, detail=True)
+            matching = re.compile(glob_translate(path))
         except ValueError as error:
             raise UserError(f"{path} is no glob: {error}") from None
+        listed = find_files(fs, base, None if "**" in path else path.count("/") - base.count("/"))
+        infos = {path: info for path, info in listed.items() if matching.match(path)}
         exists = bool(infos) or "://" in uri or fs.isdir(base)
     visible = {path: info for path, info in infos.items() if not path.endswith("/") and _is_visible(path, base)}
     visible = {path: _follow(fs, path) if info.get("islink") else info for path, info in visible.items()}
-    return {path: info for path, info in visible.items() if info["type"] in ("file", _BROKEN)}, exists
+    return {path: info for path, info in visible.items() if info["type"] in ("file", *_LINKS)}, exists
 
 
 def _follow(fs: Any, path: str) -> Mapping[str, Any]:
     """The details of a symbolic link, with the size and the time of its target."""
     try:
         details: Mapping[str, Any] = fs.info(path)
-        return details
+        return {"type": _FOLDER} if details["type"] == "directory" else details
     except FileNotFoundError:
         return {"type": _BROKEN}
 
@@ -159,8 +170,8 @@ def _printable(uri: str) -> str:
 def _file(uri: str, info: Mapping[str, Any]) -> InputFile:
     if not is_unicode(uri):
         raise BadFileError(f"{_printable(uri)} has a name that is not UTF-8; rename it")
-    if info["type"] == _BROKEN:
-        raise BadFileError(f"{uri} is a symbolic link to a file that does not exist; remove it, or mend it")
+    if info["type"] in _LINKS:
+        raise BadFileError(f"{uri} is {_LINKS[info['type']]}")
     reader = readers.find_reader(uri)
     if reader is None:
         known = readers.list_formats([each.title for each in readers.READERS])

@@ -44,6 +44,7 @@ from pipelines.workers.map_shards import ShardWork, WorkerAnswer, _within_stall_
 from spin.errors import SpinError, UserError
 from spin.settings import RaySettings
 from tests.pipelines.nightly.tables.test_table_readers import READERS, plain
+from tests.support.broken_folders import break_listing
 from tests.support.fake_nights import (
     DATE,
     LAST,
@@ -385,6 +386,17 @@ def test_a_file_that_changes_during_a_night_is_quarantined_alone(
     assert nights.inputs() == {"a.jsonl": "taken", "b.jsonl": "taken" if taken else "quarantined"}
     nights.run(NEXT, incremental=True)
     assert nights.ids()[NEXT] == (sorted(f"new{n}" for n in range(30)) if change == "replaced" else [])
+
+
+def test_a_listing_that_fails_for_a_moment_is_tried_again(
+    local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    settings = local_nights.settings(4, None, None)
+    patient = settings.model_copy(update={"ray": settings.ray.model_copy(update={"retry_seconds": 60})})
+    break_listing(monkeypatch, Path(local_nights.source), errno.ESTALE, times=1)
+    classify.run_classify(patient, local_nights.registry, local_nights.source, local_nights.output, night=DATE)  # type: ignore[arg-type]
+    assert local_nights.ids() == {DATE: ["a"]}
 
 
 def test_outages_while_files_are_read_quarantine_none(

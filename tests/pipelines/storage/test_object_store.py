@@ -33,6 +33,7 @@ from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from spin.errors import SpinError, UserError
 from spin.settings import RaySettings, parse_settings
+from tests.support.broken_folders import break_listing
 from tests.support.repository import ROOT
 
 
@@ -52,6 +53,21 @@ def run_python(code: str, *args: str) -> int:
 
 
 # Objects
+
+
+@pytest.mark.parametrize(("code", "kind"), [(errno.EACCES, UserError), (errno.ESTALE, UnavailableError)])
+def test_a_folder_that_cannot_be_listed_is_not_empty(
+    code: int, kind: type[SpinError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hashes of forgotten ids, for example, would not be found, and their documents published."""
+    store = Store(str(tmp_path))
+    store.write("a/b/c", b"")
+    break_listing(monkeypatch, tmp_path / "a" / "b", code)
+    for prefix in ("", "a", "a/b"):
+        with pytest.raises(kind, match=os.strerror(code)):
+            store.list(prefix)
+    with pytest.raises(kind, match=os.strerror(code)):
+        store.list_names("a/b")
 
 
 def test_a_read_returns_the_bytes_of_the_last_write(store: Store) -> None:

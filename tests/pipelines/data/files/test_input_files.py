@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 
 from pipelines.data.files.input_files import check_output_outside, list_files
 from pipelines.data.files.readers import read_piece
-from pipelines.service_errors import BadFileError
+from pipelines.service_errors import BadFileError, UnavailableError
 from pipelines.storage.object_store import Store
-from spin.errors import UserError
+from spin.errors import SpinError, UserError
 from spin.settings import DataSettings
+from tests.support.broken_folders import break_listing
 
 DATA = DataSettings(train="unused")
 HOSTILE_NAMES = [
@@ -135,15 +137,35 @@ def test_a_folder_of_files_that_are_no_data_is_not_empty(tmp_path: Path) -> None
     assert list(bad) == [f"{tmp_path}/a.txt"]
 
 
-def test_a_broken_link_is_a_bad_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "found"),
+    [("gone.jsonl", "to a file that does not exist; remove it, or mend it"), ("sub", "to a folder")],
+)
+def test_a_link_that_cannot_be_read_is_a_bad_file(target: str, found: str, tmp_path: Path) -> None:
     """The other files are listed."""
     (tmp_path / "a.jsonl").write_text("x")
-    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / target)
     bad: dict[str, str] = {}
     assert [file.uri for file in list_files(str(tmp_path), bad=bad)] == [f"{tmp_path}/a.jsonl"]
     [(uri, reason)] = bad.items()
     assert uri == f"{tmp_path}/b.jsonl"
-    assert "is a symbolic link to a file that does not exist; remove it, or mend it" in reason
+    assert f"is a symbolic link {found}" in reason
+
+
+@pytest.mark.parametrize(("code", "kind"), [(errno.EACCES, UserError), (errno.ESTALE, UnavailableError)])
+@pytest.mark.parametrize("source", ["in", "in/*/*.jsonl"])
+@pytest.mark.parametrize("folder", ["in", "in/us"])
+def test_an_input_folder_that_cannot_be_listed_ends_the_command(
+    code: int, kind: type[SpinError], source: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a night would lack half of its input, or an empty one would replace a full one."""
+    for name in ("de", "us"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "a.jsonl").write_text('{"id": "a", "text": "t"}')
+    break_listing(monkeypatch, tmp_path / folder, code)
+    with pytest.raises(kind, match=os.strerror(code)):
+        list_files(str(tmp_path / source), bad={}, allow_empty=True)
 
 
 @pytest.mark.parametrize(
