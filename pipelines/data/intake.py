@@ -20,7 +20,7 @@ from pipelines.data.files import formats
 from pipelines.data.files.formats import MAX_BYTES
 from pipelines.data.files.input_files import InputFile
 from pipelines.data.files.kept_columns import merge_types, settle_types, type_text, without_kept
-from pipelines.data.files.reader import Column, Documents
+from pipelines.data.files.reader import Documents, Role
 from pipelines.data.files.readers import opener_of, read_piece, reader_of
 from pipelines.data.files.shards import Piece, Shard, even_size
 from pipelines.data.forgotten_ids import NOTHING_FORGOTTEN, ForgottenIds
@@ -237,7 +237,7 @@ def _fits(shard: Sequence[ReadyPiece], ready: ReadyPiece, documents: int) -> boo
     return sum(part.piece.documents for part in parts) <= documents and sum(part.bytes for part in parts) <= MAX_BYTES
 
 
-def read_files(files: Sequence[InputFile], data: DataSettings, columns: Collection[Column]) -> Iterator[Documents]:
+def read_files(files: Sequence[InputFile], data: DataSettings, columns: Collection[Role]) -> Iterator[Documents]:
     """Some columns of input files in order, some rows at a time. Raises BadFileError for a file that cannot be read."""
     data = without_kept(data)
     for task in plan_intake(files, data):

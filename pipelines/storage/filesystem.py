@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,7 @@ from botocore.exceptions import ConnectionError as ConnectionFailure
 from botocore.handlers import add_expect_header
 from botocore.loaders import create_loader
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 from s3fs.core import set_custom_error_handler
 
 from pipelines.service_errors import UnavailableError
@@ -105,6 +107,16 @@ def find_files(fs: Any, path: str, depth: int | None = None, **options: Any) -> 
         if depth is None or level < depth:
             waiting += [(info["name"], level + 1) for info in infos if info["type"] == "directory"]
     return found
+
+
+def glob_files(fs: Any, pattern: str, base: str) -> dict[str, Any]:
+    """The details of the files whose paths match a glob, by path; `base` is its part before the first wildcard.
+
+    Raises ValueError if the pattern is none, and OSError as `find_files` does.
+    """
+    matching = re.compile(glob_translate(pattern))
+    found = find_files(fs, base, None if "**" in pattern else pattern.count("/") - base.count("/"))
+    return {path: info for path, info in found.items() if matching.match(path)}
 
 
 def locate(uri: str) -> tuple[str, str]:

@@ -69,7 +69,7 @@ class Store:
         """Call a method of the file system, if it goes over a network with a deadline, by default `DEADLINE`."""
         return getattr(self.fs, operation)(*args, **options, **self._deadline(seconds))
 
-    def _deadline(self, seconds: float | None = None) -> dict[str, float]:
+    def _deadline(self, seconds: float | None = None) -> dict[str, Any]:
         """The option that limits an operation over a network to some seconds, by default `DEADLINE`."""
         # guarded by test_a_write_to_a_server_that_stops_reading_times_out; broken by:
         #   return {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,14 +11,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from fsspec.utils import glob_translate
-
 from pipelines.data.files import readers
 from pipelines.data.files.formats import file_errors, list_columns
 from pipelines.data.files.shards import Piece
 from pipelines.data.files.text_values import is_unicode
 from pipelines.service_errors import BadFileError
-from pipelines.storage.filesystem import find_files, locate, open_filesystem, store_errors
+from pipelines.storage.filesystem import find_files, glob_files, locate, open_filesystem, store_errors
 from pipelines.storage.input_opener import InputOpener
 from spin.errors import SpinError, UserError
 from spin.settings import DataSettings
@@ -131,11 +128,9 @@ def _find(uri: str) -> tuple[Mapping[str, Any], bool]:
     if not infos and glob.has_magic(path):
         base = "/".join(takewhile(lambda part: not glob.has_magic(part), path.split("/")))
         try:
-            matching = re.compile(glob_translate(path))
+            infos = glob_files(fs, path, base)
         except ValueError as error:
             raise UserError(f"{path} is no glob: {error}") from None
-        listed = find_files(fs, base, None if "**" in path else path.count("/") - base.count("/"))
-        infos = {path: info for path, info in listed.items() if matching.match(path)}
         exists = bool(infos) or "://" in uri or fs.isdir(base)
     visible = {path: info for path, info in infos.items() if not path.endswith("/") and _is_visible(path, base)}
     visible = {path: _follow(fs, path) if info.get("islink") else info for path, info in visible.items()}
