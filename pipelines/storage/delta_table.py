@@ -32,6 +32,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from pipelines.service_errors import UnavailableError
 from pipelines.storage.filesystem import DEADLINE, FULL, REFUSED, SERVICE_MODELS, store_error, store_errors
+from pipelines.storage.local_files import flush_files
 from pipelines.storage.object_store import Store
 from spin.errors import SpinError, UserError, shorten_message
 
@@ -195,17 +196,18 @@ class TableSnapshot:
                 partition_filters=filters,
                 commit_properties=properties,
             )
+        _flush_log(self.store, self.version + 1)
         return self.version + 1
 
 
 def open_table(store: Store) -> TableSnapshot | None:
     """The current version of the table in a store, None if there is none."""
-    with _table_errors(store.uri):
-        try:
-            table = DeltaTable(_table_uri(store), storage_options=_storage_options(store))
-        except TableNotFoundError:
-            return None
-        return TableSnapshot(store, table.version(), tuple(table.metadata().partition_columns), table)
+    try:
+        return _open_table(store)
+    except UserError:
+        if not _delete_empty_checkpoints(store):
+            raise
+        return _open_table(store)
 
 
 def create_table(store: Store, schema: pa.Schema, partition_columns: Sequence[str]) -> None:
@@ -234,11 +236,43 @@ def create_table(store: Store, schema: pa.Schema, partition_columns: Sequence[st
             if open_table(store) is None:
                 raise
             _log.debug("%s: another process created the table", store.uri, exc_info=True)
+        _flush_log(store, 0)
     elif table.partition_columns != tuple(partition_columns):
         raise UserError(
             f"{store.uri} holds a table with the partition columns {', '.join(table.partition_columns)}; expected "
             f"{', '.join(partition_columns)}. Use another output"
         )
+
+
+def _open_table(store: Store) -> TableSnapshot | None:
+    with _table_errors(store.uri):
+        try:
+            table = DeltaTable(_table_uri(store), storage_options=_storage_options(store))
+        except TableNotFoundError:
+            return None
+        return TableSnapshot(store, table.version(), tuple(table.metadata().partition_columns), table)
+
+
+def _flush_log(store: Store, version: int) -> None:
+    """Flush what a commit has written on a disk, which deltalake does not: a power cut would undo the commit."""
+    if store.local:
+        with store_errors(store.uri):
+            names = [f"{version:020d}.json", f"{version:020d}.checkpoint.parquet", "_last_checkpoint"]
+            # guarded by test_a_power_cut_after_a_night_loses_nothing
+            flush_files(Path(store.root) / LOG, names)
+
+
+def _delete_empty_checkpoints(store: Store) -> bool:
+    """Delete the empty checkpoints that a power cut during a commit has left on a disk; return whether there were any.
+
+    A checkpoint repeats what the commits before it say, and these are all there.
+    """
+    names = [item.key for item in store.list_objects(LOG) if "checkpoint" in item.key and not item.size]
+    if not store.local or not names:
+        return False
+    _log.warning("%s: deleted empty checkpoints, which a power cut may leave: %s", store.uri, ", ".join(names))
+    store.delete_many([*names, f"{LOG}/_last_checkpoint"])
+    return True
 
 
 def require_hard_links(store: Store) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import uuid
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
@@ -19,7 +21,7 @@ def write_file(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
 def create_file(path: Path, data: bytes) -> bool:
@@ -31,8 +33,16 @@ def create_file(path: Path, data: bytes) -> bool:
         return False
     finally:
         temporary.unlink()
-    _sync_folder(path.parent)
+    _sync(path.parent)
     return True
+
+
+def flush_files(folder: Path, names: Iterable[str]) -> None:
+    """Flush files that another library has written to a folder, those of the names that are there, and the folder."""
+    for name in names:
+        with suppress(FileNotFoundError):
+            _sync(folder / name)
+    _sync(folder)
 
 
 def is_temporary(name: str) -> bool:
@@ -42,7 +52,7 @@ def is_temporary(name: str) -> bool:
 
 def _temporary(path: Path, data: bytes) -> Path:
     """Write data to a temporary file next to a path; neither an error nor an interrupt leaves one behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as file:
@@ -55,9 +65,17 @@ def _temporary(path: Path, data: bytes) -> Path:
     return temporary
 
 
-def _sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are not there, and flush their names to the disk."""
+    if not folder.exists():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

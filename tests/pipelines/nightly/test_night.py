@@ -59,6 +59,7 @@ from tests.support.fake_nights import (
     use_fake_step,
 )
 from tests.support.nights import list_unfinished
+from tests.support.power_cut import cut_power, recording_flushes
 from tests.support.repository import ROOT
 
 MUTATING_METHODS = ("write", "create", "delete", "delete_many")
@@ -840,6 +841,34 @@ def test_the_report_at_the_top_is_that_of_the_newest_night(local_nights: FakeNig
     local_nights.run(DATE)
     assert local_nights.out.read_json("report.json")["date"] == NEXT
     assert NEXT.encode() in (local_nights.out.read("report.html") or b"")
+
+
+def test_a_power_cut_after_a_night_loses_nothing(local_nights: FakeNights) -> None:
+    """Also where the tables have checkpoints. What was not flushed is empty then."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    with recording_flushes() as flushed:
+        for day in range(1, 8):
+            local_nights.run(f"2026-03-{day:02d}")
+    assert any("checkpoint.parquet" in key for key in local_nights.out.list(PREDICTIONS))
+    assert cut_power(Path(local_nights.output), flushed) == []
+    local_nights.run("2026-03-08")
+    assert sorted(local_nights.ids()) == [f"2026-03-{day:02d}" for day in range(1, 9)]
+
+
+def test_a_power_cut_during_a_checkpoint_keeps_the_output_in_use(
+    local_nights: FakeNights, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The commits are there; the empty checkpoint is deleted with a line in the log."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    for day in range(1, 8):
+        local_nights.run(f"2026-03-{day:02d}")
+    checkpoints = list(Path(local_nights.output).rglob("*.checkpoint.parquet"))
+    assert checkpoints
+    for checkpoint in checkpoints:
+        os.truncate(checkpoint, 0)
+    local_nights.run("2026-03-08")
+    assert sorted(local_nights.ids()) == [f"2026-03-{day:02d}" for day in range(1, 9)]
+    assert "deleted empty checkpoints" in caplog.text
 
 
 # Drivers that overtake each other
