@@ -267,8 +267,9 @@ def _delete_empty_checkpoints(store: Store) -> bool:
 
     A checkpoint repeats what the commits before it say, and these are all there.
     """
-    names = [item.key for item in store.list_objects(LOG) if "checkpoint" in item.key and not item.size]
-    if not store.local or not names:
+    listed = store.list_objects(LOG) if store.local else []
+    names = [item.key for item in listed if "checkpoint" in item.key and not item.size]
+    if not names:
         return False
     _log.warning("%s: deleted empty checkpoints, which a power cut may leave: %s", store.uri, ", ".join(names))
     store.delete_many([*names, f"{LOG}/_last_checkpoint"])

@@ -13,7 +13,14 @@ from typing import Any, BinaryIO
 
 from fsspec.implementations.local import LocalFileSystem
 
-from pipelines.storage.filesystem import DEADLINE, PARALLEL_REQUESTS, find_files, open_filesystem, store_errors
+from pipelines.storage.filesystem import (
+    DEADLINE,
+    PARALLEL_REQUESTS,
+    delete_paths,
+    find_files,
+    open_filesystem,
+    store_errors,
+)
 from pipelines.storage.local_files import create_file, is_temporary, write_file
 from pipelines.storage.records import to_bytes
 from spin.settings import RaySettings, Settings
@@ -173,14 +180,19 @@ class Store:
             return {key: data for key, data in contents if data is not None}
 
     def delete_many(self, keys: Sequence[str]) -> None:
-        """Delete objects, a thousand per request; none of them needs to exist. Folders that become empty go too."""
+        """Delete objects, a thousand per request; none of them needs to exist. Folders that become empty go too.
+
+        Raises UserError if the store refuses to delete one of them, UnavailableError if it does not for now.
+        """
         with store_errors(self.uri):
             if self.local:
                 for key in keys:
                     _unlink(Path(self.path(key)), Path(self.root))
                 return
             for start in range(0, len(keys), _DELETED_AT_ONCE):
-                self._call("rm", [self.path(key) for key in keys[start : start + _DELETED_AT_ONCE]])
+                delete_paths(
+                    self.fs, [self.path(key) for key in keys[start : start + _DELETED_AT_ONCE]], **self._deadline()
+                )
 
     def copy(self, key: str, to: str) -> None:
         """Copy an object, whole or not at all; an object store copies it without a download."""
@@ -207,10 +219,11 @@ class Store:
     def delete(self, prefix: str) -> None:
         """Delete an object and everything below it as a prefix; neither needs to exist."""
         with store_errors(f"{self.uri}/{prefix}"):
-            with suppress(FileNotFoundError):
-                self._call("rm", self.path(prefix), recursive=True)
-            if self._call("exists", self.path(prefix)):  # s3fs does not report what the server did not delete
-                raise OSError("not everything could be deleted")
+            if self.local:
+                with suppress(FileNotFoundError):
+                    self.fs.rm(self.path(prefix), recursive=True)
+            else:
+                self.delete_many([prefix, *(item.key for item in self._find(prefix))])
 
     def read_json(self, key: str) -> Any:
         """The object parsed as JSON, None if there is no object."""

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 THROTTLED = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 FAILED = b"<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>"
-FAULTS = ("throttle", "error", "hang", "reset", "lost")
-"""503, 500, no response, a response that breaks off halfway, a request that is done but whose response is lost"""
+FAULTS = ("throttle", "error", "hang", "reset", "cut", "lost")
+"""503, 500, no response, a response that breaks off halfway with a reset, one that ends halfway without any, a request
+that is done but whose response is lost"""
 
 
 class Proxy(ThreadingHTTPServer):
@@ -82,8 +83,11 @@ class _Handler(BaseHTTPRequestHandler):
         response = upstream.getresponse()
         data = response.read()
         upstream.close()
-        if fault == "lost" or (fault == "reset" and not data):
+        if fault == "lost" or (fault in ("reset", "cut") and not data):
             self._reset()
+        elif fault == "cut":
+            self._respond(response.status, response.getheaders(), data, cut=len(data) // 2)
+            self.close_connection = True
         elif fault == "reset":
             self._respond(response.status, response.getheaders(), data, cut=len(data) // 2)
             self._reset()

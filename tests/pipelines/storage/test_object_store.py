@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,12 +24,12 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ProfileNot
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
-from s3fs import S3File
+from s3fs import S3File, S3FileSystem
 
 from pipelines.service_errors import HeldError, UnavailableError
 from pipelines.storage import filesystem as store_module
 from pipelines.storage import lease as lease_module
-from pipelines.storage.filesystem import normalize_uri, open_filesystem, store_errors
+from pipelines.storage.filesystem import delete_paths, normalize_uri, open_filesystem, store_errors
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from spin.errors import SpinError, UserError
@@ -314,12 +315,39 @@ def test_a_full_disk_raises_unavailable_error_and_leaves_no_file(
     assert list_files(tmp_path) == folder.list() == []
 
 
-def test_an_incomplete_delete_raises_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S3 may refuse single keys of a bulk delete, and s3fs does not report it, so the store checks what is left."""
-    store.write("d/x", b"")
-    monkeypatch.setattr(store.fs, "rm", lambda *_, **__: [])
-    with pytest.raises(UnavailableError, match=r"/d: .*not everything could be deleted"):
-        store.delete("d")
+@pytest.mark.s3
+def test_objects_that_were_not_deleted_are_named(s3_server: str) -> None:
+    """S3 answers for each key of a bulk delete; s3fs ignores the answers. Here the bucket protects a prefix."""
+    store = Store(f"{s3_server}/{uuid.uuid4().hex}")
+    for key in ("kept/a", "kept/b", "other"):
+        store.write(key, b"")
+    bucket, _, prefix = store.root.partition("/")
+    denied = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:DeleteObject",
+        "Resource": f"arn:aws:s3:::{bucket}/{prefix}/kept/*",
+    }
+    store.fs.call_s3("put_bucket_policy", Bucket=bucket, Policy=json.dumps({"Statement": [denied]}))
+    try:
+        with pytest.raises(UserError, match=r"kept/a: .*2 of 3 objects were not deleted: AccessDenied"):
+            store.delete_many(["kept/a", "kept/b", "other"])
+        with pytest.raises(UserError, match="were not deleted"):
+            store.delete("kept")
+    finally:
+        store.fs.call_s3("delete_bucket_policy", Bucket=bucket)
+    assert store.list() == ["kept/a", "kept/b"]
+    store.delete("kept")
+    assert store.list() == []
+
+
+def test_a_delete_that_fails_for_now_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command ends with status 5."""
+    fs = S3FileSystem(anon=True, skip_instance_cache=True)
+    errors = [{"Key": "d/x", "Code": "InternalError", "Message": "We encountered an internal error."}]
+    monkeypatch.setattr(fs, "call_s3", lambda *_, **__: {"Errors": errors})
+    with pytest.raises(UnavailableError, match=r"s3://spin/d/x: .*1 of 2 objects were not deleted: InternalError"):
+        delete_paths(fs, ["spin/d/x", "spin/d/y"])
 
 
 # Errors in one line
