@@ -82,16 +82,17 @@ def test_every_operation_succeeds_after_temporary_faults(
     check_done(store, operation, result)
 
 
+@pytest.mark.parametrize("stop", [None, 10], ids=["whole", "range"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_permanent_fault_raises_unavailable_error(
-    fault: str, store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    fault: str, stop: int | None, store: Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error has status 5 and comes after a bounded number of attempts."""
     monkeypatch.setattr(filesystem, "_ATTEMPTS", 3)
     proxy.fault = lambda *_: fault
     before = proxy.count
     with pytest.raises(UnavailableError, match=r"does not answer .*try again") as error:
-        Store(store.uri).read("a")
+        Store(store.uri).read("a", None if stop is None else 0, stop)
     assert error.value.status == 5
     assert 3 <= proxy.count - before <= 6, "aiohttp resends a GET whose connection was closed"
 
