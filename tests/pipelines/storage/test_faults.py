@@ -94,7 +94,8 @@ def test_a_permanent_fault_raises_unavailable_error(
     with pytest.raises(UnavailableError, match=r"does not answer .*try again") as error:
         Store(store.uri).read("a", None if stop is None else 0, stop)
     assert error.value.status == 5
-    assert 3 <= proxy.count - before <= 6, "aiohttp resends a GET whose connection was closed"
+    # aiohttp resends a GET whose connection was closed, and s3fs repeats a range around its own attempts
+    assert 3 <= proxy.count - before <= (6 if stop is None else 18)
 
 
 def test_a_write_to_a_server_that_stops_reading_times_out(
