@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ from pipelines.nightly.tables.night_tables import NightTables, reserved_names
 from pipelines.nightly.tables.publication import claim_nights
 from pipelines.nightly.tables.resume import NightRequest, RefusedRun, choose_runs, find_unfinished
 from pipelines.registry.versions import Registry
+from pipelines.service_errors import HeldError
 from pipelines.storage.delta_table import require_hard_links
 from pipelines.storage.filesystem import normalize_uri
 from pipelines.storage.lease import Lease, LeaseGroup
@@ -100,23 +101,24 @@ def classify_nights(
         with ExitStack() as stack:
             # in order of name, so that two commands do not wait for each other
             names = [each.registry.name for each in chosen]
-            leases = [stack.enter_context(lease_model(tables.out, name)) for name in names]
-            outcomes.hold(dict(zip(names, leases, strict=True)))
+            leases = {name: stack.enter_context(lease_model(tables.out, name)) for name in names}
+            outcomes.hold(leases)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.enter_context(shared_ray_session())
             models = [download_model(each, scratch / str(n), settings, with_engine) for n, each in enumerate(chosen)]
             for each in models:
                 weights_cache.announce_workers(settings, each.settings, "classify")
-            claims = [claim_nights(tables, name) for name in names]
+            claims, overtaken = _claim_all(tables, leases)
+            models = [model for model in models if model.registry.name in claims]
             if night is None:
-                for name in names:
+                for name in claims:
                     _name_unfinished(tables, name, day)
             check_declared_types(settings.data, kept_types(tables, settings.data))
             requests = [
                 NightRequest(
                     date=day,
                     model=model.registry.name,
-                    claim=number,
+                    claim=claims[model.registry.name],
                     model_version=model.version,
                     backbone=model.metadata.backbone_digest,
                     metadata=model.plan_metadata(source),
@@ -125,11 +127,11 @@ def classify_nights(
                     incremental=incremental,
                     restart=restart,
                 )
-                for model, number in zip(models, claims, strict=True)
+                for model in models
             ]
-            nights, refused = _choose_nights(tables, models, leases, requests)
+            nights, refused = _choose_nights(tables, models, [leases[name] for name in claims], requests)
             with observe_runs([describe_night(each) for each in nights]):
-                driver = NightDriver(nights, refused, outcomes.export_published)
+                driver = NightDriver(nights, [*overtaken, *refused], outcomes.export_published)
                 driver.publish_finished()
                 for together in driver.waiting_passes():
                     driver.classify(together)
@@ -137,6 +139,24 @@ def classify_nights(
             for failure in result.failures:
                 outcomes.export_failure(failure.model, failure.error)
             return result
+
+
+def _claim_all(tables: NightTables, leases: Mapping[str, Lease]) -> tuple[dict[str, int], list[NightFailure]]:
+    """The claims by model, and the failures of models that another command has taken over since their lease was taken.
+
+    Raises HeldError if that is every model.
+    """
+    claims: dict[str, int] = {}
+    overtaken: list[NightFailure] = []
+    for name, lease in leases.items():
+        try:
+            claims[name] = claim_nights(tables, name, lease)
+        except HeldError as error:
+            if len(overtaken) == len(leases) - 1:
+                raise
+            _log.warning("model %s: %s", name, error)
+            overtaken.append(NightFailure(name, error))
+    return claims, overtaken
 
 
 def _choose_nights(

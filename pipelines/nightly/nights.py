@@ -149,8 +149,8 @@ def restore(output: str, *, date: str | None = None, run: str | None = None) -> 
     """
     tables = open_output(output)
     chosen = _find_restorable(tables, output, date=date, run=run)
-    with lease_model(tables.out, chosen.model):
-        night = restore_night(tables, chosen.run, claim=claim_nights(tables, chosen.model))
+    with lease_model(tables.out, chosen.model) as lease:
+        night = restore_night(tables, chosen.run, claim=claim_nights(tables, chosen.model, lease))
         show_newest_report(tables)
     return night
 
@@ -166,9 +166,8 @@ def vacuum(output: str, *, older_than: timedelta, dry_run: bool = False) -> Vacu
         return plan_vacuum(tables, now=datetime.now(UTC), age=older_than)
     models = models_of(tables)
     with ExitStack() as leases:
-        for model in models:
-            leases.enter_context(lease_model(tables.out, model))
-        claims = {model: claim_nights(tables, model) for model in models}
+        held = {model: leases.enter_context(lease_model(tables.out, model)) for model in models}
+        claims = {model: claim_nights(tables, model, lease) for model, lease in held.items()}
         plan = plan_vacuum(tables, now=datetime.now(UTC), age=older_than)
         run_vacuum(tables, plan, claims)
     return plan

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
+
+
+class NeverOvertaken(Lease):
+    """The lease of a command that no other one takes over."""
+
+    def __init__(self) -> None:
+        pass
+
+    def check(self, *, max_age: float = 0.0) -> None:
+        pass
 
 
 def expire_lease(store: Store) -> None:

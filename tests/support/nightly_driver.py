@@ -14,12 +14,13 @@ from pipelines.nightly import classify
 from pipelines.nightly.command_result import CommandResult
 from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.tables.night_tables import NightTables
-from pipelines.nightly.tables.publication import claim_nights, restore_night
+from pipelines.nightly.tables.publication import restore_night
 from pipelines.nightly.tables.vacuum import models_of, plan_vacuum, run_vacuum
 from pipelines.storage.object_store import Store
 from spin.settings import parse_settings
 from tests.support.fake_nights import FakeRegistry, use_fake_step
 from tests.support.gates import gated_stores
+from tests.support.nights import claim_model
 
 RETRY_SECONDS = 20.0
 LARGE = 120
@@ -58,14 +59,14 @@ def gated_nights() -> Iterator[None]:
 def restore(output: str, model: str, run: str) -> None:
     """Publish a run again."""
     tables = NightTables(Store(output, RETRY_SECONDS))
-    token = claim_nights(tables, model)
-    restore_night(tables, run, claim=token)
+    claim = claim_model(tables, model)
+    restore_night(tables, run, claim=claim)
 
 
 def vacuum(output: str, later: timedelta) -> None:
     """Vacuum as if the clock were `later`."""
     tables = NightTables(Store(output, RETRY_SECONDS))
-    claims = {model: claim_nights(tables, model) for model in models_of(tables)}
+    claims = {model: claim_model(tables, model) for model in models_of(tables)}
     if claims:
         plan = plan_vacuum(tables, now=datetime.now(UTC) + later, age=timedelta(hours=24))
         run_vacuum(tables, plan, claims)

@@ -34,13 +34,14 @@ from pipelines.nightly.tables.publication import (
 )
 from pipelines.storage.delta_table import DataFile
 from pipelines.storage.object_store import Store
+from tests.support.leases import NeverOvertaken
 
 DATE, MODEL = "2026-03-01", "topics"
 
 
 def claim_model(tables: NightTables, model: str = MODEL) -> int:
-    """Claim a model's nights; returns the token."""
-    return claim_nights(tables, model)
+    """Claim a model's nights without a lease; returns the number of the claim."""
+    return claim_nights(tables, model, NeverOvertaken())
 
 
 def prediction(id: str, **columns: Any) -> dict[str, Any]:

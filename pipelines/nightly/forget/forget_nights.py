@@ -103,10 +103,10 @@ def _claim_all(tables: NightTables, leases: ExitStack) -> dict[str, int]:
     claims: dict[str, int] = {}
     while missing := [model for model in models_of(tables) if model not in claims]:
         for model in missing:
-            leases.enter_context(lease_model(tables.out, model))
+            lease = leases.enter_context(lease_model(tables.out, model))
             # guarded by test_a_driver_that_slept_meanwhile_publishes_nothing; broken by:
             #   claims[model] = tables.open(PREDICTIONS).last_transaction('spin:' + model) or 0
-            claims[model] = claim_nights(tables, model)
+            claims[model] = claim_nights(tables, model, lease)
     return claims
 
 

@@ -36,6 +36,7 @@ from pipelines.nightly.tables.night_tables import (
 )
 from pipelines.service_errors import HeldError, UnavailableError
 from pipelines.storage.delta_table import DataFile, TableSnapshot
+from pipelines.storage.lease import Lease
 from pipelines.storage.parquet import to_parquet
 from pipelines.storage.retrying import retry_commits
 from spin.errors import UserError
@@ -61,16 +62,19 @@ class InputRow:
     """why it is quarantined"""
 
 
-def claim_nights(tables: NightTables, model: str) -> int:
+def claim_nights(tables: NightTables, model: str, lease: Lease) -> int:
     """Create the tables if they are missing, claim a model's nights and return the number of the claim.
 
     No run of this model that was claimed earlier can be published from then on. Numbers only grow; one may be skipped.
-    Raises UnavailableError if the store does not take the claim within its `retry_seconds`.
+    Raises HeldError if another command has taken over the lease of the model while the store did not answer, and
+    UnavailableError if the store does not take the claim within its `retry_seconds`.
     """
 
     def attempt() -> int:
         tables.create()
         snapshot = tables.open(PREDICTIONS)
+        # after the snapshot: a command that takes over later and claims makes this commit fail
+        lease.check()  # guarded by test_a_command_that_was_overtaken_makes_no_claim
         claim = (snapshot.last_transaction(_model_app(model)) or 0) + 1
         snapshot.commit_transaction(_model_app(model), claim, metadata={"model": model, "claim": str(claim)})
         return claim

@@ -25,7 +25,7 @@ from pipelines.nightly.tables.night_tables import (
     was_published,
 )
 from pipelines.nightly.tables.passes import find_passes, is_pass_name
-from pipelines.nightly.tables.publication import clean_side_tables
+from pipelines.nightly.tables.publication import clean_side_tables, require_claim
 from pipelines.storage.object_store import StoredObject
 from spin.errors import UserError
 
@@ -100,10 +100,14 @@ def plan_vacuum(tables: NightTables, *, now: datetime, age: timedelta) -> Vacuum
 def run_vacuum(tables: NightTables, plan: VacuumPlan, claims: Mapping[str, int]) -> None:
     """Carry out a plan. `claims` holds the claim of every model in `models_of`.
 
-    Runs are given up before their files are deleted, and `clean_side_tables` checks the claims in between: a driver
-    that has claimed its model by then stops the vacuum, and one that claims it later sees that the run was given up.
-    Raises HeldError if a model has been claimed again.
+    The claims are checked before runs are given up, since a driver may have gone on with one of them since the plan was
+    made. Runs are given up before their files are deleted, and `clean_side_tables` checks the claims in between: a
+    driver that has claimed its model by then stops the vacuum, and one that claims it later sees that the run was given
+    up. Raises HeldError if a model has been claimed again.
     """
+    for model, claim in claims.items():
+        # guarded by test_a_vacuum_that_slept_gives_up_no_run_that_goes_on
+        require_claim(tables, model, claim)
     for run in plan.abandon:
         abandon_run(tables.out, run)
     clean_side_tables(tables, claims)

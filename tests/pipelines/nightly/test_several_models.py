@@ -21,7 +21,6 @@ from pipelines.nightly.steps.classify_job import CALIBRATION
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import RUNS, lease_model
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS, read_rows
-from pipelines.nightly.tables.publication import claim_nights
 from pipelines.nightly.tables.vacuum import models_of, plan_vacuum, run_vacuum
 from pipelines.service_errors import BadRowsError, HeldError, UnavailableError
 from pipelines.storage.shard_log import StepResult
@@ -38,6 +37,7 @@ from tests.support.fake_nights import (
     before_call,
     make_rows,
 )
+from tests.support.nights import claim_model
 
 A, B, C = FakeRegistry("a-model"), FakeRegistry("b's/model"), FakeRegistry("c-model")
 NAMES = (A.name, B.name)
@@ -317,7 +317,7 @@ def test_a_pass_keeps_the_runs_of_a_model_that_was_taken_over_before_it_began(lo
 
     def claim_and_die() -> None:
         local_nights.expire_lease(list_leases(local_nights)[0])
-        claim_nights(local_nights.tables, A.name)
+        claim_model(local_nights.tables, A.name)
 
     with before_call(NightDriver, "publish_finished", claim_and_die):
         result = local_nights.run_several(A, B)
@@ -566,7 +566,7 @@ def take_lease(nights: FakeNights, number: int) -> None:
     """Let another driver claim a model."""
     nights.expire_lease(list_leases(nights)[number])
     with lease_model(nights.out, NAMES[number]):
-        claim_nights(nights.tables, NAMES[number])
+        claim_model(nights.tables, NAMES[number])
 
 
 @contextmanager
@@ -753,7 +753,7 @@ def test_no_model_is_classified_where_the_kept_columns_of_all_have_two_types(loc
 
 
 def vacuum(nights: FakeNights, later: timedelta) -> None:
-    claims = {model: claim_nights(nights.tables, model) for model in models_of(nights.tables)}
+    claims = {model: claim_model(nights.tables, model) for model in models_of(nights.tables)}
     plan = plan_vacuum(nights.tables, now=datetime.now(UTC) + later, age=timedelta(hours=24))
     run_vacuum(nights.tables, plan, claims)
 

@@ -23,6 +23,7 @@ from pipelines.nightly.tables.night_records import (
     begin_run,
     find_night,
     finish_run,
+    lease_model,
     list_runs,
     run_name,
 )
@@ -54,6 +55,7 @@ from pipelines.service_errors import HeldError, UnavailableError
 from pipelines.storage.delta_table import StaleSnapshotError, TableSnapshot
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
+from tests.support.leases import expire_lease
 from tests.support.nights import (
     DATE,
     MODEL,
@@ -293,6 +295,17 @@ def test_a_driver_that_wakes_after_its_successor_changes_nothing(
     assert number > 3, "it was suspended at several steps"
 
 
+def test_a_command_that_was_overtaken_makes_no_claim(local_tables: NightTables) -> None:
+    """It was cut off from the store between its lease and its claim, for longer than the lease lasts."""
+    with lease_model(local_tables.out, MODEL) as stale:
+        expire_lease(stale.store)
+        with lease_model(local_tables.out, MODEL) as successor:
+            claim = claim_nights(local_tables, MODEL, successor)
+            with pytest.raises(HeldError):
+                claim_nights(local_tables, MODEL, stale)
+    require_claim(local_tables, MODEL, claim)
+
+
 def test_a_commit_of_another_model_is_no_reason_to_stop(
     local_tables: NightTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,7 +336,7 @@ def test_a_table_that_others_commit_to_all_the_time_is_unavailable(
     with pytest.raises(UnavailableError):
         publish(hurried, night, token)
     with pytest.raises(UnavailableError):
-        claim_nights(hurried, MODEL)
+        claim_model(hurried, MODEL)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut"])

@@ -51,6 +51,18 @@ def test_published_nights_keep_their_files_and_lose_what_they_worked_with(tables
     assert published_ids(tables) == {("2026-03-01", MODEL): ["a", "b"]}
 
 
+def test_a_vacuum_that_slept_gives_up_no_run_that_goes_on(local_tables: NightTables) -> None:
+    """A driver resumes an old run between the plan of the vacuum and its first mark."""
+    night = write_night(local_tables, claim_model(local_tables), ["a"])
+    claims = {MODEL: claim_model(local_tables)}
+    plan = plan_vacuum(local_tables, now=datetime.now(UTC) + 2 * AGE, age=AGE)
+    assert plan.abandon == (night.name,)
+    claim_model(local_tables)
+    with pytest.raises(HeldError):
+        run_vacuum(local_tables, plan, claims)
+    assert not is_abandoned(local_tables.out, night.name)
+
+
 def test_a_replaced_run_can_be_restored_until_it_is_old(tables: NightTables) -> None:
     """Its age counts from the moment at which it was replaced."""
     first = run_night(tables.out, ["a"], dead=["d"])
