@@ -11,7 +11,8 @@ from pipelines.nightly.tables.night_history import find_newest_night, list_night
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.storage.records import to_bytes
-from spin.monitor.drift_statistics import STATISTICS, Labels
+from spin.monitor import drift_statistics
+from spin.monitor.drift_statistics import Labels
 from spin.monitor.quality import ClassQuality
 from spin.pages.rendering import render_report
 from spin.sites import exit_name
@@ -72,7 +73,7 @@ def report_page(report: NightReport) -> str:
         classes_listed=_CLASSES,
         disagreements_listed=_DISAGREEMENTS,
         drifts=report.drift,
-        properties={statistic.name: statistic.description for statistic in STATISTICS},
+        properties={statistic.name: statistic.description for statistic in drift_statistics.STATISTICS},
         reasons=sorted(counts.reasons.items(), key=lambda item: (-item[1], item[0])),
         slowest=report.slowest,
     )
