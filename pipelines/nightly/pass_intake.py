@@ -194,8 +194,7 @@ def _check_share(share: NightShare, intake: PassIntake) -> None:
     A column that is no id ends here: all rows of a task but one per value are repeated.
     """
     allowed, bad = share.night.settings.classify, share.quarantined
-    files = {file.uri for file in share.plan.files} | set(bad)
-    check_files(allowed, bad, len(files) + share.night.run.plan.derived.skipped)
+    check_files(share)
     counts = [outcome.counts for task, outcome in enumerate(intake.outcomes) if task in share.tasks]
     sound = [each for each in counts if bad.keys().isdisjoint(file.uri for file in each.report.files)]
     check_rows(allowed, {"repeated_id": sum(each.repeated for each in sound)}, share.documents)

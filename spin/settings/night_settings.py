@@ -11,7 +11,11 @@ class ClassifySettings(Section):
     """A night: one run of `spin classify` over a batch of documents."""
 
     max_bad_files: float = Field(
-        0.1, ge=0, le=1, description="Share of files that may be unreadable; above it the night ends with status 4."
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of the files of a run that may be unreadable; above it the night ends with status 4. Files "
+        "that an incremental run skips do not count, nor do those that an earlier night has quarantined.",
     )
     max_dead_fraction: float = Field(
         0.1,

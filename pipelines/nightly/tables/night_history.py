@@ -13,6 +13,7 @@ from pipelines.nightly.tables.night_records import Run
 from pipelines.nightly.tables.night_tables import (
     INPUTS,
     PREDICTIONS,
+    QUARANTINED,
     TAKEN,
     NightTables,
     PublishedRun,
@@ -76,6 +77,17 @@ def taken_files(tables: NightTables, *, model: str, date: str, files: Collection
     Quarantined files are not among them. Ask after the claim: until another claim, the answer stays true.
     Raises UserError if the table of inputs lacks a run that is published.
     """
+    return _files_of_nights(tables, model, date, files, TAKEN)
+
+
+def quarantined_files(tables: NightTables, *, model: str, date: str, files: Collection[FileState]) -> set[FileState]:
+    """The files that a published night of the model of another date than `date` has quarantined as they are now."""
+    return _files_of_nights(tables, model, date, files, QUARANTINED)
+
+
+def _files_of_nights(
+    tables: NightTables, model: str, date: str, files: Collection[FileState], status: str
+) -> set[FileState]:
     # guarded by test_files_count_as_taken_by_published_nights_of_other_dates; broken by:
     #   runs = {night.run for night in list_nights(tables) if night.model == model}
     runs = {night.run for night in list_nights(tables) if night.model == model and night.date != date}
@@ -93,7 +105,7 @@ def taken_files(tables: NightTables, *, model: str, date: str, files: Collection
         )
 
     def read(file: DataFile) -> set[FileState]:
-        return wanted & _read_taken(inputs.store, file)
+        return wanted & _read_files(inputs.store, file, status)
 
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as threads:
         return set().union(*threads.map(read, [file for each in by_run.values() for file in each]))
@@ -105,7 +117,7 @@ def require_not_taken(tables: NightTables, night: Run) -> None:
     Ask after the claim: until another claim, the answer stays true.
     """
     inputs = tables.store(INPUTS)
-    files = set().union(*(_read_taken(inputs, file) for file in night.files.get(INPUTS, ())))
+    files = set().union(*(_read_files(inputs, file, TAKEN) for file in night.files.get(INPUTS, ())))
     if taken := taken_files(tables, model=night.model, date=night.date, files=files):
         raise UserError(
             f"run {night.name} cannot be restored: nights of other dates hold {len(taken)} of its {len(files)} files, "
@@ -131,8 +143,8 @@ def read_predictions(output: str, count: int | None = None, *, model: str | None
     ]
 
 
-def _read_taken(store: Store, file: DataFile) -> set[FileState]:
-    """The files that a file of the table of inputs lists as taken."""
+def _read_files(store: Store, file: DataFile, status: str) -> set[FileState]:
+    """The files that a file of the table of inputs lists with a status."""
     data = store.read(file.path)
     if data is None:
         run = file.path.partition("/")[0]
@@ -141,4 +153,4 @@ def _read_taken(store: Store, file: DataFile) -> set[FileState]:
             f"its night again with `spin classify --date {run[:10]} --incremental --restart`"
         )
     rows = pq.ParquetFile(io.BytesIO(data)).read(columns=["uri", "size", "version", "status"])
-    return {FileState(row["uri"], row["size"], row["version"]) for row in rows.to_pylist() if row["status"] == TAKEN}
+    return {FileState(row["uri"], row["size"], row["version"]) for row in rows.to_pylist() if row["status"] == status}

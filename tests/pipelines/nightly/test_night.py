@@ -344,7 +344,7 @@ def test_a_night_outside_its_limits_names_the_first_rows_that_cannot_be_classifi
 
 
 def test_an_old_bad_file_does_not_block_small_incremental_nights(local_nights: FakeNights) -> None:
-    """The limit is a share of all files that are listed, not of the new ones."""
+    """The limit is a share of the files of the run without those that an earlier night has quarantined."""
     for number in range(12):
         local_nights.write(f"{number}.jsonl", make_rows(f"a{number}"))
     local_nights.write("bad.parquet", b"PAR1")
@@ -353,6 +353,9 @@ def test_an_old_bad_file_does_not_block_small_incremental_nights(local_nights: F
     report = local_nights.run(NEXT, incremental=True, limits={"max_bad_files": 0.1})
     assert (report.files.taken, report.files.skipped, report.files.quarantined) == (1, 12, 1)
     assert local_nights.ids()[NEXT] == ["new"]
+    local_nights.write("cut.parquet", b"PAR1")
+    with pytest.raises(BadRowsError, match=r"1 of 1 file cannot be classified.*cut\.parquet"):
+        local_nights.run(LAST, incremental=True, limits={"max_bad_files": 0.1})
 
 
 @pytest.mark.parametrize(
