@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -154,6 +155,12 @@ def load_result(folder: Path) -> TrainingResult:
             raise KeyError("it reads words, and has no word regression")
         choices = {name: parts[index] for name, index in config.choices.items()}
         return TrainingResult(choices, config.frontier, config.tried, words, config.cap)  # type: ignore[arg-type]
+
+
+def digest_artifact(folder: Path) -> str:
+    """sha256 (64 hexadecimal digits) of the files of the classifier in a folder."""
+    contents = [(folder / name).read_bytes() for name in (CONFIG, TENSORS)]
+    return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
 
 
 def require_format(folder: Path, name: str) -> None:

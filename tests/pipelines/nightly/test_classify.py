@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,20 @@ def test_a_night_does_not_resume_with_another_model_version(project: NightProjec
     assert {row["model_version"] for row in project.read_predictions()} == {"1"}
     project.run_night("other")
     assert {row["model_version"] for row in project.read_predictions("other")} == {"2"}
+
+
+def test_a_version_of_another_registry_with_the_same_name_and_number_is_refused(
+    project: NightProject, tmp_path: Path
+) -> None:
+    """Half of a night by other weights, or the night of another project as one's own, would be wrong in silence."""
+    project.write("a.jsonl", tiny.make_documents(10, seed=3))
+    project.run_night()
+    own, versions = project.registry_fixture.folder, tmp_path / "versions"
+    shutil.copytree(own / "2", versions / "1")
+    (versions / "champion").write_text("1")
+    project.registry_fixture = FolderRegistry(versions)
+    with pytest.raises(UserError, match=r"model\.artifact is .*--restart"):
+        project.run_night()
 
 
 @pytest.mark.slow
