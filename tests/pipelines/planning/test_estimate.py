@@ -440,5 +440,5 @@ def test_a_task_without_rows_is_no_sample_of_the_intake(
         (tmp_path / "data" / f"{name}.csv").write_text(f"id,text\n{rows}")
     tasks = intake.plan_intake(list_files(str(tmp_path / "data")), settings.data, bad={})
     for order in (tasks, tasks[::-1]):
-        readings, _ = sample._readings(Store(f"{tmp_path}/{order[0].index}"), order, settings, 0)
+        readings = sample._readings(Store(f"{tmp_path}/{order[0].index}"), order, settings, 0)
         assert [reading.rows for reading in readings] == [1]

@@ -57,8 +57,9 @@ def test_a_download_equals_the_registered_files(shared_fixture: RegistryFixture,
 def test_a_version_of_another_format_is_refused_by_name(
     shared_fixture: RegistryFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(persistence, "FORMAT", persistence.FORMAT + 1)
-    found = rf"^version 1 of {shared_fixture.name} has format 7, this version reads 8; train the model again$"
+    monkeypatch.setattr(persistence, "FORMAT", (stored := persistence.FORMAT) + 1)
+    formats = f"has format {stored}, this version reads {stored + 1}"
+    found = rf"^version 1 of {shared_fixture.name} {formats}; train the model again$"
     with pytest.raises(UserError, match=found):
         shared_fixture.registry.load("1")
 

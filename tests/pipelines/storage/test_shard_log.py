@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.service_errors import UnavailableError
-from pipelines.storage.object_store import Store
+from pipelines.storage.object_store import Store, StoredObject
 from pipelines.storage.shard_log import (
     Attempt,
     AttemptNote,
@@ -156,6 +157,10 @@ class CountedStore(Store):
     def _call(self, operation: str, *args: Any, **options: Any) -> Any:
         self.calls[operation] += 1
         return super()._call(operation, *args, **options)
+
+    def _find(self, prefix: str) -> Sequence[StoredObject]:
+        self.calls["find"] += 1
+        return super()._find(prefix)
 
     def create(self, key: str, data: bytes) -> bool:
         self.calls["create"] += 1
