@@ -35,6 +35,8 @@ class NightPass:
     """the pass"""
     number: int
     """number of this driver of the pass"""
+    forgotten: ForgottenIds
+    """documents that are left out; `spin forget` adds to them while no run that has begun is at work"""
 
     @property
     def settings(self) -> Settings:
@@ -51,11 +53,6 @@ class NightPass:
         """The lease that this driver must hold to go on: of any one of the models."""
         leases = [night.lease for night in self.nights]
         return leases[0] if len(leases) == 1 else LeaseGroup(leases)
-
-    @cached_property
-    def forgotten(self) -> ForgottenIds:
-        """Documents that are left out. `spin forget` adds to them while no run that has begun is at work."""
-        return read_forgotten(self.tables.out)
 
     @property
     def store(self) -> Store:
@@ -104,4 +101,4 @@ def enter_pass(nights: Sequence[Night]) -> NightPass:
             f"{out.uri}/{RUNS}/{run.pass_name} has lost its record, so its runs cannot go on; use --restart"
         )
     number = number_driver(out, record.name, [night.claim for night in nights])
-    return NightPass(tuple(nights), record, number)
+    return NightPass(tuple(nights), record, number, read_forgotten(out))

@@ -430,9 +430,7 @@ def test_spin_plan_prints_text_or_json(
     assert (status, error) == (2, "error: --documents 0: expected a number above 0\n")
 
 
-def test_the_sample_of_the_intake_has_rows(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sample_of_the_intake_has_rows(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its speed would be 0. In one of the two orders the task without rows is drawn first, and another follows."""
     monkeypatch.setattr(intake, "_GROUP_FILES", 1)
     (tmp_path / "data").mkdir()

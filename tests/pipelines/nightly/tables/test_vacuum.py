@@ -51,6 +51,18 @@ def test_published_nights_keep_their_files_and_lose_what_they_worked_with(tables
     assert published_ids(tables) == {("2026-03-01", MODEL): ["a", "b"]}
 
 
+def test_files_of_killed_writes_are_deleted_when_they_are_old(local_tables: NightTables) -> None:
+    """They may hold texts and ids, and no listing of objects shows them."""
+    night = run_night(local_tables.out, ["a"])
+    folders = (f"_runs/{night.name}", f"_runs/{night.name}/spool", f"predictions/{night.name}")
+    left = {f"{folder}/.part.parquet.{'0' * 32}" for folder in folders}
+    for key in left:
+        local_tables.out.write(key, b"a text")
+    assert vacuum(local_tables).delete == ()
+    assert set(vacuum(local_tables, later=timedelta(hours=25)).delete) == left
+    assert published_ids(local_tables) == {("2026-03-01", MODEL): ["a"]}
+
+
 def test_a_vacuum_that_slept_gives_up_no_run_that_goes_on(local_tables: NightTables) -> None:
     """A driver resumes an old run between the plan of the vacuum and its first mark."""
     night = write_night(local_tables, claim_model(local_tables), ["a"])
