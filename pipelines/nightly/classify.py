@@ -14,7 +14,7 @@ from pipelines.data.files import input_files
 from pipelines.data.files.kept_columns import check_declared_types, check_kept_names
 from pipelines.nightly.command_result import CommandResult, NightFailure
 from pipelines.nightly.night import Night
-from pipelines.nightly.night_driver import NightDriver, overtaken_first
+from pipelines.nightly.night_driver import NightDriver
 from pipelines.nightly.night_models import NightModel, RequestedModel, choose_versions, download_model
 from pipelines.nightly.night_outcomes import NightOutcomes
 from pipelines.nightly.observed_nights import describe_night
@@ -28,7 +28,7 @@ from pipelines.registry.versions import Registry
 from pipelines.service_errors import HeldError
 from pipelines.storage.delta_table import require_hard_links
 from pipelines.storage.filesystem import normalize_uri
-from pipelines.storage.lease import Lease, LeaseGroup
+from pipelines.storage.lease import Lease, LeaseGroup, overtaken_first
 from pipelines.storage.object_store import Store
 from pipelines.storage.retrying import retry_unavailable
 from pipelines.telemetry.observed_runs import observe_runs

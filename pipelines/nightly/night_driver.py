@@ -19,8 +19,8 @@ from pipelines.nightly.report.night_report import REPORT, NightReport
 from pipelines.nightly.tables.night_records import RUNS, Run
 from pipelines.nightly.tables.passes import find_pass, open_runs
 from pipelines.nightly.tables.publication import publish_night
-from pipelines.service_errors import HeldError, UnavailableError
-from pipelines.storage.lease import Lease, LeaseGroup
+from pipelines.service_errors import UnavailableError
+from pipelines.storage.lease import overtaken_first
 from pipelines.telemetry.current_runs import CurrentRun, working_on
 from pipelines.telemetry.observed_runs import add_results, end_run, observe_stage, observe_work
 from spin.errors import SpinError, UserError
@@ -193,26 +193,6 @@ class NightDriver:
             end_run(night.run.name)
         for group in form_passes(nights):
             _delete_work_of_pass(group[0])
-
-
-@contextmanager
-def overtaken_first(lease: Lease | LeaseGroup) -> Iterator[None]:
-    """Raise HeldError in place of another error if another driver has taken over.
-
-    It may have published the run of this one and deleted what nobody needs then, so the error may follow from that.
-    """
-    try:
-        yield
-    except HeldError:
-        raise
-    except SpinError as error:
-        try:
-            lease.check()
-        except HeldError as overtaken:
-            raise overtaken from error
-        except SpinError:
-            _log.debug("the lease could not be checked after an error", exc_info=True)
-        raise
 
 
 def _delete_work_of_pass(night: Night) -> None:

@@ -13,7 +13,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -228,6 +229,26 @@ class LeaseGroup:
                 del self._held[0]
         assert self._overtaken is not None
         raise self._overtaken
+
+
+@contextmanager
+def overtaken_first(lease: Lease | LeaseGroup) -> Iterator[None]:
+    """Raise HeldError in place of another error if another driver has taken over.
+
+    It may have published the run of this one and deleted what nobody needs then, so the error may follow from that.
+    """
+    try:
+        yield
+    except HeldError:
+        raise
+    except SpinError as error:
+        try:
+            lease.check()
+        except HeldError as overtaken:
+            raise overtaken from error
+        except SpinError:
+            _log.debug("the lease could not be checked after an error", exc_info=True)
+        raise
 
 
 def _lease_key(number: int) -> str:

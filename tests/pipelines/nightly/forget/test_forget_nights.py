@@ -227,6 +227,19 @@ def test_a_driver_that_slept_meanwhile_publishes_nothing(histories: KeptHistorie
     check_forgotten(local_nights)
 
 
+def test_an_overtaken_forget_says_so(histories: KeptHistories) -> None:
+    """It misses files that its successor has deleted; the status is that of a command that was overtaken, 3."""
+    local_nights = histories.history()
+
+    def overtake() -> None:
+        local_nights.expire_lease()
+        forget_in_output(local_nights.output, SECRETS)
+
+    with before_call(forget_nights, "_find_rows", action=overtake), pytest.raises(HeldError):
+        forget_in_output(local_nights.output, SECRETS)
+    check_forgotten(local_nights)
+
+
 def test_later_nights_leave_the_documents_out(local_nights: FakeNights) -> None:
     """As dead letters that say where the row stands and nothing else, and that no limit counts."""
     write_inputs(local_nights)
