@@ -227,7 +227,8 @@ def test_a_driver_that_slept_meanwhile_publishes_nothing(histories: KeptHistorie
     check_forgotten(local_nights)
 
 
-def test_an_overtaken_forget_says_so(histories: KeptHistories) -> None:
+@pytest.mark.parametrize("step", ["before a night is written", "before it publishes"])
+def test_an_overtaken_forget_says_so(histories: KeptHistories, step: str) -> None:
     """It misses files that its successor has deleted; the status is that of a command that was overtaken, 3."""
     local_nights = histories.history()
 
@@ -235,7 +236,7 @@ def test_an_overtaken_forget_says_so(histories: KeptHistories) -> None:
         local_nights.expire_lease()
         forget_in_output(local_nights.output, SECRETS)
 
-    with before_call(forget_nights, "_find_rows", action=overtake), pytest.raises(HeldError):
+    with before_call(*STEPS[step], action=overtake), pytest.raises(HeldError):
         forget_in_output(local_nights.output, SECRETS)
     check_forgotten(local_nights)
 
