@@ -130,7 +130,7 @@ def test_workers_report_to_the_driver(ray_session: None, tmp_path: Path, monkeyp
 def _map(make: Any, args: tuple[Any, ...], folder: Path, settings: RaySettings, documents: int | None) -> None:
     store = Store(str(folder / "store"))
     with Lease(store) as lease:
-        where = {"stage": "extract", "token": lease.number, "backbone": "engine torch, precision float32"}
+        where = {"stage": "extract", "claim": lease.number, "backbone": "engine torch, precision float32"}
         work = ShardWork(make, args, ShardCounts, store, settings, **where)
         outcomes = map_shards(work, SHARDS, lease, documents=documents)
     assert [outcome.counts.rows for outcome in outcomes] == [10, 10]
