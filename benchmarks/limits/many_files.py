@@ -23,7 +23,7 @@ from pipelines.nightly.report.throughput import busy_seconds
 from pipelines.nightly.steps.classify_job import pass_layout
 from pipelines.nightly.steps.counts import PassCounts
 from pipelines.nightly.tables.night_history import list_nights
-from pipelines.nightly.tables.night_records import begin_run, finish_run
+from pipelines.nightly.tables.night_records import begin_run, finish_run, lease_model
 from pipelines.nightly.tables.night_tables import INPUTS, PREDICTIONS, NightTables, file_rows, table_schema
 from pipelines.nightly.tables.passes import Pass
 from pipelines.nightly.tables.publication import claim_nights, publish_night, write_inputs
@@ -241,19 +241,20 @@ def _cost(name: str, source: Store, out: Store, traffic: Traffic, seconds: float
 def publish_parts(parts: int) -> Publication:
     """Publish a run of so many files without a proxy, and measure the publication."""
     tables = NightTables(Store("s3://spin/limits/parts"))
-    token = claim_nights(tables, _MODEL)
-    run = begin_run(tables.out, date=DAY, model=_MODEL, model_version="1", claim=token)
+    with lease_model(tables.out, _MODEL) as lease:
+        claim = claim_nights(tables, _MODEL, lease)
+    run = begin_run(tables.out, date=DAY, model=_MODEL, model_version="1", claim=claim)
     rows = file_rows(PREDICTIONS, table_schema(PREDICTIONS).empty_table(), date=DAY, model=_MODEL, run=run.name)
     sink = io.BytesIO()
     pq.write_table(rows, sink)
     data, store = sink.getvalue(), tables.store(PREDICTIONS)
-    files = [DataFile(f"{run.name}/{n:06d}-{token:06d}-1.parquet", len(data), 0) for n in range(parts)]
+    files = [DataFile(f"{run.name}/{n:06d}-{claim:06d}-1.parquet", len(data), 0) for n in range(parts)]
     with ThreadPoolExecutor(_PARALLEL) as threads:
         list(threads.map(lambda file: store.create(file.path, data), files))
-    inputs = write_inputs(tables, run, token, [])
+    inputs = write_inputs(tables, run, claim, [])
     night = finish_run(tables.out, run, {PREDICTIONS: files, INPUTS: [inputs]})
     start = time.perf_counter()
-    publish_night(tables, night, claim=token)
+    publish_night(tables, night, claim=claim)
     seconds = time.perf_counter() - start
     [published] = list_nights(tables)
     assert published.files == parts
