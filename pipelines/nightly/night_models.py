@@ -78,14 +78,10 @@ class NightModel:
         metadata: dict[str, object] = {
             # guarded by test_a_night_does_not_resume_with_another_model_version; broken by:
             #   "model": {"name": registry.name},
-            "model": {
-                "name": registry.name,
-                "version": version,
-                "backbone": digest,
-                # two registries may give the same name and number to different versions
-                # guarded by test_a_version_of_another_registry_with_the_same_name_and_number_is_refused
-                "artifact": persistence.digest_artifact(self.folder / "model"),
-            },
+            "model": {"name": registry.name, "version": version, "backbone": digest},
+            # two registries may give the same name and number to different versions
+            # guarded by test_a_version_of_another_registry_with_the_same_name_and_number_is_refused
+            "artifact": persistence.digest_artifact(self.folder / "model"),
             "choose": settings.choose,
             "decision": (self.decision or settings.decision).model_dump(exclude_none=True),
             "backbone": weights_cache.activation_settings(settings.backbone),

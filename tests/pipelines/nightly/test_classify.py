@@ -114,7 +114,7 @@ def test_a_version_of_another_registry_with_the_same_name_and_number_is_refused(
     shutil.copytree(own / "2", versions / "1")
     (versions / "champion").write_text("1")
     project.registry_fixture = FolderRegistry(versions)
-    with pytest.raises(UserError, match=r"model\.artifact is .*--restart"):
+    with pytest.raises(UserError, match=r"artifact is .*--restart"):
         project.run_night()
 
 
