@@ -6,8 +6,9 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import fsspec
@@ -90,36 +91,56 @@ def open_filesystem(uri: str) -> tuple[Any, str]:
         raise UserError(f"'{mask_credentials(uri)}' is not a folder or an s3:// URI: {error}") from None
 
 
-def find_files(fs: Any, path: str, depth: int | None = None, **options: Any) -> dict[str, Any]:
-    """The details of all files below a path of a file system, at most `depth` folders deep, by path.
+def find_files(
+    fs: Any, path: str, *, enter: Callable[[str], bool] = lambda folder: True, **options: Any
+) -> dict[str, Any]:
+    """The details of all files below a path of a file system, by path; `options` are those of `fs.find`.
 
-    On a disk, OSError is raised for a folder that cannot be listed, which `fs.find` leaves out. One that is deleted
-    meanwhile is left out. The options are those of `fs.find`.
+    On a disk, folders for which `enter` is false are left out, and OSError is raised for one that cannot be listed,
+    which `fs.find` leaves out in silence. A folder that is deleted meanwhile is left out.
     """
     if not isinstance(fs, LocalFileSystem):
-        return dict(fs.find(path, maxdepth=depth, detail=True, **options))
+        return dict(fs.find(path, detail=True, **options))
     found: dict[str, Any] = {}
-    waiting = [(path, 1)]
+    waiting = [path]
     while waiting:
-        folder, level = waiting.pop()
         try:
-            infos = fs.ls(folder, detail=True)
+            infos = fs.ls(waiting.pop(), detail=True)
         except (FileNotFoundError, NotADirectoryError):
             continue
         found |= {info["name"]: info for info in infos if info["type"] != "directory"}
-        if depth is None or level < depth:
-            waiting += [(info["name"], level + 1) for info in infos if info["type"] == "directory"]
+        waiting += [info["name"] for info in infos if info["type"] == "directory" and enter(info["name"])]
     return found
 
 
 def glob_files(fs: Any, pattern: str, base: str) -> dict[str, Any]:
     """The details of the files whose paths match a glob, by path; `base` is its part before the first wildcard.
 
-    Raises ValueError if the pattern is none, and OSError as `find_files` does.
+    On a disk also links to folders below which the glob may match. Raises ValueError if the pattern is none, and
+    OSError as `find_files` does.
     """
-    matching = re.compile(glob_translate(pattern))
-    found = find_files(fs, base, None if "**" in pattern else pattern.count("/") - base.count("/"))
-    return {path: info for path, info in found.items() if matching.match(path)}
+    matching, parts = re.compile(glob_translate(pattern)), pattern.split("/")
+
+    def enter(folder: str) -> bool:
+        return may_match_below(parts, folder.split("/"))
+
+    # without a depth: s3fs would list folder by folder, and leave out those that it cannot list
+    found = find_files(fs, base, enter=enter)
+    return {
+        path: info
+        for path, info in found.items()
+        if matching.match(path) or (info.get("islink") and enter(path) and os.path.isdir(path))
+    }
+
+
+def may_match_below(pattern: Sequence[str], folder: Sequence[str]) -> bool:
+    """Whether a glob may match a path below a folder, both given by their parts."""
+    for at, part in enumerate(pattern):
+        if part == "**" or at == len(folder):
+            return True
+        if not fnmatchcase(folder[at], part):
+            return False
+    return False
 
 
 def delete_paths(fs: Any, paths: Sequence[str], **options: Any) -> None:

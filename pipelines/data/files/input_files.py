@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from pipelines.data.files.formats import file_errors, list_columns
 from pipelines.data.files.shards import Piece
 from pipelines.data.files.text_values import is_unicode
 from pipelines.service_errors import BadFileError
-from pipelines.storage.filesystem import find_files, glob_files, locate, open_filesystem, store_errors
+from pipelines.storage.filesystem import find_files, glob_files, locate, may_match_below, open_filesystem, store_errors
 from pipelines.storage.input_opener import InputOpener
 from spin.errors import SpinError, UserError
 from spin.settings import DataSettings
 
 _log = logging.getLogger(__name__)
 _BROKEN, _FOLDER = "broken link", "linked folder"
+_UNRESOLVED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""errors of a link that leads nowhere"""
 _LINKS = {
     _BROKEN: "a symbolic link to a file that does not exist; remove it, or mend it",
     _FOLDER: "a symbolic link to a folder, which is not followed; name that folder as an input, or mount it here",
@@ -91,7 +93,7 @@ def check_output_outside(source: str, output: str) -> None:
     if protocol != output_protocol:
         return
     wanted, parts = path.rstrip("/").split("/"), output_path.rstrip("/").split("/")
-    if _is_within(parts, wanted) or (glob.has_magic(path) and _may_match_below(wanted, parts)):
+    if _is_within(parts, wanted) or (glob.has_magic(path) and may_match_below(wanted, parts)):
         raise UserError(f"the output {output} lies within the input {source}; name an output elsewhere")
 
 
@@ -105,22 +107,12 @@ def _is_within(parts: list[str], folder: list[str]) -> bool:
     return parts[: len(folder)] == folder
 
 
-def _may_match_below(pattern: list[str], folder: list[str]) -> bool:
-    """Whether a glob may match a path below a folder."""
-    for at, part in enumerate(pattern):
-        if part == "**" or at == len(folder):
-            return True
-        if not fnmatchcase(folder[at], part):
-            return False
-    return False
-
-
 def _find(uri: str) -> tuple[Mapping[str, Any], bool]:
     """The visible files of a path, a folder or a glob with their details, and whether there is a place to look in."""
     fs, path = open_filesystem(uri)
     # guarded by test_an_input_folder_that_cannot_be_listed_ends_the_command; broken by:
     #   infos = fs.find(path, detail=True)
-    infos = find_files(fs, path)
+    infos = find_files(fs, path, enter=lambda folder: _is_visible(folder, path))
     if list(infos) == [path]:
         info = infos[path] or fs.info(path)
         return ({path: info} if info["type"] == "file" else {}), True
@@ -142,7 +134,9 @@ def _follow(fs: Any, path: str) -> Mapping[str, Any]:
     try:
         details: Mapping[str, Any] = fs.info(path)
         return {"type": _FOLDER} if details["type"] == "directory" else details
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in _UNRESOLVED:
+            raise
         return {"type": _BROKEN}
 
 

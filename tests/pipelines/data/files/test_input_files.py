@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3fs import S3FileSystem
 
 from pipelines.data.files.input_files import check_output_outside, list_files
 from pipelines.data.files.readers import read_piece
@@ -46,8 +47,6 @@ def read_ids(uri: str) -> list[str | None]:
 @pytest.mark.s3
 def test_a_prefix_is_listed_with_one_request(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening a file whose size and version are known sends no request, and reading it one."""
-    from s3fs import S3FileSystem
-
     store, requests, call = Store(f"{s3_server}/listed-{os.getpid()}"), [], S3FileSystem._call_s3
     for n in range(20):
         write_document(store, f"data/{n:02d}.jsonl", str(n))
@@ -139,7 +138,11 @@ def test_a_folder_of_files_that_are_no_data_is_not_empty(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("target", "found"),
-    [("gone.jsonl", "to a file that does not exist; remove it, or mend it"), ("sub", "to a folder")],
+    [
+        ("gone.jsonl", "to a file that does not exist; remove it, or mend it"),
+        ("b.jsonl", "to a file that does not exist"),
+        ("sub", "to a folder"),
+    ],
 )
 def test_a_link_that_cannot_be_read_is_a_bad_file(target: str, found: str, tmp_path: Path) -> None:
     """The other files are listed."""
@@ -151,6 +154,39 @@ def test_a_link_that_cannot_be_read_is_a_bad_file(target: str, found: str, tmp_p
     [(uri, reason)] = bad.items()
     assert uri == f"{tmp_path}/b.jsonl"
     assert f"is a symbolic link {found}" in reason
+
+
+@pytest.mark.parametrize("source", ["in/*/a.jsonl", "in/**/*.jsonl"])
+def test_a_linked_folder_below_which_a_glob_may_match_is_named(source: str, tmp_path: Path) -> None:
+    for folder in ("in/de", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.jsonl").write_text("x")
+    (tmp_path / "in" / "us").symlink_to(tmp_path / "elsewhere")
+    bad: dict[str, str] = {}
+    assert [file.uri for file in list_files(str(tmp_path / source), bad=bad)] == [f"{tmp_path}/in/de/a.jsonl"]
+    assert list(bad) == [f"{tmp_path}/in/us"]
+
+
+@pytest.mark.parametrize(("source", "folder"), [("in", "in/.Trash-0"), ("day-*/a.jsonl", "lost+found")])
+def test_a_folder_without_input_need_not_be_listed(
+    source: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("in", "day-1", folder):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jsonl").write_text("x")
+    break_listing(monkeypatch, tmp_path / folder, errno.EACCES)
+    assert len(list_files(str(tmp_path / source))) == 1
+
+
+def test_a_glob_in_an_object_store_raises_what_its_listing_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3fs lists folder by folder where a depth is given, and takes one that cannot be listed as empty."""
+
+    async def fail(*_: Any, **__: Any) -> Any:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(S3FileSystem, "_lsdir", fail)
+    with pytest.raises(UserError, match="Access Denied"):
+        list_files("s3://bucket/in/*/a.jsonl", allow_empty=True)
 
 
 @pytest.mark.parametrize(("code", "kind"), [(errno.EACCES, UserError), (errno.ESTALE, UnavailableError)])
