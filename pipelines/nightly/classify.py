@@ -108,10 +108,9 @@ def classify_nights(
             models = [download_model(each, scratch / str(n), settings, with_engine) for n, each in enumerate(chosen)]
             for each in models:
                 weights_cache.announce_workers(settings, each.settings, "classify")
-            claims, overtaken = _claim_all(tables, leases)
-            models = [model for model in models if model.registry.name in claims]
+            claims = _claim_all(tables, leases)
             if night is None:
-                for name in claims:
+                for name in names:
                     _name_unfinished(tables, name, day)
             check_declared_types(settings.data, kept_types(tables, settings.data))
             requests = [
@@ -129,9 +128,9 @@ def classify_nights(
                 )
                 for model in models
             ]
-            nights, refused = _choose_nights(tables, models, [leases[name] for name in claims], requests)
+            nights, refused = _choose_nights(tables, models, list(leases.values()), requests)
             with observe_runs([describe_night(each) for each in nights]):
-                driver = NightDriver(nights, [*overtaken, *refused], outcomes.export_published)
+                driver = NightDriver(nights, refused, outcomes.export_published)
                 driver.publish_finished()
                 for together in driver.waiting_passes():
                     driver.classify(together)
@@ -141,22 +140,22 @@ def classify_nights(
             return result
 
 
-def _claim_all(tables: NightTables, leases: Mapping[str, Lease]) -> tuple[dict[str, int], list[NightFailure]]:
-    """The claims by model, and the failures of models that another command has taken over since their lease was taken.
+def _claim_all(tables: NightTables, leases: Mapping[str, Lease]) -> dict[str, int]:
+    """The claims by model.
 
-    Raises HeldError if that is every model.
+    A model that another command has taken over since its lease was taken has the claim 0, under which nothing can be
+    published; it goes on in its pass for the sake of the others. Raises HeldError if that is every model.
     """
     claims: dict[str, int] = {}
-    overtaken: list[NightFailure] = []
     for name, lease in leases.items():
         try:
             claims[name] = claim_nights(tables, name, lease)
         except HeldError as error:
-            if len(overtaken) == len(leases) - 1:
+            claims[name] = 0
+            if len(claims) == len(leases) and not any(claims.values()):
                 raise
             _log.warning("model %s: %s", name, error)
-            overtaken.append(NightFailure(name, error))
-    return claims, overtaken
+    return claims
 
 
 def _choose_nights(

@@ -14,7 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from pipelines.service_errors import UnavailableError
 from pipelines.storage.filesystem import DEADLINE, FULL, REFUSED, SERVICE_MODELS, store_error, store_errors
-from pipelines.storage.local_files import flush_files
+from pipelines.storage.local_files import flush_files, make_folder
 from pipelines.storage.object_store import Store
 from spin.errors import SpinError, UserError, shorten_message
 
@@ -205,8 +205,10 @@ def open_table(store: Store) -> TableSnapshot | None:
     try:
         return _open_table(store)
     except UserError:
-        if not _delete_empty_checkpoints(store):
+        if not store.local:
             raise
+        with suppress(SpinError):  # the folder may be read-only
+            _delete_damaged_checkpoints(store)
         return _open_table(store)
 
 
@@ -255,25 +257,38 @@ def _open_table(store: Store) -> TableSnapshot | None:
 
 def _flush_log(store: Store, version: int) -> None:
     """Flush what a commit has written on a disk, which deltalake does not: a power cut would undo the commit."""
-    if store.local:
-        with store_errors(store.uri):
-            names = [f"{version:020d}.json", f"{version:020d}.checkpoint.parquet", "_last_checkpoint"]
-            # guarded by test_a_power_cut_after_a_night_loses_nothing
-            flush_files(Path(store.root) / LOG, names)
+    if not store.local:
+        return
+    folder = Path(store.root)
+    names = [f"{version:020d}.json", f"{version:020d}.checkpoint.parquet", "_last_checkpoint"]
+    with store_errors(store.uri):
+        # guarded by test_a_power_cut_after_a_night_loses_nothing
+        flush_files(folder / LOG, names)
+        if not version:  # deltalake has made the folders
+            flush_files(folder, [])
+            flush_files(folder.parent, [])
 
 
-def _delete_empty_checkpoints(store: Store) -> bool:
-    """Delete the empty checkpoints that a power cut during a commit has left on a disk; return whether there were any.
+def _delete_damaged_checkpoints(store: Store) -> None:
+    """Delete the checkpoints that a power cut during a commit has left half-written on a disk, and the hint at one.
 
-    A checkpoint repeats what the commits before it say, and these are all there.
+    A checkpoint repeats what the commits before it say, and these are all there. The hint goes first, so that it never
+    names a checkpoint that was deleted.
     """
-    listed = store.list_objects(LOG) if store.local else []
-    names = [item.key for item in listed if "checkpoint" in item.key and not item.size]
-    if not names:
-        return False
-    _log.warning("%s: deleted empty checkpoints, which a power cut may leave: %s", store.uri, ", ".join(names))
-    store.delete_many([*names, f"{LOG}/_last_checkpoint"])
-    return True
+    keys = [item.key for item in store.list_objects(LOG) if item.key.endswith(".checkpoint.parquet")]
+    damaged = [key for key in keys if not _is_whole_parquet(Path(store.path(key)))]
+    hint = re.search(rb'"version": *(\d+)', store.read(f"{LOG}/_last_checkpoint") or b"")
+    named = f"{LOG}/{int(hint[1]):020d}.checkpoint.parquet" if hint else None
+    if damaged or named not in (None, *keys):
+        _log.warning("%s: deleting checkpoints that a power cut has left: %s", store.uri, ", ".join(damaged) or named)
+        store.delete_many([f"{LOG}/_last_checkpoint"])
+        store.delete_many(damaged)
+
+
+def _is_whole_parquet(path: Path) -> bool:
+    """Whether a file begins and ends as Parquet does."""
+    data = path.read_bytes()
+    return len(data) > 12 and data[:4] == data[-4:] == b"PAR1"
 
 
 def require_hard_links(store: Store) -> None:
@@ -283,7 +298,7 @@ def require_hard_links(store: Store) -> None:
     name = f".links-{uuid.uuid4().hex}"
     probe, link = Path(store.root) / name, Path(store.root) / f"{name}-2"
     with store_errors(store.uri):
-        probe.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(probe.parent)
         try:
             probe.touch()
             os.link(probe, link)

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -46,6 +46,11 @@ _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound,
 FULL = ("QuotaExceeded", "EntityTooLarge", "XMinioStorageFull", "InsufficientStorage")
 """codes of a store that is full"""
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+_BUSY = ("InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout", "OperationAborted")
+"""codes with which a store answers for an object that it may delete later"""
+_NAMED = 10
+"""objects that an error names"""
 
 PARALLEL_REQUESTS = 32
 """requests for objects that a process sends at a time; more are no faster"""
@@ -143,30 +148,33 @@ def may_match_below(pattern: Sequence[str], folder: Sequence[str]) -> bool:
     return False
 
 
-def delete_paths(fs: Any, paths: Sequence[str], **options: Any) -> None:
+def delete_paths(fs: Any, paths: Sequence[str], **options: Any) -> dict[str, str]:
     """Delete at most a thousand objects of one bucket; none of them needs to exist. `options` may hold a `timeout`.
 
-    Raises UserError or UnavailableError, which names one of them, if objects were not deleted: S3 answers for each, and
-    `fs.rm` does not look at the answers.
+    Returns the codes by path of those that S3 has not deleted, which `fs.rm` does not look at.
     """
     if not isinstance(fs, S3FileSystem):
         fs.rm(list(paths), **options)
-        return
+        return {}
     bucket = fs.split_path(paths[0])[0]
     objects = [{"Key": fs.split_path(path)[1]} for path in paths]
     answer = fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": objects, "Quiet": True}, **options)
-    # guarded by test_objects_that_were_not_deleted_are_named; broken by:
-    #   failed = []
-    failed = answer.get("Errors", [])
-    if failed:
-        refused = next((each for each in failed if each["Code"] in REFUSED), None)
-        worst = refused or failed[0]
-        raise store_error(
-            f"s3://{bucket}/{worst['Key']}",
-            f"{len(failed)} of {len(paths)} objects were not deleted: {worst['Code']}",
-            full=False,
-            refused=refused is not None,
-        )
+    failed = {f"{bucket}/{each['Key']}": each["Code"] for each in answer.get("Errors", [])}
+    return {path: code for path, code in failed.items() if code != "NoSuchKey"}
+
+
+def undeleted_error(uri: str, failed: Mapping[str, str]) -> SpinError:
+    """The error for objects of a store that were not deleted, given by path with the codes of its answers.
+
+    UnavailableError if it may delete them later, else UserError.
+    """
+    refused = {path: code for path, code in failed.items() if code not in _BUSY}
+    [code, *_] = (refused or failed).values()
+    named = ", ".join(list(refused or failed)[:_NAMED])
+    reason = f"{len(failed):,} objects were not deleted, {code}: {named}"
+    if not refused:
+        return store_error(uri, reason, full=False, refused=False)
+    return UserError(f"{uri}: the store refuses to delete ({reason}); check the permissions, then run it again")
 
 
 def locate(uri: str) -> tuple[str, str]:

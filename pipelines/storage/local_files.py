@@ -45,6 +45,14 @@ def flush_files(folder: Path, names: Iterable[str]) -> None:
     _sync(folder)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are not there, and flush their names to the disk."""
+    if not folder.exists():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
+
+
 def is_temporary(name: str) -> bool:
     """Whether a file has the name of one that is still being written, or that a killed process has left behind."""
     return _TEMPORARY.fullmatch(name) is not None
@@ -52,7 +60,7 @@ def is_temporary(name: str) -> bool:
 
 def _temporary(path: Path, data: bytes) -> Path:
     """Write data to a temporary file next to a path; neither an error nor an interrupt leaves one behind."""
-    _make_folder(path.parent)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as file:
@@ -63,14 +71,6 @@ def _temporary(path: Path, data: bytes) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
-
-
-def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it that are not there, and flush their names to the disk."""
-    if not folder.exists():
-        _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync(folder.parent)
 
 
 def _sync(path: Path) -> None:

@@ -20,6 +20,7 @@ from pipelines.storage.filesystem import (
     find_files,
     open_filesystem,
     store_errors,
+    undeleted_error,
 )
 from pipelines.storage.local_files import create_file, is_temporary, write_file
 from pipelines.storage.records import to_bytes
@@ -148,6 +149,10 @@ class Store:
         found = self._find(prefix)
         return [i for i in found if not _name(i).startswith(".") or (self.local and is_temporary(_name(i)))]
 
+    def list_temporary(self) -> Sequence[StoredObject]:
+        """All temporary files, sorted by key: of writes in progress, and of those that were killed."""
+        return [item for item in self._find("") if is_temporary(_name(item))] if self.local else []
+
     def _find(self, prefix: str) -> Sequence[StoredObject]:
         with store_errors(f"{self.uri}/{prefix}"):
             try:
@@ -189,10 +194,13 @@ class Store:
                 for key in keys:
                     _unlink(Path(self.path(key)), Path(self.root))
                 return
+            failed: dict[str, str] = {}
             for start in range(0, len(keys), _DELETED_AT_ONCE):
-                delete_paths(
-                    self.fs, [self.path(key) for key in keys[start : start + _DELETED_AT_ONCE]], **self._deadline()
-                )
+                paths = [self.path(key) for key in keys[start : start + _DELETED_AT_ONCE]]
+                failed |= delete_paths(self.fs, paths, **self._deadline())
+            # guarded by test_objects_that_were_not_deleted_are_named
+            if failed:
+                raise undeleted_error(self.uri, failed)
 
     def copy(self, key: str, to: str) -> None:
         """Copy an object, whole or not at all; an object store copies it without a download."""

@@ -1,4 +1,4 @@
-"""A power cut: files whose content was never flushed to the disk are empty afterwards."""
+"""A power cut: files whose content was never flushed to the disk are empty afterwards, folders may be gone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Inode = tuple[int, int]
 
 @contextmanager
 def recording_flushes() -> Iterator[set[Inode]]:
-    """Record the files that this process flushes. Libraries that are not of Python flush none."""
+    """Record the files and folders that this process flushes. Libraries that are not of Python flush none."""
     flushed: set[Inode] = set()
     fsync = os.fsync
 
@@ -29,11 +29,13 @@ def recording_flushes() -> Iterator[set[Inode]]:
 
 
 def cut_power(folder: Path, flushed: set[Inode]) -> list[str]:
-    """Empty all files below a folder that were not flushed; return their paths in it."""
-    lost = [path for path in folder.rglob("*") if path.is_file() and _inode(path.stat()) not in flushed]
+    """Empty all files below a folder that were not flushed; return their paths, and folders that were not flushed."""
+    paths = [folder.parent, folder, *folder.rglob("*")]
+    lost = [path for path in paths if path.exists() and _inode(path.stat()) not in flushed]
     for path in lost:
-        os.truncate(path, 0)
-    return [str(path.relative_to(folder)) for path in lost]
+        if path.is_file():
+            os.truncate(path, 0)
+    return [str(path) for path in lost]
 
 
 def _inode(state: os.stat_result) -> Inode:

@@ -158,9 +158,9 @@ def to_documents(
     `noun` names a row in messages.
     """
     names, documents = names_by_field(data, columns), Documents(malformed=dict(malformed or {}))
-    required = {names[f] for f in _REQUIRED & names.keys()}
+    required = {name: None for field, name in names.items() if field in _REQUIRED}  # in one order in all processes
     for row, record in enumerate(records):
-        if row not in documents.malformed and not record.keys() >= required:
+        if row not in documents.malformed and not required.keys() <= record.keys():
             documents.absent[row] = _describe_absent(record, required, noun)
         values = {field: record.get(name) for field, name in names.items()}
         documents.ids.append(to_text(values.get("ids")))

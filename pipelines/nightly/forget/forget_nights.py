@@ -36,6 +36,7 @@ from pipelines.nightly.tables.publication import claim_nights, clean_side_tables
 from pipelines.nightly.tables.vacuum import models_of
 from pipelines.storage.lease import overtaken_first, user_name
 from pipelines.storage.records import to_json
+from pipelines.storage.retrying import retry_unavailable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +203,7 @@ def _give_up_and_delete(tables: NightTables, forgotten: ForgottenIds, claims: Ma
         abandon_run(tables.out, run)
     unused = find_unused(tables, claims)
     clean_side_tables(tables, claims)
-    tables.out.delete_many(unused)
+    retry_unavailable(tables.out)(tables.out.delete_many, unused)
     return given_up
 
 

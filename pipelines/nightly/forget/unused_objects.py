@@ -6,10 +6,9 @@ from collections.abc import Collection
 
 from pipelines.nightly.finish import is_work
 from pipelines.nightly.tables.night_history import list_nights
-from pipelines.nightly.tables.night_records import ABANDONED, RUN, RUNS, find_nights, is_run_of
+from pipelines.nightly.tables.night_records import ABANDONED, LEASES, RUN, RUNS, find_nights, is_run_of
 from pipelines.nightly.tables.night_tables import PREDICTIONS, TABLES, NightTables, named_keys
 from pipelines.nightly.tables.passes import find_passes, is_pass_name
-from pipelines.storage.local_files import is_temporary
 
 _MARKS = (RUN, ABANDONED)
 """records that stay of a run that was given up"""
@@ -23,8 +22,8 @@ def find_unused(tables: NightTables, models: Collection[str]) -> list[str]:
     table names are never among them. Call it while no run of these models is at work.
     """
     out = tables.out
-    records = [item.key for item in out.list_all(RUNS) if item.key.count("/") > 1]
-    files = [item.key for table in TABLES for item in out.list_all(table) if item.key.count("/") > 1]
+    records = [item.key for item in out.list_objects(RUNS) if item.key.count("/") > 1]
+    files = [item.key for table in TABLES for item in out.list_objects(table) if item.key.count("/") > 1]
     runs = {name for name in map(_owner, [*records, *files]) if is_run_of(name, models)}
     named = {night.run for night in list_nights(tables)}
     given_up = {_owner(key) for key in records if key.endswith(f"/{ABANDONED}")} - named
@@ -33,9 +32,16 @@ def find_unused(tables: NightTables, models: Collection[str]) -> list[str]:
     passes = _passes_of(tables, {_owner(key) for key in records if is_pass_name(_owner(key))}, models)
     for key in records:
         owner, name = _owner(key), key.split("/", 2)[2]
-        if owner in passes or (owner in runs and (name not in _MARKS if owner in given_up else _is_rest(name))):
+        if owner in passes or (owner in runs and (name not in _MARKS if owner in given_up else is_work(name))):
             unused.append(key)
-    return unused
+    return unused + _temporary_files(tables, runs | passes)
+
+
+def _temporary_files(tables: NightTables, owners: Collection[str]) -> list[str]:
+    """The keys of the temporary files of some runs and passes, and of reports and labels; leases are in use."""
+    keys = [item.key for item in tables.out.list_temporary() if not item.key.startswith(f"{LEASES}/")]
+    owned = (RUNS, *TABLES)
+    return [key for key in keys if key.partition("/")[0] not in owned or _owner(key) in owners]
 
 
 def _named_files(tables: NightTables, runs: Collection[str]) -> set[str]:
@@ -51,11 +57,6 @@ def _passes_of(tables: NightTables, names: Collection[str], models: Collection[s
     # guarded by test_all_models_of_an_output_forget; broken by:
     #   return set()
     return {name for name, each in runs.items() if all(is_run_of(run, models) for run in each)}
-
-
-def _is_rest(name: str) -> bool:
-    """Whether a file in the folder of a run is what it has worked with, or a temporary one."""
-    return is_work(name) or is_temporary(name.rpartition("/")[2])
 
 
 def _owner(key: str) -> str:

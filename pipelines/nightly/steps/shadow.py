@@ -17,6 +17,7 @@ from pipelines.workers.weights_cache import local_digest
 from spin.activations.features import Features
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
+from spin.heads import persistence
 from spin.heads.persistence import ClassifierMetadata
 from spin.monitor.agreement import AgreementCounts, count_agreement
 from spin.predictions import Predictions
@@ -34,6 +35,8 @@ class ShadowSpec:
 
     version: str
     """version in the registry"""
+    artifact: str
+    """digest of its files"""
     digest: str
     """digest of its backbone"""
     backbone: BackboneSettings | None
@@ -50,7 +53,7 @@ class ShadowSpec:
 
     def metadata(self) -> dict[str, str]:
         """Return what the plan of a night records of its shadow."""
-        return {"version": self.version, "backbone": self.digest}
+        return {"version": self.version, "artifact": self.artifact, "backbone": self.digest}
 
 
 def resolve_shadow(registry: Registry, given: str, version: str) -> str | None:
@@ -83,7 +86,7 @@ def choose_shadow(version: str, folder: Path, model: ClassifierMetadata, setting
         raise UserError(
             f"--shadow: version {version} cannot be compared with the model of the night: {error}"
         ) from None
-    return ShadowSpec(version, digest, backbone, spin.decision)
+    return ShadowSpec(version, persistence.digest_artifact(folder), digest, backbone, spin.decision)
 
 
 def find_own_backbone(trained: BackboneSettings, digest: str, night: BackboneSettings) -> BackboneSettings:

@@ -26,8 +26,8 @@ from pipelines.nightly.tables.night_tables import (
 )
 from pipelines.nightly.tables.passes import find_passes, is_pass_name
 from pipelines.nightly.tables.publication import clean_side_tables, require_claim
-from pipelines.storage.local_files import is_temporary
 from pipelines.storage.object_store import StoredObject
+from pipelines.storage.retrying import retry_unavailable
 from spin.errors import UserError
 
 SHORTEST_AGE = timedelta(hours=24)
@@ -64,7 +64,7 @@ def plan_vacuum(tables: NightTables, *, now: datetime, age: timedelta) -> Vacuum
     if age < SHORTEST_AGE:
         raise UserError(f"vacuum: an age of {age} is too short; expected at least {SHORTEST_AGE}")
     before = (now - age).timestamp()
-    in_runs = list(tables.out.list_all(RUNS))
+    in_runs = list(tables.out.list_objects(RUNS))
     objects_by_run, passes = _objects_by_run(tables, in_runs), _read_passes(tables, in_runs)
     contents = _read_contents(tables, sorted(objects_by_run))
     abandon: list[str] = []
@@ -94,6 +94,8 @@ def plan_vacuum(tables: NightTables, *, now: datetime, age: timedelta) -> Vacuum
         #   if True:
         if unfinished.isdisjoint(each.runs):
             delete += [item for item in each.objects if item.modified < before]
+    # guarded by test_files_of_killed_writes_are_deleted_when_they_are_old
+    delete += [item for item in tables.out.list_temporary() if item.modified < before]
     keys = tuple(item.key for item in delete)
     return VacuumPlan(tuple(abandon), keys, sum(item.size for item in delete))
 
@@ -112,7 +114,7 @@ def run_vacuum(tables: NightTables, plan: VacuumPlan, claims: Mapping[str, int])
     for run in plan.abandon:
         abandon_run(tables.out, run)
     clean_side_tables(tables, claims)
-    tables.out.delete_many(plan.delete)
+    retry_unavailable(tables.out)(tables.out.delete_many, plan.delete)
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,7 @@ def _read_passes(tables: NightTables, in_runs: Sequence[StoredObject]) -> list[_
 def _objects_by_run(tables: NightTables, in_runs: Sequence[StoredObject]) -> dict[str, list[StoredObject]]:
     """The objects of each run, in its folder and in those of the tables. Other objects are not among them."""
     objects: dict[str, list[StoredObject]] = {}
-    # guarded by test_files_of_killed_writes_are_deleted_when_they_are_old; broken by:
-    #   for listed in (in_runs, *map(tables.out.list_objects, TABLES)):
-    for listed in (in_runs, *map(tables.out.list_all, TABLES)):
+    for listed in (in_runs, *map(tables.out.list_objects, TABLES)):
         for item in listed:
             run = item.key.split("/")[1]
             if is_run_name(run):
@@ -196,8 +196,8 @@ def _objects_by_run(tables: NightTables, in_runs: Sequence[StoredObject]) -> dic
 
 
 def _is_record(key: str) -> bool:
-    """Whether an object lies directly in the folder of a run in `_runs/`: a record or a report, not half of one."""
-    return key.startswith(f"{RUNS}/") and key.count("/") == 2 and not is_temporary(key.rpartition("/")[2])
+    """Whether an object lies directly in the folder of a run in `_runs/`: a record or a report."""
+    return key.startswith(f"{RUNS}/") and key.count("/") == 2
 
 
 def _is_mark(key: str) -> bool:

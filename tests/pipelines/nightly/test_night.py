@@ -858,20 +858,21 @@ def test_a_power_cut_after_a_night_loses_nothing(local_nights: FakeNights) -> No
     assert sorted(local_nights.ids()) == [f"2026-03-{day:02d}" for day in range(1, 9)]
 
 
+@pytest.mark.parametrize("left", [b"", b"PAR1 a page that was written back", bytes(4096), None])
 def test_a_power_cut_during_a_checkpoint_keeps_the_output_in_use(
-    local_nights: FakeNights, caplog: pytest.LogCaptureFixture
+    left: bytes | None, local_nights: FakeNights, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The commits are there; the empty checkpoint is deleted with a line in the log."""
+    """The commits are there; a damaged checkpoint is deleted with a line in the log, and a hint at none."""
     local_nights.write("a.jsonl", make_rows("a"))
     for day in range(1, 8):
         local_nights.run(f"2026-03-{day:02d}")
     checkpoints = list(Path(local_nights.output).rglob("*.checkpoint.parquet"))
     assert checkpoints
     for checkpoint in checkpoints:
-        os.truncate(checkpoint, 0)
+        checkpoint.unlink() if left is None else checkpoint.write_bytes(left)
     local_nights.run("2026-03-08")
     assert sorted(local_nights.ids()) == [f"2026-03-{day:02d}" for day in range(1, 9)]
-    assert "deleted empty checkpoints" in caplog.text
+    assert "deleting checkpoints that a power cut has left" in caplog.text
 
 
 # Drivers that overtake each other

@@ -55,7 +55,7 @@ def test_files_of_killed_writes_are_deleted_when_they_are_old(local_tables: Nigh
     """They may hold texts and ids, and no listing of objects shows them."""
     night = run_night(local_tables.out, ["a"])
     folders = (f"_runs/{night.name}", f"_runs/{night.name}/spool", f"predictions/{night.name}")
-    left = {f"{folder}/.part.parquet.{'0' * 32}" for folder in folders}
+    left = {f"{folder}/.part.parquet.{'0' * 32}" for folder in folders} | {f".report.json.{'0' * 32}"}
     for key in left:
         local_tables.out.write(key, b"a text")
     assert vacuum(local_tables).delete == ()
