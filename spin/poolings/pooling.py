@@ -56,14 +56,18 @@ class Pooling(ABC):
 
     @abstractmethod
     def pool(self, values: Tensor, mask: Tensor) -> Tensor:
-        """The pooled values (B, m) in float32."""
+        """The pooled values (B, m) in float32.
+
+        They must be about as insensitive to rounding as a mean: batches, engines and bfloat16 change values a little. A
+        logarithm or a quotient makes that large near 0, so give it a floor.
+        """
 
     @abstractmethod
     def merge(self, values: Tensor, shares: Tensor) -> Tensor:
         """The values (1, m) of a text, from those of its windows (w, m) that are read, in order.
 
         The values are in float32. `shares` (w, 1), in float32 or float64, are those of the windows in the tokens that
-        the text pools; 0 for a window that pools none, whose values are arbitrary.
+        the text pools, and sum to 1; 0 for a window that pools none, whose values are finite and arbitrary.
         """
 
     def merge_texts(self, values: Floats, shares: Floats, starts: Rows) -> Floats:

@@ -69,7 +69,11 @@ class Reader(ABC):
                 names = next(lines, "").rstrip("\\n").split("\\t")
                 for chunk in in_chunks(lines, len):
                     rows = [line.rstrip("\\n").split("\\t") for line in chunk]
-                    yield to_documents([dict(zip(names, row)) for row in rows], data, columns)
+                    yield to_documents([dict(zip(names, row, strict=False)) for row in rows], data, columns)
+
+    This is the least that works. A reader for others also calls `check_columns(…, header=True)`, so that no message
+    shows a document. It makes a row with another number of values, or a line that is not in the encoding, malformed.
+    It bounds a line, as `read_lines` of `jsonl_reader.py` does, and defines `lines`, so that messages name lines.
 
     Nights and trainings then read such files. A file that cannot be read raises BadFileError, which names it; errors
     of Arrow, of a file and of its encoding become one. A row that is no record is named in `malformed` of
@@ -78,7 +82,7 @@ class Reader(ABC):
     """
 
     name: ClassVar[str]
-    """kind of its files, in plans"""
+    """kind of its files, in plans, which outlive a release: lower case, never changed"""
     title: ClassVar[str]
     """name of the format in messages"""
     endings: ClassVar[tuple[str, ...]]
@@ -106,7 +110,8 @@ class Reader(ABC):
     ) -> Iterator[Documents]:
         """The rows of a range of an open file in order and in bounded memory, with these columns and `data.keep`.
 
-        The first documents say where the range begins, in `first` and `row`, if it does not begin with the file.
+        The first documents say where the range begins, in `first` and `row`, if it does not begin with the file. A file
+        without the header that its format has is an `empty_file`; a header alone has no rows.
         """
 
     def column_names(self, source: BinaryIO, uri: str, data: DataSettings) -> Sequence[str]:
