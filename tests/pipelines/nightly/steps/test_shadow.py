@@ -506,7 +506,7 @@ def test_a_night_without_a_shadow_writes_nothing_about_shadows(project: NightPro
         assert b"shadow" not in data.lower(), key
     facts = out.read_json(f"_runs/{DATE}-tiny-000001/plan.json")["metadata"]
     assert set(facts) == {
-        *("format", "model", "choose", "decision", "backbone", "data", "shard_documents", "cascade"),
+        *("format", "model", "artifact", "choose", "decision", "backbone", "data", "shard_documents", "cascade"),
         *("dead_letter_text", "reasons", "incremental"),
     }
     assert facts["format"] == resume.FORMAT
