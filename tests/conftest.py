@@ -39,6 +39,8 @@ spin.backbone.engine_trial.judge_engine = lambda request: spin.backbone.engine_t
 FOLDS = spin.labels.cross_validation._SPLITS, spin.labels.cross_validation._REPEATS
 spin.labels.cross_validation._SPLITS, spin.labels.cross_validation._REPEATS = 3, 1
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# nights wait for the disk for a fifth of their time; the tests of power cuts and full disks replace this function
+os.fsync = lambda descriptor: None
 MLFLOW = os.environ.setdefault("SPIN_TEST_MLFLOW", os.environ.pop("MLFLOW_TRACKING_URI", ""))
 """the URI of the server that infra/mlflow/run.sh started, also in child processes; all other tests use SQLite"""
 

@@ -6,7 +6,6 @@ is a sequence of steps that is the same in every run, without a sleep and withou
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -151,7 +150,6 @@ def gated_stores() -> Iterator[None]:
         _gate(patch, delta_table, "open_table", lossy=False)
         _note_listings(patch)
         _let_leases_expire(patch)
-        patch.setattr(os, "fsync", lambda descriptor: None)  # no machine loses its power here
         clock = _VirtualTime()
         patch.setattr(tenacity, "time", clock)
         patch.setattr(tenacity.nap, "time", clock)
