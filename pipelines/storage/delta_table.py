@@ -14,7 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from botocore.config import Config
 from botocore.exceptions import NoCredentialsError
 from botocore.session import Session
@@ -207,8 +208,10 @@ def open_table(store: Store) -> TableSnapshot | None:
     except UserError:
         if not store.local:
             raise
-        with suppress(SpinError):  # the folder may be read-only
+        try:
             _delete_damaged_checkpoints(store)
+        except SpinError:  # the folder may be read-only
+            _log.debug("%s: damaged checkpoints could not be deleted", store.uri, exc_info=True)
         return _open_table(store)
 
 
@@ -286,9 +289,12 @@ def _delete_damaged_checkpoints(store: Store) -> None:
 
 
 def _is_whole_parquet(path: Path) -> bool:
-    """Whether a file begins and ends as Parquet does."""
-    data = path.read_bytes()
-    return len(data) > 12 and data[:4] == data[-4:] == b"PAR1"
+    """Whether a file has the footer of Parquet, which is written last."""
+    try:
+        pq.read_metadata(path)
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def require_hard_links(store: Store) -> None:

@@ -163,7 +163,8 @@ def to_documents(
     `noun` names a row in messages.
     """
     names, documents = names_by_field(data, columns), Documents(malformed=dict(malformed or {}))
-    required = {name: None for field, name in names.items() if field in _REQUIRED}  # in one order in all processes
+    # in one order in all processes, which a set has not
+    required = dict.fromkeys(name for field, name in names.items() if field in _REQUIRED)
     for row, record in enumerate(records):
         if row not in documents.malformed and not required.keys() <= record.keys():
             documents.absent[row] = _describe_absent(record, required, noun)

@@ -584,6 +584,26 @@ def failing_publication_of(model: str, error: type[BaseException] = UnavailableE
         yield
 
 
+def test_a_model_that_was_overtaken_before_its_claim_stays_in_its_pass(local_nights: FakeNights) -> None:
+    """The other model goes on with what both have computed, and is published."""
+    local_nights.write("a.jsonl", make_rows(*(f"a{n}" for n in range(9))))
+    with before_call(finish, "write_records", failed()):
+        local_nights.run_several(A, B)
+    computed = len(FakeStep.computed)
+
+    def overtake() -> None:
+        local_nights.expire_lease(list_leases(local_nights)[0])
+        with lease_model(local_nights.out, A.name):
+            claim_model(local_nights.tables, A.name)
+
+    with before_call(classify, "claim_nights", overtake):
+        result = local_nights.run_several(A, B)
+    assert [report.model for report in result.reports] == [B.name]
+    with pytest.raises(HeldError, match=f"model {A.name}: "):
+        result.raise_failures()
+    assert len(FakeStep.computed) == computed, "no shard is computed again"
+
+
 def test_a_missing_record_of_a_pass_begins_new_runs(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
     with before_call(classify_pass, "_share_models", failed()):

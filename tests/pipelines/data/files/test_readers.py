@@ -1077,3 +1077,10 @@ def test_a_kind_that_nothing_reads_is_an_error() -> None:
     """It is not read as CSV."""
     with pytest.raises(UserError, match="is of the kind 'card', which nothing reads; expected parquet, jsonl or csv"):
         next(read_piece(Piece("a.card", "card", 0, 9), DATA))
+
+
+def test_a_message_names_absent_columns_in_the_same_order_in_every_process() -> None:
+    """Workers write it as the reason of a dead letter; the order of a set depends on the process."""
+    data = DataSettings(train="unused", id="number", text="body", label="topic")
+    found = to_documents([{}], data, ALL_COLUMNS).absent[0]
+    assert found == "the row has no 'number' and no 'body' and no 'topic'; it has none"
