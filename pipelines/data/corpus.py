@@ -102,17 +102,22 @@ class Corpus:
 
     def read_texts(self, rows: Rows) -> list[str]:
         """The texts of some rows in ascending order."""
-        return [text for texts in self.text_blocks(rows) for text in texts]
-
-    def text_blocks(self, rows: Rows) -> Iterator[list[str]]:
-        """The same, those of one part after the other; a part without any of the rows has no block."""
         if not len(rows):
-            return
+            return []
         local, borders = self._local
         firsts = np.searchsorted(rows, borders)
+        texts: list[str] = []
         for part in np.flatnonzero(np.diff(firsts)).tolist():
             own = rows[firsts[part] : firsts[part + 1]] - borders[part]
-            yield local.get_batch(part).column(0).take(pa.array(own)).to_pylist()
+            texts += local.get_batch(part).column(0).take(pa.array(own)).to_pylist()
+        return texts
+
+    def text_blocks(self, rows: Rows) -> Iterator[list[str]]:
+        """The same, those of one shard after the other, as features are read; a shard without any has no block."""
+        borders = np.cumsum([shard.documents for shard in self.shards])
+        for own in np.split(rows, np.searchsorted(rows, borders)):
+            if len(own):
+                yield self.read_texts(own)
 
     @cached_property
     def _local(self) -> tuple[pa.ipc.RecordBatchFileReader, Rows]:

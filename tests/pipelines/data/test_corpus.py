@@ -51,11 +51,14 @@ def test_texts_are_returned_by_row(
     assert corpus.read_texts(np.array(rows, np.int64)) == [TEXTS[row] for row in rows]
 
 
-def test_a_block_holds_the_texts_of_one_part(corpus: Corpus) -> None:
+def test_a_block_holds_the_texts_of_one_shard(corpus: Corpus) -> None:
+    """As a block of features does: shards begin and end within parts."""
+    shards = divide_parts([ReadyPiece(part, n, part.size) for n, part in enumerate(corpus.parts)], 12)
+    corpus = replace(corpus, shards=tuple(shards))
     blocks = list(corpus.text_blocks(np.arange(30)))
-    assert [len(block) for block in blocks] == [7, 7, 7, 7, 2]
+    assert [len(block) for block in blocks] == [12, 12, 6]
     assert [text for block in blocks for text in block] == TEXTS
-    assert list(corpus.text_blocks(np.array([29]))) == [[TEXTS[29]]]
+    assert list(corpus.text_blocks(np.array([0, 29]))) == [[TEXTS[0]], [TEXTS[29]]]
 
 
 def test_the_spool_is_read_once(corpus: Corpus) -> None:
