@@ -6,13 +6,14 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data import spool
 from pipelines.data.files import shards
-from pipelines.training.extract_features import load_features, run_extract
+from pipelines.training.extract_features import load_features, open_corpus, run_extract
 from tests.support import small_training, tiny
 
 N = 600
@@ -40,7 +41,10 @@ def write_corpus(folder: Path, ending: str, *, wide: bool) -> str:
 def test_a_small_corpus_has_several_shards_by_default(
     ending: str, wide: bool, extract: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their number depends neither on that of the workers nor on columns that are not read."""
+    """Their number depends neither on that of the workers nor on columns that are not read.
+
+    The texts of each are read together, as its features are, whatever the parts of the spool.
+    """
     for module in (shards, spool):
         monkeypatch.setattr(module, "LEAST_DOCUMENTS", 50)
     tiny.save_bert(tmp_path / "bert")
@@ -57,4 +61,9 @@ def test_a_small_corpus_has_several_shards_by_default(
     extracted = sum(outcome.counts.extracted for outcome in manifest.results.shards)
     assert extracted == (N if extract == "all" else 300)
     more = settings.model_copy(update={"ray": settings.ray.model_copy(update={"workers": 7})})
-    assert load_features(more)[0] == plan
+    stored, _, features = load_features(more)
+    assert stored == plan
+    if extract == "all":
+        texts = open_corpus(settings, plan).text_blocks(np.arange(0, N, 3))
+        values = features.column_blocks(next(iter(features.columns)), np.arange(0, N, 3))
+        assert [len(block) for block in texts] == [len(block) for block in values]
