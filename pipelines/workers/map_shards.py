@@ -208,7 +208,8 @@ def _run_in_actors(work: ShardWork[C], shards: Sequence[Shard], counts: StageCou
             reports = start_reports()
             counts.listen(partial(ask_reports, reports))
             work = replace(work, reports=reports)
-        for answer in _within_stall_limit(_answers(work, shards), work):
+        answers = map(WorkerAnswer.from_row, _map_in_ray(work, shards).iter_rows())
+        for answer in _within_stall_limit(answers, work):
             if answer.error is not None:
                 raise answer.error
             assert answer.outcome is not None
@@ -236,17 +237,13 @@ def commit_shard(
             if outcome is not None:
                 return outcome
         check_readable(_describe_shard(shard), attempt)
-        calls = 0
-
-        def compute() -> tuple[StepResult[C], float]:
-            nonlocal calls
-            calls += 1
-            start = time.perf_counter()
-            return step(shard, attempt), time.perf_counter() - start
-
-        result, seconds = retry_unavailable(shard_log.store)(compute)
-        tries, ended = attempt.begun + calls - 1, round(time.time(), 3)
-        return shard_log.commit(shard.name, result, tries=tries, seconds=round(seconds, 3), ended=ended)
+        for call in retry_unavailable(shard_log.store):
+            with call:
+                start = time.perf_counter()
+                result = step(shard, attempt)
+                seconds = round(time.perf_counter() - start, 3)
+        tries, ended = attempt.begun + call.retry_state.attempt_number - 1, round(time.time(), 3)
+        return shard_log.commit(shard.name, result, tries=tries, seconds=seconds, ended=ended)
 
 
 def _describe_shard(shard: Shard) -> str:
@@ -256,13 +253,13 @@ def _describe_shard(shard: Shard) -> str:
     return f"shard {shard.name} ({files[0]}{more})" if files else f"shard {shard.name}"
 
 
-def _answers(work: ShardWork[Any], shards: Sequence[Shard]) -> Iterator[WorkerAnswer]:
-    """The answers of the actors, in the order in which they end."""
+def _map_in_ray(work: ShardWork[Any], shards: Sequence[Shard]) -> Any:
+    """The Ray dataset of the answers; actors compute them, in the order in which they end, while it is read."""
     import ray
 
     rows = [{"shard": json.dumps(to_json(shard))} for shard in shards]
     settings = work.settings
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+    return ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _Worker,
         fn_constructor_args=(work,),
         compute=_pool(settings, len(rows)),
@@ -271,8 +268,6 @@ def _answers(work: ShardWork[Any], shards: Sequence[Shard]) -> Iterator[WorkerAn
         num_cpus=settings.cpus_per_worker,
         num_gpus=settings.gpus_per_worker or None,
     )
-    for row in dataset.iter_rows():
-        yield WorkerAnswer.from_row(row)
 
 
 def _pool(settings: RaySettings, work: int) -> Any:
@@ -348,18 +343,16 @@ class _Worker:
                 self.failure = error
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        shard = from_json(Shard, json.loads(row["shard"]))
         with self.log.entered():
-            answer = self._answer(from_json(Shard, json.loads(row["shard"])))
+            try:
+                if self.failure is not None:
+                    raise self.failure
+                with self.faults.replacing_worker():
+                    outcome = commit_shard(self.step, shard, self.shard_log, self.counts_type, report=self.report)
+                answer = WorkerAnswer(shard.name, outcome.to_json())
+            except Exception as error:
+                _log.debug("shard %s failed", shard.name, exc_info=True)
+                answer = WorkerAnswer.failed(shard.name, error)
         self.metrics.export()  # the process may end before the next regular export
         return answer.to_row()
-
-    def _answer(self, shard: Shard) -> WorkerAnswer:
-        if self.failure is not None:
-            return WorkerAnswer.failed(shard.name, self.failure)
-        try:
-            with self.faults.replacing_worker():
-                outcome = commit_shard(self.step, shard, self.shard_log, self.counts_type, report=self.report)
-        except Exception as error:
-            _log.debug("shard %s failed", shard.name, exc_info=True)
-            return WorkerAnswer.failed(shard.name, error)
-        return WorkerAnswer(shard.name, outcome.to_json())
