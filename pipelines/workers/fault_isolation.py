@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Generic, TypeVar
@@ -50,7 +51,10 @@ def isolate_failing_rows(
     a document. Raises SpinError if processes die during the check. Another SpinError is raised unchanged, except for
     activations that are not finite.
     """
-    return _Isolation(work, attempt, check).run(rows)
+    isolation = _Isolation(work, attempt, check)
+    with isolation.begun(rows):
+        isolation.compute(rows)
+    return isolation.isolated
 
 
 def check_readable(what: str, attempt: Attempt) -> None:
@@ -79,15 +83,19 @@ def run_check(check: Callable[[], object]) -> None:
 
 
 class _Isolation(Generic[T]):
+    """The rows of a shard while they are computed, and what this process and earlier ones have noted of them."""
+
     def __init__(self, work: Callable[[list[int]], T], attempt: Attempt, check: Callable[[], object] | None) -> None:
         note = attempt.note or AttemptNote()
         self.work, self.attempt, self.check = work, attempt, check
+        self.isolated: IsolatedRows[T] = IsolatedRows()
         self.suspicious = attempt.crashes >= MAX_CRASHES
         """whether pieces are written down before they are tried"""
         self.deadly, self.deadly_checks = note.deadly, note.deadly_checks
 
-    def run(self, rows: list[int]) -> IsolatedRows[T]:
-        result: IsolatedRows[T] = IsolatedRows()
+    @contextmanager
+    def begun(self, rows: list[int]) -> Iterator[None]:
+        """The context in which rows are computed: it begins with a check of the worker if processes have crashed."""
         # guarded by test_crashes_of_the_machine_are_not_blamed_on_a_document; broken by:
         #   if self.suspicious and not self.deadly:
         if self.suspicious and len(rows) > 1 and not self.deadly:
@@ -95,12 +103,11 @@ class _Isolation(Generic[T]):
         try:
             if self.suspicious:
                 self._check_after_crashes()
-            self._compute(rows, result)
+            yield
         except (Exception, KeyboardInterrupt):
             self._forget_current_piece()  # it ended with an error, so it did not kill its process
             raise
         self._forget_current_piece()
-        return result
 
     def _note(self) -> AttemptNote:
         return AttemptNote(self.deadly, deadly_checks=self.deadly_checks)
@@ -109,22 +116,23 @@ class _Isolation(Generic[T]):
         if self.suspicious:
             self.attempt.write_note(self._note())
 
-    def _compute(self, rows: list[int], result: IsolatedRows[T]) -> None:
+    def compute(self, rows: list[int]) -> None:
+        """Compute rows that follow one another, in pieces where they fail."""
         if not rows:
             return
         bounds = rows[0], rows[-1]
         if self.suspicious and len(rows) == 1 and self.deadly.count(bounds) >= _DEATHS_OF_A_DOCUMENT:
-            result.failing[rows[0]] = "every process that computed it was killed"
+            self.isolated.failing[rows[0]] = "every process that computed it was killed"
             return
         if self.suspicious and len(rows) > 1 and bounds in self.deadly:
-            self._divide(rows, _PIECES, result)
+            self._divide(rows, _PIECES)
             return
         if self.suspicious:
             # guarded by test_exactly_the_failing_rows_become_dead_letters
             self.attempt.write_note(replace(self._note(), trying=bounds))
         try:
             with faults_of_worker():
-                result.pieces.append((rows, self.work(rows)))
+                self.isolated.pieces.append((rows, self.work(rows)))
         except Exception as error:
             if isinstance(error, SpinError) and not isinstance(error, NotFiniteError):
                 raise
@@ -134,16 +142,16 @@ class _Isolation(Generic[T]):
             if len(rows) > 1:
                 # guarded by test_a_document_that_raises_is_the_only_dead_letter_of_its_shard; broken by:
                 #   raise
-                self._divide(rows, 2, result)
+                self._divide(rows, 2)
                 return
             self._forget_current_piece()  # should the check kill the process, the row is not blamed
             self._check_worker()
-            result.failing[rows[0]] = f"computing it raised {type(error).__name__}"
+            self.isolated.failing[rows[0]] = f"computing it raised {type(error).__name__}"
 
-    def _divide(self, rows: list[int], pieces: int, result: IsolatedRows[T]) -> None:
+    def _divide(self, rows: list[int], pieces: int) -> None:
         edges = [len(rows) * piece // pieces for piece in range(pieces + 1)]
         for start, stop in pairwise(edges):
-            self._compute(rows[start:stop], result)
+            self.compute(rows[start:stop])
 
     def _check_worker(self) -> None:
         """Raise WorkerFaultError if the worker cannot compute what is known to be good."""

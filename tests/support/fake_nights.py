@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.steps.classify_job import ClassifyJob
 from pipelines.nightly.steps.classify_step import ClassifyStep, _count, _with_kept
 from pipelines.nightly.steps.counts import ClassifyCounts
+from pipelines.nightly.steps.pass_features import PieceFeatures
 from pipelines.nightly.tables import publication
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import LEASES
@@ -47,6 +49,8 @@ class FakeStep(ClassifyStep):
 
     def __init__(self, job: ClassifyJob, settings: Settings) -> None:
         self.job, self.data, self.keep_text = job, settings.data, settings.classify.dead_letter_text
+        nothing = PieceFeatures(("",) * len(job.models), None)
+        self.features, self.shadowed = Mock(compute=lambda *_, **__: nothing), None
 
     def check(self) -> None:
         """Nothing can fail."""
@@ -57,15 +61,9 @@ class FakeStep(ClassifyStep):
             self.computed.append(shard.name)
         return result
 
-    def _classify(
-        self, shard: Shard, documents: CheckedRows, dead: Mapping[int, Any], attempt: Attempt
-    ) -> dict[int, StepResult[ClassifyCounts]]:
-        return {number: self._label(number, shard, documents, rows) for number, rows in dead.items()}
-
-    def _label(
-        self, number: int, shard: Shard, documents: CheckedRows, dead: Mapping[int, Any]
+    def _result(
+        self, number: int, shard: Shard, documents: CheckedRows, dead: dict[int, Any], *_: Any
     ) -> StepResult[ClassifyCounts]:
-        """The result of one model."""
         rows = [row for row in range(len(documents)) if row not in dead]
         labels = [text.split()[0] for text in documents.texts_of(rows)]
         predictions = pa.table(

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from pipelines.storage.records import to_json
 from pipelines.storage.shard_log import Attempt, StepResult
 from pipelines.workers import weights_cache
 from pipelines.workers.artifact_copy import ArtifactCopy
+from pipelines.workers.fault_isolation import isolate_failing_rows
 from pipelines.workers.worker_faults import is_fault_of_worker
 from spin.activations.features import Features
 from spin.classifier import TrainedClassifier
@@ -99,28 +101,18 @@ class ClassifyStep:
         self.features.check()
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[PassCounts]:
-        takers = self.job.takers(shard)
         documents = read_rows(shard, self.job.kept, self.job.forgotten)
-        dead = {number: self._find_dead(number, shard, documents) for number in takers}
+        dead = {number: self._find_dead(number, shard, documents) for number in self.job.takers(shard)}
         results: dict[int, StepResult[ClassifyCounts]] = {}
         for members in _with_equal_rows(dead):
-            results |= self._classify(shard, documents, {number: dead[number] for number in members}, attempt)
-        return self.job.combine({number: results[number] for number in takers})
-
-    def _classify(
-        self, shard: Shard, documents: CheckedRows, dead: Mapping[int, Mapping[int, DeadRow]], attempt: Attempt
-    ) -> dict[int, StepResult[ClassifyCounts]]:
-        """The results of models by number that have the same rows to classify; `dead` holds the others by row."""
-        members = list(dead)
-        valid = [row for row in range(len(documents)) if row not in dead[members[0]]]
-        computed = self.features.compute(
-            members, valid, documents.texts_of, attempt, self.check, with_shadow=self.shadowed in dead
-        )
-        results = {}
-        for number in members:
-            with self._naming(number):
-                results[number] = self._result(number, shard, documents, {**dead[number]}, computed[number], attempt)
-        return results
+            valid = [row for row in range(len(documents)) if row not in dead[members[0]]]
+            compute = partial(self.features.compute, members, documents, attempt, with_shadow=self.shadowed in members)
+            isolated = isolate_failing_rows(valid, compute, attempt, self.check)
+            for place, number in enumerate(members):
+                with self._naming(number):
+                    computed = ModelRows.of(isolated, place)
+                    results[number] = self._result(number, shard, documents, dead[number], computed, attempt)
+        return self.job.combine({number: results[number] for number in dead})
 
     def _result(
         self,

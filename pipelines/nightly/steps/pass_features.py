@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from pipelines.data.spool import CheckedRows
 from pipelines.storage.shard_log import Attempt
-from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, isolate_failing_rows, run_check
+from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, run_check
 from pipelines.workers.worker_faults import is_fault_of_worker
 from spin.activations.extract import Progress
 from spin.activations.features import Features
@@ -37,6 +38,18 @@ class ModelRows:
     """rows in order, with the features of the model, and of the shadow if it was computed with them"""
     failing: dict[int, str]
     """rows that the model cannot compute, each with the reason"""
+
+    @classmethod
+    def of(cls, isolated: IsolatedRows[PieceFeatures], place: int) -> ModelRows:
+        """The results of the model at a place in the pieces."""
+        found = cls([], dict(isolated.failing))
+        for rows, piece in isolated.pieces:
+            features = piece.models[place]
+            if isinstance(features, str):
+                found.failing.update(dict.fromkeys(rows, features))
+            else:
+                found.pieces.append((rows, features, piece.shadow))
+        return found
 
 
 class PassFeatures:
@@ -85,44 +98,28 @@ class PassFeatures:
         self._shared(self.models).run_backbones([self._known_good])
 
     def compute(
-        self,
-        members: Sequence[int],
-        rows: list[int],
-        texts_of: Callable[[Sequence[int]], list[str]],
-        attempt: Attempt,
-        check: Callable[[], object],
-        *,
-        with_shadow: bool,
-    ) -> dict[int, ModelRows]:
-        """Compute the rows' results of each of some models, given by number.
+        self, members: Sequence[int], documents: CheckedRows, attempt: Attempt, rows: list[int], *, with_shadow: bool
+    ) -> PieceFeatures:
+        """Compute the features of some rows for some of the models, given by number. Raises what a model raises.
 
-        A row that raises is isolated. Of several models, each is then tried alone, so that it is a failing row of those
-        alone that cannot compute it. A row that kills its process is one of all. `check` and the errors are those of
-        `isolate_failing_rows`.
+        If a single row raises for several models, each is tried alone, so that it is a failing row of those alone that
+        cannot compute it.
         """
-        models = tuple(self.models[member] for member in members)
+        models, texts = tuple(self.models[member] for member in members), documents.texts_of(rows)
         shadow = self.shadow if with_shadow and attempt.crashes < MAX_CRASHES else None
-
-        def compute(piece: list[int]) -> PieceFeatures:
-            texts = texts_of(piece)
-            if shadow is not None and (found := self._with_shadow(models, shadow, texts, attempt.advance)) is not None:
-                return found
-            try:
-                if len(models) == 1:
-                    return PieceFeatures((models[0].features(texts, progress=attempt.advance),), None)
-                # guarded by test_the_rows_of_each_model_are_those_of_a_night_of_its_own; broken by:
-                #   return PieceFeatures((self._shared(models).features(texts)[0],) * len(models), None)
-                return PieceFeatures(tuple(self._shared(models).features(texts, progress=attempt.advance)), None)
-            except Exception as error:
-                # guarded by test_a_document_that_only_one_model_cannot_compute_is_a_dead_letter_of_that_one; broken by:
-                #   if True:
-                if len(piece) > 1 or len(models) == 1 or not _may_be_of_document(error):
-                    raise
-                _log.debug("a row failed in a pass of several models; each is tried alone", exc_info=True)
-            return PieceFeatures(_apart(models, texts, check), None)
-
-        isolated = isolate_failing_rows(rows, compute, attempt, check)
-        return {member: _rows_of(isolated, place) for place, member in enumerate(members)}
+        if shadow is not None and (found := self._with_shadow(models, shadow, texts, attempt.advance)) is not None:
+            return found
+        try:
+            # guarded by test_the_rows_of_each_model_are_those_of_a_night_of_its_own; broken by:
+            #   return PieceFeatures((self._shared(models).features(texts)[0],) * len(models), None)
+            return PieceFeatures(tuple(self._shared(models).features(texts, progress=attempt.advance)), None)
+        except Exception as error:
+            # guarded by test_a_document_that_only_one_model_cannot_compute_is_a_dead_letter_of_that_one; broken by:
+            #   if True:
+            if len(rows) > 1 or len(models) == 1 or not _may_be_of_document(error):
+                raise
+            _log.debug("a row failed in a pass of several models; each is tried alone", exc_info=True)
+        return PieceFeatures(_apart(models, texts, self.check), None)
 
     def _with_shadow(
         self, models: tuple[TrainedClassifier, ...], shadow: TrainedClassifier, texts: list[str], progress: Progress
@@ -171,15 +168,3 @@ def _may_be_of_document(error: Exception) -> bool:
     """Whether an error may be the fault of a document, as `isolate_failing_rows` sees it."""
     service = isinstance(error, SpinError) and not isinstance(error, NotFiniteError)
     return not service and not is_fault_of_worker(error)
-
-
-def _rows_of(isolated: IsolatedRows[PieceFeatures], place: int) -> ModelRows:
-    """The rows of the model at one place in the pieces."""
-    found = ModelRows([], dict(isolated.failing))
-    for rows, piece in isolated.pieces:
-        features = piece.models[place]
-        if isinstance(features, str):
-            found.failing.update(dict.fromkeys(rows, features))
-        else:
-            found.pieces.append((rows, features, piece.shadow))
-    return found

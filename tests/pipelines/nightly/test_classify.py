@@ -261,14 +261,14 @@ class NotFiniteStep(ClassifyStep):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        features = self.spin.features
+        compute = self.features.compute
 
-        def raise_on_inf(texts: list[str], **options: Any) -> Any:
-            if any(text.startswith("inf") for text in texts):
+        def raise_on_inf(members: Any, documents: Any, attempt: Any, rows: list[int], **options: Any) -> Any:
+            if any(text.startswith("inf") for text in documents.texts_of(rows)):
                 raise NotFiniteError("ffn.01: the backbone gave values that are not finite")
-            return features(texts, **options)
+            return compute(members, documents, attempt, rows, **options)
 
-        self.spin.features = raise_on_inf  # type: ignore[method-assign,assignment]
+        self.features.compute = raise_on_inf  # type: ignore[method-assign]
 
 
 def test_a_document_with_non_finite_activations_is_a_dead_letter(

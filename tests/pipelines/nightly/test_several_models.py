@@ -186,10 +186,10 @@ def test_a_model_that_fails_its_limits_holds_back_no_other(
 class StrictStep(FakeStep):
     """A step in which the first model computes nothing."""
 
-    def _label(self, number: int, shard: Shard, documents: Any, dead: Any) -> StepResult[Any]:
+    def _result(self, number: int, shard: Shard, documents: Any, dead: Any, *computed: Any) -> StepResult[Any]:
         if self.job.models[number].run.model == A.name:
             dead = dead | dict.fromkeys(set(range(len(documents))) - dead.keys(), ("poison", "x"))
-        return super()._label(number, shard, documents, dead)
+        return super()._result(number, shard, documents, dead, *computed)
 
 
 def test_the_highest_status_of_several_failures_is_that_of_the_command(
