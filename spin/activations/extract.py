@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,10 @@ def read_activations(
     words = None if word_sink is None else WordReader(engine, word_sink)
     buffer = FeatureBuffer(engine, len(texts), types or {}, store, words)
     chunks = make_chunks(engine.backbone, texts, buffer, 1 if keep_mask is None else BATCHES_PER_CHUNK, choose_rows)
-    for documents in _run_streams(lambda chunk: _run_chunk(engine, chunk, buffer, keep_mask), chunks, engine.streams):
+    run = partial(_run_chunk, engine, buffer, keep_mask)
+    # one stream runs in this thread, for which torch's number of threads was set
+    done = map(run, chunks) if engine.streams == 1 else _run_streams(run, chunks, engine.streams)
+    for documents in done:
         progress(documents)
     return buffer.features(exits_early=keep_mask is not None)
 
@@ -114,9 +118,6 @@ def count_tokens(backbone: Backbone, texts: Sequence[str], choose_rows: ChooseRo
 
 def _run_streams(work: Callable[[Chunk], int], chunks: Iterable[Chunk], streams: int) -> Iterator[int]:
     """The results of `work` for every chunk, in order; `streams` chunks run at once and as many wait ready."""
-    if streams == 1:  # in this thread, for which torch's number of threads was set
-        yield from map(work, chunks)
-        return
     # a stream has one core; with more threads torch would use several in each to join tensors
     threads = torch.get_num_threads()
     try:
@@ -132,7 +133,7 @@ def _run_streams(work: Callable[[Chunk], int], chunks: Iterable[Chunk], streams:
         torch.set_num_threads(threads)  # else all threads started later would have one, too
 
 
-def _run_chunk(engine: Engine, chunk: Chunk, buffer: FeatureBuffer, keep_mask: KeepMask | None) -> int:
+def _run_chunk(engine: Engine, buffer: FeatureBuffer, keep_mask: KeepMask | None, chunk: Chunk) -> int:
     """Run batches through all segments, regrouping the documents that continue; return the number of documents."""
     if chunk.texts is not None:
         return _run_long_texts(engine, chunk.texts, chunk.batches, buffer, keep_mask)
