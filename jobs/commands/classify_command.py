@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,12 +55,12 @@ def classify(
 ) -> None:
     """Classify a batch of documents with one model or several; run again after a failure, it resumes."""
     from pipelines.nightly.classify import classify_nights
-    from pipelines.nightly.command_result import NightFailure, raise_failures
+    from pipelines.nightly.command_result import NightFailure
 
     loaded = load_settings(settings, set)
     requested = request_models(loaded, model, shadow)
     nights = classify_nights(loaded, requested, input, output, night=date, incremental=incremental, restart=restart)
-    failures, several = list(nights.failures), len(requested) > 1
+    failed, several = list(nights.failures), len(requested) > 1
     for report in nights.reports:  # a model that fails keeps no other one from being printed and checked
         each = requested[0] if not several else next(model for model in requested if model.name == report.model)
         own = loaded.model_copy(update={"backbone": nights.backbones.get(report.model, loaded.backbone)})
@@ -67,8 +68,8 @@ def classify(
             print_night(report, output, named=several)
             _check_night(own, each, report, check)
         except SpinError as error:
-            failures.append(NightFailure(report.model, error))
-    raise_failures(failures, several=several)  # the one with the highest exit status, drift last
+            failed.append(NightFailure(report.model, error))
+    replace(nights, failures=tuple(failed)).raise_failures()  # the one with the highest exit status, drift last
 
 
 def request_models(settings: Settings, models: Sequence[str], shadow: str | None) -> list[RequestedModel]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipelines.nightly.report.night_report import NightReport
@@ -45,11 +45,19 @@ class CommandResult:
     """settings of the backbone by model: that of the command's settings, or the model's own"""
 
     def raise_failures(self) -> None:
-        """Raise the error with the highest exit status; of a command for several models, the message names each.
+        """Raise the error with the highest exit status, if there is one; of several models, the message names each.
 
-        That of drift comes after all others: the night is published, and the others may say that one is not.
+        That of drift counts as the lowest: it says that a night is published, and must not hide that another one is
+        not.
         """
-        raise_failures(self.failures, several=len(self.models) > 1)
+        if not self.failures:
+            return
+        worst = max(self.failures, key=lambda failure: (failure.status != DriftError.status, failure.status))
+        if len(self.models) == 1:
+            raise worst.error
+        kind = type(worst.error) if isinstance(worst.error, SpinError) else SpinError
+        ordered = [worst, *(failure for failure in self.failures if failure is not worst)]
+        raise kind("; ".join(f"model {failure.model}: {failure.message}" for failure in ordered)) from worst.error
 
 
 def check_drift(report: NightReport) -> None:
@@ -60,18 +68,3 @@ def check_drift(report: NightReport) -> None:
             f"the night of {report.date} is published, but it drifted from training: {', '.join(moved)}; see "
             f"{report.output}/_runs/{report.run}/report.html"
         )
-
-
-def raise_failures(failures: Sequence[NightFailure], *, several: bool) -> None:
-    """Raise the error with the highest exit status, if there is one; with `several` models, the message names each.
-
-    That of drift counts as the lowest: it says that a night is published, and must not hide that another one is not.
-    """
-    if not failures:
-        return
-    worst = max(failures, key=lambda failure: (failure.status != DriftError.status, failure.status))
-    if not several:
-        raise worst.error
-    kind = type(worst.error) if isinstance(worst.error, SpinError) else SpinError
-    ordered = [worst, *(failure for failure in failures if failure is not worst)]
-    raise kind("; ".join(f"model {failure.model}: {failure.message}" for failure in ordered)) from worst.error
