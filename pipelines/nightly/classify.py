@@ -53,7 +53,7 @@ def run_classify(
     incremental: bool = False,
     restart: bool = False,
 ) -> NightReport:
-    """Classify a batch, publish it in the tables of `output` and return its report.
+    """Classify a batch with one model, publish it in the tables of `output` and return its report: for Python.
 
     The run of the date `night`, by default of today, goes on if there is one; with `restart`, a new one begins. With
     `incremental`, files are skipped that the nights of the model of other dates have classified, by path, size and

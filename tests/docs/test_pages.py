@@ -106,7 +106,7 @@ def test_the_architecture_page_names_every_folder() -> None:
         ("pipelines/nightly/tables/publication.py", "def claim_nights("),
         ("pipelines/nightly/tables/publication.py", "def publish_night("),
         ("pipelines/nightly/tables/publication.py", "def _commit_predictions("),
-        ("pipelines/nightly/classify.py", "def run_classify("),
+        ("pipelines/nightly/classify.py", "def classify_nights("),
         ("pipelines/nightly/steps/classify_step.py", "class ClassifyStep:"),
         ("pipelines/workers/map_shards.py", "def map_shards("),
         ("pipelines/workers/map_shards.py", "def commit_shard("),
