@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from spin.pages.explanation import Explanation, NeuronContribution, Segment
-from spin.pages.layer_map import LayerMap, Waterfall, layer_map, rounded_levels, waterfall
+from spin.pages.layer_map import LayerMap, Waterfall, layer_map, waterfall
 from spin.pages.rendering import render
 from spin.pages.stylesheet import SELECTABLE_CLASSES, explanation_css
 from spin.sites import FeatureColumn
@@ -83,9 +83,6 @@ class Panel:
     """Everything on the page about one class."""
 
     label: str
-    bias: float
-    """rounded as the page shows it, as is `logit`"""
-    logit: float
     words: WordContributions
     layers: LayerMap
     waterfall: Waterfall
@@ -144,7 +141,6 @@ def shown_neurons(explanation: Explanation, count: int = NEURONS) -> set[tuple[s
 def _panel(explanation: Explanation, drivers: Drivers, k: int, count: int) -> Panel:
     """The panel of class k, with `count` neurons."""
     bias, logit = float(explanation.bias[k]), float(explanation.logits[k])
-    shown_bias, shown_logit = rounded_levels([bias, logit - bias], logit)
     layers = layer_map(explanation, k)
     top = explanation.top(count, explanation.classes[k])
     total = float(explanation.contributions[:, k].sum())
@@ -152,8 +148,6 @@ def _panel(explanation: Explanation, drivers: Drivers, k: int, count: int) -> Pa
     of_terms = float(explanation.term_contribution[k])
     return Panel(
         label=explanation.classes[k],
-        bias=shown_bias,
-        logit=shown_logit,
         words=_words(explanation, k),
         layers=layers,
         waterfall=waterfall(layers.rows, bias, logit, of_terms if explanation.terms else None),
