@@ -145,7 +145,7 @@ def _forget(tables: NightTables, forgotten: ForgottenIds, claims: Mapping[str, i
     labels = remove_labels(tables.out, forgotten)
     tables.out.delete_many([REPORT, PAGE])
     show_newest_report(tables)
-    rescore_nights(tables, rewritten)
+    rescore_nights(tables)
     return ForgottenRows(
         output=tables.out.uri,
         at=now(),

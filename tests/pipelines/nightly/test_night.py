@@ -440,6 +440,14 @@ def test_an_incremental_night_takes_what_no_other_date_holds(nights: FakeNights)
     assert nights.ids()[LAST] == ["a", "b", "b2", "c"]
 
 
+def test_an_input_that_is_named_through_a_link_is_taken_once(local_nights: FakeNights, tmp_path: Path) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.run(incremental=True)
+    (tmp_path / "link").symlink_to(f"{local_nights.store.uri}/data")
+    report = local_nights.run(NEXT, incremental=True, source=str(tmp_path / "link"))
+    assert (report.files.taken, report.files.skipped) == (0, 1)
+
+
 def test_a_failed_night_that_is_resumed_after_its_successor_takes_no_file_twice(local_nights: FakeNights) -> None:
     leave_unfinished(local_nights, incremental=True)
     local_nights.write("b.jsonl", make_rows("b"))
