@@ -27,13 +27,11 @@ from spin.errors import UserError
 from spin.heads.selection import Rule, Selection
 from spin.labels.label_space import Label
 from spin.labels.standardizer import Standardizer
-from spin.pages.explanation_page import Driver
+from spin.pages.explanation_page import Driver, Drivers
 from spin.settings import Choice, Settings
 from spin.sites import FeatureColumn
 
 NEURONS = "neurons.json"
-Drivers = dict[tuple[FeatureColumn, int], list[Driver]]
-"""by feature column and neuron the documents that activate it most"""
 
 
 @dataclass(frozen=True)
