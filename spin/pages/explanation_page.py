@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from spin.pages.explanation import Explanation, NeuronContribution, Segment
-from spin.pages.layer_map import LayerMap, Waterfall, layer_map, waterfall
+from spin.pages.layer_map import LayerMap, WaterfallStep, layer_map, waterfall
 from spin.pages.rendering import render
 from spin.pages.stylesheet import SELECTABLE_CLASSES, explanation_css
 from spin.sites import FeatureColumn
@@ -85,7 +85,8 @@ class Panel:
     label: str
     words: WordContributions
     layers: LayerMap
-    waterfall: Waterfall
+    waterfall: tuple[WaterfallStep, ...]
+    """the steps of the sum: the end of the first is the bias as the page shows it, and of the last the logit"""
     terms: tuple[tuple[str, float], ...]
     """the words and word pairs with the largest contributions"""
     other_terms: float
