@@ -7,11 +7,11 @@ from datetime import timedelta
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from jobs import terminal
 from jobs.extras import PipelinesCommand
 from jobs.options import AsJson, Date, DryRun, Output, command_group
-from jobs.printing.figures import format_bytes
 from jobs.printing.nights import print_details, print_runs
 from spin.errors import UserError
 from spin.pages.number_format import counted
@@ -116,5 +116,5 @@ def vacuum(
     plan = run_vacuum(output, older_than=timedelta(days=older_than), dry_run=dry_run)
     for run in plan.abandon:
         terminal.say(f"{'would give' if dry_run else 'gave'} up {run}; it can be neither resumed nor restored")
-    deleted = f"{counted(len(plan.delete), 'object')}, {format_bytes(plan.bytes)}"
+    deleted = f"{counted(len(plan.delete), 'object')}, {decimal(plan.bytes)}"
     terminal.say(f"{'would delete' if dry_run else 'deleted'} {deleted}")

@@ -65,7 +65,8 @@ def _commit_deletion(
     if not states:
         return
     for lease in leases:
-        lease.check()  # guarded by test_a_deletion_that_was_overtaken_changes_nothing
+        # guarded by test_a_deletion_that_was_overtaken_changes_nothing
+        lease.check()
     for model, claim in claims.items():
         # guarded by test_a_deletion_that_slept_changes_nothing
         require_last_claim(predictions, model, claim)

@@ -75,7 +75,8 @@ def claim_nights(tables: NightTables, model: str, lease: Lease) -> int:
         tables.create()
         snapshot = tables.open(PREDICTIONS)
         # after the snapshot: a command that takes over later and claims makes this commit fail
-        lease.check()  # guarded by test_a_command_that_was_overtaken_makes_no_claim
+        # guarded by test_a_command_that_was_overtaken_makes_no_claim
+        lease.check()
         claim = (snapshot.last_transaction(model_app(model)) or 0) + 1
         snapshot.commit_transaction(model_app(model), claim, metadata={"model": model, "claim": str(claim)})
         return claim

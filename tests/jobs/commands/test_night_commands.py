@@ -252,9 +252,9 @@ def test_a_vacuum_gives_up_old_runs_and_names_them(spin: Run, out: Store, monkey
     run_night(out, ["a"])
     unfinished = begin_unfinished_run(out)
     out.write(f"_runs/{unfinished}/spool/0.parquet", bytes(2_000))
-    assert spin("vacuum", "--output", out.uri) == "deleted 0 objects, 0 B\n", "nothing is a week old"
+    assert spin("vacuum", "--output", out.uri) == "deleted 0 objects, 0 bytes\n", "nothing is a week old"
     set_clock(monkeypatch, timedelta(days=3))
-    assert spin("vacuum", "--output", out.uri) == "deleted 0 objects, 0 B\n"
+    assert spin("vacuum", "--output", out.uri) == "deleted 0 objects, 0 bytes\n"
     planned = spin("vacuum", "--older-than", "2", "--dry-run", "--output", out.uri).splitlines()
     assert planned == [
         f"would give up {unfinished}; it can be neither resumed nor restored",

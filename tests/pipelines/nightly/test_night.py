@@ -93,7 +93,7 @@ def test_an_empty_input_is_an_empty_night(nights: FakeNights) -> None:
     """Its status is 0, readers see it, and the next night takes what has come since."""
     nights.write("_marker", b"")
     report = nights.run()
-    assert (report.counts.rows, report.files.total) == (0, 0)
+    assert (report.counts.rows, report.files.taken, report.files.skipped, report.files.quarantined) == (0, 0, 0, 0)
     assert nights.ids() == {DATE: []}
     nights.write("a.jsonl", make_rows("a"))
     nights.run(NEXT, incremental=True)
