@@ -157,6 +157,11 @@ def fetch_weights(folder: Path) -> None:
 
 def folder_digest(folder: Path) -> str:
     """sha256 over the names and contents of a folder's files. Raises UserError for anything but plain files in it."""
+    return fingerprint(file_digests(folder))
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """sha256 of each file of a folder, by its path there. Raises UserError for anything but plain files in it."""
     digests: dict[str, str] = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
@@ -165,4 +170,4 @@ def folder_digest(folder: Path) -> str:
         if path.is_file():
             with path.open("rb") as file:
                 digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return fingerprint(digests)
+    return digests

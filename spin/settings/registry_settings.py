@@ -24,12 +24,24 @@ class MlflowSettings(Section):
 
 
 class RegistrySettings(Section):
-    """The content of a registered version."""
+    """The content of a registered version, and by whose signature it is known."""
 
     include_backbone: bool = Field(
         True,
         description="Keep the files of the language model with every version. Otherwise they must stay where they "
         "were during training.",
+    )
+    sign: str | None = Field(
+        None,
+        description="File with a private key (PEM, elliptic curve) by which versions are signed when they are "
+        "registered, and signed again when `spin forget` changes them. It needs the extra `sign`. Default: versions "
+        "are not signed.",
+    )
+    verify: str | None = Field(
+        None,
+        description="File with the public key by which versions must be signed: promotion, nights and all other "
+        "commands refuse a version without a valid signature. It needs the extra `sign`. Default: signatures are not "
+        "looked at.",
     )
 
 
