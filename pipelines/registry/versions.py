@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.registry import evaluation_set, packaging, signatures
+from pipelines.registry.bill_of_materials import write_bill
 from pipelines.registry.champion_history import Move
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.mlflow_client import Tracking
@@ -99,6 +100,8 @@ class Registry:
                     artifact_path=model.artifact_location, run_id=run.info.run_id, model_id=model.model_id
                 )
                 packaging.write_bundle(folder, artifact, self.settings, metadata)
+                # guarded by test_a_version_holds_a_bill_of_materials
+                write_bill(folder, self.settings, record)
                 digests = {ARTIFACT_TAG: packaging.folder_digest(artifact), MODEL_TAG: packaging.folder_digest(folder)}
                 if (key := self.settings.registry.sign) is not None:
                     signed = Path(scratch) / signatures.FOLDER
