@@ -95,7 +95,7 @@ def forget_documents(
         announce_forgotten(output, ids)
     of_outputs = tuple(forget_in_output(output, ids, dry_run=dry_run) for output in outputs)
     emptied = forget_in_store(settings, ids, dry_run=dry_run)
-    names = dict.fromkeys([settings.mlflow.model, *(model for each in of_outputs for model in each.models)])
+    names = dict.fromkeys([settings.mlflow.name, *(model for each in of_outputs for model in each.models)])
     with nullcontext() if dry_run else Lease(Store.of(settings) / "forget"):  # of two at once, one would be undone
         registries = tuple(_forget_in_registry(Registry(settings, name), forgotten, dry_run=dry_run) for name in names)
     return Forgotten(of_outputs, emptied, registries)
@@ -103,7 +103,7 @@ def forget_documents(
 
 def _require_signing_keys(settings: Settings, outputs: Sequence[str], forgotten: ForgottenIds) -> None:
     """Raise UserError where a signed version of one of the models would be changed and cannot be signed again."""
-    names = dict.fromkeys([settings.mlflow.model, *(name for each in outputs for name in models_of(open_output(each)))])
+    names = dict.fromkeys([settings.mlflow.name, *(name for each in outputs for name in models_of(open_output(each)))])
     rewrite = partial(without_named_documents, forgotten=forgotten)
     for registry in (Registry(settings, name) for name in names):
         for version in registry.versions():

@@ -36,7 +36,7 @@ def write_bill(model: Path, settings: Settings, record: TrainingRecord) -> None:
     from cyclonedx.output.json import JsonV1Dot6
 
     version = Component(
-        name=settings.mlflow.model,
+        name=settings.mlflow.name,
         version=record.fingerprint,
         type=ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref="version",

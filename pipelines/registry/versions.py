@@ -52,7 +52,7 @@ class Registry:
         if name is not None:
             settings = settings.model_copy(update={"mlflow": settings.mlflow.model_copy(update={"model": name})})
         self.settings = settings
-        self.name = settings.mlflow.model
+        self.name = settings.mlflow.name
         self.tracking = Tracking(settings)
         self._client = self.tracking.client
 
