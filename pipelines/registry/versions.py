@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.registry import evaluation_set, packaging
+from pipelines.registry import evaluation_set, packaging, signatures
+from pipelines.registry.bill_of_materials import write_bill
 from pipelines.registry.champion_history import Move
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.mlflow_client import Tracking
@@ -51,7 +52,7 @@ class Registry:
         if name is not None:
             settings = settings.model_copy(update={"mlflow": settings.mlflow.model_copy(update={"model": name})})
         self.settings = settings
-        self.name = settings.mlflow.model
+        self.name = settings.mlflow.name
         self.tracking = Tracking(settings)
         self._client = self.tracking.client
 
@@ -99,6 +100,13 @@ class Registry:
                     artifact_path=model.artifact_location, run_id=run.info.run_id, model_id=model.model_id
                 )
                 packaging.write_bundle(folder, artifact, self.settings, metadata)
+                # guarded by test_a_version_holds_a_bill_of_materials
+                write_bill(folder, self.settings, record)
+                digests = {ARTIFACT_TAG: packaging.folder_digest(artifact), MODEL_TAG: packaging.folder_digest(folder)}
+                if (key := self.settings.registry.sign) is not None:
+                    signed = Path(scratch) / signatures.FOLDER
+                    signatures.sign_model(folder, signed, key, self.settings.registry.verify)
+                    signed.rename(folder / signatures.FOLDER)
                 self._client.log_model_artifacts(model.model_id, str(folder))
                 self._client.finalize_logged_model(model.model_id, "READY")
                 mlflow.log_metrics(dict(record.metrics), model_id=model.model_id)
@@ -109,16 +117,22 @@ class Registry:
                     self.name,
                     model.model_uri,
                     run.info.run_id,
-                    tags={
-                        "spin.fingerprint": record.fingerprint,
-                        ARTIFACT_TAG: packaging.folder_digest(artifact),
-                        MODEL_TAG: packaging.folder_digest(folder),
-                    },
+                    tags={"spin.fingerprint": record.fingerprint, **digests},
                     description=packaging.version_description(artifact),
                     model_id=model.model_id,
                 )
             self.set_alias(CHALLENGER, str(version.version))
         return RegisteredVersion(self.name, str(version.version), run.info.run_id)
+
+    def fetch_signatures(self, number: str, scratch: Path) -> Path | None:
+        """Download the signatures of a version, not checked, into a folder of `scratch`; None where it has none."""
+        import mlflow
+
+        with self.tracking.session():
+            uri = f"{self._client.get_model_version_download_uri(self.name, number)}/{signatures.FOLDER}"
+            if not mlflow.artifacts.list_artifacts(artifact_uri=uri):
+                return None
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(scratch)))
 
     def _create_model(self, run: Any, record: TrainingRecord) -> Any:
         """A logged model of MLflow, still without files, as the output of a run."""
@@ -264,22 +278,23 @@ class Registry:
     def download(self, number: str, folder: Path) -> None:
         """Download a version's artifact into a folder: config.json, model.safetensors and their descriptions.
 
-        Raises UserError, with nothing written there, where the digest is not the registered one.
+        Raises UserError, with nothing written there, where the digest is not the registered one, or the signature that
+        the settings ask for is missing or not valid.
         """
         with tempfile.TemporaryDirectory() as scratch:
-            artifact = self._fetch(number, packaging.SPIN, ARTIFACT_TAG, scratch)
+            artifact = self._fetch(number, "artifact", ARTIFACT_TAG, scratch)
             shutil.copytree(artifact, folder, dirs_exist_ok=True)
 
     def download_model(self, number: str, folder: Path) -> Path:
         """Download the whole logged model of a version, as MLflow loads it, into a new subfolder; returns that.
 
-        Raises UserError, with nothing written there, where the digest is not the registered one.
+        Raises UserError, with nothing written there, as `download` does.
         """
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            return self._fetch(number, "", MODEL_TAG, scratch).rename(folder / f"model-{number}")
+            return self._fetch(number, "model", MODEL_TAG, scratch).rename(folder / f"model-{number}")
 
-    def _fetch(self, number: str, part: str, tag: str, scratch: str) -> Path:
-        """Part of a version's logged model, checked against the digest in a tag."""
+    def _fetch(self, number: str, part: signatures.Part, tag: str, scratch: str) -> Path:
+        """Part of a version's logged model, checked against the digest in a tag, and its signature if asked for."""
         import mlflow
 
         with self.tracking.session():
@@ -291,13 +306,17 @@ class Registry:
                     f"{version} has no tag {tag}, so its files cannot be checked against what was registered; promote "
                     "another version, or train again"
                 )
-            uri = f"{self._client.get_model_version_download_uri(self.name, number)}/{part}".rstrip("/")
+            place = signatures.PARTS[part]
+            uri = f"{self._client.get_model_version_download_uri(self.name, number)}/{place}".rstrip("/")
             if not mlflow.artifacts.list_artifacts(artifact_uri=uri):
-                raise UserError(f"{version} has lost its files, {part or 'all'} of them; promote another version")
+                raise UserError(f"{version} has lost its files, {place or 'all'} of them; promote another version")
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
-            if not part:  # MLflow and Python write these where a model is loaded from an artifact store on disk
+            if part == "model":  # MLflow and Python write these where a model is loaded from an artifact store on disk
                 (folder / "registered_model_meta").unlink(missing_ok=True)
                 shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+                shutil.rmtree(folder / signatures.FOLDER, ignore_errors=True)
+            # guarded by test_a_version_that_is_unsigned_or_altered_by_a_byte_is_refused
+            self._verify(number, part, folder)
             digest = packaging.folder_digest(folder)
             if digest not in (expected, tags.get(tag + NEXT)):
                 raise UserError(
@@ -306,6 +325,18 @@ class Registry:
                     "train again"
                 )
             return folder
+
+    def _verify(self, number: str, part: signatures.Part, files: Path) -> None:
+        """Raise UserError unless the files are signed by the key that the settings ask for; most ask for none."""
+        if (key := self.settings.registry.verify) is None:
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = self.fetch_signatures(number, Path(scratch)) or Path(scratch)
+            fault = signatures.find_fault(part, files, folder, key)
+        if fault is not None:
+            raise UserError(
+                f"version {number} of {self.name} {fault}; promote another version, or train again with registry.sign"
+            )
 
     def versions(self) -> list[Version]:
         """All versions, newest first."""

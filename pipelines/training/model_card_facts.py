@@ -47,7 +47,7 @@ def build_card(
     `decision.max_error`; `fingerprint` is that of the probes.
     """
     facts = CardFacts(
-        name=settings.mlflow.model,
+        name=settings.mlflow.name,
         purpose=f"Tells {len(labels.label_space)} classes apart in text: {', '.join(labels.classes)}.",
         data=settings.data.train,
         fingerprint=fingerprint,

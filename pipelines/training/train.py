@@ -399,7 +399,7 @@ def _describe_data(training: _Training, manifest: TrainManifest) -> LoggedData:
     """The corpus as an input of the MLflow run. Its digest changes with its files, ids, labels and splits."""
     settings, labels, files = training.settings, training.labels, training.extracted.results.inputs
     return LoggedData(
-        name=settings.mlflow.model,
+        name=settings.mlflow.name,
         source=normalize_uri(settings.data.train),
         digest=fingerprint({"files": to_json(files), "labels": labels.digest}),
         profile={

@@ -73,7 +73,7 @@ def run_stages(
     if evaluation_set is not None:
         frozen = FrozenDocuments.of(frozenset(evaluation_set.ids), evaluation_set.texts)
     outcome: ExtractManifest | ProbeManifest | TrainReport | None = None
-    run = CurrentRun(training_name(settings), settings.mlflow.model)
+    run = CurrentRun(training_name(settings), settings.mlflow.name)
     with shared_ray_session(), working_on([run]), observe_runs([_describe_training(settings)]), observe_work():
         for stage in stages:
             start = time.perf_counter()
@@ -95,7 +95,7 @@ def run_stages(
 def training_name(settings: Settings) -> str:
     """The name of the training run of a store: the commands that resume it have the same one."""
     digest = hashlib.sha256(Store.of(settings).uri.encode()).hexdigest()
-    return f"training-{settings.mlflow.model}-{digest[:8]}"
+    return f"training-{settings.mlflow.name}-{digest[:8]}"
 
 
 def _describe_training(settings: Settings) -> RunRecord:
@@ -105,13 +105,13 @@ def _describe_training(settings: Settings) -> RunRecord:
     """
     store = Store.of(settings)
     return RunRecord(
-        run=CurrentRun(training_name(settings), settings.mlflow.model),
+        run=CurrentRun(training_name(settings), settings.mlflow.name),
         kind="training",
         number=time.time_ns() // 1_000_000,
         home=store.uri,
         records=store / _RECORDS,
         inputs=(DataUse(uri=normalize_uri(settings.data.train), kind="files"),),
-        outputs=(DataUse(uri=settings.mlflow.model, kind="model"),),
+        outputs=(DataUse(uri=settings.mlflow.name, kind="model"),),
     )
 
 

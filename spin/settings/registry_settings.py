@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from spin.errors import UserError
 from spin.settings.credentials import Uri
 from spin.settings.section import Section
 
@@ -18,18 +19,43 @@ class MlflowSettings(Section):
         description="Address of the MLflow server, or a database URI. Default: the environment variable "
         "MLFLOW_TRACKING_URI, else a SQLite file: in `store` if that is a folder, else ./mlflow.db.",
     )
-    model: str = Field(
-        "spin", pattern=r"^[^:/\\%\"']+$", description="Name under which this project's versions are registered."
+    model: str | None = Field(
+        None,
+        pattern=r"^[^:/\\%\"']+$",
+        description="Name under which this project's versions are registered: one that no other project has, whose "
+        "versions would pass for its own.",
     )
+
+    @property
+    def name(self) -> str:
+        """The registered name. Raises UserError where the settings have none."""
+        if self.model is None:
+            raise UserError(
+                "'mlflow.model' is missing; expected the name under which this project's versions are registered, one "
+                "that no other project has, in the settings file or by --set mlflow.model=NAME"
+            )
+        return self.model
 
 
 class RegistrySettings(Section):
-    """The content of a registered version."""
+    """The content of a registered version, and by whose signature it is known."""
 
     include_backbone: bool = Field(
         True,
         description="Keep the files of the language model with every version. Otherwise they must stay where they "
         "were during training.",
+    )
+    sign: str | None = Field(
+        None,
+        description="File with a private key (PEM, elliptic curve) by which versions are signed when they are "
+        "registered, and signed again when `spin forget` changes them. It needs the extra `sign`. Default: versions "
+        "are not signed.",
+    )
+    verify: str | None = Field(
+        None,
+        description="File with the public key by which versions must be signed: promotion, nights and all other "
+        "commands refuse a version without a valid signature. It needs the extra `sign`. Default: signatures are not "
+        "looked at.",
     )
 
 

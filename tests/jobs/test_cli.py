@@ -58,7 +58,9 @@ def test_init_writes_all_settings_with_their_defaults(run_spin: Any, tmp_path: P
     written = load_settings(path)
     uncommented = yaml.safe_load(re.sub(r"^( *)#(?! |-|$)", r"\1", text, flags=re.MULTILINE))
     assert parse_settings(uncommented) == written
-    defaults = Settings.model_validate({"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s"})
+    defaults = Settings.model_validate(
+        {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s", "mlflow": {"model": "first"}}
+    )
     assert written.model_dump(exclude={"backbone", "data", "store"}) == defaults.model_dump(
         exclude={"backbone", "data", "store"}
     )

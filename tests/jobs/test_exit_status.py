@@ -46,6 +46,30 @@ def fail(spin: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException]
     return run
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run"],
+        ["probe"],
+        ["promote"],
+        ["rollback"],
+        ["history"],
+        ["models"],
+        ["classify", "--input", "in", "--output", "out"],
+        ["forget", "--ids", "ids.txt"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_command_that_needs_a_registered_name_has_none_by_default(spin: Run, words: list[str]) -> None:
+    """Versions of two projects with one name would pass for each other."""
+    Path("ids.txt").write_text("an id\n", encoding="utf-8")
+    command, *options = words
+    status, [line] = spin(command, "settings.yaml", *options)
+    assert status == 2
+    assert line.startswith("error: 'mlflow.model' is missing; expected the name under which this project's versions")
+    assert not Path("mlflow.db").exists()
+
+
 STATUSES = {
     "SpinError": 1,
     "WorkerFaultError": 1,

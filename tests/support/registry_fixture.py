@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.promotion.subprocess_predict import PredictionReply, PredictionRequest, parse_reply, reply_to
-from pipelines.registry.version_records import TrainingRecord
+from pipelines.registry.version_records import LoggedData, TrainingRecord
 from pipelines.registry.versions import Registry
 from spin import SpinClassifier
 from spin.labels.label_space import Label
@@ -95,6 +95,7 @@ def build_training_record(
     *,
     params: Mapping[str, float] | None = None,
     metrics: Mapping[str, float] | None = None,
+    data: LoggedData | None = None,
 ) -> TrainingRecord:
     """Build the record that training registers with its artifact, with placeholder values."""
     return TrainingRecord(
@@ -103,6 +104,7 @@ def build_training_record(
         report="{}",
         evaluation_set=evaluation_set,
         fingerprint=fingerprint,
+        data=data,
     )
 
 

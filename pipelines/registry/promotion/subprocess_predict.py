@@ -23,6 +23,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
 
+from pipelines.registry.logged_code import require_known_code
+from pipelines.registry.packaging import fetch_weights
+from pipelines.registry.promotion.isolation import isolated_environment, without_network
 from pipelines.service_errors import StalledError
 from pipelines.storage.records import from_json, to_json
 from spin.activations.engines.engine import CALIBRATION_TEXTS
@@ -35,6 +38,8 @@ from spin.settings import BackboneSettings, Choice, DecisionSettings, Settings
 if TYPE_CHECKING:
     import pandas as pd
 
+# -P: it imports what this process would, and nothing from the working directory
+_COMMAND = (sys.executable, "-P", "-m", "pipelines.registry.promotion.subprocess_predict")
 _RUN = {"dtype", "engine", "compile", "batch_tokens", "device", "trust_remote_code"}
 """backbone settings that determine how it runs; the logged model determines the weights"""
 _SAMPLE = 32
@@ -108,18 +113,24 @@ def parse_reply(text: str) -> PredictionReply:
 def predict_in_subprocess(model: Path, texts: Sequence[str], settings: Settings) -> PredictionReply:
     """The predictions of the logged model in a folder, decided as a night with these settings would.
 
-    Runs the model's own code: the caller has checked its digest. Raises UserError when it does not load or predict, and
-    StalledError when it takes longer than `promote.timeout_seconds`; no process of it is left in any case.
+    Runs the code that is logged with the model, which must be that of a release of SPIN, without the variables of this
+    process that it does not need and, where the platform allows it, without a network. Raises UserError when it does
+    not load or predict, and StalledError when it takes longer than `promote.timeout_seconds`; no process of it is left
+    in any case.
     """
+    # guarded by test_promote_runs_no_code_that_a_version_brings
+    require_known_code(model)
+    fetch_weights(model)
     with tempfile.TemporaryDirectory() as folder:
         request, reply, errors = (Path(folder) / name for name in ("request.json", "reply.json", "stderr"))
         # ASCII in any locale; files and not pipes, which a process that hangs would never empty or close
         request.write_text(json.dumps(PredictionRequest.of(texts, settings).model_dump(mode="json")), encoding="ascii")
         with request.open("rb") as stdin, errors.open("wb") as stderr:
             process = subprocess.Popen(
-                # -P: it imports what this process would, and nothing from the working directory
-                [sys.executable, "-P", "-m", "pipelines.registry.promotion.subprocess_predict", str(model), str(reply)],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                # guarded by test_logged_code_reaches_no_network; broken by:
+                #   [*_COMMAND, str(model), str(reply)],
+                without_network([*_COMMAND, str(model), str(reply)]),
+                env=isolated_environment(os.environ),
                 stdin=stdin,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,

@@ -22,7 +22,7 @@ from pipelines.nightly.steps.counts import NightCounts
 from pipelines.service_errors import BadRowsError, DriftError, HeldError, UnavailableError
 from spin.errors import SpinError
 from spin.monitor.drift import Drift, NeuronShift
-from spin.settings import BackboneSettings
+from spin.settings import BackboneSettings, MlflowSettings
 from tests.support.command_line import CallSpin
 from tests.support.fake_nights import FakeRegistry
 
@@ -63,7 +63,12 @@ REPORT = NightReport(
 def settings(tmp_path: Path) -> str:
     """A settings file."""
     path = tmp_path / "settings.yaml"
-    tree = {"backbone": {"model": "m"}, "data": {"train": "t.csv"}, "store": str(tmp_path / "store")}
+    tree = {
+        "backbone": {"model": "m"},
+        "data": {"train": "t.csv"},
+        "store": str(tmp_path / "store"),
+        "mlflow": {"model": "tweets"},
+    }
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return str(path)
 
@@ -110,7 +115,7 @@ def test_a_night_without_options_takes_all_of_its_input(asked: Callable[..., dic
     assert asked() == {
         "source": "in",
         "output": "out",
-        "models": [("spin", None, None)],
+        "models": [("tweets", None, None)],
         "night": None,
         "incremental": False,
         "restart": False,
@@ -132,7 +137,7 @@ def test_several_models_are_asked_for_by_name_and_a_shadow_belongs_to_one(asked:
         ("tweets", "models:/tweets/3", "models:/tweets@challenger"),
     ]
     assert asked(*several, "--shadow", "models:/tweets@challenger")["models"] == expected
-    assert asked("--shadow", "challenger")["models"] == [("spin", None, "challenger")]
+    assert asked("--shadow", "challenger")["models"] == [("tweets", None, "challenger")]
     assert asked(*several[:2])["models"] == [("topics", "models:/topics@champion", None)]
 
 
@@ -208,10 +213,10 @@ def test_a_model_is_checked_with_its_own_backbone(
 
 def test_the_name_of_a_job_names_its_models() -> None:
     """A night of other models in the same output is another job; without `--model` it is that of the settings."""
-    locations = {"--input": "/in", "--output": "/out"}
+    locations, named = {"--input": "/in", "--output": "/out"}, MlflowSettings(model="tweets")
     names = [
         job_commands._job_name(
-            job_commands._Submitted("classify", "s.yaml", [], False, None, locations, models), "tweets", "2026-03-01"
+            job_commands._Submitted("classify", "s.yaml", [], False, None, locations, models), named, "2026-03-01"
         )
         for models in ((), ("models:/tweets/3",), ("models:/topics@champion",), ("models:/tweets/3", "models:/a/1"))
     ]

@@ -16,7 +16,7 @@ from pipelines.forget import training_store
 from pipelines.forget.forget import forget_documents, read_ids
 from pipelines.forget.training_store import forget_in_store
 from pipelines.nightly.classify import run_classify
-from pipelines.registry import evaluation_set, file_replacement
+from pipelines.registry import evaluation_set, file_replacement, packaging
 from pipelines.registry.promotion import promote
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import HeldError
@@ -29,6 +29,7 @@ from spin.errors import UserError
 from spin.settings import Settings
 from tests.support import small_training, tiny
 from tests.support.fake_nights import before_call
+from tests.support.key_pair import write_key_pair
 from tests.support.object_search import find_in_files
 
 pytestmark = pytest.mark.slow
@@ -49,14 +50,14 @@ def make_corpus() -> list[dict[str, Any]]:
     return rows
 
 
-def train(folder: Path, rows: Sequence[dict[str, Any]], *, restart: bool = False) -> Settings:
+def train(folder: Path, rows: Sequence[dict[str, Any]], *, restart: bool = False, **keys: str) -> Settings:
     tiny.save_bert(folder / "bert")
     corpus = folder / "train.parquet"
     pq.write_table(pa.Table.from_pylist(list(rows)), corpus, row_group_size=100)
     search = {"etas": [0.9], "strengths": [1], "l1": [], "head": "linear"}
     data = {"train": str(corpus), "split": "split"}
     settings = small_training.make_settings(
-        folder, folder / "store", search=search, data=data, registry={"include_backbone": False}
+        folder, folder / "store", search=search, data=data, registry={"include_backbone": False, **keys}
     )
     run_workflow(settings, restart=restart)
     return settings
@@ -114,9 +115,20 @@ def test_a_search_over_every_file_finds_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings]:
-    """A training with one version."""
+    """A training with one version, which is signed."""
     folder = tmp_path_factory.mktemp("trained")
-    return folder, train(folder, make_corpus())
+    (folder / "keys").mkdir()
+    return folder, train(folder, make_corpus(), **write_key_pair(folder / "keys"))
+
+
+def change_keys(settings: Settings, **keys: str | None) -> Settings:
+    return settings.model_copy(update={"registry": settings.registry.model_copy(update=keys)})
+
+
+def find_named(registry: Registry, folder: Path) -> list[str]:
+    """Ids of documents that neurons of the version name."""
+    registry.download("1", folder)
+    return [document["id"] for row in json.loads((folder / NEURONS).read_text()) for document in row["top"]]
 
 
 def crash() -> None:
@@ -131,7 +143,9 @@ def crash_at(call: int) -> Callable[[], None]:
 
 STEPS = {
     "before the digests of a version are announced": (file_replacement, "_announce", 1),
-    "before its file is replaced": (file_replacement, "_upload", 1),
+    "before it is signed again": (file_replacement, "_sign", 1),
+    "before all of its signatures are stored": (file_replacement, "_upload", 2),
+    "before its file is replaced": (file_replacement, "_upload", 3),
     "before its digests are settled": (file_replacement, "_settle", 2),
     "before the evaluation set is written": (evaluation_set, "_write", 1),
     "before it is settled": (evaluation_set, "settle_frozen", 2),
@@ -141,7 +155,7 @@ STEPS = {
 
 @pytest.mark.parametrize(("place", "step"), list(enumerate(STEPS)))
 def test_a_version_loads_wherever_a_process_has_ended(trained: tuple[Path, Settings], place: int, step: str) -> None:
-    """Each step forgets other documents of the same training."""
+    """Each step forgets other documents of the same training. Every download checks the signatures too."""
     folder, settings = trained
     registry = Registry(settings)
     frozen = registry.evaluation_set()
@@ -172,6 +186,48 @@ def test_a_version_loads_wherever_a_process_has_ended(trained: tuple[Path, Setti
     assert not [tag for tag in registry.tags() if tag.endswith(".next")]
     tags = registry.tracking.client.get_model_version(registry.name, "1").tags
     assert not [tag for tag in tags if tag.endswith(".next")]
+
+
+def test_a_signed_version_is_signed_again(trained: tuple[Path, Settings], tmp_path: Path) -> None:
+    folder, settings = trained
+    registry = Registry(settings)
+    [first, *_] = find_named(registry, tmp_path / "before")
+    [of_model] = forget_documents(settings, [first], []).registries
+    assert of_model.versions == ("1",)
+    assert first not in find_named(registry, tmp_path / "after")
+    registry.download_model("1", tmp_path)
+    signatures = {path.name for path in (folder / "store" / "mlflow").rglob("signatures/*.sig")}
+    artifact = packaging.folder_digest(tmp_path / "after")
+    assert {f"artifact-{artifact}.sig", f"model-{packaging.folder_digest(tmp_path / 'model-1')}.sig"} <= signatures
+
+
+def test_a_signed_version_is_not_changed_without_a_key(trained: tuple[Path, Settings], tmp_path: Path) -> None:
+    """Nothing else is changed either, unless no version names the documents."""
+    folder, settings = trained
+    without_key = change_keys(settings, sign=None)
+    [first, *_] = find_named(Registry(settings), tmp_path / "before")
+    Store.of(settings).write("spool/0/000000.parquet", _documents(first))
+    before = find_in_files(folder, [first])
+    for dry_run in (True, False):
+        with pytest.raises(
+            UserError, match=r"^version 1 of tiny is signed, .*; nothing was changed: let registry\.sign"
+        ):
+            forget_documents(without_key, [first], [], dry_run=dry_run)
+    assert find_in_files(folder, [first]) == before
+    forget_documents(without_key, ["Xyzzy-unknown"], [])
+    Store.of(settings).delete("spool/0/000000.parquet")
+
+
+def test_a_version_is_not_signed_again_by_a_key_that_has_not_signed_it(
+    trained: tuple[Path, Settings], tmp_path: Path
+) -> None:
+    """Else whatever somebody has made of it would be vouched for."""
+    _, settings = trained
+    [first, *_] = find_named(Registry(settings), tmp_path / "before")
+    other = change_keys(settings, sign=write_key_pair(tmp_path)["sign"], verify=None)
+    [of_model] = forget_documents(other, [first], []).registries
+    assert "version 1 of tiny is not signed again, since it was not signed by" in of_model.unreadable["1"]
+    assert first in find_named(Registry(settings), tmp_path / "after")
 
 
 def test_a_training_at_work_is_not_disturbed(trained: tuple[Path, Settings]) -> None:

@@ -272,7 +272,7 @@ def test_an_interrupted_night_is_logged_again(shared_fixture: RegistryFixture, m
 def build_settings(folder: Path, uri: str | None) -> Settings:
     """Return settings with a store folder and a tracking URI."""
     tree = {"backbone": {"model": "none"}, "data": {"train": "none"}, "store": str(folder)}
-    return parse_settings({**tree, "mlflow": {"tracking_uri": uri}})
+    return parse_settings({**tree, "mlflow": {"tracking_uri": uri, "model": "tiny"}})
 
 
 def test_the_tracking_uri_comes_from_the_settings_then_the_environment_then_sqlite(

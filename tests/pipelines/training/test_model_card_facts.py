@@ -25,6 +25,12 @@ from tests.pipelines.training.test_neurons import build_random_classifier
 
 CLASSES = LabelSpace(("a", "b", "c"))
 INTERVAL = ScoreInterval(0.2, 0.8, -0.1, 0.1)
+TREE: dict[str, Any] = {
+    "backbone": {"model": "tiny"},
+    "data": {"train": "corpus.parquet"},
+    "store": "store",
+    "mlflow": {"model": "tiny"},
+}
 
 
 @pytest.mark.parametrize(("choose", "accuracy"), [("accuracy", 0.75), ("balanced", 0.75), ("cheapest", 0.5)])
@@ -62,9 +68,8 @@ def test_the_card_holds_the_figures_of_the_choice_in_use(
         for name, share in (("tfidf", 0.25), ("cheapest", 0.5), ("spin", 0.75))
     )
     per_class = {name: ClassFigures(precision=1, recall=1, f1=1, support=15) for name in spin.classes}
-    tree = {"backbone": {"model": "tiny"}, "data": {"train": "corpus.parquet"}, "store": "store", "choose": choose}
     text = build_card(
-        parse_settings(tree),
+        parse_settings(TREE | {"choose": choose}),
         spin,
         labels,
         Comparison(table, per_class, test_ece=0.125),
@@ -93,8 +98,7 @@ def make_card(backbone_folder: Path, held_out: HeldOutLogits, decision: dict[str
     unloaded, labels, _ = build_random_classifier(CLASSES)
     backbone_settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     backbone = load_backbone(backbone_settings)
-    tree = {"backbone": {"model": "tiny"}, "data": {"train": "corpus.parquet"}, "store": "store", "decision": decision}
-    settings = parse_settings(tree)
+    settings = parse_settings(TREE | {"decision": decision})
     spin = TrainedClassifier(
         backbone_settings,
         backbone.digest,
@@ -173,9 +177,8 @@ def test_the_note_on_a_promise_is_that_of_the_card() -> None:
     """Printed by `spin train`, and kept in report.json; there is none without a promise."""
     spin, *_ = build_random_classifier(CLASSES)
     held_out = draw_held_out(500)
-    tree = {"backbone": {"model": "tiny"}, "data": {"train": "corpus.parquet"}, "store": "store"}
     promised, impossible, silent = (
-        promise_error(parse_settings(tree | {"decision": decision}), spin, held_out)
+        promise_error(parse_settings(TREE | {"decision": decision}), spin, held_out)
         for decision in ({"max_error": 0.1}, {"max_error": 0.001}, {})
     )
     assert promised is not None

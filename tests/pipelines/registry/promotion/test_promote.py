@@ -6,6 +6,7 @@ version starts a fresh process.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -141,11 +142,15 @@ def test_a_fresh_process_predicts_as_the_nightly_job_does(
     assert reply.seconds > 0
 
 
-def test_the_death_of_the_fresh_process_is_an_error(registry_fixture: PromotionFixture, tmp_path: Path) -> None:
-    """Logged code that ends its process does not end the command."""
+def test_the_death_of_the_fresh_process_is_an_error(
+    registry_fixture: PromotionFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code of a former release that ends its process does not end the command."""
     model = registry_fixture.registry.download_model("1", tmp_path)
     [code] = model.rglob("pyfunc.py")
     code.write_text("import os, sys\nprint('out of memory', file=sys.stderr, flush=True)\nos._exit(7)\n")
+    digest = hashlib.sha256(code.read_bytes()).hexdigest()
+    monkeypatch.setattr("pipelines.registry.logged_code.FORMER_RELEASES", {digest: "a former release"})
     with pytest.raises(UserError, match=r"its process ended with status 7: out of memory"):
         predict_in_subprocess(model, TEXTS, registry_fixture.settings)
 

@@ -142,14 +142,14 @@ def build_settings(**changes: Any) -> Settings:
 
 
 def test_a_version_that_hangs_is_ended_with_all_that_it_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error has exit status 6 and names the limit."""
     read_pids = hang_fresh_process(tmp_path / "hang", monkeypatch)
     with pytest.raises(
         StalledError, match="did not load and predict within 3 s, .* raise promote.timeout_seconds"
     ) as e:
-        predict_in_subprocess(tmp_path / "model", ["a text"] * 10_000, build_settings(promote={"timeout_seconds": 3}))
+        predict_in_subprocess(trained_bundle, ["a text"] * 10_000, build_settings(promote={"timeout_seconds": 3}))
     assert e.value.status == 6
     assert len(read_pids()) == 2
     for pid in read_pids():
@@ -165,7 +165,9 @@ def python_handles_sigint() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("python_handles_sigint")
-def test_an_interrupt_ends_the_process_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_ends_the_process_too(
+    trained_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is in a session of its own, so the terminal does not interrupt it."""
     read_pids = hang_fresh_process(tmp_path / "hang", monkeypatch)
     arrived = threading.Event()
@@ -179,7 +181,7 @@ def test_an_interrupt_ends_the_process_too(tmp_path: Path, monkeypatch: pytest.M
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        predict_in_subprocess(tmp_path / "model", ["a text"], build_settings())
+        predict_in_subprocess(trained_bundle, ["a text"], build_settings())
     arrived.set()
     thread.join()
     for pid in read_pids():
@@ -187,7 +189,7 @@ def test_an_interrupt_ends_the_process_too(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_process_that_writes_without_end_and_dies_is_an_error_with_its_last_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = """
     sys.stderr.write("noise\\n" * 200_000 + "out of memory\\n")
@@ -196,4 +198,4 @@ def test_a_process_that_writes_without_end_and_dies_is_an_error_with_its_last_li
 """
     run_in_fresh_process(code, tmp_path / "noise", monkeypatch)
     with pytest.raises(UserError, match="^its process ended with status 7: out of memory$"):
-        predict_in_subprocess(tmp_path / "model", ["a text"] * 10_000, build_settings())
+        predict_in_subprocess(trained_bundle, ["a text"] * 10_000, build_settings())
