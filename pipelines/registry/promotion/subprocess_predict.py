@@ -116,6 +116,7 @@ def predict_in_subprocess(model: Path, texts: Sequence[str], settings: Settings)
         # ASCII in any locale; files and not pipes, which a process that hangs would never empty or close
         request.write_text(json.dumps(PredictionRequest.of(texts, settings).model_dump(mode="json")), encoding="ascii")
         with request.open("rb") as stdin, errors.open("wb") as stderr:
+            request.unlink()  # it holds texts: none is left if this process is killed
             process = subprocess.Popen(
                 # -P: it imports what this process would, and nothing from the working directory
                 [sys.executable, "-P", "-m", "pipelines.registry.promotion.subprocess_predict", str(model), str(reply)],
