@@ -58,7 +58,7 @@ if [ ! -e "$D/created" ]; then           # first time: the databases, the passwo
   echo "*:*:*:mlflow:$DATABASE" >"$D/pgpass"
   cat >"$D/auth.ini" <<INI
 [mlflow]
-default_permission = READ
+default_permission = NO_PERMISSIONS
 database_uri = postgresql://mlflow@/mlflow_auth?host=$D/pg
 # one worker, so that no other still accepts a password that was changed
 auth_cache_ttl_seconds = 60
