@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 
 from jobs.quickstart import BACKBONE, read_tweets
-from pipelines.nightly.classify import parse_date
+from pipelines.nightly.night_date import parse_date
 from pipelines.nightly.steps.counts import ClassifyCounts
 from pipelines.nightly.tables.night_history import read_predictions
 from pipelines.nightly.tables.night_records import RUNS, run_name

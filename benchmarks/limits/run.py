@@ -15,6 +15,7 @@ from benchmarks.limits import (
     input_reads,
     large_backbone,
     many_files,
+    many_nights,
     overhead,
     recipe,
     scale,
@@ -49,6 +50,7 @@ _PARTS: Mapping[str, tuple[str, Measurement]] = {
     "reads": ("How often a training reads its corpus", input_reads),
     "large": ("Activations of eight billion parameters", large_backbone),
     "files": ("Many files and large files", many_files),
+    "nights": ("Outputs of many nights", many_nights),
 }
 """title and module of every part of the page that needs nothing else, in order; each has a folder of its name"""
 _VERSIONS = "A million documents in ten files"

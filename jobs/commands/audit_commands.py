@@ -15,8 +15,7 @@ from jobs.printing.audits import print_comparison, print_privacy, print_robustne
 from spin.settings import load_settings
 
 if TYPE_CHECKING:
-    from pipelines.audit.audit_privacy import PrivacyAudit
-    from pipelines.audit.audit_robustness import RobustnessAudit
+    from pipelines.registry.version_records import AuditRecord
 
 app = command_group("audit", "Measure what breaks a model and what it reveals, on the frozen evaluation set.")
 
@@ -51,7 +50,7 @@ def robustness(
             print_comparison(audited.champion)
         if audited.note is not None:
             terminal.say(audited.note)
-    _finish(audited, html, as_json)
+    _finish(audited.record, html, as_json)
 
 
 @app.command(cls=PipelinesCommand)
@@ -72,14 +71,14 @@ def privacy(
     audited = audit_privacy(loaded, open_registry(loaded), model=model, documents=documents)
     if not as_json:
         print_privacy(audited.report)
-    _finish(audited, html, as_json)
+    _finish(audited.record, html, as_json)
 
 
-def _finish(audited: RobustnessAudit | PrivacyAudit, html: Path | None, as_json: bool) -> None:
+def _finish(audit: AuditRecord, html: Path | None, as_json: bool) -> None:
     """Print the summary, or everything as JSON, and write the page."""
     if as_json:
-        terminal.plain(audited.to_json())
+        terminal.plain(audit.content)
     else:
-        terminal.say(f"{audited.model} version {audited.version}: {audited.summary()}")
+        terminal.say(f"{audit.content['model']} version {audit.content['version']}: {audit.summary}")
     if html is not None:
-        write_page(html, audited.page())
+        write_page(html, audit.page)

@@ -49,7 +49,7 @@ def submit(
 ) -> None:
     """Run a command on a cluster, show its output and end with its exit status."""
     from jobs.commands.job_files import collect_files
-    from pipelines.nightly.classify import parse_date
+    from pipelines.nightly.night_date import parse_date
     from pipelines.workers.job_client import JobServer, environment
 
     submitted = _parse(ctx, command)

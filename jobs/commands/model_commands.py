@@ -21,8 +21,9 @@ from spin.pages.number_format import counted
 from spin.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from pipelines.training.neurons import Drivers, NeuronRow
+    from pipelines.training.neurons import NeuronRow
     from spin.pages.explanation import Explanation
+    from spin.pages.explanation_page import Drivers
 
 Format = Annotated[str, typer.Option(metavar="onnx|openvino", help="file format of the graph")]
 

@@ -1,4 +1,4 @@
-"""The commands of `spin nights`: list, show, restore and vacuum."""
+"""The commands of `spin nights`: list, show, restore, delete and vacuum."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from datetime import timedelta
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from jobs import terminal
 from jobs.extras import PipelinesCommand
 from jobs.options import AsJson, Date, DryRun, Output, command_group
-from jobs.printing.figures import format_bytes
 from jobs.printing.nights import print_details, print_runs
 from spin.errors import UserError
 from spin.pages.number_format import counted
 
-app = command_group("nights", "List the nights of an output, restore one, free space.")
+app = command_group("nights", "List the nights of an output, restore or delete some, free space.")
 
 
 @app.command(name="list", cls=PipelinesCommand)
 def list_nights(output: Output, as_json: AsJson = False) -> None:
-    """List the runs of an output: published, replaced (can be restored), unfinished (can be resumed), abandoned."""
+    """List the runs of an output: published, replaced or deleted (can be restored), unfinished (resumed), abandoned."""
     from pipelines.nightly.nights import list_output
 
     runs = list_output(output)
@@ -60,7 +60,8 @@ def restore(
     output: Output,
     date: Date = None,
     run: Annotated[
-        str | None, typer.Option(metavar="RUN", help="run to publish; default: the one run of --date that was replaced")
+        str | None,
+        typer.Option(metavar="RUN", help="run to publish; default: the one of --date that was replaced or deleted"),
     ] = None,
 ) -> None:
     """Publish a run again as the night of its date and model, in one commit; readers see one night or the other."""
@@ -70,6 +71,26 @@ def restore(
 
     night = restore_run(output, date=date, run=run)
     terminal.say(f"the night of {night.date} of {night.model} is run {night.name}, by version {night.model_version}")
+
+
+@app.command(cls=PipelinesCommand)
+def delete(
+    output: Output,
+    before: Annotated[str, typer.Option(metavar="YYYY-MM-DD", help="delete the nights of dates before this one")],
+    forget_files: Annotated[
+        bool, typer.Option("--forget-files", help="let later --incremental nights take the input files again")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Delete old nights, in one commit; each can be restored until a vacuum gives up its run."""
+    from pipelines.nightly.nights import delete as delete_nights
+
+    nights = delete_nights(output, before=before, forget_files=forget_files, dry_run=dry_run)
+    for night in nights:
+        terminal.say(f"{night.run}: {counted(night.rows, 'prediction')}")
+    terminal.say(f"{'would delete' if dry_run else 'deleted'} {counted(len(nights), 'night')}")
+    if nights and not dry_run:
+        terminal.say(f"`spin nights restore --run RUN --output {output}` brings one back; a vacuum frees the space")
 
 
 @app.command(cls=PipelinesCommand)
@@ -95,5 +116,5 @@ def vacuum(
     plan = run_vacuum(output, older_than=timedelta(days=older_than), dry_run=dry_run)
     for run in plan.abandon:
         terminal.say(f"{'would give' if dry_run else 'gave'} up {run}; it can be neither resumed nor restored")
-    deleted = f"{counted(len(plan.delete), 'object')}, {format_bytes(plan.bytes)}"
+    deleted = f"{counted(len(plan.delete), 'object')}, {decimal(plan.bytes)}"
     terminal.say(f"{'would delete' if dry_run else 'deleted'} {deleted}")

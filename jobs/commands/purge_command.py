@@ -6,10 +6,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.filesize import decimal
 
 from jobs import terminal
 from jobs.options import DryRun, File, Set
-from jobs.printing.figures import format_bytes
 from spin.pages.number_format import counted
 from spin.settings import load_settings
 
@@ -49,7 +49,7 @@ def purge(
 
 
 def _count(objects: int, size: int) -> str:
-    return f"{counted(objects, 'object')}, {format_bytes(size)}"
+    return f"{counted(objects, 'object')}, {decimal(size)}"
 
 
 def _days(work: StoredWork) -> str:

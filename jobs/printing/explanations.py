@@ -69,17 +69,9 @@ def _print_contributions(title: str, name: str, rows: Sequence[tuple[Any, ...]],
 
 def _shaded(explanation: Explanation, k: int) -> Text:
     """Return the text with each word shaded by what it adds to the logit of class k."""
-    from spin.pages.explanation import stretches
-
-    parts = stretches(explanation.words)
-    values = [float(explanation.word_contributions[words, k].sum()) for _, _, words in parts]
-    largest = max([1e-9, *map(abs, values)])
-    line, last = Text(), 0
-    for (start, end, _), value in zip(parts, values, strict=True):
-        line.append(explanation.text[last:start])
-        line.append(explanation.text[start:end], _shade(value / largest))
-        last = end
-    return line.append(explanation.text[last:])
+    segments = list(explanation.segments(k))
+    largest = max([1e-9, *(abs(value or 0.0) for _, value in segments)])
+    return Text.assemble(*((text, _shade((value or 0.0) / largest)) for text, value in segments))
 
 
 def print_neurons(chosen: Sequence[ChosenNeuron], drivers: Drivers, count: int) -> None:

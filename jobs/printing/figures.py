@@ -10,16 +10,6 @@ from spin.pages.number_format import counted
 if TYPE_CHECKING:
     from spin.monitor.quality import Estimate
 
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
-
-
-def format_bytes(count: float) -> str:
-    """Return a number of bytes to three digits, in the unit that fits."""
-    power = 0
-    while count >= 1000 and power < len(_UNITS) - 1:
-        count, power = count / 1000, power + 1
-    return f"{count:.{0 if count >= 100 or not power else 1}f} {_UNITS[power]}"
-
 
 def format_estimate(estimate: Estimate | None) -> str:
     """Return a share and its interval in per cent; a dash where there is none."""

@@ -90,15 +90,15 @@ def _printable(text: str) -> str:
 
 def _describe_shadow(shadow: ShadowAgreement) -> str:
     """The share of documents on which the shadow agrees, and the most frequent disagreements."""
-    pairs, counts = shadow.disagreements(), shadow.counts
+    pairs = shadow.disagreements()
     missing = "not given" if shadow.multilabel else "no label"
     listed = [
         f"{pair.model_label or missing} → {pair.shadow_label or missing} {pair.documents:,}"
         for pair in pairs[:_DISAGREEMENTS]
     ] + ["…"] * (len(pairs) > _DISAGREEMENTS)
     share = "none" if shadow.agreement is None else f"{100 * shadow.agreement:.1f} %"
-    failed = f", failed on {counts.failed:,}" if counts.failed else ""
-    compared = f"{counted(counts.compared, 'document')}{failed}"
+    failed = f", failed on {shadow.failed:,}" if shadow.failed else ""
+    compared = f"{counted(shadow.compared, 'document')}{failed}"
     return f"shadow version {shadow.version} agrees on {share} of {compared}" + ": " * bool(listed) + ", ".join(listed)
 
 

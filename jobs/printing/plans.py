@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rich.filesize import decimal
+
 from jobs import terminal
-from jobs.printing.figures import format_bytes
 from spin.pages.number_format import counted
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def print_plan(estimate: NightEstimate) -> None:
         shared = "; on one machine they share its memory bandwidth, so expect more" * estimate.one_machine
         times.append(f"{_format_hours(hours.with_workers)} with {hours.workers:,} workers{shared}")
     terminal.say_about("time", [*times, _describe_workers(estimate)])
-    moved = f"{format_bytes(store.read)} read, {format_bytes(store.written)} written"
+    moved = f"{decimal(store.read)} read, {decimal(store.written)} written"
     terminal.say_about("store", [moved, "requests to the object store are not estimated"])
 
 

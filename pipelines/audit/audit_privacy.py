@@ -6,7 +6,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -49,48 +49,9 @@ logger = logging.getLogger(__name__)
 class PrivacyAudit:
     """The privacy of one version: how much the numbers stored for it reveal."""
 
-    model: str
-    """registered name"""
-    version: str
     report: PrivacyReport
-
-    def page(self) -> str:
-        """The report as one HTML page."""
-        return privacy_page(self.report, f"Privacy of {self.model}, version {self.version}")
-
-    def to_json(self) -> dict[str, object]:
-        """The content of `privacy.json`."""
-        return {"model": self.model, "version": self.version, **self.report.to_json()}
-
-    def summary(self) -> str:
-        """The main figures in some sentences."""
-        report = self.report
-        shares = {figure.name: f"{100 * figure.recovery.every:.0f} %" for figure in report.figures}
-        recovered = ", ".join(
-            f"{shares[name]} from {name}" for name in (FREQUENCY, LAST, EVERY, KEPT) if name in shares
-        )
-        text = (
-            f"Of the content words of a text, an attacker recovers {recovered} ({counted(report.judged, 'document')})."
-        )
-        if report.membership is not None:
-            auroc = report.membership.auroc
-            text += f" Losses tell training documents from others with an area under the curve of {auroc:.2f}."
-        if report.verbatim is not None:
-            text += (
-                f" Of {report.verbatim.canaries:,} words of single training documents, {report.verbatim.leaked:,} "
-                "stand in the files of the version."
-            )
-        return text
-
-    def record(self) -> AuditRecord:
-        """The record that is kept with the version."""
-        metrics = {
-            f"recovered_{figure.name.replace(' ', '_').replace(',', '')}": figure.recovery.every
-            for figure in self.report.figures
-        }
-        if self.report.membership is not None:
-            metrics["membership_auroc"] = self.report.membership.auroc
-        return AuditRecord("privacy", self.summary(), metrics, self.to_json(), self.page())
+    record: AuditRecord
+    """the record that is kept with the version"""
 
 
 def audit_privacy(
@@ -123,9 +84,37 @@ def audit_privacy(
             seed=settings.seed,
             progress=advance,
         )
-    audit = PrivacyAudit(registry.name, audited.number, report)
-    registry.log_audit(audited.number, audit.record())
-    return audit
+    record = _record(registry.name, audited.number, report)
+    registry.log_audit(audited.number, record)
+    return PrivacyAudit(report, record)
+
+
+def _record(model: str, version: str, report: PrivacyReport) -> AuditRecord:
+    metrics = {
+        f"recovered_{figure.name.replace(' ', '_').replace(',', '')}": figure.recovery.every
+        for figure in report.figures
+    }
+    if report.membership is not None:
+        metrics["membership_auroc"] = report.membership.auroc
+    content = {"model": model, "version": version, **asdict(report)}
+    page = privacy_page(report, f"Privacy of {model}, version {version}")
+    return AuditRecord("privacy", _summarise(report), metrics, content, page)
+
+
+def _summarise(report: PrivacyReport) -> str:
+    """The main figures in some sentences."""
+    shares = {figure.name: f"{100 * figure.recovery.every:.0f} %" for figure in report.figures}
+    recovered = ", ".join(f"{shares[name]} from {name}" for name in (FREQUENCY, LAST, EVERY, KEPT) if name in shares)
+    text = f"Of the content words of a text, an attacker recovers {recovered} ({counted(report.judged, 'document')})."
+    if report.membership is not None:
+        auroc = report.membership.auroc
+        text += f" Losses tell training documents from others with an area under the curve of {auroc:.2f}."
+    if report.verbatim is not None:
+        text += (
+            f" Of {report.verbatim.canaries:,} words of single training documents, {report.verbatim.leaked:,} "
+            "stand in the files of the version."
+        )
+    return text
 
 
 def _stored_numbers(settings: Settings, audited: AuditedVersion) -> dict[str, Floats]:

@@ -30,53 +30,13 @@ logger = logging.getLogger(__name__)
 class RobustnessAudit:
     """The robustness of one version, beside the champion's."""
 
-    model: str
-    """registered name"""
-    version: str
     report: RobustnessReport
-    champion: RobustnessComparison | None = None
+    champion: RobustnessComparison | None
     """None where the version is the champion itself, there is none, or it was not measured"""
-    note: str | None = None
+    note: str | None
     """why the champion could not be measured"""
-
-    def page(self) -> str:
-        """The report as one HTML page."""
-        title = f"Robustness of {self.model}, version {self.version}"
-        return robustness_page(self.report, title, champion=self.champion, note=self.note)
-
-    def to_json(self) -> dict[str, object]:
-        """The content of `robustness.json`."""
-        champion = None if self.champion is None else self.champion.to_json()
-        named = {"model": self.model, "version": self.version}
-        return {**named, **self.report.to_json(), "champion": champion, "note": self.note}
-
-    def summary(self) -> str:
-        """The main figures in some sentences."""
-        report, worst = self.report, self.report.worst
-        text = (
-            f"Moderate perturbations that keep the class change the {report.metric} of {100 * report.score:.1f} by "
-            f"{signed(-100 * report.mean_loss, 1)} points on average, and flip {100 * report.mean_flips:.1f} % of "
-            f"the labels ({counted(report.documents, 'document')})."
-        )
-        if worst is not None and worst.loss > 0:
-            text += f" The largest loss is {100 * worst.loss:.1f} points, by {worst.name}."
-        return text if self.champion is None else f"{text} {_summarise(self.champion)}"
-
-    def record(self) -> AuditRecord:
-        """The record that is kept with the version."""
-        figures = {f"{row.name}_loss": row.loss for row in self.report.at(MODERATE)}
-        if self.champion is not None:
-            champion = self.champion.report
-            figures |= {"champion_score": champion.score, "champion_mean_loss": champion.mean_loss}
-            moderate = [row for row in self.champion.differences if row.severity == MODERATE]
-            figures |= {f"{row.name}_difference": row.difference.value for row in moderate}
-        return AuditRecord(
-            "robustness",
-            self.summary(),
-            {"score": self.report.score, "mean_loss": self.report.mean_loss, **figures},
-            self.to_json(),
-            self.page(),
-        )
+    record: AuditRecord
+    """the record that is kept with the version"""
 
 
 def audit_robustness(
@@ -106,9 +66,39 @@ def audit_robustness(
             logger.warning("the champion, version %s of %s, cannot be measured: %s", champion, registry.name, error)
             reason = mask_credentials(str(error))
             note = f"The champion, version {champion}, is not compared, because it cannot be measured: {reason}"
-    audit = RobustnessAudit(registry.name, number, measured.report, compared, note)
-    registry.log_audit(number, audit.record())
-    return audit
+    record = _record(registry.name, number, measured.report, compared, note)
+    registry.log_audit(number, record)
+    return RobustnessAudit(measured.report, compared, note, record)
+
+
+def _record(
+    model: str, version: str, report: RobustnessReport, champion: RobustnessComparison | None, note: str | None
+) -> AuditRecord:
+    metrics = {"score": report.score, "mean_loss": report.mean_loss}
+    metrics |= {f"{row.name}_loss": row.loss for row in report.at(MODERATE)}
+    content = {"model": model, "version": version, **report.to_json(), "champion": None, "note": note}
+    summary = _summarise(report)
+    if champion is not None:
+        metrics |= {"champion_score": champion.report.score, "champion_mean_loss": champion.report.mean_loss}
+        moderate = [row for row in champion.differences if row.severity == MODERATE]
+        metrics |= {f"{row.name}_difference": row.difference.value for row in moderate}
+        content["champion"] = champion.to_json()
+        summary += f" {_summarise_champion(champion)}"
+    page = robustness_page(report, f"Robustness of {model}, version {version}", champion=champion, note=note)
+    return AuditRecord("robustness", summary, metrics, content, page)
+
+
+def _summarise(report: RobustnessReport) -> str:
+    """The main figures in some sentences."""
+    worst, change = report.worst, signed(-100 * report.mean_loss, 1)
+    text = (
+        f"Moderate perturbations that keep the class change the {report.metric} of {100 * report.score:.1f} by "
+        f"{change} points on average, and flip {100 * report.mean_flips:.1f} % of the labels "
+        f"({counted(report.documents, 'document')})."
+    )
+    if worst is not None and worst.loss > 0:
+        text += f" The largest loss is {100 * worst.loss:.1f} points, by {worst.name}."
+    return text
 
 
 def _compare(
@@ -147,7 +137,7 @@ def _measure(
         )
 
 
-def _summarise(champion: RobustnessComparison) -> str:
+def _summarise_champion(champion: RobustnessComparison) -> str:
     """The main figures of the champion, and where the version falls furthest behind."""
     mean = signed(-100 * champion.report.mean_loss, 1)
     text = f"The champion, version {champion.champion}, changes by {mean} points on average."

@@ -10,7 +10,7 @@ A file of a night is good or bad as a whole: where a part of it cannot be read, 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -244,6 +244,18 @@ def read_files(files: Sequence[InputFile], data: DataSettings, columns: Collecti
         with open_all(task.pieces) as opened:
             for piece, open_file in opened:
                 yield from read_piece(piece, data, open_file, columns=columns)
+
+
+def find_texts(documents: Iterable[Documents], ids: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The ids and texts of the first sound row with each of some ids. Ends when all are found."""
+    waiting = set(ids)
+    for part in documents if waiting else ():
+        for id, text in zip(part.ids, part.texts, strict=True):
+            if isinstance(id, str) and id in waiting and isinstance(text, str) and text.strip():
+                waiting.discard(id)
+                yield id, text
+        if not waiting:
+            return
 
 
 @contextmanager

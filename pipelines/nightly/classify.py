@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 from pipelines.data.files import input_files
 from pipelines.data.files.kept_columns import check_declared_types, check_kept_names
 from pipelines.nightly.command_result import CommandResult, NightFailure
 from pipelines.nightly.night import Night
+from pipelines.nightly.night_date import parse_date
 from pipelines.nightly.night_driver import NightDriver
 from pipelines.nightly.night_models import NightModel, RequestedModel, choose_versions, download_model
 from pipelines.nightly.night_outcomes import NightOutcomes
@@ -38,7 +37,6 @@ from spin.errors import SpinError, UserError
 from spin.settings import Settings
 
 _log = logging.getLogger(__name__)
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 def run_classify(
@@ -119,6 +117,7 @@ def classify_nights(
                     model=model.registry.name,
                     claim=claims[model.registry.name],
                     model_version=model.version,
+                    artifact=model.artifact,
                     backbone=model.metadata.backbone_digest,
                     metadata=model.plan_metadata(source),
                     files=files,
@@ -208,23 +207,3 @@ def _name_unfinished(tables: NightTables, model: str, day: str) -> None:
             run.date,
             (" --incremental" if run.incremental else "") + ("" if run.is_alone else " and all models of its pass"),
         )
-
-
-def parse_date(night: str | None) -> str:
-    """Return a date as YYYY-MM-DD, today in UTC for None.
-
-    Raises UserError for anything that is not such a date, or is after tomorrow in UTC: a night in the future would make
-    all nights until then look late. Tomorrow has begun east of Greenwich.
-    """
-    today = datetime.now(UTC).date()
-    if night is None:
-        return today.isoformat()
-    try:
-        day = date.fromisoformat(night) if _DATE.fullmatch(night) else None
-    except ValueError:
-        day = None
-    if day is None:
-        raise UserError(f"--date {night}: expected a day as YYYY-MM-DD")
-    if day > today + timedelta(days=1):
-        raise UserError(f"--date {night} is in the future: expected at latest tomorrow in UTC; today is {today}")
-    return day.isoformat()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -71,17 +72,19 @@ class NightModel:
     decision: DecisionSettings | None = None
     """how the model decides, with the band that keeps a promised error; None: as `settings` say"""
 
+    @cached_property
+    def artifact(self) -> str:
+        """The digest of the classifier: two registries may give the same name and number to different versions."""
+        return persistence.digest_artifact(self.folder / "model")
+
     def plan_metadata(self, source: str) -> dict[str, object]:
-        """Everything that changes predictions: not the number of workers, logging or the permitted failures."""
+        """What changes predictions beside the classifier: not the number of workers, logging or permitted failures."""
         registry, version, digest = self.registry, self.version, self.metadata.backbone_digest
         settings = self.settings
         metadata: dict[str, object] = {
             # guarded by test_a_night_does_not_resume_with_another_model_version; broken by:
             #   "model": {"name": registry.name},
             "model": {"name": registry.name, "version": version, "backbone": digest},
-            # two registries may give the same name and number to different versions
-            # guarded by test_a_version_of_another_registry_with_the_same_name_and_number_is_refused
-            "artifact": persistence.digest_artifact(self.folder / "model"),
             "choose": settings.choose,
             "decision": (self.decision or settings.decision).model_dump(exclude_none=True),
             "backbone": weights_cache.activation_settings(settings.backbone),

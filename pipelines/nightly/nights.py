@@ -1,9 +1,9 @@
-"""The nights of an output as an operator handles them: list and look into runs, restore, vacuum."""
+"""The nights of an output as an operator handles them: list and look into runs, restore, delete, vacuum."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,8 +11,10 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
-from pipelines.nightly.report.night_report import QuarantinedFile
+from pipelines.nightly.night_date import parse_date
+from pipelines.nightly.report.night_report import REPORT, QuarantinedFile
 from pipelines.nightly.report.run_report import PAGE, show_newest_report
+from pipelines.nightly.tables.deletion import delete_nights, models_before, nights_before
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import (
     ABANDONED,
@@ -25,22 +27,26 @@ from pipelines.nightly.tables.night_records import (
 )
 from pipelines.nightly.tables.night_tables import (
     DEAD_LETTERS,
+    DELETED,
+    FREED,
     INPUTS,
     PREDICTIONS,
     QUARANTINED,
     TABLES,
     TAKEN,
     NightTables,
+    PublishedRun,
     open_output,
-    was_published,
+    run_state,
 )
 from pipelines.nightly.tables.publication import claim_nights, restore_night
 from pipelines.nightly.tables.vacuum import VacuumPlan, models_of, plan_vacuum, run_vacuum
 from spin.errors import UserError
 
-State = Literal["published", "replaced", "unfinished", "abandoned"]
-"""published: the night that readers see. replaced: published earlier, can be restored. unfinished: never published, can
-be resumed. abandoned: given up by a vacuum, or because it held a document that was forgotten"""
+State = Literal["published", "replaced", "deleted", "unfinished", "abandoned"]
+"""published: the night that readers see. replaced: published earlier, can be restored. deleted: its night was deleted,
+can be restored. unfinished: never published, can be resumed. abandoned: given up by a vacuum, or because it held a
+document that was forgotten"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +150,8 @@ def describe_night(output: str, date: str) -> list[RunDetails]:
 def restore(output: str, *, date: str | None = None, run: str | None = None) -> Run:
     """Publish a run again as the night of its date and model, and return its record.
 
-    Without `run`, it is the one run of the date that was replaced. Raises UserError if that is not exactly one, if the
-    run is of another date or cannot be restored, and HeldError while another run works in the output.
+    Without `run`, it is the one run of the date that was replaced or deleted. Raises UserError if that is not exactly
+    one, if the run is of another date or cannot be restored, and HeldError while another run works in the output.
     """
     tables = open_output(output)
     chosen = _find_restorable(tables, output, date=date, run=run)
@@ -153,6 +159,26 @@ def restore(output: str, *, date: str | None = None, run: str | None = None) -> 
         night = restore_night(tables, chosen.run, claim=claim_nights(tables, chosen.model, lease))
         show_newest_report(tables)
     return night
+
+
+def delete(output: str, *, before: str, forget_files: bool = False, dry_run: bool = False) -> list[PublishedRun]:
+    """Delete the nights of dates before a date, YYYY-MM-DD, in one commit, and return them.
+
+    They can be restored until a vacuum gives up their runs. Their input files stay taken for incremental nights, unless
+    `forget_files` is true. With `dry_run`, nothing is changed. Raises HeldError while a run of one of their models
+    works in the output.
+    """
+    before = parse_date(before, option="--before")
+    tables = open_output(output)
+    if dry_run:
+        return nights_before(tables, before)
+    with ExitStack() as stack:
+        leases = {model: stack.enter_context(lease_model(tables.out, model)) for model in models_before(tables, before)}
+        claims = {model: claim_nights(tables, model, lease) for model, lease in leases.items()}
+        deleted = delete_nights(tables, before, claims=claims, leases=list(leases.values()), forget_files=forget_files)
+        tables.out.delete_many([REPORT, PAGE])
+        show_newest_report(tables)
+    return deleted
 
 
 def vacuum(output: str, *, older_than: timedelta, dry_run: bool = False) -> VacuumPlan:
@@ -178,7 +204,9 @@ def _list_runs(tables: NightTables) -> list[NightRun]:
     published = {night.run: night for night in list_nights(tables)}
     runs = {run.name: run for run in list_runs(tables.out)}
     others = [name for name in runs if name not in published]
-    states, finished = _states(tables, others), find_nights(tables.out, others)
+    nights = {(night.date, night.model) for night in published.values()}
+    waiting = {name for name in others if (runs[name].date, runs[name].model) not in nights}
+    states, finished = _states(tables, others, waiting), find_nights(tables.out, others)
     dead = _count_by_run(tables, DEAD_LETTERS)
     described: list[NightRun] = []
     for name in [*published, *others]:
@@ -207,8 +235,8 @@ def _list_runs(tables: NightTables) -> list[NightRun]:
     return sorted(described, key=lambda night: (night.date, night.model, night.run))
 
 
-def _states(tables: NightTables, runs: Sequence[str]) -> Mapping[str, State]:
-    """The state of each run that is not published, by its name."""
+def _states(tables: NightTables, runs: Sequence[str], without_night: Collection[str]) -> Mapping[str, State]:
+    """The state of each run that is not published, by its name; the dates of some have no night."""
     predictions = tables.open(PREDICTIONS)
     marks = {run: f"{RUNS}/{run}/{ABANDONED}" for run in runs}
     marked = tables.out.read_many(list(marks.values()))
@@ -216,7 +244,10 @@ def _states(tables: NightTables, runs: Sequence[str]) -> Mapping[str, State]:
     def state(run: str) -> State:
         if marks[run] in marked:
             return "abandoned"
-        return "replaced" if was_published(predictions, run) else "unfinished"
+        number = run_state(predictions, run)
+        if number is None:
+            return "unfinished"
+        return "deleted" if number in (DELETED, FREED) and run in without_night else "replaced"
 
     return {run: state(run) for run in runs}
 
@@ -255,22 +286,24 @@ def _find_restorable(tables: NightTables, output: str, *, date: str | None, run:
     """The run that `restore` publishes again."""
     runs = _list_runs(tables)
     if run is None:
-        replaced = [each for each in runs if each.date == date and each.state == "replaced"]
-        if not replaced:
-            raise UserError(f"no run of {date} was replaced, so there is nothing to restore; {_hint(output)}")
-        if len(replaced) != 1:
-            names = ", ".join(each.run for each in replaced)
+        restorable = [each for each in runs if each.date == date and each.state in ("replaced", "deleted")]
+        if not restorable:
             raise UserError(
-                f"--date {date}: expected one run of that date that was replaced, found {names}; name one with --run, "
-                f"{_hint(output)}"
+                f"no run of {date} was replaced or deleted, so there is nothing to restore; {_hint(output)}"
             )
-        return replaced[0]
+        if len(restorable) != 1:
+            names = ", ".join(each.run for each in restorable)
+            raise UserError(
+                f"--date {date}: expected one run of that date that was replaced or deleted, found {names}; name one "
+                f"with --run, {_hint(output)}"
+            )
+        return restorable[0]
     chosen = next((each for each in runs if each.run == run), None)
     if chosen is None:
         raise UserError(f"{output} has no run {run}; {_hint(output)}")
     if date not in (None, chosen.date):
         raise UserError(f"run {run} is of {chosen.date}, not of {date}; {_hint(output)}")
-    if chosen.state not in ("published", "replaced"):
+    if chosen.state not in ("published", "replaced", "deleted"):
         raise UserError(f"run {run} is {chosen.state}; only a run that was published can be restored; {_hint(output)}")
     return chosen
 

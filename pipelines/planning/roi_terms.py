@@ -6,16 +6,20 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeGuard
+from typing import Annotated, TypeVar
 
 import numpy as np
 import yaml
+from pydantic import Field, TypeAdapter, ValidationError
 
 from spin.arrays import Floats
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace, Targets
 from spin.roi.error_costs import CostMatrix
 
+T = TypeVar("T")
+_COSTS: TypeAdapter[CostMatrix] = TypeAdapter(dict[str, dict[str, float]])
+_SHARES: TypeAdapter[dict[str, float]] = TypeAdapter(Annotated[dict[str, float], Field(min_length=1)])
 _OPTION = "--label-mix"
 _SUFFIXES = (".yaml", ".yml", ".json")
 """of the names of files with a label mix"""
@@ -57,15 +61,7 @@ class RoiTerms:
 
 def read_cost_matrix(path: Path) -> CostMatrix:
     """Read costs by true and given class from a YAML or JSON file. Raises UserError for another content."""
-    expected = "costs by true and then given class, such as {spam: {ham: 2.5}}"
-    matrix: dict[str, dict[str, float]] = {}
-    for true, costs in _read_terms(path, expected).items():
-        if not isinstance(costs, dict) or not all(map(_is_number, costs.values())):
-            raise UserError(f"{path}: found {costs!r:.40} for class '{true}'; expected {expected}")
-        if not all(isinstance(given, str) for given in costs):
-            raise UserError(f"{path}: expected names of classes; put quotes around names such as yes, no or 1")
-        matrix[true] = costs
-    return matrix
+    return _read_terms(path, _COSTS, "costs by true and then given class, such as {spam: {ham: 2.5}}")
 
 
 def read_label_mix(values: Sequence[str]) -> dict[str, float]:
@@ -77,7 +73,7 @@ def read_label_mix(values: Sequence[str]) -> dict[str, float]:
     Raises UserError for another form, and for a class that is given twice; in a file, the last one counts.
     """
     if len(values) == 1 and values[0].endswith(_SUFFIXES):
-        return _read_mix(Path(values[0]))
+        return _read_terms(Path(values[0]), _SHARES, "shares by class, such as {spam: 0.2, ham: 0.8}")
     mix: dict[str, float] = {}
     for part in values[0].split(",") if len(values) == 1 else values:
         name, share = _parse_share(part)
@@ -134,46 +130,27 @@ def _parse_share(part: str) -> tuple[str, float]:
     return parsed
 
 
-def _read_mix(path: Path) -> dict[str, float]:
-    """The share of each class by the mapping in a file."""
-    expected = "shares by class, such as {spam: 0.2, ham: 0.8}"
-    mix: dict[str, float] = {}
-    for name, share in _read_terms(path, expected).items():
-        if not _is_number(share):
-            raise UserError(f"{path}: found {share!r:.40} for class '{name}'; expected {expected}")
-        mix[name] = float(share)
-    if not mix:
-        raise UserError(f"{path}: found no class; expected {expected}")
-    return mix
-
-
 def _quote(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-def _read_terms(path: Path, expected: str) -> dict[str, object]:
+def _read_terms(path: Path, kind: TypeAdapter[T], expected: str) -> T:
     """Read a mapping from names of classes; `expected` says in a message what it holds.
 
     A file that ends in `.json` is read as JSON, since YAML knows neither its tabs nor its escapes of rare characters;
-    any other is read as YAML. Raises UserError for a file that cannot be read, that holds no mapping, or whose keys are
-    no names.
+    any other is read as YAML. Raises UserError for a file that cannot be read, or whose content is of another kind.
     """
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:  # wrong UTF-8 and wrong JSON are ValueErrors
         raise UserError(f"{path} cannot be read: {error}; expected a YAML or JSON file") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: found {content!r:.40}; expected {expected}")
-    for name in content:
-        if not isinstance(name, str):
-            raise UserError(
-                f"{path}: found {name!r:.40}; expected the name of a class; put quotes around names such as "
-                "yes, no or 1"
-            )
-    return content
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    """Whether a value of a file is a number; True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    try:
+        return kind.validate_python(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = list(first["loc"])
+        if place[-1:] == ["[key]"]:
+            expected, place = "the name of a class; put quotes around names such as yes, no or 1", place[:-2]
+        of_class = f" for class '{place[0]}'" if place else ""
+        raise UserError(f"{path}: found {first['input']!r:.40}{of_class}; expected {expected}") from None

@@ -40,8 +40,9 @@ from spin.errors import SpinError, UserError, shorten_message
 _log = logging.getLogger(__name__)
 LOG = "_delta_log"
 """folder of a table's log, in the folder of the table"""
-_PROPERTIES = {"delta.checkpointInterval": "10"}
-"""properties of new tables: to open a table takes at most twice as many requests as there are commits in between"""
+_PROPERTIES = {"delta.checkpointInterval": "10", "delta.logRetentionDuration": "interval 30 days"}
+"""properties of new tables: to open a table takes at most twice as many requests as there are commits in between, and
+its history reaches back for 30 days"""
 _PATH = re.compile(r"[A-Za-z0-9._=-]+(/[A-Za-z0-9._=-]+)*")
 """paths that every reader takes literally; with any other character some of them decode percent signs"""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
@@ -158,11 +159,17 @@ class TableSnapshot:
             metadata=metadata,
         )
 
-    def remove_partitions(self, partitions: Sequence[Mapping[str, str]]) -> int:
+    def remove_partitions(
+        self,
+        partitions: Sequence[Mapping[str, str]],
+        *,
+        transactions: Mapping[str, int] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> int:
         """Commit that partitions have no files; return the new version of the table. The files stay in the store.
 
-        Raises StaleSnapshotError if another process has committed. After any other UnavailableError the commit may be
-        in the table.
+        `transactions` are numbers by application. Raises StaleSnapshotError if another process has committed. After any
+        other UnavailableError the commit may be in the table.
         """
         now = int(time.time() * 1000)
         actions = [
@@ -170,7 +177,7 @@ class TableSnapshot:
             for partition in partitions
             for file in self.files(partition)
         ]
-        return self._commit(actions, mode="append")
+        return self._commit(actions, mode="append", transactions=transactions, metadata=metadata)
 
     def _commit(
         self,

@@ -209,14 +209,6 @@ class Store:
             if failed:
                 raise undeleted_error(self.uri, failed)
 
-    def copy(self, key: str, to: str) -> None:
-        """Copy an object, whole or not at all; an object store copies it without a download."""
-        with store_errors(f"{self.uri}/{to}"):
-            if self.local:
-                write_file(Path(self.path(to)), Path(self.path(key)).read_bytes(), private=self.private)
-            else:
-                self._call("copy", self.path(key), self.path(to))
-
     def find_object(self, key: str) -> StoredObject | None:
         """An object as a listing shows it, None if there is no object."""
         with store_errors(f"{self.uri}/{key}"):

@@ -29,6 +29,7 @@ from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
 from pipelines.storage.records import from_json, to_json
+from pipelines.storage.retrying import retry_unavailable
 from pipelines.storage.shard_log import (
     Attempt,
     LogLayout,
@@ -153,7 +154,7 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPl
     """
     given, settings = settings, with_engine(settings, "extract")
     store = Store.of(settings) / "features"
-    files = list_files(settings.data.train)
+    files = retry_unavailable(store)(list_files, settings.data.train)
     start = time.perf_counter()
     with Lease(store) as lease:
         plan = _write_plan(settings, files, store, lease, restart=restart)
@@ -229,7 +230,8 @@ def load_features(settings: Settings) -> tuple[ExtractPlan, ExtractManifest, Fea
     settings = with_engine(settings, "extract")
     store = Store.of(settings) / "features"
     two_passes = _choose_passes(settings, read_plan(store, FeaturePlan), lambda: 0)
-    metadata = _plan_metadata(settings, list_files(settings.data.train), two_passes=two_passes)
+    files = retry_unavailable(store)(list_files, settings.data.train)
+    metadata = _plan_metadata(settings, files, two_passes=two_passes)
     plan, manifest = load_finished(store, "extract", metadata, FeaturePlan, ExtractResults)
     return plan, manifest, FeatureShards.of(store, plan, manifest.results.shards)
 

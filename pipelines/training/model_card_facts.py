@@ -12,13 +12,9 @@ from spin.heads import persistence
 from spin.heads.abstention import ErrorPromise
 from spin.heads.held_out import HeldOutLogits
 from spin.labels.metrics import ClassFigures
-from spin.monitor.drift_statistics import list_breaking
-from spin.monitor.quality import LEAST_DOCUMENTS, expect_quality
-from spin.pages.model_card import CardFacts, ContenderResult, QualityFacts, model_card
+from spin.monitor.quality import QualityEstimate, expect_quality
+from spin.pages.model_card import NIGHT, CardFacts, ContenderResult, model_card
 from spin.settings import Settings
-
-_NIGHT = 10_000
-"""documents of the night for which the card expects intervals"""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,6 @@ def build_card(
     `held_out` are the logits of the test documents that the version carries, and `promise` is what they prove of
     `decision.max_error`; `fingerprint` is that of the probes.
     """
-    result = spin.training_result
     facts = CardFacts(
         name=settings.mlflow.model,
         purpose=f"Tells {len(labels.label_space)} classes apart in text: {', '.join(labels.classes)}.",
@@ -69,41 +64,31 @@ def build_card(
         notes=list(figures.notes),
         tested=_tested(spin, figures.table),
         per_class=dict(figures.per_class),
-        frontier=result.frontier,
-        choices={name: fitted.summary for name, fitted in result.choices.items()},
+        training=spin.training_result.summary(),
         choose=settings.choose,
         selection=spin.fitted.selection,
         words=len(spin.training_result.words or ()) if spin.fitted.selection.words else 0,
         test_ece=figures.test_ece,
         decision=spin.fitted.applied_settings(labels.label_space, settings.decision),
-        cap=result.cap,
-        quality=_quality_facts(settings, spin, held_out, promise),
+        held_out=len(held_out),
+        expected=_expect_quality(settings, spin, held_out, promise),
         promise=promise,
         versions={name: version(name) for name in persistence.LIBRARIES},
     )
     return model_card(facts)
 
 
-def _quality_facts(
+def _expect_quality(
     settings: Settings, spin: TrainedClassifier, held_out: HeldOutLogits, promise: ErrorPromise | None
-) -> QualityFacts | None:
-    """The facts by which a night under these settings estimates its quality; None without test documents."""
-    if not len(held_out):
+) -> QualityEstimate | None:
+    """The quality that a night under these settings is expected to estimate; None where it will have no estimate."""
+    decision = spin.decision_rule
+    if not len(held_out) or (promise is not None and promise.band is None):
         return None
-    decision, expected = spin.decision_rule, None
     if promise is not None and promise.band is not None:
         decision = replace(decision, abstain=promise.band.abstain)
-    if promise is None or promise.band is not None:
-        exits = spin.fitted.exits if settings.classify.cascade else ()
-        expected = expect_quality(held_out.probabilities(exits, decision), held_out.y, decision, _NIGHT)
-    return QualityFacts(
-        documents=len(held_out),
-        night=_NIGHT,
-        accuracy_width=None if expected is None else expected.accuracy.width,
-        macro_f1_width=None if expected is None else expected.macro_f1.width,
-        least_labelled=LEAST_DOCUMENTS,
-        breaking_drift=list_breaking(),
-    )
+    exits = spin.fitted.exits if settings.classify.cascade else ()
+    return expect_quality(held_out.probabilities(exits, decision), held_out.y, decision, NIGHT)
 
 
 def _tested(spin: TrainedClassifier, table: Sequence[ContenderResult]) -> ContenderResult | None:

@@ -17,7 +17,7 @@ from pipelines.data.feature_store import FeatureShards
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.reader import ID_AND_TEXT
 from pipelines.data.forgotten_ids import ForgottenIds
-from pipelines.data.intake import read_files
+from pipelines.data.intake import find_texts, read_files
 from pipelines.data.training_labels import Labels
 from pipelines.registry.versions import Registry
 from pipelines.storage.records import from_json, to_json
@@ -27,13 +27,11 @@ from spin.errors import UserError
 from spin.heads.selection import Rule, Selection
 from spin.labels.label_space import Label
 from spin.labels.standardizer import Standardizer
-from spin.pages.explanation_page import Driver
+from spin.pages.explanation_page import Driver, Drivers
 from spin.settings import Choice, Settings
 from spin.sites import FeatureColumn
 
 NEURONS = "neurons.json"
-Drivers = dict[tuple[FeatureColumn, int], list[Driver]]
-"""by feature column and neuron the documents that activate it most"""
 
 
 @dataclass(frozen=True)
@@ -219,8 +217,10 @@ def read_drivers(rows: Collection[NeuronRow], settings: Settings) -> Drivers:
     and cannot be read.
     """
     documents = [document for row in rows for document in row.top]
-    stored = {document.id: document.text for document in documents if document.text is not None}
-    texts = stored | _find_texts({document.id for document in documents} - stored.keys(), settings)
+    texts = {document.id: document.text for document in documents if document.text is not None}
+    missing = {document.id for document in documents} - texts.keys()
+    if missing:
+        texts |= find_texts(read_files(list_files(settings.data.train), settings.data, ID_AND_TEXT), missing)
     return {
         (FeatureColumn.parse(row.column), row.neuron): [
             Driver(document.id, _name(document.label), texts[document.id], document.value)
@@ -229,22 +229,6 @@ def read_drivers(rows: Collection[NeuronRow], settings: Settings) -> Drivers:
         ]
         for row in rows
     }
-
-
-def _find_texts(wanted: set[str], settings: Settings) -> dict[str, str]:
-    """The texts of these ids in the corpus; an id that is not there, or has no text, is left out."""
-    texts: dict[str, str] = {}
-    if not wanted:
-        return texts
-    for documents in read_files(list_files(settings.data.train), settings.data, ID_AND_TEXT):
-        texts |= {
-            id: text
-            for id, text in zip(documents.ids, documents.texts, strict=True)
-            if id in wanted and isinstance(text, str)
-        }
-        if len(texts) == len(wanted):
-            break
-    return texts
 
 
 def _name(label: Label) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -69,18 +69,10 @@ class PrivacyReport:
     verbatim: VerbatimLeaks | None
     """words of training texts in the files; None where the training documents are not at hand"""
 
-    def figure(self, name: str) -> LeakFigures:
-        """The figures of one kind of numbers."""
-        return next(figure for figure in self.figures if figure.name == name)
-
     @property
     def attributes(self) -> list[str]:
         """The attributes that enough texts have, in their order."""
         return [name for name in ATTRIBUTES if any(name in figure.attributes for figure in self.figures)]
-
-    def to_json(self) -> dict[str, object]:
-        """The content of `privacy.json`."""
-        return asdict(self)
 
 
 def measure_privacy(

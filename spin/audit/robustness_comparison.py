@@ -10,16 +10,7 @@ from spin.audit.robustness import MODERATE, JudgedTexts, RobustnessMeasurement, 
 from spin.integrate.bootstrap import difference_interval
 from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import score
-
-
-@dataclass(frozen=True)
-class ScoreDifference:
-    """A version's score minus the champion's on the same texts, with an interval."""
-
-    value: float
-    """difference from -1 to 1; negative where the version scores lower"""
-    low: float
-    high: float
+from spin.monitor.quality import Estimate
 
 
 @dataclass(frozen=True)
@@ -33,7 +24,8 @@ class PerturbationDifference:
     """the metric of the version on the changed texts, from 0 to 1"""
     champion_score: float
     """the metric of the champion on the changed texts"""
-    difference: ScoreDifference
+    difference: Estimate
+    """score of the version minus that of the champion, with an interval of `RobustnessComparison.confidence`"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +38,7 @@ class RobustnessComparison:
     """report on the champion"""
     confidence: float
     """confidence of the intervals, from 0 to 1"""
-    original: ScoreDifference
+    original: Estimate
     """difference on the original texts"""
     differences: tuple[PerturbationDifference, ...]
     """differences under the perturbations that keep the class of a text, in the order of `report`"""
@@ -87,7 +79,7 @@ def compare_robustness(
     classes = sorted({name for space in spaces for name in space.classes})
     common = LabelSpace(tuple(classes), any(space.multilabel for space in spaces))
 
-    def compare(given: JudgedTexts, champion_given: JudgedTexts) -> tuple[float, float, ScoreDifference]:
+    def compare(given: JudgedTexts, champion_given: JudgedTexts) -> tuple[float, float, Estimate]:
         """The scores of both for the same texts, and the difference."""
         y, labels, champion_labels = (
             common.index(judged.label_space.names(targets))
@@ -95,7 +87,7 @@ def compare_robustness(
         )
         own, of_champion = score(metric, y, labels), score(metric, y, champion_labels)
         interval = difference_interval(metric, y, labels, champion_labels, significance, seed)
-        return own, of_champion, ScoreDifference(own - of_champion, *interval)
+        return own, of_champion, Estimate(own - of_champion, *interval)
 
     differences = []
     of_both = zip(version.report.figures, version.changed, champion.changed, strict=True)

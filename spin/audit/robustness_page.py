@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import zip_longest
 
 from spin.audit import perturbations
@@ -15,16 +14,6 @@ from spin.sites import exit_name
 _EXAMPLE = "The room was clean, and the people at the desk were kind to us."
 _CLASSES = 30
 """classes listed, those with the most documents first"""
-
-
-@dataclass(frozen=True)
-class Example:
-    """A sentence under one perturbation."""
-
-    name: str
-    description: str
-    texts: tuple[str, ...]
-    """the changed sentence at each severity"""
 
 
 def robustness_page(
@@ -56,13 +45,7 @@ def robustness_page(
         classes=[(name, name) for name in classes[:_CLASSES]],
         more_classes=len(classes[_CLASSES:]),
         exits=[(depth, exit_name(depth)) for depth in depths],
-        examples=_examples(),
+        example=_EXAMPLE,
+        perturbations=perturbations.PERTURBATIONS,
         severities=SEVERITIES,
     )
-
-
-def _examples() -> list[Example]:
-    return [
-        Example(p.name, p.description, tuple(p.apply([_EXAMPLE], severity)[0] for severity in SEVERITIES))
-        for p in perturbations.PERTURBATIONS
-    ]

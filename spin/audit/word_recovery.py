@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
+from sklearn.feature_selection import chi2
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -52,15 +53,16 @@ class SoughtWords:
         names = {word for name in label_space.classes for word in content_words(name)}
         listed = [w for w, n in counts.most_common(_MOST_WORDS + _CLASS_WORDS) if n >= LEAST_DOCUMENTS]
         listed = [word for word in listed if word not in names]
-        presence = word_presence(texts, listed)
-        chi2 = _chi_square(presence, label_space.indicator(y))
-        of_class = set(np.argsort(-chi2, kind="stable")[: min(_CLASS_WORDS, len(listed) // 4)].tolist())
-        kept = [word for k, word in enumerate(listed) if k not in of_class][:_MOST_WORDS]
-        if len(kept) < _LEAST_WORDS:
+        class_words = min(_CLASS_WORDS, len(listed) // 4)
+        if len(listed) - class_words < _LEAST_WORDS:
             raise UserError(
-                f"found {len(kept)} content words that {LEAST_DOCUMENTS} of {len(texts):,} texts have; expected at "
-                f"least {_LEAST_WORDS}: take more documents, in a language that puts spaces between words"
+                f"found {len(listed) - class_words} content words that {LEAST_DOCUMENTS} of {len(texts):,} texts have; "
+                f"expected at least {_LEAST_WORDS}: take more documents, in a language that puts spaces between words"
             )
+        indicator = label_space.indicator(y)
+        statistics, _ = chi2(word_presence(texts, listed), indicator[:, indicator.any(axis=0)])
+        of_class = set(np.argsort(-statistics, kind="stable")[:class_words].tolist())
+        kept = [word for k, word in enumerate(listed) if k not in of_class][:_MOST_WORDS]
         return cls(tuple(kept), np.array([counts[word] for word in kept], np.int64))
 
     def __len__(self) -> int:
@@ -131,24 +133,9 @@ def content_words(text: str) -> set[str]:
     return {word for word in map(str.lower, _WORD.findall(text)) if word not in ENGLISH_STOP_WORDS}
 
 
-def word_presence(texts: Sequence[str], words: Collection[str]) -> csr_matrix:
+def word_presence(texts: Sequence[str], words: Sequence[str]) -> csr_matrix:
     """(n, v) which of the words occur in each text."""
-    position = {word: k for k, word in enumerate(words)}
-    rows, columns = [], []
-    for row, text in enumerate(texts):
-        found = [position[word] for word in content_words(text) if word in position]
-        rows += [row] * len(found)
-        columns += found
-    return csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(texts), len(position)))
-
-
-def _chi_square(presence: csr_matrix, indicator: NDArray[np.bool_]) -> Floats:
-    """(v,) how far the presence of each word depends on the classes (n, K)."""
-    has = np.asarray(presence.sum(axis=0)).ravel()
-    observed = np.asarray(presence.T @ indicator.astype(np.float32))
-    expected = np.outer(has, indicator.mean(axis=0))
-    chi2: Floats = (np.square(observed - expected) / np.maximum(expected, 1e-9)).sum(axis=1)
-    return chi2
+    return CountVectorizer(analyzer=content_words, vocabulary=words, dtype=np.float32).transform(texts)
 
 
 def predict_targets(known: Floats, targets: Floats, judged: Floats) -> Floats:

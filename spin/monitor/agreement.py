@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from spin.labels.label_space import Label, class_names
 
@@ -16,7 +15,7 @@ class that is not given"""
 
 @dataclass(frozen=True)
 class AgreementCounts:
-    """Counts of the documents of a shard that a model and its shadow have labelled."""
+    """Counts of documents that a model and its shadow have labelled."""
 
     compared: int
     """documents with a label of both"""
@@ -53,27 +52,22 @@ class Disagreement:
     documents: int
 
 
-@dataclass(frozen=True)
-class ShadowAgreement:
+@dataclass(frozen=True, kw_only=True)
+class ShadowAgreement(AgreementCounts):
     """The agreement of a nightly run with its shadow, over all shards."""
 
     version: str
     """version of the shadow"""
     multilabel: bool
-    counts: AgreementCounts
-
-    @property
-    def agreement(self) -> float | None:
-        """The share of the compared documents with the same label, to four digits; None without documents."""
-        compared = self.counts.compared
-        return round(self.counts.agreed / compared, 4) if compared else None
+    agreement: float | None = None
+    """the share of the compared documents with the same label, to four digits; None without documents"""
 
     def by_class(self) -> list[ClassAgreement]:
         """The counts per class, the class with the most disagreement first.
 
         In a task of one class per document, no label counts as a class.
         """
-        confusion = self.counts.confusion
+        confusion = self.confusion
         labels = {label for model, row in confusion.items() for label in (model, *row)}
         rows = [
             ClassAgreement(
@@ -91,30 +85,11 @@ class ShadowAgreement:
         """The pairs of different labels, the most frequent first."""
         pairs = [
             Disagreement(model, shadow, documents)
-            for model, row in self.counts.confusion.items()
+            for model, row in self.confusion.items()
             for shadow, documents in row.items()
             if model != shadow
         ]
         return sorted(pairs, key=lambda pair: (-pair.documents, pair.model_label, pair.shadow_label))
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as the manifest and `report.json` hold it."""
-        counts = self.counts
-        return {
-            "version": self.version,
-            "multilabel": self.multilabel,
-            "compared": counts.compared,
-            "failed": counts.failed,
-            "agreed": counts.agreed,
-            "agreement": self.agreement,
-            "confusion": counts.confusion,
-        }
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> ShadowAgreement:
-        """The agreement of a record that `to_json` returned."""
-        counts = AgreementCounts(record["compared"], record["agreed"], record["confusion"], record["failed"])
-        return cls(record["version"], record["multilabel"], counts)
 
 
 def count_agreement(
@@ -133,13 +108,16 @@ def total_agreement(version: str, multilabel: bool, shards: Sequence[AgreementCo
     cells: Counter[tuple[str, str]] = Counter()
     for counts in shards:
         cells.update({(model, shadow): n for model, row in counts.confusion.items() for shadow, n in row.items()})
-    counts = AgreementCounts(
-        compared=sum(counts.compared for counts in shards),
-        agreed=sum(counts.agreed for counts in shards),
+    compared, agreed = sum(counts.compared for counts in shards), sum(counts.agreed for counts in shards)
+    return ShadowAgreement(
+        version=version,
+        multilabel=multilabel,
+        compared=compared,
+        agreed=agreed,
+        agreement=round(agreed / compared, 4) if compared else None,
         confusion=_nested(cells),
         failed=sum(counts.failed for counts in shards),
     )
-    return ShadowAgreement(version, multilabel, counts)
 
 
 def _cells(model: Label | None, shadow: Label | None, multilabel: bool) -> list[tuple[str, str]]:

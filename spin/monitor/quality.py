@@ -89,7 +89,7 @@ class QualitySums:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure from 0 to 1, and an interval that holds the true one with 95 % confidence."""
+    """A share, or a difference of shares, and an interval for the true one: of 95 % where nothing else is said."""
 
     value: float
     low: float
@@ -97,7 +97,7 @@ class Estimate:
 
     @property
     def width(self) -> float:
-        """The width of the interval, from 0 to 1."""
+        """The width of the interval."""
         return self.high - self.low
 
 

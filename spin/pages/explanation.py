@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,14 @@ class NeuronContribution:
     """the word with the largest share of the contribution"""
     value: float
     """activation, in standard deviations above the training mean"""
+
+
+class Segment(NamedTuple):
+    """A piece of the text: a word, or what lies between two words."""
+
+    text: str
+    contribution: float | None
+    """contribution to the logit of one class; None between words"""
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,15 @@ class Explanation:
     def _sum_by(self, places: Sequence[Where]) -> dict[Where, Floats]:
         """The contributions (K,) per place, given the place of each of the p neurons."""
         return {place: self.contributions[[other == place for other in places]].sum(0) for place in sorted(set(places))}
+
+    def segments(self, k: int) -> Iterator[Segment]:
+        """The text in pieces, with the contribution of each word to class k; the last one is after all words."""
+        last = 0
+        for start, end, words in stretches(self.words):
+            yield Segment(self.text[last:start], None)
+            yield Segment(self.text[start:end], float(self.word_contributions[words, k].sum()))
+            last = end
+        yield Segment(self.text[last:], None)
 
     def word(self, index: int) -> str:
         """A word of the text, `(special)` for a special token, or `(no word)` for the index -1."""

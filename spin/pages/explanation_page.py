@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from spin.pages.explanation import Explanation, NeuronContribution, stretches
-from spin.pages.layer_map import LayerMap, Waterfall, layer_map, rounded_levels, waterfall
+from spin.pages.explanation import Explanation, NeuronContribution, Segment
+from spin.pages.layer_map import LayerMap, WaterfallStep, layer_map, waterfall
 from spin.pages.rendering import render
 from spin.pages.stylesheet import SELECTABLE_CLASSES, explanation_css
 from spin.sites import FeatureColumn
@@ -46,24 +46,6 @@ Drivers = Mapping[tuple[FeatureColumn, int], Sequence[Driver]]
 
 
 @dataclass(frozen=True)
-class ClassScore:
-    """A class in the list of all classes."""
-
-    name: str
-    logit: float
-    probability: float
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of the text: a word, or what lies between two words."""
-
-    text: str
-    contribution: float | None
-    """contribution to the logit of the panel's class; None between words"""
-
-
-@dataclass(frozen=True)
 class WordContributions:
     """The text of an explanation, and what each of its words contributes to one class."""
 
@@ -73,8 +55,6 @@ class WordContributions:
     """the text after the last word"""
     special: float
     """contribution of the special tokens, which are no words of the text"""
-    truncated: bool
-    """whether the backbone read only a part of the text"""
 
     @property
     def words(self) -> list[Segment]:
@@ -103,22 +83,16 @@ class Panel:
     """Everything on the page about one class."""
 
     label: str
-    bias: float
-    """rounded as the page shows it, as is `logit`"""
-    logit: float
     words: WordContributions
     layers: LayerMap
-    waterfall: Waterfall
+    waterfall: tuple[WaterfallStep, ...]
+    """the steps of the sum: the end of the first is the bias as the page shows it, and of the last the logit"""
     terms: tuple[tuple[str, float], ...]
     """the words and word pairs with the largest contributions"""
-    terms_of: int
-    """number of words and word pairs in the text that contribute"""
     other_terms: float
     """contribution of the terms that are not listed"""
     neurons: tuple[tuple[NeuronContribution, tuple[Driver, ...]], ...]
     """the neurons with the largest contributions, each with the documents that drive it"""
-    neurons_of: int
-    """number of selected neurons"""
     others: float
     """contribution of the neurons that are not listed"""
 
@@ -146,20 +120,15 @@ def explanation_page(
     `SELECTABLE_CLASSES` classes with the largest logits; the page lists the logits of all classes.
     """
     ranked = explanation.ranked
-    scores = [
-        ClassScore(explanation.classes[k], float(explanation.logits[k]), float(explanation.probabilities[k]))
-        for k in ranked
-    ]
     return render(
         "spin.pages/explanation.html.j2",
         page_title=f"{', '.join(explanation.classes[k] for k in explanation.chosen) or _NO_CLASS} – {title}",
         style=Markup(explanation_css()),
         title=title,
-        chosen=[scores[ranked.index(k)] for k in explanation.chosen],
+        explanation=explanation,
         no_class=_NO_CLASS,
-        exit_note=explanation.exit_note,
-        selectable=scores[:SELECTABLE_CLASSES],
-        other_classes=scores[SELECTABLE_CLASSES:],
+        selectable=ranked[:SELECTABLE_CLASSES],
+        other_classes=ranked[SELECTABLE_CLASSES:],
         panels=[_panel(explanation, drivers or {}, k, neurons) for k in ranked[:SELECTABLE_CLASSES]],
     )
 
@@ -173,7 +142,6 @@ def shown_neurons(explanation: Explanation, count: int = NEURONS) -> set[tuple[s
 def _panel(explanation: Explanation, drivers: Drivers, k: int, count: int) -> Panel:
     """The panel of class k, with `count` neurons."""
     bias, logit = float(explanation.bias[k]), float(explanation.logits[k])
-    shown_bias, shown_logit = rounded_levels([bias, logit - bias], logit)
     layers = layer_map(explanation, k)
     top = explanation.top(count, explanation.classes[k])
     total = float(explanation.contributions[:, k].sum())
@@ -181,29 +149,19 @@ def _panel(explanation: Explanation, drivers: Drivers, k: int, count: int) -> Pa
     of_terms = float(explanation.term_contribution[k])
     return Panel(
         label=explanation.classes[k],
-        bias=shown_bias,
-        logit=shown_logit,
         words=_words(explanation, k),
         layers=layers,
         waterfall=waterfall(layers.rows, bias, logit, of_terms if explanation.terms else None),
         terms=tuple(terms),
-        terms_of=len(explanation.whole_terms),
         other_terms=of_terms - sum(contribution for _, contribution in terms),
         neurons=tuple((neuron, tuple(drivers.get((neuron.column, neuron.neuron), ()))) for neuron in top),
-        neurons_of=len(explanation.neurons),
         others=total - sum(neuron.contribution for neuron in top),
     )
 
 
 def _words(explanation: Explanation, k: int) -> WordContributions:
     """The text in segments, with the contribution of each word to class k."""
-    by_word = explanation.word_contributions[:, k]
-    segments: list[Segment] = []
-    last, in_words = 0, 0.0
-    for start, end, indices in stretches(explanation.words):
-        contribution = float(by_word[indices].sum())
-        segments.append(Segment(explanation.text[last:start], None))
-        segments.append(Segment(explanation.text[start:end], contribution))
-        last, in_words = end, in_words + contribution
-    special = float(np.sum(by_word)) - in_words
-    return WordContributions(tuple(segments), explanation.text[last:], special, explanation.truncated)
+    *segments, rest = explanation.segments(k)
+    in_words = sum(segment.contribution or 0.0 for segment in segments)
+    special = float(np.sum(explanation.word_contributions[:, k])) - in_words
+    return WordContributions(tuple(segments), rest.text, special)

@@ -79,28 +79,6 @@ class WaterfallStep:
     end: float
 
 
-@dataclass(frozen=True)
-class Waterfall:
-    """The steps from zero over the bias and the rows of a layer map to the logit."""
-
-    steps: tuple[WaterfallStep, ...]
-
-    @property
-    def logit(self) -> float:
-        """The end of the last step, rounded to two digits."""
-        return self.steps[-1].end
-
-    @property
-    def low(self) -> float:
-        """The low end of the axis."""
-        return min(0.0, *(step.end for step in self.steps))
-
-    @property
-    def high(self) -> float:
-        """The high end of the axis."""
-        return max(0.0, *(step.end for step in self.steps))
-
-
 def layer_map(explanation: Explanation, k: int) -> LayerMap:
     """The contributions to class k by kind, pooling and layer."""
     cells: dict[tuple[str, str], dict[int, LayerCell]] = {}
@@ -113,18 +91,18 @@ def layer_map(explanation: Explanation, k: int) -> LayerMap:
     return LayerMap(tuple(sorted(rows, key=lambda row: (kinds.index(row.kind), poolings.index(row.pooling)))))
 
 
-def waterfall(rows: Sequence[LayerRow], bias: float, logit: float, terms: float | None = None) -> Waterfall:
-    """The steps from the bias, over the terms if there are any and every row, to the logit."""
+def waterfall(
+    rows: Sequence[LayerRow], bias: float, logit: float, terms: float | None = None
+) -> tuple[WaterfallStep, ...]:
+    """The steps from zero to the bias, and over the terms if there are any and every row to the logit."""
     of_terms = [] if terms is None else [terms]
     ends = rounded_levels([bias, *of_terms, *(row.total for row in rows)], logit)
     names = [("bias", "logit of a text without terms whose neurons are all at their training mean")]
     names += [("terms", "words, word pairs and strings of characters in the text") for _ in of_terms]
     names += [(f"{row.kind} {row.pooling}", row.description) for row in rows]
-    return Waterfall(
-        tuple(
-            WaterfallStep(name, description, start, end)
-            for (name, description), start, end in zip(names, [0.0, *ends[:-1]], ends, strict=True)
-        )
+    return tuple(
+        WaterfallStep(name, description, start, end)
+        for (name, description), start, end in zip(names, [0.0, *ends[:-1]], ends, strict=True)
     )
 
 

@@ -8,18 +8,21 @@ from dataclasses import dataclass
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from spin.heads.abstention import RISK, ErrorPromise
-from spin.heads.candidate import CandidateSummary
-from spin.heads.fitted import ChoiceSummary, LeakageCap
+from spin.heads.fitted import TrainingSummary
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import ClassFigures
 from spin.labels.splits import SPLITS, rows_in_split
+from spin.monitor.drift_statistics import list_breaking
+from spin.monitor.quality import LEAST_DOCUMENTS, QualityEstimate
 from spin.pages.rendering import one_line, render
 from spin.settings import Choice, DecisionSettings
 from spin.sites import exit_name
 
 CARD = "MODEL_CARD.md"
 """name of the file"""
+NIGHT = 10_000
+"""documents of the night for which the card expects intervals"""
 _LIBRARY = "spin-neurons"
 _TAGS = ["text-classification", "probing", "sparsity", "interpretability"]
 
@@ -66,24 +69,6 @@ class ContenderResult:
 
 
 @dataclass(frozen=True)
-class QualityFacts:
-    """The documents by which nights estimate the quality of their labels, and the precision of these estimates."""
-
-    documents: int
-    """test documents whose logits and classes the version carries; each is independent of the others"""
-    night: int
-    """documents of the night for which the widths are expected"""
-    accuracy_width: float | None
-    """expected width of the interval of accuracy, from 0 to 1; None where there is no estimate"""
-    macro_f1_width: float | None
-    """expected width of the interval of macro-F1, from 0 to 1; None where there is no estimate"""
-    least_labelled: int
-    """test documents that must get a label for an estimate"""
-    breaking_drift: Sequence[str]
-    """properties of a night whose drift withdraws its estimate"""
-
-
-@dataclass(frozen=True)
 class CardFacts:
     """The facts of a model card."""
 
@@ -113,9 +98,7 @@ class CardFacts:
     """the row of `table` that the card is about, None without test documents"""
     per_class: Mapping[str, ClassFigures]
     """figures on the test documents, by class; empty without test documents"""
-    frontier: Sequence[CandidateSummary]
-    """the best candidate per depth, the shallowest first"""
-    choices: Mapping[Choice, ChoiceSummary]
+    training: TrainingSummary
     choose: Choice
     """the choice that the rest of the card is about"""
     selection: Selection
@@ -133,36 +116,30 @@ class CardFacts:
     """windows of a text that the backbone reads at most, None where long texts are cut"""
     window_overlap: int = 0
     """tokens of a window that the next one repeats"""
-    cap: LeakageCap | None = None
-    """the cap on what the neurons reveal, and what it costs; None without one"""
-    quality: QualityFacts | None = None
-    """facts on the quality that nights estimate; None without test documents"""
+    held_out: int = 0
+    """test documents whose logits and classes the version carries; each is independent of the others"""
+    expected: QualityEstimate | None = None
+    """the quality that a night of `NIGHT` documents like these is expected to estimate; None where there is none"""
     promise: ErrorPromise | None = None
     """the proof of `decision.max_error`; None where it is not set"""
 
 
-@dataclass(frozen=True)
-class NeuronTable:
-    """The number of selected neurons per layer, by kind of site and pooling."""
-
-    columns: tuple[str, ...]
-    """kind of site and pooling, such as `ffn mean`"""
-    rows: Mapping[int, tuple[int, ...]]
-    """number of neurons per column, by layer"""
-
-
 def model_card(facts: CardFacts) -> str:
     """The card as Markdown with YAML metadata."""
+    chosen = facts.training.choices[facts.choose]
     body = render(
         "spin.pages/model_card.md.j2",
         facts=facts,
         split_names=SPLITS,
         class_counts=_class_counts(facts),
         split_counts=[list(facts.splits).count(split) for split in SPLITS],
-        chosen=facts.choices[facts.choose],
-        exits=[f"{100 * e.valid_share:.0f} % {exit_name(e.depth)}" for e in facts.choices[facts.choose].exits],
-        neurons=_neuron_table(facts.selection),
+        chosen=chosen,
+        exits=[f"{100 * e.valid_share:.0f} % {exit_name(e.depth)}" for e in chosen.exits],
+        neurons=_count_neurons(facts.selection),
         confidence=1 - RISK,
+        night=NIGHT,
+        least_labelled=LEAST_DOCUMENTS,
+        breaking_drift=list_breaking(),
     )
     return str(ModelCard(f"---\n{_metadata(facts).to_yaml()}\n---\n\n{body}"))
 
@@ -209,14 +186,10 @@ def _class_counts(facts: CardFacts) -> dict[str, list[int]]:
     }
 
 
-def _neuron_table(selection: Selection) -> NeuronTable:
-    columns = sorted({(column.site.kind, column.pooling) for column in selection.neurons})
-    layers = sorted({column.site.layer for column in selection.neurons})
-    counts = {
-        (column.site.layer, column.site.kind, column.pooling): len(neurons)
-        for column, neurons in selection.neurons.items()
-    }
-    return NeuronTable(
-        columns=tuple(f"{kind} {pooling}" for kind, pooling in columns),
-        rows={layer: tuple(counts.get((layer, *column), 0) for column in columns) for layer in layers},
-    )
+def _count_neurons(selection: Selection) -> dict[int, dict[str, int]]:
+    """The number of selected neurons by layer, and then by kind of site and pooling, such as `ffn mean`."""
+    names = sorted(f"{column.site.kind} {column.pooling}" for column in selection.neurons)
+    table = {layer: dict.fromkeys(names, 0) for layer in sorted(column.site.layer for column in selection.neurons)}
+    for column, neurons in selection.neurons.items():
+        table[column.site.layer][f"{column.site.kind} {column.pooling}"] = len(neurons)
+    return table

@@ -10,10 +10,6 @@ SHADES = 10
 SELECTABLE_CLASSES = 12
 """classes that a reader can select on an explanation page"""
 
-# Blue and orange differ for every kind of colour blindness, and text stays legible on the strongest shade.
-_LIGHT = {"paper": (255, 255, 255), "for": (92, 172, 226), "against": (245, 158, 76)}
-_DARK = {"paper": (27, 31, 38), "for": (29, 103, 160), "against": (160, 84, 18)}
-
 
 @cache
 def report_css() -> str:
@@ -24,9 +20,7 @@ def report_css() -> str:
 @cache
 def explanation_css() -> str:
     """The style sheet of an explanation page."""
-    dark = f"@media (prefers-color-scheme: dark) {{\n{_shade_rules(_DARK)}\n}}"
-    written = _read_css("base.css"), _read_css("explanation.css")
-    return "\n".join([*written, _panel_rules(), _shade_rules(_LIGHT), dark, ""])
+    return "\n".join([_read_css("base.css"), _read_css("explanation.css"), _panel_rules(), _shade_rules(), ""])
 
 
 def shade(value: float, largest: float) -> str:
@@ -44,15 +38,11 @@ def _read_css(name: str) -> str:
     return (files("spin.pages") / "static" / name).read_text(encoding="utf-8")
 
 
-def _shade_rules(colours: dict[str, tuple[int, int, int]]) -> str:
+def _shade_rules() -> str:
     """A rule per shade, from the colour of the paper to the full colour."""
-    rules = []
-    for sign in ("for", "against"):
-        for step in range(1, SHADES + 1):
-            channels = zip(colours["paper"], colours[sign], strict=True)
-            mixed = "".join(f"{round(paper + (full - paper) * step / SHADES):02x}" for paper, full in channels)
-            rules.append(f".{sign}-{step} {{ background: #{mixed}; }}")
-    return "\n".join(rules)
+    rule = "background: color-mix(in srgb, var(--shade-{}) {}%, var(--paper));"
+    shades = [(sign, step) for sign in ("for", "against") for step in range(1, SHADES + 1)]
+    return "\n".join(f".{sign}-{step} {{ {rule.format(sign, 100 * step // SHADES)} }}" for sign, step in shades)
 
 
 def _panel_rules() -> str:

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import duckdb
 import duckdb_extension_delta
+import pyarrow as pa
 import pytest
 
-from pipelines.nightly.tables.night_tables import TABLES, table_schema
+from pipelines.nightly.tables import publication
+from pipelines.nightly.tables.night_tables import PREDICTIONS, TABLES, file_rows, table_schema
 from pipelines.storage.object_store import Store
 from tests.docs.pages import read_code_blocks
+from tests.support import nights
 from tests.support.nights import run_night
 from tests.support.repository import ROOT
 
 PAGE = ROOT / "docs" / "how-to" / "read-the-tables.md"
-READERS = ("deltalake", "polars", "pandas", "duckdb", "duckdb without a network")
+READERS = (
+    "deltalake",
+    "polars",
+    "pandas",
+    "duckdb",
+    "duckdb without a network",
+    "view of duckdb",
+    "view of polars",
+    "read_predictions",
+)
+"""of the blocks of the page, in order"""
 NIGHT = "2026-11-24"
 """the date that the page names"""
 
@@ -30,37 +43,61 @@ def provide_duckdb_extension() -> None:
     duckdb.set_default_connection(connection)
 
 
-@pytest.fixture
-def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Run the blocks of the page next to an output `nights`; what each calls `predictions`, by reader.
+def abort(*_: Any) -> NoReturn:
+    raise ConnectionAbortedError("the process ends between the side tables and the predictions")
 
-    Each block is complete in itself.
+
+def rows_without_run(table: str, rows: pa.Table, **columns: Any) -> pa.Table:
+    """The rows of a file, of predictions without the column of the run."""
+    complete = file_rows(table, rows, **columns)
+    return complete.drop_columns("run") if table == PREDICTIONS else complete
+
+
+@pytest.fixture
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """Run the blocks of the page next to an output `nights`; the names that each defines, by reader.
+
+    Each block is complete in itself. One run of the night was killed before its last commit, and the predictions of
+    the next night have no column `run`.
     """
     out = Store(str(tmp_path / "nights"))
     run_night(out, ["other date"], date="2026-11-23")
     run_night(out, ["gone"], date=NIGHT)
-    run_night(out, ["a", "b"], date=NIGHT)
+    run_night(out, ["a", "b"], dead=["d"], date=NIGHT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nights, "file_rows", rows_without_run)
+        run_night(out, ["e"], dead=["f"], date="2026-11-25")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publication, "_commit_predictions", abort)
+        with pytest.raises(ConnectionAbortedError):
+            run_night(out, ["c"], dead=["unpublished"], date=NIGHT)
     monkeypatch.chdir(tmp_path)
     provide_duckdb_extension()
-    read: dict[str, Any] = {}
-    *blocks, last = read_code_blocks(PAGE, "python")
-    for reader, code in zip(READERS, blocks, strict=True):
-        names: dict[str, Any] = {}
-        exec(compile(code, reader, "exec"), names)
-        read[reader] = names["predictions"]
-    exec(compile(last, "read_predictions", "exec"), names)
-    return {**read, "first": names["first"]}
+    names: dict[str, dict[str, Any]] = {reader: {} for reader in READERS}
+    for (reader, own), code in zip(names.items(), read_code_blocks(PAGE, "python"), strict=True):
+        exec(compile(code, reader, "exec"), own)
+    return names
 
 
-def test_every_reader_of_the_page_returns_the_rows_of_the_night(names: dict[str, Any]) -> None:
-    assert sorted(names["deltalake"]["id"].to_pylist()) == ["a", "b"]
-    assert sorted(names["polars"]["id"].to_list()) == ["a", "b"]
-    assert sorted(names["pandas"]["id"]) == ["a", "b"]
-    assert sorted(names["duckdb"]["id"].to_pylist()) == ["a", "b"]
-    assert sorted(names["duckdb without a network"]["id"].to_pylist()) == ["a", "b"]
-    assert [(row["id"], row["scores"]) for row in names["first"]] == [
-        (id, {"good": 0.75, "bad": 0.25}) for id in ("a", "b")
+def test_every_reader_of_the_page_returns_the_rows_of_the_night(names: dict[str, dict[str, Any]]) -> None:
+    assert sorted(names["deltalake"]["predictions"]["id"].to_pylist()) == ["a", "b"]
+    assert sorted(names["polars"]["predictions"]["id"].to_list()) == ["a", "b"]
+    assert sorted(names["pandas"]["predictions"]["id"]) == ["a", "b"]
+    assert sorted(names["duckdb"]["predictions"]["id"].to_pylist()) == ["a", "b"]
+    assert sorted(names["duckdb without a network"]["predictions"]["id"].to_pylist()) == ["a", "b"]
+    assert [(row["id"], row["scores"]) for row in names["read_predictions"]["first"]] == [
+        ("e", {"good": 0.75, "bad": 0.25})
     ]
+
+
+def test_the_views_of_the_page_show_published_rows_alone(names: dict[str, dict[str, Any]]) -> None:
+    assert names["view of duckdb"]["dead_letters"]["id"].to_pylist() == ["d"]
+    assert names["view of polars"]["dead_letters"]["id"].to_list() == ["d"]
+    every = duckdb.sql("select id from published_dead_letters").to_arrow_table()
+    assert sorted(every["id"].to_pylist()) == ["d", "f"]
+    assert sorted(names["view of polars"]["letters"].collect()["id"]) == ["d", "f"]
+    stored = duckdb.sql("select id from delta_scan('nights/dead_letters')").to_arrow_table()
+    assert sorted(stored["id"].to_pylist()) == ["d", "f", "unpublished"]
 
 
 def test_the_layout_page_describes_every_column() -> None:

@@ -89,10 +89,16 @@ def read_guards(file: str, text: str) -> list[Guard]:
     return guards
 
 
+def find_sources() -> list[Path]:
+    """The modules of the product, sorted by path."""
+    return sorted(path for package in ("spin", "pipelines", "jobs") for path in (ROOT / package).rglob("*.py"))
+
+
 def find_guards() -> list[Guard]:
     """All guards of the product, by file and row."""
-    paths = sorted(path for package in ("spin", "pipelines", "jobs") for path in (ROOT / package).rglob("*.py"))
-    return [guard for path in paths for guard in read_guards(str(path.relative_to(ROOT)), path.read_text("utf-8"))]
+    return [
+        guard for path in find_sources() for guard in read_guards(str(path.relative_to(ROOT)), path.read_text("utf-8"))
+    ]
 
 
 def find_tests() -> dict[str, list[str]]:

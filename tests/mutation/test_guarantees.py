@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mutation.guarantees import ROOT, Guard, find_guards, find_tests, read_guarantee_table, read_guards
+from tests.mutation.guarantees import (
+    ROOT,
+    Guard,
+    find_guards,
+    find_sources,
+    find_tests,
+    read_guarantee_table,
+    read_guards,
+)
 
 GUARDS = [pytest.param(guard, id=f"{guard.file}:{guard.row + 1}") for guard in find_guards()]
 TESTS = find_tests()
@@ -17,9 +25,15 @@ def test_a_guarded_line_can_be_removed_and_its_test_exists(guard: Guard) -> None
     assert len(TESTS[guard.test]) == 1
 
 
+def test_every_mark_is_read() -> None:
+    """A mark at the end of a line of code would guard nothing."""
+    marks = sum(path.read_text("utf-8").count("# guarded by ") for path in find_sources())
+    assert marks == len(GUARDS)
+
+
 def test_every_guarantee_has_tests_and_a_guarded_line() -> None:
     guarantees, guarded = read_guarantee_table(), {guard.test for guard in find_guards()}
-    assert len(guarantees) == 29
+    assert len(guarantees) == 30
     for text, names in guarantees.items():
         for name in names:
             module, _, function = name.rpartition(".")

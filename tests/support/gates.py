@@ -26,7 +26,7 @@ from pipelines.storage.object_store import Store
 from spin.errors import SpinError
 
 READING = ("read", "exists", "list", "list_objects", "list_names", "read_many", "find_object", "open", "download")
-WRITING = ("write", "create", "upload", "copy", "delete", "delete_many")
+WRITING = ("write", "create", "upload", "delete", "delete_many")
 _TIMEOUT = 120.0
 """seconds after which a driver that neither stops nor ends fails the test"""
 _local = threading.local()

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 import pyarrow.parquet as pq
 
 from tests.support.gates import Driver
+from tests.support.nightly_driver import Deletion
 
 State = tuple[str, int, str]
 """URI, size and version of an input file, as the product lists it"""
@@ -161,6 +162,8 @@ class Output:
         )
         self.nights: dict[tuple[str, str], Night] = {}
         """by model and date"""
+        self.deleted: dict[tuple[str, str], Night] = {}
+        """nights that were deleted and whose files stay taken, by model and date"""
         self.runs: dict[str, Night] = {}
         """every run that was ever published"""
         self.lost: set[str] = set()
@@ -179,6 +182,10 @@ class Output:
             self.predictions.apply(version)
             self._check_claims(version, drivers)
             changed = self._changed_nights(version)
+            driver = drivers.get(version)  # the creation of the table has none
+            if driver is not None and isinstance(driver.request, Deletion):
+                self._check_deletion(driver, changed, version)
+                continue
             if len(changed) > 1:
                 raise Violation(f"version {version} changes several nights: {changed}")
             for model, date in changed:
@@ -199,10 +206,10 @@ class Output:
         return self.predictions, self.inputs_table, self.dead_letters
 
     def damaged_nights(self) -> list[tuple[str, str]]:
-        """Model and date of the nights that lack an object which was deleted from outside."""
+        """Model and date of the nights that lack an object which was deleted from outside, also of deleted nights."""
         return sorted(
             (model, date)
-            for (model, date), night in self.nights.items()
+            for (model, date), night in (self.deleted | self.nights).items()
             if not all((table.folder / path).exists() for table, path in self._paths(model, date, night.run))
         )
 
@@ -234,6 +241,23 @@ class Output:
         values = [action[kind]["partitionValues"] for action in actions for kind in ("add", "remove") if kind in action]
         return {(each["model"], each["date"]) for each in values}
 
+    def _check_deletion(self, driver: Driver, changed: set[tuple[str, str]], version: int) -> None:
+        """A commit of a deletion is a claim, or it deletes all nights before its date of the models it has claimed."""
+        numbers = [action["txn"]["appId"] for action in self.predictions.commits[version] if "txn" in action]
+        if not any(app.startswith("run:") for app in numbers):
+            if changed:
+                raise Violation(f"{driver.name} deletes {changed} under a claim alone")
+            return
+        request: Any = driver.request
+        claimed = {model for (model, _), claimant in self._claimants.items() if claimant is driver}
+        expected = {night for night in self.nights if night[0] in claimed and night[1] < request.before}
+        if changed != expected:
+            raise Violation(f"{driver.name} deletes {changed}, expected {expected}")
+        self.deleted |= {night: self.nights.pop(night) for night in expected}
+        if request.forget_files:
+            freed = {night for night in self.deleted if night[0] in claimed and night[1] < request.before}
+            self.deleted = {night: held for night, held in self.deleted.items() if night not in freed}
+
     def _check_night(self, model: str, date: str, driver: Driver, version: int) -> None:
         """Check a night that has just become visible against what its driver was asked for and had seen."""
         runs = {path.split("/")[0] for path in self.predictions.partition(model=model, date=date)}
@@ -259,6 +283,7 @@ class Output:
         if night.incremental and taken & others:
             raise Violation(f"{run} and nights of other dates have taken {sorted(taken & others)}")
         self.nights[model, date] = self.runs[run] = night
+        self.deleted.pop((model, date), None)
         self._check_rows(model, date, night)
 
     def _check_listed(self, driver: Driver, night: Night, others: frozenset[State]) -> None:
@@ -284,10 +309,10 @@ class Output:
                 raise Violation(f"{night.run} has quarantined the sound file {state}")
 
     def _taken_elsewhere(self, model: str, date: str) -> frozenset[State]:
-        """What the nights of other dates hold."""
+        """What the nights of other dates hold, deleted ones included."""
         return frozenset(
             state
-            for (other, day), night in self.nights.items()
+            for (other, day), night in (self.deleted | self.nights).items()
             if other == model and day != date
             for state in night.taken
         )
@@ -343,6 +368,10 @@ class Output:
             shared = {state for other in later for state in other.taken & night.taken}
             if night.incremental and shared:
                 raise Violation(f"{shared} are in two nights of {model}")
+        for (model, date), night in self.deleted.items():
+            taken = {state for state, status in self._input_states(model, date, night.run) if status == "taken"}
+            if taken != night.taken:
+                raise Violation(f"{night.run} was deleted, and its files are no longer taken")
 
     def _others(self, model: str, date: str) -> list[Night]:
         return [night for (other, day), night in self.nights.items() if other == model and day != date]

@@ -13,7 +13,8 @@ from pipelines.data import intake
 from pipelines.nightly import classify
 from pipelines.nightly.command_result import CommandResult
 from pipelines.nightly.night_models import RequestedModel
-from pipelines.nightly.tables.night_tables import NightTables
+from pipelines.nightly.tables.deletion import delete_nights, models_before
+from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables
 from pipelines.nightly.tables.publication import restore_night
 from pipelines.nightly.tables.vacuum import models_of, plan_vacuum, run_vacuum
 from pipelines.storage.object_store import Store
@@ -61,6 +62,22 @@ def restore(output: str, model: str, run: str) -> None:
     tables = NightTables(Store(output, RETRY_SECONDS))
     claim = claim_model(tables, model)
     restore_night(tables, run, claim=claim)
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What `spin nights delete` is asked for."""
+
+    before: str
+    forget_files: bool
+
+
+def delete(output: str, deletion: Deletion) -> None:
+    """Delete nights of early dates."""
+    tables = NightTables(Store(output, RETRY_SECONDS))
+    if tables.find(PREDICTIONS) is not None:
+        claims = {model: claim_model(tables, model) for model in models_before(tables, deletion.before)}
+        delete_nights(tables, deletion.before, claims=claims, leases=[], forget_files=deletion.forget_files)
 
 
 def vacuum(output: str, later: timedelta) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import glob
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 from pipelines.data.files import readers
@@ -64,8 +64,9 @@ class InputFile:
 def list_files(uri: str, *, bad: dict[str, str] | None = None, allow_empty: bool = False) -> list[InputFile]:
     """The files of a path, a folder or a glob, in order of name.
 
-    Sizes and versions come with the listing, so that there is no request per file. Files and folders whose names begin
-    with `_` or `.` are left out, unless the URI itself contains that name.
+    Sizes and versions come with the listing, so that there is no request per file. On a disk, a path that leads through
+    symbolic links is followed to its end, so that a file has one name, whichever way it was reached. Files and folders
+    whose names begin with `_` or `.` are left out, unless the URI itself contains that name.
 
     Raises UserError if there are no files, and BadFileError for a file of no known format; if `bad` is
     given, such files are left out and their URIs are added to it, each with the reason. With `allow_empty`, an empty
@@ -100,7 +101,7 @@ def check_output_outside(source: str, output: str) -> None:
 def _resolve(uri: str) -> tuple[str, str]:
     """The protocol and the path of a URI; on a disk without symbolic links."""
     protocol, path = locate(uri)
-    return protocol, str(Path(path).resolve()) if protocol == "file" else path
+    return protocol, os.path.realpath(path) if protocol == "file" else path
 
 
 def _is_within(parts: list[str], folder: list[str]) -> bool:
@@ -109,7 +110,7 @@ def _is_within(parts: list[str], folder: list[str]) -> bool:
 
 def _find(uri: str) -> tuple[Mapping[str, Any], bool]:
     """The visible files of a path, a folder or a glob with their details, and whether there is a place to look in."""
-    fs, path = open_filesystem(uri)
+    fs, path = open_filesystem(uri)[0], _resolve(uri)[1]
     # guarded by test_an_input_folder_that_cannot_be_listed_ends_the_command; broken by:
     #   infos = fs.find(path, detail=True)
     infos = find_files(fs, path, enter=lambda folder: _is_visible(folder, path))

@@ -105,7 +105,8 @@ def _claim_all(tables: NightTables, leases: ExitStack) -> dict[str, int]:
     while missing := [model for model in models_of(tables) if model not in claims]:
         for model in missing:
             lease = leases.enter_context(lease_model(tables.out, model))
-            leases.enter_context(overtaken_first(lease))  # guarded by test_an_overtaken_forget_says_so
+            # guarded by test_an_overtaken_forget_says_so
+            leases.enter_context(overtaken_first(lease))
             # guarded by test_a_driver_that_slept_meanwhile_publishes_nothing; broken by:
             #   claims[model] = tables.open(PREDICTIONS).last_transaction('spin:' + model) or 0
             claims[model] = claim_nights(tables, model, lease)
@@ -145,7 +146,7 @@ def _forget(tables: NightTables, forgotten: ForgottenIds, claims: Mapping[str, i
     labels = remove_labels(tables.out, forgotten)
     tables.out.delete_many([REPORT, PAGE])
     show_newest_report(tables)
-    rescore_nights(tables, rewritten)
+    rescore_nights(tables)
     return ForgottenRows(
         output=tables.out.uri,
         at=now(),

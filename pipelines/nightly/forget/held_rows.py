@@ -14,8 +14,8 @@ from pipelines.storage.object_store import Store
 
 WITH_IDS = (PREDICTIONS, DEAD_LETTERS, DISAGREEMENTS)
 """tables whose rows are documents"""
-_FILES_AT_ONCE = 8
-"""files that are read at a time; of each, only the column of the ids"""
+FILES_AT_ONCE = 8
+"""files of a table that are read at a time"""
 RunFiles = Mapping[str, Sequence[DataFile]]
 """the files of a run by table"""
 HeldRows = Mapping[tuple[str, str], int]
@@ -25,7 +25,7 @@ HeldRows = Mapping[tuple[str, str], int]
 def find_held(tables: NightTables, files: RunFiles, forgotten: ForgottenIds) -> HeldRows:
     """The rows of a run whose ids are forgotten. Raises UserError if a file of the run is missing."""
     listed = [(table, file.path) for table in WITH_IDS for file in files.get(table, ())]
-    with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
+    with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
         counts = threads.map(lambda each: _count_held(tables.store(each[0]), each[1], forgotten), listed)
         return {each: count for each, count in zip(listed, counts, strict=True) if count}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.forgotten_ids import ForgottenIds
-from pipelines.nightly.forget.held_rows import WITH_IDS, HeldRows, RunFiles
+from pipelines.nightly.forget.held_rows import FILES_AT_ONCE, HeldRows, RunFiles
 from pipelines.nightly.night import KEPT
 from pipelines.nightly.report.night_report import NightReport, find_report
 from pipelines.nightly.report.run_report import render_reports
@@ -26,7 +27,7 @@ from pipelines.nightly.tables.night_records import (
     revive_run,
     run_name,
 )
-from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, PublishedRun
+from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, PublishedRun, of_run
 from pipelines.nightly.tables.publication import publish_night
 from pipelines.storage.delta_table import DataFile
 from pipelines.storage.object_store import Store
@@ -79,28 +80,24 @@ class Rewriting:
             model_version="" if known is None else known.model_version,
             claim=claim,
             incremental=known is not None and known.incremental,
+            artifact="" if known is None else known.artifact,
         )
 
     def _write_table(self, table: str, run: str) -> list[DataFile]:
         """The files of a table for the new run; the predictions keep a file also where no row is left in it."""
-        written = [self._write_file(table, file, run) for file in self.files[table]]
+        with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
+            written = list(threads.map(lambda file: self._write_file(table, file, run), self.files[table]))
         return [file for file in written if file.rows or table == PREDICTIONS]
 
     def _write_file(self, table: str, file: DataFile, run: str) -> DataFile:
-        """A file of the new run: a copy of the old one, or its remaining rows."""
+        """Write the remaining rows of a file of the old run as a file of the new one."""
         store, path = self.tables.store(table), f"{run}/{file.path.rpartition('/')[2]}"
-        if table == PREDICTIONS and (table, file.path) not in self.held:
-            store.copy(file.path, path)
-            return replace(file, path=path)
         with store.open(file.path) as source:
-            rows = pq.ParquetFile(source).read()
-        if table in WITH_IDS:
+            rows = of_run(pq.ParquetFile(source).read(), run)
+        if (table, file.path) in self.held:
             remaining = np.ones(len(rows), bool)
             remaining[self.forgotten.find(rows["id"].to_pylist())] = False
             rows = rows.filter(pa.array(remaining))
-        if "run" in rows.column_names:  # the files of side tables hold their partition
-            at = rows.column_names.index("run")
-            rows = rows.set_column(at, rows.schema.field(at), pa.repeat(pa.scalar(run, pa.string()), len(rows)))
         data = to_parquet(rows)
         store.write(path, data)
         return DataFile(path, len(data), len(rows))

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import PlainSerializer, PlainValidator, ValidationError
+from pydantic import ValidationError
 
 from pipelines.nightly.report.throughput import busy_seconds, pace
 from pipelines.nightly.steps.counts import ClassifyCounts, DocumentCounts, NightCounts
@@ -41,11 +41,6 @@ class FileCounts:
     """files that other nights had classified"""
     quarantined: int
     """files that could not be read; none of their documents is classified"""
-
-    @property
-    def total(self) -> int:
-        """All files that were listed."""
-        return self.taken + self.skipped + self.quarantined
 
 
 @dataclass(frozen=True)
@@ -134,11 +129,6 @@ class SlowShard:
         return self.documents / max(self.seconds, 1e-3)
 
 
-_ShadowJson = Annotated[
-    ShadowAgreement, PlainValidator(ShadowAgreement.from_json), PlainSerializer(ShadowAgreement.to_json)
-]
-
-
 @dataclass(frozen=True, kw_only=True)
 class NightReport:
     """The report of a finished night. It holds counts; the lists of files and rows are tables."""
@@ -177,7 +167,7 @@ class NightReport:
     """the night before of the same model, None if there is none"""
     forgotten: int = 0
     """predictions that were removed since by `spin forget`; all figures are those of the night as it was classified"""
-    shadow: _ShadowJson | None = None
+    shadow: ShadowAgreement | None = None
     """agreement with the shadow, None for a night without one"""
     counts: NightCounts
     """counts over all documents of the files that were taken"""
@@ -203,7 +193,7 @@ def find_report(run: Store) -> NightReport | None:
     stored = run.read_json(REPORT)
     try:
         return None if stored is None else from_json(NightReport, stored)
-    except (KeyError, ValidationError):  # KeyError: by the agreement with a shadow
+    except ValidationError:
         _log.debug("%s/%s is of another version", run.uri, REPORT, exc_info=True)
         return None
 

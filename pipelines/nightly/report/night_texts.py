@@ -6,9 +6,9 @@ import logging
 from collections.abc import Collection, Iterator
 
 from pipelines.data.files.kept_columns import without_kept
+from pipelines.data.files.reader import Documents
 from pipelines.data.files.readers import read_piece
-from pipelines.data.files.shards import Piece
-from pipelines.data.intake import plan_intake
+from pipelines.data.intake import find_texts, plan_intake
 from pipelines.nightly.tables.listing import read_listing
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.service_errors import BadFileError
@@ -21,26 +21,16 @@ _log = logging.getLogger(__name__)
 def read_texts(data: DataSettings, out: Store, run: str, ids: Collection[str]) -> Iterator[tuple[str, str]]:
     """The ids and texts of some documents of a run, as far as its input is still there.
 
-    The first sound row with an id is the one that was predicted. Ends when all are found.
+    The first sound row with an id is the one that was predicted.
     """
-    waiting, data = set(ids), without_kept(data)
-    files = read_listing(out / f"{RUNS}/{run}").files
-    for task in plan_intake(files, data, bad={}):
+    return find_texts(_read_input(without_kept(data), out / f"{RUNS}/{run}"), ids)
+
+
+def _read_input(data: DataSettings, run: Store) -> Iterator[Documents]:
+    """The documents of the input of a run, as far as its files can be read."""
+    for task in plan_intake(read_listing(run).files, data, bad={}):
         for piece in task.pieces:
-            for id, text in _read_piece(piece, data):
-                if id in waiting and text.strip():
-                    waiting.discard(id)
-                    yield id, text
-                if not waiting:
-                    return
-
-
-def _read_piece(piece: Piece, data: DataSettings) -> Iterator[tuple[str, str]]:
-    """The ids and texts of a part of a file, as far as it can be read."""
-    try:
-        for documents in read_piece(piece, data):
-            for id, text in zip(documents.ids, documents.texts, strict=True):
-                if isinstance(id, str) and isinstance(text, str):
-                    yield id, text
-    except BadFileError:
-        _log.debug("%s cannot be read; it is left out", piece.uri, exc_info=True)
+            try:
+                yield from read_piece(piece, data)
+            except BadFileError:
+                _log.debug("%s cannot be read; it is left out", piece.uri, exc_info=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from pipelines.nightly.report.night_report import REPORT, NightReport
 from pipelines.nightly.steps.counts import NightCounts
@@ -24,15 +23,8 @@ _CLASSES = 30
 _DISAGREEMENTS = 12
 """pairs of labels listed on which the model and its shadow differ"""
 
-
-@dataclass(frozen=True)
-class LabelShares:
-    """The share of each label in a set of documents."""
-
-    name: str
-    """of the set: heading of a column"""
-    shares: Mapping[str, float]
-    """by class; "" stands for no label"""
+Shares = Mapping[str, float]
+"""the share of each label in a set of documents; "" stands for no label"""
 
 
 def render_reports(report: NightReport) -> dict[str, bytes]:
@@ -56,8 +48,8 @@ def show_newest_report(tables: NightTables) -> None:
 def report_page(report: NightReport) -> str:
     """The HTML of a run: counts, throughput, labels, shadow, drift, dead letters and slowest shards."""
     counts = report.counts
-    columns = _label_columns(report)
-    labels = _ranked_labels(columns)
+    shares = _label_shares(report)
+    labels = _ranked_labels(list(shares.values()))
     return render_report(
         "pipelines.nightly.report/run_report.html.j2",
         f"{report.model}, night of {report.date}",
@@ -65,7 +57,7 @@ def report_page(report: NightReport) -> str:
         counts=counts,
         exits=[(exit_name(depth), counts.depths[str(depth)]) for depth in sorted(map(int, counts.depths))],
         throughput=report.throughput,
-        label_columns=columns,
+        label_shares=shares,
         labels=labels[:_CLASSES],
         more_labels=len(labels[_CLASSES:]),
         quality_classes=_listed_classes(report),
@@ -85,29 +77,28 @@ def _listed_classes(report: NightReport) -> list[ClassQuality]:
     return sorted(classes, key=lambda each: -each.predicted)[:_CLASSES]
 
 
-def _label_columns(report: NightReport) -> list[LabelShares]:
+def _label_shares(report: NightReport) -> dict[str, Shares]:
     """The labels of this night, of the night before, and of the reference in training, where there are such."""
-    columns = [_label_shares("this night", report.counts)]
+    shares = {"this night": _shares_of_night(report.counts)}
     before = report.before
     if before is not None:
-        columns.append(_label_shares(f"night of {before.date}", before.counts))
+        shares[f"night of {before.date}"] = _shares_of_night(before.counts)
     for drift in report.drift:
         if drift.name == Labels.name:
-            counts = dict(zip([*report.classes, ""], drift.then, strict=True))
-            columns.append(LabelShares("reference", _shares(counts)))
-    return columns
+            shares["reference"] = _shares(dict(zip([*report.classes, ""], drift.then, strict=True)))
+    return shares
 
 
-def _label_shares(name: str, counts: NightCounts) -> LabelShares:
-    return LabelShares(name, _shares({**counts.labels, "": counts.unlabelled}))
+def _shares_of_night(counts: NightCounts) -> Shares:
+    return _shares({**counts.labels, "": counts.unlabelled})
 
 
-def _shares(counts: Mapping[str, int]) -> dict[str, float]:
+def _shares(counts: Mapping[str, int]) -> Shares:
     total = max(1, sum(counts.values()))
     return {name: count / total for name, count in counts.items()}
 
 
-def _ranked_labels(columns: list[LabelShares]) -> list[str]:
-    """The labels with a document in any column, the most frequent of the first column first."""
-    labels = {label for column in columns for label, share in column.shares.items() if share}
-    return sorted(labels, key=lambda label: (-columns[0].shares.get(label, 0), label))
+def _ranked_labels(sets: Sequence[Shares]) -> list[str]:
+    """The labels with a document in any set, the most frequent of the first set first."""
+    labels = {label for shares in sets for label, share in shares.items() if share}
+    return sorted(labels, key=lambda label: (-sets[0].get(label, 0), label))

@@ -20,7 +20,7 @@ from pipelines.data.forgotten_ids import ForgottenIds, read_forgotten
 from pipelines.nightly.report.night_report import ScoredNight, find_report
 from pipelines.nightly.review.label_file import LabelRow, read_label_file
 from pipelines.nightly.tables.night_history import list_nights
-from pipelines.nightly.tables.night_records import RUNS
+from pipelines.nightly.tables.night_records import ABANDONED, RUNS, is_run_of
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, PublishedRun, read_night
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
@@ -178,24 +178,25 @@ def remove_labels(out: Store, forgotten: ForgottenIds, *, dry_run: bool = False)
     return removed
 
 
-def rescore_nights(tables: NightTables, replaced: Mapping[str, str]) -> None:
+def rescore_nights(tables: NightTables) -> None:
     """Score the nights that have a score by the labels that are left.
 
-    `replaced` are the runs that took the place of others, by the names of these: a night keeps a score where the run
-    before had one.
+    So has a night of whose date and model a run with a score was given up: `spin forget` gives up the run that it
+    writes again, whichever of its attempts has published the new one.
     """
-    out, scored = tables.out, set(tables.out.list_names(_SCORES))
-    former = {new: old for old, new in replaced.items()}
+    out, scored = tables.out, {name.removesuffix(".json") for name in tables.out.list_names(_SCORES)}
     labels = read_labels(out) if scored else {}
+    given_up = {key.split("/")[1] for key in out.read_many([f"{RUNS}/{run}/{ABANDONED}" for run in sorted(scored)])}
     for night in list_nights(tables):
-        names = [f"{run}.json" for run in (night.run, former.get(night.run)) if run is not None]
-        if scored.isdisjoint(names):
+        former = {run for run in given_up if run[:10] == night.date and is_run_of(run, [night.model])}
+        outdated = scored & {night.run, *former}
+        if not outdated:
             continue
         rows = labels.get((night.date, night.model), [])
         if any(row.true_labels is not None for row in rows):
             _score(tables, night, rows)
-            names.remove(f"{night.run}.json")
-        out.delete_many([f"{_SCORES}/{name}" for name in names])
+            outdated.discard(night.run)
+        out.delete_many([f"{_SCORES}/{run}.json" for run in sorted(outdated)])
 
 
 def _store(out: Store, rows: Sequence[LabelRow]) -> None:

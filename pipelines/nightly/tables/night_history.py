@@ -17,6 +17,8 @@ from pipelines.nightly.tables.night_tables import (
     TAKEN,
     NightTables,
     PublishedRun,
+    named_runs,
+    partitions,
     published_runs,
     read_rows,
 )
@@ -72,30 +74,33 @@ def find_newest_night(nights: Iterable[PublishedRun], *, model: str | None = Non
 
 
 def taken_files(tables: NightTables, *, model: str, date: str, files: Collection[FileState]) -> set[FileState]:
-    """The files whose documents are in a published night of the model of another date than `date`.
+    """The files whose documents are in a night of the model of another date than `date`, published or deleted.
 
-    Quarantined files are not among them. Ask after the claim: until another claim, the answer stays true.
-    Raises UserError if the table of inputs lacks a run that is published.
+    Those of deleted nights that were freed, and quarantined files, are not among them. Ask after the claim: until
+    another claim, the answer stays true. Raises UserError if the table of inputs lacks a run that is published.
     """
     return _files_of_nights(tables, model, date, files, TAKEN)
 
 
 def quarantined_files(tables: NightTables, *, model: str, date: str, files: Collection[FileState]) -> set[FileState]:
-    """The files that a published night of the model of another date than `date` has quarantined as they are now."""
+    """The files that a night of the model of another date than `date` has quarantined as they are now."""
     return _files_of_nights(tables, model, date, files, QUARANTINED)
 
 
 def _files_of_nights(
     tables: NightTables, model: str, date: str, files: Collection[FileState], status: str
 ) -> set[FileState]:
-    # guarded by test_files_count_as_taken_by_published_nights_of_other_dates; broken by:
-    #   runs = {night.run for night in list_nights(tables) if night.model == model}
-    runs = {night.run for night in list_nights(tables) if night.model == model and night.date != date}
-    if not runs:
+    predictions = tables.find(PREDICTIONS)
+    if predictions is None:
         return set()
     inputs = tables.open(INPUTS)
     wanted = set(files)
-    by_run = {run: inputs.files({"model": model, "run": run}) for run in runs}
+    # guarded by test_files_count_as_taken_by_published_nights_of_other_dates; broken by:
+    #   runs = {night.run for night in published_runs(predictions) if night.model == model}
+    runs = {night.run for night in published_runs(predictions) if night.model == model and night.date != date}
+    others = {each["run"] for each in partitions(inputs) if each["model"] == model and each["date"] != date}
+    deleted = others & named_runs(inputs, INPUTS, predictions)
+    by_run = {run: inputs.files({"model": model, "run": run}) for run in runs | deleted}
     # guarded by test_missing_input_rows_do_not_pass_as_nothing_taken; broken by:
     #   if lacking := []:
     if lacking := sorted(run for run, found in by_run.items() if not found):

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from pipelines.nightly.tables.night_tables import TABLES
 from pipelines.storage.delta_table import DataFile
-from pipelines.storage.lease import Lease
+from pipelines.storage.lease import Lease, user_name
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
 from spin.errors import UserError
@@ -22,6 +22,8 @@ LEASES = "_leases"
 """folder of the leases in an output, with one lease per model"""
 RUN, NIGHT, ABANDONED = "run.json", "night.json", "abandoned.json"
 """records in the folder of a run; each is created only if absent and never replaced"""
+DELETION = "deleted.json"
+"""record in the folder of a run whose night was deleted; its modification time says when that was last"""
 FORMAT = 10
 """of the work of a run and of its plan; an unfinished run of another format is not continued"""
 _RUN_NAME = re.compile(r"\d{4}-\d{2}-\d{2}-[A-Za-z0-9_.-]+-\d{6,}")
@@ -51,6 +53,8 @@ class Run:
     """whether the run leaves out the files that nights of other dates have taken"""
     pass_name: str
     """name of the pass in which it classifies; that of a run alone has the name of the run"""
+    artifact: str = ""
+    """digest of the classifier, since registries may give its version to another one; empty where it is not known"""
     finished: str | None = None
     """time at which its files were recorded, ISO 8601 in UTC; None for a beginning"""
     files: Mapping[str, tuple[DataFile, ...]] = field(default_factory=dict)
@@ -107,6 +111,7 @@ def begin_run(
     claim: int,
     incremental: bool = False,
     pass_name: str | None = None,
+    artifact: str = "",
 ) -> Run:
     """Begin a run under a claim and return its record; without `pass_name` it has a pass of its own."""
     name = run_name(date, model, claim)
@@ -119,6 +124,7 @@ def begin_run(
         begun=now(),
         incremental=incremental,
         pass_name=pass_name or name,
+        artifact=artifact,
     )
     out.create(f"{RUNS}/{name}/{RUN}", _to_bytes(run))
     return run
@@ -170,6 +176,12 @@ def find_nights(out: Store, runs: Sequence[str]) -> dict[str, Run]:
 def abandon_run(out: Store, run: str) -> None:
     """Mark a run as given up: from then on it is neither resumed nor restored, so its files may be deleted."""
     out.create(f"{RUNS}/{run}/{ABANDONED}", json.dumps({"at": now()}).encode())
+
+
+def mark_deleted(out: Store, runs: Sequence[str]) -> None:
+    """Note that the nights of runs are being deleted now. Whether they were is in the table of the predictions."""
+    for run in runs:
+        out.write_json(f"{RUNS}/{run}/{DELETION}", {"at": now(), "by": user_name()})
 
 
 def revive_run(out: Store, run: str) -> None:

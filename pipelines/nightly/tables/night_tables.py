@@ -24,6 +24,10 @@ TABLES = (PREDICTIONS, *SIDE_TABLES)
 TAKEN, QUARANTINED = "taken", "quarantined"
 """values of the column `status` of the inputs"""
 
+PUBLISHED, DELETED, FREED = 1, 2, 3
+"""states of a run in the predictions: published, also if another run has replaced it; deleted, while its input files
+stay taken; deleted, and its files may be taken again"""
+
 _LABELS = pa.list_(pa.string())
 _COLUMNS: Mapping[str, pa.Schema] = {  # those of the predictions are classes of their own
     DEAD_LETTERS: pa.schema(
@@ -62,7 +66,8 @@ _COLUMNS: Mapping[str, pa.Schema] = {  # those of the predictions are classes of
     ),
 }
 _PARTITIONS = {PREDICTIONS: ("date", "model"), **dict.fromkeys(SIDE_TABLES, ("date", "model", "run"))}
-_PARTITION_TYPES = {"date": pa.date32(), "model": pa.string(), "run": pa.string()}
+_RUN_COLUMNS = {"date": pa.date32(), "model": pa.string(), "run": pa.string()}
+"""first columns of every table, which say what run its rows are of"""
 _CARRYING = (PREDICTIONS, DEAD_LETTERS)
 """tables that carry input columns"""
 NO_COLUMNS = pa.schema([])
@@ -174,23 +179,44 @@ def published_runs(predictions: TableSnapshot) -> list[PublishedRun]:
     )
 
 
+def named_runs(side: TableSnapshot, table: str, predictions: TableSnapshot) -> set[str]:
+    """The runs whose rows belong into a side table: the published ones.
+
+    In the inputs, these are also the deleted runs whose files stay taken: of dates that have no other night since.
+    """
+    nights = published_runs(predictions)
+    runs = {night.run for night in nights}
+    if table != INPUTS:
+        return runs
+    there = {(night.date, night.model) for night in nights}
+    others = [each for each in partitions(side) if (each["date"], each["model"]) not in there]
+    # guarded by test_files_of_deleted_nights_stay_taken
+    return runs | {each["run"] for each in others if run_state(predictions, each["run"]) == DELETED}
+
+
 def named_keys(tables: NightTables, predictions: TableSnapshot) -> set[str]:
     """The keys in the output of the files that the predictions, and for the same runs the other tables, consist of."""
-    named = {night.run for night in published_runs(predictions)}
     keys = {f"{PREDICTIONS}/{path}" for path in predictions.file_table["path"].to_pylist()}
     for table in SIDE_TABLES:
-        files = tables.open(table).file_table.select(["run", "path"]).to_pylist()
+        side = tables.open(table)
+        named = named_runs(side, table, predictions)
+        files = side.file_table.select(["run", "path"]).to_pylist()
         keys |= {f"{table}/{file['path']}" for file in files if file["run"] in named}
     return keys
 
 
 def was_published(predictions: TableSnapshot, run: str) -> bool:
     """Whether a run was published, now or at any time before."""
-    return predictions.last_transaction(run_app(run)) is not None
+    return run_state(predictions, run) is not None
+
+
+def run_state(predictions: TableSnapshot, run: str) -> int | None:
+    """PUBLISHED, DELETED or FREED, as it was last committed of a run; None if it was never published."""
+    return predictions.last_transaction(run_app(run))
 
 
 def run_app(run: str) -> str:
-    """The name under which the tables count the publications of a run."""
+    """The name under which the predictions hold the state of a run."""
     return f"run:{run}"
 
 
@@ -202,16 +228,18 @@ def partitions(snapshot: TableSnapshot) -> list[dict[str, str]]:
 
 
 def partition_of(table: str, *, date: str, model: str, run: str) -> dict[str, str]:
-    """The values of the partition columns of a table for a run."""
+    """The values of the partition columns of a table for a run.
+
+    The run is no partition of the predictions: a commit replaces all rows of a date and a model.
+    """
     values = {"date": date, "model": model, "run": run}
     return {name: values[name] for name in _PARTITIONS[table]}
 
 
 def table_schema(table: str, kept: pa.Schema = NO_COLUMNS) -> pa.Schema:
-    """The columns of a table and of its files: partition columns, our own, and kept ones where the table has them."""
-    partitions = [pa.field(name, _PARTITION_TYPES[name]) for name in _PARTITIONS[table]]
+    """The columns of a table and of its files: those of the run, our own, and kept ones where the table has them."""
     own = predictions_schema() if table == PREDICTIONS else _COLUMNS[table]
-    return pa.schema([*partitions, *own, *(kept if table in _CARRYING else NO_COLUMNS)])
+    return pa.schema([*_RUN_COLUMNS.items(), *own, *(kept if table in _CARRYING else NO_COLUMNS)])
 
 
 def reserved_names() -> frozenset[str]:
@@ -225,12 +253,23 @@ def file_rows(table: str, rows: pa.Table, *, date: str, model: str, run: str, ke
     The files hold the partition columns too. The log has their values, but Polars reads them from the names of folders
     or from the files, and would see nulls.
     """
-    values = {**partition_of(table, date=date, model=model, run=run), "date": day.fromisoformat(date)}
     rows = columns_of_type(rows, table_schema(table, kept), len(rows))
-    for name, value in values.items():
-        at = rows.column_names.index(name)
-        rows = rows.set_column(at, rows.field(at), pa.repeat(pa.scalar(value, rows.field(at).type), len(rows)))
+    for name, value in (("date", day.fromisoformat(date)), ("model", model), ("run", run)):
+        rows = _fill_column(rows, name, value)
     return rows
+
+
+def of_run(rows: pa.Table, run: str) -> pa.Table:
+    """Rows of a file of a table as rows of another run. Files of runs that are older than their column get it."""
+    if "run" not in rows.column_names:
+        rows = rows.append_column("run", pa.nulls(len(rows), pa.string()))
+    return _fill_column(rows, "run", run)
+
+
+def _fill_column(rows: pa.Table, name: str, value: object) -> pa.Table:
+    """Rows with one value in all rows of a column."""
+    at = rows.column_names.index(name)
+    return rows.set_column(at, rows.field(at), pa.repeat(pa.scalar(value, rows.field(at).type), len(rows)))
 
 
 def merge_schemas(committed: pa.Schema, night: pa.Schema, where: str) -> pa.Schema:

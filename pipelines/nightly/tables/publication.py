@@ -22,14 +22,15 @@ from pipelines.nightly.tables.night_tables import (
     INPUTS,
     NO_COLUMNS,
     PREDICTIONS,
+    PUBLISHED,
     SIDE_TABLES,
     TABLES,
     NightTables,
     file_rows,
     merge_schemas,
+    named_runs,
     partition_of,
     partitions,
-    published_runs,
     run_app,
     table_schema,
     was_published,
@@ -74,9 +75,10 @@ def claim_nights(tables: NightTables, model: str, lease: Lease) -> int:
         tables.create()
         snapshot = tables.open(PREDICTIONS)
         # after the snapshot: a command that takes over later and claims makes this commit fail
-        lease.check()  # guarded by test_a_command_that_was_overtaken_makes_no_claim
-        claim = (snapshot.last_transaction(_model_app(model)) or 0) + 1
-        snapshot.commit_transaction(_model_app(model), claim, metadata={"model": model, "claim": str(claim)})
+        # guarded by test_a_command_that_was_overtaken_makes_no_claim
+        lease.check()
+        claim = (snapshot.last_transaction(model_app(model)) or 0) + 1
+        snapshot.commit_transaction(model_app(model), claim, metadata={"model": model, "claim": str(claim)})
         return claim
 
     return retry_commits(tables.out)(attempt)
@@ -84,7 +86,22 @@ def claim_nights(tables: NightTables, model: str, lease: Lease) -> int:
 
 def require_claim(tables: NightTables, model: str, claim: int) -> None:
     """Raise HeldError if a model has been claimed again: nothing may be published under this claim any more."""
-    _require_last(tables.open(PREDICTIONS), model, claim)
+    require_last_claim(tables.open(PREDICTIONS), model, claim)
+
+
+def require_last_claim(predictions: TableSnapshot, model: str, claim: int) -> None:
+    """Raise HeldError unless a claim is the last one of a model in a version of the predictions."""
+    last = predictions.last_transaction(model_app(model))
+    if last != claim:
+        raise HeldError(
+            f"{predictions.store.uri}: another run of model {model} has taken over (claim {last}, this run has "
+            f"{claim}); this one publishes nothing"
+        )
+
+
+def model_app(model: str) -> str:
+    """The name under which the tables hold the last claim of a model."""
+    return f"spin:{model}"
 
 
 def claim_side_tables(tables: NightTables, model: str, claim: int) -> None:
@@ -93,7 +110,7 @@ def claim_side_tables(tables: NightTables, model: str, claim: int) -> None:
     Raises StaleSnapshotError if another process commits meanwhile.
     """
     for table in SIDE_TABLES:
-        tables.open(table).commit_transaction(_model_app(model), claim, metadata={"model": model, "claim": str(claim)})
+        tables.open(table).commit_transaction(model_app(model), claim, metadata={"model": model, "claim": str(claim)})
 
 
 def write_inputs(tables: NightTables, run: Run, claim: int, rows: Sequence[InputRow]) -> DataFile:
@@ -191,7 +208,7 @@ def clean_side_tables(tables: NightTables, claims: Mapping[str, int]) -> None:
 
 
 def remove_replaced_rows(tables: NightTables, model: str, claim: int) -> None:
-    """Remove the rows of a model's runs that the predictions do not name from the side tables.
+    """Remove the rows of a model's runs that do not belong there from the side tables.
 
     The claim is checked in a snapshot of the predictions that is newer than that of the side table. So the runs in the
     side table are published by then or will never be under their claims, and a run that a later driver resumes gets
@@ -202,8 +219,8 @@ def remove_replaced_rows(tables: NightTables, model: str, claim: int) -> None:
         predictions = tables.open(PREDICTIONS)
         # guarded by test_rows_are_removed_only_under_the_last_claim
         # guarded by test_a_claim_after_runs_were_given_up_stops_the_vacuum_before_it_deletes
-        _require_last(predictions, model, claim)
-        named = {night.run for night in published_runs(predictions)}
+        require_last_claim(predictions, model, claim)
+        named = named_runs(side, table, predictions)
         replaced = [each for each in partitions(side) if each["model"] == model and each["run"] not in named]
         if replaced:
             side.remove_partitions(replaced)
@@ -237,7 +254,7 @@ def _commit_side_rows(tables: NightTables, table: str, night: Run, claim: int, k
     commits first or not at all. That is why a run without rows commits too: it refuses the rows of its predecessor.
     """
     side = tables.open(table)
-    app = _model_app(night.model)
+    app = model_app(night.model)
     files = list(night.files.get(table, ()))
     partition = partition_of(table, date=night.date, model=night.model, run=night.name)
     complete = side.files(partition) == files
@@ -264,12 +281,12 @@ def _commit_predictions(tables: NightTables, night: Run, claim: int, kept: pa.Sc
     if predictions.files(partition) == list(night.files[PREDICTIONS]):
         return
     # guarded by test_a_driver_that_wakes_after_its_successor_changes_nothing
-    _require_last(predictions, night.model, claim)
+    require_last_claim(predictions, night.model, claim)
     predictions.replace_partition(
         partition,
         night.files[PREDICTIONS],
         schema=_merged_schema(predictions, PREDICTIONS, kept),
-        transactions={_model_app(night.model): claim, run_app(night.name): 1},
+        transactions={model_app(night.model): claim, run_app(night.name): PUBLISHED},
         metadata=_metadata(night, claim),
     )
 
@@ -283,15 +300,6 @@ def _merged_schema(snapshot: TableSnapshot, table: str, kept: pa.Schema) -> pa.S
     return merge_schemas(snapshot.schema, table_schema(table, kept), snapshot.store.uri)
 
 
-def _require_last(predictions: TableSnapshot, model: str, claim: int) -> None:
-    last = predictions.last_transaction(_model_app(model))
-    if last != claim:
-        raise HeldError(
-            f"{predictions.store.uri}: another run of model {model} has taken over (claim {last}, this run has "
-            f"{claim}); this one publishes nothing"
-        )
-
-
 def _write_file(tables: NightTables, table: str, run: Run, name: str, rows: pa.Table, kept: pa.Schema) -> DataFile:
     """Write rows to the first path `RUN/NAME-N.parquet` that is free."""
     complete = file_rows(table, rows, date=run.date, model=run.model, run=run.name, kept=kept)
@@ -302,10 +310,6 @@ def _write_file(tables: NightTables, table: str, run: Run, name: str, rows: pa.T
     return DataFile(f"{stem}-{attempt}.parquet", len(data), len(rows))
 
 
-def _model_app(model: str) -> str:
-    return f"spin:{model}"
-
-
 def _metadata(night: Run, claim: int) -> dict[str, str]:
     """The metadata of a commit in the history of a table."""
     return {
@@ -313,5 +317,6 @@ def _metadata(night: Run, claim: int) -> dict[str, str]:
         "date": night.date,
         "model": night.model,
         "model_version": night.model_version,
+        "artifact": night.artifact,
         "claim": str(claim),
     }

@@ -46,10 +46,12 @@ class NightRequest:
     """number of the claim of the model"""
     model_version: str
     """version of the model that classifies"""
+    artifact: str
+    """digest of the classifier"""
     backbone: str
     """digest of its backbone; new runs of several models with the same one share a pass"""
     metadata: Mapping[str, object]
-    """JSON values of everything that changes predictions"""
+    """JSON values of all else that changes predictions"""
     files: Sequence[InputFile]
     """files of the input, as they are now"""
     rejected: Mapping[str, str]
@@ -217,6 +219,7 @@ def _begin_run(tables: NightTables, request: NightRequest, pass_name: str | None
         claim=request.claim,
         incremental=request.incremental,
         pass_name=pass_name,
+        artifact=request.artifact,
     )
     return _plan_run(tables, run, request)
 
@@ -226,7 +229,8 @@ def find_unfinished(tables: NightTables, model: str, date: str) -> list[Run]:
     predictions = tables.open(PREDICTIONS)
     nights = {night.date for night in list_nights(tables) if night.model == model}
     names = [name for name in list_run_names(tables.out) if f"-{model_slug(model)}-" in name and name[:10] < date]
-    waiting = [name for name in names if name[:10] not in nights and not was_published(predictions, name)]
+    nights |= {name[:10] for name in names if was_published(predictions, name)}  # of deleted nights
+    waiting = [name for name in names if name[:10] not in nights]
     runs = [run for run in find_runs(tables.out, waiting).values() if run.model == model]
     return [run for run in runs if not is_abandoned(tables.out, run.name)]
 
@@ -278,8 +282,14 @@ def _open_run(tables: NightTables, name: str, request: NightRequest, *, publishe
 def _plan_run(tables: NightTables, run: Run, request: NightRequest, *, published: bool = False) -> ChosenRun:
     """The run with its plan and its files; both are written if they are not there."""
     store = tables.out / f"{RUNS}/{run.name}"
-    metadata = {"format": FORMAT, **request.metadata, "incremental": request.incremental}
-    plan = create_plan(store, STAGE, metadata, ListingPlan, partial(_list_files, tables, store, request))
+    facts = {
+        "format": FORMAT,
+        **request.metadata,
+        # guarded by test_a_version_of_another_registry_with_the_same_name_and_number_is_refused
+        "artifact": request.artifact,
+        "incremental": request.incremental,
+    }
+    plan = create_plan(store, STAGE, facts, ListingPlan, partial(_list_files, tables, store, request))
     return ChosenRun(run, store, plan, Listing.from_rows(plan.derived.read(store)), published)
 
 

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from pipelines.nightly.tables.night_records import (
     ABANDONED,
+    DELETION,
     RUN,
     RUNS,
     Run,
@@ -56,17 +57,17 @@ def models_of(tables: NightTables) -> list[str]:
 def plan_vacuum(tables: NightTables, *, now: datetime, age: timedelta) -> VacuumPlan:
     """Plan a vacuum: it deletes files that nothing names and that have not changed for `age`.
 
-    A run that was never published and has not changed for `age` is given up. So is one that was replaced at least `age`
-    ago; until then it can be restored. Of runs that are published or can be restored, their files and records stay,
-    and what they worked with is deleted. A pass stays while one of its runs may be resumed; a run changes when its pass
-    does. Call it under a claim of every model. Raises UserError if `age` is too short.
+    A run that was never published and has not changed for `age` is given up. So is one that was replaced or deleted at
+    least `age` ago; until then it can be restored. Of runs that are published or can be restored, their files and
+    records stay, and what they worked with is deleted. A pass stays while one of its runs may be resumed; a run changes
+    when its pass does. Call it under a claim of every model. Raises UserError if `age` is too short.
     """
     if age < SHORTEST_AGE:
         raise UserError(f"vacuum: an age of {age} is too short; expected at least {SHORTEST_AGE}")
     before = (now - age).timestamp()
     in_runs = list(tables.out.list_objects(RUNS))
     objects_by_run, passes = _objects_by_run(tables, in_runs), _read_passes(tables, in_runs)
-    contents = _read_contents(tables, sorted(objects_by_run))
+    contents = _read_contents(tables, objects_by_run)
     abandon: list[str] = []
     delete: list[StoredObject] = []
     unfinished: set[str] = set()
@@ -140,33 +141,40 @@ class _Contents:
     """runs that were published, now or at any time before"""
     named: frozenset[str]
     """runs that the predictions consist of"""
-    committed: Mapping[tuple[str, str], float]
-    """when the night of a date and a model was published or restored, in seconds since 1970"""
+    changed: Mapping[tuple[str, str], float]
+    """when the night of a date and a model was published, restored or deleted, in seconds since 1970"""
     nights: Mapping[str, Run]
     """what a published run consists of"""
     keys: frozenset[str]
     """keys in the output of the files that the predictions, and for the same runs the other tables, consist of"""
 
     def is_restorable(self, run: str, before: float) -> bool:
-        """Whether a run that was published can be restored: unless it was replaced before a time."""
+        """Whether a run that was published can be restored: unless it was replaced or deleted before a time."""
         night = self.nights.get(run)
-        return night is not None and self.committed.get((night.date, night.model), before) >= before
+        return night is not None and self.changed.get((night.date, night.model), before) >= before
 
     def recorded_keys(self, run: str) -> set[str]:
         """The keys in the output of the files of a published run."""
         return self.nights[run].keys() if run in self.nights else set()
 
 
-def _read_contents(tables: NightTables, runs: Sequence[str]) -> _Contents:
+def _read_contents(tables: NightTables, objects_by_run: Mapping[str, Sequence[StoredObject]]) -> _Contents:
     predictions = tables.open(PREDICTIONS)
     nights = published_runs(predictions)
-    published = frozenset(run for run in runs if was_published(predictions, run))
+    published = frozenset(run for run in sorted(objects_by_run) if was_published(predictions, run))
     named = frozenset(night.run for night in nights)
     records = find_nights(tables.out, sorted(published | named))
+    marks = [
+        (item.modified, night)
+        for run, night in records.items()
+        for item in objects_by_run.get(run, ())
+        if item.key == f"{RUNS}/{run}/{DELETION}"
+    ]
+    deleted = {(night.date, night.model): time for time, night in sorted(marks, key=lambda mark: mark[0])}
     return _Contents(
         published=published,
         named=named,
-        committed={(night.date, night.model): night.committed for night in nights},
+        changed=deleted | {(night.date, night.model): night.committed for night in nights},
         nights=records,
         keys=frozenset(named_keys(tables, predictions)),
     )

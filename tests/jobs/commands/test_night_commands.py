@@ -198,7 +198,10 @@ def test_a_restore_refuses_what_is_not_one_published_run(spin: Run, out: Store) 
     unfinished = begin_unfinished_run(out)
     refused = {
         ("--date", DATE): f"found {runs[0]}, {runs[1]}",
-        ("--date", NEXT): f"no run of {NEXT} was replaced, so there is nothing to restore; `spin nights list",
+        (
+            "--date",
+            NEXT,
+        ): f"no run of {NEXT} was replaced or deleted, so there is nothing to restore; `spin nights list",
         ("--run", "other"): "no run other",
         ("--run", unfinished): f"{unfinished} is unfinished",
         ("--run", runs[0], "--date", NEXT): f"is of {DATE}, not of {NEXT}",
@@ -216,9 +219,22 @@ def test_a_restore_waits_for_no_run_at_work(spin: Run, out: Store) -> None:
     run_night(out, ["b"])
     version = NightTables(out).open("predictions").version
     with Lease(out / f"{LEASES}/{MODEL}", ttl=1.0):
-        for words in (("restore", "--run", first.name), ("vacuum",)):
+        for words in (("restore", "--run", first.name), ("delete", "--before", NEXT), ("vacuum",)):
             assert "is held by" in spin(*words, "--output", out.uri, status=3)
     assert NightTables(out).open("predictions").version == version
+
+
+def test_a_deletion_names_what_it_deletes_and_what_brings_it_back(spin: Run, out: Store) -> None:
+    old, new = run_night(out, ["a", "b"]), run_night(out, ["c"], date=NEXT)
+    delete = ("delete", "--before", NEXT, "--output", out.uri)
+    assert spin(*delete, "--dry-run") == f"{old.name}: 2 predictions\nwould delete 1 night\n"
+    assert read_runs(spin, out) == {old.name: "published", new.name: "published"}
+    *named, hint = spin(*delete).splitlines()
+    assert named == [f"{old.name}: 2 predictions", "deleted 1 night"]
+    assert hint == f"`spin nights restore --run RUN --output {out.uri}` brings one back; a vacuum frees the space"
+    assert read_runs(spin, out) == {old.name: "deleted", new.name: "published"}
+    assert spin(*delete) == "deleted 0 nights\n"
+    assert "expected a day as YYYY-MM-DD" in spin("delete", "--before", "yesterday", "--output", out.uri, status=2)
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, later: timedelta) -> None:
@@ -236,9 +252,9 @@ def test_a_vacuum_gives_up_old_runs_and_names_them(spin: Run, out: Store, monkey
     run_night(out, ["a"])
     unfinished = begin_unfinished_run(out)
     out.write(f"_runs/{unfinished}/spool/0.parquet", bytes(2_000))
-    assert spin("vacuum", "--output", out.uri) == "deleted 0 objects, 0 B\n", "nothing is a week old"
+    assert spin("vacuum", "--output", out.uri) == "deleted 0 objects, 0 bytes\n", "nothing is a week old"
     set_clock(monkeypatch, timedelta(days=3))
-    assert spin("vacuum", "--output", out.uri) == "deleted 0 objects, 0 B\n"
+    assert spin("vacuum", "--output", out.uri) == "deleted 0 objects, 0 bytes\n"
     planned = spin("vacuum", "--older-than", "2", "--dry-run", "--output", out.uri).splitlines()
     assert planned == [
         f"would give up {unfinished}; it can be neither resumed nor restored",
@@ -259,7 +275,8 @@ def test_a_vacuum_refuses_an_age_below_a_day_or_beyond_the_calendar(spin: Run, o
 
 def test_an_output_of_another_program_is_refused_and_left_as_it_is(spin: Run, out: Store) -> None:
     out.write("predictions/date=2026-03-01/part.parquet", b"PAR1")
-    for command in (["list"], ["show", "r"], ["restore", "--run", "r"], ["vacuum"], ["vacuum", "--dry-run"]):
+    delete = ["delete", "--before", NEXT]
+    for command in (["list"], ["show", "r"], ["restore", "--run", "r"], delete, ["vacuum"], ["vacuum", "--dry-run"]):
         assert "predictions holds date=2026-03-01/part.parquet and no Delta table" in spin(
             *command, "--output", out.uri, status=2
         )
@@ -268,7 +285,7 @@ def test_an_output_of_another_program_is_refused_and_left_as_it_is(spin: Run, ou
 
 
 def test_an_output_without_nights_is_an_error(spin: Run, out: Store) -> None:
-    for command in (["list"], ["show", "r"], ["restore", "--run", "r"], ["vacuum"]):
+    for command in (["list"], ["show", "r"], ["restore", "--run", "r"], ["delete", "--before", NEXT], ["vacuum"]):
         assert "`spin classify` makes one" in spin(*command, "--output", out.uri, status=2)
 
 

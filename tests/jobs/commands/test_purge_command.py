@@ -49,7 +49,7 @@ def test_what_is_deleted_and_what_is_too_young_is_printed(purge: Run, store: Sto
     assert store.exists("features")
     assert purge().splitlines() == [line.replace("would delete", "deleted") for line in planned]
     assert store.list("features/a") == []
-    assert purge().splitlines()[-1] == "deleted 0 objects, 0 B"
+    assert purge().splitlines()[-1] == "deleted 0 objects, 0 bytes"
     assert purge("--older-than", "2").splitlines() == [
         "deleted probes: 1 object, 2.0 kB, unchanged for 3.0 days",
         "deleted 1 object, 2.0 kB",

@@ -59,7 +59,8 @@ def test_each_kind_of_stored_numbers_is_attacked(trained: Settings) -> None:
     frozen = registry.evaluation_set()
     assert frozen is not None
     assert report.known + report.judged == len(frozen)
-    assert report.figure(EVERY).recovery.every > report.figure(FREQUENCY).recovery.every
+    recovered = {figure.name: figure.recovery.every for figure in report.figures}
+    assert recovered[EVERY] > recovered[FREQUENCY]
     assert report.membership is not None
     assert report.membership.test_documents == len(frozen)
     assert report.membership.train_documents == 900 - len(frozen)
@@ -80,7 +81,8 @@ def test_a_version_of_other_sites_than_the_settings_is_attacked(trained: Setting
     """Its neurons are read beside the columns of the settings."""
     tree = trained.model_dump(mode="json", exclude_unset=True) | {"sites": ["resid.01"], "store": "nowhere"}
     report = audit_privacy(parse_settings(tree), Registry(trained), model="models:/tiny/1", documents=100).report
-    assert report.figure(KEPT).numbers == Registry(trained).load("1").fitted.selection.neuron_count
+    [kept] = [figure for figure in report.figures if figure.name == KEPT]
+    assert kept.numbers == Registry(trained).load("1").fitted.selection.neuron_count
 
 
 def test_too_few_documents_are_refused(trained: Settings) -> None:

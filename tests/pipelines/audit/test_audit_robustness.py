@@ -160,7 +160,7 @@ def test_the_champion_beside_a_version_has_the_figures_of_its_own_audit(with_cha
     fixture = with_champion
     beside = audit_robustness(fixture.settings, fixture.registry, model=f"models:/{fixture.name}/1")
     alone = audit_robustness(fixture.settings, fixture.registry)
-    assert (beside.version, alone.version) == ("1", "2")
+    assert (beside.record.content["version"], alone.record.content["version"]) == ("1", "2")
     assert alone.champion is None
     assert beside.champion is not None
     assert beside.champion.champion == "2"
@@ -303,7 +303,7 @@ def test_a_perturbation_that_is_added_is_measured_shown_and_part_of_the_mix(
     predict = audited.registry.load("1").predict
     pairs = zip(predict(texts), predict([" ".join([text] * 4) for text in texts]), strict=True)
     assert measured[-1].flips == np.mean([before != after for before, after in pairs])
-    assert audit.record().metrics["repetition_loss"] == measured[1].loss
-    assert "the text &lt;again&gt;, once to three times" in audit.page()
+    assert audit.record.metrics["repetition_loss"] == measured[1].loss
+    assert "the text &lt;again&gt;, once to three times" in audit.record.page
     mixed = mix_perturbations(texts)
     assert 0 < sum(changed == f"{text} {text} {text}" for changed, text in zip(mixed, texts, strict=True)) < len(texts)

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, tzinfo
 
 import pytest
 
-from pipelines.nightly import classify
-from pipelines.nightly.classify import parse_date
+from pipelines.nightly import night_date
+from pipelines.nightly.night_date import parse_date
 from spin.errors import UserError
 
 
@@ -22,7 +22,7 @@ class Midnight(datetime):
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classify, "datetime", Midnight)
+    monkeypatch.setattr(night_date, "datetime", Midnight)
 
 
 def test_a_date_until_tomorrow_is_accepted() -> None:

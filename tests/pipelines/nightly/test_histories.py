@@ -29,8 +29,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from pipelines.nightly.nights import list_output, resumable_runs
 from tests.support.gates import Driver, Outage
-from tests.support.histories import Inputs, Output, Violation
-from tests.support.nightly_driver import Request, gated_nights, restore, run_request, vacuum
+from tests.support.histories import Inputs, Night, Output, Violation
+from tests.support.nightly_driver import Deletion, Request, delete, gated_nights, restore, run_request, vacuum
 
 pytestmark = pytest.mark.slow
 
@@ -177,6 +177,15 @@ class NightHistories(RuleBasedStateMachine):
         """Now, or two days later, when everything is old."""
         self.launch("vacuum", lambda: vacuum(self.uri, timedelta(days=2 * later)), operations=operations)
 
+    @rule(
+        before=st.sampled_from((*DATES[1:], *LAST)),
+        forget_files=st.booleans(),
+        operations=st.one_of(st.none(), OPERATIONS),
+    )
+    def delete_nights(self, before: str, forget_files: bool, operations: int | None) -> None:
+        deletion = Deletion(before, forget_files)
+        self.launch(str(deletion), lambda: delete(self.uri, deletion), deletion, operations=operations)
+
     @rule(number=st.integers(0, 9))
     def resume(self, number: int) -> None:
         """The command that `spin nights` names publishes the night, unless an object was deleted."""
@@ -218,7 +227,7 @@ class NightHistories(RuleBasedStateMachine):
         if len(damaged) > 1:  # of two nights that have lost their input rows, neither knows what the other has taken
             return
         for model, date in damaged:
-            source = self.output.nights[model, date].source
+            source = self.every_night()[model, date].source
             self.run_successfully(Request(source, model, date, restart=True))
         for model in MODELS:
             for source, date in zip(SOURCES, LAST, strict=True):
@@ -239,7 +248,7 @@ class NightHistories(RuleBasedStateMachine):
         self,
         name: str,
         command: Callable[[], object],
-        request: Request | None = None,
+        request: Request | Deletion | None = None,
         operations: int | None = None,
         outage: Outage | None = None,
     ) -> Driver:
@@ -282,15 +291,19 @@ class NightHistories(RuleBasedStateMachine):
     def check_taken(self, request: Request) -> None:
         """All of the input is in the night that was published, or in nights of other dates."""
         for model in request.models:
-            nights = {date: night for (other, date), night in self.output.nights.items() if other == model}
+            nights = {date: night for (other, date), night in self.every_night().items() if other == model}
             if not request.incremental:
                 nights = {request.date: nights[request.date]}
             listed = {state for night in nights.values() for state in night.taken | night.quarantined}
             if lacking := self.inputs.present(request.source) - listed:
                 raise Violation(f"{request} has ended with status 0, and no night of {model} has {lacking}")
 
+    def every_night(self) -> dict[tuple[str, str], Night]:
+        """The nights that readers see, and the deleted ones whose files stay taken."""
+        return self.output.deleted | self.output.nights
+
     def check_every_row_is_in_one_night(self, model: str) -> None:
-        nights = [night for (other, _), night in self.output.nights.items() if other == model]
+        nights = [night for (other, _), night in self.every_night().items() if other == model]
         incremental = all(night.incremental for night in nights)
         for source in SOURCES:
             for state in self.inputs.present(self.inputs.source(source)):
@@ -333,6 +346,7 @@ OVERTAKING: dict[str, Callable[[NightHistories], object]] = {
     "a night of both models": lambda history: history.start(OVERTAKEN_PASS),
     "nights of both models, begun anew": lambda history: history.start(replace(OVERTAKEN_PASS, restart=True)),
     "a vacuum": lambda history: history.vacuum(later=True, operations=None),
+    "a deletion": lambda history: history.delete_nights(before=THIRD, forget_files=False, operations=None),
 }
 
 

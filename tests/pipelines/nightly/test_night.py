@@ -93,7 +93,7 @@ def test_an_empty_input_is_an_empty_night(nights: FakeNights) -> None:
     """Its status is 0, readers see it, and the next night takes what has come since."""
     nights.write("_marker", b"")
     report = nights.run()
-    assert (report.counts.rows, report.files.total) == (0, 0)
+    assert (report.counts.rows, report.files.taken, report.files.skipped, report.files.quarantined) == (0, 0, 0, 0)
     assert nights.ids() == {DATE: []}
     nights.write("a.jsonl", make_rows("a"))
     nights.run(NEXT, incremental=True)
@@ -438,6 +438,14 @@ def test_an_incremental_night_takes_what_no_other_date_holds(nights: FakeNights)
     assert nights.ids() == {DATE: ["a", "b"], NEXT: ["b", "b2", "c"]}
     nights.run(LAST)
     assert nights.ids()[LAST] == ["a", "b", "b2", "c"]
+
+
+def test_an_input_that_is_named_through_a_link_is_taken_once(local_nights: FakeNights, tmp_path: Path) -> None:
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.run(incremental=True)
+    (tmp_path / "link").symlink_to(f"{local_nights.store.uri}/data")
+    report = local_nights.run(NEXT, incremental=True, source=str(tmp_path / "link"))
+    assert (report.files.taken, report.files.skipped) == (0, 1)
 
 
 def test_a_failed_night_that_is_resumed_after_its_successor_takes_no_file_twice(local_nights: FakeNights) -> None:

@@ -194,7 +194,7 @@ def test_a_shadow_has_a_band_of_its_own(project: NightProject) -> None:
     report = project.run_night(shadow=f"models:/tiny/{OTHER}", set=("decision.max_error=0.2",))
     assert report.shadow is not None
     assert report.counts.abstained > 0
-    assert report.shadow.counts.compared - report.shadow.counts.agreed == report.counts.abstained
+    assert report.shadow.compared - report.shadow.agreed == report.counts.abstained
     with pytest.raises(UserError, match="--shadow: version 3 cannot be compared .* no test documents"):
         project.run_night(shadow=f"models:/tiny/{NO_TEST}", restart=True, set=("decision.max_error=0.2",))
 

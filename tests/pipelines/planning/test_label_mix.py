@@ -71,7 +71,7 @@ def test_values_of_another_form_are_refused(values: list[str], message: str) -> 
     [
         ("[1, 2]", r"found \[1, 2\]; expected shares by class, such as {spam: 0.2, ham: 0.8}"),
         ("", "found None; expected shares by class"),
-        ("{}", "found no class; expected shares by class"),
+        ("{}", "found {}; expected shares by class"),
         ("spam: much", "found 'much' for class 'spam'; expected shares by class"),
         ("spam: true", "found True for class 'spam'"),
         ("yes: 0.5", "found True; expected the name of a class; put quotes around"),

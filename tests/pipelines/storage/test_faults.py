@@ -27,7 +27,6 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
     "exists": lambda store: store.exists("a"),
     "size": lambda store: store.find_object("a"),
     "list": lambda store: store.list(),
-    "copy": lambda store: store.copy("a", "b"),
     "delete": lambda store: store.delete("a"),
 }
 

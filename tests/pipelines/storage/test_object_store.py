@@ -79,7 +79,6 @@ def test_what_a_private_store_holds_is_for_its_user_alone(tmp_path: Path) -> Non
         store.write("a/b", b"1")
         assert store.create("a/c", b"2")
         store.upload("d", tmp_path / "file")
-        store.copy("d", "e/f")
     assert list_modes(tmp_path / "runs") == {(True, 0o700), (False, 0o600)}
     assert list_modes(tmp_path / "nights") == {(True, 0o755), (False, 0o644)}
     public.as_private().write("a/b", b"3")
@@ -117,8 +116,6 @@ def test_a_missing_key_is_an_error_only_for_copy_and_open(store: Store) -> None:
     assert not store.exists("none")
     assert store.list() == store.list("none") == []
     store.delete("none")
-    with pytest.raises(UserError, match=r"/b: not found"):
-        store.copy("none", "b")
     with pytest.raises(UserError, match=r"/none: not found"):
         store.open("none")
 
@@ -155,15 +152,6 @@ def test_delete_removes_all_keys_below_a_prefix_and_no_others(store: Store) -> N
     assert store.list() == ["d.json", "dd/x"]
     store.delete("d.json")
     assert store.list() == ["dd/x"]
-
-
-def test_a_copy_is_independent_of_its_source(store: Store) -> None:
-    store.write("a", b"first")
-    store.copy("a", "deep/b")
-    store.write("a", b"second")
-    assert store.read("deep/b") == b"first"
-    store.copy("a", "deep/b")
-    assert store.read("deep/b") == b"second"
 
 
 def test_an_open_object_can_be_read_in_ranges(store: Store) -> None:
@@ -254,15 +242,6 @@ class StoreBehavesLikeDict(RuleBasedStateMachine):
         assert self.store.create(key, value) == (key not in self.model)
         self.model.setdefault(key, value)
 
-    @rule(key=keys, to=keys)
-    def copy(self, key: str, to: str) -> None:
-        if key in self.model:
-            self.store.copy(key, to)
-            self.model[to] = self.model[key]
-        else:
-            with pytest.raises(UserError):
-                self.store.copy(key, to)
-
     @rule(prefix=prefixes)
     def delete(self, prefix: str) -> None:
         self.store.delete(prefix)
@@ -292,7 +271,7 @@ def list_files(folder: Path) -> list[str]:
 def test_a_failed_write_keeps_the_old_object(
     failure: BaseException, folder: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A write or copy that fails before its rename keeps the old content and leaves no temporary file."""
+    """A write that fails before its rename keeps the old content and leaves no temporary file."""
     folder.write("a", b"old")
 
     def fail(*_: object) -> NoReturn:
@@ -301,8 +280,6 @@ def test_a_failed_write_keeps_the_old_object(
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises((KeyboardInterrupt, UnavailableError)):
         folder.write("a", b"new")
-    with pytest.raises((KeyboardInterrupt, UnavailableError)):
-        folder.copy("a", "b")
     assert folder.read("a") == b"old"
     assert list_files(tmp_path) == ["a"]
 
@@ -389,7 +366,6 @@ OPERATIONS: dict[str, Callable[[Store], object]] = {
     "create": lambda store: store.create("a", b""),
     "exists": lambda store: store.exists("a"),
     "list": lambda store: store.list(),
-    "copy": lambda store: store.copy("a", "b"),
     "open": lambda store: store.open("a"),
     "delete": lambda store: store.delete("a"),
 }
@@ -409,7 +385,7 @@ def capture_error(operation: str, uri: str) -> SpinError:
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("operation", ["write", "create", "copy", "open"])
+@pytest.mark.parametrize("operation", ["write", "create", "open"])
 def test_a_missing_bucket_is_a_user_error(operation: str, s3_server: str) -> None:
     """The message holds the server's error code."""
     error = capture_error(operation, f"{s3_server}-not-there/prefix")

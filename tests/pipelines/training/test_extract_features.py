@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import weakref
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipelines.training.workflow import run_stages
 from spin.errors import UserError
 from spin.settings import Settings
 from tests.support import small_training, tiny
+from tests.support.broken_folders import break_listing
 from tests.support.fake_nights import before_call
 
 
@@ -109,6 +111,18 @@ def test_an_extraction_deletes_the_spools_that_killed_ones_with_other_corpora_ha
     (tmp_path / "store" / f"{Path(left).parent}/.000009.parquet.{32 * '0'}").write_bytes(b"text")
     run_extract(settings)
     assert [item.key for item in store.list_all("spool")] == spooled
+
+
+def test_a_corpus_whose_listing_fails_for_a_moment_is_listed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    small_training.write_corpus(tmp_path, 300, ("good", "bad"))
+    settings = make_settings(tmp_path, tmp_path / "store", **write_rows(tmp_path / "in" / "corpus.parquet"))
+    data = settings.data.model_copy(update={"train": str(tmp_path / "in")})
+    break_listing(monkeypatch, tmp_path / "in", errno.ESTALE, times=1)
+    _, manifest = run_extract(settings.model_copy(update={"data": data}))
+    assert manifest.results.counts.rows == 300
 
 
 @pytest.mark.slow

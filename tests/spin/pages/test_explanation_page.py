@@ -104,7 +104,13 @@ def measure_colours(window: Any, selector: str) -> list[tuple[list[float], list[
         return [see.color, see.backgroundColor.endsWith(', 0)') ? card.backgroundColor : see.backgroundColor];
     })"""
     pairs = window.eval_on_selector_all(selector, script)
-    return [tuple([float(n) for n in re.findall(r"[\d.]+", c)[:3]] for c in pair) for pair in pairs]  # type: ignore[misc]
+    return [tuple(map(parse_colour, pair)) for pair in pairs]  # type: ignore[misc]
+
+
+def parse_colour(colour: str) -> list[float]:
+    """Red, green and blue from 0 to 255; a mixed colour is `color(srgb …)` with numbers up to 1."""
+    scale = 255 if colour.startswith("color(") else 1
+    return [scale * float(number) for number in re.findall(r"[\d.]+", colour)[:3]]
 
 
 def luminance(colour: Sequence[float]) -> float:

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spin.heads.abstention import ErrorPromise, PromisedBand
-from spin.heads.fitted import ExitSummary, LeakageCap, UncappedChoice
+from spin.heads.fitted import ChoiceSummary, ExitSummary, LeakageCap, TrainingSummary, UncappedChoice
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import ClassFigures
-from spin.pages.model_card import CardFacts, ContenderResult, QualityFacts, ScoreInterval, card_text, model_card
-from spin.settings import DecisionSettings
+from spin.monitor.quality import Estimate, QualityEstimate
+from spin.pages.model_card import CardFacts, ContenderResult, ScoreInterval, card_text, model_card
+from spin.settings import Choice, DecisionSettings
 from spin.sites import FeatureColumn
 from tests.support.summaries import build_choice_summary
 
@@ -29,6 +30,7 @@ SHALLOW = build_choice_summary(
 DEEP = build_choice_summary(
     depth=4, compute=1.0, neurons=1200, eta=0.9, valid_score=0.8125, temperature=1.25, **CALIBRATION
 )
+TRAINING = TrainingSummary(choices={"accuracy": DEEP, "cheapest": SHALLOW}, frontier=(SHALLOW, DEEP), tried=2)
 TABLE = [
     ContenderResult(
         name="tfidf",
@@ -84,8 +86,7 @@ def make_facts(classes: tuple[str, ...] = CLASSES, **changed: Any) -> CardFacts:
             name: ClassFigures(precision=0.5, recall=0.25, f1=1 / 3, support=1234.0 + k)
             for k, name in enumerate(classes)
         },
-        frontier=[SHALLOW, DEEP],
-        choices={"accuracy": DEEP, "cheapest": SHALLOW},
+        training=TRAINING,
         choose="accuracy",
         words=0,
         selection=Selection(columns, {c: np.ones(len(n)) for c, n in columns.items()}, 0.9),
@@ -127,8 +128,8 @@ def test_the_card_names_the_shares_of_early_exits() -> None:
     """Those of the choice in use, by words and after blocks."""
     exits = tuple(ExitSummary(depth=d, threshold=0.9, valid_share=s) for d, s in ((-1, 0.314), (2, 0.2)))
     facts = make_facts()
-    chosen = facts.choices[facts.choose].model_copy(update={"exits": exits})
-    card = model_card(replace(facts, choices={**facts.choices, facts.choose: chosen}))
+    training = TRAINING.model_copy(update={"choices": {"accuracy": DEEP.model_copy(update={"exits": exits})}})
+    card = model_card(replace(facts, training=training))
     assert "Of the validation documents, 31 % by words, 20 % after block 2 exit early" in card
     assert "exit early" not in model_card(facts)
 
@@ -175,8 +176,9 @@ def test_the_card_names_what_the_neurons_reveal_and_what_the_cap_costs() -> None
     before = UncappedChoice(leakage=0.548, valid_score=0.85, price=0.0375)
     cap = LeakageCap(max_leakage=0.4, by_frequency=0.081, known=2000, judged=1500, uncapped={"accuracy": before})
     deep, shallow = (point.model_copy(update={"leakage": share}) for point, share in ((DEEP, 0.382), (SHALLOW, 0.1)))
-    capped = make_facts(cap=cap, frontier=[shallow, deep], choices={"accuracy": deep, "cheapest": shallow})
-    card = model_card(capped)
+    choices: dict[Choice, ChoiceSummary] = {"accuracy": deep, "cheapest": shallow}
+    training = TrainingSummary(choices=choices, frontier=(shallow, deep), tried=2, cap=cap)
+    card = model_card(make_facts(training=training))
     by_name = parse_tables(card)
     assert by_name["depth"]["depth"] == ["compute", "neurons", "words", "eta", "macro_f1", "leakage"]
     assert by_name["depth"]["1"][-1] == "10.0 %"
@@ -284,9 +286,9 @@ def test_the_card_says_that_validation_chose_the_thresholds() -> None:
     """And by which metric, and how they decide."""
     thresholds = {"a|b": 0.7, "c": 0.3}
     facts = make_facts(("a|b", "c"), decision=DecisionSettings(thresholds=thresholds))
-    chosen = {name: each.model_copy(update={"thresholds": thresholds}) for name, each in facts.choices.items()}
+    chosen = {name: each.model_copy(update={"thresholds": thresholds}) for name, each in TRAINING.choices.items()}
     assert "Validation documents chose them by" not in model_card(facts)
-    card = model_card(replace(facts, choices=chosen))
+    card = model_card(replace(facts, training=TRAINING.model_copy(update={"choices": chosen})))
     assert r"Thresholds: a\|b from 0.7, c from 0.3. Validation documents chose them by macro\_f1" in card
     assert "is divided by the threshold of its class; the largest result wins." in card
 
@@ -315,14 +317,8 @@ def test_the_card_says_how_long_texts_are_read() -> None:
     )
 
 
-QUALITY = QualityFacts(
-    documents=1390,
-    night=10_000,
-    accuracy_width=0.0364,
-    macro_f1_width=0.0412,
-    least_labelled=100,
-    breaking_drift=("labels", "scores", "neurons"),
-)
+EXPECTED = QualityEstimate(8900, Estimate(0.8, 0.78, 0.8164), Estimate(0.7, 0.68, 0.7212), ())
+QUALITY = {"held_out": 1390, "expected": EXPECTED}
 BAND = PromisedBand(abstain=0.1234, coverage=0.832, error=0.031)
 
 
@@ -337,7 +333,7 @@ def read_trust(**changes: Any) -> dict[str, str]:
 
 def test_the_section_on_trust_names_what_training_knows_and_the_commands_that_measure() -> None:
     """For each of the commands, in this order; the results of audits are in the description of the version."""
-    trust = read_trust(quality=QUALITY)
+    trust = read_trust(**QUALITY)
     assert list(trust) == ["Quality of nights without labels", "Robustness", "Privacy", "Costs"]
     for name, command in (("Robustness", "audit robustness"), ("Privacy", "audit privacy")):
         assert trust[name].startswith(f"Not measured in training. `spin {command}` measures ")
@@ -350,7 +346,7 @@ def test_the_section_on_trust_names_what_training_knows_and_the_commands_that_me
 
 
 def test_the_card_names_what_the_estimate_of_a_night_rests_on_and_how_wide_its_intervals_are() -> None:
-    quality = read_trust(quality=QUALITY)["Quality of nights without labels"]
+    quality = read_trust(**QUALITY)["Quality of nights without labels"]
     assert quality.startswith("A night estimates the quality of its labels by 1,390 of 3 test documents, whose logits")
     assert "For a night of 10,000 documents like them, the interval of 95 % is expected to be 3.6 points" in quality
     assert "wide for accuracy and 4.1 points for macro-F1." in quality
@@ -359,23 +355,20 @@ def test_the_card_names_what_the_estimate_of_a_night_rests_on_and_how_wide_its_i
 
 def test_the_card_says_why_nights_have_no_estimate() -> None:
     """Without test documents, or with too few that get a label."""
-    few = replace(QUALITY, accuracy_width=None, macro_f1_width=None)
     assert read_trust()["Quality of nights without labels"] == (
         "There were no test documents, so a night does not estimate how many of its labels are right."
     )
-    assert (
-        "Fewer than 100 of them get a label, which is too few"
-        in read_trust(quality=few)["Quality of nights without labels"]
-    )
-    unproven = read_trust(quality=few, promise=ErrorPromise(0.05, 1390, None))
+    few = read_trust(held_out=1390)
+    assert "Fewer than 100 of them get a label, which is too few" in few["Quality of nights without labels"]
+    unproven = read_trust(held_out=1390, promise=ErrorPromise(0.05, 1390, None))
     assert unproven["Quality of nights without labels"].endswith("of one group, one is kept.")
 
 
 def test_the_card_holds_the_promised_error() -> None:
     """Only where one is promised, with its price, or that it cannot be kept."""
-    assert "Promised error" not in read_trust(quality=QUALITY)
+    assert "Promised error" not in read_trust(**QUALITY)
     kept, unproven = (
-        read_trust(quality=QUALITY, promise=ErrorPromise(0.05, 1390, band))["Promised error"] for band in (BAND, None)
+        read_trust(**QUALITY, promise=ErrorPromise(0.05, 1390, band))["Promised error"] for band in (BAND, None)
     )
     assert kept == (
         "`decision.max_error` 0.05: of the labels that are given, at most 5 % are wrong, with 95 % confidence for "

@@ -156,6 +156,16 @@ def test_a_link_that_cannot_be_read_is_a_bad_file(target: str, found: str, tmp_p
     assert f"is a symbolic link {found}" in reason
 
 
+@pytest.mark.parametrize("source", ["link", "link/us", "link/*/a.jsonl", "one.jsonl"])
+def test_a_file_that_is_reached_through_a_link_has_one_name(source: str, tmp_path: Path) -> None:
+    (tmp_path / "in" / "us").mkdir(parents=True)
+    file = tmp_path / "in" / "us" / "a.jsonl"
+    file.write_text("x")
+    (tmp_path / "link").symlink_to("in")
+    (tmp_path / "one.jsonl").symlink_to(file)
+    assert list_files(str(tmp_path / source)) == list_files(str(file))
+
+
 @pytest.mark.parametrize("source", ["in/*/a.jsonl", "in/**/*.jsonl"])
 def test_a_linked_folder_below_which_a_glob_may_match_is_named(source: str, tmp_path: Path) -> None:
     for folder in ("in/de", "elsewhere"):

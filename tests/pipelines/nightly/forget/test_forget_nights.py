@@ -353,16 +353,22 @@ def test_all_models_of_an_output_forget(local_nights: FakeNights) -> None:
     assert [each.state for each in late] == ["abandoned"]
 
 
-def test_labels_are_removed_and_nights_scored_anew(local_nights: FakeNights, tmp_path: Path) -> None:
-    write_inputs(local_nights)
-    run(local_nights, DATE)
-    given = {row["id"]: row["label"] for row in local_nights.predictions()}
-    with (tmp_path / "labels.csv").open("w", newline="") as file:
+def score_a_night(nights: FakeNights, folder: Path) -> dict[str, str]:
+    """Run a night and add labels, of which those of the secrets are wrong; return the label of each document."""
+    write_inputs(nights)
+    run(nights, DATE)
+    given = {row["id"]: row["label"] for row in nights.predictions()}
+    with (folder / "labels.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "true_label"])
         writer.writerows([id, "wrong" if id in SECRETS else label] for id, label in given.items())
-    [score] = add_labels(local_nights.output, tmp_path / "labels.csv", new_classes=["wrong"]).nights
+    [score] = add_labels(nights.output, folder / "labels.csv", new_classes=["wrong"]).nights
     assert (score.checked, score.right) == (7, 5)
+    return given
+
+
+def test_labels_are_removed_and_nights_scored_anew(local_nights: FakeNights, tmp_path: Path) -> None:
+    given = score_a_night(local_nights, tmp_path)
     assert forget_in_output(local_nights.output, SECRETS).labels == 2
     [score] = list_scores(local_nights.tables)
     assert (score.checked, score.right) == (5, 5)
@@ -370,6 +376,17 @@ def test_labels_are_removed_and_nights_scored_anew(local_nights: FakeNights, tmp
     assert forget_in_output(local_nights.output, list(given)).labels == 5
     assert list_scores(local_nights.tables) == []
     assert local_nights.ids() == {DATE: []}
+
+
+@pytest.mark.parametrize("step", ["before claims are checked", "before nights are scored"])
+def test_a_night_keeps_its_score_after_a_crash(step: str, local_nights: FakeNights, tmp_path: Path) -> None:
+    """The command that completes the work finds the night published by the one that crashed."""
+    score_a_night(local_nights, tmp_path)
+    with before_call(*STEPS[step], action=crash), pytest.raises(SystemError):
+        forget_in_output(local_nights.output, SECRETS)
+    forget_in_output(local_nights.output, SECRETS)
+    [score] = list_scores(local_nights.tables)
+    assert (score.checked, score.right) == (5, 5)
 
 
 def test_labels_keep_their_order(local_nights: FakeNights, tmp_path: Path) -> None:

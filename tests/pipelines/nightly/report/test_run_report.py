@@ -19,6 +19,8 @@ from pipelines.storage.shard_log import ShardOutcome
 from tests.support.browser import open_page
 from tests.support.hostile_text import HOSTILE_TEXTS
 
+ClassifiedShard = ShardOutcome[ClassifyCounts]
+
 
 def make_drift(name: str, psi: float, now: list[int], then: list[int], **more: Any) -> dict[str, Any]:
     """JSON of the drift of one quantity."""
@@ -68,27 +70,27 @@ def render_page(record: dict[str, Any]) -> str:
     return report_page(from_json(NightReport, record))
 
 
+def make_shard(rows: int, uri: str = "a", seconds: float = 1, ended: float = 1, tries: int = 1) -> ClassifiedShard:
+    """The outcome of a shard."""
+    numbers = dict.fromkeys(("predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0)
+    by_name: dict[str, Any] = {name: {} for name in ("reasons", "labels", "depths")}
+    return ShardOutcome(ClassifyCounts(uri=uri, work="0", rows=rows, **numbers, **by_name), {}, tries, seconds, ended)
+
+
 def make_report(**changes: Any) -> dict[str, Any]:
     """JSON of the report of a night of 12,345 documents in 30 shards, with a pause after half of them."""
     draw = np.random.default_rng(0)
     rows = [400] * 29 + [745]
-    shards = [
-        {
-            "counts": {
-                "uri": f"s3://inbox/{n // 10}.parquet",
-                "work": "0",
-                "rows": count,
-                **dict.fromkeys(("predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0),
-                **{name: {} for name in ("reasons", "labels", "depths")},
-            },
-            "files": {},
-            "seconds": 20.0 + n,
-            "ended": 1.79e9 + 15.0 * n + 300 * (n > 15),
-            "tries": 1 + (n == 7),
-        }
+    outcomes = [
+        make_shard(
+            count,
+            uri=f"s3://inbox/{n // 10}.parquet",
+            seconds=20.0 + n,
+            ended=1.79e9 + 15.0 * n + 300 * (n > 15),
+            tries=1 + (n == 7),
+        )
         for n, count in enumerate(rows)
     ]
-    outcomes = [ShardOutcome.from_json(shard, ClassifyCounts) for shard in shards]
     moved = [make_shift(n) for n in range(5)]
     counts = {
         "rows": 12345,
@@ -402,24 +404,12 @@ def test_the_json_report_holds_everything_that_the_page_shows() -> None:
 def test_a_report_survives_a_json_round_trip() -> None:
     """`before` and `shadow` are absent if there is no earlier night and no shadow."""
     agreement = {**make_agreement({"late": {"late": 9, "": 1}}), "agreement": 0.9}
-    no_agreement = {**agreement, "compared": 0, "agreed": 0, "agreement": None, "confusion": {}}
+    no_agreement = {"version": "8", "multilabel": False, "compared": 0, "agreed": 0, "failed": 2, "confusion": {}}
     for changes in ({}, {"before": None}, {"shadow": agreement}, {"shadow": no_agreement}):
         record = {name: value for name, value in make_report(**changes).items() if value is not None}
         assert json.loads(json.dumps(to_json(from_json(NightReport, record)))) == record
 
 
 def test_the_slowest_shards_come_first() -> None:
-    counts = dict.fromkeys(("rows", "predicted", "dead", "abstained", "unlabelled", "tokens", "truncated"), 0)
-    empty: dict[str, Any] = {name: {} for name in ("reasons", "labels", "depths")}
-    shards = [
-        {
-            "counts": {"uri": "a", "work": "0", **counts, **empty},
-            "files": {},
-            "seconds": seconds,
-            "ended": 1.0,
-            "tries": 1,
-        }
-        for seconds in range(1, 20)
-    ]
-    slowest = slowest_shards([ShardOutcome.from_json(shard, ClassifyCounts) for shard in shards], range(len(shards)))
+    slowest = slowest_shards([make_shard(0, seconds=seconds) for seconds in range(1, 20)], range(19))
     assert [shard.seconds for shard in slowest] == [19, 18, 17, 16, 15, 14, 13, 12]

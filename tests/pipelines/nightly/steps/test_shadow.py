@@ -25,6 +25,7 @@ from pipelines.nightly.steps.shadow import Shadow
 from pipelines.nightly.tables import resume
 from pipelines.nightly.tables.night_tables import DISAGREEMENTS, NightTables, read_rows
 from pipelines.storage.object_store import Store
+from pipelines.storage.records import from_json, to_json
 from pipelines.storage.shard_log import ShardLog, ShardOutcome
 from pipelines.workers.fault_isolation import MAX_CRASHES
 from pipelines.workers.map_shards import map_shards
@@ -146,7 +147,7 @@ def test_a_shadow_does_not_change_the_night(project: NightProject, model: str, s
         files = [sorted((project.folder / out / kind).glob("*/*.parquet")) for out in ("alone", "shadow")]
         assert files[0]
         assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
-    assert get_agreement(with_shadow).counts.compared == 150
+    assert get_agreement(with_shadow).compared == 150
 
 
 def test_a_shadow_does_not_change_a_night_on_openvino(project: NightProject) -> None:
@@ -207,8 +208,8 @@ def test_the_shadow_predicts_as_it_does_alone(project: NightProject, model: str,
             scores.append(row[classifier.classes.index(label)] if isinstance(label, str) else row.max())
         np.testing.assert_allclose([row[column] for row in disagreements], scores, atol=1e-4)
     agreement = get_agreement(report)
-    assert (agreement.version, agreement.counts.compared, agreement.counts.failed) == (shadow, 150, 0)
-    assert (agreement.counts.agreed, agreement.agreement) == (150 - len(expected), round(1 - len(expected) / 150, 4))
+    assert (agreement.version, agreement.compared, agreement.failed) == (shadow, 150, 0)
+    assert (agreement.agreed, agreement.agreement) == (150 - len(expected), round(1 - len(expected) / 150, 4))
     cells: Counter[tuple[Any, Any]] = Counter()
     for a, b in labels:
         if model != MULTILABEL:
@@ -218,7 +219,7 @@ def test_the_shadow_predicts_as_it_does_alone(project: NightProject, model: str,
             predicted = name in (a or []), name in (b or [])
             if any(predicted):
                 cells[name * predicted[0], name * predicted[1]] += 1
-    assert {(a, b): n for a, row in agreement.counts.confusion.items() for b, n in row.items()} == cells
+    assert {(a, b): n for a, row in agreement.confusion.items() for b, n in row.items()} == cells
     if abstain:
         assert None in [label for pair in labels for label in pair]
 
@@ -228,7 +229,7 @@ def test_classes_with_the_most_disagreements_come_first() -> None:
     model, shadow = ["a", "a", "a", "b", None, "b"], ["a", "b", "b", "b", "a", None]
     shards = [count_agreement(model[rows], shadow[rows], False, failed=1) for rows in (slice(2), slice(2, None))]
     total = total_agreement("2", False, shards)
-    assert (total.counts.compared, total.counts.agreed, total.counts.failed, total.agreement) == (6, 2, 2, 0.3333)
+    assert (total.compared, total.agreed, total.failed, total.agreement) == (6, 2, 2, 0.3333)
     assert [astuple(row) for row in total.by_class()] == [("a", 3, 2, 1), ("b", 2, 3, 1), ("", 1, 1, 0)]
     assert [astuple(pair) for pair in total.disagreements()] == [("a", "b", 2), ("", "a", 1), ("b", "", 1)]
     multilabel = count_agreement([["a", "b"], ["a"], [], None], [["a"], ["b"], [], []], True)
@@ -378,17 +379,17 @@ def test_a_document_on_which_only_the_shadow_raises_is_predicted(
     report = project.run_night(shadow=f"models:/tiny/{DEEP}")
     assert collect_shard_digests(report) == collect_shard_digests(alone)
     assert (report.counts.dead, report.counts.predicted) == (0, 151)
-    assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (150, 1)
+    assert (get_agreement(report).compared, get_agreement(report).failed) == (150, 1)
     ids = [row["id"] for row in read_disagreements(project)]
     assert ids == sorted(ids)
     project.write("a.jsonl", ROWS)
     without_failure = project.run_night("without_failure", shadow=f"models:/tiny/{DEEP}")
-    assert get_agreement(without_failure).counts.confusion == get_agreement(report).counts.confusion
+    assert get_agreement(without_failure).confusion == get_agreement(report).confusion
     project.promote(DEEP)
     project.write("a.jsonl", rows)
     report = project.run_night("deep", shadow=f"models:/tiny/{SHALLOW}")
     assert report.counts.reasons == {"poison": 1}
-    assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (150, 0)
+    assert (get_agreement(report).compared, get_agreement(report).failed) == (150, 0)
 
 
 def test_a_shadow_that_always_raises_is_tried_a_limited_number_of_times(
@@ -402,7 +403,7 @@ def test_a_shadow_that_always_raises_is_tried_a_limited_number_of_times(
     alone = project.run_night("alone", 1000)
     report = project.run_night(documents=1000, shadow=f"models:/tiny/{DEEP}")
     assert collect_shard_digests(report) == collect_shard_digests(alone)
-    assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (0, 150)
+    assert (get_agreement(report).compared, get_agreement(report).failed) == (0, 150)
     assert FailingBlockStep.raised == 1 + 100
 
 
@@ -423,7 +424,7 @@ def test_a_shadow_that_fails_as_a_whole_costs_the_night_nothing(
     assert collect_shard_digests(report) == collect_shard_digests(alone)
     assert report.counts == alone.counts
     failed = read_outcomes(report)[0].counts.rows if name == "compare" else 150
-    assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (150 - failed, failed)
+    assert (get_agreement(report).compared, get_agreement(report).failed) == (150 - failed, failed)
 
 
 def test_no_engine_is_opened_for_a_model_with_a_shadow_that_computes_apart(
@@ -435,11 +436,11 @@ def test_no_engine_is_opened_for_a_model_with_a_shadow_that_computes_apart(
     together = fail_at(1, shared_pass, "ForwardPass", monkeypatch)
     report = project.run_night("out", shadow=f"models:/tiny/{DEEP}", set=openvino)
     assert together["all"] == 0
-    assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (150, 0)
+    assert (get_agreement(report).compared, get_agreement(report).failed) == (150, 0)
     fail_at(2, TrainedClassifier, "prepare", monkeypatch)
     broken = project.run_night("broken", shadow=f"models:/tiny/{DEEP}", set=openvino)
     assert broken.counts == report.counts
-    assert (get_agreement(broken).counts.compared, get_agreement(broken).counts.failed) == (0, 150)
+    assert (get_agreement(broken).compared, get_agreement(broken).failed) == (0, 150)
 
 
 def fail_at(number: int, target: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
@@ -471,15 +472,15 @@ def test_the_shadow_is_skipped_in_a_shard_that_crashes_its_processes(
     report = project.run_night(shadow=f"models:/tiny/{DEEP}")
     failed = read_outcomes(report)[0].counts.rows if crashes == MAX_CRASHES else 0
     assert report.counts.predicted == 150
-    assert (get_agreement(report).counts.compared, get_agreement(report).counts.failed) == (150 - failed, failed)
+    assert (get_agreement(report).compared, get_agreement(report).failed) == (150 - failed, failed)
 
 
 def test_a_night_without_predictions_has_no_agreement(project: NightProject) -> None:
-    """The agreement is null in `report.json`, and the page says so."""
+    """There is none in `report.json`, and the page says so."""
     project.write("a.jsonl", [{"id": "x", "text": None}])
     agreement = get_agreement(project.run_night(shadow=f"models:/tiny/{DEEP}", max_dead_fraction=1))
     assert (
-        agreement.to_json()
+        to_json(agreement)
         == json.loads((project.folder / "out" / "report.json").read_text())["shadow"]
         == {
             "version": DEEP,
@@ -487,7 +488,6 @@ def test_a_night_without_predictions_has_no_agreement(project: NightProject) -> 
             "compared": 0,
             "failed": 0,
             "agreed": 0,
-            "agreement": None,
             "confusion": {},
         }
     )
@@ -544,8 +544,8 @@ def test_the_command_and_the_report_show_the_agreement(
     status, printed, error = call_spin("classify", project.folder / "settings.yaml", *options, "--shadow", "challenger")
     assert status == 0, error
     record = json.loads((project.folder / "out" / "report.json").read_text())["shadow"]
-    agreement, share = ShadowAgreement.from_json(record), f"{100 * record['agreement']:.1f}"
-    assert agreement.to_json() == record
+    agreement, share = from_json(ShadowAgreement, record), f"{100 * record['agreement']:.1f}"
+    assert to_json(agreement) == record
     [first, *_] = pairs = [astuple(pair) for pair in agreement.disagreements()]
     expected = f"shadow version 2 agrees on {share} % of 150 documents: {first[0]} → {first[1]} {first[2]}"
     assert expected in printed

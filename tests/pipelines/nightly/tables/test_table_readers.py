@@ -89,9 +89,11 @@ def test_readers_see_the_same_rows(reader: str, tmp_path: Path) -> None:
     out = Store(str(tmp_path / "out"))
     lang, priority = pa.schema({"lang": pa.string()}), pa.schema({"priority": pa.int64()})
     run_night(out, ["gone"], date=DATE, kept=lang, columns={"lang": "xx"})
-    run_night(out, ["a", "b", "c"], date=DATE, kept=lang, columns={"lang": "de"})
-    run_night(out, ["a"], date=NEXT, kept=priority, columns={"priority": 2**53 + 1, **REASONS})
-    run_night(out, ["m"], date=NEXT, model="it's multi", columns={"label": None, "labels": ["x", "y"]})
+    runs = [
+        run_night(out, ["a", "b", "c"], date=DATE, kept=lang, columns={"lang": "de"}),
+        run_night(out, ["m"], date=NEXT, model="it's multi", columns={"label": None, "labels": ["x", "y"]}),
+        run_night(out, ["a"], date=NEXT, kept=priority, columns={"priority": 2**53 + 1, **REASONS}),
+    ]
     run_night(out, [], date="2026-03-03")
     scores, without = {"good": 0.75, "bad": 0.25}, (None,) * 4
     expected = [
@@ -102,7 +104,10 @@ def test_readers_see_the_same_rows(reader: str, tmp_path: Path) -> None:
     rows = READERS[reader](f"{out.uri}/predictions")
     read = sorted((tuple(plain(row[name]) for name in COLUMNS) for row in rows), key=lambda row: row[:3])
     assert read == expected
-    assert set(rows[0]) == set(COLUMNS)
+    assert set(rows[0]) == {*COLUMNS, "run"}
+    assert {(row["date"], row["model"], row["run"]) for row in rows} == {
+        (day(run.date), run.model, run.name) for run in runs
+    }
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -1,0 +1,89 @@
+"""An output of many nights: what it takes to open it, and to publish one more."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+
+from benchmarks.section_page import Part, table
+from pipelines.nightly.tables.night_history import list_nights
+from pipelines.nightly.tables.night_records import begin_run, finish_run, lease_model
+from pipelines.nightly.tables.night_tables import INPUTS, PREDICTIONS, TAKEN, NightTables
+from pipelines.nightly.tables.publication import (
+    InputRow,
+    claim_nights,
+    publish_night,
+    write_empty_predictions,
+    write_inputs,
+)
+from pipelines.storage.object_store import Store
+
+NIGHTS, QUICK_NIGHTS = 1_000, 30
+EARLY = 10
+"""the night with which the last one is compared"""
+_WINDOW = 10
+"""nights that are measured at a time: the tables write a checkpoint every ten commits"""
+_MOST = 1.5
+"""promise: seconds of the last nights per second of the early ones"""
+_FIRST_DAY, _MODEL = date(2024, 1, 1), "limits"
+
+
+@dataclass(frozen=True)
+class NightCosts:
+    """What the nights around one take, in seconds."""
+
+    number: int
+    """of the last of these nights"""
+    opened: float
+    """to open the predictions and list the nights"""
+    published: float
+    """to claim and publish a night"""
+
+
+def measure(folder: Path, *, quick: bool) -> list[NightCosts]:
+    """Publish nights without documents in one output on this disk."""
+    count = QUICK_NIGHTS if quick else NIGHTS
+    opened, published = [], []
+    for number in range(count):
+        tables = NightTables(Store(str(folder / "out")))
+        start = time.perf_counter()
+        publish_empty_night(tables, str(_FIRST_DAY + timedelta(days=number)))
+        published.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        assert len(list_nights(NightTables(tables.out))) == number + 1
+        opened.append(time.perf_counter() - start)
+    return [_cost(opened, published, number) for number in (EARLY + _WINDOW, count)]
+
+
+def _cost(opened: Sequence[float], published: Sequence[float], number: int) -> NightCosts:
+    window = slice(number - _WINDOW, number)
+    return NightCosts(number, statistics.median(opened[window]), statistics.median(published[window]))
+
+
+def publish_empty_night(tables: NightTables, day: str) -> None:
+    """Claim, write and publish a night of one input file without documents."""
+    with lease_model(tables.out, _MODEL) as lease:
+        claim = claim_nights(tables, _MODEL, lease)
+        run = begin_run(tables.out, date=day, model=_MODEL, model_version="1", claim=claim)
+        inputs = write_inputs(tables, run, claim, [InputRow(f"{day}.jsonl", 1, "1", 0, TAKEN)])
+        files = {PREDICTIONS: [write_empty_predictions(tables, run, claim)], INPUTS: [inputs]}
+        publish_night(tables, finish_run(tables.out, run, files), claim=claim)
+
+
+def section(results: Sequence[NightCosts]) -> Part:
+    """Milliseconds to open an output and to publish a night, early and late."""
+    early, late = results
+    rows = [[f"{each.number:,}", f"{1000 * each.opened:.1f}", f"{1000 * each.published:.0f}"] for each in results]
+    text = [
+        table(["night", "ms to open the output", "ms to claim and publish"], rows),
+        f"Medians of {_WINDOW} nights without documents, in one output on a disk.\n",
+    ]
+    opened, published = late.opened / early.opened, late.published / early.published
+    return "\n".join(text), [
+        (opened <= _MOST, f"opening an output takes {opened:.2f} × as long at night {late.number:,}"),
+        (published <= _MOST, f"publishing a night takes {published:.2f} × as long at night {late.number:,}"),
+    ]
