@@ -117,13 +117,14 @@ def _require_token() -> None:
     """
     if any(name in os.environ for name in _AUTHENTICATION):
         return
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray import _raylet
 
+    core: Any = _raylet
     # guarded by test_ray_on_this_machine_serves_no_stranger; broken by:
     #   os.environ |= {"RAY_AUTH_MODE": "disabled"}
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    Config.initialize("")  # Ray has read the environment when it was imported
-    AuthenticationTokenLoader.instance().reset_cache()
+    core.Config.initialize("")  # Ray has read the environment when it was imported
+    core.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
