@@ -24,6 +24,7 @@ from pipelines.storage.lease import overtaken_first
 from pipelines.telemetry.current_runs import CurrentRun, working_on
 from pipelines.telemetry.observed_runs import add_results, end_run, observe_stage, observe_work
 from spin.errors import SpinError, UserError
+from spin.pages.number_format import counted
 
 _log = logging.getLogger(__name__)
 
@@ -165,11 +166,13 @@ class NightDriver:
     def _publish(self, night: Night, report: NightReport, run: Run | None) -> None:
         """Publish a finished run; `run` is None if it is published already."""
         if run is None:
+            late = night.run.late
             _log.warning(
-                "%s: the night of %s is published (run %s), so nothing was computed; --restart begins a new run",
+                "%s: the night of %s is published (run %s), so nothing was computed%s; --restart begins a new run",
                 night.tables.out.uri,
                 report.date,
                 report.run,
+                f"; {counted(len(late), 'file')} of the input came later, such as {late[0]}" if late else "",
             )
         else:
             with observe_stage("publish"):

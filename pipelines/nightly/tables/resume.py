@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pipelines.data.files.input_files import InputFile
@@ -76,6 +76,8 @@ class ChosenRun:
     """its files"""
     published: bool
     """whether readers see it as the night of its date"""
+    late: tuple[str, ...] = ()
+    """URIs of the files that have come into the input since, if it is published"""
 
     @property
     def name(self) -> str:
@@ -129,7 +131,7 @@ def _find_run(tables: NightTables, request: NightRequest) -> ChosenRun | Refused
         # guarded by test_a_failed_night_that_is_resumed_after_its_successor_takes_no_file_twice; broken by:
         #   if run is not None:
         if run is not None and (published or not _some_taken(tables, run, request)):
-            return run
+            return replace(run, late=_late_files(tables, run, request)) if published else run
     except UserError as error:
         return RefusedRun(name, error)
     why = (
@@ -299,6 +301,14 @@ def _list_files(tables: NightTables, store: Store, request: NightRequest) -> Lis
     files = tuple(file for file in request.files if _state(file) not in taken)
     rows = Listing(files, request.rejected).to_rows()
     return ListingPlan.write(store, request.claim, rows, skipped=len(request.files) - len(files))
+
+
+def _late_files(tables: NightTables, run: ChosenRun, request: NightRequest) -> tuple[str, ...]:
+    """The files of the input that neither a published run nor, if it is incremental, another night has read."""
+    read = set(run.listing.files)
+    others = [file for file in request.files if file not in read]
+    taken = _taken(tables, request, others) if request.incremental else set()
+    return tuple(file.uri for file in others if _state(file) not in taken)
 
 
 def _some_taken(tables: NightTables, run: ChosenRun, request: NightRequest) -> bool:

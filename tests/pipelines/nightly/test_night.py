@@ -708,7 +708,22 @@ def test_a_command_whose_night_is_published_says_that_nothing_was_computed(
     assert local_nights.run() == first
     assert FakeStep.computed == ["000000"]
     [line] = caplog.messages
-    assert f"the night of {DATE} is published (run {first.run}), so nothing was computed" in line
+    assert f"the night of {DATE} is published (run {first.run}), so nothing was computed; --restart" in line
+
+
+def test_files_that_come_after_their_night_was_published_are_named(
+    local_nights: FakeNights, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of an incremental night, those that another one has taken are not among them."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    local_nights.run(incremental=True)
+    local_nights.write("b.jsonl", make_rows("b"))
+    local_nights.run(NEXT, incremental=True)
+    local_nights.write("c.jsonl", make_rows("c"))
+    local_nights.write("d.jsonl", make_rows("d"))
+    local_nights.run(incremental=True)
+    late = f"2 files of the input came later, such as {local_nights.source}/c.jsonl; --restart begins a new run"
+    assert late in caplog.messages[-1]
 
 
 def test_a_restart_computes_everything_anew(local_nights: FakeNights) -> None:
