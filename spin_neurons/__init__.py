@@ -21,7 +21,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 def main() -> None:
     """Run the command `spin`; with status 2 and one line if a package of another origin has a name of ours."""
     if conflict := find_conflict(sys.path):
-        print(f"error: {conflict}", file=sys.stderr)
+        shown = "".join(char if char.isprintable() else "\ufffd" for char in conflict)  # it names a folder
+        print(f"error: {shown}", file=sys.stderr)
         sys.exit(2)
     from jobs.cli import main
 

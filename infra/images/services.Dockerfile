@@ -19,5 +19,6 @@ RUN apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no
         ceph-mon ceph-osd radosgw ceph-common ceph-base curl util-linux \
     && rm -rf /var/lib/apt/lists/* && install --directory --owner 10002 /data
 COPY s3/up.sh s3/down.sh images/s3.sh /usr/local/bin/
+COPY own_folder.sh /usr/local/
 USER 10002
 CMD ["s3.sh"]

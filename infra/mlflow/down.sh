@@ -3,9 +3,11 @@
 # against each process's environment). The data stays; -x removes DATADIR as well, but nothing from S3.
 #   ./down.sh [-d DATADIR] [-x]
 set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/../own_folder.sh"
 D=${MLFLOW_DATA_DIR:-${TMPDIR:-/tmp}/spin-mlflow} X=0
 while getopts d:x o; do case $o in d) D=$OPTARG;; x) X=1;; *) exit 2;; esac; done
 [ -d "$D" ] || exit 0
+own_folder "$D"
 D=$(cd "$D" && pwd -P)
 p=$(cat "$D/mlflow.pid" 2>/dev/null || :)
 ours() { # pids of the server and its workers

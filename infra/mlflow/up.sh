@@ -7,11 +7,13 @@
 # DATADIR is first created. MLFLOW is the mlflow to run, by default that of .venv or of the PATH.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/../own_folder.sh"
 D=${MLFLOW_DATA_DIR:-${TMPDIR:-/tmp}/spin-mlflow} PORT=${MLFLOW_PORT:-5000} ARTIFACTS=
 while getopts d:p:a: o; do case $o in d) D=$OPTARG;; p) PORT=$OPTARG;; a) ARTIFACTS=$OPTARG;; *) exit 2;; esac; done
 say() { echo "mlflow: $*" >&2; }
 die() { say "$*"; tail -n 5 "$D"/log/*.log >&2 2>/dev/null || :; exit 1; }
 
+make_own_folder "$D"; D=$(cd "$D" && pwd -P)
 for m in "${MLFLOW:-}" "$here/../../.venv/bin/mlflow" "$(command -v mlflow || :)"; do [ -x "$m" ] && break; done
 [ -x "$m" ] || die "no mlflow in .venv or on the PATH: make setup, or set MLFLOW"
 MLFLOW=$(cd "$(dirname "$m")" && pwd)/mlflow
@@ -30,7 +32,6 @@ if [ ! -x "$(pg_bin)/initdb" ]; then
 fi
 PG=$(pg_bin)
 
-mkdir -p "$D"; D=$(cd "$D" && pwd -P)
 [[ ${#D} -le 80 && $D != *[^A-Za-z0-9/._-]* ]] || die "DATADIR: at most 80 characters (unix sockets), of A-Za-z0-9/._-"
 umask 077
 exec 9>"$D/lock"; flock -w 120 9 || die "another up.sh holds $D/lock"
@@ -57,7 +58,7 @@ if [ ! -e "$D/created" ]; then           # first time: the databases, the passwo
   echo "*:*:*:mlflow:$DATABASE" >"$D/pgpass"
   cat >"$D/auth.ini" <<INI
 [mlflow]
-default_permission = READ
+default_permission = NO_PERMISSIONS
 database_uri = postgresql://mlflow@/mlflow_auth?host=$D/pg
 # one worker, so that no other still accepts a password that was changed
 auth_cache_ttl_seconds = 60

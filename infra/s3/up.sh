@@ -7,6 +7,8 @@
 # stdout: only the export line; progress and errors: stderr. PORT is radosgw's; the mon
 # takes PORT+1 and the osd PORT+10..PORT+49 (these are fixed when DATADIR is first created).
 set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/../own_folder.sh"
 D=${S3_DATA_DIR:-${TMPDIR:-/tmp}/spin-s3} PORT=${S3_PORT:-7480} GB=${S3_SIZE_GB:-10}
 STORE=bluestore REGION=us-east-1
 # for a server that others than this machine reach, as in a container
@@ -15,6 +17,7 @@ while getopts d:p:s:m o; do case $o in d) D=$OPTARG;; p) PORT=$OPTARG;; s) GB=$O
 say() { echo "s3: $*" >&2; }
 die() { say "$*"; tail -n 5 "$D"/log/*.log >&2 2>/dev/null || :; exit 1; }
 
+make_own_folder "$D"; D=$(cd "$D" && pwd -P); C=$D/ceph.conf LOG=$D/log/setup.log
 need=(); have() { command -v "$1" >/dev/null || need+=("$2"); }
 PATH=$PATH:/usr/sbin:/sbin
 have ceph-mon ceph-mon; have ceph-osd ceph-osd; have radosgw radosgw; have ceph ceph-common
@@ -26,7 +29,6 @@ if ((${#need[@]})); then
   $SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${need[@]}" >&2
 fi
 
-mkdir -p "$D"; D=$(cd "$D" && pwd -P); C=$D/ceph.conf LOG=$D/log/setup.log
 [[ ${#D} -le 80 && $D != *[[:space:]]* ]] || die "DATADIR: at most 80 characters (unix sockets), no blanks"
 exec 9>"$D/lock"; flock -w 120 9 || die "another up.sh holds $D/lock"
 uuid() { cat /proc/sys/kernel/random/uuid; }

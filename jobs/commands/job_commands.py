@@ -56,6 +56,7 @@ def submit(
     _check_inside(submitted.settings)
     settings = load_settings(submitted.settings, submitted.overrides)
     passed = environment(env)
+    _refuse_secrets(passed)
     _check_locations(settings, submitted, passed)
     options = [*ctx.args, "--set", "ray.address=auto"]
     day = parse_date(submitted.date)
@@ -163,6 +164,18 @@ def _job_name(submitted: _Submitted, mlflow: MlflowSettings, day: str) -> str:
 
     places = "\n".join(normalize_uri(submitted.locations[option]) for option in ("--input", "--output"))
     return f"{name}-{hashlib.sha256(places.encode()).hexdigest()[:8]}"
+
+
+def _refuse_secrets(passed: dict[str, str]) -> None:
+    """Raise UserError for a variable whose value looks like a secret, since the description of a job shows it."""
+    from jobs.commands.secret_scanner import find_secret_variable
+
+    for name, value in passed.items():
+        if (kind := find_secret_variable(name, value)) is not None:
+            raise UserError(
+                f"{name}: its value looks like a secret ({kind}), which a job's description would show; jobs are given "
+                "none, the nodes have theirs"
+            )
 
 
 def _check_inside(path: str) -> None:

@@ -1,4 +1,7 @@
-"""Choose the files that `spin submit` sends: an allow-list, without links out of the folder and without credentials."""
+"""Choose the files that `spin submit` sends: an allow-list, without links out of the folder and without credentials.
+
+Both the names and the contents of files are looked at; files from which a backbone is loaded hold no text of people.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from jobs.commands.secret_scanner import find_secret
 from spin.backbone.digest import list_model_files
 from spin.errors import UserError
 from spin.settings import BackboneSettings
@@ -39,14 +43,19 @@ def collect_files(settings: str, include: Sequence[str], backbone: BackboneSetti
 
     These are the settings file, the files, folders and globs in `include`, and those files of a backbone given by a
     relative path from which a model is loaded. Raises UserError for a path out of the working directory, also by a
-    link, for a name that looks like a credential, and for an entry of `include` that names nothing.
+    link, for a name that looks like a credential, for a text that holds one, and for an entry of `include` that names
+    nothing.
     """
-    names = [Path(settings), *_backbone_files(backbone)]
-    for entry in include:
-        names += _included(entry)
-    files = {os.path.normpath(name): _plain_file(name) for name in names}
-    _refuse_credentials(files)
-    return files
+    named = [Path(settings), *(name for entry in include for name in _included(entry))]
+    chosen, loaded = _plain_files(named), _plain_files(_backbone_files(backbone))
+    _refuse_credentials(chosen | loaded)
+    _refuse_secrets({name: file for name, file in chosen.items() if name not in loaded})
+    return chosen | loaded
+
+
+def _plain_files(names: Iterable[Path]) -> dict[str, Path]:
+    """The files that paths lead to, by path."""
+    return {os.path.normpath(name): _plain_file(name) for name in names}
 
 
 def _backbone_files(backbone: BackboneSettings) -> Iterable[Path]:
@@ -129,6 +138,18 @@ def _refuse_credentials(files: dict[str, Path]) -> None:
         raise UserError(
             f"{', '.join(refused[:_SHOWN])}{more}: looks like a credential, which everybody who sees the cluster could "
             "read; jobs use those of their nodes: name what to send more narrowly with --include, or rename the file"
+        )
+
+
+def _refuse_secrets(files: dict[str, Path]) -> None:
+    """Raise UserError that names the files that hold a secret, and where."""
+    found = [f"{name} {secret}" for name, file in files.items() if (secret := find_secret(file)) is not None]
+    if found:
+        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise UserError(
+            f"{'; '.join(found[:_SHOWN])}{more}: looks like a secret, which everybody who sees the cluster could read; "
+            "jobs use those of their nodes: take it out, or if it is none, end its line with "
+            "`# pragma: allowlist secret`"
         )
 
 

@@ -100,4 +100,5 @@ def print_roi(report: RoiReport) -> None:
     terminal.say(f"{report.volume:,.0f} documents: {significant(report.best.total * report.volume / THOUSAND)}")
     for sentence in break_even_sentences(report):
         terminal.say(f"  {sentence}")
-    terminal.say(f"\nSettings of this point:\n\n{report.settings()}")
+    for line in ("", "Settings of this point:", "", *report.settings().splitlines(), ""):
+        terminal.say(line)

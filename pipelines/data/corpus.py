@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -122,17 +122,15 @@ class Corpus:
     @cached_property
     def _local(self) -> tuple[pa.ipc.RecordBatchFileReader, Rows]:
         """All texts in a temporary file without a name, one batch per part, and the first row of every part."""
-        descriptor, path = tempfile.mkstemp(prefix="spin-texts-", suffix=".arrow")
-        os.close(descriptor)
+        file = tempfile.TemporaryFile(prefix="spin-texts-")  # noqa: SIM115 (open as long as its texts are read)
         try:
-            try:
-                _write_texts(path, self._read_spool())
-            except LostPartError:
-                _log.debug("the spool is gone, the files are read again", exc_info=True)
-                _write_texts(path, self._read_files())
-            return pa.ipc.open_file(pa.OSFile(path)), np.cumsum([0, *(part.documents for part in self.parts)])
-        finally:
-            os.unlink(path)  # the open file stays readable, and ends with the process
+            _write_texts(file, self._read_spool())
+        except LostPartError:
+            _log.debug("the spool is gone, the files are read again", exc_info=True)
+            file.seek(0)
+            file.truncate()
+            _write_texts(file, self._read_files())
+        return pa.ipc.open_file(file), np.cumsum([0, *(part.documents for part in self.parts)])
 
     def _read_spool(self) -> Iterator[pa.Array]:
         """The texts of each part. Raises LostPartError if one is gone."""
@@ -148,9 +146,9 @@ class Corpus:
             yield pa.array(islice(texts, part.documents), pa.large_string())
 
 
-def _write_texts(path: str, parts: Iterable[pa.Array]) -> None:
-    """Write a file with a batch per part."""
-    with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+def _write_texts(file: IO[bytes], parts: Iterable[pa.Array]) -> None:
+    """Write a batch per part to a file, which stays open."""
+    with pa.ipc.new_file(file, _SCHEMA) as writer:
         for texts in parts:
             writer.write_batch(pa.record_batch([texts], schema=_SCHEMA))
 

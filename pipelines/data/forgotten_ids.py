@@ -65,7 +65,11 @@ def read_forgotten(store: Store) -> ForgottenIds:
 
 
 def add_forgotten(store: Store, ids: Collection[str]) -> ForgottenIds:
-    """Store the hashes of ids, and return these ids alone. To add the same ids again changes nothing."""
+    """Store the hashes of ids, and return these ids alone. To add the same ids again changes nothing.
+
+    On a disk, other users may read neither them nor the salt, by which they could test ids that they guess.
+    """
+    store = store.as_private()
     store.create(_SALT, secrets.token_bytes(_SALT_BYTES))
     salt = store.read(_SALT)
     if salt is None:

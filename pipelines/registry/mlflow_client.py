@@ -120,5 +120,5 @@ def _environment_uri() -> str | None:
 def _default_uri(store_uri: str) -> str:
     store = Store(store_uri)
     folder = Path(store.root).absolute() if store.local else Path.cwd()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(0o700, parents=True, exist_ok=True)
     return f"sqlite:///{folder / 'mlflow.db'}"

@@ -7,16 +7,20 @@ import re
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file, replacing the one there; a crash leaves the old file or the new one."""
+def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Write a file, replacing the one there; a crash leaves the old file or the new one.
+
+    A private file, and folders that are made for it, are for this user alone; others are as the umask says.
+    """
     # guarded by test_a_failed_write_keeps_the_old_object; broken by:
-    #   temporary = _temporary(path, data); path.write_bytes(data)
-    temporary = _temporary(path, data)
+    #   temporary = _temporary(path, data, private); path.write_bytes(data)
+    temporary = _temporary(path, data, private)
     try:
         temporary.replace(path)
     finally:
@@ -24,9 +28,9 @@ def write_file(path: Path, data: bytes) -> None:
     _sync(path.parent)
 
 
-def create_file(path: Path, data: bytes) -> bool:
-    """Write a file only if there is none; return whether it was written."""
-    temporary = _temporary(path, data)
+def create_file(path: Path, data: bytes, *, private: bool = False) -> bool:
+    """The same only if there is no file; return whether it was written."""
+    temporary = _temporary(path, data, private)
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -45,11 +49,11 @@ def flush_files(folder: Path, names: Iterable[str]) -> None:
     _sync(folder)
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, *, private: bool = False) -> None:
     """Make a folder and those above it that are not there, and flush their names to the disk."""
     if not folder.exists():
-        make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        make_folder(folder.parent, private=private)
+        folder.mkdir(0o700 if private else 0o777, exist_ok=True)
         _sync(folder.parent)
 
 
@@ -58,12 +62,14 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def _temporary(path: Path, data: bytes) -> Path:
+def _temporary(path: Path, data: bytes, private: bool) -> Path:
     """Write data to a temporary file next to a path; neither an error nor an interrupt leaves one behind."""
-    make_folder(path.parent)
+    make_folder(path.parent, private=private)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("xb") as file:
+        # guarded by test_what_a_private_store_holds_is_for_its_user_alone; broken by:
+        #   with temporary.open("xb") as file:
+        with open(temporary, "xb", opener=partial(os.open, mode=0o600 if private else 0o666)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,22 +53,28 @@ class Store:
     did not answer, by `retry_unavailable` or `retry_commits`, do so for its `retry_seconds`.
     """
 
-    def __init__(self, uri: str, retry_seconds: float = _RETRY_SECONDS) -> None:
+    def __init__(self, uri: str, retry_seconds: float = _RETRY_SECONDS, *, private: bool = False) -> None:
         self.fs, self.root = open_filesystem(uri)
         self.local = isinstance(self.fs, LocalFileSystem)
         self.uri = self.root if self.local else uri.rstrip("/")  # absolute: workers run in other folders
         self.retry_seconds = retry_seconds
+        self.private = private
+        """whether, on a disk, what it writes is for this user alone; who reads a bucket is decided there"""
 
     @classmethod
     def of(cls, settings: Settings) -> Store:
-        """The store of the settings."""
-        return cls(settings.store.uri, settings.ray.retry_seconds)
+        """The store of the settings, which is private: it holds texts, and features, which reveal them."""
+        return cls(settings.store.uri, settings.ray.retry_seconds, private=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Store, (self.uri, self.retry_seconds)
+        return partial(Store, private=self.private), (self.uri, self.retry_seconds)
 
     def __truediv__(self, prefix: str) -> Store:
-        return Store(f"{self.uri}/{prefix}", self.retry_seconds)
+        return Store(f"{self.uri}/{prefix}", self.retry_seconds, private=self.private)
+
+    def as_private(self) -> Store:
+        """The same store, in which what is written on a disk is for this user alone."""
+        return Store(self.uri, self.retry_seconds, private=True) if self.local else self
 
     def path(self, key: str) -> str:
         """The path of a key on the file system."""
@@ -95,7 +102,7 @@ class Store:
         """Write an object, replacing the one under its key."""
         with store_errors(f"{self.uri}/{key}"):
             if self.local:
-                write_file(Path(self.path(key)), data)
+                write_file(Path(self.path(key)), data, private=self.private)
             else:
                 self._call("pipe_file", self.path(key), data)
 
@@ -103,7 +110,7 @@ class Store:
         """Write a file of any size to a key, replacing the object there."""
         with store_errors(f"{self.uri}/{key}"):
             if self.local:
-                write_file(Path(self.path(key)), path.read_bytes())
+                write_file(Path(self.path(key)), path.read_bytes(), private=self.private)
             else:
                 self._call("put_file", str(path), self.path(key), seconds=_transfer_deadline(path.stat().st_size))
 
@@ -121,7 +128,7 @@ class Store:
         with store_errors(f"{self.uri}/{key}"):
             try:
                 if self.local:
-                    return create_file(Path(self.path(key)), data)
+                    return create_file(Path(self.path(key)), data, private=self.private)
                 self._call("pipe_file", self.path(key), data, mode="create")
             except FileExistsError:
                 return False

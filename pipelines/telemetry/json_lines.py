@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pipelines.telemetry.current_runs import CurrentRun, current_runs, current_span, working_on
+from spin.control_characters import escape_controls
 from spin.settings import mask_credentials
 
 _PACKAGES = ("spin", "pipelines")
@@ -27,7 +28,7 @@ def to_line(entries: Mapping[str, object]) -> str:
         named["run"] = ",".join(run.name for run in runs)
     if span is not None:
         named |= {"trace_id": span.trace_id, "span_id": span.span_id}
-    return json.dumps(named, ensure_ascii=False)
+    return escape_controls(json.dumps(named, ensure_ascii=False))
 
 
 class JsonFormatter(logging.Formatter):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any, TypeVar, get_args
 
@@ -40,7 +41,9 @@ _ENVIRONMENT = {
     # and the process could end with the status of Ray's core instead of its own
     "RAY_ENABLE_AUTO_CONNECT": "0",
 }
-
+_AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""variables by which users say how the processes of Ray know each other"""
+_LOOPBACK = "127.0.0.1"
 
 _shared: ContextVar[ExitStack | None] = ContextVar("shared", default=None)
 
@@ -78,8 +81,10 @@ def cluster(settings: RaySettings) -> Iterator[None]:
         # logical CPUs beyond the pool's, or helper actors wait for it for ever on a small machine
         stages = [settings.for_stage(stage) for stage in get_args(Stage)]
         wanted = max(worker_count(stage, None) * stage.cpus_per_worker for stage in stages)
+        _require_token()
         options = {
             "address": "local",
+            "_node_ip_address": _LOOPBACK,
             "num_cpus": max(4, wanted + 2, os.cpu_count() or 1),
             "include_dashboard": False,
             # `ray start` has an option for it, `ray.init` has only this
@@ -90,7 +95,11 @@ def cluster(settings: RaySettings) -> Iterator[None]:
         ending.enter_context(_sudden_end_reported())
         ending.callback(_shut_down)  # before Ray starts: a signal may interrupt the start
         try:
-            with _silenced_stderr(), signal_handlers_kept():
+            with (
+                _silenced_stderr(),
+                signal_handlers_kept(),
+                _loopback_kept() if settings.address is None else nullcontext(),
+            ):
                 _connect(options)
         except (ConnectionError, RuntimeError) as error:
             raise UnavailableError(
@@ -98,6 +107,38 @@ def cluster(settings: RaySettings) -> Iterator[None]:
             ) from None
         _silence_ray()
         yield
+
+
+def _require_token() -> None:
+    """Let the processes of Ray on this machine serve those alone that know a token, unless the environment decides it.
+
+    Whoever reaches Ray's ports can run code with the rights of this process. The token is in the environment of Ray's
+    processes, which other users cannot read, and in no file.
+    """
+    if any(name in os.environ for name in _AUTHENTICATION):
+        return
+    from ray import _raylet
+
+    core: Any = _raylet
+    # guarded by test_ray_on_this_machine_serves_no_stranger; broken by:
+    #   os.environ |= {"RAY_AUTH_MODE": "disabled"}
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    core.Config.initialize("")  # Ray has read the environment when it was imported
+    core.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _loopback_kept() -> Iterator[None]:
+    """Let Ray start on the loopback address, in place of which it takes that of the machine on Linux."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    # guarded by test_ray_on_this_machine_serves_no_stranger
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _choose_metrics_port(wanted: int | None) -> int | None:

@@ -119,6 +119,9 @@ def _load_model(
                 use_safetensors=True,
                 output_loading_info=True,
                 trust_remote_code=code,
+                # None: by torch. That of a config.json may name code on the hub, which transformers would fetch and run
+                attn_implementation=None,
+                experts_implementation=None,
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=code)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:

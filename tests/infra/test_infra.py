@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shutil
 from pathlib import Path
@@ -53,7 +54,7 @@ def list_enabled_groups(cluster: dict[str, Any]) -> list[str]:
 def test_every_document_is_valid_for_kubernetes(documents: list[dict[str, Any]], version: str) -> None:
     """Unknown keys are errors. The pods inside KubeRay's resources are validated too."""
     core = [d for d in documents if not d["apiVersion"].startswith("ray.io/")]
-    assert {d["kind"] for d in core} >= {"CronJob", "Deployment", "Role", "ConfigMap"}
+    assert {d["kind"] for d in core} >= {"CronJob", "Deployment", "Role", "ConfigMap", "NetworkPolicy"}
     for document in core:
         kubernetes_validate.validate(document, version, strict=True)
     for _, template in list_pod_templates(documents):
@@ -114,6 +115,68 @@ def test_every_container_meets_the_restricted_pod_security_standard(documents: l
         assert context["capabilities"] == {"drop": ["ALL"]}, where
 
 
+def test_no_container_can_write_into_its_image(documents: list[dict[str, Any]]) -> None:
+    """Not even over the code that it runs: /tmp and the cache are folders of their own, and HOME is one of them."""
+    volumes = {
+        where: {volume["name"] for volume in template["spec"].get("volumes", []) if "emptyDir" in volume}
+        for where, template in list_pod_templates(documents)
+    }
+    for where, container in list_containers(documents):
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True, where
+        if where.endswith(", start"):  # it writes nothing
+            continue
+        pod = where.rpartition(", ")[0]
+        mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        assert mounts["/tmp"]["name"] in volumes.get(pod, volumes.get(f"{pod}, head", set())), where
+        assert {"name": "HOME", "value": "/tmp"} in container["env"], where
+
+
+def test_what_no_policy_names_is_denied(documents: list[dict[str, Any]]) -> None:
+    """Every pod is named by a policy, none may reach what gives out a node's credentials, or everything."""
+    policies = {name: policy["spec"] for name, policy in select_kind(documents, "NetworkPolicy").items()}
+    assert policies.pop("deny-by-default") == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    names = policies.pop("names")
+    assert [port["port"] for port in names["egress"][0]["ports"]] == [53, 53]
+    for name, policy in policies.items():
+        for rule in policy.get("egress", []):
+            blocks = [peer["ipBlock"] for peer in rule["to"] if "ipBlock" in peer]
+            assert all({"169.254.0.0/16", "fd00:ec2::/32"} & set(block["except"]) for block in blocks), name
+            assert "ports" in rule or not blocks, name
+        for rule in policy.get("ingress", []):
+            assert rule["from"], name
+    selected = [policy["podSelector"] for policy in policies.values()]
+    for where, template in list_pod_templates(documents):
+        labels = dict(template.get("metadata", {}).get("labels", {}))
+        if where.startswith("Ray") and not where.endswith(", submitter"):
+            labels["ray.io/node-type"] = "head" if where.endswith(", head") else "worker"  # as KubeRay does
+        assert any(selects(selector, labels) for selector in selected), where
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """Whether a selector of pods selects one with these labels."""
+    wanted = selector.get("matchLabels", {}).items() <= labels.items()
+    return wanted and all(labels.get(each["key"]) in each["values"] for each in selector.get("matchExpressions", []))
+
+
+def test_the_registry_and_the_heads_are_reached_by_those_alone_that_use_them(documents: list[dict[str, Any]]) -> None:
+    policies = {name: policy["spec"] for name, policy in select_kind(documents, "NetworkPolicy").items()}
+    head = {"matchLabels": {"ray.io/node-type": "head"}}
+    assert policies["mlflow"]["ingress"] == [{"from": [{"podSelector": head}], "ports": [{"port": "http"}]}]
+    [[submitter, operator]] = [rule["from"] for rule in policies["ray-head"]["ingress"]]
+    assert submitter["podSelector"]["matchLabels"] == {"app.kubernetes.io/component": "submitter"}
+    assert "--namespace kuberay" in RUNBOOK
+    assert operator == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kuberay"}}}
+    for name in ("start", "vacuum", "submitter", "mlflow-upgrade"):
+        assert policies[name]["policyTypes"] == ["Egress"], name  # deny-by-default lets nobody reach them
+
+
+def test_users_of_the_registry_begin_without_permissions() -> None:
+    for file in (K8S / "base" / "basic_auth.ini", ROOT / "infra" / "mlflow" / "up.sh"):
+        assert re.findall(r"^default_permission = (\w+)$", file.read_text(encoding="utf-8"), re.MULTILINE) == [
+            "NO_PERMISSIONS"
+        ]
+
+
 def test_every_container_requests_cpu_and_memory(documents: list[dict[str, Any]]) -> None:
     """The memory limit equals the request: a node whose memory is overcommitted kills pods."""
     for where, container in list_containers(documents):
@@ -167,18 +230,36 @@ def test_manifests_refer_to_secrets_and_contain_none(documents: list[dict[str, A
             assert not (SECRET.search(variable["name"]) and "value" in variable), (where, variable["name"])
             named |= {variable["valueFrom"]["secretKeyRef"]["name"]} if "secretKeyRef" in str(variable) else set()
         named |= {source["secretRef"]["name"] for source in container.get("envFrom", [])}
-    assert named == {"spin-store", "spin-tracking", "mlflow-database", "mlflow-admin"}
+    assert named == {
+        *("spin-store", "spin-tracking", "spin-vacuum"),
+        *("mlflow-artifacts", "mlflow-database", "mlflow-admin"),
+    }
     assert set(re.findall(r"create secret generic (\S+) ", RUNBOOK)) == named
 
 
+def test_the_policy_of_the_runbook_lets_drivers_and_workers_read_the_inbox_alone() -> None:
+    """And all that the manifests name: the inbox and the output of the entrypoint, the store and the corpus."""
+    [block] = re.findall(r"```json\n(.*?)```", RUNBOOK, re.DOTALL)
+    allowed: dict[str, set[str]] = {}
+    for statement in json.loads(block)["Statement"]:
+        for place in [statement["Resource"]] if isinstance(statement["Resource"], str) else statement["Resource"]:
+            actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
+            allowed.setdefault(place.removeprefix("arn:aws:s3:::spin").strip("/*"), set()).update(actions)
+    assert allowed["inbox"] == allowed["corpus"] == {"s3:GetObject"}
+    assert allowed["nights"] == allowed["store"] > {"s3:PutObject", "s3:DeleteObject"}
+
+
 def test_only_drivers_get_credentials_of_the_registry(documents: list[dict[str, Any]]) -> None:
-    """Workers and the vacuum get the store's credentials, the head also MLflow's; submitters and starters get none."""
+    """Workers get the store's credentials, the head also MLflow's; submitters and starters get none.
+
+    MLflow and the vacuum have credentials of the store of their own, so that each role may do only what it does.
+    """
     expected = {
         "ray-head": ["spin-store", "spin-tracking"],
         "ray-worker": ["spin-store"],
-        "mlflow": ["mlflow-database", "mlflow-admin", "spin-store"],
+        "mlflow": ["mlflow-database", "mlflow-admin", "mlflow-artifacts"],
         "upgrade": ["mlflow-database"],
-        "vacuum": ["spin-store"],
+        "vacuum": ["spin-vacuum"],
     }
     for where, container in list_containers(documents):
         secrets = [source["secretRef"]["name"] for source in container.get("envFrom", [])]

@@ -51,6 +51,26 @@ def test_a_lower_level_shows_more(capsys: pytest.CaptureFixture[str], monkeypatc
         configure_logging()
 
 
+def test_names_cannot_act_on_a_terminal_by_a_log_record(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in a message nor in a traceback, nor in JSON, from which the name is read as it is."""
+    name = "a\x1b[2J\x9b2J\u202e\nerror: forged.csv"
+    monkeypatch.setenv("SPIN_LOG", "debug")
+    for as_json in (False, True):
+        configure_logging(as_json=as_json)
+        try:
+            raise ValueError(name)
+        except ValueError:
+            logging.getLogger("pipelines.anything").warning("%s is cut", name, exc_info=True)
+        printed = capsys.readouterr().err
+        assert not {"\x1b", "\x9b", "\u202e"} & set(printed)
+        if as_json:
+            assert json.loads(printed)["message"] == f"{name} is cut"
+        else:
+            assert printed.splitlines()[0] == "warning: a␛[2J�2J� error: forged.csv is cut"
+
+
 def test_json_is_one_object_per_record(capsys: pytest.CaptureFixture[str]) -> None:
     """Each object has the time, level, logger, message and traceback."""
     configure_logging(as_json=True)

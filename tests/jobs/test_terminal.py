@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 from jobs import terminal
 from jobs.printing.audits import print_comparison, print_evaluation, print_privacy, print_robustness
@@ -270,6 +272,58 @@ def test_a_table_fits_80_columns_and_cuts_nothing(
     for text in whole:
         assert any(text in line for line in lines), (text, lines)
     assert [line for line in lines if cell_len(line) > 80 and not line.startswith(("version", "words:"))] == []
+
+
+HOSTILE = "a\x1b[2J\x9b2J\u202e\nwrote\x85b.csv"
+SHOWN = "a␛[2J�2J�␊wrote␤b.csv"
+
+
+def print_table_of(name: str) -> None:
+    table = terminal.new_table(["file"], ["rows"], title=name)
+    table.add_row(name, "9" * 80)  # wide, so that a narrow terminal shows rows in place of the table
+    terminal.show(table)
+
+
+@pytest.mark.parametrize("width", [None, 80, 300], ids=["pipe", "narrow", "wide"])
+@pytest.mark.parametrize(
+    "show",
+    [terminal.say, print_table_of, lambda name: terminal.out.print(Text(name, "red")), terminal.failure],
+    ids=["line", "table", "styled", "failure"],
+)
+def test_names_cannot_act_on_a_terminal(
+    show: Callable[[str], None], width: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor forge a line: each character that could is a visible one, and an error is one line."""
+    if width is not None:
+        for name in ("out", "_err"):
+            console = terminal._FilteredConsole(
+                stderr=name == "_err",
+                force_terminal=True,
+                color_system=None,
+                width=width,
+                highlight=False,
+                markup=False,
+                emoji=False,
+            )
+            monkeypatch.setattr(terminal, name, console)
+    show(HOSTILE)
+    captured = capsys.readouterr()
+    printed = captured.out + captured.err
+    assert not {"\x1b", "\x9b", "\u202e", "\r", "\x85"} & set(printed)
+    assert (SHOWN if show is not terminal.failure else "error: a␛[2J�2J� wrote b.csv") in printed
+    assert not [line for line in printed.splitlines() if line.startswith("wrote")]
+
+
+def test_the_output_of_a_job_keeps_its_lines_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.raw("one\r\ntwo\tthree\x1b]0;title\x07\n")
+    assert capsys.readouterr().out == "one\ntwo\tthree␛]0;title␇\n"
+
+
+def test_json_holds_the_name_and_no_control_character(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.plain({"file": HOSTILE})
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"file": HOSTILE}
+    assert not {"\x1b", "\x9b", "\u202e", "\r", "\x85"} & set(printed)
 
 
 def test_a_table_in_a_pipe_is_aligned_columns_without_lines(capsys: pytest.CaptureFixture[str]) -> None:

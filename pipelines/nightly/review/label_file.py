@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from pipelines.nightly.review.review_sample import ReviewSample
 from spin.errors import UserError
 
 _REQUIRED = ("id", "true_label")
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+"""beginning of a text that spreadsheets take for a formula (also in full width), or of one that was written safely"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class LabelRow:
 def write_review(sample: ReviewSample, file: Path, texts: Mapping[str, str] | None = None) -> None:
     """Write the documents of a sample to a CSV or Parquet file, with their texts if they are given.
 
-    In CSV, the classes of a multi-label task are a list in JSON. Raises UserError for another ending.
+    In CSV, the classes of a multi-label task are a list in JSON, and a quotation mark comes before a text that a
+    spreadsheet would take for a formula; `read_label_file` takes it away. Raises UserError for another ending.
     """
     rows, night = sample.rows, sample.night
     several = rows["labels"].null_count < len(rows)
@@ -63,7 +67,9 @@ def write_review(sample: ReviewSample, file: Path, texts: Mapping[str, str] | No
     if file.suffix == ".parquet":
         pq.write_table(table, file)
     elif file.suffix == ".csv":
-        pyarrow.csv.write_csv(_without_lists(table), file)
+        # guarded by test_a_spreadsheet_takes_no_cell_of_a_review_for_a_formula; broken by:
+        #   pyarrow.csv.write_csv(_without_lists(table), file)
+        pyarrow.csv.write_csv(_change_texts(_without_lists(table), _escape_formula), file)
     else:
         raise UserError(f"{file}: expected a name that ends with .csv or .parquet")
 
@@ -100,11 +106,31 @@ def _read_csv(file: Path) -> pa.Table:
     with file.open(encoding="utf-8-sig", errors="replace", newline="") as source:
         delimiter = choose_delimiter(source, _REQUIRED)
     types = dict.fromkeys((*_REQUIRED, "date", "model", "reason"), pa.string())
-    return pyarrow.csv.read_csv(
+    table = pyarrow.csv.read_csv(
         file,
         parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""]),
     )
+    return _change_texts(table, _unescape_formula)
+
+
+def _change_texts(table: pa.Table, change: Callable[[str], str]) -> pa.Table:
+    """The table with every text in it changed."""
+    for at, field in enumerate(table.schema):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            values = [None if value is None else change(value) for value in table[field.name].to_pylist()]
+            table = table.set_column(at, field.name, pa.array(values, pa.string()))
+    return table
+
+
+def _escape_formula(text: str) -> str:
+    """The text as OWASP recommends it for CSV: a spreadsheet shows it, and does not compute it."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _unescape_formula(text: str) -> str:
+    """The text before it was escaped."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def _parse_count(value: Any, file: Path) -> int | None:

@@ -29,6 +29,7 @@ class IntakeStep:
         self, run: Store, data: DataSettings, size: PartSize, claim: int, forgotten: ForgottenIds = NOTHING_FORGOTTEN
     ) -> None:
         self.run, self.data, self.size, self.claim = run, data, size, claim
+        self.spool = run.as_private()  # it holds the texts
         self.forgotten = forgotten
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[IntakeCounts]:
@@ -47,5 +48,5 @@ class IntakeStep:
         if self.data.ids == "checked":
             digests.add(part.number, part.ids)
         key = f"{stem}-{part.number}.parquet"
-        self.run.create(key, part.parquet)
+        self.spool.create(key, part.parquet)
         return f"{self.run.uri}/{key}"

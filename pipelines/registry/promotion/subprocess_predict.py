@@ -126,6 +126,7 @@ def predict_in_subprocess(model: Path, texts: Sequence[str], settings: Settings)
         # ASCII in any locale; files and not pipes, which a process that hangs would never empty or close
         request.write_text(json.dumps(PredictionRequest.of(texts, settings).model_dump(mode="json")), encoding="ascii")
         with request.open("rb") as stdin, errors.open("wb") as stderr:
+            request.unlink()  # it holds texts: none is left if this process is killed
             process = subprocess.Popen(
                 # guarded by test_logged_code_reaches_no_network; broken by:
                 #   [*_COMMAND, str(model), str(reply)],

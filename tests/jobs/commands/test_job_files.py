@@ -180,3 +180,51 @@ def test_a_folder_that_cannot_be_read_is_not_left_out_in_silence(monkeypatch: py
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match="data cannot be read: Permission denied"):
         collect("data")
+
+
+AWS = "AKIAIOSFODNN7EXAMPLF"  # pragma: allowlist secret
+KEY = "-----BEGIN RSA PRIVATE KEY-----"  # pragma: allowlist secret
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "kind"),
+    [
+        ("notes.txt", f"key {AWS} of the store", "AWS Access Key"),
+        ("run.sh", KEY, "Private Key"),
+        ("conf/app.yaml", "db_password: hunter2hunter2", "Secret Keyword"),
+        ("app.py", 'url = "postgresql://me:hunter2hunter2@host/db"', "Basic Auth Credentials"),
+    ],
+)
+def test_a_file_that_holds_a_secret_is_refused_and_its_line_named(
+    folder: Path, name: str, line: str, kind: str
+) -> None:
+    """Whatever its name; also in an included folder. Who knows that it is none may say so in the line."""
+    file = write(folder / "included" / name)
+    file.write_text(f"one\n{line}\n", encoding="utf-8")
+    for entry in (f"included/{name}", "included"):
+        with pytest.raises(UserError) as error:
+            collect(entry)
+        assert f"included/{name} line 2: {kind}: looks like a secret" in str(error.value)
+        assert "hunter2" not in str(error.value)
+        assert AWS not in str(error.value)
+    file.write_text(f"one\n{line}  # pragma: allowlist secret\n", encoding="utf-8")
+    assert collect("included") == [f"included/{name}", "settings.yaml"]
+
+
+def test_settings_that_hold_a_secret_are_refused(folder: Path) -> None:
+    """One that names the variable in which a key is does not."""
+    settings = folder / "settings.yaml"
+    settings.write_text("api_key_env: NAME_OF_A_VARIABLE\nrevision: 0123456789abcdef0123456789abcdef01234567\n")
+    assert collect() == ["settings.yaml"]
+    settings.write_text("api_key: hunter2hunter2\n")
+    with pytest.raises(UserError, match=r"settings\.yaml line 1: Secret Keyword: looks like a secret"):
+        collect()
+
+
+def test_data_and_weights_are_not_taken_for_secrets(folder: Path) -> None:
+    """Digests and ids are none, bytes are not read as text, and files from which a backbone is loaded are not read."""
+    (folder / "ids.csv").write_text('id,text\n"0123456789abcdef0123456789abcdef","a password is a word"\n')
+    (folder / "bytes.bin").write_bytes(bytes(range(256)) * 10)
+    bert = tiny.save_bert(folder / "models" / "bert")
+    (bert / "vocab.txt").write_text(f"{AWS}\n")
+    assert {"ids.csv", "bytes.bin"} <= set(collect("*.csv", "*.bin", backbone=BackboneSettings(model="models/bert")))

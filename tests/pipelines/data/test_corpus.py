@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines.data.corpus import Corpus, divide_parts
@@ -70,6 +73,26 @@ def test_the_spool_is_read_once(corpus: Corpus) -> None:
         assert traffic.read == sum(part.size for part in corpus.parts)
         assert corpus.read_texts(np.array([29])) == [TEXTS[29]]
         assert traffic.read == sum(part.size for part in corpus.parts)
+
+
+def test_a_process_that_is_killed_leaves_no_file_of_texts(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The temporary file never has a name, not even while the texts are written to it."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    seen = []
+
+    def read_spool(self: Corpus) -> Iterator[pa.Array]:
+        for texts in original(self):
+            seen.append(list(scratch.iterdir()))
+            yield texts
+
+    original = Corpus._read_spool
+    monkeypatch.setattr(Corpus, "_read_spool", read_spool)
+    assert corpus.read_texts(np.arange(30)) == TEXTS
+    assert seen == [[]] * 5
 
 
 def test_a_spool_of_which_a_part_is_lost_is_replaced_by_the_files(corpus: Corpus) -> None:

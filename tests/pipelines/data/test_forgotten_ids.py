@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 from pipelines.data.forgotten_ids import FOLDER, ForgottenIds, add_forgotten, read_forgotten
 from pipelines.storage.object_store import Store
@@ -35,3 +36,14 @@ def test_hashes_are_those_of_keyed_blake2b() -> None:
     forgotten = ForgottenIds.of(["a"])
     assert forgotten.hashes == {hashlib.blake2b(b"a", digest_size=16, key=forgotten.salt).digest()}
     assert ForgottenIds.of(["a"]).hashes != forgotten.hashes
+
+
+def test_other_users_can_read_neither_the_hashes_nor_the_salt(tmp_path: Path) -> None:
+    """Whoever has both can test ids that he guesses. The tables beside them stay readable."""
+    store = Store(str(tmp_path / "nights"))
+    store.write("predictions/a", b"")
+    add_forgotten(store, IDS)
+    paths = list((tmp_path / "nights" / FOLDER).rglob("*"))
+    assert {path.name for path in paths} >= {"salt"}
+    assert {path.stat().st_mode & 0o077 for path in (tmp_path / "nights" / FOLDER, *paths)} == {0}
+    assert (tmp_path / "nights" / "predictions").stat().st_mode & 0o077 != 0

@@ -9,7 +9,9 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -334,17 +336,22 @@ def test_a_wrong_password_is_a_user_error_that_does_not_show_it(
 def test_a_user_without_write_permission_can_only_read(
     mlflow_server: str, tmp_path: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such a user can load a version, but cannot move an alias, write a tag, register or change stored files."""
-    import requests
+    """Such a user can load a version, but cannot move an alias, write a tag, register or change stored files.
 
+    Without a permission, as users begin, it can not even load one.
+    """
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, mlflow_server)
     user = {"username": f"reader-{registry_fixture.name[-8:]}", "password": "may read, no more"}
-    administrator = (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"])
-    requests.post(
-        f"{mlflow_server}/api/2.0/mlflow/users/create", json=user, auth=administrator, timeout=60
-    ).raise_for_status()
+    ask = partial(ask_as_user, mlflow_server, os.environ.copy())
+    ask("2.0/mlflow/users/create", user)
+    experiment = registry_fixture.registry.tracking.experiment()
     for name, value in user.items():
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name.upper()}", value)
+    with pytest.raises(UserError, match=f"does not allow this to the user '{user['username']}'"):
+        registry_fixture.registry.load("1")
+    for kind, id in (("registered_model", registry_fixture.name), ("experiment", experiment)):
+        grant = {"username": user["username"], "permission": "READ", "resource_type": kind, "resource_id": id}
+        ask("3.0/mlflow/users/permissions/grant", grant)
     assert registry_fixture.registry.load("1").predict(TEXTS) == registry_fixture.labels
     for write in (
         lambda: registry_fixture.registry.set_alias(CHAMPION, "1"),
@@ -357,6 +364,33 @@ def test_a_user_without_write_permission_can_only_read(
     with pytest.raises(Exception, match=r"403|[Pp]ermission"):
         registry_fixture.change(lambda model: (model / "MLmodel").write_text("flavors: {}"))
     assert registry_fixture.registry.champion() is None
+
+
+@pytest.mark.mlflow
+def test_a_user_that_begins_without_permissions_can_register(
+    mlflow_server: str, tmp_path: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it has made the model, as the runbook says: nobody is told that what he may not see is not there."""
+    name = f"driver-{uuid.uuid4().hex[:8]}"
+    ask_as_user(
+        mlflow_server, os.environ.copy(), "2.0/mlflow/users/create", {"username": name, "password": "drives nights"}
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "drives nights")
+    ask_as_user(mlflow_server, os.environ.copy(), "2.0/mlflow/registered-models/create", {"name": name})
+    settings = {"model": name, "tracking_uri": mlflow_server}
+    registry_fixture = RegistryFixture(tmp_path, backbone_folder, mlflow_server, mlflow=settings)
+    assert registry_fixture.registry.champion() is None
+    registry_fixture.registry.set_alias(CHAMPION, "1")
+    assert registry_fixture.registry.load("1").predict(TEXTS) == registry_fixture.labels
+
+
+def ask_as_user(server: str, environment: Mapping[str, str], path: str, body: Mapping[str, object]) -> None:
+    """Send a request of MLflow's API as the user of an environment."""
+    import requests
+
+    user = (environment["MLFLOW_TRACKING_USERNAME"], environment["MLFLOW_TRACKING_PASSWORD"])
+    requests.post(f"{server}/api/{path}", json=body, auth=user, timeout=60).raise_for_status()
 
 
 @pytest.mark.mlflow

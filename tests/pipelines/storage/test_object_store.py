@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -54,6 +54,35 @@ def run_python(code: str, *args: str) -> int:
 
 
 # Objects
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """The umask of most machines, which lets everybody read."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def list_modes(folder: Path) -> set[tuple[bool, int]]:
+    """Whether it is a folder, and the mode, of a folder and of all that is below it."""
+    return {(path.is_dir(), path.stat().st_mode & 0o777) for path in (folder, *folder.rglob("*"))}
+
+
+@pytest.mark.usefixtures("umask")
+def test_what_a_private_store_holds_is_for_its_user_alone(tmp_path: Path) -> None:
+    """The store of a training is, also where a worker opens it; tables of nights are as the umask says."""
+    tree = {"backbone": {"model": "some/model"}, "data": {"train": "t"}, "store": str(tmp_path / "runs" / "store")}
+    (tmp_path / "file").write_bytes(b"text")
+    private, public = Store.of(parse_settings(tree)), Store(str(tmp_path / "nights"))
+    for store in (private, pickle.loads(pickle.dumps(private / "features")), public):
+        store.write("a/b", b"1")
+        assert store.create("a/c", b"2")
+        store.upload("d", tmp_path / "file")
+    assert list_modes(tmp_path / "runs") == {(True, 0o700), (False, 0o600)}
+    assert list_modes(tmp_path / "nights") == {(True, 0o755), (False, 0o644)}
+    public.as_private().write("a/b", b"3")
+    assert (tmp_path / "nights" / "a" / "b").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(("code", "kind"), [(errno.EACCES, UserError), (errno.ESTALE, UnavailableError)])

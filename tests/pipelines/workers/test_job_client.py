@@ -146,6 +146,14 @@ RELATIVE = "expected s3://… or an absolute path that all nodes share"
         (["run", "settings.yaml", "--set", "mlflow.tracking_uri=http://u:p@h"], "a password stands in it"),
         (["run", "settings.yaml", "--env", "AWS_SECRET_ACCESS_KEY"], "AWS_SECRET_ACCESS_KEY: looks like a credential"),
         (["run", "settings.yaml", "--env", "HF_TOKEN=abc"], "HF_TOKEN: looks like a credential"),
+        (
+            ["run", "settings.yaml", "--env", "NOTE=AKIAIOSFODNN7ABCDEFG"],
+            "NOTE: its value looks like a secret",
+        ),
+        (
+            ["run", "settings.yaml", "--env", "NOTE=xoxb-123456789012-1234567890123-hushhushhush"],
+            "NOTE: its value looks like a secret (Slack Token)",
+        ),
         (["run", "settings.yaml", "--env", "NOT_SET_HERE"], "--env NOT_SET_HERE: is not set here"),
         (["run", "settings.yaml", "--env", "DB=postgresql://u:p@h/d"], "DB holds a password"),
         (["run", "settings.yaml", "--env", "X=http://hush@h"], "X holds a URI with a part before @"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -132,6 +135,59 @@ print(ray.is_initialized())
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False", done.stdout + done.stderr
     assert "RaySystemError" in done.stdout
+
+
+STRANGER = """
+import sys
+from ray._raylet import GcsClient
+print(len(GcsClient(address=sys.argv[1]).get_all_node_info()))
+"""
+"""what anybody on the machine can run who does not know the token"""
+
+
+@pytest.mark.ray
+def test_ray_on_this_machine_serves_no_stranger(tmp_path: Path) -> None:
+    """Its processes listen on loopback alone, want a token, and leave it in no file; a worker has it."""
+    code = f"""
+import json, os, subprocess, sys
+import psutil
+import ray  # as in a process that has used it before
+from pipelines.workers.ray_cluster import cluster
+from spin.settings import RaySettings
+
+def call(environment):
+    command = [sys.executable, "-c", {STRANGER!r}, ray.get_runtime_context().gcs_address]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+def known():
+    return os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"])
+
+with cluster(RaySettings(workers=1)):
+    worker = ray.get(ray.remote(known).remote())
+    own = {{process.pid for process in psutil.Process().children(recursive=True)}} | {{os.getpid()}}
+    sockets = [c for c in psutil.net_connections("inet") if c.pid in own and c.status == psutil.CONN_LISTEN]
+    plain = {{name: value for name, value in os.environ.items() if not name.startswith("RAY_")}}
+    print(json.dumps({{
+        "addresses": sorted({{c.laddr.ip.removeprefix("::ffff:") for c in sockets}}),
+        "worker": worker,
+        "friend": call(dict(os.environ)).stdout.strip(),
+        "stranger": call(plain).stdout.strip(),
+        "guesser": call(plain | {{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}}).stdout.strip(),
+    }}))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    environment["HOME"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=300
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "addresses": ["127.0.0.1"],
+        "worker": ["token", 64],
+        "friend": "1",
+        "stranger": "",
+        "guesser": "",
+    }
+    assert not (tmp_path / ".ray").exists()
 
 
 def test_a_metrics_port_that_is_taken_costs_a_warning(caplog: pytest.LogCaptureFixture) -> None:

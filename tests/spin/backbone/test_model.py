@@ -796,6 +796,18 @@ def test_code_of_a_backbone_runs_only_if_trusted(
         load_backbone(settings.model_copy(update={"trust_remote_code": True}), expect_digest=trusted.digest)
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_a_backbone_cannot_name_code_that_computes_its_attention(tmp_path: Path, key: str) -> None:
+    """transformers takes such a name for a repository of the hub, and runs what it fetches from there."""
+    folder = tiny.save_bert(tmp_path / "bert")
+    plain = load_backbone(BackboneSettings(model=str(folder)))
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: "kernels-community/flash-attn"}))
+    backbone = load_backbone(BackboneSettings(model=str(folder)))
+    for name in ("_attn_implementation", "_experts_implementation"):
+        assert getattr(backbone.model.config, name) == getattr(plain.model.config, name)
+
+
 def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_name(tmp_path: Path) -> None:
     """transformers would fill the tensor with random numbers."""
     folder = tiny.save_bert(tmp_path / "bert")

