@@ -85,11 +85,14 @@ def delete(
     """Delete old nights, in one commit; each can be restored until a vacuum gives up its run."""
     from pipelines.nightly.nights import delete as delete_nights
 
-    nights = delete_nights(output, before=before, forget_files=forget_files, dry_run=dry_run)
-    for night in nights:
+    done = delete_nights(output, before=before, forget_files=forget_files, dry_run=dry_run)
+    for night in done.nights:
         terminal.say(f"{night.run}: {counted(night.rows, 'prediction')}")
-    terminal.say(f"{'would delete' if dry_run else 'deleted'} {counted(len(nights), 'night')}")
-    if nights and not dry_run:
+    terminal.say(f"{'would delete' if dry_run else 'deleted'} {counted(len(done.nights), 'night')}")
+    if done.freed:
+        verb = "would free" if dry_run else "freed"
+        terminal.say(f"{verb} the input files of {counted(done.freed, 'night')} deleted earlier")
+    if done.nights and not dry_run:
         terminal.say(f"`spin nights restore --run RUN --output {output}` brings one back; a vacuum frees the space")
 
 
@@ -109,7 +112,8 @@ def vacuum(
 ) -> None:
     """Delete files that no night needs.
 
-    Runs that have been unfinished or replaced for longer than --older-than days can no longer be resumed or restored.
+    Runs that have been unfinished, replaced or deleted for longer than --older-than days can no longer be resumed or
+    restored.
     """
     from pipelines.nightly.nights import vacuum as run_vacuum
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipelines.nightly.night_date import parse_date
 from pipelines.nightly.report.night_report import REPORT, QuarantinedFile
 from pipelines.nightly.report.run_report import PAGE, show_newest_report
-from pipelines.nightly.tables.deletion import delete_nights, models_before, nights_before
+from pipelines.nightly.tables.deletion import DeletedNights, delete_nights, models_before, plan_deletion
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import (
     ABANDONED,
@@ -27,20 +27,18 @@ from pipelines.nightly.tables.night_records import (
 )
 from pipelines.nightly.tables.night_tables import (
     DEAD_LETTERS,
-    DELETED,
-    FREED,
     INPUTS,
     PREDICTIONS,
     QUARANTINED,
     TABLES,
     TAKEN,
     NightTables,
-    PublishedRun,
     open_output,
-    run_state,
+    was_published,
 )
 from pipelines.nightly.tables.publication import claim_nights, restore_night
 from pipelines.nightly.tables.vacuum import VacuumPlan, models_of, plan_vacuum, run_vacuum
+from pipelines.storage.lease import overtaken_first
 from spin.errors import UserError
 
 State = Literal["published", "replaced", "deleted", "unfinished", "abandoned"]
@@ -155,13 +153,13 @@ def restore(output: str, *, date: str | None = None, run: str | None = None) -> 
     """
     tables = open_output(output)
     chosen = _find_restorable(tables, output, date=date, run=run)
-    with lease_model(tables.out, chosen.model) as lease:
+    with lease_model(tables.out, chosen.model) as lease, overtaken_first(lease):
         night = restore_night(tables, chosen.run, claim=claim_nights(tables, chosen.model, lease))
         show_newest_report(tables)
     return night
 
 
-def delete(output: str, *, before: str, forget_files: bool = False, dry_run: bool = False) -> list[PublishedRun]:
+def delete(output: str, *, before: str, forget_files: bool = False, dry_run: bool = False) -> DeletedNights:
     """Delete the nights of dates before a date, YYYY-MM-DD, in one commit, and return them.
 
     They can be restored until a vacuum gives up their runs. Their input files stay taken for incremental nights, unless
@@ -171,13 +169,15 @@ def delete(output: str, *, before: str, forget_files: bool = False, dry_run: boo
     before = parse_date(before, option="--before")
     tables = open_output(output)
     if dry_run:
-        return nights_before(tables, before)
+        return plan_deletion(tables, before, forget_files=forget_files)
     with ExitStack() as stack:
-        leases = {model: stack.enter_context(lease_model(tables.out, model)) for model in models_before(tables, before)}
+        models = models_before(tables, before, forget_files=forget_files)
+        leases = {model: stack.enter_context(lease_model(tables.out, model)) for model in models}
         claims = {model: claim_nights(tables, model, lease) for model, lease in leases.items()}
         deleted = delete_nights(tables, before, claims=claims, leases=list(leases.values()), forget_files=forget_files)
-        tables.out.delete_many([REPORT, PAGE])
-        show_newest_report(tables)
+        if deleted.nights:
+            tables.out.delete_many([REPORT, PAGE])
+            show_newest_report(tables)
     return deleted
 
 
@@ -244,10 +244,9 @@ def _states(tables: NightTables, runs: Sequence[str], without_night: Collection[
     def state(run: str) -> State:
         if marks[run] in marked:
             return "abandoned"
-        number = run_state(predictions, run)
-        if number is None:
+        if not was_published(predictions, run):
             return "unfinished"
-        return "deleted" if number in (DELETED, FREED) and run in without_night else "replaced"
+        return "deleted" if run in without_night else "replaced"
 
     return {run: state(run) for run in runs}
 

@@ -13,7 +13,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -158,6 +158,15 @@ class TableSnapshot:
             transactions=transactions,
             metadata=metadata,
         )
+
+    def add_files(self, files: Iterable[tuple[Mapping[str, str], DataFile]]) -> int:
+        """Commit that files, each with its partition, belong to the table too; return the new version of the table.
+
+        Raises StaleSnapshotError if another process has committed. After any other UnavailableError the commit may be
+        in the table.
+        """
+        now = int(time.time() * 1000)
+        return self._commit([_add_action(file, partition, now) for partition, file in files], mode="append")
 
     def remove_partitions(
         self,

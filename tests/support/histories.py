@@ -184,12 +184,13 @@ class Output:
             changed = self._changed_nights(version)
             driver = drivers.get(version)  # the creation of the table has none
             if driver is not None and isinstance(driver.request, Deletion):
-                self._check_deletion(driver, changed, version)
+                self._check_deletion(driver, changed)
                 continue
             if len(changed) > 1:
                 raise Violation(f"version {version} changes several nights: {changed}")
             for model, date in changed:
                 self._check_night(model, date, drivers[version], version)
+        self._forget_freed()
         self._check_visible()
         self._check_files()
 
@@ -241,12 +242,9 @@ class Output:
         values = [action[kind]["partitionValues"] for action in actions for kind in ("add", "remove") if kind in action]
         return {(each["model"], each["date"]) for each in values}
 
-    def _check_deletion(self, driver: Driver, changed: set[tuple[str, str]], version: int) -> None:
+    def _check_deletion(self, driver: Driver, changed: set[tuple[str, str]]) -> None:
         """A commit of a deletion is a claim, or it deletes all nights before its date of the models it has claimed."""
-        numbers = [action["txn"]["appId"] for action in self.predictions.commits[version] if "txn" in action]
-        if not any(app.startswith("run:") for app in numbers):
-            if changed:
-                raise Violation(f"{driver.name} deletes {changed} under a claim alone")
+        if not changed:
             return
         request: Any = driver.request
         claimed = {model for (model, _), claimant in self._claimants.items() if claimant is driver}
@@ -254,9 +252,16 @@ class Output:
         if changed != expected:
             raise Violation(f"{driver.name} deletes {changed}, expected {expected}")
         self.deleted |= {night: self.nights.pop(night) for night in expected}
-        if request.forget_files:
-            freed = {night for night in self.deleted if night[0] in claimed and night[1] < request.before}
-            self.deleted = {night: held for night, held in self.deleted.items() if night not in freed}
+
+    def _forget_freed(self) -> None:
+        """Leave out the deleted nights whose files are no longer taken, because a deletion was asked to free them."""
+        requests = [(model, driver.request) for (model, _), driver in self._claimants.items()]
+        freeing = [(model, each.before) for model, each in requests if isinstance(each, Deletion) and each.forget_files]
+        for (model, date), night in list(self.deleted.items()):
+            if not self.inputs_table.partition(model=model, date=date, run=f"{night.run}.deleted") and any(
+                model == other and date < before for other, before in freeing
+            ):
+                del self.deleted[model, date]
 
     def _check_night(self, model: str, date: str, driver: Driver, version: int) -> None:
         """Check a night that has just become visible against what its driver was asked for and had seen."""
@@ -369,7 +374,8 @@ class Output:
             if night.incremental and shared:
                 raise Violation(f"{shared} are in two nights of {model}")
         for (model, date), night in self.deleted.items():
-            taken = {state for state, status in self._input_states(model, date, night.run) if status == "taken"}
+            states = self._input_states(model, date, f"{night.run}.deleted")
+            taken = {state for state, status in states if status == "taken"}
             if taken != night.taken:
                 raise Violation(f"{night.run} was deleted, and its files are no longer taken")
 

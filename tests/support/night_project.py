@@ -54,6 +54,7 @@ class NightProject:
             "backbone": {"model": str(self.backbone), "dtype": "float32", "device": "cpu"},
             "data": {"train": "nowhere"},
             "store": "nowhere",
+            "mlflow": {"model": "tiny"},
             "ray": {"shard_documents": documents},
             "classify": limits,
         }

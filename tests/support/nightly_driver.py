@@ -76,8 +76,10 @@ def delete(output: str, deletion: Deletion) -> None:
     """Delete nights of early dates."""
     tables = NightTables(Store(output, RETRY_SECONDS))
     if tables.find(PREDICTIONS) is not None:
-        claims = {model: claim_model(tables, model) for model in models_before(tables, deletion.before)}
-        delete_nights(tables, deletion.before, claims=claims, leases=[], forget_files=deletion.forget_files)
+        before, forget_files = deletion.before, deletion.forget_files
+        models = models_before(tables, before, forget_files=forget_files)
+        claims = {model: claim_model(tables, model) for model in models}
+        delete_nights(tables, before, claims=claims, leases=[], forget_files=forget_files)
 
 
 def vacuum(output: str, later: timedelta) -> None:

@@ -64,9 +64,9 @@ class InputFile:
 def list_files(uri: str, *, bad: dict[str, str] | None = None, allow_empty: bool = False) -> list[InputFile]:
     """The files of a path, a folder or a glob, in order of name.
 
-    Sizes and versions come with the listing, so that there is no request per file. On a disk, a path that leads through
-    symbolic links is followed to its end, so that a file has one name, whichever way it was reached. Files and folders
-    whose names begin with `_` or `.` are left out, unless the URI itself contains that name.
+    Sizes and versions come with the listing, so that there is no request per file. On a disk, links in the path of a
+    folder are followed, so that a file has one name, whichever way its folder was reached. Files and folders whose
+    names begin with `_` or `.` are left out, unless the URI itself contains that name.
 
     Raises UserError if there are no files, and BadFileError for a file of no known format; if `bad` is
     given, such files are left out and their URIs are added to it, each with the reason. With `allow_empty`, an empty
@@ -104,13 +104,35 @@ def _resolve(uri: str) -> tuple[str, str]:
     return protocol, os.path.realpath(path) if protocol == "file" else path
 
 
+def _resolve_folders(path: str) -> str:
+    """A path on a disk whose folders are no symbolic links; of a glob, those before its first wildcard.
+
+    A link to a file keeps its name, which says of what format the file is.
+    """
+    if os.path.isdir(path):
+        return os.path.realpath(path)
+    is_pattern = glob.has_magic(path) and not os.path.lexists(path)
+    folder = _fixed_part(path) if is_pattern else os.path.dirname(path)
+    resolved = os.path.realpath(folder or "/")
+    if is_pattern and glob.has_magic(resolved):  # characters of a folder's name must not become wildcards
+        return path
+    return os.path.join(resolved, path[len(folder) :].lstrip("/"))
+
+
+def _fixed_part(path: str) -> str:
+    """The part of a glob before its first wildcard."""
+    return "/".join(takewhile(lambda part: not glob.has_magic(part), path.split("/")))
+
+
 def _is_within(parts: list[str], folder: list[str]) -> bool:
     return parts[: len(folder)] == folder
 
 
 def _find(uri: str) -> tuple[Mapping[str, Any], bool]:
     """The visible files of a path, a folder or a glob with their details, and whether there is a place to look in."""
-    fs, path = open_filesystem(uri)[0], _resolve(uri)[1]
+    fs, path = open_filesystem(uri)
+    is_glob = glob.has_magic(path)
+    path = _resolve_folders(path) if locate(uri)[0] == "file" else path
     # guarded by test_an_input_folder_that_cannot_be_listed_ends_the_command; broken by:
     #   infos = fs.find(path, detail=True)
     infos = find_files(fs, path, enter=lambda folder: _is_visible(folder, path))
@@ -118,8 +140,8 @@ def _find(uri: str) -> tuple[Mapping[str, Any], bool]:
         info = infos[path] or fs.info(path)
         return ({path: info} if info["type"] == "file" else {}), True
     base, exists = path, bool(infos) or "://" in uri or fs.isdir(path)
-    if not infos and glob.has_magic(path):
-        base = "/".join(takewhile(lambda part: not glob.has_magic(part), path.split("/")))
+    if not infos and is_glob:
+        base = _fixed_part(path)
         try:
             infos = glob_files(fs, path, base)
         except ValueError as error:

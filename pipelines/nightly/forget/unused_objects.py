@@ -6,11 +6,11 @@ from collections.abc import Collection
 
 from pipelines.nightly.finish import is_work
 from pipelines.nightly.tables.night_history import list_nights
-from pipelines.nightly.tables.night_records import ABANDONED, LEASES, RUN, RUNS, find_nights, is_run_of
+from pipelines.nightly.tables.night_records import ABANDONED, DELETION, LEASES, RUN, RUNS, find_nights, is_run_of
 from pipelines.nightly.tables.night_tables import PREDICTIONS, TABLES, NightTables, named_keys
 from pipelines.nightly.tables.passes import find_passes, is_pass_name
 
-_MARKS = (RUN, ABANDONED)
+_MARKS = (RUN, ABANDONED, DELETION)
 """records that stay of a run that was given up"""
 
 

@@ -125,9 +125,10 @@ def require_not_taken(tables: NightTables, night: Run) -> None:
     files = set().union(*(_read_files(inputs, file, TAKEN) for file in night.files.get(INPUTS, ())))
     if taken := taken_files(tables, model=night.model, date=night.date, files=files):
         raise UserError(
-            f"run {night.name} cannot be restored: nights of other dates hold {len(taken)} of its {len(files)} files, "
-            f"such as {min(taken).uri}, and its documents would be in two nights. Classify them again with "
-            f"`spin classify --date {night.date} --incremental --restart`, or restore the other nights first"
+            f"run {night.name} cannot be restored: nights of other dates, published or deleted, have taken "
+            f"{len(taken)} of its {len(files)} files, such as {min(taken).uri}. Classify the rest again with "
+            f"`spin classify --date {night.date} --incremental --restart`, restore the other nights first, or free the "
+            "files of deleted nights with `spin nights delete --forget-files`"
         )
 
 

@@ -24,7 +24,7 @@ RUN, NIGHT, ABANDONED = "run.json", "night.json", "abandoned.json"
 """records in the folder of a run; each is created only if absent and never replaced"""
 DELETION = "deleted.json"
 """record in the folder of a run whose night was deleted; its modification time says when that was last"""
-FORMAT = 10
+FORMAT = 11
 """of the work of a run and of its plan; an unfinished run of another format is not continued"""
 _RUN_NAME = re.compile(r"\d{4}-\d{2}-\d{2}-[A-Za-z0-9_.-]+-\d{6,}")
 

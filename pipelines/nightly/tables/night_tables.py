@@ -24,9 +24,8 @@ TABLES = (PREDICTIONS, *SIDE_TABLES)
 TAKEN, QUARANTINED = "taken", "quarantined"
 """values of the column `status` of the inputs"""
 
-PUBLISHED, DELETED, FREED = 1, 2, 3
-"""states of a run in the predictions: published, also if another run has replaced it; deleted, while its input files
-stay taken; deleted, and its files may be taken again"""
+_DELETED = ".deleted"
+"""what follows the name of a run in the rows of the inputs that stay taken once its night is deleted"""
 
 _LABELS = pa.list_(pa.string())
 _COLUMNS: Mapping[str, pa.Schema] = {  # those of the predictions are classes of their own
@@ -182,16 +181,25 @@ def published_runs(predictions: TableSnapshot) -> list[PublishedRun]:
 def named_runs(side: TableSnapshot, table: str, predictions: TableSnapshot) -> set[str]:
     """The runs whose rows belong into a side table: the published ones.
 
-    In the inputs, these are also the deleted runs whose files stay taken: of dates that have no other night since.
+    In the inputs, these are also the names of deleted runs whose date and model have no night since.
     """
     nights = published_runs(predictions)
     runs = {night.run for night in nights}
     if table != INPUTS:
         return runs
     there = {(night.date, night.model) for night in nights}
-    others = [each for each in partitions(side) if (each["date"], each["model"]) not in there]
-    # guarded by test_files_of_deleted_nights_stay_taken
-    return runs | {each["run"] for each in others if run_state(predictions, each["run"]) == DELETED}
+    deleted = [each for each in partitions(side) if is_deleted_name(each["run"])]
+    return runs | {each["run"] for each in deleted if (each["date"], each["model"]) not in there}
+
+
+def deleted_name(run: str) -> str:
+    """The name of a run in the rows of the inputs that stay taken once its night is deleted."""
+    return f"{run}{_DELETED}"
+
+
+def is_deleted_name(run: str) -> bool:
+    """Whether rows of the inputs are of a deleted night."""
+    return run.endswith(_DELETED)
 
 
 def named_keys(tables: NightTables, predictions: TableSnapshot) -> set[str]:
@@ -207,16 +215,11 @@ def named_keys(tables: NightTables, predictions: TableSnapshot) -> set[str]:
 
 def was_published(predictions: TableSnapshot, run: str) -> bool:
     """Whether a run was published, now or at any time before."""
-    return run_state(predictions, run) is not None
-
-
-def run_state(predictions: TableSnapshot, run: str) -> int | None:
-    """PUBLISHED, DELETED or FREED, as it was last committed of a run; None if it was never published."""
-    return predictions.last_transaction(run_app(run))
+    return predictions.last_transaction(run_app(run)) is not None
 
 
 def run_app(run: str) -> str:
-    """The name under which the predictions hold the state of a run."""
+    """The name under which the tables count the publications of a run."""
     return f"run:{run}"
 
 

@@ -22,7 +22,6 @@ from pipelines.nightly.tables.night_tables import (
     INPUTS,
     NO_COLUMNS,
     PREDICTIONS,
-    PUBLISHED,
     SIDE_TABLES,
     TABLES,
     NightTables,
@@ -286,7 +285,7 @@ def _commit_predictions(tables: NightTables, night: Run, claim: int, kept: pa.Sc
         partition,
         night.files[PREDICTIONS],
         schema=_merged_schema(predictions, PREDICTIONS, kept),
-        transactions={model_app(night.model): claim, run_app(night.name): PUBLISHED},
+        transactions={model_app(night.model): claim, run_app(night.name): 1},
         metadata=_metadata(night, claim),
     )
 

@@ -19,8 +19,8 @@ from pipelines.nightly.tables.night_records import (
     find_night,
     find_runs,
     is_abandoned,
+    is_run_of,
     list_run_names,
-    model_slug,
     run_name,
 )
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, was_published
@@ -230,9 +230,10 @@ def find_unfinished(tables: NightTables, model: str, date: str) -> list[Run]:
     """The runs of a model that were begun for nights before a date and never published, where no other run was."""
     predictions = tables.open(PREDICTIONS)
     nights = {night.date for night in list_nights(tables) if night.model == model}
-    names = [name for name in list_run_names(tables.out) if f"-{model_slug(model)}-" in name and name[:10] < date]
-    nights |= {name[:10] for name in names if was_published(predictions, name)}  # of deleted nights
-    waiting = [name for name in names if name[:10] not in nights]
+    names = [name for name in list_run_names(tables.out) if is_run_of(name, [model]) and name[:10] < date]
+    names = [name for name in names if name[:10] not in nights]
+    deleted = {name[:10] for name in names if was_published(predictions, name)}
+    waiting = [name for name in names if name[:10] not in deleted]
     runs = [run for run in find_runs(tables.out, waiting).values() if run.model == model]
     return [run for run in runs if not is_abandoned(tables.out, run.name)]
 
@@ -307,7 +308,13 @@ def _late_files(tables: NightTables, run: ChosenRun, request: NightRequest) -> t
     """The files of the input that neither a published run nor, if it is incremental, another night has read."""
     read = set(run.listing.files)
     others = [file for file in request.files if file not in read]
-    taken = _taken(tables, request, others) if request.incremental else set()
+    if not others:
+        return ()
+    try:
+        taken = _taken(tables, request, others) if request.incremental else set()
+    except UserError:  # of another night, which does not concern this one
+        _log.debug("it is not known which files came later", exc_info=True)
+        return ()
     return tuple(file.uri for file in others if _state(file) not in taken)
 
 

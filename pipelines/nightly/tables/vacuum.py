@@ -77,7 +77,7 @@ def plan_vacuum(tables: NightTables, *, now: datetime, age: timedelta) -> Vacuum
         marked = any(item.key == f"{RUNS}/{run}/{ABANDONED}" for item in objects)
         # guarded by test_a_replaced_run_can_be_restored_until_it_is_old; broken by:
         #   if run in contents.named:
-        if run in contents.named or (not marked and contents.is_restorable(run, before)):
+        if run in contents.named or (not marked and contents.is_restorable(run, before, own)):
             wanted = contents.recorded_keys(run)
             old = [item for item in objects if item.modified < before]
             unused = [item for item in old if item.key not in wanted and not _is_record(item.key)]
@@ -148,10 +148,13 @@ class _Contents:
     keys: frozenset[str]
     """keys in the output of the files that the predictions, and for the same runs the other tables, consist of"""
 
-    def is_restorable(self, run: str, before: float) -> bool:
-        """Whether a run that was published can be restored: unless it was replaced or deleted before a time."""
+    def is_restorable(self, run: str, before: float, own: float) -> bool:
+        """Whether a run that was published can be restored: unless it was replaced or deleted before a time.
+
+        Where that is not known, the time of its own last change counts, `own`.
+        """
         night = self.nights.get(run)
-        return night is not None and self.changed.get((night.date, night.model), before) >= before
+        return night is not None and self.changed.get((night.date, night.model), own) >= before
 
     def recorded_keys(self, run: str) -> set[str]:
         """The keys in the output of the files of a published run."""

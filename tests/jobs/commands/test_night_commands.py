@@ -234,6 +234,8 @@ def test_a_deletion_names_what_it_deletes_and_what_brings_it_back(spin: Run, out
     assert hint == f"`spin nights restore --run RUN --output {out.uri}` brings one back; a vacuum frees the space"
     assert read_runs(spin, out) == {old.name: "deleted", new.name: "published"}
     assert spin(*delete) == "deleted 0 nights\n"
+    freed = spin(*delete, "--forget-files").splitlines()
+    assert freed == ["deleted 0 nights", "freed the input files of 1 night deleted earlier"]
     assert "expected a day as YYYY-MM-DD" in spin("delete", "--before", "yesterday", "--output", out.uri, status=2)
 
 

@@ -156,14 +156,19 @@ def test_a_link_that_cannot_be_read_is_a_bad_file(target: str, found: str, tmp_p
     assert f"is a symbolic link {found}" in reason
 
 
-@pytest.mark.parametrize("source", ["link", "link/us", "link/*/a.jsonl", "one.jsonl"])
-def test_a_file_that_is_reached_through_a_link_has_one_name(source: str, tmp_path: Path) -> None:
-    (tmp_path / "in" / "us").mkdir(parents=True)
-    file = tmp_path / "in" / "us" / "a.jsonl"
-    file.write_text("x")
-    (tmp_path / "link").symlink_to("in")
-    (tmp_path / "one.jsonl").symlink_to(file)
-    assert list_files(str(tmp_path / source)) == list_files(str(file))
+@pytest.mark.parametrize("source", ["link", "link/us", "link/*/a.jsonl", "link/us/*.jsonl", "link/us/a.jsonl"])
+@pytest.mark.parametrize("folder", ["in", "[2026]"])
+def test_a_file_whose_folder_is_reached_through_a_link_has_one_name(source: str, folder: str, tmp_path: Path) -> None:
+    """It may itself be a link, whose name says of what format it is."""
+    (tmp_path / folder / "us").mkdir(parents=True)
+    (tmp_path / "blob").write_text("x")
+    file = tmp_path / folder / "us" / "a.jsonl"
+    file.symlink_to(tmp_path / "blob")
+    (tmp_path / "link").symlink_to(folder)
+    files = list_files(str(tmp_path / source), allow_empty=True)
+    if folder == "in":
+        assert files == list_files(str(file))
+    assert [(each.kind, each.size) for each in files] == [("jsonl", 1)]
 
 
 @pytest.mark.parametrize("source", ["in/*/a.jsonl", "in/**/*.jsonl"])

@@ -10,10 +10,10 @@ from pipelines.nightly import nights
 from pipelines.nightly.forget.forget_nights import forget_in_output
 from pipelines.nightly.nights import list_output
 from pipelines.nightly.report.night_report import REPORT
-from pipelines.nightly.tables import deletion
+from pipelines.nightly.tables import deletion, publication
 from pipelines.nightly.tables.deletion import delete_nights, models_before
 from pipelines.nightly.tables.night_history import FileState, taken_files
-from pipelines.nightly.tables.night_records import Run, is_abandoned, lease_model
+from pipelines.nightly.tables.night_records import Run, begin_run, is_abandoned, lease_model
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS, NightTables, partitions, read_rows
 from pipelines.nightly.tables.publication import claim_nights, restore_night
 from pipelines.nightly.tables.resume import find_unfinished
@@ -38,9 +38,10 @@ def fill(tables: NightTables) -> dict[str, Run]:
 
 def delete(tables: NightTables, before: str, *, forget_files: bool = False) -> list[str]:
     """Delete nights without a lease; returns the names of their runs."""
-    claims = {model: claim_model(tables, model) for model in models_before(tables, before)}
+    models = models_before(tables, before, forget_files=forget_files)
+    claims = {model: claim_model(tables, model) for model in models}
     deleted = delete_nights(tables, before, claims=claims, leases=[], forget_files=forget_files)
-    return [night.run for night in deleted]
+    return [night.run for night in deleted.nights]
 
 
 def taken(tables: NightTables, date: str = FOURTH) -> set[str]:
@@ -86,6 +87,43 @@ def test_files_of_deleted_nights_stay_taken(local_tables: NightTables) -> None:
     assert delete(local_tables, THIRD, forget_files=True) == []
     restore_night(local_tables, runs[SECOND].name, claim=claim_model(local_tables))
     assert taken(local_tables) == {SECOND, THIRD}
+
+
+def test_files_of_a_run_that_was_replaced_before_the_deletion_are_free(local_tables: NightTables) -> None:
+    """Also if restoring another run of the date ends between its commits."""
+    runs = [
+        run_night(local_tables.out, ["a"], date=FIRST, inputs=[FILES[day] for day in days]) for days in ([FIRST], FILES)
+    ]
+    delete(local_tables, SECOND)
+    assert taken(local_tables) == set(FILES)
+    restore_night(local_tables, runs[0].name, claim=claim_model(local_tables))
+    delete(local_tables, SECOND)
+    assert taken(local_tables) == {FIRST}
+    with before_call(publication, "_commit_predictions", crash), pytest.raises(SystemError):
+        restore_night(local_tables, runs[1].name, claim=claim_model(local_tables))
+    assert taken(local_tables) == {FIRST}
+
+
+def test_a_replaced_run_of_a_deleted_night_is_given_up_in_time(local_tables: NightTables) -> None:
+    """Also if the run that had replaced it was given up before."""
+    replaced = run_night(local_tables.out, ["a"], date=FIRST)
+    run_night(local_tables.out, ["a", "b"], date=FIRST)
+    delete(local_tables, SECOND)
+    forget_in_output(local_tables.out.uri, ["b"])
+    vacuum(local_tables, hours=23)
+    assert not is_abandoned(local_tables.out, replaced.name)
+    vacuum(local_tables, hours=25)
+    assert is_abandoned(local_tables.out, replaced.name)
+
+
+def crash() -> None:
+    raise SystemError("the process ends here")
+
+
+def test_an_unfinished_night_is_named_beside_a_night_of_a_similar_name(local_tables: NightTables) -> None:
+    begin_run(local_tables.out, date=FIRST, model=MODEL, model_version="7", claim=claim_model(local_tables))
+    run_night(local_tables.out, ["a"], model=f"other-{MODEL}", date=FIRST)
+    assert [run.date for run in find_unfinished(local_tables, MODEL, SECOND)] == [FIRST]
 
 
 def test_a_night_in_the_place_of_a_deleted_one_frees_its_files(local_tables: NightTables) -> None:
@@ -145,7 +183,7 @@ def test_an_operator_sees_and_restores_deleted_nights(local_tables: NightTables)
     runs, output = fill(local_tables), local_tables.out.uri
     local_tables.out.write_json(f"_runs/{runs[FIRST].name}/{REPORT}", {"report": "of the night"})
     local_tables.out.write_json(REPORT, {"report": "of a newer night"})
-    assert [night.run for night in nights.delete(output, before=FOURTH, dry_run=True)] == sorted(
+    assert [night.run for night in nights.delete(output, before=FOURTH, dry_run=True).nights] == sorted(
         run.name for run in runs.values()
     )
     assert len(published_ids(local_tables)) == 3
