@@ -249,7 +249,11 @@ def _check_gpus(settings: RaySettings) -> None:
 
 
 def _connect(options: dict[str, Any]) -> None:
-    """Connect to Ray or start it here. A busy cluster may not answer at once, so that a connection is retried."""
+    """Connect to Ray or start it here.
+
+    A busy cluster may not answer at once, and Ray gives up if it does not start on a busy machine within 30 seconds:
+    both are retried. Raises ConnectionError or RuntimeError if that does not help.
+    """
     import ray
 
     def shut_down(state: RetryCallState) -> None:
@@ -259,11 +263,22 @@ def _connect(options: dict[str, Any]) -> None:
     retrying = Retrying(
         retry=retry_if_exception_type((ConnectionError, RuntimeError)),
         wait=wait_exponential(multiplier=1),
-        stop=stop_after_attempt(1 if options["address"] == "local" else 5),
+        stop=stop_after_attempt(3 if options["address"] == "local" else 5),
         before_sleep=shut_down,
         reraise=True,
     )
-    retrying(ray.init, **options, log_to_driver=False, logging_level=logging.ERROR)
+    retrying(_init_ray, options)
+
+
+def _init_ray(options: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise RuntimeError(str(error)) from error  # Ray has no class for a node that does not start in time
 
 
 def configure_worker(settings: RaySettings) -> None:

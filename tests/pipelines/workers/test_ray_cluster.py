@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 import ray
+import tenacity
 
+from pipelines.service_errors import UnavailableError
 from pipelines.workers import ray_cluster
 from pipelines.workers.ray_cluster import call_in_thread, signal_handlers_kept
+from spin.settings import RaySettings
 from tests.support.repository import ROOT
 
 
@@ -204,3 +207,32 @@ def test_ray_still_takes_the_private_name_for_the_port_of_metrics() -> None:
     """Nothing public sets it; Ray refuses names that it does not know before it starts anything."""
     with pytest.raises(RuntimeError, match=r"Unknown keyword argument\(s\): _unknown$"):
         ray.init(address="local", _metrics_export_port=1, _unknown=1)
+
+
+@pytest.mark.parametrize("failures", [1, 9])
+def test_a_node_that_does_not_start_in_time_is_started_again(failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a plain Exception after 30 seconds; the command then ends with status 5, not with a traceback."""
+    starts = []
+
+    def start(**_: object) -> None:
+        starts.append(1)
+        if len(starts) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(tenacity.nap, "time", NoTime())
+    settings = RaySettings(workers=1)
+    if failures == 1:
+        with ray_cluster.cluster(settings):
+            pass
+        assert len(starts) == 2
+    else:
+        with pytest.raises(UnavailableError, match="Ray cluster here: .*timed out"), ray_cluster.cluster(settings):
+            pass
+
+
+class NoTime:
+    """A clock on which pauses take no time."""
+
+    def sleep(self, seconds: float) -> None:
+        pass
