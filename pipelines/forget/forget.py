@@ -86,10 +86,10 @@ def forget_documents(
     First the hashes of the ids are stored in all outputs. To call it again changes nothing more, and completes what an
     earlier call has begun. With `dry_run`, nothing is changed. Raises as `forget_in_output`, `forget_in_store` and the
     registry do; what was removed before stays removed. A version that cannot be read is named in the result. Raises
-    UserError before anything is changed where a signed version names one of the documents and `registry.sign` no key.
+    UserError before anything is changed where a signed version names one of the documents and cannot be signed again.
     """
     forgotten = ForgottenIds.of(ids)
-    # guarded by test_a_signed_version_is_not_changed_without_a_key
+    # guarded by test_a_signed_version_is_not_changed_without_its_key
     _require_signing_keys(settings, outputs, forgotten)
     for output in [] if dry_run else outputs:
         announce_forgotten(output, ids)

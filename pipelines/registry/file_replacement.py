@@ -29,17 +29,19 @@ def replace_version_file(
 
     A version without this file, or one whose file `rewrite` returns None for, stays as it is. A signed version is
     signed again. With `dry_run`, nothing is changed. Raises UserError where the files of the version are not those that
-    were registered, or not those that the key in `registry.sign` has signed.
+    were registered, or not those that the key in `registry.sign` has signed. `registry.verify` refuses no version here:
+    one that is not signed names documents, too.
     """
     with tempfile.TemporaryDirectory() as scratch:
         artifact = Path(scratch) / "artifact"
-        registry.download(number, artifact)
+        # guarded by test_a_version_that_is_not_signed_is_changed_all_the_same
+        registry.download(number, artifact, verify=False)
         content = rewrite((artifact / name).read_bytes()) if (artifact / name).is_file() else None
         if dry_run:
             return content is not None
         _settle(registry, number, packaging.folder_digest(artifact))
         if content is not None:
-            model = registry.download_model(number, Path(scratch))
+            model = registry.download_model(number, Path(scratch), verify=False)
             key = _own_key(registry, number, model)
             (model / packaging.SPIN / name).write_bytes(content)
             if key is not None:
@@ -52,25 +54,29 @@ def replace_version_file(
 
 
 def require_signing_key(registry: Registry, number: str, name: str, rewrite: Callable[[bytes], bytes | None]) -> None:
-    """Raise UserError where `replace_version_file` would change a signed version, and no key is there to sign it again.
+    """Raise UserError where `replace_version_file` would change a signed version, and could not sign it again.
 
     Versions that cannot be read are passed over.
     """
-    if registry.settings.registry.sign is not None:
-        return
     with tempfile.TemporaryDirectory() as scratch:
         if registry.fetch_signatures(number, Path(scratch)) is None:
             return
-    try:
-        changes = replace_version_file(registry, number, name, rewrite, dry_run=True)
-    except UserError:
-        logger.debug("version %s of %s cannot be read", number, registry.name, exc_info=True)
-        return
-    if changes:
-        raise UserError(
-            f"version {number} of {registry.name} is signed, and its {name} names documents that are to be forgotten; "
-            "nothing was changed: let registry.sign name the private key, which signs the version again"
-        )
+        try:
+            if not replace_version_file(registry, number, name, rewrite, dry_run=True):
+                return
+            model = registry.download_model(number, Path(scratch), verify=False)
+        except UserError:
+            logger.debug("version %s of %s cannot be read", number, registry.name, exc_info=True)
+            return
+        try:
+            key = _own_key(registry, number, model)
+            if key is not None:
+                signatures.sign_model(model, Path(scratch) / "new", key, registry.settings.registry.verify)
+        except UserError as error:
+            raise UserError(
+                f"{error}; nothing was changed, since the {name} of version {number} of {registry.name} names "
+                "documents that are to be forgotten"
+            ) from None
 
 
 def replace_evaluation_set(
@@ -139,7 +145,11 @@ def _own_key(registry: Registry, number: str, model: Path) -> str | None:
         signatures.write_public_key(key, public_key)
         fault = signatures.find_fault("model", model, found, str(public_key))
     if fault is not None:
-        raise UserError(f"{version} is not signed again, since it was not signed by {key} of registry.sign: it {fault}")
+        raise UserError(
+            f"{version} is not signed again, since it was not signed by {key} of registry.sign: it {fault}; let "
+            f"registry.sign name the key that has signed it, or delete its folder {signatures.FOLDER}: it is then one "
+            "that is not signed"
+        )
     return key
 
 

@@ -16,7 +16,7 @@ from pipelines.forget import training_store
 from pipelines.forget.forget import forget_documents, read_ids
 from pipelines.forget.training_store import forget_in_store
 from pipelines.nightly.classify import run_classify
-from pipelines.registry import evaluation_set, file_replacement, packaging
+from pipelines.registry import evaluation_set, file_replacement, packaging, signatures
 from pipelines.registry.promotion import promote
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import HeldError
@@ -196,38 +196,74 @@ def test_a_signed_version_is_signed_again(trained: tuple[Path, Settings], tmp_pa
     assert of_model.versions == ("1",)
     assert first not in find_named(registry, tmp_path / "after")
     registry.download_model("1", tmp_path)
-    signatures = {path.name for path in (folder / "store" / "mlflow").rglob("signatures/*.sig")}
+    signed = {path.name for path in (folder / "store" / "mlflow").rglob("signatures/*.sig")}
     artifact = packaging.folder_digest(tmp_path / "after")
-    assert {f"artifact-{artifact}.sig", f"model-{packaging.folder_digest(tmp_path / 'model-1')}.sig"} <= signatures
+    assert {f"artifact-{artifact}.sig", f"model-{packaging.folder_digest(tmp_path / 'model-1')}.sig"} <= signed
 
 
-def test_a_signed_version_is_not_changed_without_a_key(trained: tuple[Path, Settings], tmp_path: Path) -> None:
-    """Nothing else is changed either, unless no version names the documents."""
+def other_key(folder: Path) -> dict[str, str | None]:
+    return {"sign": write_key_pair(folder)["sign"], "verify": None}
+
+
+def other_pair(folder: Path) -> dict[str, str | None]:
+    return {**write_key_pair(folder)}
+
+
+def missing_public_key(folder: Path) -> dict[str, str | None]:
+    return {"verify": str(folder / "none.pub")}
+
+
+@pytest.mark.parametrize(
+    ("choose", "fault"),
+    [
+        (lambda folder: {"sign": None}, "version 1 of tiny is signed; let registry.sign name the private key"),
+        (lambda folder: {"sign": str(folder / "none")}, "registry.sign: .*/none cannot be used"),
+        (missing_public_key, "registry.verify: .*/none.pub cannot be used"),
+        (other_key, "version 1 of tiny is not signed again, since it was not signed by .*; let registry.sign name the"),
+        (other_pair, "version 1 of tiny is not signed again, since it was not signed by .*, or delete its folder"),
+    ],
+    ids=["no key", "no file", "no public key", "another key", "another pair"],
+)
+def test_a_signed_version_is_not_changed_without_its_key(
+    trained: tuple[Path, Settings],
+    tmp_path: Path,
+    choose: Callable[[Path], dict[str, str | None]],
+    fault: str,
+) -> None:
+    """Nothing else is changed either, unless no version names the documents.
+
+    By another key, whatever somebody has made of the version would be vouched for.
+    """
     folder, settings = trained
-    without_key = change_keys(settings, sign=None)
+    changed = change_keys(settings, **choose(tmp_path))
     [first, *_] = find_named(Registry(settings), tmp_path / "before")
     Store.of(settings).write("spool/0/000000.parquet", _documents(first))
     before = find_in_files(folder, [first])
     for dry_run in (True, False):
-        with pytest.raises(
-            UserError, match=r"^version 1 of tiny is signed, .*; nothing was changed: let registry\.sign"
-        ):
-            forget_documents(without_key, [first], [], dry_run=dry_run)
+        with pytest.raises(UserError, match=f"^{fault}.*; nothing was changed, since the {NEURONS} of version 1"):
+            forget_documents(changed, [first], [], dry_run=dry_run)
     assert find_in_files(folder, [first]) == before
-    forget_documents(without_key, ["Xyzzy-unknown"], [])
+    [of_model] = forget_documents(changed, ["Xyzzy-unknown"], []).registries
+    assert not of_model.unreadable
     Store.of(settings).delete("spool/0/000000.parquet")
 
 
-def test_a_version_is_not_signed_again_by_a_key_that_has_not_signed_it(
-    trained: tuple[Path, Settings], tmp_path: Path
-) -> None:
-    """Else whatever somebody has made of it would be vouched for."""
-    _, settings = trained
+def test_a_version_that_is_not_signed_is_changed_all_the_same(trained: tuple[Path, Settings], tmp_path: Path) -> None:
+    """As one from before signatures were asked for. It is not signed then: nothing says what the key vouched for."""
+    folder, settings = trained
     [first, *_] = find_named(Registry(settings), tmp_path / "before")
-    other = change_keys(settings, sign=write_key_pair(tmp_path)["sign"], verify=None)
-    [of_model] = forget_documents(other, [first], []).registries
-    assert "version 1 of tiny is not signed again, since it was not signed by" in of_model.unreadable["1"]
-    assert first in find_named(Registry(settings), tmp_path / "after")
+    [signed] = (folder / "store" / "mlflow").rglob("signatures")
+    signed.rename(tmp_path / "signatures")
+    [of_model] = forget_documents(settings, [first], []).registries
+    assert (of_model.versions, of_model.unreadable) == (("1",), {})
+    assert not signed.exists()
+    with pytest.raises(UserError, match="version 1 of tiny is not signed"):
+        Registry(settings).load("1")
+    unsigned = Registry(change_keys(settings, verify=None))
+    assert first not in find_named(unsigned, tmp_path / "after")
+    keys = settings.registry  # the other tests have a signed version
+    assert keys.sign is not None
+    signatures.sign_model(unsigned.download_model("1", tmp_path), signed, keys.sign, keys.verify)
 
 
 def test_a_training_at_work_is_not_disturbed(trained: tuple[Path, Settings]) -> None:
