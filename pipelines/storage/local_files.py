@@ -13,14 +13,15 @@ from pathlib import Path
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
-def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
+def write_file(path: Path, data: bytes, *, private_below: Path | None = None) -> None:
     """Write a file, replacing the one there; a crash leaves the old file or the new one.
 
-    A private file, and folders that are made for it, are for this user alone; others are as the umask says.
+    A file below `private_below`, and the folders below it that are made for the file, are for this user alone. All
+    other files and folders are as the umask says.
     """
     # guarded by test_a_failed_write_keeps_the_old_object; broken by:
-    #   temporary = _temporary(path, data, private); path.write_bytes(data)
-    temporary = _temporary(path, data, private)
+    #   temporary = _temporary(path, data, private_below); path.write_bytes(data)
+    temporary = _temporary(path, data, private_below)
     try:
         temporary.replace(path)
     finally:
@@ -28,9 +29,9 @@ def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
     _sync(path.parent)
 
 
-def create_file(path: Path, data: bytes, *, private: bool = False) -> bool:
+def create_file(path: Path, data: bytes, *, private_below: Path | None = None) -> bool:
     """The same only if there is no file; return whether it was written."""
-    temporary = _temporary(path, data, private)
+    temporary = _temporary(path, data, private_below)
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -49,11 +50,11 @@ def flush_files(folder: Path, names: Iterable[str]) -> None:
     _sync(folder)
 
 
-def make_folder(folder: Path, *, private: bool = False) -> None:
+def make_folder(folder: Path, *, private_below: Path | None = None) -> None:
     """Make a folder and those above it that are not there, and flush their names to the disk."""
     if not folder.exists():
-        make_folder(folder.parent, private=private)
-        folder.mkdir(0o700 if private else 0o777, exist_ok=True)
+        make_folder(folder.parent, private_below=private_below)
+        folder.mkdir(0o700 if private_below in folder.parents else 0o777, exist_ok=True)
         _sync(folder.parent)
 
 
@@ -62,14 +63,15 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def _temporary(path: Path, data: bytes, private: bool) -> Path:
+def _temporary(path: Path, data: bytes, private_below: Path | None) -> Path:
     """Write data to a temporary file next to a path; neither an error nor an interrupt leaves one behind."""
-    make_folder(path.parent, private=private)
+    make_folder(path.parent, private_below=private_below)
+    mode = 0o600 if private_below in path.parents else 0o666
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         # guarded by test_what_a_private_store_holds_is_for_its_user_alone; broken by:
         #   with temporary.open("xb") as file:
-        with open(temporary, "xb", opener=partial(os.open, mode=0o600 if private else 0o666)) as file:
+        with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

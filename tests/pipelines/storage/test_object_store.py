@@ -79,10 +79,23 @@ def test_what_a_private_store_holds_is_for_its_user_alone(tmp_path: Path) -> Non
         store.write("a/b", b"1")
         assert store.create("a/c", b"2")
         store.upload("d", tmp_path / "file")
-    assert list_modes(tmp_path / "runs") == {(True, 0o700), (False, 0o600)}
+    assert list_modes(tmp_path / "runs" / "store") == {(True, 0o700), (False, 0o600)}
     assert list_modes(tmp_path / "nights") == {(True, 0o755), (False, 0o644)}
     public.as_private().write("a/b", b"3")
     assert (tmp_path / "nights" / "a" / "b").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.usefixtures("umask")
+def test_folders_above_what_is_private_are_as_the_umask_says(tmp_path: Path) -> None:
+    """Outputs beside a store, and the tables beside a spool, are for others to read."""
+    tree = {"backbone": {"model": "some/model"}, "data": {"train": "t"}, "store": str(tmp_path / "runs" / "store")}
+    (Store.of(parse_settings(tree)) / "features").write("a", b"1")
+    Store(str(tmp_path / "out" / "nights")).as_private().write("spool/a", b"1")
+    folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    assert {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in folders} == {
+        **{"runs": 0o755, "runs/store": 0o700, "runs/store/features": 0o700},
+        **{"out": 0o755, "out/nights": 0o755, "out/nights/spool": 0o700},
+    }
 
 
 @pytest.mark.parametrize(("code", "kind"), [(errno.EACCES, UserError), (errno.ESTALE, UnavailableError)])
