@@ -51,7 +51,12 @@ class Tracking:
         location = None
         if self.uri.startswith("sqlite:"):
             store = Store(self._store)
-            location = Path(store.root).absolute().as_uri() + "/mlflow" if store.local else f"{store.uri}/mlflow"
+            location = f"{store.uri}/mlflow"
+            if store.local:  # the store may be there and open to others: versions hold words, and reports texts
+                folder = Path(store.root).absolute() / "mlflow"
+                # guarded by test_what_mlflow_writes_to_a_store_is_for_its_user_alone
+                folder.mkdir(0o700, parents=True, exist_ok=True)
+                location = folder.as_uri()
         return str(self.client.create_experiment(self.name, artifact_location=location))
 
     @contextmanager
@@ -121,4 +126,8 @@ def _default_uri(store_uri: str) -> str:
     store = Store(store_uri)
     folder = Path(store.root).absolute() if store.local else Path.cwd()
     folder.mkdir(0o700, parents=True, exist_ok=True)
-    return f"sqlite:///{folder / 'mlflow.db'}"
+    database = folder / "mlflow.db"
+    if not database.exists():
+        # guarded by test_what_mlflow_writes_to_a_store_is_for_its_user_alone
+        database.touch(0o600)
+    return f"sqlite:///{database}"

@@ -296,6 +296,19 @@ def test_the_tracking_uri_comes_from_the_settings_then_the_environment_then_sqli
     assert "hunter2" not in str(error.value)
 
 
+def test_what_mlflow_writes_to_a_store_is_for_its_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the folder was there before, and is open to others: that stays as it is."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tmp_path.chmod(0o755)
+    before = os.umask(0o022)
+    try:
+        Tracking(build_settings(tmp_path, None)).experiment()
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path, *tmp_path.iterdir())}
+    assert modes == {tmp_path.name: 0o755, "mlflow": 0o700, "mlflow.db": 0o600}
+
+
 def test_files_come_through_the_server_since_its_address_of_the_store_may_be_unknown_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
