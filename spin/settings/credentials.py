@@ -14,25 +14,36 @@ _PASSWORD_PARAMETER = re.compile(r"[?&]\w*pass(word|wd)?=", re.IGNORECASE)
 _USER_PART = re.compile(r"://(?:[^/?#\s]*|[^:/?#@\s]*:[^@\s]*)@")
 """the part of a URI before @: the name of a user, a token, or a user and a password, which may hold a slash"""
 _WORD = re.compile(r"\S+")
-_NAME = r"""
-    pass(?:word|wd|phrase) | secret | signature | sig | credentials?
-    | (?:api|access|account|private|secret|session|subscription)[_-]?key(?:[_-]id)?
+_KEY = r"""
+    secret | (?:api|access|account|private|secret|session|subscription)[_-]?key(?:[_-]id)?
     | (?:access|auth|bearer|hf|hub|id|refresh|security|session|tracking)[_-]?token
 """
+_NAME = rf"pass(?:word|wd|phrase) | signature | sig | credentials? | {_KEY}"
 """how the name of what is secret ends"""
 _SECRET_PARAMETER = re.compile(rf"([?&][\w-]*(?:{_NAME} | pass | token)=)[^&\s'\"]*", re.IGNORECASE | re.VERBOSE)
 """a parameter of a URI named like a secret"""
+# A name after a slash is a folder of a partitioned table, such as `/signature=v2/`.
 _SECRET_VALUE = re.compile(
     rf"""
-    ((?<![\w-])(?:[\w-]*[_-])?(?:{_NAME})(?: =["']? | ["']\s?:\s?["'] | ["'],\s?["']))  # as in a shell, JSON, or pairs
-    [^\s&'",;]+
+    (
+        (?<![\w/-])(?:
+            (?:[\w-]*(?:pass(?:word|wd|phrase)|secret) | (?:[\w-]*[_-])?(?:{_NAME}))
+            (?: [ ]?=[ ]?["']? | ["']\s?:\s?["'] | ["'],\s?["'])        # as in a shell, JSON, or pairs
+            | (?:[\w-]*pass(?:word|wd|phrase) | (?:[\w-]*[_-])?(?:{_KEY}))
+            :[ ](?: ["'] | (?=[^\s&'",;]*(?:\d | [^\s&'",;][ ]*(?:$|[,;]))))  # as in YAML; other words are a sentence
+        )
+    )
+    (?: (?<=")(?:[^"\\\n]|\\.)+ | (?<=')(?:[^'\\\n]|\\.)+ | (?<!["'])[^\s&'",;]+ )
     """,
-    re.IGNORECASE | re.VERBOSE,
+    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
+"""what follows the name of a secret; between quotes it may hold blanks"""
 _AUTHORIZATION = re.compile(
     r"(\bbearer\s|\bauthorization[\"']?\s?[:=]\s?[\"']?\w{1,20}\s)[\w.~+/=-]{8,}", re.IGNORECASE
 )
-_KNOWN_SECRET = re.compile(r"\b(?:A[KS]IA[A-Z0-9]{16}|hf_[A-Za-z0-9]{30,}|gh[opsur]_[A-Za-z0-9]{36,})\b")
+_KNOWN_SECRET = re.compile(
+    r"\b(?:A[KS]IA[A-Z0-9]{16}|hf_[A-Za-z0-9]{30,}|gh[opsur]_[A-Za-z0-9]{36,}|github_pat_\w{22,})\b"
+)
 """keys that their beginning tells: of AWS, Hugging Face and GitHub"""
 
 

@@ -465,6 +465,13 @@ def test_the_part_of_a_uri_before_the_at_sign_is_masked_in_messages(token: str, 
         ("header Authorization: Basic aHVzaDpodXNo", "header Authorization: Basic ***"),
         ("401 for Bearer eyJhbGciOi.J9-_hush==", "401 for Bearer ***"),
         (f"token hf_{'h' * 34} is not valid", "token *** is not valid"),
+        (f"token github_pat_{'h' * 22}_{'h' * 59} is not valid", "token *** is not valid"),
+        ("PGPASSWORD=hush psql, clientSecret=hush", "PGPASSWORD=*** psql, clientSecret=***"),
+        ("api_key = 'hush', db-password = hush", "api_key = '***', db-password = ***"),
+        ("password: hush4me is wrong", "password: *** is wrong"),
+        ("user: me\npassword: hush\napi_key: 'hush hush'\n", "user: me\npassword: ***\napi_key: '***'\n"),
+        ("password=\"hush, hush\" and secret='it\\'s hush'", "password=\"***\" and secret='***'"),
+        ('{"password": "hush it\'s, hush", "user": "me"}', '{"password": "***", "user": "me"}'),
     ],
 )
 def test_passwords_and_secret_parameters_are_masked(text: str, masked: str) -> None:
@@ -480,6 +487,8 @@ def test_passwords_and_secret_parameters_are_masked(text: str, masked: str) -> N
         "a@b",
         "tokens=3, max_tokens=128, design=x, config=y",
         "expected a bearer token, a password: none is set",
+        "s3://b/signature=v2/part.parquet",
+        "/data/session_key=1/f.parquet, /data/region=a/my-api_key=1/f.parquet",
     ],
 )
 def test_at_signs_and_words_elsewhere_are_not_masked(text: str) -> None:
@@ -489,7 +498,23 @@ def test_at_signs_and_words_elsewhere_are_not_masked(text: str) -> None:
 
 @pytest.mark.parametrize(
     "part",
-    ["://:", "://a:b", "://", "?pass", "?a-pass", "&api_key", "api_key-", "'password':", "bearer ", "a@", "://@", "-_"],
+    [
+        "://:",
+        "://a:b",
+        "://",
+        "?pass",
+        "?a-pass",
+        "&api_key",
+        "api_key-",
+        "'password':",
+        "password: ",
+        "secret='",
+        "/sig=",
+        "bearer ",
+        "a@",
+        "://@",
+        "-_",
+    ],
 )
 @pytest.mark.parametrize(
     "end", ["", "@", " @", "=", " =x"], ids=["nothing", "at", "blank-at", "equals", "blank-equals"]
