@@ -93,8 +93,12 @@ def test_folders_above_what_is_private_are_as_the_umask_says(tmp_path: Path) -> 
     Store(str(tmp_path / "out" / "nights")).as_private().write("spool/a", b"1")
     folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
     assert {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in folders} == {
-        **{"runs": 0o755, "runs/store": 0o700, "runs/store/features": 0o700},
-        **{"out": 0o755, "out/nights": 0o755, "out/nights/spool": 0o700},
+        "runs": 0o755,
+        "runs/store": 0o700,
+        "runs/store/features": 0o700,
+        "out": 0o755,
+        "out/nights": 0o755,
+        "out/nights/spool": 0o700,
     }
 
 
