@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from jobs.commands.secret_scanner import find_secret
+from jobs.commands.secret_scanner import find_secrets
 from spin.backbone.digest import list_model_files
 from spin.errors import UserError
 from spin.settings import BackboneSettings
@@ -143,7 +143,7 @@ def _refuse_credentials(files: dict[str, Path]) -> None:
 
 def _refuse_secrets(files: dict[str, Path]) -> None:
     """Raise UserError that names the files that hold a secret, and where."""
-    found = [f"{name} {secret}" for name, file in files.items() if (secret := find_secret(file)) is not None]
+    found = [f"{name} {secret}" for name, secret in find_secrets(files).items()]
     if found:
         more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise UserError(

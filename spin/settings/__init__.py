@@ -6,7 +6,7 @@ The first line of each class docstring and every `description=` are what `spin i
 from __future__ import annotations
 
 from spin.settings.backbone_settings import TRAINED_SETTINGS, BackboneSettings
-from spin.settings.credentials import holds_password, holds_user_part, mask_credentials
+from spin.settings.credentials import holds_password, holds_secret, holds_user_part, mask_credentials
 from spin.settings.data_settings import DataSettings
 from spin.settings.metrics_settings import MetricsSettings
 from spin.settings.night_settings import ClassifySettings
@@ -47,6 +47,7 @@ __all__ = [
     "StoreSettings",
     "TrainSettings",
     "holds_password",
+    "holds_secret",
     "holds_user_part",
     "load_settings",
     "mask_credentials",

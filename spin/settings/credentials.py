@@ -45,6 +45,8 @@ _KNOWN_SECRET = re.compile(
     r"\b(?:A[KS]IA[A-Z0-9]{16}|hf_[A-Za-z0-9]{30,}|gh[opsur]_[A-Za-z0-9]{36,}|github_pat_\w{22,})\b"
 )
 """keys that their beginning tells: of AWS, Hugging Face and GitHub"""
+_LITERAL = re.compile(r"(?=[\w.~+/=%-]*\d)[\w.~+/=%-]{8,}(?![\w.~+/=%(\[{-])")
+"""a value that is no name in a program, a call, or a part of a template"""
 
 
 def holds_password(text: str) -> bool:
@@ -67,6 +69,14 @@ def mask_credentials(text: str) -> str:
         text = _WORD.sub(_mask_user_parts, text)
     text = _SECRET_VALUE.sub(r"\1***", _SECRET_PARAMETER.sub(r"\1***", text))
     return _KNOWN_SECRET.sub("***", _AUTHORIZATION.sub(r"\1***", text))
+
+
+def holds_secret(line: str) -> bool:
+    """Whether a line of a file holds what looks like a secret; code that passes one on by a name does not."""
+    if _KNOWN_SECRET.search(line) is not None or _AUTHORIZATION.search(line) is not None:
+        return True
+    named = (found for pattern in (_SECRET_PARAMETER, _SECRET_VALUE) for found in pattern.finditer(line))
+    return any(_LITERAL.match(found[0], len(found[1])) is not None for found in named)
 
 
 def _search_up_to_at(pattern: re.Pattern[str], text: str) -> bool:

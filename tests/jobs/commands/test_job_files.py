@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.commands import secret_scanner
 from jobs.commands.job_files import collect_files, looks_like_credential
 from spin.backbone.digest import list_model_files
 from spin.errors import UserError
@@ -193,22 +194,57 @@ KEY = "-----BEGIN RSA PRIVATE KEY-----"  # pragma: allowlist secret
         ("run.sh", KEY, "Private Key"),
         ("conf/app.yaml", "db_password: hunter2hunter2", "Secret Keyword"),
         ("app.py", 'url = "postgresql://me:hunter2hunter2@host/db"', "Basic Auth Credentials"),
+        ("hub.yaml", f"token: hf_{'hunter2' * 5}", "Credential"),
+        ("call.txt", "Authorization: Bearer hunter2hunter2", "Credential"),
+        ("run.bat", "set MLFLOW_TRACKING_TOKEN=hunter2hunter2", "Credential"),
+        ("data.txt", "https://host.blob/x?sv=2024&sig=hunter2hunter2%3D&se=1", "Credential"),
     ],
 )
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_a_file_that_holds_a_secret_is_refused_and_its_line_named(
-    folder: Path, name: str, line: str, kind: str
+    folder: Path, name: str, line: str, kind: str, encoding: str
 ) -> None:
     """Whatever its name; also in an included folder. Who knows that it is none may say so in the line."""
     file = write(folder / "included" / name)
-    file.write_text(f"one\n{line}\n", encoding="utf-8")
+    file.write_text(f"one\n{line}\n", encoding=encoding)
     for entry in (f"included/{name}", "included"):
         with pytest.raises(UserError) as error:
             collect(entry)
         assert f"included/{name} line 2: {kind}: looks like a secret" in str(error.value)
         assert "hunter2" not in str(error.value)
         assert AWS not in str(error.value)
-    file.write_text(f"one\n{line}  # pragma: allowlist secret\n", encoding="utf-8")
+    file.write_text(f"one\n{line}  # pragma: allowlist secret\n", encoding=encoding)
     assert collect("included") == [f"included/{name}", "settings.yaml"]
+
+
+def test_a_secret_beside_bytes_that_are_no_text_is_found(folder: Path) -> None:
+    (folder / "latin.py").write_bytes(b'name = "Andr\xe9"\ndb_password = "hunter2hunter2"\n')
+    with pytest.raises(UserError, match=r"latin\.py line 2: Secret Keyword: looks like a secret"):
+        collect("latin.py")
+
+
+def test_files_that_are_not_searched_in_full_are_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of many files, the largest are searched in short, and keys of known forms are found there too."""
+    monkeypatch.setattr(secret_scanner, "_THOROUGH", 1_000)
+    (folder / "small.py").write_text("x = 1\n")
+    assert collect("small.py")
+    assert not caplog.records
+    (folder / "long.txt").write_text("a text\n" * 1_000)
+    (folder / "huge.txt").write_text("a text\n" * 200_000)
+    assert collect("*.txt")
+    assert "1 files were searched for keys and tokens of known forms alone" in caplog.text
+    assert "1 files of more than 1 MB were not searched" in caplog.text
+    (folder / "long.txt").write_text("a text\n" * 1_000 + AWS)
+    with pytest.raises(UserError, match=r"long\.txt line 1001: Credential"):
+        collect("*.txt")
+
+
+def test_code_that_passes_secrets_on_by_name_holds_none(folder: Path) -> None:
+    code = 'connect(api_key=settings.api_key, password=os.environ["PASSWORD"], access_token=token_of(user_1))\n'
+    (folder / "app.py").write_text(code + 'headers = {"Authorization": f"Bearer {token}"}\nsignature=signature\n')
+    assert "app.py" in collect("app.py")
 
 
 def test_settings_that_hold_a_secret_are_refused(folder: Path) -> None:
