@@ -60,12 +60,13 @@ def test_a_server_refuses_a_folder_that_others_can_write_to(script: str, tmp_pat
     assert (folder / "secrets").exists()
 
 
+@pytest.mark.parametrize("end", ["", "/", "//"])
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_server_refuses_a_link(script: str, tmp_path: Path) -> None:
+def test_a_server_refuses_a_link(script: str, end: str, tmp_path: Path) -> None:
     """It may lead to a folder that is ours, in which the script would delete what has the names of its own files."""
     hit = plant(tmp_path / "ours")
     (tmp_path / "data").symlink_to(tmp_path / "ours")
-    done = run_script(script, tmp_path / "data", tmp_path)
+    done = run_script(script, f"{tmp_path / 'data'}{end}", tmp_path)
     assert (done.returncode, "is a link; name the folder itself" in done.stderr) == (1, True)
     assert not hit.exists()
     assert (tmp_path / "ours" / "secrets").exists()
