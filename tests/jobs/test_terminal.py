@@ -23,6 +23,7 @@ from pipelines.registry.version_records import RegisteredVersion
 from pipelines.training.train import TrainReport, TrainResults, TrainSeconds
 from pipelines.training.workflow import StageEvent
 from spin.audit.attribute_probes import ATTRIBUTES
+from spin.control_characters import escape_controls, show_controls
 from spin.heads.candidate import CandidateSummary
 from spin.heads.fitted import ChoiceSummary, ExitSummary, LeakageCap, TrainingSummary, UncappedChoice
 from spin.pages.model_card import ContenderResult, ScoreInterval
@@ -312,6 +313,12 @@ def test_names_cannot_act_on_a_terminal(
     assert not {"\x1b", "\x9b", "\u202e", "\r", "\x85"} & set(printed)
     assert (SHOWN if show is not terminal.failure else "error: a␛[2J�2J� wrote b.csv") in printed
     assert not [line for line in printed.splitlines() if line.startswith("wrote")]
+
+
+def test_half_a_character_is_shown_and_raises_nothing() -> None:
+    """As in a JSON file that was cut within an escaped character; no encoding has it."""
+    assert show_controls("a\ud83db\udfff") == "a\ufffdb\ufffd"
+    assert json.loads(escape_controls('"a\ud83db"').encode()) == "a\ud83db"
 
 
 def test_the_output_of_a_job_keeps_its_lines_alone(capsys: pytest.CaptureFixture[str]) -> None:
