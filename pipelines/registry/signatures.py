@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,6 +48,15 @@ def sign_model(model: Path, folder: Path, private_key: str, public_key: str | No
             f"registry.verify: {public_key} does not belong to {private_key}, by which registry.sign lets versions be "
             "signed; name the two files of one pair"
         )
+
+
+def require_keys(private_key: str, public_key: str | None) -> None:
+    """Sign a trial. Raises UserError where `sign_model` would."""
+    with tempfile.TemporaryDirectory() as scratch:
+        trial = Path(scratch) / "model"
+        (trial / SPIN).mkdir(parents=True)
+        (trial / SPIN / "trial").touch()
+        sign_model(trial, Path(scratch) / FOLDER, private_key, public_key)
 
 
 def find_fault(part: Part, files: Path, folder: Path, public_key: str) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments
+from pipelines.registry import signatures
 from pipelines.registry.versions import Registry
 from pipelines.storage.filesystem import normalize_uri
 from pipelines.storage.object_store import Store
@@ -65,8 +66,11 @@ def run_stages(
     """Run the named stages in order; return the report of the training, None if train is not among them.
 
     The frozen evaluation set is read from the registry before any fit, so that none of its documents is trained on, nor
-    a near-identical text.
+    a near-identical text. Raises UserError before any stage where the key in `registry.sign` cannot be used.
     """
+    if "train" in stages and settings.registry.sign is not None:
+        # guarded by test_a_key_that_cannot_be_used_is_noticed_before_any_stage
+        signatures.require_keys(settings.registry.sign, settings.registry.verify)
     registry = Registry(settings) if set(stages) - {"extract"} else None
     evaluation_set = None if registry is None else registry.evaluation_set()
     frozen = NOTHING_FROZEN

@@ -13,7 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from pipelines.registry import packaging, signatures
 from pipelines.registry.promotion import promote
 from pipelines.registry.versions import Registry
+from pipelines.training.workflow import TrainingStage, run_workflow
 from spin.errors import UserError
+from tests.support import small_training
 from tests.support.key_pair import write_key_pair
 from tests.support.registry_fixture import TEXTS, RegistryFixture
 
@@ -165,6 +167,19 @@ def test_keys_that_are_no_pair_register_nothing(
     ):
         fixture.register()
     assert shared_fixture.registry.versions() == versions
+
+
+@pytest.mark.parametrize("first", ["extract", "train"])
+def test_a_key_that_cannot_be_used_is_noticed_before_any_stage(
+    tmp_path: Path, keys: dict[str, str], first: TrainingStage
+) -> None:
+    """Not when all is computed."""
+    other = {**keys, "sign": write_key_pair(tmp_path)["sign"]}
+    for pair, fault in (({"sign": str(tmp_path / "none")}, "none cannot be used"), (other, "does not belong to")):
+        settings = small_training.make_settings(tmp_path, tmp_path / "store", registry=pair)
+        with pytest.raises(UserError, match=fault):
+            run_workflow(settings, first=first)
+    assert not (tmp_path / "store").exists()
 
 
 def write_other_key(file: Path) -> None:
