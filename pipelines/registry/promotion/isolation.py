@@ -49,5 +49,9 @@ def without_network(command: list[str]) -> list[str]:
         if tried.returncode == 0:
             return [unshare, *_UNSHARE, *command]
         reason = tried.stderr.strip() or f"`unshare` ended with status {tried.returncode}"
-    logger.warning("the code of a version is run with a network, since this machine cannot take it away: %s", reason)
+    logger.warning(
+        "the code of a version is run with a network, and could read the variables of this process in /proc, since "
+        "this machine cannot take them away: %s",
+        reason,
+    )
     return command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,6 +29,9 @@ from tests.support.registry_fixture import TEXTS, RegistryFixture
 pytestmark = pytest.mark.slow
 
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "key of the store", "MLFLOW_TRACKING_PASSWORD": "password of the registry"}
+
+
+PYFUNC_DIGEST = "c8ac48f800d47617321176166a2e798433a716e37f6d92d380418e52879521de"  # pragma: allowlist secret
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,24 @@ def test_a_model_without_a_readable_flavor_is_refused(tmp_path: Path, content: s
         (tmp_path / "MLmodel").write_text(content)
     with pytest.raises(UserError, match="^its MLmodel does not say which code loads it"):
         require_known_code(tmp_path)
+
+
+def test_the_code_of_a_release_stays_known() -> None:
+    """Else versions that the release registered could be neither promoted nor made the champion again."""
+    digest = hashlib.sha256(packaging.PYFUNC.read_bytes()).hexdigest()
+    assert digest == PYFUNC_DIGEST, "add the former digest to FORMER_RELEASES if it was released, and change this one"
+
+
+def test_compiled_code_beside_that_of_a_version_is_not_run(bundle: Path, tmp_path: Path) -> None:
+    """No digest is taken of it, and Python would run it in place of the code that was looked at."""
+    model = shutil.copytree(bundle, tmp_path / "model")
+    (model / "__pycache__").mkdir(exist_ok=True)
+    (model / "__pycache__" / "pyfunc.cpython-311.pyc").write_bytes(b"other code")
+    require_known_code(model)
+    assert not (model / "__pycache__").exists()
+    (model / "__pycache__").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="its folder __pycache__ cannot be deleted"):
+        require_known_code(model)
 
 
 def test_code_of_a_former_release_is_known_by_its_digest(
