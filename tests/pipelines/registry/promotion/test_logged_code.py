@@ -208,7 +208,10 @@ def test_a_machine_that_cannot_take_the_network_away_says_so(
     assert without_network(["true"]) == ["true"]
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert without_network(["true"]) == ["true"]
-    reasons = [record.getMessage().rpartition("in /proc, since this machine cannot take them away: ")[2] for record in caplog.records]
+    reasons = [
+        record.getMessage().rpartition("in /proc, since this machine cannot take them away: ")[2]
+        for record in caplog.records
+    ]
     assert reasons == ["unshare: Operation not permitted", "there is no `unshare`"]
 
 
