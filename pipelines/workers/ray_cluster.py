@@ -41,8 +41,8 @@ _ENVIRONMENT = {
     # and the process could end with the status of Ray's core instead of its own
     "RAY_ENABLE_AUTO_CONNECT": "0",
 }
-_AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-"""variables by which users say how the processes of Ray know each other"""
+_MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+"""variables by which users say how the processes of Ray know each other; without a mode, Ray looks at no token"""
 _LOOPBACK = "127.0.0.1"
 
 _shared: ContextVar[ExitStack | None] = ContextVar("shared", default=None)
@@ -81,7 +81,6 @@ def cluster(settings: RaySettings) -> Iterator[None]:
         # logical CPUs beyond the pool's, or helper actors wait for it for ever on a small machine
         stages = [settings.for_stage(stage) for stage in get_args(Stage)]
         wanted = max(worker_count(stage, None) * stage.cpus_per_worker for stage in stages)
-        _require_token()
         options = {
             "address": "local",
             "_node_ip_address": _LOOPBACK,
@@ -93,6 +92,8 @@ def cluster(settings: RaySettings) -> Iterator[None]:
     with ExitStack() as own:
         ending = _shared.get() or own
         ending.enter_context(_sudden_end_reported())
+        if settings.address is None:
+            ending.enter_context(_token_required())
         ending.callback(_shut_down)  # before Ray starts: a signal may interrupt the start
         try:
             with (
@@ -109,21 +110,37 @@ def cluster(settings: RaySettings) -> Iterator[None]:
         yield
 
 
-def _require_token() -> None:
+@contextmanager
+def _token_required() -> Iterator[None]:
     """Let the processes of Ray on this machine serve those alone that know a token, unless the environment decides it.
 
     Whoever reaches Ray's ports can run code with the rights of this process. The token is in the environment of Ray's
-    processes, which other users cannot read, and in no file.
+    processes, which other users cannot read, and in no file. It ends with the context.
     """
-    if any(name in os.environ for name in _AUTHENTICATION):
+    if _MODE in os.environ:
+        yield
         return
+    # guarded by test_ray_on_this_machine_serves_no_stranger; broken by:
+    #   added = {_MODE: "disabled"}
+    added = {_MODE: "token"}
+    if _TOKEN not in os.environ and _TOKEN_PATH not in os.environ:
+        added[_TOKEN] = secrets.token_hex(32)
+    os.environ.update(added)
+    _reread_authentication()
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+        _reread_authentication()
+
+
+def _reread_authentication() -> None:
+    """Let Ray's core take its mode and token from the environment, which it has read when it was imported."""
     from ray import _raylet
 
     core: Any = _raylet
-    # guarded by test_ray_on_this_machine_serves_no_stranger; broken by:
-    #   os.environ |= {"RAY_AUTH_MODE": "disabled"}
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    core.Config.initialize("")  # Ray has read the environment when it was imported
+    core.Config.initialize("")
     core.AuthenticationTokenLoader.instance().reset_cache()
 
 

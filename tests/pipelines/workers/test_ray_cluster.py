@@ -149,8 +149,12 @@ print(len(GcsClient(address=sys.argv[1]).get_all_node_info()))
 
 
 @pytest.mark.ray
-def test_ray_on_this_machine_serves_no_stranger(tmp_path: Path) -> None:
-    """Its processes listen on loopback alone, want a token, and leave it in no file; a worker has it."""
+@pytest.mark.parametrize("given", [{}, {"RAY_AUTH_TOKEN": "a" * 64}], ids=["no variable", "a token alone"])
+def test_ray_on_this_machine_serves_no_stranger(tmp_path: Path, given: dict[str, str]) -> None:
+    """Its processes listen on loopback alone, want a token, and leave it in no file; a worker has it.
+
+    After it, the environment is as before: a cluster that is connected to next may have no token.
+    """
     code = f"""
 import json, os, subprocess, sys
 import psutil
@@ -165,21 +169,25 @@ def call(environment):
 def known():
     return os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"])
 
+before = {{name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}}
+
 with cluster(RaySettings(workers=1)):
     worker = ray.get(ray.remote(known).remote())
     own = {{process.pid for process in psutil.Process().children(recursive=True)}} | {{os.getpid()}}
     sockets = [c for c in psutil.net_connections("inet") if c.pid in own and c.status == psutil.CONN_LISTEN]
     plain = {{name: value for name, value in os.environ.items() if not name.startswith("RAY_")}}
-    print(json.dumps({{
+    seen = {{
         "addresses": sorted({{c.laddr.ip.removeprefix("::ffff:") for c in sockets}}),
         "worker": worker,
         "friend": call(dict(os.environ)).stdout.strip(),
         "stranger": call(plain).stdout.strip(),
         "guesser": call(plain | {{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}}).stdout.strip(),
-    }}))
+    }}
+after = {{name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}}
+print(json.dumps({{**seen, "restored": after == before}}))
 """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    environment["HOME"] = str(tmp_path)
+    environment |= {"HOME": str(tmp_path), **given}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=300
     )
@@ -189,6 +197,7 @@ with cluster(RaySettings(workers=1)):
         "friend": "1",
         "stranger": "",
         "guesser": "",
+        "restored": True,
     }
     assert not (tmp_path / ".ray").exists()
 
