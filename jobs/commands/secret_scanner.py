@@ -43,7 +43,6 @@ def find_secrets(files: Mapping[str, Path]) -> dict[str, str]:
         secret = find_secret(file, thorough=left >= 0)
         if secret is not None:
             found[name] = secret
-    # guarded by test_files_that_are_not_searched_in_full_are_counted
     if brief or unread:
         logger.warning(
             "secrets: %d files were searched for keys and tokens of known forms alone, since all files together have "
@@ -70,7 +69,6 @@ def find_secret(file: Path, *, thorough: bool = True) -> str | None:
         if found is not None:
             return f"line {found.line_number}: {found.type}"
     for number, line in enumerate(text.split("\n"), start=1):
-        # guarded by test_a_file_that_holds_a_secret_is_refused_and_its_line_named
         if _ALLOWED not in line and holds_secret(line):
             return f"line {number}: Credential"
     return None

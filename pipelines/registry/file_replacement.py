@@ -34,7 +34,6 @@ def replace_version_file(
     """
     with tempfile.TemporaryDirectory() as scratch:
         artifact = Path(scratch) / "artifact"
-        # guarded by test_a_version_that_is_not_signed_is_changed_all_the_same
         registry.download(number, artifact, verify=False)
         content = rewrite((artifact / name).read_bytes()) if (artifact / name).is_file() else None
         if dry_run:

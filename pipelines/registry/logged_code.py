@@ -29,7 +29,6 @@ def require_known_code(model: Path) -> None:
 
     What Python has compiled beside it is deleted: Python would run that in place of the code.
     """
-    # guarded by test_compiled_code_beside_that_of_a_version_is_not_run
     shutil.rmtree(model / "__pycache__", ignore_errors=True)
     if os.path.lexists(model / "__pycache__"):
         raise UserError(f"its folder __pycache__ cannot be deleted; {_REMEDY}")

@@ -54,7 +54,6 @@ class Tracking:
             location = f"{store.uri}/mlflow"
             if store.local:  # the store may be there and open to others: versions hold words, and reports texts
                 folder = Path(store.root).absolute() / "mlflow"
-                # guarded by test_what_mlflow_writes_to_a_store_is_for_its_user_alone
                 folder.mkdir(0o700, parents=True, exist_ok=True)
                 location = folder.as_uri()
         return str(self.client.create_experiment(self.name, artifact_location=location))
@@ -128,6 +127,5 @@ def _default_uri(store_uri: str) -> str:
     folder.mkdir(0o700, parents=True, exist_ok=True)
     database = folder / "mlflow.db"
     if not database.exists():
-        # guarded by test_what_mlflow_writes_to_a_store_is_for_its_user_alone
         database.touch(0o600)
     return f"sqlite:///{database}"

@@ -65,8 +65,6 @@ class Store:
     def of(cls, settings: Settings) -> Store:
         """The store of the settings, which is private: it holds texts, and features, which reveal them."""
         store = cls(settings.store.uri, settings.ray.retry_seconds)
-        # guarded by test_folders_above_what_is_private_are_as_the_umask_says; broken by:
-        #   store.private_below = Path("/")
         store.private_below = Path(store.root).parent
         return store
 

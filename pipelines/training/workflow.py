@@ -69,7 +69,6 @@ def run_stages(
     a near-identical text. Raises UserError before any stage where the key in `registry.sign` cannot be used.
     """
     if "train" in stages and settings.registry.sign is not None:
-        # guarded by test_a_key_that_cannot_be_used_is_noticed_before_any_stage
         signatures.require_keys(settings.registry.sign, settings.registry.verify)
     registry = Registry(settings) if set(stages) - {"extract"} else None
     evaluation_set = None if registry is None else registry.evaluation_set()
