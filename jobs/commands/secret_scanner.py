@@ -24,7 +24,7 @@ _NAMES_A_VARIABLE = r"\w_env\b"
 """a setting that names the variable in which a key is, such as `key_env`"""
 _ALLOWED = "pragma: allowlist secret"
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def find_secrets(files: Mapping[str, Path]) -> dict[str, str]:
@@ -44,7 +44,7 @@ def find_secrets(files: Mapping[str, Path]) -> dict[str, str]:
         if secret is not None:
             found[name] = secret
     if brief or unread:
-        logger.warning(
+        _log.warning(
             "secrets: %d files were searched for keys and tokens of known forms alone, since all files together have "
             "more than %d MB, and %d files of more than %d MB were not searched",
             *(brief, _THOROUGH // 10**6, unread, _LARGEST // 10**6),

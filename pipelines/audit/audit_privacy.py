@@ -42,7 +42,7 @@ _LEAST = 100
 _MEMBERS = 2000
 """training documents whose losses are compared, at most"""
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -160,14 +160,14 @@ def _read_training_documents(
     """The documents that a version learned from; None where the store of the settings does not hold its training."""
     trained = registry.training_report(audited.number).get("fingerprint")
     if trained is None or trained != finished_fingerprint(Store.of(settings) / "model"):
-        logger.warning(
+        _log.warning(
             "version %s was not trained in %s: what needs its documents is left out", audited.number, settings.store.uri
         )
         return None
     try:
         plan, _, features = load_features(settings)
     except UserError as error:
-        logger.warning("the training documents cannot be read, and what needs them is left out: %s", error)
+        _log.warning("the training documents cannot be read, and what needs them is left out: %s", error)
         return None
     frozen = FrozenDocuments.of(frozenset(audited.frozen.ids), audited.frozen.texts)
     labels = Labels.of(features, settings, frozen)

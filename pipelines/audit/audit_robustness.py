@@ -23,7 +23,7 @@ from spin.errors import UserError
 from spin.pages.number_format import counted, signed
 from spin.settings import Settings, mask_credentials
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def audit_robustness(
         try:
             compared = _compare(settings, registry, measured, champion, documents)
         except UserError as error:
-            logger.warning("the champion, version %s of %s, cannot be measured: %s", champion, registry.name, error)
+            _log.warning("the champion, version %s of %s, cannot be measured: %s", champion, registry.name, error)
             reason = mask_credentials(str(error))
             note = f"The champion, version {champion}, is not compared, because it cannot be measured: {reason}"
     record = _record(registry.name, number, measured.report, compared, note)

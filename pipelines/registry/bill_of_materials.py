@@ -26,7 +26,7 @@ BILL = "bom.cdx.json"
 _FILES = (PYFUNC.name, f"{SPIN}/{persistence.CONFIG}", f"{SPIN}/{persistence.TENSORS}")
 """files that decide what a version predicts, beside its weights; `spin forget` changes none of them"""
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def write_bill(model: Path, settings: Settings, record: TrainingRecord) -> None:
@@ -91,7 +91,7 @@ def _find_licence(settings: Settings) -> str | None:
     try:
         licence = (metadata_load(card) or {}).get("license") if card.is_file() else None
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
-        logger.debug("%s names no licence that can be read", card, exc_info=True)
+        _log.debug("%s names no licence that can be read", card, exc_info=True)
         return None
     return licence if isinstance(licence, str) else None
 

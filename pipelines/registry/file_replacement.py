@@ -13,13 +13,13 @@ from pathlib import Path
 
 from pipelines.registry import evaluation_set, packaging, signatures
 from pipelines.registry.evaluation_set import EvaluationSet
-from pipelines.registry.versions import ARTIFACT_TAG, MODEL_TAG, NEXT, Registry
+from pipelines.registry.versions import ARTIFACT_TAG, NEXT, TAGS, Registry
 from spin.errors import UserError
 
-_PARTS = {MODEL_TAG: "", ARTIFACT_TAG: packaging.SPIN}
+_PARTS = {TAGS[part]: signatures.PARTS[part] for part in ("model", "artifact")}
 """folder in the logged model by the tag with its digest: the digest of the artifact is announced last"""
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def replace_version_file(
@@ -65,7 +65,7 @@ def require_signing_key(registry: Registry, number: str, name: str, rewrite: Cal
                 return
             model = registry.download_model(number, Path(scratch), verify=False)
         except UserError:
-            logger.debug("version %s of %s cannot be read", number, registry.name, exc_info=True)
+            _log.debug("version %s of %s cannot be read", number, registry.name, exc_info=True)
             return
         try:
             key = _own_key(registry, number, model)

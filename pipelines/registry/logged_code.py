@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,9 @@ _REMEDY = "it is not run: find out who registered it, and train again to registe
 
 
 def require_known_code(model: Path) -> None:
-    """Raise UserError unless MLflow loads a logged model by the code of this release, or of a former one, alone.
-
-    What Python has compiled beside it is deleted: Python would run that in place of the code.
-    """
-    shutil.rmtree(model / "__pycache__", ignore_errors=True)
-    if os.path.lexists(model / "__pycache__"):
-        raise UserError(f"its folder __pycache__ cannot be deleted; {_REMEDY}")
+    """Raise UserError unless MLflow loads a logged model by the code of this release, or of a former one, alone."""
+    if os.path.lexists(model / "__pycache__"):  # Python would run what is compiled there in place of the code
+        raise UserError(f"it has a folder __pycache__, expected none; {_REMEDY}")
     found = _read_flavor(model / "MLmodel")
     artifacts = {name: path for name, path in _ARTIFACTS.items() if name == "spin" or name in found["artifacts"]}
     expected = {**_LOADED_BY, "artifacts": artifacts, "streamable": False}

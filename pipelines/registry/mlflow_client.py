@@ -18,7 +18,7 @@ _URI, _USER, _PASSWORD = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLF
 _TRANSIENT = (408, 409, 429)
 """HTTP statuses below 500 after which the same request may succeed later"""
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Tracking:
@@ -98,7 +98,7 @@ class Tracking:
     def _translate(self, error: Exception, status: int) -> SpinError:
         """Our error for one of MLflow, by its HTTP status."""
         registry = f"registry {mask_credentials(self.uri)}"
-        logger.debug("%s: HTTP status %s", registry, status, exc_info=error)
+        _log.debug("%s: HTTP status %s", registry, status, exc_info=error)
         who = f"the user '{os.environ.get(_USER, '')}'"
         if status == 401:
             return UserError(f"{registry} does not know {who} by this password; set {_USER} and {_PASSWORD}")

@@ -57,7 +57,7 @@ EXAMPLE = ("This is a short text.", "Here is another one, which is a little long
 DESCRIPTION_LIMIT = 5000
 """characters that MLflow's databases hold of a version's description"""
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def write_bundle(folder: Path, artifact: Path, settings: Settings, model: Any) -> None:
@@ -97,7 +97,7 @@ def _link(file: Path, to: Path) -> None:
     try:
         to.hardlink_to(file)
     except OSError:  # another file system, or a file of another user
-        logger.debug("cannot hard-link %s, so it is copied", file, exc_info=True)
+        _log.debug("cannot hard-link %s, so it is copied", file, exc_info=True)
         shutil.copyfile(file, to)
 
 

@@ -27,7 +27,7 @@ PARTS: dict[Part, str] = {"artifact": SPIN, "model": ""}
 """what is signed by itself, with its folder in a logged model"""
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def sign_model(model: Path, folder: Path, private_key: str, public_key: str | None) -> None:
@@ -76,7 +76,7 @@ def find_fault(part: Part, files: Path, folder: Path, public_key: str) -> str | 
     try:
         config.verify(files, signatures[-1])
     except Exception as error:  # whatever a file that somebody else may have written makes the library raise
-        logger.debug("%s is not valid for %s", signatures[-1].name, files, exc_info=True)
+        _log.debug("%s is not valid for %s", signatures[-1].name, files, exc_info=True)
         reason = describe_error(error).removeprefix("ValueError: ").rstrip(". ")
         if str(error).startswith("Signature mismatch"):
             reason = _name_altered(files, signatures[-1])
@@ -118,7 +118,7 @@ def _use_key(setting: str, file: str, use: Callable[[], T]) -> T:
     try:
         return use()
     except Exception as error:  # a file that holds no key, another kind of key, or one with a password
-        logger.debug("%s is no key", file, exc_info=True)
+        _log.debug("%s is no key", file, exc_info=True)
         raise UserError(
             f"{setting}: {file} cannot be used: {describe_error(error)}; expected a PEM file with a key on the curve "
             "P-256, P-384 or P-521, without a password"

@@ -28,6 +28,7 @@ from spin.settings import BackboneSettings, Settings
 CHAMPION, CHALLENGER = "champion", "challenger"
 ARTIFACT_TAG, MODEL_TAG = "spin.artifact", "spin.model"
 """tags of a version: the digests of its artifact and of the whole logged model"""
+TAGS: dict[signatures.Part, str] = {"artifact": ARTIFACT_TAG, "model": MODEL_TAG}
 NEXT = ".next"
 """ending of these tags while a file of the version is being replaced"""
 
@@ -282,7 +283,7 @@ class Registry:
         the settings ask for is missing or not valid. Without `verify`, signatures are not looked at.
         """
         with tempfile.TemporaryDirectory() as scratch:
-            artifact = self._fetch(number, "artifact", ARTIFACT_TAG, scratch, verify=verify)
+            artifact = self._fetch(number, "artifact", scratch, verify=verify)
             shutil.copytree(artifact, folder, dirs_exist_ok=True)
 
     def download_model(self, number: str, folder: Path, *, verify: bool = True) -> Path:
@@ -291,12 +292,13 @@ class Registry:
         Raises UserError, with nothing written there, as `download` does.
         """
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            return self._fetch(number, "model", MODEL_TAG, scratch, verify=verify).rename(folder / f"model-{number}")
+            return self._fetch(number, "model", scratch, verify=verify).rename(folder / f"model-{number}")
 
-    def _fetch(self, number: str, part: signatures.Part, tag: str, scratch: str, *, verify: bool) -> Path:
-        """Part of a version's logged model, checked against the digest in a tag, and its signature if asked for."""
+    def _fetch(self, number: str, part: signatures.Part, scratch: str, *, verify: bool) -> Path:
+        """Part of a version's logged model, checked against its digest, and its signature if asked for."""
         import mlflow
 
+        tag = TAGS[part]
         with self.tracking.session():
             version = f"version {number} of {self.name}"
             tags = self._client.get_model_version(self.name, number).tags
@@ -322,7 +324,7 @@ class Registry:
             if digest not in (expected, tags.get(tag + NEXT)):
                 raise UserError(
                     f"{version} was changed since it was registered: expected digest {expected[:12]} of its "
-                    f"{'model' if tag == MODEL_TAG else 'artifact'}, found {digest[:12]}; promote another version, or "
+                    f"{part}, found {digest[:12]}; promote another version, or "
                     "train again"
                 )
             return folder

@@ -59,7 +59,7 @@ class Store:
         self.uri = self.root if self.local else uri.rstrip("/")  # absolute: workers run in other folders
         self.retry_seconds = retry_seconds
         self.private_below = private_below
-        """folder on a disk below which what it writes is for this user alone; who reads a bucket is decided there"""
+        """folder on a disk; this user alone can read what is written below it. None: the umask decides"""
 
     @classmethod
     def of(cls, settings: Settings) -> Store:

@@ -19,6 +19,7 @@ import pytest
 from benchmarks.limits import (
     large_backbone,
     many_files,
+    many_nights,
     overhead,
     recipe,
     scale,
@@ -279,6 +280,21 @@ def test_requests_and_bytes_above_their_budgets_do_not_hold(night: int, change: 
     assert [verdict[: len(missed)] for holds, verdict in verdicts if not holds] == [missed] * bool(missed)
     assert "| 2,000 × small JSONL files |" in text
     assert not many_files.section(FileCosts(costs, Publication(10_000, 11.0)))[1][-1][0]
+
+
+def test_nights_of_a_full_output_are_compared_with_early_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(many_nights, "EARLY", 0)
+    monkeypatch.setattr(many_nights, "_WINDOW", 1)
+    monkeypatch.setattr(many_nights, "QUICK_NIGHTS", 2)
+    early, late = many_nights.measure(tmp_path, quick=True)
+    assert (early.number, late.number) == (1, 2)
+    slower = replace(early, number=1_000, opened=1.4 * early.opened, published=1.6 * early.published)
+    text, verdicts = many_nights.section([early, slower])
+    assert verdicts == [
+        (True, "opening an output takes 1.40 × as long at night 1,000"),
+        (False, "publishing a night takes 1.60 × as long at night 1,000"),
+    ]
+    assert "| 1,000 |" in text
 
 
 def test_the_speed_of_a_night_is_that_of_its_median_shard() -> None:

@@ -25,9 +25,9 @@ from pipelines.nightly.tables.night_tables import (
     published_runs,
     read_rows,
 )
-from pipelines.nightly.tables.publication import clean_side_tables, model_app, require_claim, require_last_claim
+from pipelines.nightly.tables.publication import clean_side_tables, model_app, require_last_claim
 from pipelines.service_errors import HeldError, UnavailableError
-from pipelines.storage.delta_table import DataFile
+from pipelines.storage.delta_table import DataFile, TableSnapshot
 from pipelines.storage.filesystem import PARALLEL_REQUESTS
 from pipelines.storage.lease import Lease
 from pipelines.storage.parquet import to_parquet
@@ -49,12 +49,12 @@ class DeletedNights:
 def plan_deletion(tables: NightTables, before: str, *, forget_files: bool) -> DeletedNights:
     """The nights that a deletion concerns: of dates before a date, YYYY-MM-DD."""
     nights = [night for night in published_runs(tables.open(PREDICTIONS)) if night.date < before]
-    return DeletedNights(nights, len(_deleted_before(tables, before)) if forget_files else 0)
+    return DeletedNights(nights, len(_deleted_before(tables.open(INPUTS), before)) if forget_files else 0)
 
 
 def models_before(tables: NightTables, before: str, *, forget_files: bool) -> list[str]:
     """The models of these nights: a deletion needs a claim of each."""
-    earlier = _deleted_before(tables, before) if forget_files else []
+    earlier = _deleted_before(tables.open(INPUTS), before) if forget_files else []
     nights = plan_deletion(tables, before, forget_files=False).nights
     return sorted({night.model for night in nights} | {each["model"] for each in earlier})
 
@@ -74,8 +74,9 @@ def delete_nights(
     planned = plan_deletion(tables, before, forget_files=forget_files)
     nights = [night for night in planned.nights if night.model in claims]
     if not forget_files:
+        inputs = tables.open(INPUTS)
         with ThreadPoolExecutor(PARALLEL_REQUESTS) as threads:
-            files = list(threads.map(lambda night: _copy_inputs(tables, night, claims[night.model]), nights))
+            files = list(threads.map(lambda night: _copy_inputs(inputs, night, claims[night.model]), nights))
         # guarded by test_files_of_deleted_nights_stay_taken
         retry_commits(tables.out)(_keep_files_taken, tables, dict(zip(nights, files, strict=True)), claims)
     retry_unavailable(tables.out)(mark_deleted, tables.out, [night.run for night in nights])
@@ -90,25 +91,31 @@ def delete_nights(
     return DeletedNights(nights, planned.freed)
 
 
-def _deleted_before(tables: NightTables, before: str) -> list[dict[str, str]]:
+def _deleted_before(inputs: TableSnapshot, before: str) -> list[dict[str, str]]:
     """The partitions of the inputs of nights before a date that are deleted and whose files are taken."""
-    return [each for each in partitions(tables.open(INPUTS)) if each["date"] < before and is_deleted_name(each["run"])]
+    return [each for each in partitions(inputs) if each["date"] < before and is_deleted_name(each["run"])]
 
 
-def _copy_inputs(tables: NightTables, night: PublishedRun, claim: int) -> DataFile:
+def _copy_inputs(inputs: TableSnapshot, night: PublishedRun, claim: int) -> DataFile:
     """Write the rows of a night's input files for the name that it has once it is deleted."""
-    inputs, name = tables.open(INPUTS), deleted_name(night.run)
+    name = deleted_name(night.run)
     rows = read_rows(inputs, partition_of(INPUTS, date=night.date, model=night.model, run=night.run))
     data = to_parquet(file_rows(INPUTS, rows, date=night.date, model=night.model, run=name))
     path = f"{night.run}/deleted-{claim:06d}.parquet"
-    retry_unavailable(tables.out)(inputs.store.write, path, data)
+    retry_unavailable(inputs.store)(inputs.store.write, path, data)
     return DataFile(path, len(data), len(rows))
 
 
-def _keep_files_taken(tables: NightTables, files: Mapping[PublishedRun, DataFile], claims: Mapping[str, int]) -> None:
-    inputs = tables.open(INPUTS)
+def _open_inputs(tables: NightTables, claims: Mapping[str, int]) -> TableSnapshot:
+    """A version of the inputs to commit to. The claims are checked after it was opened, as for the rows of a run."""
+    inputs, predictions = tables.open(INPUTS), tables.open(PREDICTIONS)
     for model, claim in claims.items():
-        require_claim(tables, model, claim)
+        require_last_claim(predictions, model, claim)
+    return inputs
+
+
+def _keep_files_taken(tables: NightTables, files: Mapping[PublishedRun, DataFile], claims: Mapping[str, int]) -> None:
+    inputs = _open_inputs(tables, claims)
     there = {each["run"] for each in partitions(inputs)}
     missing = {night: file for night, file in files.items() if deleted_name(night.run) not in there}
     if missing:
@@ -139,9 +146,7 @@ def _commit_deletion(
 
 
 def _free_files(tables: NightTables, before: str, claims: Mapping[str, int]) -> None:
-    inputs = tables.open(INPUTS)
-    for model, claim in claims.items():
-        require_claim(tables, model, claim)
-    freed = [each for each in _deleted_before(tables, before) if each["model"] in claims]
+    inputs = _open_inputs(tables, claims)
+    freed = [each for each in _deleted_before(inputs, before) if each["model"] in claims]
     if freed:
         inputs.remove_partitions(freed)

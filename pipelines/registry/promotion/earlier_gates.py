@@ -21,7 +21,7 @@ AFTER, LABELS = "spin.gate.after", "spin.gate.labels"
 """tags of a gate's run: the last move of the champion before it, and the digest of the labels that it compared"""
 _PASSED = "spin.gate.passed"
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,5 +103,5 @@ def _read_reply(registry: Registry, run: str, number: str) -> PredictionReply | 
         reply = json.loads(text).get(number)
         return None if reply is None else from_json(PredictionReply, reply)
     except (ValueError, AttributeError):
-        logger.warning("%s of run %s holds no predictions of version %s", PREDICTIONS, run, number, exc_info=True)
+        _log.warning("%s of run %s holds no predictions of version %s", PREDICTIONS, run, number, exc_info=True)
         return None

@@ -21,7 +21,7 @@ from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.settings import Settings
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _measure(registry: Registry, number: str, texts: Sequence[str], settings: Se
             model = registry.download_model(number, Path(folder))
             return predict_in_subprocess(model, texts or ["Does it predict?"], with_engine(settings, "classify"))
         except UserError as error:
-            logger.debug("version %s of %s does not predict", number, registry.name, exc_info=True)
+            _log.debug("version %s of %s does not predict", number, registry.name, exc_info=True)
             return NoReply(str(error))
         except StalledError as error:
             raise StalledError(f"version {number} of {registry.name} {error}") from None

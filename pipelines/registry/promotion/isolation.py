@@ -25,7 +25,7 @@ _UNSHARE = ("--user", "--map-current-user", "--net")
 """A namespace of users beside that of the network: without it root could enter the network of the parent again, and any
 user could read the parent's variables in /proc."""
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def isolated_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -49,7 +49,7 @@ def without_network(command: list[str]) -> list[str]:
         if tried.returncode == 0:
             return [unshare, *_UNSHARE, *command]
         reason = tried.stderr.strip() or f"`unshare` ended with status {tried.returncode}"
-    logger.warning(
+    _log.warning(
         "the code of a version is run with a network, and could read the variables of this process in /proc, since "
         "this machine cannot take them away: %s",
         reason,

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # -P: it imports what this process would, and nothing from the working directory
-_COMMAND = (sys.executable, "-P", "-m", "pipelines.registry.promotion.subprocess_predict")
+# -B: it leaves no compiled code beside that of the version, which is refused there
+_COMMAND = (sys.executable, "-P", "-B", "-m", "pipelines.registry.promotion.subprocess_predict")
 _RUN = {"dtype", "engine", "compile", "batch_tokens", "device", "trust_remote_code"}
 """backbone settings that determine how it runs; the logged model determines the weights"""
 _SAMPLE = 32
@@ -49,7 +50,7 @@ _TOLERANCE = 1e-3
 _STDERR_BYTES = 4096
 """end of the process's error output in which its last line is looked for"""
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class PredictionRequest(BaseModel):
@@ -217,7 +218,7 @@ def reply_to(request: str, model: str) -> str:
     except SpinError as error:
         return json.dumps({"error": str(error)})
     except Exception as error:  # whatever the model's own code raises
-        logger.debug("the model in %s cannot predict", model, exc_info=True)
+        _log.debug("the model in %s cannot predict", model, exc_info=True)
         return json.dumps({"error": describe_error(error)})
 
 

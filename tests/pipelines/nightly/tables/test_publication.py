@@ -412,7 +412,7 @@ def test_an_incremental_night_is_not_restored_next_to_a_night_that_has_taken_its
     first = run_night(local_tables.out, IDS, inputs=files, incremental=True)
     run_night(local_tables.out, ["b1"], incremental=True)
     second = run_night(local_tables.out, ["c1"], date=NEXT, inputs=files[:1], incremental=True)
-    with pytest.raises(UserError, match=r"hold 1 of its 2 files, such as a\.jsonl"):
+    with pytest.raises(UserError, match=r"have taken 1 of its 2 files, such as a\.jsonl"):
         restore_night(local_tables, first.name, claim=claim_model(local_tables))
     assert published_ids(local_tables) == {(DATE, MODEL): ["b1"], (NEXT, MODEL): ["c1"]}
     whole = run_night(local_tables.out, ["d1"], date=NEXT, inputs=files)
