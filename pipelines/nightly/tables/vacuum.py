@@ -14,6 +14,7 @@ from pipelines.nightly.tables.night_records import (
     Run,
     abandon_run,
     find_nights,
+    find_runs,
     is_run_name,
     list_runs,
 )
@@ -167,13 +168,15 @@ def _read_contents(tables: NightTables, objects_by_run: Mapping[str, Sequence[St
     published = frozenset(run for run in sorted(objects_by_run) if was_published(predictions, run))
     named = frozenset(night.run for night in nights)
     records = find_nights(tables.out, sorted(published | named))
-    marks = [
-        (item.modified, night)
-        for run, night in records.items()
-        for item in objects_by_run.get(run, ())
+    marks = {
+        run: item.modified
+        for run, objects in objects_by_run.items()
+        for item in objects
         if item.key == f"{RUNS}/{run}/{DELETION}"
-    ]
-    deleted = {(night.date, night.model): time for time, night in sorted(marks, key=lambda mark: mark[0])}
+    }
+    # by their beginnings, which stay of runs that were given up
+    begun = sorted(find_runs(tables.out, sorted(marks)).values(), key=lambda run: marks[run.name])
+    deleted = {(run.date, run.model): marks[run.name] for run in begun}
     return _Contents(
         published=published,
         named=named,

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from pipelines.nightly import nights
-from pipelines.nightly.tables.night_records import LEASES, abandon_run, begin_run
+from pipelines.nightly.tables import publication
+from pipelines.nightly.tables.night_records import LEASES, abandon_run, begin_run, lease_model
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, QUARANTINED, TAKEN, NightTables, partitions
 from pipelines.nightly.tables.publication import InputRow, write_inputs
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from tests.support.command_line import CallSpin
+from tests.support.fake_nights import before_call
 from tests.support.nights import DATE, MODEL, claim_model, published_ids, run_night
 
 NEXT = "2026-03-02"
@@ -222,6 +224,24 @@ def test_a_restore_waits_for_no_run_at_work(spin: Run, out: Store) -> None:
         for words in (("restore", "--run", first.name), ("delete", "--before", NEXT), ("vacuum",)):
             assert "is held by" in spin(*words, "--output", out.uri, status=3)
     assert NightTables(out).open("predictions").version == version
+
+
+def test_an_overtaken_restore_says_so(spin: Run, out: Store) -> None:
+    """Another command takes over after the claim was checked, and gives up the run, as `spin forget` may."""
+    first = run_night(out, ["a"])
+    run_night(out, ["b"])
+
+    def overtake() -> None:
+        out.delete(f"{LEASES}/{MODEL}")
+        successor.__enter__()
+        abandon_run(out, first.name)
+
+    successor = lease_model(out, MODEL)
+    with before_call(publication, "require_complete", overtake):
+        error = spin("restore", "--run", first.name, "--output", out.uri, status=3)
+    successor.__exit__(None, None, None)
+    assert "was given up" not in error
+    assert published_ids(NightTables(out)) == {(DATE, MODEL): ["b"]}
 
 
 def test_a_deletion_names_what_it_deletes_and_what_brings_it_back(spin: Run, out: Store) -> None:

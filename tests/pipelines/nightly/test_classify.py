@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from deltalake import DeltaTable
 
 from pipelines.nightly import classify_pass
 from pipelines.nightly.report.precision_check import check_precision
 from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.pass_features import PassFeatures
+from pipelines.nightly.tables.night_records import list_runs
 from pipelines.service_errors import BadRowsError
+from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog, ShardOutcome
 from pipelines.workers.map_shards import map_shards
 from spin.activations.extract import count_tokens
@@ -25,6 +28,7 @@ from spin.backbone.model import Backbone
 from spin.classifier import TrainedClassifier
 from spin.errors import NotFiniteError, SpinError, UserError
 from spin.estimator import SpinClassifier
+from spin.heads import persistence
 from spin.heads.early_exit import EarlyExit
 from spin.heads.linear_head import LinearHead
 from spin.pass_member import PassMember
@@ -110,6 +114,11 @@ def test_a_version_of_another_registry_with_the_same_name_and_number_is_refused(
     """Half of a night by other weights, or the night of another project as one's own, would be wrong in silence."""
     project.write("a.jsonl", tiny.make_documents(10, seed=3))
     project.run_night()
+    digest = persistence.digest_artifact(project.registry_fixture.folder / "1")
+    [run] = list_runs(Store(str(project.folder / "out")))
+    history = DeltaTable(project.folder / "out" / "predictions").history()
+    assert run.artifact == digest
+    assert [commit["artifact"] for commit in history if "artifact" in commit] == [digest]
     own, versions = project.registry_fixture.folder, tmp_path / "versions"
     shutil.copytree(own / "2", versions / "1")
     (versions / "champion").write_text("1")

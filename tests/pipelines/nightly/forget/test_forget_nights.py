@@ -15,8 +15,9 @@ from pipelines.nightly.forget import forget_nights, rewritten_run
 from pipelines.nightly.forget.forget_nights import forget_in_output
 from pipelines.nightly.nights import list_output, restore
 from pipelines.nightly.review.checked_labels import add_labels, list_scores
+from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import RUNS, lease_model
-from pipelines.nightly.tables.night_tables import PREDICTIONS
+from pipelines.nightly.tables.night_tables import PREDICTIONS, read_rows
 from pipelines.service_errors import BadRowsError, HeldError
 from pipelines.storage.object_store import Store
 from spin.errors import SpinError, UserError
@@ -131,6 +132,9 @@ REMAINING = {DATE: ["a1", "a2", "a3", "b1", "b2"], NEXT: ["a1", "a2", "a3"], LAS
 def check_forgotten(nights: FakeNights) -> None:
     assert find_in_store(nights.out, [*SECRETS, *TEXTS]) == {}
     assert nights.ids() == REMAINING
+    for night in list_nights(nights.tables):
+        rows = read_rows(nights.tables.open(PREDICTIONS), {"date": night.date})
+        assert set(rows["run"].to_pylist()) == {night.run}, "also in files that held none of the documents"
     assert [nights.dead_letters(date) for date in REMAINING] == [[], [], []]
     assert nights.inputs() == {"a.jsonl": "taken", "b.jsonl": "taken"}
     states = {each.run: each.state for each in list_output(nights.output)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -57,6 +58,13 @@ def vacuum(tables: NightTables, hours: float) -> None:
     run_vacuum(tables, plan_vacuum(tables, now=now, age=timedelta(hours=24)), claims)
 
 
+def make_old(tables: NightTables) -> None:
+    """Let all files of runs be two days old."""
+    then = datetime.now(UTC).timestamp() - 48 * 3600
+    for item in tables.out.list_objects():
+        os.utime(tables.out.path(item.key), (then, then))
+
+
 def test_nights_before_a_date_are_deleted_in_one_commit_and_restored(tables: NightTables) -> None:
     runs = fill(tables)
     other = run_night(tables.out, ["x"], model=OTHER, date=FIRST)
@@ -108,6 +116,7 @@ def test_a_replaced_run_of_a_deleted_night_is_given_up_in_time(local_tables: Nig
     """Also if the run that had replaced it was given up before."""
     replaced = run_night(local_tables.out, ["a"], date=FIRST)
     run_night(local_tables.out, ["a", "b"], date=FIRST)
+    make_old(local_tables)
     delete(local_tables, SECOND)
     forget_in_output(local_tables.out.uri, ["b"])
     vacuum(local_tables, hours=23)
@@ -159,6 +168,7 @@ def test_a_deletion_that_slept_changes_nothing(local_tables: NightTables) -> Non
 def test_a_deleted_night_can_be_restored_until_a_vacuum_finds_it_old(local_tables: NightTables) -> None:
     """What counts is the time of the deletion."""
     runs = fill(local_tables)
+    make_old(local_tables)
     delete(local_tables, THIRD)
     vacuum(local_tables, hours=23)
     restore_night(local_tables, runs[FIRST].name, claim=claim_model(local_tables))
