@@ -13,7 +13,7 @@ import yaml
 
 from pipelines.registry.packaging import BACKBONE, PYFUNC, REQUIREMENTS, SPIN
 from pipelines.registry.version_records import TrainingRecord
-from spin.backbone.loading import find_backbone
+from spin.backbone.hub import locate_model
 from spin.heads import persistence
 from spin.settings import Settings, mask_credentials
 
@@ -87,7 +87,7 @@ def _find_licence(settings: Settings) -> str | None:
     """The licence that the card beside the weights names; None without one."""
     from huggingface_hub.repocard import metadata_load
 
-    card = find_backbone(settings.backbone)[0] / "README.md"
+    card = locate_model(settings.backbone.model, settings.backbone.revision) / "README.md"
     try:
         licence = (metadata_load(card) or {}).get("license") if card.is_file() else None
     except (OSError, ValueError, AttributeError, yaml.YAMLError):

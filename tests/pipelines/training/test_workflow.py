@@ -324,6 +324,7 @@ def test_a_multilabel_corpus_is_trained_promoted_evaluated_and_classified(
             "backbone": {"model": str(backbone_folder), "dtype": "float32", "device": "cpu"},
             "data": {"train": str(tmp_path / "train.parquet")},
             "store": str(tmp_path / "store"),
+            "mlflow": {"model": "tiny"},
             "ray": {"workers": 0},
             "probe": {"penalties": 3, "max_extra": 0, "class_weights": "balanced"},
             "search": {"etas": [0.9], "max_share": 0.5, "strengths": [3], "l1": [], "head": "linear"},

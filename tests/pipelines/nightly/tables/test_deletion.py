@@ -98,13 +98,14 @@ def test_files_of_deleted_nights_stay_taken(local_tables: NightTables) -> None:
 
 
 def test_files_of_a_run_that_was_replaced_before_the_deletion_are_free(local_tables: NightTables) -> None:
-    """Also if restoring another run of the date ends between its commits."""
+    """Also if restoring another run of the date ends between its commits, or before it removes what it replaces."""
     runs = [
         run_night(local_tables.out, ["a"], date=FIRST, inputs=[FILES[day] for day in days]) for days in ([FIRST], FILES)
     ]
     delete(local_tables, SECOND)
     assert taken(local_tables) == set(FILES)
-    restore_night(local_tables, runs[0].name, claim=claim_model(local_tables))
+    with before_call(publication, "remove_replaced_rows", lose_lease):
+        restore_night(local_tables, runs[0].name, claim=claim_model(local_tables))
     delete(local_tables, SECOND)
     assert taken(local_tables) == {FIRST}
     with before_call(publication, "_commit_predictions", crash), pytest.raises(SystemError):
@@ -123,6 +124,10 @@ def test_a_replaced_run_of_a_deleted_night_is_given_up_in_time(local_tables: Nig
     assert not is_abandoned(local_tables.out, replaced.name)
     vacuum(local_tables, hours=25)
     assert is_abandoned(local_tables.out, replaced.name)
+
+
+def lose_lease() -> None:
+    raise HeldError("another command has taken over")
 
 
 def crash() -> None:
