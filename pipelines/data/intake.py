@@ -9,25 +9,20 @@ A file of a night is good or bad as a whole: where a part of it cannot be read, 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import BinaryIO
 
 from pipelines.data.files import formats
 from pipelines.data.files.formats import MAX_BYTES
 from pipelines.data.files.input_files import InputFile
 from pipelines.data.files.kept_columns import merge_types, settle_types, type_text, without_kept
 from pipelines.data.files.reader import Documents, Role
-from pipelines.data.files.readers import opener_of, read_piece, reader_of
+from pipelines.data.files.reader_process import read_pieces
+from pipelines.data.files.readers import reader_of
 from pipelines.data.files.shards import Piece, Shard, even_size
 from pipelines.data.forgotten_ids import NOTHING_FORGOTTEN, ForgottenIds
 from pipelines.data.spool import PartSize, ReadyPiece, Save, SpoolWriter, check_rows
 from pipelines.service_errors import BadFileError, KeptTypeError
-from pipelines.storage.filesystem import PARALLEL_REQUESTS
-from pipelines.storage.input_opener import InputOpener
 from spin.settings import DataSettings
 
 SMALL = 8_000_000
@@ -135,24 +130,23 @@ def take_in(
     """
     spool = SpoolWriter(size, save, forgotten)
     outcomes = []
-    with open_all(task.pieces) as opened:
-        for piece, open_file in opened:
-            rows = 0
+    for piece, parts in read_pieces(task.pieces, data):
+        rows = 0
+        try:
+            for documents in parts:
+                spool.add(check_rows(documents, piece.uri))
+                rows += len(documents)
+        except BadFileError as error:
+            # guarded by test_none_of_the_rows_of_a_bad_file_is_taken; broken by:
+            #   spool.accept(piece.uri)
+            spool.reject()
+            outcomes.append(FileOutcome(piece.uri, piece.size, piece.version, 0, error.reason))
+        else:
             try:
-                for documents in read_piece(piece, data, open_file):
-                    spool.add(check_rows(documents, piece.uri))
-                    rows += len(documents)
-            except BadFileError as error:
-                # guarded by test_none_of_the_rows_of_a_bad_file_is_taken; broken by:
-                #   spool.accept(piece.uri)
-                spool.reject()
-                outcomes.append(FileOutcome(piece.uri, piece.size, piece.version, 0, error.reason))
-            else:
-                try:
-                    spool.accept(piece.uri)
-                except KeptTypeError as error:
-                    return IntakeReport((), (), {}, conflict=str(error))
-                outcomes.append(FileOutcome(piece.uri, piece.size, piece.version, rows))
+                spool.accept(piece.uri)
+            except KeptTypeError as error:
+                return IntakeReport((), (), {}, conflict=str(error))
+            outcomes.append(FileOutcome(piece.uri, piece.size, piece.version, rows))
     spool.finish()
     return IntakeReport(tuple(outcomes), tuple(spool.ready), spool.types)
 
@@ -241,9 +235,8 @@ def read_files(files: Sequence[InputFile], data: DataSettings, columns: Collecti
     """Some columns of input files in order, some rows at a time. Raises BadFileError for a file that cannot be read."""
     data = without_kept(data)
     for task in plan_intake(files, data):
-        with open_all(task.pieces) as opened:
-            for piece, open_file in opened:
-                yield from read_piece(piece, data, open_file, columns=columns)
+        for _, parts in read_pieces(task.pieces, data, columns):
+            yield from parts
 
 
 def find_texts(documents: Iterable[Documents], ids: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -256,24 +249,3 @@ def find_texts(documents: Iterable[Documents], ids: Collection[str]) -> Iterator
                 yield id, text
         if not waiting:
             return
-
-
-@contextmanager
-def open_all(pieces: Sequence[Piece]) -> Iterator[Iterator[tuple[Piece, Callable[[], BinaryIO]]]]:
-    """The pieces in order, each with a function that opens its file; several small files are requested at a time."""
-    opener = InputOpener()
-    if len(pieces) == 1:
-        yield iter([(pieces[0], opener_of(pieces[0], opener))])
-        return
-    with ThreadPoolExecutor(PARALLEL_REQUESTS) as readers:
-        requests = {
-            piece: readers.submit(opener.read, piece.uri, size=piece.size, version=piece.version) for piece in pieces
-        }
-        try:
-            yield ((piece, _opened(requests, piece)) for piece in pieces)
-        finally:
-            readers.shutdown(cancel_futures=True)
-
-
-def _opened(requests: dict[Piece, Future[bytes]], piece: Piece) -> Callable[[], BinaryIO]:
-    return lambda: io.BytesIO(requests.pop(piece).result())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +17,10 @@ from pipelines.data.files.formats import BAD_ROWS, name_places
 from pipelines.data.files.input_files import InputFile
 from pipelines.data.files.kept_columns import without_kept
 from pipelines.data.files.reader import ALL_COLUMNS, FIELDS, Documents
-from pipelines.data.files.readers import find_lines, read_piece
+from pipelines.data.files.reader_process import locate_rows, read_pieces
 from pipelines.data.files.shards import Piece
 from pipelines.data.files.text_values import is_unicode
-from pipelines.data.intake import open_all, plan_intake
+from pipelines.data.intake import plan_intake
 from pipelines.data.spool import SpoolWriter, check_rows
 from pipelines.service_errors import BadFileError
 from spin.activations.feature_table import documents_table
@@ -68,9 +68,8 @@ def read_labelled(
     """
     reader = _Reader(without_kept(data), keep_texts, spool)
     for task in plan_intake(files, reader.data):
-        with open_all(task.pieces) as opened:
-            for piece, open_file in opened:
-                reader.read(piece, open_file)
+        for piece, parts in read_pieces(task.pieces, reader.data, ALL_COLUMNS):
+            reader.read(piece, parts)
     return reader.finish()
 
 
@@ -120,10 +119,10 @@ class _Reader:
     mistaken: int = 0
     """number of all such rows"""
 
-    def read(self, piece: Piece, open_file: Callable[[], BinaryIO]) -> None:
+    def read(self, piece: Piece, parts: Iterator[Documents]) -> None:
         """Add the documents of a piece."""
         try:
-            for documents in read_piece(piece, self.data, open_file, columns=ALL_COLUMNS):
+            for documents in parts:
                 self.blocks.append(_Block(piece, documents.first, documents.row))
                 self.block_rows.append(len(self.id_hashes))
                 self._add_rows(documents)
@@ -141,13 +140,14 @@ class _Reader:
         for row, (id, text, label, split, group) in enumerate(
             zip(*(getattr(documents, name) for name in FIELDS), strict=True)
         ):
-            mistake = documents.malformed.get(row) or _find_mistake(id, text, label, split, self.data)
+            broken = documents.malformed.get(row) or documents.too_long.get(row)
+            mistake = broken or _find_mistake(id, text, label, split, self.data)
             ids.append(None if mistake else id)
             self.id_hashes.append(hash(id) if not mistake else -1 - len(self.id_hashes))
             if mistake:
                 self.mistaken += 1
                 if len(self.mistakes) < BAD_ROWS:
-                    reason = mistake if row in documents.malformed else documents.absent.get(row, mistake)
+                    reason = mistake if broken else documents.absent.get(row, mistake)
                     self.mistakes.append(_Mistake(len(self.id_hashes) - 1, reason))
                 continue
             self.labels.append(self.known.setdefault(label if isinstance(label, str) else tuple(label), label))
@@ -212,7 +212,7 @@ class _Reader:
                 rows.setdefault((block.piece, block.first), []).append(block.row + mistake.row - self.block_rows[at])
         places: dict[tuple[str, str], list[int]] = {}
         for (piece, first), numbers in rows.items():
-            lines = find_lines(piece, numbers, self.data, first)
+            lines = locate_rows(piece, numbers, self.data, first)
             noun = "row" if lines is None else "line"
             places.setdefault((piece.uri, noun), []).extend(numbers if lines is None else lines)
         named = (

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from pipelines.data.files.input_files import InputFile
 from pipelines.data.files.kept_columns import schema_of, type_text
+from pipelines.data.files.reader_process import describe_columns
 from pipelines.data.files.shards import Shard
 from pipelines.data.intake import NightPlan, plan_intake, plan_night
 from pipelines.data.spool import PartSize
@@ -164,7 +165,7 @@ def _plan_nights(shared: NightPass, nights: Sequence[Night], intake: PassIntake,
         known=known,
         groups=intake.groups,
         typed=typed,
-        describe_columns=lambda uri: intake.files[uri].describe_columns(settings.data),
+        describe_columns=lambda uri: describe_columns(intake.files[uri].whole, settings.data),
     )
     check_kept_columns(shared.tables, schema_of(plan.types))
     return plan

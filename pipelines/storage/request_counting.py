@@ -21,10 +21,10 @@ class Traffic:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """held while counts change: several threads may read"""
 
-    def add(self, read: int) -> None:
-        """Count a request that has returned so many bytes."""
+    def add(self, read: int, requests: int = 1) -> None:
+        """Count requests that have returned so many bytes."""
         with self._lock:
-            self.get += 1
+            self.get += requests
             self.read += read
 
 
@@ -35,8 +35,8 @@ _counting: ContextVar[Traffic | None] = ContextVar("counting", default=None)
 def count_input_reads() -> Iterator[Traffic]:
     """Count what this thread reads of input files within the context, as if they lay in an object store.
 
-    The yielded counts grow while the context lasts. Listings and reads of a `Store` do not count, nor do those of other
-    processes: to count the reads of a stage, run it with `map_shards(here=True)`.
+    The yielded counts grow while the context lasts. Those of `reader_process` count here, too. Listings and reads of a
+    `Store` do not, nor do those of workers: to count the reads of a stage, run it with `map_shards(here=True)`.
     """
     traffic = Traffic()
     token = _counting.set(traffic)

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from spin.settings.credentials import Uri
 from spin.settings.section import Section
 
+_LARGEST_ROW = 1 << 26
+"""bytes of a row, which one shard must hold"""
 _SCALAR = r"(string|bool|int(8|16|32|64)|float(32|64)|date|timestamp|decimal\(([1-9]|[12]\d|3[0-8]), ?\d{1,2}\))"
 _TYPE = rf"^({_SCALAR}|list<{_SCALAR}>)$"
 
@@ -108,6 +110,30 @@ class DataSettings(Section):
         "string from JSONL and CSV.",
     )
 
-    def file_format(self) -> dict[str, str]:
-        """The delimiter and the encoding of CSV and JSONL files, as plans hold them."""
-        return self.model_dump(include={"delimiter", "encoding"})
+    max_text_bytes: int = Field(
+        10_000_000,
+        ge=1,
+        le=_LARGEST_ROW,
+        description="Longest text in bytes of UTF-8. In a night, a longer one is a dead letter.",
+    )
+    max_row_bytes: int = Field(
+        _LARGEST_ROW,
+        ge=1,
+        le=_LARGEST_ROW,
+        description="Longest line or row in bytes. A file with a longer one is bad.",
+    )
+    max_columns: int = Field(10_000, ge=1, description="Most columns of a file. One with more is bad.")
+    max_decoded_bytes: int = Field(
+        256_000_000_000, ge=1, description="Most bytes that a compressed or Parquet file holds once it is decoded."
+    )
+    max_decoded_ratio: float = Field(
+        1000,
+        ge=1,
+        description="Most bytes that such a file holds per byte of its size, beyond the first 64 MB. A file that holds "
+        "more is bad: it was made to exhaust the machine.",
+    )
+
+    def file_format(self) -> dict[str, Any]:
+        """The settings that decide how files are read, beside the names of columns, as plans hold them."""
+        limits = {name for name in type(self).model_fields if name.startswith("max_")}
+        return self.model_dump(include={"delimiter", "encoding", *limits})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice, tee
@@ -13,9 +14,11 @@ from pipelines.data.files.formats import (
     BAD_ROWS,
     MAX_BYTES,
     buffered,
+    check_column_count,
     check_columns,
     decompressed,
     empty_file,
+    long_row,
     name_places,
     not_encoded,
     text_codec,
@@ -45,7 +48,7 @@ class CsvReader(Reader):
     def read(
         self, source: BinaryIO, piece: Piece, data: DataSettings, columns: Collection[Role]
     ) -> Iterator[Documents]:
-        numbered = read_csv(decompressed(buffered(source), piece.uri), piece.uri, data)
+        numbered = read_csv(decompressed(buffered(source), piece.uri, data), piece.uri, data)
         (_, header), names = next(numbered), names_by_field(data, columns)
         check_columns(header, list(names.values()), piece.uri, header=True)
         kept = [name for name in data.keep if name in header]
@@ -63,11 +66,11 @@ class CsvReader(Reader):
             yield documents
 
     def column_names(self, source: BinaryIO, uri: str, data: DataSettings) -> Sequence[str]:
-        _, header = next(read_csv(decompressed(buffered(source), uri), uri, data))
+        _, header = next(read_csv(decompressed(buffered(source), uri, data), uri, data))
         return header
 
     def lines(self, source: BinaryIO, uri: str, data: DataSettings, first: int) -> Iterator[int]:
-        rows = read_csv(decompressed(buffered(source), uri), uri, data)
+        rows = read_csv(decompressed(buffered(source), uri, data), uri, data)
         next(rows)  # the header
         return (line for line, _ in rows)
 
@@ -89,9 +92,10 @@ def read_csv(source: BinaryIO, uri: str, data: DataSettings) -> Iterator[tuple[i
 
     Values are texts, whatever they look like. The file is read once and in bounded memory. Raises BadFileError for an
     empty file, a header with a name twice, rows of more or fewer values, an open quote at the end, text after a quoted
-    value, a value of more than `MAX_BYTES`, and a line that is not in `data.encoding`.
+    value, too many columns, a row or a line of more than `data.max_row_bytes`, and a line that is not in
+    `data.encoding`.
     """
-    lines = _decoded_lines(source, uri, data.encoding)
+    lines = _decoded_lines(source, uri, data)
     delimiter = data.delimiter
     if delimiter == "auto":
         lines, header_lines = tee(lines)
@@ -102,16 +106,20 @@ def read_csv(source: BinaryIO, uri: str, data: DataSettings) -> Iterator[tuple[i
     if first is None:
         raise empty_file(uri)
     header = first[1]
+    check_column_count(len(header), uri, data)
+    times = Counter(header)
     for name in header:
-        if name and header.count(name) > 1:
+        if name and times[name] > 1:
             raise BadFileError(
-                f"{uri} has {header.count(name)} columns of one name, the first of which is column "
-                f"{header.index(name)} of {len(header)}; expected a header with different names in the first line"
+                f"{uri} has {times[name]} columns of one name, the first of which is column {header.index(name)} of "
+                f"{len(header)}; expected a header with different names in the first line"
             )
     yield first
     while (row := _next_row(rows, uri)) is not None:
         if len(row[1]) != len(header):
             raise _uneven_rows(row, rows, uri, len(header))
+        if sum(map(len, row[1])) > data.max_row_bytes:
+            raise long_row(uri, "row", data)
         yield row
 
 
@@ -135,13 +143,18 @@ def choose_delimiter(lines: Iterable[str], wanted: Sequence[str]) -> str:
     return _DELIMITERS[judged.index(max(judged))]
 
 
-def _decoded_lines(source: BinaryIO, uri: str, encoding: str) -> Iterator[str]:
-    """The lines of a text file with their ends. Raises BadFileError for the first one that is not in the encoding."""
-    text = io.TextIOWrapper(source, encoding=text_codec(encoding), errors="surrogateescape", newline="")
-    for number, line in enumerate(text, 1):
+def _decoded_lines(source: BinaryIO, uri: str, data: DataSettings) -> Iterator[str]:
+    """The lines of a text file with their ends.
+
+    Raises BadFileError for the first one that is not in the encoding, or is too long.
+    """
+    text = io.TextIOWrapper(source, encoding=text_codec(data.encoding), errors="surrogateescape", newline="")
+    for number, line in enumerate(iter(lambda: text.readline(data.max_row_bytes + 1), ""), 1):
+        if len(line) > data.max_row_bytes:
+            raise long_row(uri, "line", data)
         if not is_unicode(line):
             byte = next(ord(character) for character in line if "\udc80" <= character <= "\udcff") - 0xDC00
-            raise BadFileError(f"{uri} line {number} {not_encoded(byte, encoding)}")
+            raise BadFileError(f"{uri} line {number} {not_encoded(byte, data.encoding)}")
         yield line
 
 

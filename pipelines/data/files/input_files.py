@@ -12,14 +12,11 @@ from itertools import takewhile
 from typing import Any
 
 from pipelines.data.files import readers
-from pipelines.data.files.formats import file_errors, list_columns
 from pipelines.data.files.shards import Piece
 from pipelines.data.files.text_values import is_unicode
 from pipelines.service_errors import BadFileError
 from pipelines.storage.filesystem import find_files, glob_files, locate, may_match_below, open_filesystem, store_errors
-from pipelines.storage.input_opener import InputOpener
-from spin.errors import SpinError, UserError
-from spin.settings import DataSettings
+from spin.errors import UserError
 
 _log = logging.getLogger(__name__)
 _BROKEN, _FOLDER = "broken link", "linked folder"
@@ -49,16 +46,6 @@ class InputFile:
     def whole(self) -> Piece:
         """All of the file."""
         return Piece(self.uri, self.kind, 0, self.size, size=self.size, version=self.version)
-
-    def describe_columns(self, data: DataSettings) -> str:
-        """The columns of the file for a message; empty if it cannot be read now."""
-        try:
-            with file_errors(self.uri), readers.opener_of(self.whole, InputOpener())() as source:
-                names = readers.reader_of(self.whole).column_names(source, self.uri, data)
-            return f"{self.uri} has {list_columns(names) or 'none'}"
-        except SpinError:
-            _log.debug("the columns of %s could not be listed", self.uri, exc_info=True)
-            return ""
 
 
 def list_files(uri: str, *, bad: dict[str, str] | None = None, allow_empty: bool = False) -> list[InputFile]:

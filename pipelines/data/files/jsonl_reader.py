@@ -14,6 +14,7 @@ from pipelines.data.files.formats import (
     buffered,
     compression_codec,
     decompressed,
+    long_row,
     not_encoded,
     text_codec,
 )
@@ -35,58 +36,61 @@ class JsonLinesReader(Reader):
         self, source: BinaryIO, piece: Piece, data: DataSettings, columns: Collection[Role]
     ) -> Iterator[Documents]:
         if compression_codec(piece.uri) is None:
-            lines = read_lines_between(source, piece.uri, piece.start, piece.stop)
+            lines = read_lines_between(source, piece, data)
         else:
-            lines = ((0, line) for line in read_lines(decompressed(buffered(source), piece.uri), piece.uri))
+            content = decompressed(buffered(source), piece.uri, data)
+            lines = ((0, line) for line in read_lines(content, piece.uri, data))
         for chunk in in_chunks(lines, lambda line: len(line[1])):
             documents = _parse_lines([line for _, line in chunk], piece.uri, data, columns)
             yield replace(documents, first=chunk[0][0] if piece.start else 0)
 
     def column_names(self, source: BinaryIO, uri: str, data: DataSettings) -> Sequence[str]:
-        line = next(read_lines(decompressed(buffered(source), uri), uri))
-        return list(_parse_line(line, uri, data.encoding, {}, 0))
+        line = next(read_lines(decompressed(buffered(source), uri, data), uri, data))
+        return list(_parse_line(line, uri, data, {}, 0))
 
     def lines(self, source: BinaryIO, uri: str, data: DataSettings, first: int) -> Iterator[int]:
         position = 0
-        for number, line in enumerate(iter(decompressed(buffered(source), uri).readline, b""), 1):
+        content = decompressed(buffered(source), uri, data)
+        for number, line in enumerate(iter(lambda: _read_line(content, uri, data), b""), 1):
             if position >= first and line.strip():
                 yield number
             position += len(line)
 
 
-def read_lines(source: BinaryIO, uri: str) -> Iterator[bytes]:
+def read_lines(source: BinaryIO, uri: str, data: DataSettings) -> Iterator[bytes]:
     """The lines that are not blank, each with its line end; the last one may have none.
 
-    Raises BadFileError for a line of more than `MAX_BYTES`.
+    Raises BadFileError for a line of more than `data.max_row_bytes`.
     """
-    while line := _read_line(source, uri):
+    while line := _read_line(source, uri, data):
         if line.strip():
             yield line
 
 
 def read_lines_between(
-    source: BinaryIO, uri: str, start: int, stop: int, block: int = BLOCK
+    source: BinaryIO, piece: Piece, data: DataSettings, block: int = BLOCK
 ) -> Iterator[tuple[int, bytes]]:
-    """The lines that begin at a byte from `start` on and before `stop`, each with that byte; blank ones are left out.
+    """The lines of a file that begin within a piece of it, each with its first byte; blank ones are left out.
 
-    The bytes between are read in requests of `block` bytes at most, the rest of the last line in small ones.
+    The bytes of the piece are read in requests of `block` bytes at most, the rest of the last line in small ones.
+    Raises BadFileError as `read_lines` does.
     """
-    position = max(0, start - 1)
+    position = max(0, piece.start - 1)
     source.seek(position)
-    window = _Window(source, position, stop)
-    lines = io.BufferedReader(window, min(block, max(1, stop - position)))
-    if start > 0:
-        position += len(_read_line(lines, uri))  # the rest of the line before
-    while position < stop and (line := _read_line(lines, uri)):
+    window = _Window(source, position, piece.stop)
+    lines = io.BufferedReader(window, min(block, max(1, piece.stop - position)))
+    if piece.start > 0:
+        position += len(_read_line(lines, piece.uri, data))  # the rest of the line before
+    while position < piece.stop and (line := _read_line(lines, piece.uri, data)):
         if line.strip():
             yield position, line
         position += len(line)
 
 
-def _read_line(source: BinaryIO, uri: str) -> bytes:
-    line = source.readline(MAX_BYTES + 1)
-    if len(line) > MAX_BYTES:
-        raise BadFileError(f"{uri} has a line of more than {MAX_BYTES >> 20} MB; expected one document per line")
+def _read_line(source: BinaryIO, uri: str, data: DataSettings) -> bytes:
+    line = source.readline(data.max_row_bytes + 1)
+    if len(line) > data.max_row_bytes:
+        raise long_row(uri, "line", data)
     return line
 
 
@@ -110,19 +114,24 @@ class _Window(io.RawIOBase):
 def _parse_lines(lines: Sequence[bytes], uri: str, data: DataSettings, columns: Collection[Role]) -> Documents:
     """The documents of lines. Raises BadFileError if the last one has no line end and is not JSON: the file was cut."""
     malformed: dict[int, str] = {}
-    records = [_parse_line(line, uri, data.encoding, malformed, row) for row, line in enumerate(lines)]
+    records = [_parse_line(line, uri, data, malformed, row) for row, line in enumerate(lines)]
     return to_documents(records, data, columns, malformed=malformed, noun="line")
 
 
-def _parse_line(line: bytes, uri: str, encoding: str, malformed: dict[int, str], row: int) -> dict[str, Any]:
+def _parse_line(line: bytes, uri: str, data: DataSettings, malformed: dict[int, str], row: int) -> dict[str, Any]:
     """The object in a line; an empty one, and a reason in `malformed`, if there is none."""
     try:
-        record = json.loads(line.removesuffix(b"\n").decode(text_codec(encoding)))
-        if isinstance(record, dict):
+        record = json.loads(line.removesuffix(b"\n").decode(text_codec(data.encoding)))
+        if not isinstance(record, dict):
+            malformed[row] = f"the line is a JSON {type(record).__name__}, expected an object"
+        elif len(record) > data.max_columns:
+            malformed[row] = (
+                f"the line has {len(record):,} columns, expected at most {data.max_columns:,} (data.max_columns)"
+            )
+        else:
             return record
-        malformed[row] = f"the line is a JSON {type(record).__name__}, expected an object"
     except (ValueError, RecursionError) as error:
-        reason = _describe_no_json(error, encoding)
+        reason = _describe_no_json(error, data.encoding)
         if not line.endswith(b"\n"):
             raise BadFileError(
                 f"{uri} ends inside a line: the last one has no line end and {reason}; was the file cut?"

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.data.files.text_values import column_to_text, to_text, to_unicode
+from pipelines.data.files.text_values import column_to_text, is_unicode, to_text, to_unicode
 from pipelines.service_errors import BadFileError, KeptTypeError
 from spin.errors import UserError
 from spin.pages.number_format import counted
@@ -57,7 +57,7 @@ def check_kept_names(data: DataSettings, ours: Collection[str]) -> None:
             raise UserError(
                 f"data.keep: the output has a column '{name}' of its own; rename the input's or leave it out"
             )
-        if not name or _FORBIDDEN.search(name):
+        if not name or _FORBIDDEN.search(name) or not is_unicode(name):
             raise UserError(
                 f"data.keep: '{name}' cannot be the name of a column; expected no space and none of ,;{{}}()="
             )

@@ -10,7 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.data.files.formats import BLOCK, MAX_BYTES, check_columns
+from pipelines.data.files.formats import (
+    BLOCK,
+    MAX_BYTES,
+    DecodedBytes,
+    check_column_count,
+    check_columns,
+    long_row,
+    unreadable_file,
+)
 from pipelines.data.files.kept_columns import keep_column
 from pipelines.data.files.reader import FIELDS, Documents, Reader, Role, append_label, names_by_field
 from pipelines.data.files.shards import Piece
@@ -20,6 +28,10 @@ from spin.settings import DataSettings
 
 _ROWS, _ROWS_BYTES = 4096, 1 << 23
 """most rows that are held at a time, and about how many bytes"""
+_ROW_BYTES = 16
+"""bytes that a row takes at least, also if it holds nothing but nulls"""
+_DICTIONARY_BYTES = 1 << 28
+"""bytes that the rows held at a time have at most if each holds all of a dictionary, whose size is estimated"""
 
 
 class ParquetReader(Reader):
@@ -36,8 +48,17 @@ class ParquetReader(Reader):
             starts, firsts = _group_starts(parquet), [0, *accumulate(sizes)]
             groups = [group for group, start in enumerate(starts) if piece.start <= start < piece.stop]
             row = firsts[groups[0]] if groups else 0
+            decoded, rows = DecodedBytes(piece.uri, piece.size, data), 0
             for table in _read_groups(source, parquet, groups, list(dict.fromkeys([*names.values(), *kept]))):
-                yield _table_documents(table, piece.uri, data, names, kept, row)
+                decoded.add(table.nbytes + _ROW_BYTES * len(table))
+                rows += len(table)
+                for part in _divide(table, piece.uri, data):
+                    yield _table_documents(part, piece.uri, data, names, kept, row)
+            expected = sum(sizes[group] for group in groups)
+            # guarded by test_a_parquet_file_that_holds_other_rows_than_it_says_is_bad
+            if rows != expected or sum(sizes) != parquet.metadata.num_rows:
+                told = f"{expected:,} rows by its row groups and {parquet.metadata.num_rows:,} by its footer"
+                raise unreadable_file(piece.uri, f"it has {told}, and {rows:,} were read of these row groups")
 
     def column_names(self, source: BinaryIO, uri: str, data: DataSettings) -> Sequence[str]:
         with _open(source) as parquet:
@@ -60,6 +81,7 @@ def _check_columns(
 
     Raises BadFileError if one is not there once, if the text is not a string, or if the output has no type for one.
     """
+    check_column_count(parquet.metadata.num_columns, uri, data)
     names, schema = names_by_field(data, columns), parquet.schema_arrow
     check_columns(schema.names, list(names.values()), uri)
     if "texts" in names and not _is_text(schema.field(data.text).type):
@@ -73,11 +95,51 @@ def _read_groups(
     source: BinaryIO, parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]
 ) -> Iterator[pa.Table]:
     """The columns of row groups, a few rows at a time. Small groups are requested together, large ones in pieces."""
-    rows = max(1, min(_ROWS, _ROWS_BYTES * parquet.metadata.num_rows // max(1, column_bytes(parquet, columns))))
+    average = column_bytes(parquet, columns) // max(1, parquet.metadata.num_rows)
     for small, together in _join_groups(parquet, groups, columns):
+        # a value of a dictionary is stored once, and may be that of every row
+        most = _DICTIONARY_BYTES // max(1, *(_dictionary_bytes(parquet, columns, group) for group in together))
+        rows = max(1, min(_ROWS, _ROWS_BYTES // max(1, average), most))
         with _open(source, stream=not small, metadata=parquet.metadata) as file:
             for batch in file.iter_batches(rows, row_groups=together, columns=list(columns), use_threads=False):
-                yield pa.Table.from_batches([batch])
+                yield _decode_dictionaries(pa.Table.from_batches([batch]))
+
+
+def _decode_dictionaries(table: pa.Table) -> pa.Table:
+    """The same rows with columns of plain values, so that their bytes are known."""
+    for at, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            kind = field.type.value_type
+            table = table.set_column(at, pa.field(field.name, kind), pc.cast(table.column(at), kind))
+    return table
+
+
+def _dictionary_bytes(parquet: pq.ParquetFile, columns: Sequence[str], group: int) -> int:
+    """About the bytes of the dictionaries of columns in a row group; only their sizes in compressed form are stored."""
+    total = 0
+    for column in _column_chunks(parquet, columns, group):
+        start = column.dictionary_page_offset
+        if start is not None and start < column.data_page_offset:
+            ratio = column.total_uncompressed_size / max(1, column.total_compressed_size)
+            total += int((column.data_page_offset - start) * max(1.0, ratio))
+    return total
+
+
+def _divide(table: pa.Table, uri: str, data: DataSettings) -> Iterator[pa.Table]:
+    """Rows in parts of bounded bytes: rows of very different lengths may have come together.
+
+    Raises BadFileError for a row that is too long.
+    """
+    if table.nbytes <= 2 * _ROWS_BYTES:
+        yield table
+    elif table.num_rows == 1:
+        if table.nbytes > data.max_row_bytes:
+            raise long_row(uri, "row", data)
+        yield table
+    else:
+        half = table.num_rows // 2
+        yield from _divide(table.slice(0, half), uri, data)
+        yield from _divide(table.slice(half), uri, data)
 
 
 def _join_groups(
@@ -103,12 +165,17 @@ def column_bytes(parquet: pq.ParquetFile, columns: Sequence[str], group: int | N
     """The bytes of columns before compression, in all row groups or in one."""
     total = 0
     for each in range(parquet.num_row_groups) if group is None else (group,):
-        metadata = parquet.metadata.row_group(each)
-        for at in range(metadata.num_columns):
-            column = metadata.column(at)
-            if any(column.path_in_schema == name or column.path_in_schema.startswith(f"{name}.") for name in columns):
-                total += column.total_uncompressed_size
+        total += sum(column.total_uncompressed_size for column in _column_chunks(parquet, columns, each))
     return total
+
+
+def _column_chunks(parquet: pq.ParquetFile, columns: Sequence[str], group: int) -> Iterator[pq.ColumnChunkMetaData]:
+    """The metadata of columns, and of what is nested in them, in a row group."""
+    metadata = parquet.metadata.row_group(group)
+    for at in range(metadata.num_columns):
+        column = metadata.column(at)
+        if any(column.path_in_schema == name or column.path_in_schema.startswith(f"{name}.") for name in columns):
+            yield column
 
 
 def _table_documents(

@@ -42,6 +42,8 @@ class Documents:
     groups: list[str | None] = field(default_factory=list)
     malformed: dict[int, str] = field(default_factory=dict)
     """rows that are no record, or that hold a value of another type than expected, each with the reason"""
+    too_long: dict[int, str] = field(default_factory=dict)
+    """rows whose text was longer than allowed, each with the reason; the text is dropped"""
     absent: dict[int, str] = field(default_factory=dict)
     """rows that lack a requested column, each with what it has; in most formats a file lacks it"""
     kept: pa.Table | None = None
@@ -54,6 +56,17 @@ class Documents:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def drop_long_texts(self, data: DataSettings) -> None:
+        """Drop the texts that are longer than `data.max_text_bytes`."""
+        most = data.max_text_bytes
+        for row, text in enumerate(self.texts):
+            if isinstance(text, str) and 4 * len(text) > most:
+                size = len(text.encode(errors="surrogatepass"))
+                # guarded by test_a_text_that_is_too_long_is_a_dead_letter
+                if size > most:
+                    self.texts[row] = None
+                    self.too_long[row] = f"the text has {size:,} bytes, expected at most {most:,} (data.max_text_bytes)"
+
 
 class Reader(ABC):
     """A format of input files.
@@ -64,7 +77,7 @@ class Reader(ABC):
             name, title, endings = "tab", "tab-separated text", (".tab",)
 
             def read(self, source, piece, data, columns):
-                content = decompressed(buffered(source), piece.uri)
+                content = decompressed(buffered(source), piece.uri, data)
                 lines = io.TextIOWrapper(content, encoding=text_codec(data.encoding))
                 names = next(lines, "").rstrip("\\n").split("\\t")
                 for chunk in in_chunks(lines, len):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from typing import BinaryIO
 
@@ -13,6 +15,7 @@ from pipelines.data.files.jsonl_reader import JsonLinesReader
 from pipelines.data.files.parquet_reader import ParquetReader
 from pipelines.data.files.reader import ID_AND_TEXT, Documents, Reader, Role
 from pipelines.data.files.shards import Piece
+from pipelines.storage.filesystem import PARALLEL_REQUESTS
 from pipelines.storage.input_opener import InputOpener
 from spin.errors import UserError
 from spin.settings import DataSettings
@@ -64,7 +67,14 @@ def read_piece(
         for documents in reader.read(io.BytesIO(source.read(piece.size)) if small else source, piece, data, columns):
             documents.first, documents.row = place or (documents.first, documents.row)
             place = documents.first, documents.row + len(documents)
+            documents.drop_long_texts(data)
             yield documents
+
+
+def find_columns(piece: Piece, data: DataSettings) -> Sequence[str]:
+    """The names of the columns of a file, for messages. Raises BadFileError if it cannot be read."""
+    with file_errors(piece.uri), opener_of(piece, InputOpener())() as source:
+        return reader_of(piece).column_names(source, piece.uri, data)
 
 
 def find_lines(piece: Piece, rows: Collection[int], data: DataSettings, first: int = 0) -> list[int] | None:
@@ -78,3 +88,24 @@ def find_lines(piece: Piece, rows: Collection[int], data: DataSettings, first: i
         if numbers is None:
             return None
         return [line for row, line in enumerate(islice(numbers, max(wanted) + 1)) if row in wanted]
+
+
+@contextmanager
+def open_all(pieces: Sequence[Piece]) -> Iterator[Iterator[tuple[Piece, Callable[[], BinaryIO]]]]:
+    """The pieces in order, each with a function that opens its file; several small files are requested at a time."""
+    opener = InputOpener()
+    if len(pieces) == 1:
+        yield iter([(pieces[0], opener_of(pieces[0], opener))])
+        return
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as readers:
+        requests = {
+            piece: readers.submit(opener.read, piece.uri, size=piece.size, version=piece.version) for piece in pieces
+        }
+        try:
+            yield ((piece, _opened(requests, piece)) for piece in pieces)
+        finally:
+            readers.shutdown(cancel_futures=True)
+
+
+def _opened(requests: dict[Piece, Future[bytes]], piece: Piece) -> Callable[[], BinaryIO]:
+    return lambda: io.BytesIO(requests.pop(piece).result())

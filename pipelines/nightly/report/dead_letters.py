@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from pipelines.data.files.formats import name_places
-from pipelines.data.files.readers import find_lines, find_reader
+from pipelines.data.files.reader_process import locate_rows
+from pipelines.data.files.readers import find_reader
 from pipelines.data.files.shards import Piece
 from pipelines.data.spool import FORGOTTEN
 from pipelines.storage.object_store import Store
-from spin.errors import SpinError
 from spin.settings import DataSettings
 
-_log = logging.getLogger(__name__)
 NAMED_ROWS = 10
 """rows that a message names"""
 _COLUMNS = ["file", "first", "row", "reason"]
@@ -55,10 +53,6 @@ def _name_rows(uri: str, first: int, rows: Sequence[int], data: DataSettings) ->
     """
     if first:
         return f"{name_places('row', rows)} (from 0) of the part that begins at {first:,}"
-    try:
-        reader = find_reader(uri)
-        lines = find_lines(Piece(uri, reader.name, 0, 0), rows, data) if reader else None
-    except SpinError:
-        _log.debug("the lines of %s could not be counted", uri, exc_info=True)
-        lines = None
+    reader = find_reader(uri)
+    lines = locate_rows(Piece(uri, reader.name, 0, 0), rows, data) if reader else None
     return name_places("line", lines) if lines else f"{name_places('row', rows)} (from 0)"

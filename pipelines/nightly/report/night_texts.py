@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 
 from pipelines.data.files.kept_columns import without_kept
 from pipelines.data.files.reader import Documents
-from pipelines.data.files.readers import read_piece
+from pipelines.data.files.reader_process import read_pieces
 from pipelines.data.intake import find_texts, plan_intake
 from pipelines.nightly.tables.listing import read_listing
 from pipelines.nightly.tables.night_records import RUNS
@@ -29,8 +29,8 @@ def read_texts(data: DataSettings, out: Store, run: str, ids: Collection[str]) -
 def _read_input(data: DataSettings, run: Store) -> Iterator[Documents]:
     """The documents of the input of a run, as far as its files can be read."""
     for task in plan_intake(read_listing(run).files, data, bad={}):
-        for piece in task.pieces:
+        for piece, parts in read_pieces(task.pieces, data):
             try:
-                yield from read_piece(piece, data)
+                yield from parts
             except BadFileError:
                 _log.debug("%s cannot be read; it is left out", piece.uri, exc_info=True)

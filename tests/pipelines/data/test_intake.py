@@ -6,7 +6,7 @@ import errno
 import gzip
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -20,11 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data import intake, spool
-from pipelines.data.files import jsonl_reader, shards
-from pipelines.data.files.formats import MAX_BYTES, file_errors
+from pipelines.data.files import shards
+from pipelines.data.files.formats import COMPRESSIONS, MAX_BYTES, file_errors
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.files.parquet_reader import ParquetReader, column_bytes
+from pipelines.data.files.reader_process import describe_columns
 from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.intake import FileOutcome, IntakeReport, NightPlan, plan_intake, plan_night, take_in
 from pipelines.data.spool import SPOOL, CheckedRows, PartSize, ReadyPiece, SpoolPart, read_rows
@@ -36,9 +37,11 @@ from spin.errors import UserError
 from spin.settings import DataSettings
 from tests.pipelines.data.files import test_readers
 from tests.pipelines.data.files.test_readers import GOOD, Row, divide_files, to_csv, to_jsonl, to_parquet, write_file
+from tests.support.reading import read_in_this_process
 
 DATA = DataSettings(train="unused")
 MEGABYTE = 1 << 20
+PLAIN = [("a.jsonl", to_jsonl), ("a.csv", to_csv), ("a.parquet", to_parquet)]
 
 
 @dataclass
@@ -89,7 +92,7 @@ def run_night(folder: Path | str, documents: int = 10, data: DataSettings = DATA
             [from_json(IntakeReport, to_json(report)) for report in reports],
             data,
             documents,
-            describe_columns=lambda uri: next(file for file in files if file.uri == uri).describe_columns(data),
+            describe_columns=lambda uri: describe_columns(next(file.whole for file in files if file.uri == uri), data),
         )
         night = Night(bad, tasks, from_json(NightPlan, to_json(plan)), ids, taken=taken)
         with count_input_reads() as night.classified:
@@ -119,7 +122,7 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def limit_bytes(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     """Set the most bytes of text in a shard, in place of 64 MB."""
-    for module in (jsonl_reader, intake, spool):
+    for module in (intake, spool):
         monkeypatch.setattr(module, "MAX_BYTES", limit)
 
 
@@ -504,17 +507,9 @@ def test_a_text_column_may_have_a_dot_in_its_name(tmp_path: Path) -> None:
         assert 1000 < column_bytes(parquet, ["a.text"]) < 4000
 
 
-def test_a_lack_of_memory_is_not_the_fault_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise pa.lib.ArrowMemoryError("malloc of size 8388608 failed")
-
-    write_file(tmp_path, "a.parquet", to_parquet(make_rows(3)))
-    monkeypatch.setattr(ParquetReader, "read", fail)
-    with pytest.raises(MemoryError):
-        run_night(tmp_path)
-
-
 def test_a_file_that_may_not_be_read_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_in_this_process(monkeypatch)
+
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -563,11 +558,46 @@ def test_kept_columns_of_a_file_that_is_left_out_have_no_type(tmp_path: Path) ->
     assert run_night(tmp_path, data=DataSettings(train="unused", keep=["n"])).plan.types == {"n": "int64"}
 
 
-def test_a_line_of_more_than_the_limit_makes_a_bad_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "convert"), PLAIN)
+def test_a_row_of_more_than_the_limit_makes_a_bad_file(
+    name: str, convert: Callable[[Sequence[Row]], bytes], tmp_path: Path
+) -> None:
     """Such a file usually has no line ends, and is not read into memory as a whole."""
-    limit_bytes(monkeypatch, 1000)
-    write_file(tmp_path, "a.jsonl", to_jsonl(make_rows(1, text="x" * 2000)))
-    assert "has a line of more than" in run_night(tmp_path).reasons["a.jsonl"]
+    rows = [*make_rows(2), {"id": "long", "text": "x" * 20_000_000}]
+    write_file(tmp_path, name, convert(rows))
+    write_file(tmp_path, "good.jsonl", to_jsonl(make_rows(1, "good")))
+    night = run_night(tmp_path, data=DATA.model_copy(update={"max_row_bytes": 17_000_000}))
+    assert "of more than 17,000,000 bytes (data.max_row_bytes)" in night.reasons[name]
+    assert night.all_ids == ["good0"]
+
+
+@pytest.mark.parametrize(("name", "convert"), PLAIN)
+def test_a_text_that_is_too_long_is_a_dead_letter(
+    name: str, convert: Callable[[Sequence[Row]], bytes], tmp_path: Path
+) -> None:
+    """It is not spooled. Bytes count, not characters."""
+    rows = [{"id": "fits", "text": "ä" * 500}, {"id": "long", "text": "ä" * 501}, {"id": "ascii", "text": "x" * 1000}]
+    write_file(tmp_path, name, convert(rows))
+    [read] = run_night(tmp_path, data=DATA.model_copy(update={"max_text_bytes": 1000})).rows
+    message = "the text has 1,002 bytes, expected at most 1,000 (data.max_text_bytes)"
+    assert read.dead == {1: ("too_long", message)}
+    assert (read.ids, read.texts[1]) == (["fits", "long", "ascii"], None)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.csv.gz", "a.jsonl.bz2"])
+@pytest.mark.parametrize(("limit", "value"), [("max_decoded_ratio", 1.0), ("max_decoded_bytes", 70_000_000)])
+def test_a_file_that_holds_too_much_is_not_decoded_to_its_end(
+    name: str, limit: str, value: float, tmp_path: Path
+) -> None:
+    """It may be small itself: of equal rows, a few kilobytes hold gigabytes."""
+    convert = to_csv if "csv" in name else to_jsonl
+    rows = convert([{"id": str(row), "text": "x" * 1000} for row in range(100_000)])
+    with pa.CompressedOutputStream(str(tmp_path / name), COMPRESSIONS[name[name.rindex(".") :]]) as file:
+        file.write(rows)
+    [task] = plan_intake(list_files(str(tmp_path)), DATA)
+    [file] = take_in(task, DATA.model_copy(update={limit: value}), PartSize(10), lambda _: "part").files
+    assert "and holds more than 6" in (file.reason or "")
+    assert f"(data.{limit})" in (file.reason or "")
 
 
 def test_an_error_of_the_disk_is_no_bad_file() -> None:

@@ -33,7 +33,6 @@ from pipelines.nightly.tables.night_history import list_nights, read_predictions
 from pipelines.nightly.tables.night_records import FORMAT, abandon_run, find_night
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS
 from pipelines.service_errors import BadRowsError, HeldError, StalledError, UnavailableError
-from pipelines.storage.input_opener import InputOpener
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
@@ -414,7 +413,7 @@ def test_outages_while_files_are_read_quarantine_none(
 
     for _ in range(3):
         with monkeypatch.context() as patch:
-            patch.setattr(InputOpener, "open", fail)
+            patch.setattr(intake, "read_pieces", fail)
             with pytest.raises(UnavailableError):
                 local_nights.run()
     local_nights.run()

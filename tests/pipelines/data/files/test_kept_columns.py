@@ -22,6 +22,7 @@ from pipelines.data.files.kept_columns import (
     type_text,
     unify_types,
 )
+from pipelines.data.files.reader_process import describe_columns
 from spin.errors import UserError
 from spin.settings import DataSettings, parse_settings
 from tests.pipelines.data.files.test_readers import to_csv, to_jsonl, to_parquet, write_file
@@ -243,7 +244,7 @@ def test_the_columns_of_a_file_that_has_vanished_are_not_listed(tmp_path: Path) 
     write_file(tmp_path, "a.csv", to_csv([{"id": "1", "text": "t"}]))
     [file] = list_files(str(tmp_path))
     Path(file.uri).unlink()
-    assert file.describe_columns(keep([])) == ""
+    assert describe_columns(file.whole, keep([])) == ""
 
 
 def test_another_type_than_in_the_table_of_the_output_is_refused() -> None:

@@ -1054,6 +1054,7 @@ def test_a_format_is_added_by_a_class_and_its_registration(tmp_path: Path, monke
     with pytest.raises(UserError, match="is not Parquet, JSONL or CSV by its name"):
         list_files(uri)
     monkeypatch.setattr(readers, "READERS", (*readers.READERS, CardReader()))
+    read_in_this_process(monkeypatch)
     for path in (uri, write_file(tmp_path, "a.card.gz", gzip.compress(header + write_cards(rows)))):
         documents = read_all(path, data)
         assert (documents.ids, documents.texts) == ([row["id"] for row in rows], [row["text"] for row in rows])

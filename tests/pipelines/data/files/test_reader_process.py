@@ -1,0 +1,232 @@
+"""Whatever ends the child that reads files, the file is named and the others are read."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.data.files import reader_process
+from pipelines.data.files.input_files import list_files
+from pipelines.data.files.reader import Documents, Role
+from pipelines.data.files.reader_process import read_pieces
+from pipelines.data.files.readers import read_piece
+from pipelines.data.files.shards import Piece
+from pipelines.data.intake import plan_intake, take_in
+from pipelines.data.spool import PartSize
+from pipelines.service_errors import BadFileError, WorkerFaultError
+from spin.settings import DataSettings
+from tests.support.repository import ROOT
+
+DATA = DataSettings(train="unused")
+ROWS = 2500
+"""rows of a file, which come in three parts"""
+_read = reader_process._read
+
+
+@pytest.fixture
+def misbehaving(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Children that do what the name of a file says before its last part."""
+    monkeypatch.setattr(reader_process, "_read", read_and_misbehave)
+    yield
+    reader_process._end_idle()
+
+
+def read_and_misbehave(
+    pieces: Sequence[Piece], data: DataSettings, columns: Collection[Role]
+) -> Iterator[reader_process._Answer]:
+    """In a child: `_read`, but for files that are named after what ends the child."""
+    reader_process.SECONDS = 1
+    reader_process.read_piece = read_piece_and_misbehave  # type: ignore[attr-defined]
+    return _read(pieces, data, columns)
+
+
+def read_piece_and_misbehave(piece: Piece, *args: Any, **options: Any) -> Iterator[Documents]:
+    for number, documents in enumerate(read_piece(piece, *args, **options)):
+        if number == 2:
+            misbehave(Path(piece.uri))
+        yield documents
+
+
+def misbehave(file: Path) -> None:
+    kind, _, once = file.stem.partition("-")
+    if once:
+        try:
+            (file.parent / "_done").touch(exist_ok=False)
+        except FileExistsError:
+            return
+    if kind == "abort":
+        os.abort()
+    elif kind == "exit":
+        os._exit(3)
+    elif kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif kind == "segv":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif kind == "memory":
+        bytearray(reader_process.MEMORY)
+    elif kind == "time":
+        while True:
+            pass
+    elif kind == "hang":
+        time.sleep(1e6)
+    elif kind == "raise":
+        raise TypeError("no reason")
+
+
+def write_files(folder: Path, *names: str) -> list[Piece]:
+    for name in names:
+        rows = [{"id": f"{name}{row}", "text": "some text"} for row in range(ROWS)]
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return [file.whole for file in list_files(str(folder))]
+
+
+def read_all(pieces: Sequence[Piece]) -> dict[str, list[str | None] | str]:
+    """The ids of each file, or the reason why it cannot be read, by name."""
+    found: dict[str, list[str | None] | str] = {}
+    for piece, parts in read_pieces(pieces, DATA):
+        name = Path(piece.uri).stem
+        try:
+            found[name] = [id for documents in parts for id in documents.ids]
+        except BadFileError as error:
+            found[name] = error.reason
+    return found
+
+
+def ids_of(name: str) -> list[str]:
+    return [f"{name}{row}" for row in range(ROWS)]
+
+
+def check_named(folder: Path, name: str, reason: str) -> None:
+    """Assert that of three files one is named with a reason, and the two around it are read."""
+    found = read_all(write_files(folder, "a", name, "z"))
+    assert list(found) == ["a", name, "z"]
+    assert f"{name}.jsonl cannot be read" in found[name]
+    assert reason in found[name]
+    assert (found["a"], found["z"]) == (ids_of("a"), ids_of("z"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("abort", "ends the process that reads it (SIGABRT)"), ("segv", "(SIGSEGV)"), ("exit", "(status 3)")],
+)
+@pytest.mark.usefixtures("misbehaving")
+def test_a_file_that_ends_its_readers_is_quarantined(name: str, reason: str, tmp_path: Path) -> None:
+    check_named(tmp_path, name, reason)
+
+
+@pytest.mark.usefixtures("misbehaving")
+def test_a_file_that_takes_all_memory_is_quarantined(tmp_path: Path) -> None:
+    check_named(tmp_path, "memory", "it takes more than 2 GB of memory")
+
+
+@pytest.mark.usefixtures("misbehaving")
+def test_a_file_that_takes_too_long_is_quarantined(tmp_path: Path) -> None:
+    check_named(tmp_path, "time", "it takes more than 10 s of processor time and 10 s per MB")
+
+
+@pytest.mark.usefixtures("misbehaving")
+def test_a_child_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_process, "_STALL_SECONDS", 1)
+    check_named(tmp_path, "hang", "has done nothing for 1 s")
+
+
+@pytest.mark.usefixtures("misbehaving")
+def test_an_error_that_no_reader_expects_is_one_of_the_file(tmp_path: Path) -> None:
+    check_named(tmp_path, "raise", "TypeError: no reason")
+
+
+@pytest.mark.parametrize("kind", ["kill", "abort", "memory"])
+@pytest.mark.usefixtures("misbehaving")
+def test_what_ends_a_child_once_changes_nothing(kind: str, tmp_path: Path) -> None:
+    """The file is read again, and no row comes twice."""
+    name = f"{kind}-once"
+    assert read_all(write_files(tmp_path, "a", name, "z")) == {each: ids_of(each) for each in ("a", name, "z")}
+
+
+@pytest.mark.usefixtures("misbehaving")
+def test_a_child_that_is_killed_is_not_the_fault_of_its_file(tmp_path: Path) -> None:
+    """A machine without memory kills with SIGKILL, so the run ends, and no file is quarantined."""
+    pieces = write_files(tmp_path, "a", "kill")
+    with pytest.raises(WorkerFaultError, match=r"4 processes in a row were killed while they read .*kill\.jsonl"):
+        read_all(pieces)
+
+
+@pytest.mark.usefixtures("misbehaving")
+def test_none_of_the_rows_of_a_file_that_ends_its_readers_is_taken(tmp_path: Path) -> None:
+    write_files(tmp_path, "a", "abort", "z")
+    [task] = plan_intake(list_files(str(tmp_path)), DATA)
+    parts: list[int] = []
+    report = take_in(task, DATA, PartSize(500), lambda part: parts.append(len(part.ids)) or "uri")
+    assert [file.rows for file in report.files] == [ROWS, 0, ROWS]
+    assert sum(ready.piece.documents for ready in report.pieces) == 2 * ROWS
+
+
+def test_a_child_reads_task_after_task(tmp_path: Path) -> None:
+    """Also after a file that cannot be read; not after a reading that was given up."""
+    pieces = write_files(tmp_path, "a")
+    read_all(pieces)
+    [child] = reader_process._idle
+    (tmp_path / "a.jsonl").unlink()
+    assert "not found" in read_all(pieces)["a"]
+    assert reader_process._idle == [child]
+    for _, parts in read_pieces(write_files(tmp_path, "a", "b"), DATA):
+        next(parts)
+        break
+    assert child.process.poll() is not None
+    assert reader_process._idle == []
+
+
+def test_a_child_has_the_environment_of_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that was set since may name the store."""
+    pieces = write_files(tmp_path, "a")
+    read_all(pieces)
+    [before] = reader_process._idle
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://elsewhere")
+    read_all(pieces)
+    [now] = reader_process._idle
+    assert psutil.Process(now.process.pid).environ()["AWS_ENDPOINT_URL"] == "http://elsewhere"
+    assert before.process.poll() is not None
+
+
+def test_columns_and_lines_are_read_in_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is said of a file that ends it."""
+    [piece] = write_files(tmp_path, "a")
+    assert reader_process.describe_columns(piece, DATA).endswith("a.jsonl has id, text")
+    assert reader_process.locate_rows(piece, [0, 7], DATA) == [1, 8]
+    monkeypatch.setattr(reader_process, "_reply", abort)
+    assert reader_process.describe_columns(piece, DATA) == ""
+    assert reader_process.locate_rows(piece, [0, 7], DATA) is None
+
+
+def abort(*_: object) -> Iterator[Documents]:
+    os.abort()
+
+
+def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
+    """Also if the parent is killed."""
+    write_files(tmp_path, "a")
+    code = f"""
+import sys
+from pipelines.data.files.input_files import list_files
+from pipelines.data.files.reader_process import _idle, read_pieces
+from spin.settings import DataSettings
+for piece, parts in read_pieces([file.whole for file in list_files({str(tmp_path)!r})], DataSettings(train="unused")):
+    list(parts)
+print(_idle[0].process.pid, flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=-1, stdout=-1, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    child.wait(60)
