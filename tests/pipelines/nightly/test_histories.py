@@ -455,23 +455,32 @@ OVERTAKING: dict[str, Callable[[NightHistories], object]] = {
     "nights of both models, begun anew": lambda history: history.start(replace(OVERTAKEN_PASS, restart=True)),
     "a vacuum": lambda history: history.vacuum(later=True, operations=None),
     "a deletion": lambda history: history.delete_nights(deletion=Deletion(THIRD, False), operations=None),
-    "a forgetting": lambda history: history.forget(numbers=[0, 2, 3], operations=None, killed=False),
+    "a forgetting": lambda history: history.forget(numbers=FORGETTING, operations=None, killed=False),
 }
 
 
-def overtake_at_all_operations(overtaking: str, stride: int, overtaken: Request = OVERTAKEN) -> int:
+FORGETTING = [0, 2, 3]
+"""numbers of documents that are forgotten: one of each source, and a dead letter"""
+
+
+def overtake_at_all_operations(overtaking: str, stride: int, overtaken: Request | None = OVERTAKEN) -> int:
     """Let a command overtake a driver at every so many operations, each in an output of its own; return how often.
 
-    The driver wakes when the other command has ended; then the input is classified once more.
+    The driver wakes when the other command has ended; then the input is classified once more. Without `overtaken`, it
+    is one that forgets documents.
     """
-    every = range(0, OPERATIONS_OF_A_NIGHT if overtaken is OVERTAKEN else OPERATIONS_OF_TWO_NIGHTS, stride)
+    lengths = {OVERTAKEN: OPERATIONS_OF_A_NIGHT, OVERTAKEN_PASS: OPERATIONS_OF_TWO_NIGHTS}
+    every = range(0, OPERATIONS_OF_FORGETTING if overtaken is None else lengths[overtaken], stride)
     for operations in every:
         history = NightHistories()
         try:
             history.begin_with_files()
             history.start(Request("web", MODEL, FIRST))
             history.start(Request("web", MODEL, FIRST, restart=True))
-            driver = history.start(overtaken, operations)
+            if overtaken is None:
+                driver = history.start_forgetting(history.choose_documents(FORGETTING), operations)
+            else:
+                driver = history.start(overtaken, operations)
             OVERTAKING[overtaking](history)
             if not driver.ended:
                 driver.run()
@@ -494,6 +503,23 @@ def test_a_driver_may_be_overtaken_at_any_operation(overtaking: str) -> None:
 @pytest.mark.parametrize("overtaking", ["the same command", "the same night, begun anew", "a vacuum"])
 def test_a_driver_of_one_model_may_be_overtaken_at_any_operation(overtaking: str) -> None:
     overtake_at_all_operations(overtaking, STRIDE)
+
+
+@pytest.mark.parametrize("overtaking", ["the same night, begun anew", "a forgetting"])
+def test_forgetting_may_be_overtaken_at_any_operation(overtaking: str) -> None:
+    overtake_at_all_operations(overtaking, STRIDE, None)
+
+
+@pytest.mark.parametrize("operations", range(0, OPERATIONS_OF_A_CLAIM, 4))
+def test_a_command_that_is_cut_off_before_its_claim_changes_nothing(operations: int) -> None:
+    history = NightHistories()
+    try:
+        history.begin_with_files()
+        history.cut_off_before_the_claim(
+            request=OVERTAKEN, numbers=None, operations=operations, failing=2, lost=False, successor=OVERTAKEN
+        )
+    finally:
+        history.teardown()
 
 
 @COMMANDS
