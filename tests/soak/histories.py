@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     began = time.monotonic()
-    commands = (OVERTAKEN, OVERTAKEN_PASS)
+    commands = (OVERTAKEN, OVERTAKEN_PASS, None)
     overtaken = sum(overtake_at_all_operations(name, options.stride, each) for name in OVERTAKING for each in commands)
     histories = _repeat(lambda: run_histories(_BATCH, options.steps), began + 60 * options.minutes)
     print(_summary(overtaken, histories, options.steps, time.monotonic() - began))

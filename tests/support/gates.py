@@ -7,9 +7,10 @@ is a sequence of steps that is the same in every run, without a sleep and withou
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import tenacity
 
 from pipelines.data.files import input_files
 from pipelines.data.files.input_files import InputFile
+from pipelines.nightly.forget import held_rows, rewritten_run
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.service_errors import UnavailableError
 from pipelines.storage import delta_table
@@ -66,10 +68,13 @@ class Driver:
         """the input files as the driver saw them first"""
         self.commits: list[tuple[str, int]] = []
         """URI and new version of each table that it committed to"""
+        self.leases: dict[str, int] = {}
+        """when it created its lease on a store, by the URI of the store: a number that grows from lease to lease"""
         self.result: object = None
         self.error: BaseException | None = None
         self.ended = False
         self._command, self._stop, self._dead = command, -1, False
+        self._stop_after_lease: int | None = None
         self._go, self._idle = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name=name)
 
@@ -98,6 +103,16 @@ class Driver:
         if self.ended and not isinstance(self.error, (SpinError, Killed, type(None))):
             raise AssertionError(f"{self.name} ended with a traceback") from self.error
 
+    def run_to_lease(self, operations: int) -> None:
+        """Start the driver, and wait until it has stopped so many operations after its first lease or has ended."""
+        self._stop_after_lease = operations
+        self.run()
+
+    def cut_off(self, operations: int, *, lost: bool) -> None:
+        """Wake the driver, let its next operations fail, and wait until it has stopped after so many or has ended."""
+        self.outage = Outage(self.operations, operations, lost)
+        self.run(operations)
+
     def kill(self) -> None:
         """End the process of the driver."""
         if not self.ended:
@@ -115,6 +130,11 @@ class Driver:
             raise Killed
         self.operations += 1
         self.trace.append(operation)
+
+    def took_lease(self) -> None:
+        """Called when the driver holds a lease."""
+        if self._stop_after_lease is not None:
+            self._stop, self._stop_after_lease = self.operations + self._stop_after_lease, None
 
     def fails(self) -> bool:
         """Whether the operation that was announced last is within the outage."""
@@ -149,7 +169,10 @@ def gated_stores() -> Iterator[None]:
         _gate(patch, NightTables, "find", lossy=False)
         _gate(patch, delta_table, "open_table", lossy=False)
         _note_listings(patch)
+        _note_leases(patch)
         _let_leases_expire(patch)
+        for module in (held_rows, rewritten_run):  # only the thread of a driver stops at gates
+            patch.setattr(module, "ThreadPoolExecutor", _InThisThread)
         clock = _VirtualTime()
         patch.setattr(tenacity, "time", clock)
         patch.setattr(tenacity.nap, "time", clock)
@@ -204,6 +227,27 @@ def _note_listings(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(input_files, "list_files", list_files)
 
 
+def _note_leases(patch: pytest.MonkeyPatch) -> None:
+    """Note when drivers create their leases, and tell them when they hold them."""
+    enter, check, numbers = Lease.__enter__, Lease.check, count(1)
+
+    def __enter__(self: Lease) -> Lease:
+        lease = enter(self)
+        driver = current_driver()
+        if driver is not None:
+            driver.took_lease()
+        return lease
+
+    def noting_check(self: Lease, **options: Any) -> None:
+        driver = current_driver()
+        if driver is not None and self.store.uri not in driver.leases:  # the first check follows the creation
+            driver.leases[self.store.uri] = next(numbers)
+        check(self, **options)
+
+    patch.setattr(Lease, "__enter__", __enter__)
+    patch.setattr(Lease, "check", noting_check)
+
+
 def _let_leases_expire(patch: pytest.MonkeyPatch) -> None:
     """A lease is over as soon as its holder stops; a dead holder does not release it."""
     make, leave = Lease.__init__, Lease.__exit__
@@ -218,6 +262,22 @@ def _let_leases_expire(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lease, "__init__", __init__)
     patch.setattr(Lease, "__exit__", __exit__)
     patch.setattr(Lease, "_renew", lambda self: None)
+
+
+class _InThisThread:
+    """An executor without threads."""
+
+    def __init__(self, _: int) -> None:
+        pass
+
+    def __enter__(self) -> _InThisThread:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def map(self, function: Callable[[Any], Any], values: Iterable[Any]) -> Iterator[Any]:
+        return map(function, values)
 
 
 class _VirtualTime:

@@ -17,8 +17,10 @@ from urllib.parse import unquote
 
 import pyarrow.parquet as pq
 
+from pipelines.nightly.tables.night_records import LEASES, model_slug
 from tests.support.gates import Driver
-from tests.support.nightly_driver import Deletion
+from tests.support.nightly_driver import Deletion, Forgetting
+from tests.support.object_search import find_in_files
 
 State = tuple[str, int, str]
 """URI, size and version of an input file, as the product lists it"""
@@ -34,6 +36,11 @@ class Content:
     """ids of those that become dead letters"""
     broken: bool
     """whether the file is cut in the middle of a line"""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the documents in the order of the file."""
+        return self.predicted + self.dead
 
 
 class Inputs:
@@ -93,6 +100,11 @@ def _listed(driver: Driver) -> frozenset[State]:
     return frozenset((file.uri, file.size, file.version) for file in driver.listed or ())
 
 
+def _same_documents(one: Night, other: Night) -> bool:
+    """Whether two runs have read the same files and hold the same documents."""
+    return (one.taken, one.quarantined, one.rows) == (other.taken, other.quarantined, other.rows)
+
+
 def _state(path: Path) -> State:
     return str(path), path.stat().st_size, str(path.stat().st_mtime)
 
@@ -133,6 +145,22 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """The documents of a night."""
+
+    predicted: frozenset[str]
+    """ids of the predictions"""
+    dead: frozenset[str]
+    """ids of the dead letters that name one"""
+    left_out: frozenset[str]
+    """ids of the documents whose dead letters say that they are forgotten, and nothing else"""
+
+    def without(self, ids: frozenset[str]) -> Rows:
+        """The rows after documents were forgotten."""
+        return replace(self, predicted=self.predicted - ids, dead=self.dead - ids)
+
+
+@dataclass(frozen=True)
 class Night:
     """What the tables show of a night."""
 
@@ -146,6 +174,8 @@ class Night:
     """version of the predictions with which it became visible"""
     source: str
     """name of the source that the command was given"""
+    rows: Rows
+    """its documents"""
 
 
 class Violation(AssertionError):
@@ -168,6 +198,11 @@ class Output:
         """every run that was ever published"""
         self.lost: set[str] = set()
         """keys that were deleted from outside at some time"""
+        self.announced: set[str] = set()
+        """ids that some command was asked to forget"""
+        self.forgotten: set[str] = set()
+        """those that a command has forgotten and ended with status 0"""
+        self._leases: dict[str, int] = {}
         self._claims: dict[str, int] = {}
         self._claimants: dict[tuple[str, int], Driver] = {}
         self._rows: dict[str, list[dict[str, Any]]] = {}
@@ -192,6 +227,7 @@ class Output:
                 self._check_night(model, date, drivers[version], version)
         self._forget_freed()
         self._check_visible()
+        self._check_forgotten()
         self._check_files()
 
     def delete(self, key: str) -> None:
@@ -236,6 +272,15 @@ class Output:
                 raise Violation(f"version {version}: claim {number} of {model} after {self._claims[model]}")
             self._claims[model] = number
             self._claimants.setdefault((model, number), drivers[version])
+            if not changes:
+                self._check_lease(model, drivers[version])
+
+    def _check_lease(self, model: str, driver: Driver) -> None:
+        """Commands claim a model in the order in which they have taken its lease."""
+        lease = driver.leases[f"{self.folder}/{LEASES}/{model_slug(model)}"]
+        if lease < self._leases.get(model, 0):
+            raise Violation(f"{driver.name} claims {model}, and one that has overtaken it has claimed it before")
+        self._leases[model] = lease
 
     def _changed_nights(self, version: int) -> set[tuple[str, str]]:
         actions = self.predictions.commits[version]
@@ -274,22 +319,42 @@ class Output:
         quarantined = frozenset(state for state, status in states if status == "quarantined")
         if len(states) != len(taken | quarantined):
             raise Violation(f"{run} lists a file twice")
-        others, before = self._taken_elsewhere(model, date), self.runs.get(run)
+        others = self._taken_elsewhere(model, date)
         request: Any = driver.request
-        if request is None:  # a restored run
-            if before is None or (before.taken, before.quarantined) != (taken, quarantined):
-                raise Violation(f"{run} was restored with other files")
-            night = replace(before, order=version)
+        night = Night(run, model, taken, quarantined, False, version, "", self._read_night(model, date, run, taken))
+        begun_by = self._claimants.get((model, int(run[-6:])))
+        if request is None:
+            night = self._check_restored(night)
+        elif isinstance(request, Forgetting):
+            night = self._check_rewritten(night, request, [self.nights[model, date]])
+            others = frozenset()  # it takes nothing anew: nights without `--incremental` may have taken its files since
+        elif begun_by is not None and isinstance(begun_by.request, Forgetting):
+            former = [each for each in self.runs.values() if each.model == model and each.run.startswith(date)]
+            night = replace(self._check_rewritten(night, begun_by.request, former), order=version)
         else:
-            source = Path(request.source).name
-            night = Night(run, model, taken, quarantined, request.incremental, version, source)
+            night = replace(night, incremental=request.incremental, source=Path(request.source).name)
             self._check_listed(driver, night, others if night.incremental else frozenset())
             self._check_quarantined(night)
+            self._check_rows(night)
         if night.incremental and taken & others:
             raise Violation(f"{run} and nights of other dates have taken {sorted(taken & others)}")
         self.nights[model, date] = self.runs[run] = night
         self.deleted.pop((model, date), None)
-        self._check_rows(model, date, night)
+
+    def _check_restored(self, night: Night) -> Night:
+        """A restored run is what it was when it was published before."""
+        before = self.runs.get(night.run)
+        if before is None or not _same_documents(before, night):
+            raise Violation(f"{night.run} was restored with other files or rows")
+        return replace(before, order=night.order)
+
+    def _check_rewritten(self, night: Night, forgetting: Forgetting, former: list[Night]) -> Night:
+        """A run of a command that forgets is a former one without the documents, and nothing else is different."""
+        for each in former:
+            rewritten = replace(each, run=night.run, rows=each.rows.without(forgetting.ids))
+            if _same_documents(rewritten, night):
+                return rewritten
+        raise Violation(f"{night} is none of {former} without {set(forgetting.ids)}")
 
     def _check_listed(self, driver: Driver, night: Night, others: frozenset[State]) -> None:
         """The files of a run are those that were new to the driver that began it, in the listing that it made.
@@ -329,27 +394,55 @@ class Output:
         rows = [row for path in paths for row in self._read(self.inputs_table, path)]
         return [((row["uri"], row["size"], row["version"]), row["status"]) for row in rows]
 
-    def _check_rows(self, model: str, date: str, night: Night) -> None:
-        """The rows of a night are those of the files that it has taken, each once."""
+    def _check_rows(self, night: Night) -> None:
+        """The rows of a night are those of the files that it has taken; it leaves out only what is to be forgotten."""
         contents = [self.inputs.contents[state] for state in night.taken]
         expected = {
-            "predictions": Counter(id for content in contents for id in content.predicted),
-            "dead_letters": Counter(id for content in contents for id in content.dead),
+            "predictions": {id for content in contents for id in content.predicted},
+            "dead_letters": {id for content in contents for id in content.dead},
         }
-        found = {
-            table.folder.name: Counter(
-                row["id"]
-                for path in table.partition(model=model, date=date)
-                if path.startswith(f"{night.run}/")
-                for row in self._read(table, path)
-            )
-            for table in (self.predictions, self.dead_letters)
-        }
+        found = {"predictions": night.rows.predicted, "dead_letters": night.rows.dead}
         for table, ids in expected.items():
-            if found[table] != ids:
-                raise Violation(
-                    f"{night.run}: {table} lacks {ids - found[table]} and has too many {found[table] - ids}"
-                )
+            if found[table] != ids - night.rows.left_out:
+                lacking, more = ids - night.rows.left_out - found[table], found[table] - ids
+                raise Violation(f"{night.run}: {table} lacks {lacking} and has too many {more}")
+        if wrong := night.rows.left_out - self.announced:
+            raise Violation(f"{night.run} leaves out {set(wrong)}, which nobody has asked to forget")
+
+    def _read_night(self, model: str, date: str, run: str, taken: frozenset[State]) -> Rows:
+        """The documents in the tables of a run that has taken some files, each once."""
+        predictions, dead_letters = (
+            [
+                row
+                for path in table.partition(model=model, date=date)
+                if path.startswith(f"{run}/")
+                for row in self._read(table, path)
+            ]
+            for table in (self.predictions, self.dead_letters)
+        )
+        contents = {uri: self.inputs.contents[uri, size, version] for uri, size, version in taken}
+        left_out = [
+            contents[row["file"]].ids[row["row"]]
+            for row in dead_letters
+            if row["reason"] == "forgotten" and row["id"] is row["text"] is None
+        ]
+        predicted = [row["id"] for row in predictions]
+        dead = [row["id"] for row in dead_letters if row["reason"] != "forgotten"]
+        if twice := {id for id, times in Counter(predicted + dead + left_out).items() if times > 1}:
+            raise Violation(f"{run} has {twice} more than once")
+        return Rows(frozenset(predicted), frozenset(dead), frozenset(left_out))
+
+    def _check_forgotten(self) -> None:
+        """No table names a row of a document that is forgotten."""
+        for table in (self.predictions, self.dead_letters) if self.forgotten else ():
+            for path in table.files:
+                if held := {row["id"] for row in self._read(table, path)} & self.forgotten:
+                    raise Violation(f"{table.folder.name}/{path} holds {held}, which are forgotten")
+
+    def check_objects(self, ids: frozenset[str]) -> None:
+        """No object of the output names a document that was forgotten."""
+        if found := find_in_files(self.folder, sorted(ids)):
+            raise Violation(f"forgotten documents are in {found}")
 
     def _check_files(self) -> None:
         """No table names a file that is not there, unless it was deleted from outside."""
@@ -365,7 +458,8 @@ class Output:
         if visible != set(self.nights):
             raise Violation(f"nights {visible}, expected {set(self.nights)}")
         for (model, date), night in self.nights.items():
-            self._check_rows(model, date, night)
+            if self._read_night(model, date, night.run, night.taken) != night.rows:
+                raise Violation(f"the rows of {night.run} are others than when it was published")
             taken = {state for state, status in self._input_states(model, date, night.run) if status == "taken"}
             if taken != night.taken:
                 raise Violation(f"the input files of {night.run} are others than when it was published")

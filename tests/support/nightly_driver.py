@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from pipelines.data import intake
-from pipelines.nightly import classify
+from pipelines.nightly import classify, nights
 from pipelines.nightly.command_result import CommandResult
+from pipelines.nightly.forget.forget_nights import forget_in_output
 from pipelines.nightly.night_models import RequestedModel
-from pipelines.nightly.tables.deletion import delete_nights, models_before
-from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables
-from pipelines.nightly.tables.publication import restore_night
+from pipelines.nightly.tables.night_records import lease_model
+from pipelines.nightly.tables.night_tables import NightTables
+from pipelines.nightly.tables.publication import claim_nights
 from pipelines.nightly.tables.vacuum import models_of, plan_vacuum, run_vacuum
 from pipelines.storage.object_store import Store
 from spin.settings import parse_settings
 from tests.support.fake_nights import FakeRegistry, use_fake_step
 from tests.support.gates import gated_stores
-from tests.support.nights import claim_model
 
 RETRY_SECONDS = 20.0
 LARGE = 120
@@ -57,11 +57,9 @@ def gated_nights() -> Iterator[None]:
         yield
 
 
-def restore(output: str, model: str, run: str) -> None:
+def restore(output: str, run: str) -> None:
     """Publish a run again."""
-    tables = NightTables(Store(output, RETRY_SECONDS))
-    claim = claim_model(tables, model)
-    restore_night(tables, run, claim=claim)
+    nights.restore(output, run=run)
 
 
 @dataclass(frozen=True)
@@ -74,21 +72,30 @@ class Deletion:
 
 def delete(output: str, deletion: Deletion) -> None:
     """Delete nights of early dates."""
-    tables = NightTables(Store(output, RETRY_SECONDS))
-    if tables.find(PREDICTIONS) is not None:
-        before, forget_files = deletion.before, deletion.forget_files
-        models = models_before(tables, before, forget_files=forget_files)
-        claims = {model: claim_model(tables, model) for model in models}
-        delete_nights(tables, before, claims=claims, leases=[], forget_files=forget_files)
+    nights.delete(output, before=deletion.before, forget_files=deletion.forget_files)
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """What `spin forget` is asked for."""
+
+    ids: frozenset[str]
+
+
+def forget(output: str, forgetting: Forgetting) -> None:
+    """Forget documents in an output."""
+    forget_in_output(output, sorted(forgetting.ids))
 
 
 def vacuum(output: str, later: timedelta) -> None:
     """Vacuum as if the clock were `later`."""
     tables = NightTables(Store(output, RETRY_SECONDS))
-    claims = {model: claim_model(tables, model) for model in models_of(tables)}
-    if claims:
-        plan = plan_vacuum(tables, now=datetime.now(UTC) + later, age=timedelta(hours=24))
-        run_vacuum(tables, plan, claims)
+    with ExitStack() as stack:
+        leases = {model: stack.enter_context(lease_model(tables.out, model)) for model in models_of(tables)}
+        claims = {model: claim_nights(tables, model, lease) for model, lease in leases.items()}
+        if claims:
+            plan = plan_vacuum(tables, now=datetime.now(UTC) + later, age=timedelta(hours=24))
+            run_vacuum(tables, plan, claims)
 
 
 def run_request(output: str, request: Request) -> CommandResult:

@@ -27,10 +27,21 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from pipelines.data.forgotten_ids import FOLDER
 from pipelines.nightly.nights import list_output, resumable_runs
 from tests.support.gates import Driver, Outage
 from tests.support.histories import Inputs, Night, Output, Violation
-from tests.support.nightly_driver import Deletion, Request, delete, gated_nights, restore, run_request, vacuum
+from tests.support.nightly_driver import (
+    Deletion,
+    Forgetting,
+    Request,
+    delete,
+    forget,
+    gated_nights,
+    restore,
+    run_request,
+    vacuum,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +58,10 @@ OPERATIONS_OF_A_NIGHT = 100
 """a little more than a night takes"""
 OPERATIONS_OF_TWO_NIGHTS = 190
 """a little more than a night of two models takes"""
+OPERATIONS_OF_FORGETTING = 170
+"""a little more than it takes to forget documents of two nights"""
+OPERATIONS_OF_A_CLAIM = 14
+"""a little more than lie between the lease of a model and its claim"""
 OPERATIONS = st.one_of(st.integers(0, OPERATIONS_OF_A_NIGHT), st.integers(0, OPERATIONS_OF_TWO_NIGHTS))
 """after which a driver stops"""
 
@@ -59,6 +74,8 @@ requests = st.builds(
     strict=st.booleans(),
     others=st.sampled_from(((), (), MODELS)),
 )
+deletions = st.builds(Deletion, before=st.sampled_from((*DATES[1:], *LAST)), forget_files=st.booleans())
+numbers_of_documents = st.lists(st.integers(0, 99), min_size=1, max_size=3)
 outages = st.builds(Outage, first=OPERATIONS, length=st.sampled_from((1, 2, 1000)), lost=st.booleans())
 
 
@@ -95,7 +112,14 @@ class NightHistories(RuleBasedStateMachine):
         for driver in list(self.suspended):
             driver.run()
             self.step(driver)
+        self.complete_forgetting()
         self.repair()
+
+    def complete_forgetting(self) -> None:
+        """No driver is left that could write anything: forgetting once more removes the documents from every object."""
+        if self.output.announced and self.output.predictions.commits:
+            driver = self.start_forgetting(frozenset(self.output.announced))
+            assert driver.status in self.expected(0), driver.error
 
     @initialize()
     def begin_with_files(self) -> None:
@@ -170,21 +194,66 @@ class NightHistories(RuleBasedStateMachine):
         visible = {night.run for night in self.output.nights.values()}
         if runs := sorted(ever.keys() - visible) or sorted(ever):
             run = runs[number % len(runs)]
-            self.launch(f"restore {run}", lambda: restore(self.uri, model, run), operations=operations)
+            self.launch(f"restore {run}", lambda: restore(self.uri, run), operations=operations)
 
     @rule(later=st.booleans(), operations=st.one_of(st.none(), OPERATIONS))
     def vacuum(self, later: bool, operations: int | None) -> None:
         """Now, or two days later, when everything is old."""
         self.launch("vacuum", lambda: vacuum(self.uri, timedelta(days=2 * later)), operations=operations)
 
-    @rule(
-        before=st.sampled_from((*DATES[1:], *LAST)),
-        forget_files=st.booleans(),
-        operations=st.one_of(st.none(), OPERATIONS),
-    )
-    def delete_nights(self, before: str, forget_files: bool, operations: int | None) -> None:
-        deletion = Deletion(before, forget_files)
+    @rule(deletion=deletions, operations=st.one_of(st.none(), OPERATIONS))
+    def delete_nights(self, deletion: Deletion, operations: int | None) -> None:
         self.launch(str(deletion), lambda: delete(self.uri, deletion), deletion, operations=operations)
+
+    @rule(numbers=numbers_of_documents, operations=st.one_of(st.none(), OPERATIONS), killed=st.booleans())
+    def forget(self, numbers: list[int], operations: int | None, killed: bool) -> None:
+        """Documents that any file ever held."""
+        driver = self.start_forgetting(self.choose_documents(numbers), operations)
+        if operations is None:
+            nothing = not self.output.predictions.commits
+            assert driver.status in self.expected(2 if nothing else 0), driver.error
+        elif killed:
+            driver.kill()
+            self.step(driver)
+
+    @rule(numbers=numbers_of_documents, outage=outages)
+    def forget_during_outage(self, numbers: list[int], outage: Outage) -> None:
+        driver = self.start_forgetting(self.choose_documents(numbers), outage=outage)
+        assert driver.status in {0, 2, 5}, driver.error
+
+    @rule(
+        request=requests,
+        numbers=st.one_of(st.none(), numbers_of_documents),
+        operations=st.integers(0, OPERATIONS_OF_A_CLAIM),
+        failing=st.integers(1, 3),
+        lost=st.booleans(),
+        successor=requests,
+    )
+    def cut_off_before_the_claim(
+        self,
+        request: Request,
+        numbers: list[int] | None,
+        operations: int,
+        failing: int,
+        lost: bool,
+        successor: Request,
+    ) -> None:
+        """A command does not reach the store for longer than its lease lasts, and another one takes over."""
+        driver = self.make_driver(request) if numbers is None else self.make_forgetting(self.choose_documents(numbers))
+        driver.run_to_lease(operations)
+        self.step(driver)
+        if not driver.ended:
+            driver.cut_off(failing, lost=lost)
+            self.step(driver)
+        if driver.ended:
+            return
+        claimed = bool(driver.commits)
+        successor = replace(successor, model=request.model)
+        overtaken = self.start(successor).status == 0 and numbers is None and request.models == (request.model,)
+        driver.run()
+        self.step(driver)
+        allowed = {3} if overtaken and not claimed else {0, 2, 3, 4, 5}
+        assert driver.status in allowed, (driver.name, driver.error)
 
     @rule(number=st.integers(0, 9))
     def resume(self, number: int) -> None:
@@ -208,11 +277,14 @@ class NightHistories(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 999))
     def delete_object(self, number: int) -> None:
-        """Anything outside the logs of the tables, but the input rows of at most one run at a time."""
+        """Anything outside the logs of the tables, but the input rows of at most one run at a time.
+
+        Without the hashes of what was forgotten, nobody knows what a later night has to leave out: these stay.
+        """
         keys = sorted(
             str(path.relative_to(self.folder / "out"))
             for path in (self.folder / "out").rglob("*")
-            if path.is_file() and "_delta_log" not in path.parts
+            if path.is_file() and not {"_delta_log", FOLDER} & set(path.parts)
         )
         if keys and not self.output.damaged_nights():
             self.output.delete(keys[number % len(keys)])
@@ -241,22 +313,56 @@ class NightHistories(RuleBasedStateMachine):
         assert driver.status == 0, driver.error
 
     def start(self, request: Request, operations: int | None = None, outage: Outage | None = None) -> Driver:
+        driver = self.make_driver(request, outage)
+        driver.run(operations)
+        self.step(driver)
+        return driver
+
+    def make_driver(self, request: Request, outage: Outage | None = None) -> Driver:
         there = replace(request, source=self.inputs.source(request.source))
-        return self.launch(str(request), lambda: run_request(self.uri, there), there, operations, outage)
+        return self.make(str(request), lambda: run_request(self.uri, there), there, outage)
+
+    def choose_documents(self, numbers: list[int]) -> frozenset[str]:
+        """Ids of documents that any file ever held."""
+        ids = [id for content in self.inputs.contents.values() for id in content.ids]
+        return frozenset(ids[number % len(ids)] for number in numbers)
+
+    def start_forgetting(
+        self, ids: frozenset[str], operations: int | None = None, outage: Outage | None = None
+    ) -> Driver:
+        driver = self.make_forgetting(ids, outage)
+        driver.run(operations)
+        self.step(driver)
+        if operations is None and driver.status == 0:
+            self.output.check_objects(ids)
+        return driver
+
+    def make_forgetting(self, ids: frozenset[str], outage: Outage | None = None) -> Driver:
+        self.output.announced |= ids
+        forgetting = Forgetting(ids)
+        return self.make(f"forget {sorted(ids)}", lambda: forget(self.uri, forgetting), forgetting, outage)
 
     def launch(
         self,
         name: str,
         command: Callable[[], object],
-        request: Request | Deletion | None = None,
+        request: Deletion | None = None,
         operations: int | None = None,
-        outage: Outage | None = None,
     ) -> Driver:
-        self.drivers += 1
-        driver = Driver(f"{self.drivers}: {name}", command, outage, request)
+        driver = self.make(name, command, request)
         driver.run(operations)
         self.step(driver)
         return driver
+
+    def make(
+        self,
+        name: str,
+        command: Callable[[], object],
+        request: Request | Deletion | Forgetting | None = None,
+        outage: Outage | None = None,
+    ) -> Driver:
+        self.drivers += 1
+        return Driver(f"{self.drivers}: {name}", command, outage, request)
 
     def step(self, driver: Driver) -> None:
         """A driver has moved: note what it has committed, and check the output."""
@@ -268,6 +374,8 @@ class NightHistories(RuleBasedStateMachine):
             self.suspended.append(driver)
         if driver.ended:
             self.statuses[driver.outcome] += 1
+            if isinstance(driver.request, Forgetting) and driver.status == 0:
+                self.output.forgotten |= driver.request.ids
         self.output.observe(self.publishers)
 
     def check_ended(self, driver: Driver) -> None:
@@ -346,23 +454,33 @@ OVERTAKING: dict[str, Callable[[NightHistories], object]] = {
     "a night of both models": lambda history: history.start(OVERTAKEN_PASS),
     "nights of both models, begun anew": lambda history: history.start(replace(OVERTAKEN_PASS, restart=True)),
     "a vacuum": lambda history: history.vacuum(later=True, operations=None),
-    "a deletion": lambda history: history.delete_nights(before=THIRD, forget_files=False, operations=None),
+    "a deletion": lambda history: history.delete_nights(deletion=Deletion(THIRD, False), operations=None),
+    "a forgetting": lambda history: history.forget(numbers=FORGETTING, operations=None, killed=False),
 }
 
 
-def overtake_at_all_operations(overtaking: str, stride: int, overtaken: Request = OVERTAKEN) -> int:
+FORGETTING = [0, 2, 3]
+"""numbers of documents that are forgotten: one of each source, and a dead letter"""
+
+
+def overtake_at_all_operations(overtaking: str, stride: int, overtaken: Request | None = OVERTAKEN) -> int:
     """Let a command overtake a driver at every so many operations, each in an output of its own; return how often.
 
-    The driver wakes when the other command has ended; then the input is classified once more.
+    The driver wakes when the other command has ended; then the input is classified once more. Without `overtaken`, it
+    is one that forgets documents.
     """
-    every = range(0, OPERATIONS_OF_A_NIGHT if overtaken is OVERTAKEN else OPERATIONS_OF_TWO_NIGHTS, stride)
+    lengths = {OVERTAKEN: OPERATIONS_OF_A_NIGHT, OVERTAKEN_PASS: OPERATIONS_OF_TWO_NIGHTS}
+    every = range(0, OPERATIONS_OF_FORGETTING if overtaken is None else lengths[overtaken], stride)
     for operations in every:
         history = NightHistories()
         try:
             history.begin_with_files()
             history.start(Request("web", MODEL, FIRST))
             history.start(Request("web", MODEL, FIRST, restart=True))
-            driver = history.start(overtaken, operations)
+            if overtaken is None:
+                driver = history.start_forgetting(history.choose_documents(FORGETTING), operations)
+            else:
+                driver = history.start(overtaken, operations)
             OVERTAKING[overtaking](history)
             if not driver.ended:
                 driver.run()
@@ -385,6 +503,23 @@ def test_a_driver_may_be_overtaken_at_any_operation(overtaking: str) -> None:
 @pytest.mark.parametrize("overtaking", ["the same command", "the same night, begun anew", "a vacuum"])
 def test_a_driver_of_one_model_may_be_overtaken_at_any_operation(overtaking: str) -> None:
     overtake_at_all_operations(overtaking, STRIDE)
+
+
+@pytest.mark.parametrize("overtaking", ["the same night, begun anew", "a forgetting"])
+def test_forgetting_may_be_overtaken_at_any_operation(overtaking: str) -> None:
+    overtake_at_all_operations(overtaking, STRIDE, None)
+
+
+@pytest.mark.parametrize("operations", range(0, OPERATIONS_OF_A_CLAIM, 4))
+def test_a_command_that_is_cut_off_before_its_claim_changes_nothing(operations: int) -> None:
+    history = NightHistories()
+    try:
+        history.begin_with_files()
+        history.cut_off_before_the_claim(
+            request=OVERTAKEN, numbers=None, operations=operations, failing=2, lost=False, successor=OVERTAKEN
+        )
+    finally:
+        history.teardown()
 
 
 @COMMANDS
