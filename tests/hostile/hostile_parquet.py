@@ -76,7 +76,7 @@ def _bombs() -> Iterator[HostileFile]:
         ("brotli", repeat_brotli(zeros, 64)),
     ):
         bomb = change_body(write_parquet(_TEXT, compression=codec), body, 64 * len(zeros))
-        yield bad(f"page-512-mb-{codec}.parquet", f"a {codec} page of 512 MB of 20 rows", bomb)
+        yield harmless(f"page-512-mb-{codec}.parquet", f"a {codec} page of 512 MB of 20 rows", bomb)
     yield bad(
         "cell-300-mb.parquet", "a value of 300 MB in zstd", _one_cell("zstd", repeat_zstd(b"x" * MEGABYTE, 300), 300)
     )
