@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -48,17 +49,23 @@ from tests.hostile.thrift import BINARY, STRUCT, Items, Struct
 _ROWS = 20
 _MOST, _LONGEST = (1 << 31) - 1, (1 << 63) - 1
 _TEXT = {"id": [f"d{n}" for n in range(_ROWS)], "text": [f"some text {n % 3}" for n in range(_ROWS)]}
+_UNNOTICED = {
+    *(f"chunk-num_values-{value}.parquet" for value in (10, _MOST, _LONGEST)),
+    *(f"chunk-data_offset-{value}.parquet" for value in ("beyond", _LONGEST)),
+    *(f"page-uncompressed-{value}.parquet" for value in (0, _MOST)),
+    *(f"page-values-{value}.parquet" for value in (1000, _MOST)),
+    "bit-width-0.parquet",
+    "abort-list-2.parquet",
+    "schema-repetition-99.parquet",
+}
+"""lies by which no row is lost, so that a reader need not notice them"""
 
 
 def parquet_files() -> Iterator[HostileFile]:
     """Parquet files, whose pages are bombs or whose metadata lie."""
-    yield from _bombs()
-    yield from _rows_of_nothing()
-    yield from _lying_footers()
-    yield from _lying_chunks()
-    yield from _lying_pages()
-    yield from _schemas()
-    yield from _wrong_types()
+    parts = (_bombs, _rows_of_nothing, _lying_footers, _lying_chunks, _lying_pages, _schemas, _wrong_types)
+    for file in (file for part in parts for file in part()):
+        yield replace(file, expected="any") if file.name in _UNNOTICED else file
 
 
 def _bombs() -> Iterator[HostileFile]:
@@ -108,16 +115,14 @@ def _one_cell(codec: str, body: bytes, megabytes: int, *, whole: bool = False) -
 
 def _lying_footers() -> Iterator[HostileFile]:
     parquet = write_parquet(_TEXT)
-    body, footer = read_footer(parquet)
     for rows in (-1, 0, 10, _LONGEST):
         yield bad(
             f"rows-{rows}.parquet",
             f"the footer says {rows} rows",
             change_footer(parquet, _set(_root, NUM_ROWS, rows)),
         )
-    for rows in (-1, 0, 5, 10**6, _LONGEST):
-        lie = change_footer(parquet, _set(_group, GROUP_ROWS, rows))
-        yield bad(f"group-rows-{rows}.parquet", f"the row group says {rows} rows", lie)
+    yield from _lying_groups(parquet)
+    body, footer = read_footer(parquet)
     for length in (0, 8, len(parquet), _MOST, -1):
         yield bad(
             f"footer-length-{length}.parquet",
@@ -131,25 +136,31 @@ def _lying_footers() -> Iterator[HostileFile]:
     yield bad("encrypted.parquet", "the magic number of an encrypted footer", b"PARE" + parquet[4:-4] + b"PARE")
     yield bad("zeros-within.parquet", "its pages are zeros", MAGIC + bytes(len(body) - 4) + parquet[len(body) :])
     for number, name in ((SCHEMA, "schema"), (ROW_GROUPS, "row groups")):
-        lie = read_footer(parquet)[1]
-        lie.fields[number][1].length = _MOST
+        lying = read_footer(parquet)[1]
+        lying.fields[number][1].length = _MOST
         yield bad(
             f"list-of-{name.replace(' ', '-')}.parquet",
             f"the list of the {name} says 2^31 - 1 items",
-            add_footer(body, lie),
+            add_footer(body, lying),
         )
+    yield bad("garbage.parquet", "bytes after the footer", parquet + b"garbage")
+    yield good("no-groups.parquet", "no row group", write_parquet(pa.table(_TEXT).slice(0, 0)), empty=True)
+
+
+def _lying_groups(parquet: bytes) -> Iterator[HostileFile]:
+    for rows in (-1, 0, 5, 10**6, _LONGEST):
+        lie = change_footer(parquet, _set(_group, GROUP_ROWS, rows))
+        yield bad(f"group-rows-{rows}.parquet", f"the row group says {rows} rows", lie)
     yield bad(
         "groups-20k.parquet",
         "a row group 20,000 times",
         change_footer(parquet, _repeat_groups),
     )
-    yield bad("garbage.parquet", "bytes after the footer", parquet + b"garbage")
     yield bad(
         "groups-named-twice.parquet",
         "the only row group is named twice, the rows of one are counted",
         change_footer(parquet, _name_group_twice),
     )
-    yield good("no-groups.parquet", "no row group", write_parquet(pa.table(_TEXT).slice(0, 0)), empty=True)
 
 
 def _name_group_twice(footer: Struct) -> None:
@@ -172,7 +183,8 @@ def _lying_chunks() -> Iterator[HostileFile]:
     for name, values in lies.items():
         for value in values:
             phrase = f"the description of a column says {name.lower().replace('_', ' ')} {value}"
-            yield bad(f"chunk-{name.lower()}-{value}.parquet", phrase, change_chunk(parquet, **{name: value}))
+            shown = "beyond" if value == len(parquet) else value
+            yield bad(f"chunk-{name.lower()}-{shown}.parquet", phrase, change_chunk(parquet, **{name: value}))
     for value in (-1, 0, 1, _LONGEST):
         phrase = f"the description of a column says {value} bytes before compression"
         yield harmless(f"chunk-uncompressed-{value}.parquet", phrase, change_chunk(parquet, UNCOMPRESSED=value))

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import pyarrow as pa
 
@@ -59,8 +60,8 @@ def _parquet_bases() -> list[Base]:
             "text": [None if n % 20 == 19 else f"some text {n % 11} of a document" for n in range(_ROWS)],
         }
     )
-    plain = {"column_encoding": {"text": "PLAIN", "weight": "BYTE_STREAM_SPLIT"}}
-    options = {
+    plain: dict[str, Any] = {"column_encoding": {"text": "PLAIN", "weight": "BYTE_STREAM_SPLIT"}}
+    options: dict[str, dict[str, Any]] = {
         **{codec: {"compression": codec} for codec in ("none", "snappy", "gzip", "brotli", "lz4", "zstd")},
         "dictionary": {"use_dictionary": True, "store_schema": True},
         "dictionary-zstd": {"use_dictionary": True, "compression": "zstd", "data_page_version": "2.0"},

@@ -45,9 +45,14 @@ def write_parquet(table: pa.Table | dict[str, Any], **options: Any) -> bytes:
         fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
         table = pa.table(list(columns.values()), schema=pa.schema(fields))
     sink = pa.BufferOutputStream()
-    defaults = {"use_dictionary": False, "write_statistics": False, "compression": "none", "store_schema": False}
+    defaults: dict[str, Any] = {
+        "use_dictionary": False,
+        "write_statistics": False,
+        "compression": "none",
+        "store_schema": False,
+    }
     pq.write_table(table, sink, **(defaults | options))
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
 
 
 def read_footer(parquet: bytes) -> tuple[bytes, Struct]:

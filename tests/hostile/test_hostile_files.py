@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from spin.settings import DataSettings
 from tests.hostile.hostile_file import HostileFile
 from tests.hostile.hostile_files import files_with_names, write_hostile_file, write_hostile_files
 from tests.hostile.hostile_parquet import parquet_files
@@ -53,6 +54,14 @@ def test_a_hostile_file_is_taken_for_what_it_is_and_its_neighbours_are_whole(
 ) -> None:
     found = {file.name: take_between_good_files(file, tmp_path / "folder") for file in make()}
     assert {name: each for name, each in found.items() if each} == {}
+
+
+def test_half_a_character_as_the_name_of_a_kept_column_harms_nothing(tmp_path: Path) -> None:
+    write_good_files(tmp_path)
+    (tmp_path / "half.jsonl").write_text('{"id": "a", "text": "some text", "\\ud800": 1}\n')
+    taken = take_folder(tmp_path, DataSettings(train="unused", keep={"\ud800": "string"}))
+    assert taken.good_files_harmed() == {}
+    assert "half.jsonl" in taken.reasons or taken.rows["half.jsonl"] == 1
 
 
 def test_a_folder_of_hostile_files_is_taken_in(tmp_path: Path) -> None:
