@@ -17,7 +17,7 @@ MEGABYTE = 1 << 20
 
 def repeat_zstd(block: bytes, times: int, start: bytes = b"") -> bytes:
     """A zstd file of a start and a block so many times: frames one after another."""
-    frames = bytes(pa.Codec("zstd", 19).compress(block, asbytes=True)) * times
+    frames = bytes(pa.Codec("zstd", 3).compress(block, asbytes=True)) * times
     return bytes(pa.compress(start, codec="zstd", asbytes=True)) + frames if start else frames
 
 
@@ -43,10 +43,11 @@ def _deflate(data: bytes) -> bytes:
     return deflate.compress(data) + deflate.flush(zlib.Z_FULL_FLUSH) if data else b""
 
 
-def repeat_brotli(block: bytes, times: int) -> bytes:
-    """A brotli stream of a block so many times."""
+def repeat_brotli(block: bytes, times: int, start: bytes = b"") -> bytes:
+    """A brotli stream of a start and a block so many times."""
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, "brotli") as stream:
+        stream.write(start)
         for _ in range(times):
             stream.write(block)
     return bytes(sink.getvalue())

@@ -69,8 +69,8 @@ def parquet_files() -> Iterator[HostileFile]:
 
 
 def _bombs() -> Iterator[HostileFile]:
-    cell = pa.DictionaryArray.from_arrays(pa.array([0] * 12_000, pa.int32()), pa.array(["x" * MEGABYTE]))
-    table = pa.table({"id": [str(n) for n in range(12_000)], "text": cell})
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 12_000, pa.int32()), pa.array(["x" * MEGABYTE]))
+    table = pa.table({"id": [str(n) for n in range(12_000)], "text": texts})
     asked = write_parquet(
         table, use_dictionary=["text"], compression="zstd", dictionary_pagesize_limit=2 * MEGABYTE, compression_level=19
     )
@@ -92,6 +92,10 @@ def _bombs() -> Iterator[HostileFile]:
         "a value of 1.9 GB in zstd",
         _one_cell("zstd", repeat_zstd(b"x" * (19 * MEGABYTE), 100), 1900),
     )
+    for codec, repeat in (("gzip", repeat_gzip), ("brotli", repeat_brotli)):
+        page = repeat(b"x" * MEGABYTE, 300, _length(300 * MEGABYTE))
+        cell = _one_cell(codec, page, 300, whole=True)
+        yield bad(f"cell-300-mb-{codec}.parquet", f"a value of 300 MB in {codec}", cell)
     lz4 = run_of_lz4(_length(300 * MEGABYTE) + b"x", 300 * MEGABYTE - 1)
     yield bad("cell-300-mb-lz4.parquet", "a value of 300 MB in lz4", _one_cell("lz4", lz4, 300, whole=True))
     snappy = run_of_snappy(_length(65 * MEGABYTE) + b"x", 65 * MEGABYTE - 1)

@@ -100,15 +100,14 @@ def mutate(base: Base, random: Random) -> bytes:
     """The file with one to four mutations: of its bytes, of what is compressed, or of structures of Parquet."""
     content = base.content
     for _ in range(random.choice((1, 1, 1, 2, 2, 3, 4))):
-        within = random.random() < 0.5
-        if base.parquet and within:
-            content = _mutate_structure(content, random)
-        elif base.parquet or within:
-            content = mutate_bytes(content, random)
-    if base.parquet:
-        return content
+        if base.parquet:
+            (change,) = random.choices((_mutate_structure, _mutate_body, mutate_bytes), weights=(6, 3, 1))
+        else:
+            (change,) = random.choices((_mutate_text, mutate_bytes, _keep), weights=(5, 2, 3))
+        content = change(content, random)
     written = base.compress(content)
-    return mutate_bytes(written, random) if content == base.content or random.random() < 0.2 else written
+    outside = not base.parquet and (content == base.content or random.random() < 0.2)
+    return mutate_bytes(written, random) if outside else written
 
 
 def mutate_bytes(data: bytes, random: Random) -> bytes:
@@ -174,6 +173,25 @@ _BYTE_MUTATIONS = (
     _double,
     _append_beginning,
 )
+
+
+def _keep(data: bytes, random: Random) -> bytes:
+    return data
+
+
+def _mutate_text(data: bytes, random: Random) -> bytes:
+    """The text with a character that means something in place of another, between two, or many times."""
+    at = random.randrange(len(data) + 1)
+    return random.choice((_replace_with_meaning, _insert_run, _replace_with_meaning, _double))(data, at, 16, random)
+
+
+def _mutate_body(parquet: bytes, random: Random) -> bytes:
+    """The file with other bytes before the footer, as many as there were."""
+    stop = max(1, len(parquet) - 8 - int.from_bytes(parquet[-8:-4], "little"))
+    body = random.choice((_flip_bits, _replace, _replace_with_number))(
+        parquet[:stop], random.randrange(stop), random.choice((1, 4, 16)), random
+    )
+    return body[:stop] + parquet[stop:]
 
 
 def _mutate_structure(parquet: bytes, random: Random) -> bytes:
