@@ -15,7 +15,7 @@ from tests.hostile.hostile_parquet import parquet_files
 from tests.hostile.hostile_text import csv_files, jsonl_files
 from tests.hostile.intake_run import Taken, take_folder, write_good_files
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def judge(file: HostileFile, taken: Taken) -> str | None:
