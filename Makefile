@@ -4,6 +4,7 @@ PYTHON ?= python3
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 TASK ?= tweets
+MINUTES ?= 60
 BIN := .venv/bin
 # one thread per test process, and the workers of Ray with the priority of the tests that wait for them
 PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest
@@ -13,7 +14,7 @@ PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 NO_TORCH := awk '/^[a-z]/ {keep = !/^(torch|triton|nvidia-|cuda-)/} keep'
 COMPILE := $(BIN)/uv pip compile --quiet --no-header --no-annotate --universal --python-version 3.11.5 --generate-hashes --constraint constraints.txt
 
-.PHONY: help setup constraints lock materials quickstart cluster-demo images compose-demo test test-here test-fast soak soak-kill bench bench-method bench-regret bench-limits bench-trust bench-gpu lint docs notebooks gallery dist clean
+.PHONY: help setup constraints lock materials quickstart cluster-demo images compose-demo test test-here test-fast soak soak-kill fuzz bench bench-method bench-regret bench-limits bench-trust bench-gpu lint docs notebooks gallery dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -59,6 +60,9 @@ soak: setup  ## an hour of histories of nights that Hypothesis makes up; SOAK="-
 
 soak-kill: setup  ## nights whose processes and S3 server are killed; SOAK="--documents 2000 --kills 4 --shard 50" for a trial
 	$(BIN)/python -m tests.soak.kill $(SOAK)
+
+fuzz: setup  ## mutated input files for an hour, or MINUTES=5; failing ones into build/fuzz; FUZZ="--seed 1 --from 0" for others
+	$(BIN)/python -m tests.hostile.fuzz --minutes $(MINUTES) $(FUZZ)
 
 cluster-demo: setup  ## train, classify, lose a node, promote and roll back on three Ray nodes with real servers
 	DEMO_STARTED=$$(date +%s) infra/s3/run.sh infra/mlflow/run.sh $(BIN)/python -m infra.demo
