@@ -34,6 +34,7 @@ from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.intake import plan_intake
 from pipelines.data.labelled_corpus import read_labelled
 from pipelines.data.spool import find_dead_rows
+from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import to_json
 from pipelines.storage.request_counting import count_input_reads
@@ -41,6 +42,7 @@ from spin.errors import UserError
 from spin.labels.label_space import LabelSpace
 from spin.labels.split_groups import hash_group, hash_text
 from spin.settings import DataSettings
+from tests.support.reading import read_in_this_process
 
 DATA = DataSettings(train="unused")
 SPLIT = DataSettings(train="unused", split="split")
@@ -1033,7 +1035,7 @@ class CardReader(Reader):
     name, title, endings = "card", "cards", (".card",)
 
     def read(self, source: Any, piece: Piece, data: DataSettings, columns: Collection[Role]) -> Iterator[Documents]:
-        content = formats.decompressed(formats.buffered(source), piece.uri)
+        content = formats.decompressed(formats.buffered(source), piece.uri, data)
         lines = io.TextIOWrapper(content, encoding=formats.text_codec(data.encoding))
         names = next(lines, "").rstrip("\n").split(": ")
         for chunk in reader.in_chunks(lines, len):
@@ -1085,3 +1087,15 @@ def test_a_message_names_absent_columns_in_the_same_order_in_every_process() -> 
     data = DataSettings(train="unused", id="number", text="body", label="topic")
     found = to_documents([{}], data, ALL_COLUMNS).absent[0]
     assert found == "the row has no 'number' and no 'body' and no 'topic'; it has none"
+
+
+def test_a_parquet_file_that_holds_other_rows_than_it_says_is_bad(tmp_path: Path) -> None:
+    """Its footer was written for another file of the same layout, or was changed."""
+    rows = [{"id": str(row), "text": "t"} for row in range(20)]
+    content = to_parquet(rows, compression="none")
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    at = content.index(bytes([0x16, 2 * len(rows)]), footer)  # num_rows in Thrift's compact protocol
+    uri = write_file(tmp_path, "a.parquet", content[: at + 1] + bytes([2 * 19]) + content[at + 2 :])
+    assert pq.read_metadata(uri).num_rows == 19
+    with pytest.raises(BadFileError, match="it has 20 rows by its row groups and 19 by its footer, and 20 were read"):
+        read_all(uri)
