@@ -25,6 +25,7 @@ from spin.labels.metrics import score
 from spin.settings import parse_settings
 from tests.support import tiny
 from tests.support.command_line import read_cells, run_spin
+from tests.support.registry_databases import create_database
 from tests.support.registry_fixture import RegistryFixture, build_evaluation_set, build_quick_classifier
 
 pytestmark = pytest.mark.slow
@@ -36,7 +37,7 @@ ROWS = tiny.make_documents(80, seed=5)
 def audited(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> RegistryFixture:
     """A registry with one version, and a settings file."""
     folder = tmp_path_factory.mktemp("audited")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = create_database(folder / "mlflow.db")
     fixture = RegistryFixture(folder, backbone_folder, uri, evaluation_set=build_evaluation_set(ROWS))
     tree = fixture.settings.model_dump(mode="json", exclude_unset=True)
     (folder / "settings.yaml").write_text(yaml.safe_dump(tree))
@@ -102,7 +103,7 @@ def test_an_audit_decides_as_the_settings_say_but_gives_no_reasons(audited: Regi
 
 
 def test_an_audit_without_an_evaluation_set_is_refused(backbone_folder: Path, tmp_path: Path) -> None:
-    fixture = RegistryFixture(tmp_path, backbone_folder, f"sqlite:///{tmp_path}/mlflow.db")
+    fixture = RegistryFixture(tmp_path, backbone_folder, create_database(tmp_path / "mlflow.db"))
     with pytest.raises(UserError, match="has no frozen evaluation set; `spin run` with test documents freezes one"):
         open_audited(fixture.registry, f"models:/{fixture.name}/1", 30)
 
@@ -111,7 +112,8 @@ def test_a_class_that_the_version_does_not_know_is_named(
     backbone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unknown = EvaluationSet(["a", "b"], ["fine", "poor"], ["good", "ugly"])
-    fixture = RegistryFixture(tmp_path, backbone_folder, f"sqlite:///{tmp_path}/mlflow.db", evaluation_set=unknown)
+    uri = create_database(tmp_path / "mlflow.db")
+    fixture = RegistryFixture(tmp_path, backbone_folder, uri, evaluation_set=unknown)
     (tmp_path / "settings.yaml").write_text(
         yaml.safe_dump(fixture.settings.model_dump(mode="json", exclude_unset=True))
     )
@@ -131,7 +133,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
 def with_champion(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> RegistryFixture:
     """A registry whose champion, version 2, learned from labels of which every third is wrong."""
     folder = tmp_path_factory.mktemp("with_champion")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = create_database(folder / "mlflow.db")
     fixture = RegistryFixture(folder, backbone_folder, uri, evaluation_set=build_evaluation_set(ROWS))
     rows = tiny.make_documents(120, seed=8)
     swapped = {"good": "bad", "bad": "good"}
