@@ -247,6 +247,7 @@ def test_the_same_command_resumes_the_pass(nights: FakeNights) -> None:
     assert nights.ids(A.name) == nights.ids(B.name) == {DATE: sorted(f"a{n}" for n in range(12))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", [(A,), (A, B, C), (B, C)], ids=["one of them", "one more", "another one"])
 def test_a_command_for_other_models_begins_what_it_cannot_resume(
     local_nights: FakeNights, then: tuple[FakeRegistry, ...]
@@ -371,6 +372,7 @@ def test_an_unfinished_model_of_another_version_names_the_way_out(local_nights: 
     assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a", "b"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("several", [False, True], ids=["by itself", "with another"])
 def test_a_published_run_of_a_pass_that_has_lost_its_report_is_refused(several: bool, local_nights: FakeNights) -> None:
     """Nothing is known of its counts: the command must not end with status 0, nor hold back the other model."""
@@ -672,6 +674,7 @@ def list_leases(nights: FakeNights) -> list[str]:
 # incremental nights
 
 
+@pytest.mark.slow
 def test_incremental_is_asked_per_model(local_nights: FakeNights) -> None:
     """One model is new: it takes all files, the other only those that are new to it; both read one pass."""
     local_nights.write("a.jsonl", make_rows("a", "b"))
@@ -690,6 +693,7 @@ def test_incremental_is_asked_per_model(local_nights: FakeNights) -> None:
     assert local_nights.ids(A.name)[LAST] == local_nights.ids(B.name)[LAST] == ["d"]
 
 
+@pytest.mark.slow
 def test_an_incremental_pass_resumes_with_the_files_of_each_model(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a", "b"))
     local_nights.run(DATE, registry=A)
@@ -707,6 +711,7 @@ def test_an_incremental_pass_resumes_with_the_files_of_each_model(local_nights: 
 # kept columns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1], ids=["the first model", "the second model"])
 @pytest.mark.parametrize("old", [{"a": 1}, {"a": 1, "b": "one"}], ids=["in two tasks", "in one task"])
 def test_kept_columns_of_two_types_in_the_files_of_one_model_hold_back_no_other(
@@ -737,6 +742,7 @@ def test_kept_columns_of_two_types_in_the_files_of_one_model_hold_back_no_other(
     assert kept == {**{name: str(value) for name, value in old.items()}, "c": "two"}
 
 
+@pytest.mark.slow
 def test_the_first_model_settles_the_type_of_a_new_column(local_nights: FakeNights) -> None:
     """The files of each model agree, and the table can have only one of the types."""
     local_nights.write("a.parquet", [{"id": "a", "text": "good day", "n": 1}])
@@ -778,6 +784,7 @@ def vacuum(nights: FakeNights, later: timedelta) -> None:
     run_vacuum(nights.tables, plan, claims)
 
 
+@pytest.mark.slow
 def test_a_vacuum_keeps_a_pass_that_can_go_on_and_deletes_it_afterwards(local_nights: FakeNights) -> None:
     """A pass stays while one of its runs is unfinished and young; it goes when all are published or given up."""
     local_nights.write("a.jsonl", make_rows("a", "b"))
@@ -811,6 +818,7 @@ def test_a_vacuum_keeps_the_old_objects_of_a_pass_that_can_go_on(local_nights: F
     assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a", "b"]}
 
 
+@pytest.mark.slow
 def test_a_vacuum_keeps_the_pass_of_a_run_whose_companion_is_published(local_nights: FakeNights) -> None:
     """It is as old as its last object; the run goes on without computing anything."""
     local_nights.write("a.jsonl", make_rows("a", "b"))
