@@ -95,6 +95,7 @@ def is_within(candidate: Candidate, reference: Candidate, folds: Sequence[Fold],
     return candidate.valid_loss - reference.valid_loss <= errors * error + 1e-12
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(candidate_lists(), st.sampled_from([ONE_FOLD, FIVE_FOLDS]))
 def test_the_accuracy_choice_is_the_fullest_within_one_standard_error(
@@ -113,6 +114,7 @@ def test_the_accuracy_choice_is_the_fullest_within_one_standard_error(
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(candidate_lists(), LOSSES, LOSSES, st.sampled_from([ONE_FOLD, FIVE_FOLDS]))
 def test_choices_have_the_least_compute_within_their_loss(

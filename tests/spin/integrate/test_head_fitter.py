@@ -155,6 +155,7 @@ def test_an_mlp_head_is_fitted_for_the_steps_that_validation_chose() -> None:
     assert np.abs(fitted.logits(raw) - again.logits(raw)).max() > 0.01
 
 
+@pytest.mark.slow
 def test_more_labels_make_better_heads() -> None:
     """Choices by 300 documents, heads by 3,000: further documents are predicted better than by the heads of the 300."""
     gains = []
