@@ -412,6 +412,7 @@ def test_a_file_that_is_replaced_or_moved_away_before_it_is_read_is_a_bad_file(t
 # Requests and bytes
 
 
+@pytest.mark.slow
 def test_small_files_cost_one_request_each(tmp_path: Path) -> None:
     """Every byte is read once."""
     size = 0

@@ -425,6 +425,7 @@ def test_outages_while_files_are_read_quarantine_none(
 # Which files a night takes
 
 
+@pytest.mark.slow
 def test_an_incremental_night_takes_what_no_other_date_holds(nights: FakeNights) -> None:
     """A file that changes or was quarantined is new. Without the flag, a night takes all of its input."""
     nights.write("a.jsonl", make_rows("a"))

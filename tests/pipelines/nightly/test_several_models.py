@@ -76,6 +76,7 @@ def passes_of(nights: FakeNights) -> list[str]:
 # one pass
 
 
+@pytest.mark.slow
 def test_each_model_has_the_night_that_it_has_alone(nights: FakeNights, tmp_path: Any) -> None:
     """Predictions, dead letters and inputs are equal; the documents were read once, and each model has its commit."""
     files = [("a.jsonl", make_rows(*(f"a{n}" for n in range(9)), "a0")), ("b.csv", make_rows("x", "y"))]
@@ -212,6 +213,7 @@ def test_nothing_is_computed_if_no_model_can_be_published(local_nights: FakeNigh
     assert FakeStep.computed == []
 
 
+@pytest.mark.slow
 def test_a_pass_that_fails_holds_back_no_other_pass(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
     other = FakeRegistry("other", backbone="1")
@@ -755,6 +757,7 @@ def test_the_first_model_settles_the_type_of_a_new_column(local_nights: FakeNigh
     assert [row["n"] for row in rows_of(local_nights, A.name, NEXT)[PREDICTIONS]] == [1]
 
 
+@pytest.mark.slow
 def test_a_kept_column_that_only_the_files_of_another_model_have_is_null(local_nights: FakeNights) -> None:
     """Also where the types in the files of a third model differ."""
     local_nights.write("a.parquet", [{"id": "a", "text": "good day", "n": 1}])
@@ -833,6 +836,7 @@ def test_a_vacuum_keeps_the_pass_of_a_run_whose_companion_is_published(local_nig
     assert local_nights.ids(A.name) == {DATE: ["a", "b"]}
 
 
+@pytest.mark.slow
 def test_a_vacuum_gives_up_old_runs_with_their_pass(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a", "b"))
     with before_call(FakeStep, "_find_dead", failed()):

@@ -213,6 +213,7 @@ def test_a_bundle_without_the_backbone_loads_only_the_backbone_of_its_training(t
         load_pyfunc(registry_fixture)
 
 
+@pytest.mark.slow
 def test_a_backbone_that_changed_after_training_is_not_registered(tmp_path: Path, sqlite_uri: str) -> None:
     """The registry then still holds version 1 alone."""
     folder = tiny.save_bert(tmp_path / "bert")
@@ -246,6 +247,7 @@ def test_the_bundle_holds_all_backbone_files_and_no_others(
     assert predict(load_pyfunc(registry_fixture), TEXTS)["label"].tolist() == registry_fixture.labels
 
 
+@pytest.mark.slow
 def test_code_of_a_backbone_does_not_run_when_a_version_is_loaded(
     tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ def candidate_lists(draw: st.DrawFn) -> list[Candidate]:
     return drawn
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(candidate_lists())
 def test_no_candidate_beats_the_best_one(candidates: list[Candidate]) -> None:
@@ -68,6 +69,7 @@ def test_no_candidate_beats_the_best_one(candidates: list[Candidate]) -> None:
             assert other.penalty.l1 <= best.penalty.l1
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(candidate_lists())
 def test_the_frontier_holds_the_best_candidate_of_each_depth(candidates: list[Candidate]) -> None:

@@ -181,6 +181,7 @@ def result(project: Project) -> TrainingResult:
     return project.integrate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folds", [1, 3])
 def test_test_rows_do_not_affect_the_result(folds: int) -> None:
     """Whatever they hold, NaN included, choices and heads are the same bit for bit."""
@@ -655,6 +656,7 @@ def test_every_exit_has_a_blend_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(set(blends)) == len(blends)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mlp", [False, True])
 def test_the_head_of_a_choice_gives_the_calibrated_blend(mlp: bool) -> None:
     """Its neurons' part is the head of the same choice without words, and the words come before it."""

@@ -460,6 +460,7 @@ def test_rows_are_removed_only_under_the_last_claim(local_tables: NightTables) -
     assert side_runs(local_tables, INPUTS) == {night.name}
 
 
+@pytest.mark.slow
 def test_files_count_as_taken_by_published_nights_of_other_dates(tables: NightTables) -> None:
     """Not by this date, another model, a replaced or an unfinished run; a quarantined or changed file is new."""
     files = {

@@ -156,6 +156,7 @@ def test_openvino_with_automatic_precision_uses_one_whose_trial_passed(
     assert choose(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
 
 
+@pytest.mark.slow
 def test_int8_without_calibration_compiles_in_the_precision_of_the_trial(
     backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
