@@ -117,6 +117,7 @@ def loop_exits(spin: TrainedClassifier, texts: list[str] = TEXTS) -> tuple[list[
     return depths, logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_documents_stop_where_a_loop_over_all_exits_stops(spin: TrainedClassifier, engine: str) -> None:
     """Depths and logits are those of the loop; documents that words decide have no tokens and no values."""
