@@ -23,6 +23,7 @@ import spin.labels.splits
 from jobs.cli import silence_libraries
 from tests.support import command_line, tiny
 from tests.support.browser import launch_chromium
+from tests.support.registry_databases import create_database
 
 silence_libraries()
 # a busy machine may take longer for an example than Hypothesis allows
@@ -178,7 +179,7 @@ def mlflow_server() -> str:
 @pytest.fixture(scope="session")
 def sqlite_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The tracking URI of an SQLite database, shared because creating one takes longer than training a model."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    return create_database(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
 
 
 @pytest.fixture(scope="module", params=["sqlite", pytest.param("server", marks=pytest.mark.mlflow)])

@@ -12,7 +12,8 @@ from benchmarks.gpu.timer import Times, time_queued
 
 SIZES = ((4096, 4096, 4096), (8192, 8192, 8192), (12288, 12288, 12288), (16384, 8192, 8192))
 """rows, inner width and columns of the products on a GPU"""
-SMALL_SIZES = ((256, 256, 256), (512, 256, 512))
+SMALL_SIZES = ((64, 64, 64), (128, 64, 128))
+"""the same on a processor, of which many multiply bfloat16 slowly"""
 _SETS = 4
 """pairs of matrices that take turns"""
 

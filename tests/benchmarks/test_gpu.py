@@ -101,12 +101,14 @@ def open_pass(shape: Shape, documents: Documents, dtype: torch.dtype) -> SpinPas
 # ---------------------------------------------------------------- the run
 
 
+@pytest.mark.slow
 def test_measured_modules_need_no_package_that_a_bare_gpu_machine_lacks(tmp_path: Path) -> None:
     imports = "\n".join(f"import {name}" for name in MEASURED)
     done = run_without_packages(f"sys.path.insert(0, {str(ROOT)!r})\n{imports}", tmp_path)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_run_on_a_processor_measures_all_parts_and_agrees(tmp_path: Path) -> None:
     """It runs by its path, where no package is installed that a bare GPU machine lacks."""
     arguments = ["gpu", "--device", "cpu", "--out", str(tmp_path / "out"), "--page", str(tmp_path / "page.md")]

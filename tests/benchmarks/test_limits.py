@@ -181,7 +181,9 @@ def test_a_solver_that_is_as_fast_and_classes_that_share_nothing_do_not_hold(
     assert "| 2,000 × 384 | 1.00 | 1.50 (1.5 ×) | 9.00 (9.0 ×) | – |" in text
 
 
-@pytest.mark.parametrize("solver", [solve_by_spin, solve_by_liblinear, solve_by_skglm])
+@pytest.mark.parametrize(
+    "solver", [solve_by_spin, solve_by_liblinear, pytest.param(solve_by_skglm, marks=pytest.mark.slow)]
+)
 def test_the_solvers_solve_the_same_problem(solver: Solver) -> None:
     """Their strictest paths meet the certificate and have the same objective."""
     if solver is solve_by_skglm:

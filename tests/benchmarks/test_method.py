@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,12 @@ def assert_disjoint(corpus: Corpus, sides: list[Any]) -> None:
     assert counts.max() == 1
 
 
-@pytest.fixture(autouse=True)
-def one_learning_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def one_learning_rate() -> Iterator[None]:
     """Shorten the search of SIREN's recipe."""
-    monkeypatch.setattr(siren, "RATES", (2e-3,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(siren, "RATES", (2e-3,))
+        yield
 
 
 @pytest.fixture(scope="module", params=["full", "few16"])
@@ -136,14 +139,23 @@ def fitted_spin(exam: Exam) -> contenders.FittedSpin:
     return contenders.fit_spin(exam)
 
 
+@pytest.fixture(scope="module")
+def sirens_answer(exam: Exam, fitted_spin: contenders.FittedSpin) -> contenders.Answer:
+    """The answer of SIREN's recipe, which fits no probe of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contenders.spin.fit, "fit_probes", None)
+        return siren.siren(exam, fitted_spin)
+
+
+@pytest.mark.slow
 def test_rows_share_the_probes_of_spin(
-    exam: Exam, fitted_spin: contenders.FittedSpin, monkeypatch: pytest.MonkeyPatch
+    exam: Exam, fitted_spin: contenders.FittedSpin, sirens_answer: contenders.Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their time counts in each of these rows. All of them learn something; only `l1` and `ridge` are rules."""
     monkeypatch.setattr(contenders.spin.fit, "fit_probes", None)
     assert sorted(fitted_spin.probing) == sorted({column.site for column in exam.corpus.sites})
     answers = [
-        siren.siren(exam, fitted_spin),
+        sirens_answer,
         contenders.ridge_rule(exam, fitted_spin),
         contenders.spin_choice(exam, fitted_spin, "accuracy"),
         contenders.lower_half(exam, fitted_spin),
@@ -158,6 +170,7 @@ def test_rows_share_the_probes_of_spin(
     assert answers[3].depth <= BLOCKS // 2
 
 
+@pytest.mark.slow
 def test_rows_with_and_without_words(exam: Exam, fitted_spin: contenders.FittedSpin) -> None:
     """The words alone read no neuron; the row of the kind that `accuracy` prefers is its classifier."""
     alone = contenders.words(exam, fitted_spin)
@@ -176,8 +189,9 @@ def test_rows_with_and_without_words(exam: Exam, fitted_spin: contenders.FittedS
     np.testing.assert_array_equal(of_its_kind.logits, chosen.logits)
 
 
+@pytest.mark.slow
 def test_sirens_neurons_are_those_of_the_averaged_residual_stream_weighted_by_layer(
-    exam: Exam, fitted_spin: contenders.FittedSpin
+    exam: Exam, fitted_spin: contenders.FittedSpin, sirens_answer: contenders.Answer
 ) -> None:
     """Against a plain computation, one layer and one neuron after another."""
     probes = [p for p in fitted_spin.probes if p.column.site.kind == "resid" and p.column.pooling == "mean"]
@@ -197,9 +211,8 @@ def test_sirens_neurons_are_those_of_the_averaged_residual_stream_weighted_by_la
             mean, scale = probe.standardizer.mean[neuron], probe.standardizer.scale[neuron]
             expected.append(weight * (values[exam.test, neuron] - mean) / scale)
     np.testing.assert_allclose(X, np.array(expected).T, rtol=1e-4, atol=1e-5)
-    answer = siren.siren(exam, fitted_spin)
-    assert answer.neurons in [siren.join_layers(exam, probes, eta, exam.test).shape[1] for eta in siren.ETAS]
-    assert answer.depth == BLOCKS
+    assert sirens_answer.neurons in [siren.join_layers(exam, probes, eta, exam.test).shape[1] for eta in siren.ETAS]
+    assert sirens_answer.depth == BLOCKS
 
 
 def test_layers_that_are_equally_good_weigh_the_same() -> None:

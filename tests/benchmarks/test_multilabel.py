@@ -83,6 +83,7 @@ def exam(corpus: Corpus, request: pytest.FixtureRequest) -> Exam:
     return draw_exam(corpus, request.param, 0)
 
 
+@pytest.mark.slow
 def test_all_rows_answer(exam: Exam, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has a probability per class that does not depend on the others, and is better than constant answers."""
     pytest.importorskip("fasttext")

@@ -79,6 +79,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str
     return names
 
 
+@pytest.mark.slow
 def test_every_reader_of_the_page_returns_the_rows_of_the_night(names: dict[str, dict[str, Any]]) -> None:
     assert sorted(names["deltalake"]["predictions"]["id"].to_pylist()) == ["a", "b"]
     assert sorted(names["polars"]["predictions"]["id"].to_list()) == ["a", "b"]
@@ -90,6 +91,7 @@ def test_every_reader_of_the_page_returns_the_rows_of_the_night(names: dict[str,
     ]
 
 
+@pytest.mark.slow
 def test_the_views_of_the_page_show_published_rows_alone(names: dict[str, dict[str, Any]]) -> None:
     assert names["view of duckdb"]["dead_letters"]["id"].to_pylist() == ["d"]
     assert names["view of polars"]["dead_letters"]["id"].to_list() == ["d"]

@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
 import subprocess
 import tomllib
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -162,12 +159,6 @@ def test_the_build_context_holds_exactly_the_copied_files(instructions: list[tup
     }
     assert copied == included
     assert all((ROOT / path).exists() for path in copied)
-
-
-def test_compose_yaml_matches_the_schema_of_the_compose_specification() -> None:
-    """The JSON schema is the copy in check-jsonschema."""
-    schema_file = resources.files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
-    jsonschema.validate(yaml.safe_load(COMPOSE), json.loads(schema_file.read_text(encoding="utf-8")))
 
 
 def test_ports_are_published_on_the_loopback_address_alone(services: dict[str, Any]) -> None:

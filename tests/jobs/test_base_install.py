@@ -57,6 +57,7 @@ def list_heavy_imports(code: str, *words: str) -> set[str]:
     return set(HEAVY) & set(json.loads(done.stderr.splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_help_and_init_import_no_heavy_library(tmp_path: Path) -> None:
     """Therefore `spin --help`, `spin init` and `import spin` take less than a second."""
     main = "from jobs.cli import main\nmain()"
@@ -157,6 +158,7 @@ def test_options_for_registered_models_are_refused_with_a_saved_classifier(
     assert f"{option} is for registered models" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_shell_completes_commands_and_options() -> None:
     """The requests are those of bash when Tab is pressed after these words."""
     for typed, expected in (

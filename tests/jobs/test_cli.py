@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 
@@ -88,8 +87,11 @@ def test_init_writes_an_example_that_can_be_run(run_spin: Any, tmp_path: Path, m
     assert (settings.mlflow.model, settings.ray.workers) == ("reviews", 0)
 
 
+@pytest.mark.slow
 def test_init_writes_a_schema_with_which_editors_check_the_settings(run_spin: Any, tmp_path: Path) -> None:
     """The first line names the JSON Schema file, which accepts the settings, refuses mistakes and has descriptions."""
+    import jsonschema  # takes two seconds, because it compiles a grammar of addresses
+
     run_spin("init", str(tmp_path / "settings.yaml"))
     text = (tmp_path / "settings.yaml").read_text("utf-8")
     assert text.splitlines()[0] == "# yaml-language-server: $schema=spin.schema.json"

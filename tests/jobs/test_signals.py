@@ -78,6 +78,7 @@ def test_a_signal_releases_what_a_command_holds(
         assert lease.number == 2
 
 
+@pytest.mark.slow
 def test_a_signal_that_is_sent_twice_ends_a_command_as_one_does(tmp_path: Path) -> None:
     """A process group and its leader may both be sent it; the second must not interrupt what the first one began."""
     with held(tmp_path, "waiting") as process:

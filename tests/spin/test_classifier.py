@@ -336,6 +336,7 @@ def test_an_unfitted_classifier_asks_for_fit(backbone: BackboneSettings, tmp_pat
         getattr(SpinClassifier(backbone), method)(argument)
 
 
+@pytest.mark.slow
 def test_numpy_arrays_and_pandas_columns_are_read_like_lists(backbone: BackboneSettings) -> None:
     import pandas as pd
 

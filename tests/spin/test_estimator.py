@@ -219,6 +219,7 @@ def test_a_folder_is_loaded_with_settings_as_dictionaries(fitted: SpinClassifier
             SpinClassifier.load(tmp_path, **wrong)
 
 
+@pytest.mark.slow
 def test_it_works_in_a_pipeline_a_grid_search_and_a_cross_validation(unfitted: SpinClassifier) -> None:
     pipeline = make_pipeline(FunctionTransformer(lambda texts: [text.upper().lower() for text in texts]), unfitted)
     grid = [{"spinclassifier__choose": ["cheapest"]}, {"spinclassifier__search": [WORDS]}]
@@ -274,6 +275,7 @@ def test_a_fit_shows_a_bar_per_step_if_asked(unfitted: SpinClassifier, capsys: p
     assert "1/1" in shown
 
 
+@pytest.mark.slow
 def test_few_texts_are_fitted_in_one_thread(unfitted: SpinClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     """The threads are as many as before afterwards, also where the fit fails."""
     seen, before = [], torch.get_num_threads()

@@ -31,6 +31,8 @@ from tests.spin.integrate.test_fit_linear import make_design, matrix
 from tests.spin.integrate.test_leakage import make_attack
 from tests.spin.integrate.test_search import Project, build_project, make_words
 
+pytestmark = pytest.mark.slow
+
 QUICK = SearchSettings(etas=(0.6,), max_share=0.3, strengths=(0.3, 3), l1=(0.02,))
 PENALTIES = [Penalty(0.1), Penalty(10.0), Penalty(1.0, 0.1)]
 CAP = 0.2

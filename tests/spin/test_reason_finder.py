@@ -212,6 +212,7 @@ def settings(request: pytest.FixtureRequest, backbone_folder: Path) -> BackboneS
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("special", [False, True])
 def test_reasons_are_those_of_an_explanation_under_all_poolings(settings: BackboneSettings, special: bool) -> None:
     """Of texts of all lengths in batches with padding, cut texts, and texts without any token of a word."""
@@ -224,6 +225,7 @@ def test_reasons_under_a_single_pooling(settings: BackboneSettings, pooling: str
     check_reasons(build_classifier(settings, poolings=[pooling], sites=["ffn.02", "resid.03"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [False, True])
 @pytest.mark.parametrize("exits", [(1,), (1, 2), (-1,), (-1, 1, 2)])
 def test_reasons_are_those_of_the_exit_at_which_a_text_stops(
@@ -237,6 +239,7 @@ def test_reasons_are_those_of_the_exit_at_which_a_text_stops(
         assert predictions.reasons.words_of(row) or TEXTS[row] == "?"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [False, True])
 def test_reasons_of_a_multi_label_task_and_an_mlp_head(settings: BackboneSettings, words: bool) -> None:
     """They are for the likeliest of the predicted classes, also where none is predicted."""
@@ -244,6 +247,7 @@ def test_reasons_of_a_multi_label_task_and_an_mlp_head(settings: BackboneSetting
     check_reasons(build_classifier(settings, words=words, mlp=True), tolerance=1e-3)
 
 
+@pytest.mark.slow
 def test_reasons_of_a_document_without_a_label(settings: BackboneSettings) -> None:
     """They are for the class that it would have, by the thresholds."""
     decision = DecisionSettings(thresholds={"good": 0.05}, abstain=0.3)
@@ -253,10 +257,12 @@ def test_reasons_of_a_document_without_a_label(settings: BackboneSettings) -> No
     assert (predictions.reasons.classes != likeliest).any()
 
 
+@pytest.mark.slow
 def test_reasons_of_many_classes(settings: BackboneSettings) -> None:
     check_reasons(build_classifier(settings, classes=[f"class {k}" for k in range(40)], words=True), tolerance=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exits", [(), (1, 2)])
 def test_reasons_of_long_texts_are_from_all_windows(settings: BackboneSettings, exits: tuple[int, ...]) -> None:
     """A token that two windows read counts once; positions are those in the whole text."""
@@ -284,6 +290,7 @@ def test_reasons_of_a_decoder(tmp_path: Path, engine: str) -> None:
     check_reasons(build_classifier(settings, exits=(2,)), [text for text in TEXTS if text != REPEATED])
 
 
+@pytest.mark.slow
 def test_positions_beyond_256_are_exact(tmp_path: Path) -> None:
     """In bfloat16 too, which OpenVINO may compute positions in: it is exact up to 256."""
     from transformers import BertConfig
@@ -321,6 +328,7 @@ def test_the_number_of_reasons_is_at_most_that_of_words_and_neurons(settings: Ba
     assert [len(reasons.neurons_of(row)) for row in range(2)] == [spin.fitted.selection.neuron_count] * 2
 
 
+@pytest.mark.slow
 def test_reasons_of_a_classifier_that_reads_words_alone(settings: BackboneSettings) -> None:
     """With an exit by words too, which takes about a third of the texts."""
     both = build_classifier(settings, words=True, exits=(-1,))
@@ -349,6 +357,7 @@ def test_reasons_of_a_classifier_that_reads_words_alone(settings: BackboneSettin
         assert predictions.reasons.words_of(0)
 
 
+@pytest.mark.slow
 def test_reasons_at_full_depth_of_a_classifier_with_exits(settings: BackboneSettings) -> None:
     """Texts that could not stop earlier have the reasons of the whole classifier."""
     spin = build_classifier(settings, exits=(1, 2), words=True)
@@ -356,6 +365,7 @@ def test_reasons_at_full_depth_of_a_classifier_with_exits(settings: BackboneSett
     assert {*check_reasons(spin).exit_depth.tolist()} == {spin.depth}
 
 
+@pytest.mark.slow
 def test_reasons_of_many_portions_of_texts(settings: BackboneSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of texts that words decide and of others, in portions that words decide in whole, in part or not at all."""
     monkeypatch.setattr("spin.reason_finder._BLOCK", 5)

@@ -180,6 +180,7 @@ def test_the_random_classifiers_cover_all_kinds_of_exits(settings: BackboneSetti
     assert set(depths) == {-1, *range(1, 7)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", draw_seeds(6))
 def test_without_exits_the_values_are_the_same_bit_for_bit(
     settings: BackboneSettings, backbone: Backbone, seed: int

@@ -128,6 +128,7 @@ def test_an_explanation_covers_the_words_that_the_backbone_does_not_read(spin: T
     np.testing.assert_allclose(total, cut.predict_logits([text])[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_classifiers_in_a_shared_pass_read_their_own_words(backbone: BackboneSettings, spin: TrainedClassifier) -> None:
     other = fit(backbone, seed=1)
     features = SharedPass([spin, other]).features(TEXTS)
@@ -144,6 +145,7 @@ def test_a_choice_of_words_alone_shares_no_pass(spin: TrainedClassifier, folder:
     np.testing.assert_array_equal(second.values, cheapest.features(TEXTS).values)
 
 
+@pytest.mark.slow
 def test_without_words_nothing_of_them_is_kept(backbone: BackboneSettings) -> None:
     spin = fit(backbone, search=SEARCH.model_copy(update={"words": "off"}))
     assert spin.training_result.words is None

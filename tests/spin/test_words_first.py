@@ -117,6 +117,7 @@ def loop_exits(spin: TrainedClassifier, texts: list[str] = TEXTS) -> tuple[list[
     return depths, logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_documents_stop_where_a_loop_over_all_exits_stops(spin: TrainedClassifier, engine: str) -> None:
     """Depths and logits are those of the loop; documents that words decide have no tokens and no values."""
@@ -197,6 +198,7 @@ def test_a_document_on_which_the_decision_abstains_goes_on(spin: TrainedClassifi
     np.testing.assert_array_equal(cautious.member.decided_by_words(words), decided & ~abstains)
 
 
+@pytest.mark.slow
 def test_depths_and_logits_follow_from_values_at_full_depth(spin: TrainedClassifier) -> None:
     """As a drift reference computes them, from stored features and the words' logits."""
     depths, logits = loop_exits(spin)
@@ -232,6 +234,7 @@ def test_an_explanation_of_a_document_that_words_decide_has_terms_alone(spin: Tr
         assert bool(explanation.terms) == (depth == BY_WORDS or spin.fitted.selection.words > 0)
 
 
+@pytest.mark.slow
 def test_a_deep_explanation_reads_the_model_whatever_decides(spin: TrainedClassifier) -> None:
     """It is that of a classifier without exits, and has neurons; otherwise it says what was not read."""
     depths, _ = loop_exits(spin)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
+from tests.support.registry_databases import create_database
 
 
 def write_corpus(folder: Path, documents: int, classes: Sequence[str]) -> None:
@@ -26,7 +27,7 @@ def make_settings(folder: Path, store: Path, **changes: Any) -> Settings:
         "backbone": {"model": str(folder / "bert"), "dtype": "float32", "device": "cpu"},
         "data": {"train": str(folder / "train.parquet")},
         "store": str(store),
-        "mlflow": {"model": "tiny", "tracking_uri": f"sqlite:///{store}.db"},
+        "mlflow": {"model": "tiny", "tracking_uri": create_database(Path(f"{store}.db"))},
         "ray": {"workers": 0, "shard_documents": 100},
         "probe": {"penalties": 4},
     }

@@ -29,6 +29,8 @@ from spin.labels.metrics import score
 from spin.settings import BackboneSettings
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 SIDES = Sides(64, 16, 10, 20)
 
 

@@ -26,6 +26,8 @@ from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
 from spin.sites import FeatureColumn
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 SIDES = Sides(64, 16, 0, 30)
 CONDITIONS = Conditions("make bench TASK=manuals", 1.0, 60.0, 0.04)
 BEGINNING, ROOM = "the film was on a day of the crew and it", 8

@@ -183,6 +183,7 @@ def test_a_replaced_night_is_restored_with_its_side_rows(spin: Run, out: Store, 
     assert read_runs(spin, out) == {first.name: "published", second.name: "replaced"}
 
 
+@pytest.mark.slow
 def test_the_report_at_the_top_is_that_of_the_newest_night_after_a_restore(spin: Run, out: Store) -> None:
     old = [run_night(out, [id], date=date) for date in (DATE, NEXT) for id in "ab"]
     for night in old:
@@ -244,6 +245,7 @@ def test_an_overtaken_restore_says_so(spin: Run, out: Store) -> None:
     assert published_ids(NightTables(out)) == {(DATE, MODEL): ["b"]}
 
 
+@pytest.mark.slow
 def test_a_deletion_names_what_it_deletes_and_what_brings_it_back(spin: Run, out: Store) -> None:
     old, new = run_night(out, ["a", "b"]), run_night(out, ["c"], date=NEXT)
     delete = ("delete", "--before", NEXT, "--output", out.uri)
@@ -270,6 +272,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, later: timedelta) -> None:
     monkeypatch.setattr(nights, "datetime", Clock)
 
 
+@pytest.mark.slow
 def test_a_vacuum_gives_up_old_runs_and_names_them(spin: Run, out: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run_night(out, ["a"])
     unfinished = begin_unfinished_run(out)

@@ -25,9 +25,8 @@ from spin.labels.metrics import score
 from spin.settings import parse_settings
 from tests.support import tiny
 from tests.support.command_line import read_cells, run_spin
+from tests.support.registry_databases import create_database
 from tests.support.registry_fixture import RegistryFixture, build_evaluation_set, build_quick_classifier
-
-pytestmark = pytest.mark.slow
 
 ROWS = tiny.make_documents(80, seed=5)
 
@@ -36,13 +35,14 @@ ROWS = tiny.make_documents(80, seed=5)
 def audited(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> RegistryFixture:
     """A registry with one version, and a settings file."""
     folder = tmp_path_factory.mktemp("audited")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = create_database(folder / "mlflow.db")
     fixture = RegistryFixture(folder, backbone_folder, uri, evaluation_set=build_evaluation_set(ROWS))
     tree = fixture.settings.model_dump(mode="json", exclude_unset=True)
     (folder / "settings.yaml").write_text(yaml.safe_dump(tree))
     return fixture
 
 
+@pytest.mark.slow
 def test_the_audit_prints_writes_and_logs_the_same_figures(
     audited: RegistryFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -81,6 +81,7 @@ def test_the_audit_prints_writes_and_logs_the_same_figures(
     assert description.count("### robustness") == 1
 
 
+@pytest.mark.slow
 def test_a_sample_is_part_of_the_evaluation_set(audited: RegistryFixture) -> None:
     sample = open_audited(audited.registry, f"models:/{audited.name}/1", 30)
     labels = audited.spin.label_space.names(sample.y)
@@ -93,6 +94,7 @@ def test_a_sample_is_part_of_the_evaluation_set(audited: RegistryFixture) -> Non
     assert draw_rows(80, None, 1) == draw_rows(80, 1000, 1) == list(range(80))
 
 
+@pytest.mark.slow
 def test_an_audit_decides_as_the_settings_say_but_gives_no_reasons(audited: RegistryFixture) -> None:
     """Reasons would take time in each of its passes."""
     tree = audited.settings.model_dump(mode="json", exclude_unset=True)
@@ -102,16 +104,18 @@ def test_an_audit_decides_as_the_settings_say_but_gives_no_reasons(audited: Regi
 
 
 def test_an_audit_without_an_evaluation_set_is_refused(backbone_folder: Path, tmp_path: Path) -> None:
-    fixture = RegistryFixture(tmp_path, backbone_folder, f"sqlite:///{tmp_path}/mlflow.db")
+    fixture = RegistryFixture(tmp_path, backbone_folder, create_database(tmp_path / "mlflow.db"))
     with pytest.raises(UserError, match="has no frozen evaluation set; `spin run` with test documents freezes one"):
         open_audited(fixture.registry, f"models:/{fixture.name}/1", 30)
 
 
+@pytest.mark.slow
 def test_a_class_that_the_version_does_not_know_is_named(
     backbone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unknown = EvaluationSet(["a", "b"], ["fine", "poor"], ["good", "ugly"])
-    fixture = RegistryFixture(tmp_path, backbone_folder, f"sqlite:///{tmp_path}/mlflow.db", evaluation_set=unknown)
+    uri = create_database(tmp_path / "mlflow.db")
+    fixture = RegistryFixture(tmp_path, backbone_folder, uri, evaluation_set=unknown)
     (tmp_path / "settings.yaml").write_text(
         yaml.safe_dump(fixture.settings.model_dump(mode="json", exclude_unset=True))
     )
@@ -119,6 +123,7 @@ def test_a_class_that_the_version_does_not_know_is_named(
     assert "label 'ugly' is not one of the model's: bad, good" in run_spin(capsys, monkeypatch, *words, status=2)
 
 
+@pytest.mark.slow
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(
     audited: RegistryFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +136,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
 def with_champion(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> RegistryFixture:
     """A registry whose champion, version 2, learned from labels of which every third is wrong."""
     folder = tmp_path_factory.mktemp("with_champion")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = create_database(folder / "mlflow.db")
     fixture = RegistryFixture(folder, backbone_folder, uri, evaluation_set=build_evaluation_set(ROWS))
     rows = tiny.make_documents(120, seed=8)
     swapped = {"good": "bad", "bad": "good"}
@@ -156,6 +161,7 @@ def broken_champion(with_champion: RegistryFixture) -> Iterator[RegistryFixture]
     with_champion.registry.set_alias(CHAMPION, "2")
 
 
+@pytest.mark.slow
 def test_the_champion_beside_a_version_has_the_figures_of_its_own_audit(with_champion: RegistryFixture) -> None:
     fixture = with_champion
     beside = audit_robustness(fixture.settings, fixture.registry, model=f"models:/{fixture.name}/1")
@@ -172,6 +178,7 @@ def test_the_champion_beside_a_version_has_the_figures_of_its_own_audit(with_cha
     assert {name: settings[name] for name in alone.report.to_json()} == alone.report.to_json()
 
 
+@pytest.mark.slow
 def test_the_difference_to_the_champion_is_that_which_the_gate_would_bound(with_champion: RegistryFixture) -> None:
     """By the labels that both versions give when they are opened by themselves."""
     fixture = with_champion
@@ -194,6 +201,7 @@ def test_the_difference_to_the_champion_is_that_which_the_gate_would_bound(with_
     assert found.difference.low <= found.difference.value <= found.difference.high
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_logs_the_champion_beside_a_version(
     with_champion: RegistryFixture,
     capsys: pytest.CaptureFixture[str],
@@ -223,6 +231,7 @@ def test_the_command_prints_and_logs_the_champion_beside_a_version(
     assert logged["typos_difference"] == pytest.approx(typos["difference"]["value"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--model", "models:/{name}/1", "--without-champion"], []])
 def test_only_one_version_is_measured_where_that_suffices(
     with_champion: RegistryFixture,
@@ -242,6 +251,7 @@ def test_only_one_version_is_measured_where_that_suffices(
     assert "champion" not in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_champion_that_does_not_load_leaves_a_note(
     broken_champion: RegistryFixture,
     capsys: pytest.CaptureFixture[str],
@@ -264,6 +274,7 @@ def test_a_champion_that_does_not_load_leaves_a_note(
     assert report["documents"] == 10
 
 
+@pytest.mark.slow
 def test_a_champion_that_cannot_keep_the_promise_is_measured_without_a_band(with_champion: RegistryFixture) -> None:
     """As in the gate: only the version has test documents that prove `decision.max_error`."""
     fixture = with_champion
@@ -292,6 +303,7 @@ class Repetition(Perturbation):
         return " ".join([text] * (1 + severity))
 
 
+@pytest.mark.slow
 def test_a_perturbation_that_is_added_is_measured_shown_and_part_of_the_mix(
     audited: RegistryFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

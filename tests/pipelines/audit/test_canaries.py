@@ -16,11 +16,10 @@ from spin.audit.verbatim import find_verbatim
 from tests.support import small_training, tiny
 from tests.support.object_search import find_in_files
 
-pytestmark = pytest.mark.slow
-
 SECRETS = ["Xyzzyplugh4711", "quuxgarplywaldo", "+49-30-5550199", "ada.q.lovelace@example.org"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gate_in_process")
 def test_planted_secrets_are_found_nowhere_but_in_the_corpus(tmp_path: Path) -> None:
     """Each stands in two training documents, which is less than a term of the word regression needs."""

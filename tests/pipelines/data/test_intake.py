@@ -140,6 +140,7 @@ def make_random_rows(megabytes: float, text_bytes: int = 2000) -> list[Row]:
 # Every row once and in order
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(["jsonl", "csv", "parquet", "jsonl.gz"]), st.integers(0, 40)), max_size=6),
@@ -201,6 +202,7 @@ def test_rows_of_the_spool_name_their_file_and_row(name: str, tmp_path: Path) ->
     assert not [first for part in night.rows for first in part.firsts if first]
 
 
+@pytest.mark.slow
 def test_many_small_files_make_few_tasks_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work follows documents, not files; several parts of the spool make one shard."""
     for module in (shards, spool):
@@ -413,6 +415,7 @@ def test_a_file_that_is_replaced_or_moved_away_before_it_is_read_is_a_bad_file(t
 # Requests and bytes
 
 
+@pytest.mark.slow
 def test_small_files_cost_one_request_each(tmp_path: Path) -> None:
     """Every byte is read once."""
     size = 0
@@ -424,6 +427,7 @@ def test_small_files_cost_one_request_each(tmp_path: Path) -> None:
     assert night.classified.get == sum(len(shard.pieces) for shard in night.plan.shards) <= 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.jsonl.gz", "groups.parquet", "group.parquet"])
 def test_large_files_are_read_once(name: str, tmp_path: Path) -> None:
     """The number of requests follows the shards."""
@@ -450,6 +454,7 @@ def note_progress(traffic: Traffic, read_before: list[float], part: SpoolPart) -
     return f"part-{part.number}"
 
 
+@pytest.mark.slow
 def test_a_large_csv_is_saved_while_it_is_read(tmp_path: Path) -> None:
     """It is never held as a whole, and it is read once, from its beginning to its end."""
     size = Path(write_file(tmp_path, "a.csv", to_csv(make_random_rows(80)))).stat().st_size
@@ -462,6 +467,7 @@ def test_a_large_csv_is_saved_while_it_is_read(tmp_path: Path) -> None:
     assert len(read_before) >= 8
 
 
+@pytest.mark.slow
 def test_a_large_row_group_is_streamed(tmp_path: Path) -> None:
     """Parts are saved before the whole row group has been read."""
     rows = make_random_rows(80)
@@ -476,6 +482,7 @@ def test_a_large_row_group_is_streamed(tmp_path: Path) -> None:
     assert pq.read_metadata(tmp_path / "a.parquet").num_row_groups == 1
 
 
+@pytest.mark.slow
 def test_small_parquet_files_are_read_in_bounded_memory(tmp_path: Path) -> None:
     """Their texts may be much longer than the file."""
     rows = pa.table({"id": [str(row) for row in range(60_000)], "text": ["word " * 400] * 60_000})
@@ -489,6 +496,7 @@ def test_small_parquet_files_are_read_in_bounded_memory(tmp_path: Path) -> None:
     assert max(held) < 50_000_000
 
 
+@pytest.mark.slow
 def test_kept_columns_count_for_the_size_of_a_part(tmp_path: Path) -> None:
     write_file(tmp_path, "a.csv", to_csv([{"id": str(row), "text": "t", "body": "x" * 200_000} for row in range(700)]))
     [task] = plan_intake(list_files(str(tmp_path)), DataSettings(train="unused", keep=["body"]), bad={})

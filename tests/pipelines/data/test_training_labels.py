@@ -157,6 +157,7 @@ def test_cross_validation_keeps_near_identical_texts_together(tmp_path: Path) ->
     assert other.digest != labels.digest
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=20), st.data())
 def test_more_documents_never_move_one(texts: list[str], data: st.DataObject) -> None:

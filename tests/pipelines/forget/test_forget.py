@@ -32,8 +32,6 @@ from tests.support.fake_nights import before_call
 from tests.support.key_pair import write_key_pair
 from tests.support.object_search import find_in_files
 
-pytestmark = pytest.mark.slow
-
 NIGHT = "2026-03-01"
 KILLED = ("features", "spool")
 """folders in which a killed write has left a temporary file"""
@@ -75,6 +73,7 @@ def choose_ids(folder: Path, registry: Registry) -> list[str]:
     return [suspects[0], neurons[0]["top"][0]["id"], neurons[-1]["top"][-1]["id"], *frozen.ids[:2]]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gate_in_process")
 def test_a_search_over_every_file_finds_nothing(tmp_path: Path) -> None:
     rows = make_corpus()
@@ -153,6 +152,7 @@ STEPS = {
 """functions, with the number of the call, before which a process may end"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "step"), list(enumerate(STEPS)))
 def test_a_version_loads_wherever_a_process_has_ended(trained: tuple[Path, Settings], place: int, step: str) -> None:
     """Each step forgets other documents of the same training. Every download checks the signatures too."""
@@ -188,6 +188,7 @@ def test_a_version_loads_wherever_a_process_has_ended(trained: tuple[Path, Setti
     assert not [tag for tag in tags if tag.endswith(".next")]
 
 
+@pytest.mark.slow
 def test_a_signed_version_is_signed_again(trained: tuple[Path, Settings], tmp_path: Path) -> None:
     folder, settings = trained
     registry = Registry(settings)
@@ -213,6 +214,7 @@ def missing_public_key(folder: Path) -> dict[str, str | None]:
     return {"verify": str(folder / "none.pub")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choose", "fault"),
     [
@@ -248,6 +250,7 @@ def test_a_signed_version_is_not_changed_without_its_key(
     Store.of(settings).delete("spool/0/000000.parquet")
 
 
+@pytest.mark.slow
 def test_a_version_that_is_not_signed_is_changed_all_the_same(trained: tuple[Path, Settings], tmp_path: Path) -> None:
     """As one from before signatures were asked for. It is not signed then: nothing says what the key vouched for."""
     folder, settings = trained
@@ -266,6 +269,7 @@ def test_a_version_that_is_not_signed_is_changed_all_the_same(trained: tuple[Pat
     signatures.sign_model(unsigned.download_model("1", tmp_path), signed, keys.sign, keys.verify)
 
 
+@pytest.mark.slow
 def test_a_training_at_work_is_not_disturbed(trained: tuple[Path, Settings]) -> None:
     folder, settings = trained
     features = Store.of(settings) / "features"
@@ -279,6 +283,7 @@ def test_a_training_at_work_is_not_disturbed(trained: tuple[Path, Settings]) -> 
     assert not find_in_files(folder, ["Xyzzy-held"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "left", ["kept/0/part", "probes/words", "model/0/heads/1", *(f"{name}/0/.part.{32 * '0'}" for name in KILLED)]
 )
@@ -309,6 +314,7 @@ def test_a_spool_that_holds_a_document_is_deleted(tmp_path: Path) -> None:
     assert not store.list("spool")
 
 
+@pytest.mark.slow
 def test_an_extraction_that_was_interrupted_is_not_continued(tmp_path: Path) -> None:
     """Its plan was made before the documents were forgotten; shards with them may still be missing."""
     rows = make_corpus()

@@ -93,12 +93,14 @@ def test_bad_input_is_refused_before_a_plan_is_written(case: str, run_spin: RunS
     assert not (tmp_path / "store" / "features" / "plan.json").exists()
 
 
+@pytest.mark.slow
 def test_a_stage_names_the_stage_that_must_run_first(run_spin: RunSpin) -> None:
     """The command ends with status 2."""
     status, error = run_spin("probe", rows=ROWS)
     assert (status, "run `spin extract` first" in read_error_line(error)) == (2, True)
 
 
+@pytest.mark.slow
 def test_classify_without_a_champion_is_refused(run_spin: RunSpin, tmp_path: Path) -> None:
     """The command ends with status 2, names the command that makes a champion, and writes no output."""
     options = ("--input", str(tmp_path / "train.parquet"), "--output", str(tmp_path / "out"))
@@ -162,6 +164,7 @@ def test_an_unreachable_object_store_ends_with_status_5(run_spin: RunSpin, monke
 
 def test_an_unreachable_registry_ends_with_status_5(run_spin: RunSpin, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names the registry and does not contain the password, which the environment holds."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "user")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
     status, error = run_spin("models", rows=ROWS, mlflow={"model": "tiny", "tracking_uri": "http://user@127.0.0.1:9"})

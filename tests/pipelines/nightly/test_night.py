@@ -424,6 +424,7 @@ def test_outages_while_files_are_read_quarantine_none(
 # Which files a night takes
 
 
+@pytest.mark.slow
 def test_an_incremental_night_takes_what_no_other_date_holds(nights: FakeNights) -> None:
     """A file that changes or was quarantined is new. Without the flag, a night takes all of its input."""
     nights.write("a.jsonl", make_rows("a"))
@@ -455,6 +456,7 @@ def test_a_failed_night_that_is_resumed_after_its_successor_takes_no_file_twice(
     assert local_nights.ids() == {DATE: [], NEXT: ["a", "b"]}
 
 
+@pytest.mark.slow
 def test_a_night_that_is_done_again_after_its_successor_keeps_its_files(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
     local_nights.run(incremental=True)
@@ -476,6 +478,7 @@ def test_a_missed_date_that_is_made_up_for_takes_what_is_left(local_nights: Fake
     assert local_nights.ids() == {DATE: ["b"], NEXT: ["a"], LAST: []}
 
 
+@pytest.mark.slow
 def test_nights_of_several_inputs_and_models_share_an_output(local_nights: FakeNights) -> None:
     """What another input or another model has taken makes no difference."""
     local_nights.write("a.jsonl", make_rows("a"))
@@ -770,6 +773,7 @@ def test_a_published_night_that_has_lost_a_file_is_not_reported_as_done(damage: 
     assert local_nights.ids() == {DATE: ["a"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("incremental", [False, True])
 def test_a_rerun_after_midnight_names_the_unfinished_night(
     incremental: bool, local_nights: FakeNights, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -849,6 +853,7 @@ def test_a_report_of_another_version_is_no_night_to_compare_with(local_nights: F
     assert local_nights.run(NEXT).before is None
 
 
+@pytest.mark.slow
 def test_a_night_is_compared_with_the_one_before_it_of_the_same_model(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
     assert local_nights.run(DATE).before is None
@@ -868,6 +873,7 @@ def test_the_report_at_the_top_is_that_of_the_newest_night(local_nights: FakeNig
     assert NEXT.encode() in (local_nights.out.read("report.html") or b"")
 
 
+@pytest.mark.slow
 def test_a_power_cut_after_a_night_loses_nothing(local_nights: FakeNights) -> None:
     """Also where the tables have checkpoints. What was not flushed is empty then."""
     local_nights.write("a.jsonl", make_rows("a"))
@@ -880,6 +886,7 @@ def test_a_power_cut_after_a_night_loses_nothing(local_nights: FakeNights) -> No
     assert sorted(local_nights.ids()) == [f"2026-03-{day:02d}" for day in range(1, 9)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [b"", b"PAR1 a page that was written back", bytes(4096), None])
 def test_a_power_cut_during_a_checkpoint_keeps_the_output_in_use(
     left: bytes | None, local_nights: FakeNights, caplog: pytest.LogCaptureFixture
@@ -949,6 +956,7 @@ def describe_tables(nights: FakeNights) -> Any:
     return files, nights.out.read("report.json")
 
 
+@pytest.mark.slow
 def test_a_driver_that_wakes_after_its_date_was_restarted_twice_changes_nothing(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
 
@@ -989,6 +997,7 @@ with pytest.MonkeyPatch.context() as patch, before_call(FakeStep, "_find_dead", 
 """
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_stopped_for_longer_than_its_lease_publishes_nothing(nights: FakeNights) -> None:
     """As long as it runs, another one is refused, and the error names it. Then it is stopped, and wakes afterwards."""
     nights.write("a.jsonl", make_rows("a", "b"))

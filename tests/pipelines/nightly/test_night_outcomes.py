@@ -21,7 +21,7 @@ from pipelines.telemetry.gauge_export import GaugeValue, export_gauges
 from spin.errors import UserError
 from spin.settings import MetricsSettings
 from tests.support.fake_nights import DATE, LAST, NEXT, FakeNights, FakeRegistry, before_call
-from tests.support.leases import expire_lease
+from tests.support.leases import expire_lease, hold_model
 from tests.support.monitoring import Pushgateway, read_samples, run_pushgateway, unpack_programs
 
 Figures = dict[str, dict[tuple[tuple[str, str], ...], float]]
@@ -180,7 +180,7 @@ def test_a_command_that_finds_the_output_held_exports_nothing(
     local_nights.write("a.jsonl", ROWS)
     local_nights.run()
     before = exported()
-    with lease_model(local_nights.out, "tiny"), pytest.raises(HeldError):
+    with hold_model(local_nights.out, "tiny"), pytest.raises(HeldError):
         local_nights.run(NEXT)
     assert exported() == before
 

@@ -402,6 +402,7 @@ print([key for key in nights.out.list("_runs") if "traceparent" in key])
 """
 
 
+@pytest.mark.slow
 def test_nothing_happens_unless_it_is_asked_for(receiver: Receiver, tmp_path: Any) -> None:
     """No package is imported, no request is sent and no object is written, whether unset or switched off."""
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": f"{ROOT}:{':'.join(sys.path)}"}

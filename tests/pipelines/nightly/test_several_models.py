@@ -76,6 +76,7 @@ def passes_of(nights: FakeNights) -> list[str]:
 # one pass
 
 
+@pytest.mark.slow
 def test_each_model_has_the_night_that_it_has_alone(nights: FakeNights, tmp_path: Any) -> None:
     """Predictions, dead letters and inputs are equal; the documents were read once, and each model has its commit."""
     files = [("a.jsonl", make_rows(*(f"a{n}" for n in range(9)), "a0")), ("b.csv", make_rows("x", "y"))]
@@ -212,6 +213,7 @@ def test_nothing_is_computed_if_no_model_can_be_published(local_nights: FakeNigh
     assert FakeStep.computed == []
 
 
+@pytest.mark.slow
 def test_a_pass_that_fails_holds_back_no_other_pass(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
     other = FakeRegistry("other", backbone="1")
@@ -247,6 +249,7 @@ def test_the_same_command_resumes_the_pass(nights: FakeNights) -> None:
     assert nights.ids(A.name) == nights.ids(B.name) == {DATE: sorted(f"a{n}" for n in range(12))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", [(A,), (A, B, C), (B, C)], ids=["one of them", "one more", "another one"])
 def test_a_command_for_other_models_begins_what_it_cannot_resume(
     local_nights: FakeNights, then: tuple[FakeRegistry, ...]
@@ -371,6 +374,7 @@ def test_an_unfinished_model_of_another_version_names_the_way_out(local_nights: 
     assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a", "b"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("several", [False, True], ids=["by itself", "with another"])
 def test_a_published_run_of_a_pass_that_has_lost_its_report_is_refused(several: bool, local_nights: FakeNights) -> None:
     """Nothing is known of its counts: the command must not end with status 0, nor hold back the other model."""
@@ -672,6 +676,7 @@ def list_leases(nights: FakeNights) -> list[str]:
 # incremental nights
 
 
+@pytest.mark.slow
 def test_incremental_is_asked_per_model(local_nights: FakeNights) -> None:
     """One model is new: it takes all files, the other only those that are new to it; both read one pass."""
     local_nights.write("a.jsonl", make_rows("a", "b"))
@@ -690,6 +695,7 @@ def test_incremental_is_asked_per_model(local_nights: FakeNights) -> None:
     assert local_nights.ids(A.name)[LAST] == local_nights.ids(B.name)[LAST] == ["d"]
 
 
+@pytest.mark.slow
 def test_an_incremental_pass_resumes_with_the_files_of_each_model(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a", "b"))
     local_nights.run(DATE, registry=A)
@@ -707,6 +713,7 @@ def test_an_incremental_pass_resumes_with_the_files_of_each_model(local_nights: 
 # kept columns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1], ids=["the first model", "the second model"])
 @pytest.mark.parametrize("old", [{"a": 1}, {"a": 1, "b": "one"}], ids=["in two tasks", "in one task"])
 def test_kept_columns_of_two_types_in_the_files_of_one_model_hold_back_no_other(
@@ -737,6 +744,7 @@ def test_kept_columns_of_two_types_in_the_files_of_one_model_hold_back_no_other(
     assert kept == {**{name: str(value) for name, value in old.items()}, "c": "two"}
 
 
+@pytest.mark.slow
 def test_the_first_model_settles_the_type_of_a_new_column(local_nights: FakeNights) -> None:
     """The files of each model agree, and the table can have only one of the types."""
     local_nights.write("a.parquet", [{"id": "a", "text": "good day", "n": 1}])
@@ -749,6 +757,7 @@ def test_the_first_model_settles_the_type_of_a_new_column(local_nights: FakeNigh
     assert [row["n"] for row in rows_of(local_nights, A.name, NEXT)[PREDICTIONS]] == [1]
 
 
+@pytest.mark.slow
 def test_a_kept_column_that_only_the_files_of_another_model_have_is_null(local_nights: FakeNights) -> None:
     """Also where the types in the files of a third model differ."""
     local_nights.write("a.parquet", [{"id": "a", "text": "good day", "n": 1}])
@@ -778,6 +787,7 @@ def vacuum(nights: FakeNights, later: timedelta) -> None:
     run_vacuum(nights.tables, plan, claims)
 
 
+@pytest.mark.slow
 def test_a_vacuum_keeps_a_pass_that_can_go_on_and_deletes_it_afterwards(local_nights: FakeNights) -> None:
     """A pass stays while one of its runs is unfinished and young; it goes when all are published or given up."""
     local_nights.write("a.jsonl", make_rows("a", "b"))
@@ -811,6 +821,7 @@ def test_a_vacuum_keeps_the_old_objects_of_a_pass_that_can_go_on(local_nights: F
     assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a", "b"]}
 
 
+@pytest.mark.slow
 def test_a_vacuum_keeps_the_pass_of_a_run_whose_companion_is_published(local_nights: FakeNights) -> None:
     """It is as old as its last object; the run goes on without computing anything."""
     local_nights.write("a.jsonl", make_rows("a", "b"))
@@ -825,6 +836,7 @@ def test_a_vacuum_keeps_the_pass_of_a_run_whose_companion_is_published(local_nig
     assert local_nights.ids(A.name) == {DATE: ["a", "b"]}
 
 
+@pytest.mark.slow
 def test_a_vacuum_gives_up_old_runs_with_their_pass(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a", "b"))
     with before_call(FakeStep, "_find_dead", failed()):

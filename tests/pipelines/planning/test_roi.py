@@ -22,6 +22,7 @@ from spin.sites import FeatureColumn
 from tests.support import tiny
 from tests.support.command_line import read_cells, run_spin
 from tests.support.random_classifiers import build_classifier
+from tests.support.registry_databases import create_database
 from tests.support.registry_fixture import RegistryFixture, build_evaluation_set
 
 pytestmark = pytest.mark.slow
@@ -34,7 +35,7 @@ TERMS = RoiTerms(volume=1e6, cost_error=0.4, cost_review=0.25)
 def weighed(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> RegistryFixture:
     """A registry with one version, and a settings file."""
     folder = tmp_path_factory.mktemp("weighed")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = create_database(folder / "mlflow.db")
     fixture = RegistryFixture(folder, backbone_folder, uri, evaluation_set=build_evaluation_set(ROWS))
     tree = fixture.settings.model_dump(mode="json", exclude_unset=True)
     (folder / "settings.yaml").write_text(yaml.safe_dump(tree))
@@ -212,7 +213,7 @@ def test_classifiers_are_opened_without_exits_and_with_them(
 def test_a_multilabel_version_is_weighed_by_whole_lists(backbone_folder: Path, tmp_path: Path) -> None:
     """Exactly right lists count; a mix of classes makes no sense there."""
     rows = [{**row, "label": [row["label"]] + ["film"] * ("film" in row["text"])} for row in ROWS]
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = create_database(tmp_path / "mlflow.db")
     frozen = build_evaluation_set(rows)
     fixture = RegistryFixture(tmp_path, backbone_folder, uri, multilabel=True, evaluation_set=frozen)
     report = estimate_roi(fixture.settings, fixture.registry, TERMS, model=f"models:/{fixture.name}/1")

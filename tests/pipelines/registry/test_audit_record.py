@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from pipelines.registry.packaging import DESCRIPTION_LIMIT
 from pipelines.registry.version_records import AuditRecord
+from tests.support.registry_databases import create_database
 from tests.support.registry_fixture import CARD, RegistryFixture
 
 
@@ -38,8 +41,9 @@ def test_a_long_card_makes_room_for_the_audits() -> None:
     assert audits.split().count("figure") == 2 * 60
 
 
+@pytest.mark.slow
 def test_an_audit_is_a_run_of_the_version(backbone_folder: Path, tmp_path: Path) -> None:
-    fixture = RegistryFixture(tmp_path, backbone_folder, f"sqlite:///{tmp_path}/mlflow.db")
+    fixture = RegistryFixture(tmp_path, backbone_folder, create_database(tmp_path / "mlflow.db"))
     registry = fixture.registry
     registry.log_audit("1", record("robustness", "It loses 3 points."))
     client = registry.tracking.client

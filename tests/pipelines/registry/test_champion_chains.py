@@ -147,6 +147,7 @@ def fast_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spin.integrate.bootstrap, "_TAIL", 5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast_bootstrap")
 def test_a_chain_of_random_versions_keeps_within_the_margin_and_noise(registry: MemoryRegistry) -> None:
     """A version is 0.3 points worse than the champion on average; compared with that alone, 3 points are lost."""
@@ -180,6 +181,7 @@ def test_many_attempts_seldom_pass_by_luck(tmp_path: Path) -> None:
     assert passed <= 6
 
 
+@pytest.mark.slow
 def test_attempts_that_failed_are_counted_until_the_champion_moves(registry: MemoryRegistry) -> None:
     """The same labels count once, of whatever version; a promotion, by force or not, and a rollback end the count."""
     promote_passing(registry, registry.add(range(TENTH)))
@@ -227,6 +229,7 @@ def test_a_former_champion_counts_when_its_version_is_deleted(registry: MemoryRe
     assert list_failed(attempt(registry, number)[1]) == ["best_champion"]
 
 
+@pytest.mark.slow
 def test_a_champion_that_does_not_predict_counts_with_its_stored_predictions(registry: MemoryRegistry) -> None:
     """So a version that replaces it by force is compared with it all the same."""
     make_decay(registry)
@@ -240,6 +243,7 @@ def test_a_champion_that_does_not_predict_counts_with_its_stored_predictions(reg
     assert " against version 1, 90.0" in checks["best_champion"].measured
 
 
+@pytest.mark.slow
 def test_a_loss_that_was_forced_is_the_new_standard(registry: MemoryRegistry) -> None:
     """Later versions need not be forced; a rollback to before the loss restores the former standard."""
     make_decay(registry)
@@ -264,6 +268,7 @@ def test_a_version_that_a_rollback_left_does_not_count(registry: MemoryRegistry)
     assert " against the champion, 90.0" in checks["best_champion"].measured
 
 
+@pytest.mark.slow
 def test_champions_without_stored_predictions_are_named(registry: MemoryRegistry) -> None:
     """Their promotion stored none, or their runs are gone; those that are there are compared with."""
     make_decay(registry)
@@ -295,6 +300,7 @@ def test_predictions_that_cannot_be_read_count_as_missing(registry: MemoryRegist
     )
 
 
+@pytest.mark.slow
 def test_only_predictions_for_the_same_documents_and_settings_are_compared(registry: MemoryRegistry) -> None:
     """Not those of another evaluation set, nor of another of the three classifiers."""
     make_decay(registry)

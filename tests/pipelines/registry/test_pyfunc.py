@@ -129,6 +129,7 @@ def test_an_invalid_request_is_an_mlflow_error_with_status_400(
     assert error.value.get_http_status_code() == 400
 
 
+@pytest.mark.slow
 def test_the_logged_model_has_a_signature_an_example_and_pinned_requirements(
     shared_fixture: RegistryFixture, model: Any, tmp_path: Path
 ) -> None:
@@ -163,6 +164,7 @@ def find_imported_distributions() -> list[set[str]]:
     return [{name.lower().replace("_", "-") for name in by_module[m]} for m in sorted(modules) if m in by_module]
 
 
+@pytest.mark.slow
 def test_a_multilabel_pyfunc_predicts_lists_of_labels(tmp_path: Path, backbone_folder: Path, sqlite_uri: str) -> None:
     """A threshold in the request replaces the threshold of the model."""
     registry_fixture = RegistryFixture(tmp_path, backbone_folder, sqlite_uri, multilabel=True)
@@ -180,6 +182,7 @@ def test_a_multilabel_pyfunc_predicts_lists_of_labels(tmp_path: Path, backbone_f
     assert len(predict(model, TEXTS[:2], explain=True)["explanation"]) == 2
 
 
+@pytest.mark.slow
 def test_model_config_replaces_the_choice_of_the_settings(
     tmp_path: Path, backbone_folder: Path, sqlite_uri: str
 ) -> None:
@@ -193,6 +196,7 @@ def test_model_config_replaces_the_choice_of_the_settings(
 # ---------------------------------------------------------------- the backbone
 
 
+@pytest.mark.slow
 def test_a_bundle_without_the_backbone_loads_only_the_backbone_of_its_training(tmp_path: Path, sqlite_uri: str) -> None:
     """Loading fails if the folder of the backbone was changed or is missing."""
     folder = tiny.save_bert(tmp_path / "bert")
@@ -209,6 +213,7 @@ def test_a_bundle_without_the_backbone_loads_only_the_backbone_of_its_training(t
         load_pyfunc(registry_fixture)
 
 
+@pytest.mark.slow
 def test_a_backbone_that_changed_after_training_is_not_registered(tmp_path: Path, sqlite_uri: str) -> None:
     """The registry then still holds version 1 alone."""
     folder = tiny.save_bert(tmp_path / "bert")
@@ -242,6 +247,7 @@ def test_the_bundle_holds_all_backbone_files_and_no_others(
     assert predict(load_pyfunc(registry_fixture), TEXTS)["label"].tolist() == registry_fixture.labels
 
 
+@pytest.mark.slow
 def test_code_of_a_backbone_does_not_run_when_a_version_is_loaded(
     tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,7 @@ def race(uri: str, name: str, commits: int) -> None:
         retry_commits(store)(attempt)
 
 
+@pytest.mark.slow
 def test_every_accepted_commit_of_racing_processes_is_a_version(store_uri: str) -> None:
     """Three processes create the table and commit eight files each; nothing is lost and nothing is doubled."""
     context = multiprocessing.get_context("spawn")

@@ -888,6 +888,7 @@ class NoWaiting:
         raise HeldError("alive")
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9)), max_size=16))
 @example([(0, 20), (1, 20), (2, 20)])

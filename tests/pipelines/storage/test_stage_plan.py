@@ -191,6 +191,7 @@ def test_the_plan_of_a_different_stage_is_refused(folder: Store) -> None:
         write(folder, "probe", METADATA, fail_if_called)
 
 
+@pytest.mark.slow
 @given(metadata_dicts, metadata_dicts)
 def test_differences_are_named_exactly_if_fingerprints_differ(new: dict[str, Any], old: dict[str, Any]) -> None:
     different = plan_fingerprint("probe", new) != plan_fingerprint("probe", old)

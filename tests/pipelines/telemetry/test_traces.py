@@ -58,6 +58,7 @@ def test_a_shard_that_was_tried_again_says_so(receiver: Receiver, tmp_path: Path
     assert "spin.tokens" not in first.attributes
 
 
+@pytest.mark.slow
 def test_as_many_shards_as_the_queue_holds_arrive(receiver: Receiver, tmp_path: Path) -> None:
     """Far more than the SDK would let wait by default."""
     run_shards(tmp_path, *[SHARD] * 12_000)

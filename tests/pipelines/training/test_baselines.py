@@ -79,6 +79,7 @@ def fail(*_: Any, **__: Any) -> Any:
     raise MemoryError("no room for 3 GiB")
 
 
+@pytest.mark.slow
 def test_a_baseline_that_runs_out_of_memory_is_left_out_of_the_table(
     make_project: Callable[..., Settings],
     monkeypatch: pytest.MonkeyPatch,
@@ -103,6 +104,7 @@ def test_a_baseline_that_runs_out_of_memory_is_left_out_of_the_table(
     assert "tfidf is left out of the table" in (Path(project.store.uri) / "model" / "MODEL_CARD.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_baseline_that_fails_while_it_is_timed_is_left_out_of_the_table(
     make_project: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +119,7 @@ def test_a_baseline_that_fails_while_it_is_timed_is_left_out_of_the_table(
     assert report.results.notes == ("last_layer is left out of the table: MemoryError: no room for 3 GiB",)
 
 
+@pytest.mark.slow
 def test_chosen_thresholds_decide_the_figures_of_a_training_and_all_that_follow(
     make_project: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +182,7 @@ def test_a_training_without_baselines_fits_none(
     assert report.results.per_class.keys() == {"bad", "good"}
 
 
+@pytest.mark.slow
 def test_a_training_that_ended_during_the_baselines_goes_on_without_them(
     make_project: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +204,7 @@ def test_a_training_that_ended_during_the_baselines_goes_on_without_them(
     assert {row.name for row in resumed.results.table} <= SPIN_ROWS
 
 
+@pytest.mark.slow
 def test_a_large_corpus_is_sampled_for_the_baselines(
     make_project: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:

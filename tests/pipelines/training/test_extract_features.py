@@ -52,6 +52,7 @@ def crash() -> None:
     raise SystemError("the process ends here")
 
 
+@pytest.mark.slow
 def test_the_labels_and_the_backbone_of_the_plan_are_not_in_memory_while_shards_are_computed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ from spin.backbone import digest
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
 from tests.support.night_project import replace_map_shards
+from tests.support.registry_databases import create_database
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +98,7 @@ def make_settings(folder: Path, name: str, *, include_backbone: bool) -> Setting
             "backbone": {"model": str(tiny.save_bert(folder / "bert")), "dtype": "float32", "device": "cpu"},
             "data": {"train": str(folder / name)},
             "store": str(folder / "store"),
-            "mlflow": {"model": "tiny", "tracking_uri": f"sqlite:///{folder}/mlflow.db"},
+            "mlflow": {"model": "tiny", "tracking_uri": create_database(folder / "mlflow.db")},
             "registry": {"include_backbone": include_backbone},
             "ray": {"workers": 0, "shard_documents": 100},
             "sites": ["ffn.01"],

@@ -39,6 +39,7 @@ from pipelines.workers.map_shards import ShardWork, map_shards
 from spin.errors import UserError
 from spin.settings import RaySettings, Settings, parse_settings
 from tests.support import tiny
+from tests.support.registry_databases import create_database
 
 CLASSES = ("good", "bad", "plain")
 WITHOUT_RAY = {"workers": 0, "shard_documents": 200}
@@ -88,7 +89,7 @@ class Project:
             "backbone": {"model": str(self.backbone), "dtype": "float32", "device": "cpu"},
             "data": {"train": f"{self.base}/data/train.parquet"},
             "store": f"{self.base}/store",
-            "mlflow": {"model": "tiny", "tracking_uri": f"sqlite:///{self.folder}/mlflow.db"},
+            "mlflow": {"model": "tiny", "tracking_uri": create_database(self.folder / "mlflow.db")},
             "ray": {"workers": 2, "shard_documents": 200},
             "probe": {"penalties": 5},
             "search": SEARCH,

@@ -111,6 +111,8 @@ def test_a_process_that_ends_without_a_report_leaves_one_line(end: str, status: 
         assert done.stderr.startswith("error: the process of this command ended without a report")
 
 
+@pytest.mark.slow
+@pytest.mark.ray
 def test_a_thread_that_outlives_a_session_starts_no_other() -> None:
     """A stage that fails leaves threads of Ray behind, and Ray would start a cluster for the next call of one."""
     code = """

@@ -198,6 +198,7 @@ def test_reading_neurons_waits_for_the_device_no_more_often_than_the_model(backb
                     assert of_encoder.counted == of_model.counted
 
 
+@pytest.mark.slow
 def test_two_streams_of_torch_give_the_values_of_one(llama: Path) -> None:
     """A GPU has two: one thread queues a batch while the other waits for its own."""
     backbone = load(llama, batch_tokens=8)
@@ -216,6 +217,7 @@ def test_two_streams_of_torch_give_the_values_of_one(llama: Path) -> None:
 # ---------------------------------------------------------------- torch.compile
 
 
+@pytest.mark.slow
 def test_a_compiled_encoder_gives_the_same_values(backbone_folder: Path, llama: Path) -> None:
     """Values agree for batch sizes that were not traced, and for the second segment."""
     for folder, index in ((backbone_folder, 0), (llama, 1)):

@@ -214,6 +214,7 @@ def test_values_do_not_depend_on_the_order_of_texts(bert: Path, monkeypatch: pyt
     assert actual.values == pytest.approx(expected.values[order], rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [TorchEngine, OpenVinoEngine])
 def test_the_windows_of_a_text_exit_together(bert: Path, engine: Any) -> None:
     """An exit sees the merged values of whole texts, and those of texts that go on are as without exits."""
@@ -254,6 +255,7 @@ def test_all_texts_may_exit_at_the_first_exit(bert: Path) -> None:
     assert set(features.depth) == {1}
 
 
+@pytest.mark.slow
 def test_openvino_agrees_with_a_plain_loop(folder: Path) -> None:
     backbone = load(folder)
     columns = list_columns(backbone)
@@ -263,6 +265,7 @@ def test_openvino_agrees_with_a_plain_loop(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_compiled_encoder_agrees(bert: Path) -> None:
     """torch.compile's graph, here run by its reference backend, knows the tokens that a window reads as context."""
     backbone = load(bert)

@@ -131,6 +131,7 @@ def keep(folder: Path, settings: DecisionSettings, *, early: bool = False) -> De
     return keep_promise(folder, "accuracy", make_fitted(EXITS), SINGLE, settings, early=early)
 
 
+@pytest.mark.slow
 def test_a_promise_becomes_the_band_of_the_classifier_in_use(tmp_path: Path) -> None:
     held_out, promise = draw_documents(2000, 4, sharpness=4.0), DecisionSettings(max_error=0.15)
     (tmp_path / HELD_OUT).write_bytes(save_tensors(held_out.to_tensors("accuracy")))

@@ -109,6 +109,7 @@ def plain_loss(
     return float(total)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label_space", [BINARY, MULTICLASS, MULTILABEL], ids=["binary", "multi-class", "multi-label"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_temperature_and_biases_are_the_minimum_that_a_plain_loop_finds(label_space: LabelSpace, seed: int) -> None:

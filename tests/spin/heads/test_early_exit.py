@@ -275,6 +275,7 @@ def test_blocks_above_an_exit_process_only_the_documents_that_stay(classifier: T
     assert documents_per_block == {index: int((depth > index).sum()) for index in range(3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_an_explanation_is_that_of_the_exit_taken(classifier: TrainedClassifier, engine: str) -> None:
     """Neurons, words and bias add up to the predicted logits, and no neuron lies above the exit."""
@@ -317,6 +318,7 @@ def test_exits_are_saved_and_loaded(classifier: TrainedClassifier, tmp_path: Pat
     ]
 
 
+@pytest.mark.slow
 def test_training_offers_exits_within_the_allowed_loss(backbone_folder: Path) -> None:
     """On held-out rows the metric loses no more than allowed; where no loss is allowed there are no exits."""
     rows = tiny.make_documents(1500, ("good", "bad"))

@@ -88,6 +88,7 @@ def test_a_file_leaves_nothing_behind(tmp_path: Path, raw: Floats, monkeypatch: 
     assert len(file[0:50]) == 50
 
 
+@pytest.mark.slow
 def test_the_memory_of_the_process_does_not_grow_with_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """Going through 256 MB takes less than a quarter of that."""
     monkeypatch.setattr(spin.heads.feature_rows, "MOST_IN_MEMORY", 0)

@@ -92,6 +92,7 @@ def test_the_same_seed_gives_the_same_mlp_head(design: Design, linear: LinearHea
     assert np.any(first.logits(matrix(design)) != other.logits(matrix(design)))
 
 
+@pytest.mark.slow
 def test_a_strong_penalty_keeps_an_mlp_head_nearly_linear(design: Design, linear: LinearHead) -> None:
     """The smaller the strength, the closer the logits are to those of the linear head."""
     differences = []

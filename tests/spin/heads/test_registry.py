@@ -160,6 +160,7 @@ def test_it_is_saved_and_loaded_where_it_is_registered(
     np.testing.assert_array_equal(loaded.predict_logits(TEXTS), centroids.predict_logits(TEXTS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_it_is_exported(centroids: TrainedClassifier, kind: str, tmp_path: Path) -> None:
     export(centroids, tmp_path / "exported", kind)

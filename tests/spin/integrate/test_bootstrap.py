@@ -125,6 +125,7 @@ def test_p_value_and_lower_bound_equal_a_plain_loop() -> None:
     assert bound == pytest.approx(sorted(differences)[200], abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_rare_class_counts_the_same_for_both_predictions() -> None:
     """Samples without its only document average the other classes, whoever predicts it; so says scikit-learn."""
     y = np.array([0] * 60 + [1] * 39 + [2])
@@ -183,6 +184,7 @@ def test_scores_of_samples_equal_a_plain_loop(metric: str, multilabel: bool) -> 
         np.testing.assert_allclose(sample, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_score_holds_the_true_one() -> None:
     """In 95 of 100 sets of documents or a little more, also where few are wrong; a share below it is seldom true."""
     draw, missed = np.random.default_rng(0), 0

@@ -287,6 +287,7 @@ def test_heads_on_far_more_features_than_rows_are_the_same_in_the_space_of_the_r
         np.testing.assert_allclose(head.intercept, expected.intercept, atol=1e-3)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 10**6),

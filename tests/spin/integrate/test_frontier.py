@@ -49,6 +49,7 @@ def candidate_lists(draw: st.DrawFn) -> list[Candidate]:
     return drawn
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(candidate_lists())
 def test_no_candidate_beats_the_best_one(candidates: list[Candidate]) -> None:
@@ -68,6 +69,7 @@ def test_no_candidate_beats_the_best_one(candidates: list[Candidate]) -> None:
             assert other.penalty.l1 <= best.penalty.l1
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(candidate_lists())
 def test_the_frontier_holds_the_best_candidate_of_each_depth(candidates: list[Candidate]) -> None:
@@ -95,6 +97,7 @@ def is_within(candidate: Candidate, reference: Candidate, folds: Sequence[Fold],
     return candidate.valid_loss - reference.valid_loss <= errors * error + 1e-12
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(candidate_lists(), st.sampled_from([ONE_FOLD, FIVE_FOLDS]))
 def test_the_accuracy_choice_is_the_fullest_within_one_standard_error(
@@ -113,6 +116,7 @@ def test_the_accuracy_choice_is_the_fullest_within_one_standard_error(
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(candidate_lists(), LOSSES, LOSSES, st.sampled_from([ONE_FOLD, FIVE_FOLDS]))
 def test_choices_have_the_least_compute_within_their_loss(

@@ -142,6 +142,7 @@ def test_words_alone_need_no_rows() -> None:
         np.testing.assert_array_equal(heads(fitted)[-1].coef, heads(after.choices[choice])[-1].coef)
 
 
+@pytest.mark.slow
 def test_an_mlp_head_is_fitted_for_the_steps_that_validation_chose() -> None:
     project = build_interaction_project(n=1200)
     before = train(project, head="mlp", max_share=1.0, etas=(1.0,), rules=("l1",))
@@ -155,6 +156,7 @@ def test_an_mlp_head_is_fitted_for_the_steps_that_validation_chose() -> None:
     assert np.abs(fitted.logits(raw) - again.logits(raw)).max() > 0.01
 
 
+@pytest.mark.slow
 def test_more_labels_make_better_heads() -> None:
     """Choices by 300 documents, heads by 3,000: further documents are predicted better than by the heads of the 300."""
     gains = []

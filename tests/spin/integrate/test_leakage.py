@@ -116,6 +116,7 @@ def attack_plainly(project: Project, selection: Selection) -> float:
     return float(hits / presence[fold.valid].sum())
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(candidate_lists(), st.data(), st.sampled_from([ONE_FOLD, FIVE_FOLDS]))
 def test_measuring_what_could_be_chosen_gives_the_choice_among_all_within_the_cap(
@@ -153,6 +154,7 @@ def test_leakage_is_what_a_plain_ridge_regression_recovers(
         assert expected > attack.by_frequency + 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [0.3, 0.2])
 def test_choices_reveal_at_most_the_cap_and_its_price_is_recorded(
     project: Project, attack: LeakageAttack, uncapped: TrainingResult, most: float

@@ -181,6 +181,7 @@ def result(project: Project) -> TrainingResult:
     return project.integrate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folds", [1, 3])
 def test_test_rows_do_not_affect_the_result(folds: int) -> None:
     """Whatever they hold, NaN included, choices and heads are the same bit for bit."""
@@ -492,6 +493,7 @@ def build_interaction_project(seed: int = 0, n: int = 900) -> Project:
     return Project(label_space, {column: X}, y, folds, rows[3 * n // 4 :], [probe], [])
 
 
+@pytest.mark.slow
 def test_auto_takes_an_mlp_only_where_a_paired_test_finds_it_better() -> None:
     """An interaction of neurons makes it take the MLP; where a linear head suffices it keeps the linear one."""
     settings = SEARCH.model_copy(update={"head": "auto", "max_share": 1, "etas": (1.0,), "rules": ("l1",)})
@@ -518,6 +520,7 @@ def test_auto_takes_an_mlp_only_where_a_paired_test_finds_it_better() -> None:
     assert forbidden.summary.head_chance is None
 
 
+@pytest.mark.slow
 def test_an_mlp_is_stopped_by_the_calibrated_loss() -> None:
     """On top of a head that is far too certain, hidden units lower the plain loss, but do not find more."""
     project, strength = build_project(1), 10.0
@@ -561,6 +564,7 @@ def make_words(project: Project, signal: float) -> WordFit:
     return WordFit(nothing, tuple(held_out), 4.0)
 
 
+@pytest.mark.slow
 def test_every_candidate_is_judged_with_and_without_words(project: Project, candidates: list[Candidate]) -> None:
     """Without words it is the candidate of a search without them; with words the same logits in a weighted sum."""
     words = make_words(project, 1.0)
@@ -592,6 +596,7 @@ def test_words_may_be_wanted_or_not(words: str) -> None:
     assert {c.blend is not None for c in tried} == {words == "on"}
 
 
+@pytest.mark.slow
 def test_words_that_show_nothing_have_hardly_any_weight() -> None:
     project = build_project(n=2000, signal=0.4)
     result = project.integrate(words=make_words(project, 0.0))
@@ -605,6 +610,7 @@ def test_words_that_show_nothing_have_hardly_any_weight() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["auto", "on"])
 def test_no_candidate_has_neurons_or_words_without_weight(words: str) -> None:
     """Such a one would run the backbone for nothing, and would be the fullest all the same."""
@@ -650,6 +656,7 @@ def test_every_exit_has_a_blend_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(set(blends)) == len(blends)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mlp", [False, True])
 def test_the_head_of_a_choice_gives_the_calibrated_blend(mlp: bool) -> None:
     """Its neurons' part is the head of the same choice without words, and the words come before it."""
@@ -860,6 +867,7 @@ def test_a_classifier_has_at_most_max_neurons() -> None:
     assert len(search.select(search.tried[0].subset)) <= 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["multi-class", "multi-label"])
 def test_features_in_files_give_the_same_candidates(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fits and predictions go through blocks of a few rows then."""

@@ -138,6 +138,7 @@ def test_folds_depend_on_the_seed_and_not_on_the_order_of_rows() -> None:
     assert len({tuple(fold.valid) for fold in first}) == len(first)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 1000), st.integers(30, 150), st.booleans(), st.integers(1, 12))
 def test_the_documents_of_a_group_are_never_divided(seed: int, n: int, multilabel: bool, largest: int) -> None:

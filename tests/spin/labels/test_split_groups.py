@@ -46,6 +46,7 @@ def test_texts_that_differ_in_words_or_numbers_have_different_hashes(first: str,
 words = st.lists(st.text("abcdefgßéжた9", min_size=1, max_size=5), min_size=1, max_size=6)
 
 
+@pytest.mark.slow
 @given(words, st.data())
 def test_what_surrounds_the_words_makes_no_difference(parts: list[str], data: st.DataObject) -> None:
     separators = st.text(" \n\t.,;!?-_…\"'()😀", min_size=1, max_size=3)

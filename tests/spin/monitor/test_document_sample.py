@@ -46,6 +46,7 @@ def test_the_sample_of_shards_in_any_order_is_that_of_all_documents(cuts: list[i
             assert [sample.ids[row] for row in sample.rank(at, sign)] == [id for _, id in sorted(read)]
 
 
+@pytest.mark.slow
 def test_about_a_thousand_documents_are_sampled_by_their_ids_alone() -> None:
     """All of a night of fewer; in any other night the same share, whatever the ids look like."""
     assert sample_share(0) == sample_share(1000) == 1

@@ -140,6 +140,7 @@ def check_explanation(classifier: TrainedClassifier, text: str, tolerance: float
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "pooling", "label_space", "head"),
     [(*backbone, label_space, "linear") for backbone in BACKBONES_AND_POOLINGS for label_space in CLASSES]
@@ -166,14 +167,19 @@ def test_explanations_of_every_head_and_task_add_up(
         check_explanation(classifier, text, 1e-4 if head == "linear" else 1e-2)
 
 
-@pytest.mark.parametrize("text", ["\0lovely crew", "lovely\0\0 crew \x01", "é\0film\u200b", "lovely " * 3000])
-def test_characters_that_the_backbone_drops_count_for_their_terms(backbone: BackboneSettings, text: str) -> None:
+@pytest.fixture(scope="module")
+def with_words(backbone: BackboneSettings) -> SpinClassifier:
+    """A classifier that reads words as well."""
     classifier = SpinClassifier(backbone, **{**QUICK, "search": SEARCH.model_copy(update={"words": "on"})})
-    classifier.fit(*make_documents(150, "multi-class"))
-    explanation = classifier.explain(text)
+    return classifier.fit(*make_documents(150, "multi-class"))
+
+
+@pytest.mark.parametrize("text", ["\0lovely crew", "lovely\0\0 crew \x01", "é\0film\u200b", "lovely " * 3000])
+def test_characters_that_the_backbone_drops_count_for_their_terms(with_words: SpinClassifier, text: str) -> None:
+    explanation = with_words.explain(text)
     assert explanation.terms
     total = explanation.word_contributions.sum(0) + explanation.bias
-    np.testing.assert_allclose(total, classifier.predict_logits([text])[0], atol=1e-4)
+    np.testing.assert_allclose(total, with_words.predict_logits([text])[0], atol=1e-4)
 
 
 def test_the_label_is_the_predicted_one(deep: TrainedClassifier) -> None:

@@ -107,6 +107,7 @@ def open_classifier(folder: Path, engine: str) -> TrainedClassifier:
     return TrainedClassifier.load(folder, backbone=changed, reasons=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_a_new_pooling_works_from_training_to_explanations(
     pooling: Pooling, saved: Path, engine: str, caplog: pytest.LogCaptureFixture

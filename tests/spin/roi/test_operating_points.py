@@ -103,6 +103,7 @@ def test_the_figures_of_a_point_equal_those_of_a_plain_loop(mixed: bool) -> None
         assert point.total == pytest.approx(point.compute + point.review + point.realised)
 
 
+@pytest.mark.slow
 def test_calibrated_probabilities_give_the_cost_by_labels_also_under_another_mix() -> None:
     """On many documents; the mix weights probabilities without a look at the labels of single documents."""
     operation, y = draw_operation(200_000)
@@ -126,6 +127,7 @@ def test_the_best_point_is_chosen_without_a_look_at_the_labels() -> None:
     assert best_point(weigh_points(operation, y, dear)).abstain == 0
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_cost_of_the_other_half_in_88_of_100_splits() -> None:
     """The point is chosen on one half; half of the interval holds far fewer, so it is not merely wide."""
     operation, y = draw_operation(2000, seed=3)

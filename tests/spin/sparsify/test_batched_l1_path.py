@@ -232,6 +232,7 @@ def test_products_are_in_full_float32_whatever_precision_the_process_has_set(
     assert precisions == {"highest"}
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(6, 40), st.integers(1, 30), st.booleans(), st.booleans())
 def test_every_small_problem_is_solved(seed: int, n: int, p: int, duplicates: bool, constant: bool) -> None:

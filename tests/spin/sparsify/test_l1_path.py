@@ -178,6 +178,7 @@ def test_kkt_violation_equals_a_plain_loop(kind: str) -> None:
         assert kkt_violation(*problem, w, b, lam) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 10**6), st.integers(6, 40), st.integers(1, 30), st.booleans(), st.booleans(), st.booleans())
 def test_every_small_problem_is_solved(

@@ -221,6 +221,7 @@ def check_rows(name: str, data: bytes, rows: Sequence[Row], window: int) -> None
             done += len(part)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=8), windows)
 def test_parquet_ranges_hold_the_row_groups_that_begin_in_them(group_sizes: list[int], window: int) -> None:
@@ -234,6 +235,7 @@ def test_parquet_ranges_hold_the_row_groups_that_begin_in_them(group_sizes: list
     check_rows("a.parquet", sink.getvalue().to_pybytes(), rows, 100 + 2 * window)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     text_lists,

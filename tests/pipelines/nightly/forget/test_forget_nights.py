@@ -16,7 +16,7 @@ from pipelines.nightly.forget.forget_nights import forget_in_output
 from pipelines.nightly.nights import list_output, restore
 from pipelines.nightly.review.checked_labels import add_labels, list_scores
 from pipelines.nightly.tables.night_history import list_nights
-from pipelines.nightly.tables.night_records import RUNS, lease_model
+from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import PREDICTIONS, read_rows
 from pipelines.service_errors import BadRowsError, HeldError
 from pipelines.storage.object_store import Store
@@ -32,6 +32,7 @@ from tests.support.fake_nights import (
     make_rows,
     use_fake_step,
 )
+from tests.support.leases import hold_model
 from tests.support.object_search import find_in_files, find_in_store
 
 SECRETS = ["Xyzzy-4711", "Xyzzy-dead", "Xyzzy-twice"]
@@ -173,6 +174,7 @@ def crash() -> None:
     raise SystemError("the process ends here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_after_a_crash_the_same_command_completes_it(histories: KeptHistories, step: str) -> None:
     local_nights = histories.crashed(step)
@@ -183,6 +185,7 @@ def test_after_a_crash_the_same_command_completes_it(histories: KeptHistories, s
     check_forgotten(local_nights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_a_night_after_a_crash_leaves_the_documents_out(histories: KeptHistories, step: str) -> None:
     """The hashes are stored before anything else, so that nights need not wait for the command to be repeated."""
@@ -194,6 +197,7 @@ def test_a_night_after_a_crash_leaves_the_documents_out(histories: KeptHistories
     assert local_nights.ids() == REMAINING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_the_same_night_after_a_crash_loses_no_row(histories: KeptHistories, step: str) -> None:
     """Without --restart it finds its night published, also where the input has moved away meanwhile."""
@@ -205,6 +209,7 @@ def test_the_same_night_after_a_crash_loses_no_row(histories: KeptHistories, ste
     check_forgotten(local_nights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_other_documents_are_forgotten_after_a_crash(histories: KeptHistories, step: str) -> None:
     local_nights = histories.crashed(step)
@@ -215,6 +220,7 @@ def test_other_documents_are_forgotten_after_a_crash(histories: KeptHistories, s
     assert local_nights.ids() == {**REMAINING, LAST: ["c2"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", WAKING)
 def test_a_driver_that_slept_meanwhile_publishes_nothing(histories: KeptHistories, moment: str) -> None:
     """What it writes after it wakes is in a run that was given up, whose files the next call deletes."""
@@ -231,6 +237,7 @@ def test_a_driver_that_slept_meanwhile_publishes_nothing(histories: KeptHistorie
     check_forgotten(local_nights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["before a night is written", "before it publishes"])
 def test_an_overtaken_forget_says_so(histories: KeptHistories, step: str) -> None:
     """It misses files that its successor has deleted; the status is that of a command that was overtaken, 3."""
@@ -277,6 +284,7 @@ def test_files_stay_taken(local_nights: FakeNights) -> None:
     assert (again.run, again.forgotten) == (list_output(local_nights.output)[1].run, 2)
 
 
+@pytest.mark.slow
 def test_restore_refuses_runs_that_held_a_document(histories: KeptHistories) -> None:
     """A replaced run without one can still be restored."""
     local_nights = histories.history()
@@ -295,13 +303,14 @@ def test_a_night_at_work_is_not_disturbed(local_nights: FakeNights) -> None:
     """It is refused, and nights that begin later leave the documents out already."""
     write_inputs(local_nights)
     run(local_nights, DATE)
-    with lease_model(local_nights.out, "tiny"), pytest.raises(HeldError):
+    with hold_model(local_nights.out, "tiny"), pytest.raises(HeldError):
         forget_in_output(local_nights.output, SECRETS)
     assert SECRETS[0] in local_nights.ids()[DATE]
     run(local_nights, NEXT)
     assert local_nights.ids()[NEXT] == REMAINING[DATE]
 
 
+@pytest.mark.slow
 def test_a_model_that_begins_after_the_claims_is_left_alone(histories: KeptHistories) -> None:
     """Its first night leaves the documents out, and is published beside the ones that are written again."""
     local_nights = histories.history()
@@ -323,6 +332,7 @@ def test_a_published_run_with_a_mark_keeps_its_files(histories: KeptHistories) -
     assert local_nights.ids() == REMAINING
 
 
+@pytest.mark.slow
 def test_files_that_nothing_names_are_deleted(histories: KeptHistories) -> None:
     """Such as those of attempts at a shard of a published run, and temporary files of killed workers."""
     local_nights = histories.history()
@@ -336,6 +346,7 @@ def test_files_that_nothing_names_are_deleted(histories: KeptHistories) -> None:
     assert find_in_files(Path(local_nights.out.root), SECRETS) == {}
 
 
+@pytest.mark.slow
 def test_all_models_of_an_output_forget(local_nights: FakeNights) -> None:
     """Those of a pass, and a model that begins its first night while leases are taken."""
     first, second, third = (FakeRegistry(name) for name in ("one", "it's/another", "late"))
@@ -382,6 +393,7 @@ def test_labels_are_removed_and_nights_scored_anew(local_nights: FakeNights, tmp
     assert local_nights.ids() == {DATE: []}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["before claims are checked", "before nights are scored"])
 def test_a_night_keeps_its_score_after_a_crash(step: str, local_nights: FakeNights, tmp_path: Path) -> None:
     """The command that completes the work finds the night published by the one that crashed."""

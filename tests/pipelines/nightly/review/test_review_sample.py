@@ -99,6 +99,7 @@ def test_a_small_night_is_chosen_whole(tmp_path: Path) -> None:
     assert sorted(row["id"] for row in rows) == [f"d{n:05d}" for n in range(20) if n % 10]
 
 
+@pytest.mark.slow
 def test_the_night_must_be_there_and_be_the_only_one_that_is_meant(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no published night"):
         choose_documents(str(tmp_path), documents=10)

@@ -63,6 +63,7 @@ def write_rows(folder: Path, name: str, rows: list[tuple[Any, Any]]) -> None:
     (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records) or "\n")
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(ROWS, st.integers(0, 12), st.integers(1, 5), st.integers(1, 4), st.sampled_from([1, 10**6]))
 def test_the_first_sound_row_with_an_id_is_no_duplicate(

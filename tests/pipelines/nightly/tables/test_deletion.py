@@ -81,6 +81,7 @@ def test_nights_before_a_date_are_deleted_in_one_commit_and_restored(tables: Nig
     assert read_rows(tables.open(DEAD_LETTERS), {}).num_rows == 3
 
 
+@pytest.mark.slow
 def test_files_of_deleted_nights_stay_taken(local_tables: NightTables) -> None:
     """Until they are freed, in the same command or in a later one, or another night of their date replaces them."""
     runs = fill(local_tables)
@@ -97,6 +98,7 @@ def test_files_of_deleted_nights_stay_taken(local_tables: NightTables) -> None:
     assert taken(local_tables) == {SECOND, THIRD}
 
 
+@pytest.mark.slow
 def test_files_of_a_run_that_was_replaced_before_the_deletion_are_free(local_tables: NightTables) -> None:
     """Also if restoring another run of the date ends between its commits, or before it removes what it replaces."""
     runs = [
@@ -113,6 +115,7 @@ def test_files_of_a_run_that_was_replaced_before_the_deletion_are_free(local_tab
     assert taken(local_tables) == {FIRST}
 
 
+@pytest.mark.slow
 def test_a_replaced_run_of_a_deleted_night_is_given_up_in_time(local_tables: NightTables) -> None:
     """Also if the run that had replaced it was given up before."""
     replaced = run_night(local_tables.out, ["a"], date=FIRST)
@@ -140,6 +143,7 @@ def test_an_unfinished_night_is_named_beside_a_night_of_a_similar_name(local_tab
     assert [run.date for run in find_unfinished(local_tables, MODEL, SECOND)] == [FIRST]
 
 
+@pytest.mark.slow
 def test_a_night_in_the_place_of_a_deleted_one_frees_its_files(local_tables: NightTables) -> None:
     fill(local_tables)
     delete(local_tables, SECOND)
@@ -170,6 +174,7 @@ def test_a_deletion_that_slept_changes_nothing(local_tables: NightTables) -> Non
     assert published_ids(local_tables) == expected
 
 
+@pytest.mark.slow
 def test_a_deleted_night_can_be_restored_until_a_vacuum_finds_it_old(local_tables: NightTables) -> None:
     """What counts is the time of the deletion."""
     runs = fill(local_tables)
@@ -184,6 +189,7 @@ def test_a_deleted_night_can_be_restored_until_a_vacuum_finds_it_old(local_table
         restore_night(local_tables, runs[SECOND].name, claim=claim_model(local_tables))
 
 
+@pytest.mark.slow
 def test_forgotten_documents_of_a_deleted_night_are_removed(local_tables: NightTables) -> None:
     runs = fill(local_tables)
     delete(local_tables, SECOND)
@@ -193,6 +199,7 @@ def test_forgotten_documents_of_a_deleted_night_are_removed(local_tables: NightT
     assert taken(local_tables) == {FIRST, SECOND, THIRD}
 
 
+@pytest.mark.slow
 def test_an_operator_sees_and_restores_deleted_nights(local_tables: NightTables) -> None:
     """A run that was begun for a deleted date and not finished is not named as unfinished."""
     runs, output = fill(local_tables), local_tables.out.uri

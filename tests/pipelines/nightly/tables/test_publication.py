@@ -208,6 +208,7 @@ def claim_and_publish(uri: str, model: str, dates: Sequence[str]) -> None:
         run_night(out, [f"{model}-{date}"], model=model, date=date)
 
 
+@pytest.mark.slow
 def test_models_publish_at_the_same_time(store_uri: str) -> None:
     """Three processes publish four nights each into one output; every night is there once."""
     dates = [f"2026-03-0{day}" for day in range(1, 5)]
@@ -251,6 +252,7 @@ def suspend_at(
     return steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resumes", [False, True], ids=["a new run", "the same run"])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_driver_that_wakes_after_its_successor_changes_nothing(
@@ -404,6 +406,7 @@ def test_a_night_that_lost_a_file_is_not_restored(local_tables: NightTables) -> 
     assert published_ids(local_tables) == {(DATE, MODEL): ["b1"]}
 
 
+@pytest.mark.slow
 def test_an_incremental_night_is_not_restored_next_to_a_night_that_has_taken_its_files(
     local_tables: NightTables,
 ) -> None:
@@ -457,6 +460,7 @@ def test_rows_are_removed_only_under_the_last_claim(local_tables: NightTables) -
     assert side_runs(local_tables, INPUTS) == {night.name}
 
 
+@pytest.mark.slow
 def test_files_count_as_taken_by_published_nights_of_other_dates(tables: NightTables) -> None:
     """Not by this date, another model, a replaced or an unfinished run; a quarantined or changed file is new."""
     files = {

@@ -80,6 +80,7 @@ def plain(value: Any) -> Any:
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_readers_see_the_same_rows(reader: str, tmp_path: Path) -> None:
     """Two nights of a model, one of them redone, the other with reasons and other kept columns, and two more.

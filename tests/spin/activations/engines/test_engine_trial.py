@@ -156,6 +156,7 @@ def test_openvino_with_automatic_precision_uses_one_whose_trial_passed(
     assert choose(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
 
 
+@pytest.mark.slow
 def test_int8_without_calibration_compiles_in_the_precision_of_the_trial(
     backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +183,7 @@ class CompiledStub:
         return None
 
 
+@pytest.mark.slow
 def test_an_engine_that_differs_from_torch_is_not_used(
     backbone_folder: Path, child: ChildProcess, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +210,7 @@ def test_an_engine_that_differs_from_torch_is_not_used(
         choose(backbone_folder, engine="openvino", dtype="float32")
 
 
+@pytest.mark.slow
 def test_an_error_raised_by_the_engine_is_reported(backbone_folder: Path, child: ChildProcess) -> None:
     child.replace_code(
         "from spin.activations.engines import engine_child, openvino_engine\n"
@@ -352,6 +355,7 @@ def test_a_trial_runs_the_first_two_blocks(family: Family, tmp_path: Path) -> No
         np.testing.assert_allclose(extract(short, ["the film was late"], [column]).values, values, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_auto_uses_openvino_if_the_trial_passes(backbone_folder: Path) -> None:
     """In the real child process OpenVINO in float32 agrees with torch, so it is the engine that is opened."""
     backbone = load_backbone(BackboneSettings(model=str(backbone_folder), device="cpu", dtype="float32", engine="auto"))

@@ -93,6 +93,7 @@ def test_openvino_runs_a_segment_that_does_not_use_its_token_ids(backbone_folder
     )
 
 
+@pytest.mark.slow
 def test_openvino_streams_agree_with_torch_and_restore_its_number_of_threads(backbone_folder: Path) -> None:
     """Values and exit depths agree for batches of any size; afterwards torch has as many threads as before."""
     threads_before = torch.get_num_threads()
@@ -156,6 +157,7 @@ def test_only_the_first_segment_runs_the_embeddings(model: Any, monkeypatch: pyt
     assert sum(lookups) == (1 if hasattr(model.model, "embeddings") else 2)
 
 
+@pytest.mark.slow
 def test_openvino_agrees_with_torch_for_every_supported_family(model: Any) -> None:
     """Three segments, and the two of a trial. For other families the values are not finite, and a trial says so."""
     selected = select_neurons(model)
@@ -255,6 +257,7 @@ def save_and_load(fitted: TrainedClassifier, folder: Path, **settings: Any) -> T
 DOCUMENTS = [row["text"] for row in tiny.make_documents(200, seed=5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_labels_agree_with_float32_in_every_precision(fitted: TrainedClassifier, tmp_path: Path, dtype: str) -> None:
     """At least 90 % of labels agree, all of them in float32, and an explanation adds up to the logits of the engine."""
@@ -307,6 +310,7 @@ def test_neurons_are_gathered_before_pooling_only_if_they_are_few(backbone_folde
         assert all(gather.gather_first == gather_first for gather in encoder.sites.values())
 
 
+@pytest.mark.slow
 def test_two_streams_give_the_values_of_one(backbone_folder: Path) -> None:
     """With any number of streams, progress counts every document once."""
     backbone = load_backbone(

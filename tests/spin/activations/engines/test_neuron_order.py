@@ -89,6 +89,7 @@ def test_an_order_that_would_change_what_is_computed_is_not_used(
         assert all(torch.equal(weight, weights[name]) for name, weight in copy_weights(model).items())
 
 
+@pytest.mark.slow
 def test_a_graph_gathers_no_neurons_of_ffns(backbone_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are slices; neurons of the residual stream, whose order is the model's, are gathered."""
     graphs: list[Any] = []
@@ -107,6 +108,7 @@ def test_a_graph_gathers_no_neurons_of_ffns(backbone_folder: Any, monkeypatch: p
     assert len(gathers) == sum(site.kind == "resid" for site in backbone.sites)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_engine_leaves_the_backbone_as_it_was(backbone_folder: Any, dtype: str) -> None:
     settings = {"model": str(backbone_folder), "dtype": dtype, "device": "cpu", "engine": "openvino"}
