@@ -212,7 +212,6 @@ class _Child:
     """A child process. It answers one request at a time."""
 
     def __init__(self) -> None:
-        self.environment = dict(os.environ)
         self.errors = tempfile.TemporaryFile(prefix="spin-reader-")  # noqa: SIM115 (open as long as the child lives)
         self.connection, theirs = Pipe()
         code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({theirs.fileno()})"
@@ -223,14 +222,14 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self.errors,
-                env={**self.environment, **_ENVIRONMENT},
+                env={**os.environ, **_ENVIRONMENT},
             )
 
     def answer(self, job: Callable[[], Iterator[_Answer]]) -> Iterator[_Answer]:
         """The answers to a request. Raises _Death if the child ends before the last one."""
         traffic = active_traffic()
         try:
-            self.connection.send(job)
+            self.connection.send((dict(os.environ), job))  # variables say how to reach a store
             while (answer := self._receive()) is not None:
                 if traffic is not None and any(answer.read):
                     requests, read = answer.read
@@ -279,7 +278,7 @@ def _take_child() -> _Child:
     """An idle child, or a new one."""
     while _idle:
         child = _idle.pop()
-        if child.process.poll() is None and child.environment == os.environ:  # which says how to reach a store
+        if child.process.poll() is None:
             return child
         child.end()
     return _Child()
@@ -304,7 +303,10 @@ def serve(handle: int) -> None:
     try:
         with suppress(EOFError, ConnectionError):
             while True:
-                for answer in _count_reads(connection.recv()):
+                environment, job = connection.recv()
+                os.environ.clear()
+                os.environ.update(environment)
+                for answer in _count_reads(job):
                     connection.send(answer)
                 connection.send(None)
     except MemoryError:
