@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from benchmarks.section_page import Part, table
 from pipelines.data.spool import SPOOL
 from pipelines.storage.input_opener import InputOpener
-from pipelines.storage.request_counting import CountingFile, Traffic
+from pipelines.storage.request_counting import CountingFile, Traffic, count_input_reads
 from pipelines.training.workflow import run_workflow
 from spin.settings import Settings, parse_settings
 
@@ -49,16 +49,15 @@ class CorpusReads:
 
 @contextmanager
 def count_reads() -> Iterator[dict[str, Traffic]]:
-    """Count what is read in this process of input files, and of the spool."""
-    reads = {"input": Traffic(), SPOOL: Traffic()}
-    opened = InputOpener.open
+    """Count what is read of input files, and in this process of the spool."""
+    spool, opened = Traffic(), InputOpener.open
 
     def open_counted(opener: InputOpener, uri: str, **options: Any) -> BinaryIO:
-        kind = SPOOL if f"/{SPOOL}/" in uri else "input"
-        return cast(BinaryIO, CountingFile(opened(opener, uri, **options), reads[kind]))
+        source = opened(opener, uri, **options)
+        return cast(BinaryIO, CountingFile(source, spool)) if f"/{SPOOL}/" in uri else source
 
-    with patch.object(InputOpener, "open", open_counted):
-        yield reads
+    with patch.object(InputOpener, "open", open_counted), count_input_reads() as reads:
+        yield {"input": reads, SPOOL: spool}
 
 
 def measure(folder: Path, *, quick: bool) -> list[CorpusReads]:

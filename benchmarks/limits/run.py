@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from benchmarks.limits import (
     input_reads,
+    intake,
     large_backbone,
     many_files,
     many_nights,
@@ -48,6 +49,7 @@ _PARTS: Mapping[str, tuple[str, Measurement]] = {
     "memory": ("Memory and speed by number of documents", scale),
     "training": ("Training by number of documents", training),
     "reads": ("How often a training reads its corpus", input_reads),
+    "intake": ("Files in child processes, and files that were made to harm", intake),
     "large": ("Activations of eight billion parameters", large_backbone),
     "files": ("Many files and large files", many_files),
     "nights": ("Outputs of many nights", many_nights),

@@ -175,7 +175,7 @@ def find_dead_rows(documents: Documents) -> dict[int, tuple[str, str]]:
             dead[row] = "null_text", documents.absent.get(row, "the text is null")
         elif not isinstance(text, str):
             dead[row] = "not_text", f"the text is {type(text).__name__}, expected a string"
-        elif not text.strip():
+        elif not text or text.isspace():
             dead[row] = "empty_text", "the text is empty"
         elif not is_unicode(text):
             dead[row] = "not_text", "the text holds lone surrogates, expected Unicode"
@@ -248,7 +248,8 @@ class SpoolWriter:
     def add(self, table: pa.Table) -> None:
         """Add rows of the current file. Of forgotten documents nothing but their place is saved."""
         table = hide_forgotten(table, self._forgotten)
-        self._file_types = merge_types(self._file_types, types_of([_kept(table)]), "a file")
+        if table.num_columns > len(_SCHEMA):
+            self._file_types = merge_types(self._file_types, types_of([_kept(table)]), "a file")
         self._held.append(table)
         self._held_bytes += table.nbytes
         if self._held_bytes > MAX_BYTES // 4:
@@ -328,6 +329,8 @@ def _kept(table: pa.Table) -> pa.Table:
 
 def _concatenate(tables: Sequence[pa.Table]) -> pa.Table:
     """Rows whose kept columns differ at most in that some are missing or hold nulls alone."""
+    if all(table.num_columns == len(_SCHEMA) for table in tables):
+        return pa.concat_tables(tables)
     types = types_of(map(_kept, tables))
     schema: Any = pa.schema([*_SCHEMA, *((name, parse_type(kind)) for name, kind in types.items())])
     return pa.concat_tables([columns_of_type(table, schema, len(table)) for table in tables])

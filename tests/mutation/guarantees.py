@@ -14,8 +14,8 @@ on with the code to put in place of the line:
 
 `python -m tests.mutation.guarantees [TEST...]` checks all guards, or those of the given tests. It copies the repository
 and runs the tests there, which must pass. Then it removes one line after another, and each time its test must fail. The
-exit status is 1 if a test passes without its line. Some tests need the S3 server: run the command within
-infra/s3/run.sh.
+exit status is 1 if a test passes without its line. Some tests need the S3 server, and some that of
+MLflow: run the command within infra/s3/run.sh and infra/mlflow/run.sh.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice, tee
 from typing import Any, BinaryIO
 
@@ -52,7 +53,7 @@ class CsvReader(Reader):
         (_, header), names = next(numbered), names_by_field(data, columns)
         check_columns(header, list(names.values()), piece.uri, header=True)
         kept = [name for name in data.keep if name in header]
-        for chunk in in_chunks((row for _, row in numbered), lambda row: sum(map(len, row))):
+        for chunk in in_chunks((row for _, row in numbered), partial(_weigh, piece.uri, data.max_row_bytes)):
             texts = dict(zip(header, zip(*chunk, strict=True), strict=True))
             documents = Documents()
             for field_name in FIELDS:
@@ -73,6 +74,14 @@ class CsvReader(Reader):
         rows = read_csv(decompressed(buffered(source), uri, data), uri, data)
         next(rows)  # the header
         return (line for line, _ in rows)
+
+
+def _weigh(uri: str, most: int, row: Sequence[str]) -> int:
+    """The characters of a row. Raises BadFileError for more than it may have bytes."""
+    weight = sum(map(len, row))
+    if weight > most:
+        raise long_row(uri, "row", most)
+    return weight
 
 
 def _refuse_missing_labels(documents: Documents, column: str) -> None:
@@ -118,8 +127,6 @@ def read_csv(source: BinaryIO, uri: str, data: DataSettings) -> Iterator[tuple[i
     while (row := _next_row(rows, uri)) is not None:
         if len(row[1]) != len(header):
             raise _uneven_rows(row, rows, uri, len(header))
-        if sum(map(len, row[1])) > data.max_row_bytes:
-            raise long_row(uri, "row", data)
         yield row
 
 
@@ -149,9 +156,10 @@ def _decoded_lines(source: BinaryIO, uri: str, data: DataSettings) -> Iterator[s
     Raises BadFileError for the first one that is not in the encoding, or is too long.
     """
     text = io.TextIOWrapper(source, encoding=text_codec(data.encoding), errors="surrogateescape", newline="")
-    for number, line in enumerate(iter(lambda: text.readline(data.max_row_bytes + 1), ""), 1):
-        if len(line) > data.max_row_bytes:
-            raise long_row(uri, "line", data)
+    most = data.max_row_bytes
+    for number, line in enumerate(iter(partial(text.readline, most + 1), ""), 1):
+        if len(line) > most:
+            raise long_row(uri, "line", most)
         if not is_unicode(line):
             byte = next(ord(character) for character in line if "\udc80" <= character <= "\udcff") - 0xDC00
             raise BadFileError(f"{uri} line {number} {not_encoded(byte, data.encoding)}")

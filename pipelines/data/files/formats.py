@@ -150,11 +150,10 @@ def check_column_count(count: int, uri: str, data: DataSettings) -> None:
         raise BadFileError(f"{uri} has {count:,} columns; expected at most {data.max_columns:,} (data.max_columns)")
 
 
-def long_row(uri: str, noun: str, data: DataSettings) -> BadFileError:
-    """The error for a line or a row that is too long."""
+def long_row(uri: str, noun: str, most: int) -> BadFileError:
+    """The error for a line or a row of more bytes than it may have."""
     return BadFileError(
-        f"{uri} has a {noun} of more than {data.max_row_bytes:,} bytes (data.max_row_bytes); expected one document per "
-        f"{noun}"
+        f"{uri} has a {noun} of more than {most:,} bytes (data.max_row_bytes); expected one document per {noun}"
     )
 
 

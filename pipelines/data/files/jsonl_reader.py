@@ -51,7 +51,7 @@ class JsonLinesReader(Reader):
     def lines(self, source: BinaryIO, uri: str, data: DataSettings, first: int) -> Iterator[int]:
         position = 0
         content = decompressed(buffered(source), uri, data)
-        for number, line in enumerate(iter(lambda: _read_line(content, uri, data), b""), 1):
+        for number, line in enumerate(iter(lambda: _read_line(content, uri, data.max_row_bytes), b""), 1):
             if position >= first and line.strip():
                 yield number
             position += len(line)
@@ -62,7 +62,7 @@ def read_lines(source: BinaryIO, uri: str, data: DataSettings) -> Iterator[bytes
 
     Raises BadFileError for a line of more than `data.max_row_bytes`.
     """
-    while line := _read_line(source, uri, data):
+    while line := _read_line(source, uri, data.max_row_bytes):
         if line.strip():
             yield line
 
@@ -79,18 +79,19 @@ def read_lines_between(
     source.seek(position)
     window = _Window(source, position, piece.stop)
     lines = io.BufferedReader(window, min(block, max(1, piece.stop - position)))
+    most = data.max_row_bytes
     if piece.start > 0:
-        position += len(_read_line(lines, piece.uri, data))  # the rest of the line before
-    while position < piece.stop and (line := _read_line(lines, piece.uri, data)):
+        position += len(_read_line(lines, piece.uri, most))  # the rest of the line before
+    while position < piece.stop and (line := _read_line(lines, piece.uri, most)):
         if line.strip():
             yield position, line
         position += len(line)
 
 
-def _read_line(source: BinaryIO, uri: str, data: DataSettings) -> bytes:
-    line = source.readline(data.max_row_bytes + 1)
-    if len(line) > data.max_row_bytes:
-        raise long_row(uri, "line", data)
+def _read_line(source: BinaryIO, uri: str, most: int) -> bytes:
+    line = source.readline(most + 1)
+    if len(line) > most:
+        raise long_row(uri, "line", most)
     return line
 
 

@@ -30,8 +30,6 @@ _ROWS, _ROWS_BYTES = 4096, 1 << 23
 """most rows that are held at a time, and about how many bytes"""
 _ROW_BYTES = 16
 """bytes that a row takes at least, also if it holds nothing but nulls"""
-_DICTIONARY_BYTES = 1 << 28
-"""bytes that the rows held at a time have at most if each holds all of a dictionary, whose size is estimated"""
 
 
 class ParquetReader(Reader):
@@ -95,11 +93,8 @@ def _read_groups(
     source: BinaryIO, parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]
 ) -> Iterator[pa.Table]:
     """The columns of row groups, a few rows at a time. Small groups are requested together, large ones in pieces."""
-    average = column_bytes(parquet, columns) // max(1, parquet.metadata.num_rows)
+    rows = max(1, min(_ROWS, _ROWS_BYTES * parquet.metadata.num_rows // max(1, column_bytes(parquet, columns))))
     for small, together in _join_groups(parquet, groups, columns):
-        # a value of a dictionary is stored once, and may be that of every row
-        most = _DICTIONARY_BYTES // max(1, *(_dictionary_bytes(parquet, columns, group) for group in together))
-        rows = max(1, min(_ROWS, _ROWS_BYTES // max(1, average), most))
         with _open(source, stream=not small, metadata=parquet.metadata) as file:
             for batch in file.iter_batches(rows, row_groups=together, columns=list(columns), use_threads=False):
                 yield _decode_dictionaries(pa.Table.from_batches([batch]))
@@ -114,17 +109,6 @@ def _decode_dictionaries(table: pa.Table) -> pa.Table:
     return table
 
 
-def _dictionary_bytes(parquet: pq.ParquetFile, columns: Sequence[str], group: int) -> int:
-    """About the bytes of the dictionaries of columns in a row group; only their sizes in compressed form are stored."""
-    total = 0
-    for column in _column_chunks(parquet, columns, group):
-        start = column.dictionary_page_offset
-        if start is not None and start < column.data_page_offset:
-            ratio = column.total_uncompressed_size / max(1, column.total_compressed_size)
-            total += int((column.data_page_offset - start) * max(1.0, ratio))
-    return total
-
-
 def _divide(table: pa.Table, uri: str, data: DataSettings) -> Iterator[pa.Table]:
     """Rows in parts of bounded bytes: rows of very different lengths may have come together.
 
@@ -134,7 +118,7 @@ def _divide(table: pa.Table, uri: str, data: DataSettings) -> Iterator[pa.Table]
         yield table
     elif table.num_rows == 1:
         if table.nbytes > data.max_row_bytes:
-            raise long_row(uri, "row", data)
+            raise long_row(uri, "row", data.max_row_bytes)
         yield table
     else:
         half = table.num_rows // 2

@@ -28,7 +28,9 @@ def is_unicode(text: str) -> bool:
 
 def to_unicode(text: object) -> str | None:
     """A text with lone surrogates replaced, since an Arrow string cannot hold them; None if it is no text."""
-    return text.encode(errors="replace").decode() if isinstance(text, str) else None
+    if not isinstance(text, str):
+        return None
+    return text if is_unicode(text) else text.encode(errors="replace").decode()
 
 
 def to_text(value: Any) -> str | None:

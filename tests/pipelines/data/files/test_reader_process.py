@@ -23,6 +23,7 @@ from pipelines.data.files.reader_process import read_pieces
 from pipelines.data.files.readers import read_piece
 from pipelines.data.files.shards import Piece
 from pipelines.data.intake import plan_intake, take_in
+from pipelines.data.labelled_corpus import read_labelled
 from pipelines.data.spool import PartSize
 from pipelines.service_errors import BadFileError, WorkerFaultError
 from spin.settings import DataSettings
@@ -170,6 +171,13 @@ def test_none_of_the_rows_of_a_file_that_ends_its_readers_is_taken(tmp_path: Pat
     report = take_in(task, DATA, PartSize(500), lambda part: parts.append(len(part.ids)) or "uri")
     assert [file.rows for file in report.files] == [ROWS, 0, ROWS]
     assert sum(ready.piece.documents for ready in report.pieces) == 2 * ROWS
+
+
+@pytest.mark.usefixtures("misbehaving")
+def test_a_training_names_a_file_that_ends_its_readers(tmp_path: Path) -> None:
+    write_files(tmp_path, "a", "abort", "z")
+    with pytest.raises(BadFileError, match=r"abort\.jsonl cannot be read: it ends the process that reads it"):
+        read_labelled(list_files(str(tmp_path)), DATA.model_copy(update={"label": "id"}))
 
 
 def test_a_child_reads_task_after_task(tmp_path: Path) -> None:
