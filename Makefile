@@ -55,7 +55,7 @@ test-here:  # within the servers; several Ray nodes on one machine want it for t
 test-fast: setup  ## the tests that need no server, no Ray and no browser, and are not slow
 	$(PYTEST) $(PARALLEL) --fast
 
-soak: setup  ## an hour of histories of nights that Hypothesis makes up; SOAK="--minutes 1 --stride 20 --steps 10" for a trial
+soak: setup  ## an hour of histories of nights that Hypothesis makes up; SOAK="--minutes 1 --steps 10" for a trial
 	$(BIN)/python -m tests.soak.histories $(SOAK)
 
 soak-kill: setup  ## nights whose processes and S3 server are killed; SOAK="--documents 2000 --kills 4 --shard 50" for a trial

@@ -1,13 +1,15 @@
 """`make soak`: histories of nights for an hour, or for as many minutes as `--minutes` says; prints a summary.
 
-First a driver is overtaken at each of its operations by each kind of command. The rest of the time goes to histories
-that Hypothesis makes up, each time with another seed. The first violation ends the soak with its history.
+For half of the time, a driver of each kind is overtaken by each kind of command, at operations that are drawn. The rest
+goes to histories that Hypothesis makes up, each time with another seed. The first violation ends the soak with its
+history.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import random
 import time
 from collections.abc import Callable
 
@@ -16,11 +18,12 @@ from tests.pipelines.nightly.test_histories import (
     OVERTAKEN_PASS,
     OVERTAKING,
     NightHistories,
-    overtake_at_all_operations,
+    count_operations,
+    overtake,
     run_histories,
 )
 
-_BATCH = 50
+_BATCH = 10
 """histories per seed"""
 
 
@@ -28,14 +31,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--steps", type=int, default=40, help="steps per history")
-    parser.add_argument("--stride", type=int, default=1, help="operations between two at which a driver is overtaken")
+    parser.add_argument("--seed", type=int, default=0, help="draws the operations at which a driver is overtaken")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     began = time.monotonic()
-    commands = (OVERTAKEN, OVERTAKEN_PASS, None)
-    overtaken = sum(overtake_at_all_operations(name, options.stride, each) for name in OVERTAKING for each in commands)
+    overtaken = _overtake(random.Random(options.seed), began + 30 * options.minutes)
     histories = _repeat(lambda: run_histories(_BATCH, options.steps), began + 60 * options.minutes)
     print(_summary(overtaken, histories, options.steps, time.monotonic() - began))
+
+
+def _overtake(draw: random.Random, end: float) -> int:
+    """Let drivers be overtaken until a time, or at all operations; return how often."""
+    places = [
+        (name, operations, command)
+        for name in OVERTAKING
+        for command in (OVERTAKEN, OVERTAKEN_PASS, None)
+        for operations in range(count_operations(command))
+    ]
+    draw.shuffle(places)
+    for number, place in enumerate(places):
+        if time.monotonic() > end:
+            return number
+        overtake(*place)
+    return len(places)
 
 
 def _repeat(run: Callable[[], object], end: float) -> int:

@@ -463,32 +463,41 @@ FORGETTING = [0, 2, 3]
 """numbers of documents that are forgotten: one of each source, and a dead letter"""
 
 
-def overtake_at_all_operations(overtaking: str, stride: int, overtaken: Request | None = OVERTAKEN) -> int:
-    """Let a command overtake a driver at every so many operations, each in an output of its own; return how often.
+def overtake_at_all_operations(overtaking: str, stride: int, overtaken: Request | None = OVERTAKEN) -> None:
+    """Let a command overtake a driver at every so many operations, each in an output of its own."""
+    for operations in range(0, count_operations(overtaken), stride):
+        overtake(overtaking, operations, overtaken)
+
+
+def count_operations(overtaken: Request | None) -> int:
+    """About as many operations as a driver has, for a request or, without one, for forgetting."""
+    return {OVERTAKEN: OPERATIONS_OF_A_NIGHT, OVERTAKEN_PASS: OPERATIONS_OF_TWO_NIGHTS, None: OPERATIONS_OF_FORGETTING}[
+        overtaken
+    ]
+
+
+def overtake(overtaking: str, operations: int, overtaken: Request | None) -> None:
+    """Let a command overtake a driver after some of its operations.
 
     The driver wakes when the other command has ended; then the input is classified once more. Without `overtaken`, it
     is one that forgets documents.
     """
-    lengths = {OVERTAKEN: OPERATIONS_OF_A_NIGHT, OVERTAKEN_PASS: OPERATIONS_OF_TWO_NIGHTS}
-    every = range(0, OPERATIONS_OF_FORGETTING if overtaken is None else lengths[overtaken], stride)
-    for operations in every:
-        history = NightHistories()
-        try:
-            history.begin_with_files()
-            history.start(Request("web", MODEL, FIRST))
-            history.start(Request("web", MODEL, FIRST, restart=True))
-            if overtaken is None:
-                driver = history.start_forgetting(history.choose_documents(FORGETTING), operations)
-            else:
-                driver = history.start(overtaken, operations)
-            OVERTAKING[overtaking](history)
-            if not driver.ended:
-                driver.run()
-                history.step(driver)
-            assert driver.status in {0, 2, 3}, driver.error
-        finally:
-            history.teardown()
-    return len(every)
+    history = NightHistories()
+    try:
+        history.begin_with_files()
+        history.start(Request("web", MODEL, FIRST))
+        history.start(Request("web", MODEL, FIRST, restart=True))
+        if overtaken is None:
+            driver = history.start_forgetting(history.choose_documents(FORGETTING), operations)
+        else:
+            driver = history.start(overtaken, operations)
+        OVERTAKING[overtaking](history)
+        if not driver.ended:
+            driver.run()
+            history.step(driver)
+        assert driver.status in {0, 2, 3}, driver.error
+    finally:
+        history.teardown()
 
 
 COMMANDS = pytest.mark.parametrize("command", [OVERTAKEN, OVERTAKEN_PASS], ids=["one model", "two models"])
