@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from spin.settings import DataSettings
 from tests.hostile.hostile_file import HostileFile
-from tests.hostile.hostile_files import files_with_names, write_hostile_file, write_hostile_files
-from tests.hostile.hostile_parquet import parquet_files
-from tests.hostile.hostile_text import csv_files, jsonl_files
+from tests.hostile.hostile_files import write_hostile_files
 from tests.hostile.intake_run import Taken, take_folder, write_good_files
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -36,24 +32,6 @@ def judge(file: HostileFile, taken: Taken) -> str | None:
         return f"expected no dead letters, found {dead}" if dead else None
     missing = file.reason is not None and file.reason not in dead
     return f"expected dead letters {file.reason or ''}, found {sorted(set(dead))}" if missing or not dead else None
-
-
-def take_between_good_files(file: HostileFile, folder: Path) -> str | None:
-    """Take a file in between two good ones, and describe what is not as expected."""
-    folder.mkdir()
-    write_good_files(folder)
-    write_hostile_file(folder, file)
-    taken = take_folder(folder)
-    shutil.rmtree(folder)
-    return judge(file, taken) or (str(harmed) if (harmed := taken.good_files_harmed()) else None)
-
-
-@pytest.mark.parametrize("make", [parquet_files, jsonl_files, csv_files, files_with_names])
-def test_a_hostile_file_is_taken_for_what_it_is_and_its_neighbours_are_whole(
-    make: Callable[[], Iterator[HostileFile]], tmp_path: Path
-) -> None:
-    found = {file.name: take_between_good_files(file, tmp_path / "folder") for file in make()}
-    assert {name: each for name, each in found.items() if each} == {}
 
 
 def test_half_a_character_as_the_name_of_a_kept_column_harms_nothing(tmp_path: Path) -> None:

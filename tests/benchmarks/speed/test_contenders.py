@@ -232,4 +232,7 @@ def assert_embeddings_agree(trial: Trial, peers: list[Contender]) -> None:
             if peer.role.precision == "float32":
                 np.testing.assert_allclose(embeddings[-1], expected, atol=1e-4, err_msg=peer.key)
             correlations = [np.corrcoef(*pair)[0, 1] for pair in zip(embeddings[-1], expected, strict=True)]
-            assert min(correlations) > (0.8 if peer.role.precision == "int8" else 0.99), peer.key
+            if peer.role.precision == "int8":  # how far a text may be off depends on the processor
+                assert np.median(correlations) > 0.9, peer.key
+            else:
+                assert min(correlations) > 0.99, peer.key
