@@ -212,6 +212,7 @@ class _Child:
     """A child process. It answers one request at a time."""
 
     def __init__(self) -> None:
+        """Start it. Raises WorkerFaultError if it does not start."""
         self.errors = tempfile.TemporaryFile(prefix="spin-reader-")  # noqa: SIM115 (open as long as the child lives)
         self.connection, theirs = Pipe()
         code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({theirs.fileno()})"
@@ -224,6 +225,14 @@ class _Child:
                 stderr=self.errors,
                 env={**os.environ, **_ENVIRONMENT},
             )
+        try:
+            self.connection.recv()
+        except (EOFError, ConnectionError):
+            ended = f"status {self.process.wait()}: {self.last_words()}"
+            self.end()
+            message = f"a process that reads input files could not start ({ended}); mend that, then run it again"
+            # guarded by test_a_child_that_cannot_start_is_not_the_fault_of_a_file
+            raise WorkerFaultError(message) from None
 
     def answer(self, job: Callable[[], Iterator[_Answer]]) -> Iterator[_Answer]:
         """The answers to a request. Raises _Death if the child ends before the last one."""
@@ -236,9 +245,7 @@ class _Child:
                     traffic.add(read, requests)
                 yield answer
         except (EOFError, ConnectionError):
-            status = self.process.wait()
-            self.errors.seek(0)
-            raise _Death(status, shorten_message(self.errors.read().decode(errors="replace"), keep_end=True)) from None
+            raise _Death(self.process.wait(), self.last_words()) from None
 
     def _receive(self) -> _Answer | None:
         """The next answer. Raises _Death if the child hangs."""
@@ -250,6 +257,11 @@ class _Child:
                 raise _Death(_HANGS)
         answer: _Answer | None = self.connection.recv()
         return answer
+
+    def last_words(self) -> str:
+        """The end of what the process has written to its standard error."""
+        self.errors.seek(0)
+        return shorten_message(self.errors.read().decode(errors="replace"), keep_end=True)
 
     def end(self) -> None:
         """End the process, whatever it does."""
@@ -300,6 +312,7 @@ def serve(handle: int) -> None:
     # guarded by test_a_file_that_takes_all_memory_is_quarantined
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     connection = Connection(handle)
+    connection.send("ready")
     try:
         with suppress(EOFError, ConnectionError):
             while True:

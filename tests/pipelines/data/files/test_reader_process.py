@@ -205,6 +205,13 @@ def test_a_child_has_the_environment_of_its_parent(tmp_path: Path, monkeypatch: 
     assert reader_process._ask(piece, partial(os.getenv, "AWS_ENDPOINT_URL")) is None
 
 
+def test_a_child_that_cannot_start_is_not_the_fault_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader_process._end_idle()
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(WorkerFaultError, match=r"could not start \(status 1: .*ModuleNotFoundError"):
+        read_all(write_files(tmp_path, "a"))
+
+
 def test_columns_and_lines_are_read_in_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is said of a file that ends it."""
     [piece] = write_files(tmp_path, "a")
