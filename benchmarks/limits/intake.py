@@ -20,7 +20,7 @@ from deltalake import DeltaTable
 from benchmarks.limits.many_files import prepare
 from benchmarks.limits.process_memory import Watch
 from benchmarks.section_page import Part, table
-from pipelines.data.files import reader_process
+from pipelines.data.files import reader_child, reader_process
 from pipelines.data.files.input_files import list_files
 from pipelines.data.intake import plan_intake, take_in
 from pipelines.data.spool import PartSize
@@ -95,7 +95,7 @@ def measure(folder: Path, *, quick: bool) -> IntakeCosts:
             rates["child"].append(_rate(folder / name, documents))
             with (
                 patch.object(reader_process, "_run", lambda job: job()),
-                patch.object(reader_process, "_limit_seconds", lambda piece: None),
+                patch.object(reader_child, "_limit_seconds", lambda seconds: None),
             ):
                 rates["here"].append(_rate(folder / name, documents))
         throughputs.append(Throughput(name, max(rates["here"]), max(rates["child"])))
@@ -196,7 +196,7 @@ def _run_night(folder: Path, output: str) -> tuple[float, int, Watch]:
 
 def _is_reader(process: psutil.Process) -> bool:
     """Whether a process reads input files."""
-    return any(f"{reader_process.__name__} import serve" in part for part in process.cmdline())
+    return any(f"{reader_child.__name__} import serve" in part for part in process.cmdline())
 
 
 def section(costs: IntakeCosts) -> Part:

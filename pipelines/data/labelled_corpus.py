@@ -140,7 +140,8 @@ class _Reader:
         for row, (id, text, label, split, group) in enumerate(
             zip(*(getattr(documents, name) for name in FIELDS), strict=True)
         ):
-            broken = documents.malformed.get(row) or documents.too_long.get(row)
+            _, dropped = documents.dropped.get(row, ("", None))
+            broken = documents.malformed.get(row) or dropped
             mistake = broken or _find_mistake(id, text, label, split, self.data)
             ids.append(None if mistake else id)
             self.id_hashes.append(hash(id) if not mistake else -1 - len(self.id_hashes))

@@ -169,8 +169,8 @@ def find_dead_rows(documents: Documents) -> dict[int, tuple[str, str]]:
             dead[row] = "null_id", documents.absent.get(row, "the id is null or empty")
         elif not is_unicode(id):
             dead[row] = "bad_id", "the id holds lone surrogates, expected Unicode"
-        elif row in documents.too_long:
-            dead[row] = "too_long", documents.too_long[row]
+        elif row in documents.dropped:
+            dead[row] = documents.dropped[row]
         elif text is None:
             dead[row] = "null_text", documents.absent.get(row, "the text is null")
         elif not isinstance(text, str):

@@ -41,6 +41,13 @@ class RequestCounter:
         with self._lock:
             return RequestTotals(self._totals.requests.copy(), self._totals.errors.copy())
 
+    def add(self, totals: RequestTotals) -> None:
+        """Count requests that another process has sent for this one."""
+        if totals.requests:
+            with self._lock:
+                self._totals.requests.update(totals.requests)
+                self._totals.errors.update(totals.errors)
+
     def _count_answer(self, response_dict: dict[str, Any] | None, event_name: str, **_: Any) -> None:
         """Called by botocore after each attempt at a request; `response_dict` is None if no answer came."""
         operation = event_name.rpartition(".")[2]

@@ -120,9 +120,13 @@ class DataSettings(Section):
         _LARGEST_ROW,
         ge=1,
         le=_LARGEST_ROW,
-        description="Longest line or row in bytes. A file with a longer one is bad.",
+        description="Longest line or row in bytes, of CSV in characters. A file that has a longer one is bad.",
     )
-    max_columns: int = Field(10_000, ge=1, description="Most columns of a file. One with more is bad.")
+    max_columns: int = Field(
+        10_000,
+        ge=1,
+        description="Most columns of a file, and of a line of JSONL. A file with more is bad, a line malformed.",
+    )
     max_decoded_bytes: int = Field(
         256_000_000_000, ge=1, description="Most bytes that a compressed or Parquet file holds once it is decoded."
     )

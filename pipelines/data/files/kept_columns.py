@@ -263,13 +263,13 @@ def parse_column(values: Sequence[Any], declared: str | None) -> tuple[pa.Chunke
     kind = parse_type(declared or "string")
     try:
         return pa.chunked_array([_parse_all(values, kind)], kind), []
-    except (ValueError, TypeError, ArithmeticError, pa.ArrowException):
+    except (ValueError, TypeError, ArithmeticError, RecursionError, pa.ArrowException):
         pass
     parsed, rejected = [], []
     for row, value in enumerate(values):
         try:
             parsed.append(_parse_all([value], kind)[0].as_py())
-        except (ValueError, TypeError, ArithmeticError, pa.ArrowException):
+        except (ValueError, TypeError, ArithmeticError, RecursionError, pa.ArrowException):
             parsed.append(None)
             rejected.append(row)
     return pa.chunked_array([parsed], kind), rejected

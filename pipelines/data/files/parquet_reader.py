@@ -103,10 +103,19 @@ def _read_groups(
 def _decode_dictionaries(table: pa.Table) -> pa.Table:
     """The same rows with columns of plain values, so that their bytes are known."""
     for at, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            kind = field.type.value_type
+        if (kind := _plain_type(field.type)) != field.type:
             table = table.set_column(at, pa.field(field.name, kind), pc.cast(table.column(at), kind))
     return table
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values of a dictionary, also of one in lists."""
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(_plain_type(kind.value_type)))
+    return kind
 
 
 def _divide(table: pa.Table, uri: str, data: DataSettings) -> Iterator[pa.Table]:
@@ -114,7 +123,7 @@ def _divide(table: pa.Table, uri: str, data: DataSettings) -> Iterator[pa.Table]
 
     Raises BadFileError for a row that is too long.
     """
-    if table.nbytes <= 2 * _ROWS_BYTES:
+    if table.nbytes <= min(2 * _ROWS_BYTES, data.max_row_bytes):
         yield table
     elif table.num_rows == 1:
         if table.nbytes > data.max_row_bytes:

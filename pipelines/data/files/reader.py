@@ -42,8 +42,8 @@ class Documents:
     groups: list[str | None] = field(default_factory=list)
     malformed: dict[int, str] = field(default_factory=dict)
     """rows that are no record, or that hold a value of another type than expected, each with the reason"""
-    too_long: dict[int, str] = field(default_factory=dict)
-    """rows whose text was longer than allowed, each with the reason; the text is dropped"""
+    dropped: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """reason of a dead letter and message for each row whose text was dropped, see `drop_unfit_texts`"""
     absent: dict[int, str] = field(default_factory=dict)
     """rows that lack a requested column, each with what it has; in most formats a file lacks it"""
     kept: pa.Table | None = None
@@ -56,16 +56,21 @@ class Documents:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def drop_long_texts(self, data: DataSettings) -> None:
-        """Drop the texts that are longer than `data.max_text_bytes`."""
+    def drop_unfit_texts(self, data: DataSettings) -> None:
+        """Drop what is no text, and the texts that are longer than `data.max_text_bytes`."""
         most = data.max_text_bytes
         for row, text in enumerate(self.texts):
-            if isinstance(text, str) and 4 * len(text) > most:
+            if not isinstance(text, str):
+                if text is not None:
+                    self.texts[row] = None
+                    self.dropped[row] = "not_text", f"the text is {type(text).__name__}, expected a string"
+            elif 4 * len(text) > most:
                 size = len(text.encode(errors="surrogatepass"))
                 # guarded by test_a_text_that_is_too_long_is_a_dead_letter
                 if size > most:
                     self.texts[row] = None
-                    self.too_long[row] = f"the text has {size:,} bytes, expected at most {most:,} (data.max_text_bytes)"
+                    limit = f"expected at most {most:,} (data.max_text_bytes)"
+                    self.dropped[row] = "too_long", f"the text has {size:,} bytes, {limit}"
 
 
 class Reader(ABC):

@@ -67,7 +67,6 @@ def read_piece(
         for documents in reader.read(io.BytesIO(source.read(piece.size)) if small else source, piece, data, columns):
             documents.first, documents.row = place or (documents.first, documents.row)
             place = documents.first, documents.row + len(documents)
-            documents.drop_long_texts(data)
             yield documents
 
 

@@ -180,13 +180,17 @@ def test_bad_documents_and_files_do_not_affect_the_others(
     assert read_input_names(project.out)["taken"] == ["a.parquet", "b.jsonl"]
     letters = read_dead_letters(project.out)
     reasons = {letter["id"]: letter["reason"] for letter in letters}
-    expected = {id: reason for id, _, reason in invalid} | {"d00007": "repeated_id", "half": "not_text"}
+    expected = {id: reason for id, _, reason in invalid} | {
+        "d00007": "repeated_id",
+        "half": "not_text",
+        "long": "too_long",
+    }
     assert {id: reasons[id] for id in expected if id} == {id: reason for id, reason in expected.items() if id}
     assert report.counts.reasons["malformed"] == 1
     messages = [letter["message"] for letter in letters if letter["reason"] == "poison"]
     assert sorted(messages) == ["computing it raised RuntimeError", "every process that computed it was killed"]
     text_by_id = {row["id"]: row["text"] for row in rows if row["id"] not in expected and row["text"]}
-    assert {row["id"] for row in predicted} == {row["id"] for row in documents} | {"nul", "long"}
+    assert {row["id"] for row in predicted} == {row["id"] for row in documents} | {"nul"}
     classifier = TrainedClassifier.load(project.registry_fixture.folder / "1")
     labels = dict(zip(text_by_id, classifier.predict(list(text_by_id.values())), strict=True))
     assert {row["id"]: row["label"] for row in predicted if row["id"] in labels} == labels

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipelines.data.files import reader_process
+from pipelines.data.files import reader_child, reader_process
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.reader import Documents, Role
 from pipelines.data.files.reader_process import read_pieces
@@ -25,31 +26,31 @@ from pipelines.data.files.shards import Piece
 from pipelines.data.intake import plan_intake, take_in
 from pipelines.data.labelled_corpus import read_labelled
 from pipelines.data.spool import PartSize
-from pipelines.service_errors import BadFileError, WorkerFaultError
+from pipelines.service_errors import BadFileError, UnavailableError, WorkerFaultError
 from spin.settings import DataSettings
 from tests.support.repository import ROOT
 
 DATA = DataSettings(train="unused")
 ROWS = 2500
 """rows of a file, which come in three parts"""
-_read = reader_process._read
+_read_rows = reader_child.read_rows
 
 
 @pytest.fixture
 def misbehaving(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Children that do what the name of a file says before its last part."""
-    monkeypatch.setattr(reader_process, "_read", read_and_misbehave)
+    monkeypatch.setattr(reader_child, "read_rows", read_and_misbehave)
     yield
     reader_process._end_idle()
 
 
 def read_and_misbehave(
     pieces: Sequence[Piece], data: DataSettings, columns: Collection[Role]
-) -> Iterator[reader_process._Answer]:
-    """In a child: `_read`, but for files that are named after what ends the child."""
-    reader_process.SECONDS = 1
-    reader_process.read_piece = read_piece_and_misbehave  # type: ignore[attr-defined]
-    return _read(pieces, data, columns)
+) -> Iterator[reader_child.Answer]:
+    """In a child: `read_rows`, but for files that are named after what ends the child."""
+    reader_child.SECONDS = 1
+    reader_child.read_piece = read_piece_and_misbehave  # type: ignore[attr-defined]
+    return _read_rows(pieces, data, columns)
 
 
 def read_piece_and_misbehave(piece: Piece, *args: Any, **options: Any) -> Iterator[Documents]:
@@ -72,10 +73,15 @@ def misbehave(file: Path) -> None:
         os._exit(3)
     elif kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif kind == "vanish":
+        file.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif kind == "late":
+        threading.Timer(1, os.abort).start()
     elif kind == "segv":
         os.kill(os.getpid(), signal.SIGSEGV)
     elif kind == "memory":
-        bytearray(reader_process.MEMORY)
+        bytearray(reader_child.MEMORY)
     elif kind == "time":
         while True:
             pass
@@ -138,8 +144,34 @@ def test_a_file_that_takes_too_long_is_quarantined(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("misbehaving")
 def test_a_child_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store may be at fault, so the file is not quarantined."""
     monkeypatch.setattr(reader_process, "_STALL_SECONDS", 1)
-    check_named(tmp_path, "hang", "has done nothing for 1 s")
+    with pytest.raises(UnavailableError, match=r"hang\.jsonl: the process that reads it has done nothing for 1 s"):
+        read_all(write_files(tmp_path, "a", "hang"))
+
+
+@pytest.mark.usefixtures("misbehaving")
+def test_a_file_that_is_gone_when_it_is_read_again_is_named(tmp_path: Path) -> None:
+    """Its first child was killed when some of its rows had been read."""
+    assert "not found" in read_all(write_files(tmp_path, "a", "vanish"))["vanish"]
+
+
+@pytest.mark.usefixtures("misbehaving")
+def test_a_child_that_dies_within_a_message_has_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its third answer is longer than what a pipe holds, so it dies while it sends it."""
+    children: list[Any] = []
+    take_child = reader_process._take_child
+    monkeypatch.setattr(reader_process, "_take_child", lambda: children.append(take_child()) or children[-1])
+    rows = [{"id": f"{row}", "text": "x" * 5_000_000} for row in range(4)]
+    (tmp_path / "late-once.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    ids: list[str | None] = []
+    for _, parts in read_pieces([file.whole for file in list_files(str(tmp_path))], DATA):
+        for documents in parts:
+            ids += documents.ids
+            if len(ids) == 2:
+                os.waitid(os.P_PID, children[0].process.pid, os.WEXITED | os.WNOWAIT)
+    assert ids == [row["id"] for row in rows]
+    assert len(children) == 2
 
 
 @pytest.mark.usefixtures("misbehaving")
@@ -208,7 +240,7 @@ def test_a_child_has_the_environment_of_its_parent(tmp_path: Path, monkeypatch: 
 def test_a_child_that_cannot_start_is_not_the_fault_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader_process._end_idle()
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(WorkerFaultError, match=r"could not start \(status 1: .*ModuleNotFoundError"):
+    with pytest.raises(WorkerFaultError, match=r"could not start: .*ModuleNotFoundError"):
         read_all(write_files(tmp_path, "a"))
 
 
@@ -217,7 +249,7 @@ def test_columns_and_lines_are_read_in_a_child(tmp_path: Path, monkeypatch: pyte
     [piece] = write_files(tmp_path, "a")
     assert reader_process.describe_columns(piece, DATA).endswith("a.jsonl has id, text")
     assert reader_process.locate_rows(piece, [0, 7], DATA) == [1, 8]
-    monkeypatch.setattr(reader_process, "_reply", abort)
+    monkeypatch.setattr(reader_child, "answer_question", abort)
     assert reader_process.describe_columns(piece, DATA) == ""
     assert reader_process.locate_rows(piece, [0, 7], DATA) is None
 
