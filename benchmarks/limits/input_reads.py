@@ -49,15 +49,17 @@ class CorpusReads:
 
 @contextmanager
 def count_reads() -> Iterator[dict[str, Traffic]]:
-    """Count what is read of input files, and in this process of the spool."""
+    """Count what is read of input files, which is known at the end, and in this process of the spool."""
     spool, opened = Traffic(), InputOpener.open
 
     def open_counted(opener: InputOpener, uri: str, **options: Any) -> BinaryIO:
         source = opened(opener, uri, **options)
         return cast(BinaryIO, CountingFile(source, spool)) if f"/{SPOOL}/" in uri else source
 
-    with patch.object(InputOpener, "open", open_counted), count_input_reads() as reads:
-        yield {"input": reads, SPOOL: spool}
+    reads = {"input": Traffic(), SPOOL: spool}
+    with patch.object(InputOpener, "open", open_counted), count_input_reads() as total:
+        yield reads
+    reads["input"].add(total.read - spool.read, total.get - spool.get)
 
 
 def measure(folder: Path, *, quick: bool) -> list[CorpusReads]:

@@ -18,6 +18,8 @@ class Traffic:
     get: int = 0
     read: int = 0
     """bytes that leave the store"""
+    _outer: Traffic | None = field(default=None, repr=False, compare=False)
+    """counts of the context around that of these"""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """held while counts change: several threads may read"""
 
@@ -26,6 +28,8 @@ class Traffic:
         with self._lock:
             self.get += requests
             self.read += read
+        if self._outer is not None:
+            self._outer.add(read, requests)
 
 
 _counting: ContextVar[Traffic | None] = ContextVar("counting", default=None)
@@ -38,7 +42,7 @@ def count_input_reads() -> Iterator[Traffic]:
     The yielded counts grow while the context lasts. Those of `reader_process` count here, too. Listings and reads of a
     `Store` do not, nor do those of workers: to count the reads of a stage, run it with `map_shards(here=True)`.
     """
-    traffic = Traffic()
+    traffic = Traffic(_outer=_counting.get())
     token = _counting.set(traffic)
     try:
         yield traffic

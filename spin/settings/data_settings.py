@@ -130,7 +130,7 @@ class DataSettings(Section):
     max_decoded_bytes: int = Field(
         256_000_000_000, ge=1, description="Most bytes that a compressed or Parquet file holds once it is decoded."
     )
-    max_decoded_ratio: float = Field(
+    max_decoded_ratio: int = Field(
         1000,
         ge=1,
         description="Most bytes that such a file holds per byte of its size, beyond the first 64 MB. A file that holds "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -14,5 +15,6 @@ def test_a_minute_of_mutated_files_breaks_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(fuzz, "BUILD", tmp_path)
+    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)  # to be put back: the command changes it
     status = fuzz.main(["--minutes", "1", "--seed", "0"])
     assert status == 0, capsys.readouterr().out

@@ -85,7 +85,7 @@ class DecodedBytes:
             name = "max_decoded_ratio" if by_ratio < self.data.max_decoded_bytes else "max_decoded_bytes"
             raise BadFileError(
                 f"{self.uri} has {self.size:,} bytes and holds more than {self.count - count:,}, expected at most "
-                f"{getattr(self.data, name):,g} (data.{name}); raise this limit if the file is sound"
+                f"{getattr(self.data, name):,} (data.{name}); raise this limit if the file is sound"
             )
 
 

@@ -593,9 +593,9 @@ def test_a_text_that_is_too_long_is_a_dead_letter(
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.csv.gz", "a.jsonl.bz2"])
-@pytest.mark.parametrize(("limit", "value"), [("max_decoded_ratio", 1.0), ("max_decoded_bytes", 70_000_000)])
+@pytest.mark.parametrize(("limit", "value"), [("max_decoded_ratio", 1), ("max_decoded_bytes", 70_000_000)])
 def test_a_file_that_holds_too_much_is_not_decoded_to_its_end(
-    name: str, limit: str, value: float, tmp_path: Path
+    name: str, limit: str, value: int, tmp_path: Path
 ) -> None:
     """It may be small itself: of equal rows, a few kilobytes hold gigabytes."""
     convert = to_csv if "csv" in name else to_jsonl

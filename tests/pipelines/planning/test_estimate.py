@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 import jobs.commands.plan_command
 from pipelines.data import intake
+from pipelines.data.files import reader_process
 from pipelines.data.files.formats import MAX_BYTES
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.shards import Piece as SpoolPiece
@@ -156,12 +157,13 @@ def night_bytes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     class InputReads:
         """Counts the bytes that are read of input files where nothing else does."""
 
-        def add(self, read: int) -> None:
+        def add(self, read: int, requests: int = 1) -> None:
             counts["read"] += read
 
     monkeypatch.setattr(Store, "create", counted_create)
     monkeypatch.setattr(LocalFileSystem, "cat_file", counted_read)
-    monkeypatch.setattr(input_opener, "active_traffic", lambda: active_traffic() or InputReads())
+    for module in (input_opener, reader_process):
+        monkeypatch.setattr(module, "active_traffic", lambda: active_traffic() or InputReads())
     return counts
 
 
