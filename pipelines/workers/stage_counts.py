@@ -86,9 +86,11 @@ def start_reports() -> Any:
 
 
 def ask_reports(actor: Any) -> dict[str, float]:
-    """The last reports of the workers to the actor; raises what Ray raises."""
+    """The last reports of the workers to the actor; raises what Ray raises, and ConnectionError once it has ended."""
     import ray
 
+    if not ray.is_initialized():
+        raise ConnectionError("Ray has ended, and a call would start it again")
     answer: dict[str, float] = ray.get(actor.read.remote(), timeout=_ANSWER_SECONDS)
     return answer
 

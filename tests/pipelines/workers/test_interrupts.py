@@ -42,7 +42,8 @@ def hanging_command(output: Path, **variables: str) -> Iterator[tuple[subprocess
     process = subprocess.Popen(
         [sys.executable, "-c", code, json.dumps([str(output)])],
         cwd=ROOT,
-        env={**os.environ, **variables},
+        # a command sets it before it imports Ray, which the module here imports before
+        env={**os.environ, "RAY_ENABLE_AUTO_CONNECT": "0", **variables},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
