@@ -140,8 +140,8 @@ class _Reader:
         for row, (id, text, label, split, group) in enumerate(
             zip(*(getattr(documents, name) for name in FIELDS), strict=True)
         ):
-            _, dropped = documents.dropped.get(row, ("", None))
-            broken = documents.malformed.get(row) or dropped
+            reason, dropped = documents.dropped.get(row, ("", None))
+            broken = documents.malformed.get(row) or (dropped if reason == "too_long" else None)
             mistake = broken or _find_mistake(id, text, label, split, self.data)
             ids.append(None if mistake else id)
             self.id_hashes.append(hash(id) if not mistake else -1 - len(self.id_hashes))

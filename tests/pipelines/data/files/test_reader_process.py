@@ -27,6 +27,7 @@ from pipelines.data.intake import plan_intake, take_in
 from pipelines.data.labelled_corpus import read_labelled
 from pipelines.data.spool import PartSize
 from pipelines.service_errors import BadFileError, UnavailableError, WorkerFaultError
+from spin.errors import UserError
 from spin.settings import DataSettings
 from tests.support.repository import ROOT
 
@@ -212,6 +213,12 @@ def test_a_training_names_a_file_that_ends_its_readers(tmp_path: Path) -> None:
         read_labelled(list_files(str(tmp_path)), DATA.model_copy(update={"label": "id"}))
 
 
+def test_a_training_names_a_text_that_is_too_long(tmp_path: Path) -> None:
+    write_files(tmp_path, "a")
+    with pytest.raises(UserError, match=r"a\.jsonl lines 1, 2, .*: the text has 9 bytes, expected at most 8 \(data"):
+        read_labelled(list_files(str(tmp_path)), DATA.model_copy(update={"label": "id", "max_text_bytes": 8}))
+
+
 def test_a_child_reads_task_after_task(tmp_path: Path) -> None:
     """Also after a file that cannot be read; not after a reading that was given up."""
     pieces = write_files(tmp_path, "a")
@@ -265,6 +272,7 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
 import sys
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.reader_process import _idle, read_pieces
+from spin.errors import UserError
 from spin.settings import DataSettings
 for piece, parts in read_pieces([file.whole for file in list_files({str(tmp_path)!r})], DataSettings(train="unused")):
     list(parts)
