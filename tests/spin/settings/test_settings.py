@@ -549,7 +549,8 @@ def test_windows_must_read_something_new() -> None:
 
 
 def test_plans_name_how_files_are_read() -> None:
-    """Two names of an encoding are one."""
-    assert DataSettings(train="t", encoding="UTF8").file_format() == {"delimiter": "auto", "encoding": "utf-8"}
+    """Two names of an encoding are one; the limits are among what is named."""
+    default = DataSettings(train="t", encoding="UTF8").file_format()
+    assert (default["delimiter"], default["encoding"], default["max_columns"]) == ("auto", "utf-8", 10_000)
     data = DataSettings(train="t", encoding="Windows-1252", delimiter=";")
-    assert data.file_format() == {"delimiter": ";", "encoding": "cp1252"}
+    assert data.file_format() == {**default, "delimiter": ";", "encoding": "cp1252"}
