@@ -173,8 +173,6 @@ def find_dead_rows(documents: Documents) -> dict[int, tuple[str, str]]:
             dead[row] = documents.dropped[row]
         elif text is None:
             dead[row] = "null_text", documents.absent.get(row, "the text is null")
-        elif not isinstance(text, str):
-            dead[row] = "not_text", f"the text is {type(text).__name__}, expected a string"
         elif not text or text.isspace():
             dead[row] = "empty_text", "the text is empty"
         elif not is_unicode(text):

@@ -78,14 +78,17 @@ class DecodedBytes:
     def add(self, count: int) -> None:
         """Count bytes. Raises BadFileError for more than the settings allow for a file of this size."""
         self.count += count
-        by_ratio = MAX_BYTES + self.data.max_decoded_ratio * self.size
+        limits = {
+            "max_decoded_ratio": MAX_BYTES + self.data.max_decoded_ratio * self.size,
+            "max_decoded_bytes": self.data.max_decoded_bytes,
+        }
+        name, most = min(limits.items(), key=lambda limit: limit[1])
         # guarded by test_a_file_that_holds_too_much_is_not_decoded_to_its_end; broken by:
         #   if False:
-        if self.count > min(by_ratio, self.data.max_decoded_bytes):
-            name = "max_decoded_ratio" if by_ratio < self.data.max_decoded_bytes else "max_decoded_bytes"
+        if self.count > most:
             raise BadFileError(
-                f"{self.uri} has {self.size:,} bytes and holds more than {self.count - count:,}, expected at most "
-                f"{getattr(self.data, name):,} (data.{name}); raise this limit if the file is sound"
+                f"{self.uri} has {self.size:,} bytes and holds more than {most:,}, which data.{name} allows; raise "
+                "this limit if the file is sound"
             )
 
 

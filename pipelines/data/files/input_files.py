@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from pipelines.service_errors import BadFileError
 from pipelines.storage.filesystem import find_files, glob_files, locate, may_match_below, open_filesystem, store_errors
 from spin.errors import UserError
 
-_log = logging.getLogger(__name__)
 _BROKEN, _FOLDER = "broken link", "linked folder"
 _UNRESOLVED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """errors of a link that leads nowhere"""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data.files import reader_child, reader_process
@@ -27,6 +31,7 @@ from pipelines.data.intake import plan_intake, take_in
 from pipelines.data.labelled_corpus import read_labelled
 from pipelines.data.spool import PartSize
 from pipelines.service_errors import BadFileError, UnavailableError, WorkerFaultError
+from pipelines.storage.store_requests import PROCESS_REQUESTS
 from spin.errors import UserError
 from spin.settings import DataSettings
 from tests.support.repository import ROOT
@@ -176,8 +181,10 @@ def test_a_child_that_dies_within_a_message_has_died(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.usefixtures("misbehaving")
-def test_an_error_that_no_reader_expects_is_one_of_the_file(tmp_path: Path) -> None:
+def test_an_error_that_no_reader_expects_is_one_of_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says where it was raised."""
     check_named(tmp_path, "raise", "TypeError: no reason")
+    assert "in misbehave" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["kill", "abort", "memory"])
@@ -251,6 +258,65 @@ def test_a_child_that_cannot_start_is_not_the_fault_of_a_file(tmp_path: Path, mo
         read_all(write_files(tmp_path, "a"))
 
 
+def test_large_stacks_take_no_memory_from_a_child(tmp_path: Path) -> None:
+    """The stacks of Arrow's threads are as large as the limit of a stack, and count as memory."""
+    pq.write_table(pa.table({"id": ["a"], "text": ["t"]}), tmp_path / "a.parquet")
+    command = [
+        "/bin/sh",
+        "-c",
+        'ulimit -s 1048576; exec "$@"',
+        "sh",
+        sys.executable,
+        "-c",
+        READ_ALL,
+        str(tmp_path),
+    ]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "['a']\n"
+
+
+READ_ALL = """
+import sys
+from pipelines.data.files.input_files import list_files
+from pipelines.data.files.reader_process import read_pieces
+from spin.settings import DataSettings
+pieces = [file.whole for file in list_files(sys.argv[1])]
+for _, parts in read_pieces(pieces, DataSettings(train="unused")):
+    print([id for documents in parts for id in documents.ids])
+"""
+"""prints the ids of the files in a folder"""
+
+
+def test_a_row_group_of_long_texts_fits_into_a_child(tmp_path: Path) -> None:
+    """Arrow's allocator takes a gigabyte in advance unless it is told not to."""
+    texts = [base64.b64encode(random.Random(row).randbytes(3_000_000)).decode() for row in range(100)]
+    pq.write_table(pa.table({"id": [f"{row}" for row in range(100)], "text": texts}), tmp_path / "a.parquet")
+    assert read_all([file.whole for file in list_files(str(tmp_path))])["a"] == [f"{row}" for row in range(100)]
+
+
+def test_a_deeply_nested_text_is_no_fault_of_its_file(tmp_path: Path) -> None:
+    """It is dropped before it is sent: nothing could pickle it."""
+    lines = ['{"id": "a", "text": "t"}', f'{{"id": "b", "text": {"[" * 900}{"]" * 900}}}', '{"id": "c", "text": "t"}']
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, ""]))
+    [(_, parts)] = [(piece, list(parts)) for piece, parts in read_pieces([list_files(str(tmp_path))[0].whole], DATA)]
+    assert [documents.ids for documents in parts] == [["a", "b", "c"]]
+    assert parts[0].dropped == {1: ("not_text", "the text is list, expected a string")}
+
+
+def test_requests_of_children_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators see the requests for input files, and those that fail."""
+    monkeypatch.setattr(reader_child, "answer_question", request_and_answer)
+    before = PROCESS_REQUESTS.totals()
+    reader_process.describe_columns(write_files(tmp_path, "a")[0], DATA)
+    sent = PROCESS_REQUESTS.totals().since(before)
+    assert (sent.requests, sent.errors) == ({"GetObject": 2}, {("GetObject", "503"): 1})
+
+
+def request_and_answer(*_: object) -> Iterator[reader_child.Answer]:
+    for status in (200, 503):
+        PROCESS_REQUESTS._count_answer({"status_code": status}, "response-received.s3.GetObject")
+    yield reader_child.Answer(["id"], ends="request")
+
+
 def test_columns_and_lines_are_read_in_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is said of a file that ends it."""
     [piece] = write_files(tmp_path, "a")
@@ -272,6 +338,7 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
 import sys
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.reader_process import _idle, read_pieces
+from pipelines.storage.store_requests import PROCESS_REQUESTS
 from spin.errors import UserError
 from spin.settings import DataSettings
 for piece, parts in read_pieces([file.whole for file in list_files({str(tmp_path)!r})], DataSettings(train="unused")):
