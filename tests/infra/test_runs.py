@@ -8,28 +8,19 @@ import zoneinfo
 from pathlib import Path
 from typing import Any
 
-import pytest
 import typer
 
 from jobs.cli import app
 from tests.support.manifests import (
     DAY,
-    OVERLAYS,
     RUNBOOK,
     RUNS,
     list_strings,
     load_overlay_settings,
     load_start_script,
     make_ray_jobs,
-    render_overlay,
     select_kind,
 )
-
-
-@pytest.fixture(params=OVERLAYS)
-def documents(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    """The documents that an overlay applies."""
-    return render_overlay(request.param)
 
 
 def test_the_entrypoints_of_runs_are_valid_commands(documents: list[dict[str, Any]], tmp_path: Path) -> None:
