@@ -86,10 +86,10 @@ class IntakeCosts:
 def measure(folder: Path, *, quick: bool) -> IntakeCosts:
     """Take in the same documents in several formats in turns, then run the nights."""
     documents = DOCUMENTS // 100 if quick else DOCUMENTS
-    throughputs = []
+    rows, throughputs = _make_rows(documents), []
     for name, write in _CORPORA.items():
         (folder / name).mkdir(parents=True)
-        write(folder / name, _make_rows(documents))
+        write(folder / name, rows)
         rates: dict[str, list[float]] = {"here": [], "child": []}
         for _ in range(1 if quick else _ROUNDS):
             rates["child"].append(_rate(folder / name, documents))
@@ -114,8 +114,9 @@ def _rate(folder: Path, documents: int) -> float:
 
 def _make_rows(documents: int) -> Rows:
     draw = np.random.default_rng(0)
-    words = [f"{number:05x}" for number in draw.integers(0, 16**5, 5_000)]
-    return [{"id": f"d{row:07d}", "text": " ".join(draw.choice(words, WORDS))} for row in range(documents)]
+    words = np.array([f"{number:05x}" for number in draw.integers(0, 16**5, 5_000)])
+    texts = words[draw.integers(0, len(words), (documents, WORDS))]
+    return [{"id": f"d{row:07d}", "text": " ".join(text)} for row, text in enumerate(texts)]
 
 
 def _to_jsonl(rows: Rows) -> bytes:
