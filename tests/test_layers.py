@@ -43,6 +43,7 @@ def test_imports_by_name_are_detected(source: str, modules: list[str]) -> None:
     assert list_modules_imported_by_name(source) == modules
 
 
+@pytest.mark.slow
 def test_inference_imports_no_library_for_training() -> None:
     """Every worker process imports these modules; a library that it does not use costs each of them seconds."""
     unneeded = ("sklearn", "numba", "scipy.stats", "pandas", "mlflow")

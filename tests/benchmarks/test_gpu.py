@@ -130,6 +130,7 @@ def test_a_folder_run_on_a_processor_measures_all_parts_and_agrees(tmp_path: Pat
     assert page.count("| tiny Llama, tweets |") == 3
 
 
+@pytest.mark.slow
 def test_an_error_in_a_part_is_reported_and_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +247,7 @@ def compare(shape: Shape, documents: Documents, dtype: torch.dtype, change: Call
     return measure_deviation(shape.name, changed, expected, heads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_pass_agrees_with_the_reference(shape: Shape, dtype: torch.dtype) -> None:
     deviation = compare(shape, draw(shape), dtype, lambda: None)
@@ -267,6 +269,7 @@ def write_huge_values(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pooling, "pool", lambda *given, pool=pooling.pool: pool(*given).fill_(1e30))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [shift_gather, pool_special_tokens, write_huge_values])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_broken_pass_is_noticed(

@@ -158,6 +158,7 @@ def test_a_regression_has_a_logit_for_classes_that_are_absent(present: tuple[int
         assert (logits[:, list(present)].argmax(1) == np.searchsorted(present, expected)).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_sirens_network_learns_each_class_by_itself(corpus: Corpus) -> None:
     """Half of the documents have all classes, the others none, which a softmax could not say."""
     draw = np.random.default_rng(0)

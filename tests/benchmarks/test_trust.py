@@ -65,6 +65,7 @@ def test_a_score_is_worth_a_column_only_where_it_beats_both_others_everywhere() 
     assert conflict.section({"one": better})[1][0][0]
 
 
+@pytest.mark.slow
 def test_the_cost_of_the_other_half_is_compared_with_the_interval() -> None:
     operation, y = draw_operation(600, seed=8)
     covered = costs._cover([operation], SPACE, y, 0.4, 0.25)

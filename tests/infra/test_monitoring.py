@@ -71,6 +71,7 @@ def list_expressions() -> list[str]:
 # ---- rules
 
 
+@pytest.mark.slow
 def test_the_rules_do_what_their_tests_say(programs: Path) -> None:
     promtool = [str(programs / "promtool")]
     subprocess.run([*promtool, "check", "rules", "alerts.yaml"], cwd=MONITORING, check=True)

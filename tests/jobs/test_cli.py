@@ -74,6 +74,7 @@ def collect_keys(tree: Any) -> list[str]:
     )
 
 
+@pytest.mark.slow
 def test_init_writes_an_example_that_can_be_run(run_spin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labelled reviews, a batch to classify, and settings for both; the command to go on with comes last."""
     monkeypatch.chdir(tmp_path)

@@ -55,6 +55,7 @@ def held(folder: Path, where: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["waiting", "computing"])
 @pytest.mark.parametrize(
     ("number", "status", "line"),

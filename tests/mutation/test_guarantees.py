@@ -18,6 +18,7 @@ GUARDS = [pytest.param(guard, id=f"{guard.file}:{guard.row + 1}") for guard in f
 TESTS = find_tests()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guard", GUARDS)
 def test_a_guarded_line_can_be_removed_and_its_test_exists(guard: Guard) -> None:
     """Without the line the code can be imported: it is the test that must fail, not the import."""

@@ -212,6 +212,7 @@ def test_a_saved_classifier_offers_three_choices(fitted: TrainedClassifier, tmp_
     assert costs == sorted(costs)
 
 
+@pytest.mark.slow
 def test_thresholds_and_abstention_change_labels_but_not_probabilities(
     fitted: TrainedClassifier, tmp_path: Path
 ) -> None:
@@ -322,6 +323,7 @@ def test_fit_refuses_classes_without_two_texts_that_differ(backbone: BackboneSet
         SpinClassifier(backbone, **QUICK).fit(["the film ."] * 100, ["good", "good", "bad", "good"] * 25)
 
 
+@pytest.mark.slow
 def test_fit_refuses_texts_that_are_all_equal_to_the_model(backbone: BackboneSettings) -> None:
     """The words are unknown to its tokenizer. No neuron varies, so no probe can select one."""
     texts = [f"unknown{n}" for n in range(100)]
@@ -495,6 +497,7 @@ def test_a_classifier_runs_only_on_the_weights_of_its_training(
         TrainedClassifier.load(tmp_path / "model").predict(texts)
 
 
+@pytest.mark.slow
 def test_an_artifact_cannot_allow_code_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its config holds, only the settings given at loading can trust the code of the backbone."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))

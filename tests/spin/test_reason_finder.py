@@ -219,6 +219,7 @@ def test_reasons_are_those_of_an_explanation_under_all_poolings(settings: Backbo
     check_reasons(build_classifier(settings.model_copy(update={"pool_special_tokens": special})))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_reasons_under_a_single_pooling(settings: BackboneSettings, pooling: str) -> None:
     """A pass that outputs no projections, or no positions."""

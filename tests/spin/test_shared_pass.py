@@ -142,6 +142,7 @@ def count_windows(backbone: Backbone) -> np.ndarray:
     return np.ones(len(TEXTS), np.int64) if windows is None else np.array(windows.counts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", draw_seeds(12))
 def test_each_classifier_exits_where_it_does_alone_and_no_other_block_runs(
     settings: BackboneSettings, backbone: Backbone, seed: int
@@ -246,6 +247,7 @@ def test_texts_that_words_decide_for_all_are_not_tokenized(
     assert sorted(tokenized) == sorted(TEXTS), "a check of the backbone reads what words decide too"
 
 
+@pytest.mark.slow
 def test_no_head_judges_a_document_that_it_has_decided(
     settings: BackboneSettings, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +270,7 @@ def test_no_head_judges_a_document_that_it_has_decided(
     assert judged == alone
 
 
+@pytest.mark.slow
 def test_classifiers_share_a_pass_only_on_the_same_weights_and_settings(
     settings: BackboneSettings, backbone: Backbone, folder: Path, tmp_path: Path
 ) -> None:
@@ -338,6 +341,7 @@ def test_int8_is_scaled_by_the_texts_of_any_classifier(settings: BackboneSetting
         assert 1e-6 < np.abs(actual.probabilities - exact.probabilities).mean() < 0.1
 
 
+@pytest.mark.slow
 def test_reasons_are_those_of_each_classifier_alone(settings: BackboneSettings, backbone: Backbone) -> None:
     """Classifiers that give reasons run by themselves, on the backbone that all share."""
     draw = np.random.default_rng(5)

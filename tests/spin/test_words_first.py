@@ -136,6 +136,7 @@ def test_documents_stop_where_a_loop_over_all_exits_stops(spin: TrainedClassifie
         np.testing.assert_array_equal(np.isfinite(values).all(1), column.site.layer <= np.array(depths))
 
 
+@pytest.mark.slow
 def test_only_documents_that_words_do_not_decide_are_tokenized(
     spin: TrainedClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +153,7 @@ def test_only_documents_that_words_do_not_decide_are_tokenized(
     assert sorted(seen) == sorted(text for text, depth in zip(TEXTS, depths, strict=True) if depth != BY_WORDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_where_words_decide_all_the_backbone_reads_nothing(
     spin: TrainedClassifier, engine: str, monkeypatch: pytest.MonkeyPatch
@@ -183,6 +185,7 @@ def test_without_early_exits_words_cost_nothing(spin: TrainedClassifier, monkeyp
     assert late.predict_features(features).exit_depth.tolist() == [3] * len(TEXTS)
 
 
+@pytest.mark.slow
 def test_a_document_on_which_the_decision_abstains_goes_on(spin: TrainedClassifier) -> None:
     band = DecisionSettings(abstain=0.45)
     cautious = assemble(spin, decision=band)
@@ -209,6 +212,7 @@ def test_depths_and_logits_follow_from_values_at_full_depth(spin: TrainedClassif
     np.testing.assert_allclose(spin.fitted.predict_logits(values, of_values, words), logits, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_features_of_parts_are_joined(spin: TrainedClassifier) -> None:
     """Also where words decide all documents of a part, or none."""
     whole, depths = spin.features(TEXTS), np.array(loop_exits(spin)[0])
@@ -221,6 +225,7 @@ def test_features_of_parts_are_joined(spin: TrainedClassifier) -> None:
     np.testing.assert_allclose(joined.logits, expected.logits[order], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_explanation_of_a_document_that_words_decide_has_terms_alone(spin: TrainedClassifier) -> None:
     depths, logits = loop_exits(spin)
     for depth in (BY_WORDS, 1, 3):

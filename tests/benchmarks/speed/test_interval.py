@@ -33,6 +33,7 @@ def test_a_single_round_shows_nothing() -> None:
     assert interval.estimate == pytest.approx(3)
 
 
+@pytest.mark.slow
 def test_a_lower_end_is_above_the_truth_in_one_of_twenty_runs() -> None:
     """The unfavourable end alone decides a verdict, so it should err with the probability of one tail."""
     draw = np.random.default_rng(0)

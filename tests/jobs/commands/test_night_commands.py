@@ -195,6 +195,7 @@ def test_the_report_at_the_top_is_that_of_the_newest_night_after_a_restore(spin:
     assert out.read("report.html") == old[2].name.encode()
 
 
+@pytest.mark.slow
 def test_a_restore_refuses_what_is_not_one_published_run(spin: Run, out: Store) -> None:
     """Nothing is committed then."""
     runs = [run_night(out, [id]).name for id in "abc"]
@@ -216,6 +217,7 @@ def test_a_restore_refuses_what_is_not_one_published_run(spin: Run, out: Store) 
     assert NightTables(out).open("predictions").version == version
 
 
+@pytest.mark.slow
 def test_a_restore_waits_for_no_run_at_work(spin: Run, out: Store) -> None:
     """A claim would overtake it, so the restore ends with status 3 before it claims."""
     first = run_night(out, ["a"])

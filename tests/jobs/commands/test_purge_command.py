@@ -68,6 +68,7 @@ def test_an_age_that_is_no_number_of_days_is_refused(purge: Run, days: str) -> N
     assert "Invalid value for '--older-than'" in purge("--older-than", days, status=2)
 
 
+@pytest.mark.slow
 def test_a_store_at_work_ends_the_command_with_status_3(purge: Run, store: Store) -> None:
     with Lease(store / "model", ttl=3.0):
         error = purge(status=3)

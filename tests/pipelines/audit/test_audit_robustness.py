@@ -103,6 +103,7 @@ def test_an_audit_decides_as_the_settings_say_but_gives_no_reasons(audited: Regi
     assert (spin.reasons, spin.decision_rule.abstain, spin.early) == (0, 0.25, True)
 
 
+@pytest.mark.slow
 def test_an_audit_without_an_evaluation_set_is_refused(backbone_folder: Path, tmp_path: Path) -> None:
     fixture = RegistryFixture(tmp_path, backbone_folder, create_database(tmp_path / "mlflow.db"))
     with pytest.raises(UserError, match="has no frozen evaluation set; `spin run` with test documents freezes one"):

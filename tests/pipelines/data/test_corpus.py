@@ -95,6 +95,7 @@ def test_a_process_that_is_killed_leaves_no_file_of_texts(
     assert seen == [[]] * 5
 
 
+@pytest.mark.slow
 def test_a_spool_of_which_a_part_is_lost_is_replaced_by_the_files(corpus: Corpus) -> None:
     """Also if it is lost while the spool is read."""
     Path(corpus.parts[2].uri).unlink()

@@ -592,6 +592,7 @@ def test_a_text_that_is_too_long_is_a_dead_letter(
     assert (read.ids, read.texts[1]) == (["fits", "long", "ascii"], None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.csv.gz", "a.jsonl.bz2"])
 @pytest.mark.parametrize(("limit", "value"), [("max_decoded_ratio", 1), ("max_decoded_bytes", 70_000_000)])
 def test_a_file_that_holds_too_much_is_not_decoded_to_its_end(

@@ -131,6 +131,7 @@ def test_an_activation_that_overflows_float16_names_its_site(run_spin: RunSpin, 
     assert not store.exists("manifest.json")
 
 
+@pytest.mark.slow
 def test_a_store_that_another_run_uses_ends_with_status_3(run_spin: RunSpin, tmp_path: Path) -> None:
     """The message names the holder of the lease."""
     with Lease(Store(str(tmp_path / "store" / "features")), ttl=1.0) as lease:
@@ -151,6 +152,7 @@ def test_refused_s3_credentials_end_with_status_2(
     assert "wrong-secret" not in error
 
 
+@pytest.mark.slow
 def test_an_unreachable_object_store_ends_with_status_5(run_spin: RunSpin, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same command can succeed later."""
     monkeypatch.setattr("pipelines.storage.filesystem._ATTEMPTS", 2)  # ten take half a minute

@@ -96,6 +96,7 @@ def replace_values_by_types(value: Any) -> Any:
     return [replace_values_by_types(item) for item in value] if isinstance(value, list) else type(value)
 
 
+@pytest.mark.slow
 def test_a_night_does_not_resume_with_another_model_version(project: NightProject) -> None:
     """The error names both versions; another output takes the new champion."""
     project.write("a.jsonl", tiny.make_documents(90, seed=3))
@@ -176,6 +177,7 @@ def test_the_first_document_with_a_duplicate_id_is_predicted(project: NightProje
     assert [row["id"] for row in project.read_predictions()] == [row["id"] for row in first + second[40:]]
 
 
+@pytest.mark.slow
 def test_a_document_that_raises_is_the_only_dead_letter_of_its_shard(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +293,7 @@ def test_a_document_with_non_finite_activations_is_a_dead_letter(
     assert [row["id"] for row in project.read_predictions()] == [row["id"] for row in rows]
 
 
+@pytest.mark.slow
 def test_a_file_is_not_quarantined_because_processes_died(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +315,7 @@ def test_a_file_is_not_quarantined_because_processes_died(
         assert len(project.read_predictions(stage)) == 40
 
 
+@pytest.mark.slow
 def test_the_precision_check_counts_labels_that_equal_those_of_float32(project: NightProject) -> None:
     """It compares rows of several shards, skips dead letters and duplicate ids, and stops at the given number."""
     rows: list[Any] = tiny.make_documents(90, seed=4)
@@ -334,6 +338,7 @@ def test_the_precision_check_counts_labels_that_equal_those_of_float32(project: 
     assert check_precision(settings, registry, replace(report, model_version="2"), 90) == (90, same)
 
 
+@pytest.mark.slow
 def test_dead_letters_contain_texts_only_if_the_settings_ask_for_them(project: NightProject) -> None:
     """Lone surrogates in the texts are replaced."""
     rows: list[Row] = [{"id": "a", "text": "a fine day"}, {"id": "a", "text": "again"}, {"id": "b", "text": None}]

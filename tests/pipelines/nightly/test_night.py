@@ -143,6 +143,7 @@ def test_an_output_with_files_of_another_program_is_refused_and_left_as_it_is(lo
         local_nights.run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", ["run.json", "plan.json"])
 def test_a_run_of_another_format_is_refused_until_it_is_begun_anew(record: str, local_nights: FakeNights) -> None:
     """The error names the run, whose records another version of spin has written."""
@@ -342,6 +343,7 @@ def test_a_night_outside_its_limits_names_the_first_rows_that_cannot_be_classifi
     )
 
 
+@pytest.mark.slow
 def test_an_old_bad_file_does_not_block_small_incremental_nights(local_nights: FakeNights) -> None:
     """The limit is a share of the files of the run without those that an earlier night has quarantined."""
     for number in range(12):
@@ -357,6 +359,7 @@ def test_an_old_bad_file_does_not_block_small_incremental_nights(local_nights: F
         local_nights.run(LAST, incremental=True, limits={"max_bad_files": 0.1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("store_uri", "change", "stage"),
     [
@@ -391,6 +394,7 @@ def test_a_file_that_changes_during_a_night_is_quarantined_alone(
     assert nights.ids()[NEXT] == (sorted(f"new{n}" for n in range(30)) if change == "replaced" else [])
 
 
+@pytest.mark.slow
 def test_a_listing_that_fails_for_a_moment_is_tried_again(
     local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,6 +452,7 @@ def test_an_input_that_is_named_through_a_link_is_taken_once(local_nights: FakeN
     assert (report.files.taken, report.files.skipped) == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_failed_night_that_is_resumed_after_its_successor_takes_no_file_twice(local_nights: FakeNights) -> None:
     leave_unfinished(local_nights, incremental=True)
     local_nights.write("b.jsonl", make_rows("b"))
@@ -469,6 +474,7 @@ def test_a_night_that_is_done_again_after_its_successor_keeps_its_files(local_ni
     assert local_nights.ids() == {DATE: ["a", "c"], NEXT: ["b"], LAST: []}
 
 
+@pytest.mark.slow
 def test_a_missed_date_that_is_made_up_for_takes_what_is_left(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
     local_nights.run(NEXT, incremental=True)
@@ -604,6 +610,7 @@ def fill_disk(folder: Path) -> None:
                     file.write(bytes(size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "step"),
     [
@@ -636,6 +643,7 @@ def test_a_full_disk_ends_a_night_with_status_5_and_it_resumes(
         assert nights.ids() == {DATE: ["a", "b"]}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_computes_only_what_is_missing(local_nights: FakeNights) -> None:
     """It keeps to the files of its plan; the next night takes the others."""
     local_nights.write("a.jsonl", make_rows(*(f"a{n}" for n in range(12))))
@@ -728,6 +736,7 @@ def test_files_that_come_after_their_night_was_published_are_named(
     assert late in caplog.messages[-1]
 
 
+@pytest.mark.slow
 def test_a_restart_computes_everything_anew(local_nights: FakeNights) -> None:
     """Settings and files are the same. Late files are taken, and the old night is visible until the commit."""
     local_nights.write("a.jsonl", make_rows("a"))
@@ -758,6 +767,7 @@ def test_a_restart_that_fails_leaves_the_old_night_and_is_resumed(local_nights: 
     assert list_unfinished(local_nights.tables) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["deleted", "replaced"])
 def test_a_published_night_that_has_lost_a_file_is_not_reported_as_done(damage: str, local_nights: FakeNights) -> None:
     """The error names the file and --restart, which puts the night right."""
@@ -907,6 +917,7 @@ def test_a_power_cut_during_a_checkpoint_keeps_the_output_in_use(
 # Drivers that overtake each other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restart", [False, True], ids=["resume", "restart"])
 @pytest.mark.parametrize(
     ("store_uri", "waking"),
@@ -1028,6 +1039,7 @@ def test_a_driver_that_is_stopped_for_longer_than_its_lease_publishes_nothing(ni
     assert nights.ids() == {DATE: ["a", "b"]}
 
 
+@pytest.mark.slow
 def test_two_models_work_in_an_output_at_the_same_time(local_nights: FakeNights) -> None:
     """Each has its own lease and claim."""
     local_nights.write("a.jsonl", make_rows("a"))
@@ -1054,6 +1066,7 @@ def test_a_second_driver_is_refused_while_the_first_works(local_nights: FakeNigh
     assert local_nights.ids() == {DATE: ["a"]}
 
 
+@pytest.mark.slow
 def test_a_reader_sees_all_of_a_night_or_none(nights: FakeNights) -> None:
     """A reader that polls while a night is done again gets all rows of one run."""
     stop, readings = threading.Event(), []
@@ -1120,6 +1133,7 @@ def test_crashes_of_the_machine_are_not_blamed_on_a_document(tmp_path: Path) -> 
         assert isolate_failing_rows([0], lambda rows: rows, attempt) == IsolatedRows([([0], [0])], {})
 
 
+@pytest.mark.slow
 def test_a_stalled_run_fails_and_names_the_shards_in_progress(tmp_path: Path) -> None:
     """Finished shards are returned before the stall limit passes."""
     store, settings = Store(str(tmp_path)), RaySettings(stall_seconds=0.5)

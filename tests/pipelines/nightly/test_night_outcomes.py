@@ -103,6 +103,7 @@ def test_a_later_night_replaces_all_figures(local_nights: FakeNights, exported: 
     assert exported()["spin_night_dead_letters"] == {(("model", "tiny"), ("reason", "none")): 0}
 
 
+@pytest.mark.slow
 def test_a_failed_night_leaves_the_figures_of_the_newest(
     local_nights: FakeNights, exported: Callable[[], Figures]
 ) -> None:
@@ -119,6 +120,7 @@ def test_a_failed_night_leaves_the_figures_of_the_newest(
     assert figures_of_night(exported()) != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_night_of_an_earlier_date_leaves_the_figures_of_the_newest(
     local_nights: FakeNights, exported: Callable[[], Figures], fails: bool
@@ -136,6 +138,7 @@ def test_a_night_of_an_earlier_date_leaves_the_figures_of_the_newest(
     assert status_of(exported()) == status_of(before) == 4
 
 
+@pytest.mark.slow
 def test_a_redo_of_the_newest_night_replaces_its_figures(
     local_nights: FakeNights, exported: Callable[[], Figures]
 ) -> None:
@@ -173,6 +176,7 @@ def test_an_error_before_a_night_begins_is_exported(local_nights: FakeNights, ex
     assert status_of(exported()) == 2
 
 
+@pytest.mark.slow
 def test_a_command_that_finds_the_output_held_exports_nothing(
     local_nights: FakeNights, exported: Callable[[], Figures]
 ) -> None:
@@ -210,6 +214,7 @@ def overtake(nights: FakeNights, exported: Callable[[], Figures], date: str) -> 
     return exported()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place", [(NightDriver, "_publish"), (night_outcomes, "list_figures"), (night_driver, "show_reports")]
 )
@@ -250,6 +255,7 @@ def test_an_overtaken_driver_that_fails_otherwise_exports_nothing(
     assert exported() == after[0]
 
 
+@pytest.mark.slow
 def test_a_night_is_exported_before_another_model_ends(
     local_nights: FakeNights, exported: Callable[[], Figures]
 ) -> None:

@@ -412,6 +412,7 @@ def test_nothing_happens_unless_it_is_asked_for(receiver: Receiver, tmp_path: An
     assert receiver.bodies == []
 
 
+@pytest.mark.slow
 def test_mlflow_is_told_what_a_night_has_read(local_nights: FakeNights) -> None:
     """The folder, the files and the documents, and a digest of the list of files; whether it is observed or not."""
     local_nights.write("a.jsonl", make_rows(*"abcd"))

@@ -165,6 +165,7 @@ def test_the_work_of_a_pass_is_deleted_when_its_nights_are_published(
 # failures
 
 
+@pytest.mark.slow
 def test_a_model_that_fails_its_limits_holds_back_no_other(
     local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +229,7 @@ def test_a_pass_that_fails_holds_back_no_other_pass(local_nights: FakeNights) ->
 # resuming
 
 
+@pytest.mark.slow
 def test_the_same_command_resumes_the_pass(nights: FakeNights) -> None:
     """Each shard is computed once, under the run names with which the pass began."""
     nights.write("a.jsonl", make_rows(*(f"a{n}" for n in range(12))))
@@ -314,6 +316,7 @@ def test_a_pass_whose_driver_died_while_it_began_is_begun_anew(local_nights: Fak
     assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a"]}
 
 
+@pytest.mark.slow
 def test_a_pass_keeps_the_runs_of_a_model_that_was_taken_over_before_it_began(local_nights: FakeNights) -> None:
     """Whoever took it over died before it began a run, so the next command goes on with the run of the pass."""
     local_nights.write("a.jsonl", make_rows("a"))
@@ -332,6 +335,7 @@ def test_a_pass_keeps_the_runs_of_a_model_that_was_taken_over_before_it_began(lo
     assert FakeStep.computed == ["000000"]
 
 
+@pytest.mark.slow
 def test_a_published_model_is_not_computed_again(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
     first = local_nights.run(registry=A)
@@ -341,6 +345,7 @@ def test_a_published_model_is_not_computed_again(local_nights: FakeNights) -> No
     assert run_of(local_nights, A.name) != first.run
 
 
+@pytest.mark.slow
 def test_a_published_model_of_another_version_holds_back_no_other(local_nights: FakeNights) -> None:
     """The champion of one is a new one when the command runs again, so its run is refused; the other is published."""
     local_nights.write("a.jsonl", make_rows("a", "b"))
@@ -357,6 +362,7 @@ def test_a_published_model_of_another_version_holds_back_no_other(local_nights: 
         result.raise_failures()
 
 
+@pytest.mark.slow
 def test_an_unfinished_model_of_another_version_names_the_way_out(local_nights: FakeNights) -> None:
     """Its companion waits for it in the pass: nothing begins anew without being asked."""
     local_nights.write("a.jsonl", make_rows("a", "b"))
@@ -391,6 +397,7 @@ def test_a_published_run_of_a_pass_that_has_lost_its_report_is_refused(several: 
     local_nights.run_several(A, B, restart=True).raise_failures()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", [(A,), (A, B)], ids=["alone", "with another"])
 def test_the_report_of_a_run_that_classified_alone_is_made_again(
     then: tuple[FakeRegistry, ...], local_nights: FakeNights
@@ -621,6 +628,7 @@ def test_a_missing_record_of_a_pass_begins_new_runs(local_nights: FakeNights) ->
 # drivers that overtake each other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waking", WAKING)
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_driver_that_is_overtaken_for_one_model_publishes_the_others(
@@ -803,6 +811,7 @@ def test_a_vacuum_keeps_a_pass_that_can_go_on_and_deletes_it_afterwards(local_ni
     assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a", "b"]}
 
 
+@pytest.mark.slow
 def test_a_vacuum_keeps_the_old_objects_of_a_pass_that_can_go_on(local_nights: FakeNights, tmp_path: Path) -> None:
     """A pass changes as its runs do: what it began with stays while they are at work."""
     local_nights.write("a.jsonl", make_rows("a", "b"))

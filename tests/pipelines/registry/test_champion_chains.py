@@ -220,6 +220,7 @@ def make_decay(registry: MemoryRegistry, step: int = 28) -> None:
     promote_passing(registry, registry.add(range(TENTH + step)))
 
 
+@pytest.mark.slow
 def test_a_former_champion_counts_when_its_version_is_deleted(registry: MemoryRegistry) -> None:
     """Its predictions are in the run of its promotion."""
     make_decay(registry)
@@ -258,6 +259,7 @@ def test_a_loss_that_was_forced_is_the_new_standard(registry: MemoryRegistry) ->
     assert " against version 1, 90.0" in checks["best_champion"].measured
 
 
+@pytest.mark.slow
 def test_a_version_that_a_rollback_left_does_not_count(registry: MemoryRegistry) -> None:
     """A version that knows the evaluation set by heart is found out in use and must not close the gate."""
     promote_passing(registry, registry.add(range(TENTH)))
@@ -287,6 +289,7 @@ def test_champions_without_stored_predictions_are_named(registry: MemoryRegistry
     assert checks["best_champion"].measured.endswith("no predictions of version 1, 2, 3 to compare with")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", ["", "[]", '{"1": {}}', '{"1": {"classes": 3}, "2": null}', '{"1": {"error": "no"}}']
 )
@@ -342,6 +345,7 @@ class Certainty(Check):
         )
 
 
+@pytest.mark.slow
 def test_a_check_that_is_added_holds_a_version_back_until_it_is_forced(
     registry: MemoryRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -225,6 +225,7 @@ def test_a_backbone_that_changed_after_training_is_not_registered(tmp_path: Path
     assert [v.number for v in registry_fixture.registry.versions()] == ["1"]
 
 
+@pytest.mark.slow
 def test_the_bundle_holds_all_backbone_files_and_no_others(
     tmp_path: Path, sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

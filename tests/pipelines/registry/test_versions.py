@@ -206,6 +206,7 @@ def test_a_version_is_resolved_by_number_and_alias(shared_fixture: RegistryFixtu
         registry.resolve(f"models:/{name}/77")
 
 
+@pytest.mark.slow
 def test_the_first_version_freezes_the_evaluation_set(tmp_path: Path, backbone_folder: Path, tracking_uri: str) -> None:
     """Later versions do not replace it, and a changed file is refused."""
     first = build_evaluation_set([{"id": "a", "text": "ein Bär – 熊", "label": "good"}])

@@ -368,6 +368,7 @@ def test_a_missing_bucket_is_the_users_error(s3_server: str) -> None:
         open_table(Store("s3://no-such-bucket/out"))
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "AWS_ENDPOINT_URL": "http://127.0.0.1:9",

@@ -309,6 +309,7 @@ Store(sys.argv[1]).write("a", b"new")
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_during_a_write_keeps_the_old_object(folder: Store, tmp_path: Path) -> None:
     """The temporary file of the dead process stays on the disk but is not listed as a key."""
     folder.write("a", b"old")
@@ -559,6 +560,7 @@ def write_lease(store: Store, number: int = 1, **changes: Any) -> None:
     store.write_json(f"_lease/{number:06d}", record)
 
 
+@pytest.mark.slow
 def test_a_second_run_cannot_enter_a_held_store(store: Store) -> None:
     """Its HeldError has status 3 and names the holder, whose lease stays valid."""
     with Lease(store, ttl=3.0) as first:
@@ -594,6 +596,7 @@ os._exit(9)
 """
 
 
+@pytest.mark.slow
 def test_the_lease_of_a_dead_local_process_is_taken_at_once(store: Store) -> None:
     """A killed run does not release its lease, but its pid is gone, so the ttl of 10 hours is not waited for."""
     assert run_python(DIE_WITH_LEASE, store.uri) == 9
@@ -663,6 +666,7 @@ def test_a_lease_released_while_waiting_is_taken(store: Store, monkeypatch: pyte
         assert clock.sleeps == 2
 
 
+@pytest.mark.slow
 def test_one_of_eight_runs_takes_over_a_released_lease(store: Store) -> None:
     """The other seven, which start at the same moment, raise HeldError."""
     write_lease(store, ended=True)

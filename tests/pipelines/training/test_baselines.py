@@ -159,6 +159,7 @@ def test_chosen_thresholds_decide_the_figures_of_a_training_and_all_that_follow(
     assert run_evaluate(equal, Registry(equal), project.data.train, model=version).per_class["good"].recall > 0.5
 
 
+@pytest.mark.slow
 def test_a_classifier_of_the_training_that_fails_ends_the_stage(
     make_project: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +169,7 @@ def test_a_classifier_of_the_training_that_fails_ends_the_stage(
         run_workflow(make_project(), first="train")
 
 
+@pytest.mark.slow
 def test_a_training_without_baselines_fits_none(
     make_project: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def test_the_labels_and_the_backbone_of_the_plan_are_not_in_memory_while_shards_
     assert manifest.results.counts.rows == 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -114,6 +115,7 @@ def test_an_extraction_deletes_the_spools_that_killed_ones_with_other_corpora_ha
     assert [item.key for item in store.list_all("spool")] == spooled
 
 
+@pytest.mark.slow
 def test_a_corpus_whose_listing_fails_for_a_moment_is_listed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -336,6 +336,7 @@ def project(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     return Project(trained, monkeypatch, capsys)
 
 
+@pytest.mark.slow
 def test_spin_neurons_lists_the_most_important_neurons(project: Project) -> None:
     """Each neuron has its class and a document. Options limit their number or class, or print JSON."""
     spin = TrainedClassifier.load(project.folder / "model")
@@ -394,6 +395,7 @@ def test_deep_is_asked_for_on_the_command_line(project: Project) -> None:
     assert asked == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -417,6 +419,7 @@ def test_a_version_without_neurons_is_explained_in_text_but_has_no_page(project:
     assert "neurons for and against" in old.spin("explain", "--text", "fine")
 
 
+@pytest.mark.slow
 def test_explain_covers_every_predicted_class_of_a_multilabel_classifier(
     backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,7 @@ def test_cached_and_computed_digests_equal_the_definition(model: Path) -> None:
         assert cached_digest(model) == compute_digest(model) == expected_digest(model)
 
 
+@pytest.mark.slow
 def test_files_are_hashed_once_over_several_loads(model: Path, hashed_files: list[str]) -> None:
     """A different spelling of the path and a digest that includes code (the model has none) hash nothing again."""
     for _ in range(3):
@@ -125,6 +126,7 @@ def test_a_link_to_other_weights_is_hashed_again(model: Path, tmp_path: Path, ha
     assert cached_digest(model) == expected_digest(model) != before
 
 
+@pytest.mark.slow
 def test_the_digest_of_a_file_just_written_is_not_cached(tmp_path: Path, hashed_files: list[str]) -> None:
     """A second write within one clock tick of the file system would not change the file's times."""
     folder = tiny.save_bert(tmp_path / "model")

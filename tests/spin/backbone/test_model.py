@@ -766,6 +766,7 @@ def test_weights_outside_the_directory_of_the_model_are_refused(tmp_path: Path, 
         load(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("without_code", [None, "config.json", "tokenizer_config.json"])
 def test_code_of_a_backbone_runs_only_if_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_code: str | None

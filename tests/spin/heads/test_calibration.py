@@ -57,6 +57,7 @@ def test_log_loss_equals_that_of_scikit_learn(
     assert log_loss(logits.astype(np.float64), y, label_space) == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label_space", [BINARY, MULTICLASS, MULTILABEL], ids=["binary", "multi-class", "multi-label"])
 @pytest.mark.parametrize("overconfidence", [0.3, 1.0, 4.0])
 def test_the_temperature_has_the_smallest_log_loss_of_a_grid(label_space: LabelSpace, overconfidence: float) -> None:

@@ -65,6 +65,7 @@ def costs_and_losses(
     return cost / len(y), (correct_at_full_depth - correct) / len(y), expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_loss", [0.0, 0.01, 0.05])
 @pytest.mark.parametrize(("seed", "passing"), [(0, None), (1, None), (1, (0.1, 0.0))])
 def test_thresholds_have_the_least_cost_within_the_allowed_loss(

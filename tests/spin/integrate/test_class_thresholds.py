@@ -126,6 +126,7 @@ def test_balanced_weights_do_not_keep_labels_that_cost_the_metric(label_space: L
     assert measure(label_space, calibrated, y, "accuracy", thresholds) > after - 0.005
 
 
+@pytest.mark.slow
 @LABEL_SPACES
 def test_predictions_of_one_document_share_a_part(label_space: LabelSpace) -> None:
     """Documents that are predicted seven times, as by cross-validation, decide as they do once.

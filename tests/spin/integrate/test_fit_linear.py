@@ -224,6 +224,7 @@ def test_only_the_proportions_of_the_scales_matter() -> None:
     np.testing.assert_allclose(np.linalg.norm(duplicated.unit), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 1, 3, 7])
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_features_in_a_file_give_the_same_heads(exclusive: bool, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:

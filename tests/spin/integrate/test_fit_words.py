@@ -82,6 +82,7 @@ def refit(
     return one(data.y[train])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["none", "balanced"])
 @pytest.mark.parametrize("multilabel", [False, True])
 @pytest.mark.parametrize("folds", [1, 3])
@@ -101,6 +102,7 @@ def test_logits_are_those_of_an_independent_fit(
     np.testing.assert_allclose(actual, expected, atol=2e-3 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_long_texts_are_read_in_training_as_in_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of half of the texts the class stands after the characters that are counted, where words count alone."""
     converge(monkeypatch)

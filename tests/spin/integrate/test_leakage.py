@@ -196,6 +196,7 @@ def test_the_choice_is_that_among_all_candidates_of_both_runs(project: Project, 
     assert found.frontier == best_per_depth(within)
 
 
+@pytest.mark.slow
 def test_etas_are_lowered_to_the_most_neurons_within_the_cap(project: Project, attack: LeakageAttack) -> None:
     """And to no fewer. The neurons of a rule whose fewest are above the cap are left out of the second run."""
     for most, expected in ((0.15, {"l1": 15, "ridge": 15}), (0.05, {"ridge": 5})):

@@ -201,6 +201,7 @@ def test_test_rows_do_not_affect_the_result(folds: int) -> None:
         )
 
 
+@pytest.mark.slow
 def test_validation_labels_decide_the_scores() -> None:
     """Other validation labels give other scores, while the fits on the training rows stay as they are."""
     project = build_project()
@@ -230,6 +231,7 @@ def calibrated_losses(project: Project, held_out: Sequence[Floats]) -> list[Floa
     return losses
 
 
+@pytest.mark.slow
 def test_every_candidate_equals_an_independent_refit(
     project: Project, search: Search, candidates: list[Candidate]
 ) -> None:
@@ -395,6 +397,7 @@ def test_a_rule_without_a_neuron_in_some_fold_is_left_out() -> None:
         project.search(SEARCH.model_copy(update={"rules": ("ridge",)})).run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rare", [2, 4])
 def test_a_rare_class_that_looks_wrong_does_not_end_the_training(rare: int) -> None:
     """The predictions contradict most of its labels; the ridge regression keeps some of them."""
@@ -545,6 +548,7 @@ def test_an_mlp_is_stopped_by_the_calibrated_loss() -> None:
     assert calibrated[int(np.argmin(plain))] > min(calibrated) + 2e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "tested"), [(348, False), (480, True)])
 def test_an_mlp_is_not_tested_where_labels_are_few(n: int, tested: bool) -> None:
     """With as many folds, the number of labels decides."""
@@ -630,6 +634,7 @@ def test_no_candidate_has_neurons_or_words_without_weight(words: str) -> None:
     assert words == "on" or dropped > 0
 
 
+@pytest.mark.slow
 def test_every_exit_has_a_blend_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """At shallow depths the neurons show less, and the words have more weight beside them."""
     blends: list[Blend] = []
@@ -681,6 +686,7 @@ def test_the_head_of_a_choice_gives_the_calibrated_blend(mlp: bool) -> None:
         assert weight.mean() == pytest.approx(best.blend.words / fitted.summary.temperature, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_words_alone_are_chosen_where_neurons_add_little() -> None:
     project = build_project(signal=0.05, n=1200)
     result = project.integrate(words=make_words(project, 3.0))
@@ -747,6 +753,7 @@ def test_row_weights_equal_a_plain_loop(kind: str) -> None:
     np.testing.assert_allclose(row_weights(absent, kind, LabelSpace(("a", "b"))).sum(), 1)
 
 
+@pytest.mark.slow
 def test_balanced_weights_predict_rare_classes_more_often() -> None:
     """The class weights of the search are those of the final head."""
     project = build_project(signal=0.6)
@@ -829,6 +836,7 @@ def test_the_heads_of_exits_have_biases_and_their_labels_the_chosen_thresholds(m
     assert probabilities.mean(0) == pytest.approx(shares, abs=0.02)
 
 
+@pytest.mark.slow
 def test_for_accuracy_no_thresholds_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The most probable class is right most often, unless balanced weights have moved the logits."""
     project, seen = build_project(folds=3), []

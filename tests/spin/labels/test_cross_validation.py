@@ -39,6 +39,7 @@ def test_many_labels_give_one_fold_with_the_given_rows() -> None:
     assert len(make_folds(SINGLE_LABEL, np.arange(CROSS_VALIDATION_BELOW) % 3, fewer, valid, seed=0)) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize(
     ("n", "repeats"), [(VERY_FEW_LABELS - 1, 2), (VERY_FEW_LABELS, 1), (CROSS_VALIDATION_BELOW - 1, 1)]

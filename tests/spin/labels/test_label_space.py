@@ -195,6 +195,7 @@ def test_the_stratum_of_a_single_label_is_its_class() -> None:
 # Metrics
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(1, 12), st.integers(2, 4), rates, rates, st.integers(0, 99))
 def test_multilabel_metrics_average_those_of_scikit_learn_over_classes(
@@ -218,6 +219,7 @@ def test_multilabel_metrics_average_those_of_scikit_learn_over_classes(
     assert actual["balanced_accuracy"] == pytest.approx(np.mean(sklearn_balanced))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 4), st.integers(0, 99))
 def test_single_label_metrics_equal_those_of_scikit_learn(n: int, classes: int, first: int, seed: int) -> None:

@@ -24,6 +24,7 @@ def draw_values(documents: int, features: int, seed: int = 0) -> Floats:
     return values
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 60), max_size=4), st.randoms(use_true_random=False), st.integers(0, 5))
 def test_the_sample_of_shards_in_any_order_is_that_of_all_documents(cuts: list[int], random: Random, seed: int) -> None:
     """Each document has its own values and words, and features are ranked as by a plain loop."""

@@ -52,6 +52,7 @@ def test_chance_is_corrected_for_the_number_of_words() -> None:
     assert frequent_words(*among, 8) == ()
 
 
+@pytest.mark.slow
 def test_a_word_of_fewer_than_three_documents_is_not_named() -> None:
     others = make_documents({}, 1_000_000)
     assert plain_p_value(2, 10, 0, 1_000_000) < 1e-9

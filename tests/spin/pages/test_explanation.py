@@ -233,6 +233,7 @@ def test_words_are_shown_as_typed(fit_binary: Callable[[str, str, bool], Trained
     np.testing.assert_array_equal(explanation.word_contributions[[0, -1]], 0)
 
 
+@pytest.mark.slow
 def test_the_pieces_of_a_word_are_explained_as_one_word(tmp_path: Path) -> None:
     """Where a tokenizer splits words, a word gets the sum over its pieces and is shown whole."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "day", "love", "##ly", "aw", "##fu", "##l", "!"]

@@ -171,6 +171,7 @@ def contains(word: tuple[int, int], token: tuple[int, int]) -> bool:
     return word[0] <= token[0] and token[1] <= word[1]
 
 
+@pytest.mark.slow
 def test_a_new_pooling_is_exported(pooling: Pooling, saved: Path, tmp_path: Path) -> None:
     """The graph merges the windows of a text as the classifier does."""
     spin = open_classifier(saved, "torch")

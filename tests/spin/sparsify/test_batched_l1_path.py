@@ -146,6 +146,7 @@ def test_lam_max_is_the_smallest_penalty_without_a_neuron(batch: tuple[list[Floa
     assert coef[1].any(2).all()
 
 
+@pytest.mark.slow
 def test_a_warm_start_does_not_change_the_solution(batch: tuple[list[Floats], Floats, Floats]) -> None:
     """A path that is extended penalty by penalty ends where a cold start does.
 

@@ -41,6 +41,7 @@ def test_every_regression_of_a_batch_reaches_its_limit(exclusive: bool, blocks: 
         assert kkt_violation(autograd_view(regressions), V[p, :, b], p, b) <= 1.05 * float(limit[p, b]) + 1e-6
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.booleans(), st.sampled_from([0.0, 1.0, 30.0]))
 def test_the_hessian_is_nowhere_above_the_bound(seed: int, exclusive: bool, size: float) -> None:
@@ -63,6 +64,7 @@ def test_the_hessian_is_nowhere_above_the_bound(seed: int, exclusive: bool, size
     assert float(torch.linalg.eigvalsh((above + above.T) / 2).min()) > -1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_correlated_features_take_a_fraction_of_the_steps(exclusive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradient steps are short where features are nearly the same; the bound takes them together."""

@@ -126,6 +126,7 @@ def test_keep_returns_the_wanted_features_in_order(coefs: list[list[float]], eta
     assert kept.eta == eta
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(layers, st.integers(1, 30))
 def test_largest_eta_is_the_largest_that_keeps_at_most_the_given_count(coefs: list[list[float]], count: int) -> None:

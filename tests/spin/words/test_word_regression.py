@@ -86,6 +86,7 @@ def test_no_texts_have_no_logits(regression: WordRegression) -> None:
     assert regression.logits([]).shape == (0, 3)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(st.sampled_from(TEXTS), st.text(), st.text(alphabet="lovely crew İß\u2028\t.x", max_size=60)))
 def test_contributions_of_terms_add_up_to_the_logits(text: str) -> None:

@@ -110,6 +110,7 @@ PARQUET_COLUMNS: dict[str, tuple[pa.Array, str, list[Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 @pytest.mark.parametrize("case", PARQUET_COLUMNS)
 def test_a_parquet_column_keeps_its_type(

@@ -129,6 +129,7 @@ def check_named(folder: Path, name: str, reason: str) -> None:
     assert (found["a"], found["z"]) == (ids_of("a"), ids_of("z"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reason"),
     [("abort", "ends the process that reads it (SIGABRT)"), ("segv", "(SIGSEGV)"), ("exit", "(status 3)")],
@@ -138,16 +139,19 @@ def test_a_file_that_ends_its_readers_is_quarantined(name: str, reason: str, tmp
     check_named(tmp_path, name, reason)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("misbehaving")
 def test_a_file_that_takes_all_memory_is_quarantined(tmp_path: Path) -> None:
     check_named(tmp_path, "memory", "it takes more than 2 GB of memory")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("misbehaving")
 def test_a_file_that_takes_too_long_is_quarantined(tmp_path: Path) -> None:
     check_named(tmp_path, "time", "it takes more than 10 s of processor time and 10 s per MB")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("misbehaving")
 def test_a_child_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store may be at fault, so the file is not quarantined."""
@@ -156,12 +160,14 @@ def test_a_child_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
         read_all(write_files(tmp_path, "a", "hang"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("misbehaving")
 def test_a_file_that_is_gone_when_it_is_read_again_is_named(tmp_path: Path) -> None:
     """Its first child was killed when some of its rows had been read."""
     assert "not found" in read_all(write_files(tmp_path, "a", "vanish"))["vanish"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("misbehaving")
 def test_a_child_that_dies_within_a_message_has_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its third answer is longer than what a pipe holds, so it dies while it sends it."""
@@ -180,6 +186,7 @@ def test_a_child_that_dies_within_a_message_has_died(tmp_path: Path, monkeypatch
     assert len(children) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("misbehaving")
 def test_an_error_that_no_reader_expects_is_one_of_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The log says where it was raised."""
@@ -187,6 +194,7 @@ def test_an_error_that_no_reader_expects_is_one_of_the_file(tmp_path: Path, capl
     assert "in misbehave" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kill", "abort", "memory"])
 @pytest.mark.usefixtures("misbehaving")
 def test_what_ends_a_child_once_changes_nothing(kind: str, tmp_path: Path) -> None:
@@ -195,6 +203,7 @@ def test_what_ends_a_child_once_changes_nothing(kind: str, tmp_path: Path) -> No
     assert read_all(write_files(tmp_path, "a", name, "z")) == {each: ids_of(each) for each in ("a", name, "z")}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("misbehaving")
 def test_a_child_that_is_killed_is_not_the_fault_of_its_file(tmp_path: Path) -> None:
     """A machine without memory kills with SIGKILL, so the run ends, and no file is quarantined."""
@@ -203,6 +212,7 @@ def test_a_child_that_is_killed_is_not_the_fault_of_its_file(tmp_path: Path) -> 
         read_all(pieces)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("misbehaving")
 def test_none_of_the_rows_of_a_file_that_ends_its_readers_is_taken(tmp_path: Path) -> None:
     write_files(tmp_path, "a", "abort", "z")
@@ -213,6 +223,7 @@ def test_none_of_the_rows_of_a_file_that_ends_its_readers_is_taken(tmp_path: Pat
     assert sum(ready.piece.documents for ready in report.pieces) == 2 * ROWS
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("misbehaving")
 def test_a_training_names_a_file_that_ends_its_readers(tmp_path: Path) -> None:
     write_files(tmp_path, "a", "abort", "z")
@@ -220,6 +231,7 @@ def test_a_training_names_a_file_that_ends_its_readers(tmp_path: Path) -> None:
         read_labelled(list_files(str(tmp_path)), DATA.model_copy(update={"label": "id"}))
 
 
+@pytest.mark.slow
 def test_a_training_names_a_text_that_is_too_long(tmp_path: Path) -> None:
     write_files(tmp_path, "a")
     with pytest.raises(UserError, match=r"a\.jsonl lines 1, 2, .*: the text has 9 bytes, expected at most 8 \(data"):
@@ -241,6 +253,7 @@ def test_a_child_reads_task_after_task(tmp_path: Path) -> None:
     assert reader_process._idle == []
 
 
+@pytest.mark.slow
 def test_a_child_has_the_environment_of_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that was set since may name the store."""
     [piece] = write_files(tmp_path, "a")
@@ -258,6 +271,7 @@ def test_a_child_that_cannot_start_is_not_the_fault_of_a_file(tmp_path: Path, mo
         read_all(write_files(tmp_path, "a"))
 
 
+@pytest.mark.slow
 def test_large_stacks_take_no_memory_from_a_child(tmp_path: Path) -> None:
     """The stacks of Arrow's threads are as large as the limit of a stack, and count as memory."""
     pq.write_table(pa.table({"id": ["a"], "text": ["t"]}), tmp_path / "a.parquet")
@@ -286,6 +300,7 @@ for _, parts in read_pieces(pieces, DataSettings(train="unused")):
 """prints the ids of the files in a folder"""
 
 
+@pytest.mark.slow
 def test_a_row_group_of_long_texts_fits_into_a_child(tmp_path: Path) -> None:
     """Arrow's allocator takes a gigabyte in advance unless it is told not to."""
     texts = [base64.b64encode(random.Random(row).randbytes(3_000_000)).decode() for row in range(100)]
@@ -317,6 +332,7 @@ def request_and_answer(*_: object) -> Iterator[reader_child.Answer]:
     yield reader_child.Answer(["id"], ends="request")
 
 
+@pytest.mark.slow
 def test_columns_and_lines_are_read_in_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is said of a file that ends it."""
     [piece] = write_files(tmp_path, "a")
@@ -331,6 +347,7 @@ def abort(*_: object) -> Iterator[Documents]:
     os.abort()
 
 
+@pytest.mark.slow
 def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     """Also if the parent is killed."""
     write_files(tmp_path, "a")

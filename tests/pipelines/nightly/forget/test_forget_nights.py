@@ -143,6 +143,7 @@ def check_forgotten(nights: FakeNights) -> None:
     assert [each.date for each in list_output(nights.output) if each.state == "published"] == list(REMAINING)
 
 
+@pytest.mark.slow
 def test_documents_are_found_in_no_object(nights: FakeNights) -> None:
     """In a folder and on the S3 server: predictions, dead letters, replaced and unfinished runs, reports, records."""
     make_history(nights)
@@ -252,6 +253,7 @@ def test_an_overtaken_forget_says_so(histories: KeptHistories, step: str) -> Non
     check_forgotten(local_nights)
 
 
+@pytest.mark.slow
 def test_later_nights_leave_the_documents_out(local_nights: FakeNights) -> None:
     """As dead letters that say where the row stands and nothing else, and that no limit counts."""
     write_inputs(local_nights)
@@ -274,6 +276,7 @@ def test_later_nights_leave_the_documents_out(local_nights: FakeNights) -> None:
         local_nights.run(LAST, data=DATA, limits={**LIMITS, "max_dead_fraction": 0.0})
 
 
+@pytest.mark.slow
 def test_files_stay_taken(local_nights: FakeNights) -> None:
     write_inputs(local_nights)
     run(local_nights, DATE, incremental=True)
@@ -299,6 +302,7 @@ def test_restore_refuses_runs_that_held_a_document(histories: KeptHistories) -> 
     assert check_ids == REMAINING
 
 
+@pytest.mark.slow
 def test_a_night_at_work_is_not_disturbed(local_nights: FakeNights) -> None:
     """It is refused, and nights that begin later leave the documents out already."""
     write_inputs(local_nights)
@@ -322,6 +326,7 @@ def test_a_model_that_begins_after_the_claims_is_left_alone(histories: KeptHisto
     assert find_in_store(local_nights.out, [*SECRETS, *TEXTS]) == {}
 
 
+@pytest.mark.slow
 def test_a_published_run_with_a_mark_keeps_its_files(histories: KeptHistories) -> None:
     """A vacuum that slept may have marked a run that was published meanwhile."""
     local_nights = histories.history()
@@ -382,6 +387,7 @@ def score_a_night(nights: FakeNights, folder: Path) -> dict[str, str]:
     return given
 
 
+@pytest.mark.slow
 def test_labels_are_removed_and_nights_scored_anew(local_nights: FakeNights, tmp_path: Path) -> None:
     given = score_a_night(local_nights, tmp_path)
     assert forget_in_output(local_nights.output, SECRETS).labels == 2

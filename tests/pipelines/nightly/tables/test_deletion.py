@@ -65,6 +65,7 @@ def make_old(tables: NightTables) -> None:
         os.utime(tables.out.path(item.key), (then, then))
 
 
+@pytest.mark.slow
 def test_nights_before_a_date_are_deleted_in_one_commit_and_restored(tables: NightTables) -> None:
     runs = fill(tables)
     other = run_night(tables.out, ["x"], model=OTHER, date=FIRST)

@@ -36,6 +36,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     return FolderRegistry(folder)
 
 
+@pytest.mark.slow
 def test_a_column_that_is_added_is_in_every_night_from_then_on(
     project: NightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -260,6 +260,7 @@ def test_a_verdict_is_cached_per_weights_precision_processor_and_versions(
     assert {path.suffix for path in cache.iterdir()} == {".json", ".lock"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "message"),
     [
@@ -288,6 +289,7 @@ def test_an_inconclusive_trial_is_not_cached_on_disk(
     assert choose(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
 
 
+@pytest.mark.slow
 def test_concurrent_requests_run_one_trial(backbone_folder: Path, child: ChildProcess) -> None:
     """Two threads stand for two processes: the second waits and reads the verdict that the first wrote."""
     child.replace_code(f"import time; time.sleep(1); {CRASH.format('FPE')}")

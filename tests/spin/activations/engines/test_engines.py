@@ -80,6 +80,7 @@ def test_tokenizing_in_portions_does_not_change_values(backbone_folder: Path, mo
     assert widths == [2, 4, 8, 8, 3]
 
 
+@pytest.mark.slow
 def test_openvino_runs_a_segment_that_does_not_use_its_token_ids(backbone_folder: Path) -> None:
     """The graph of the second segment, which only pools positions, has an input for token ids all the same."""
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
@@ -187,6 +188,7 @@ def test_auto_prefers_openvino_on_cpus_for_supported_families(
         preferred_engine("openvino", "cpu", backbone_folder)
 
 
+@pytest.mark.slow
 def test_every_family_for_which_auto_prefers_openvino_is_tested() -> None:
     """The families are read in another process, since `conftest.py` empties the set in this one."""
     process = subprocess.run(
@@ -211,6 +213,7 @@ def test_settings_that_an_engine_cannot_run_are_refused(
         load_backbone(BackboneSettings(model=str(backbone_folder), **{"device": "cpu", **settings}))
 
 
+@pytest.mark.slow
 def test_openvino_sends_no_telemetry() -> None:
     """Neither OpenVINO nor NNCF loads the package that reports their use."""
     code = (
@@ -332,6 +335,7 @@ def test_two_streams_give_the_values_of_one(backbone_folder: Path) -> None:
     assert totals == [len(DOCUMENTS)] * 2
 
 
+@pytest.mark.slow
 def test_an_error_in_a_stream_is_raised(backbone_folder: Path) -> None:
     """The engine can read all documents afterwards."""
     backbone = load_backbone(
