@@ -76,7 +76,10 @@ class DataFile:
 
 @dataclass(frozen=True)
 class TableSnapshot:
-    """A version of a table. It never changes; `open_table` returns a newer one."""
+    """A version of a table. It never changes; `open_table` returns a newer one.
+
+    Its methods raise StaleSnapshotError once `open_table` has found a newer version in its place.
+    """
 
     store: Store
     """folder of the table"""
@@ -84,7 +87,18 @@ class TableSnapshot:
     """number of the last commit"""
     partition_columns: tuple[str, ...]
     """columns whose values the log holds, not the files"""
-    _table: DeltaTable = field(repr=False, compare=False)
+    _handle: DeltaTable = field(repr=False, compare=False)
+    """at this version, until `open_table` brings it up to date"""
+
+    @property
+    def _table(self) -> DeltaTable:
+        # guarded by test_a_snapshot_commits_nothing_once_there_is_a_newer_one; broken by:
+        #   if False:
+        if self._handle.version() != self.version:
+            raise StaleSnapshotError(
+                f"{self.store.uri}: version {self._handle.version()} was opened meanwhile; try again"
+            )
+        return self._handle
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -217,8 +231,14 @@ class TableSnapshot:
         return self.version + 1
 
 
-def open_table(store: Store) -> TableSnapshot | None:
-    """The current version of the table in a store, None if there is none."""
+def open_table(store: Store, last: TableSnapshot | None = None) -> TableSnapshot | None:
+    """The current version of the table in a store, None if there is none.
+
+    `last` is a version of it that was opened before. With it, only the commits since are read, not the names of all
+    files; it is returned if there are none, and else can no longer be used.
+    """
+    if last is not None and (snapshot := _update(last)) is not None:
+        return snapshot
     try:
         return _open_table(store)
     except UserError:
@@ -231,38 +251,46 @@ def open_table(store: Store) -> TableSnapshot | None:
         return _open_table(store)
 
 
-def create_table(store: Store, schema: pa.Schema, partition_columns: Sequence[str]) -> None:
-    """Create a table if the store holds none; of several processes that do so at once, one creates it.
+def create_table(
+    store: Store, schema: pa.Schema, partition_columns: Sequence[str], last: TableSnapshot | None = None
+) -> TableSnapshot:
+    """Create a table if the store holds none; return its current version. Of several processes, one creates it.
 
-    Raises UserError where commits would not be atomic or readers would not find the files, or if the store holds a
-    table with other partition columns.
+    `last` is as for `open_table`. Raises UserError where commits would not be atomic or readers would not find the
+    files, or if the store holds a table with other partition columns.
     """
-    table = open_table(store)
-    if table is None:
-        _require_literal_path(store)
-        require_hard_links(store)
-        try:
-            with _table_errors(store.uri):
-                DeltaTable.create(
-                    _table_uri(store),
-                    Schema.from_arrow(schema),
-                    mode="ignore",
-                    partition_by=list(partition_columns),
-                    configuration=_PROPERTIES,
-                    storage_options=_storage_options(store),
-                    # a retry would commit a second creation on top of the first, with the schema of a new table
-                    commit_properties=CommitProperties(max_commit_retries=0),
-                )
-        except SpinError:
-            if open_table(store) is None:
-                raise
-            _log.debug("%s: another process created the table", store.uri, exc_info=True)
-        _flush_log(store, 0)
-    elif table.partition_columns != tuple(partition_columns):
+    table = open_table(store, last) or _create_table(store, schema, partition_columns)
+    if table.partition_columns != tuple(partition_columns):
         raise UserError(
             f"{store.uri} holds a table with the partition columns {', '.join(table.partition_columns)}; expected "
             f"{', '.join(partition_columns)}. Use another output"
         )
+    return table
+
+
+def _create_table(store: Store, schema: pa.Schema, partition_columns: Sequence[str]) -> TableSnapshot:
+    _require_literal_path(store)
+    require_hard_links(store)
+    try:
+        with _table_errors(store.uri):
+            table = DeltaTable.create(
+                _table_uri(store),
+                Schema.from_arrow(schema),
+                mode="ignore",
+                partition_by=list(partition_columns),
+                configuration=_PROPERTIES,
+                storage_options=_storage_options(store),
+                # a retry would commit a second creation on top of the first, with the schema of a new table
+                commit_properties=CommitProperties(max_commit_retries=0),
+            )
+    except SpinError:
+        created = open_table(store)
+        if created is None:
+            raise
+        _log.debug("%s: another process created the table", store.uri, exc_info=True)
+        return created
+    _flush_log(store, 0)
+    return _snapshot(store, table)
 
 
 def _open_table(store: Store) -> TableSnapshot | None:
@@ -271,7 +299,22 @@ def _open_table(store: Store) -> TableSnapshot | None:
             table = DeltaTable(_table_uri(store), storage_options=_storage_options(store))
         except TableNotFoundError:
             return None
-        return TableSnapshot(store, table.version(), tuple(table.metadata().partition_columns), table)
+        return _snapshot(store, table)
+
+
+def _snapshot(store: Store, table: DeltaTable) -> TableSnapshot:
+    return TableSnapshot(store, table.version(), tuple(table.metadata().partition_columns), table)
+
+
+def _update(last: TableSnapshot) -> TableSnapshot | None:
+    """The current version of a table that was opened before; None if it has to be read from its beginning."""
+    try:
+        with _table_errors(last.store.uri):
+            last._handle.update_incremental()
+    except UserError:
+        _log.debug("%s: the snapshot could not be brought up to date", last.store.uri, exc_info=True)
+        return None
+    return last if last._handle.version() == last.version else _snapshot(last.store, last._handle)
 
 
 def _flush_log(store: Store, version: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date as day
 from functools import cached_property
 
@@ -80,6 +80,8 @@ class NightTables:
 
     out: Store
     """the output, which collects all nights"""
+    _opened: dict[str, TableSnapshot] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """last opened version of each table"""
 
     @cached_property
     def _stores(self) -> Mapping[str, Store]:
@@ -95,11 +97,15 @@ class NightTables:
         Raises UserError where commits would not be atomic, or if another table is in the place of one.
         """
         for table in TABLES:
-            create_table(self.store(table), table_schema(table), _PARTITIONS[table])
+            store, last = self.store(table), self._opened.get(table)
+            self._opened[table] = create_table(store, table_schema(table), _PARTITIONS[table], last)
 
     def find(self, table: str) -> TableSnapshot | None:
         """The current version of a table, None where no night was begun yet."""
-        return open_table(self.store(table))
+        snapshot = open_table(self.store(table), self._opened.get(table))
+        if snapshot is not None:
+            self._opened[table] = snapshot
+        return snapshot
 
     def open(self, table: str) -> TableSnapshot:
         """The current version of a table. Raises UserError where no night was begun yet."""

@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -166,6 +167,54 @@ def test_a_snapshot_commits_once(tmp_path: Path) -> None:
     assert snapshot.commit_transaction("app", 1) == 1 == snapshot_of(store).version
     with pytest.raises(StaleSnapshotError):
         snapshot.commit_transaction("app", 2)
+
+
+def test_a_snapshot_commits_nothing_once_there_is_a_newer_one(store_uri: str) -> None:
+    """Both have one handle of the table, which is at the newer version: what was checked in the older is not in it."""
+    store = create(store_uri)
+    older = snapshot_of(store)
+    commit_file(store, "first")
+    newer = open_table(store, older)
+    assert newer is not None
+    for use in (lambda: older.commit_transaction("app", 1), lambda: older.files({}), lambda: older.schema):
+        with pytest.raises(StaleSnapshotError, match="version 1 was opened meanwhile"):
+            use()
+    assert snapshot_of(store).version == newer.version == 1
+    assert newer.commit_transaction("app", 1) == 2
+
+
+def test_a_snapshot_that_is_brought_up_to_date_equals_a_fresh_one(store_uri: str) -> None:
+    """After each kind of commit, of this process or of others, over two checkpoints."""
+    store = create(store_uri)
+    last = snapshot_of(store)
+    assert open_table(store, last) is last
+    for number in range(25):
+        day = {"day": f"2026-03-{number % 3 + 1:02d}", "model": "a"}
+        own = last if number % 2 else snapshot_of(store)
+        wider = own.schema.append(pa.field(f"column{number}", pa.string()))
+        if number % 5 == 4:
+            own.remove_partitions([day], transactions={"removed": number})
+        else:
+            own.replace_partition(day, [make_file(f"f{number}", number)], schema=wider, transactions={"app": number})
+        updated, fresh = open_table(store, last), snapshot_of(store)
+        assert updated == fresh
+        assert updated is not None
+        assert updated.file_table.sort_by("path") == fresh.file_table.sort_by("path")
+        assert updated.schema == fresh.schema
+        for app in ("app", "removed", "other"):
+            assert updated.last_transaction(app) == fresh.last_transaction(app)
+        last = updated
+
+
+def test_nothing_is_committed_to_a_table_that_was_deleted(tmp_path: Path) -> None:
+    """A log that begins with a later commit could be opened by nobody."""
+    store = create(str(tmp_path / "table"))
+    commit_file(store, "first")
+    last = snapshot_of(store)
+    shutil.rmtree(tmp_path / "table")
+    with pytest.raises(UserError):
+        (open_table(store, last) or last).commit_transaction("app", 1)
+    assert not (tmp_path / "table").exists()
 
 
 def test_replacing_a_partition_leaves_the_others(store_uri: str) -> None:
