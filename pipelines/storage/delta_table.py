@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,8 @@ LOG = "_delta_log"
 _PROPERTIES = {"delta.checkpointInterval": "10", "delta.logRetentionDuration": "interval 30 days"}
 """properties of new tables: to open a table takes at most twice as many requests as there are commits in between, and
 its history reaches back for 30 days"""
+_COMMIT = re.compile(r"[0-9]{20}\.json")
+"""entry of a commit in the log"""
 _PATH = re.compile(r"[A-Za-z0-9._=-]+(/[A-Za-z0-9._=-]+)*")
 """paths that every reader takes literally; with any other character some of them decode percent signs"""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
@@ -78,7 +81,8 @@ class DataFile:
 class TableSnapshot:
     """A version of a table. It never changes; `open_table` returns a newer one.
 
-    Its methods raise StaleSnapshotError once `open_table` has found a newer version in its place.
+    It commits once. The snapshot that `open_table` then returns in its place takes over its handle of the table; from
+    then on its own methods raise StaleSnapshotError.
     """
 
     store: Store
@@ -88,11 +92,12 @@ class TableSnapshot:
     partition_columns: tuple[str, ...]
     """columns whose values the log holds, not the files"""
     _handle: DeltaTable = field(repr=False, compare=False)
-    """at this version, until `open_table` brings it up to date"""
+    _committed: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
+    """set once a commit was made, or may have been made, on top of this version"""
 
     @property
     def _table(self) -> DeltaTable:
-        # guarded by test_a_snapshot_commits_nothing_once_there_is_a_newer_one; broken by:
+        # guarded by test_a_snapshot_has_no_table_once_another_took_it_over; broken by:
         #   if False:
         if self._handle.version() != self.version:
             raise StaleSnapshotError(
@@ -218,11 +223,13 @@ class TableSnapshot:
             max_commit_retries=0,
             app_transactions=[Transaction(app, number) for app, number in (transactions or {}).items()],
         )
+        table = self._table
+        self._committed.set()
         with _table_errors(self.store.uri):
-            self._table.create_write_transaction(
+            table.create_write_transaction(
                 list(actions),
                 mode=mode,
-                schema=self._table.schema() if schema is None else Schema.from_arrow(schema),
+                schema=table.schema() if schema is None else Schema.from_arrow(schema),
                 partition_by=list(self.partition_columns),
                 partition_filters=filters,
                 commit_properties=properties,
@@ -234,10 +241,10 @@ class TableSnapshot:
 def open_table(store: Store, last: TableSnapshot | None = None) -> TableSnapshot | None:
     """The current version of the table in a store, None if there is none.
 
-    `last` is a version of it that was opened before. With it, only the commits since are read, not the names of all
-    files; it is returned if there are none, and else can no longer be used.
+    `last` is a version of it that was opened before, and is returned if it is the current one. After a commit through
+    it, only the commits since are read, not the names of all files.
     """
-    if last is not None and (snapshot := _update(last)) is not None:
+    if last is not None and (snapshot := _reopen(last)) is not None:
         return snapshot
     try:
         return _open_table(store)
@@ -306,15 +313,22 @@ def _snapshot(store: Store, table: DeltaTable) -> TableSnapshot:
     return TableSnapshot(store, table.version(), tuple(table.metadata().partition_columns), table)
 
 
-def _update(last: TableSnapshot) -> TableSnapshot | None:
+def _reopen(last: TableSnapshot) -> TableSnapshot | None:
     """The current version of a table that was opened before; None if it has to be read from its beginning."""
+    if not last._committed.is_set():
+        return last if _latest_version(last.store) == last.version else None
     try:
         with _table_errors(last.store.uri):
             last._handle.update_incremental()
     except UserError:
         _log.debug("%s: the snapshot could not be brought up to date", last.store.uri, exc_info=True)
         return None
-    return last if last._handle.version() == last.version else _snapshot(last.store, last._handle)
+    return _snapshot(last.store, last._handle)
+
+
+def _latest_version(store: Store) -> int:
+    """The number of the last commit in the log, -1 if there is none."""
+    return max((int(name[:20]) for name in store.list_names(LOG) if _COMMIT.fullmatch(name)), default=-1)
 
 
 def _flush_log(store: Store, version: int) -> None:

@@ -35,7 +35,7 @@ from hypothesis import Phase, settings
 
 from tests.support.repository import ROOT
 
-TEST_TIMEOUT = 120
+TEST_TIMEOUT = 300
 """seconds for one test; without some of the lines a test would wait forever"""
 _MARK = re.compile(r"(?P<indent> *)# guarded by (?P<test>test_\w+)(?P<replaced>; broken by:)?")
 

@@ -169,18 +169,33 @@ def test_a_snapshot_commits_once(tmp_path: Path) -> None:
         snapshot.commit_transaction("app", 2)
 
 
-def test_a_snapshot_commits_nothing_once_there_is_a_newer_one(store_uri: str) -> None:
-    """Both have one handle of the table, which is at the newer version: what was checked in the older is not in it."""
+def test_a_snapshot_has_no_table_once_another_took_it_over(store_uri: str) -> None:
+    """Its handle is at the newer version: nothing of it was checked in the older one."""
     store = create(store_uri)
-    older = snapshot_of(store)
+    spent = snapshot_of(store)
+    spent.commit_transaction("app", 1)
     commit_file(store, "first")
+    newer = open_table(store, spent)
+    assert newer is not None
+    for use in (lambda: spent.commit_transaction("app", 2), lambda: spent.files({}), lambda: spent.schema):
+        with pytest.raises(StaleSnapshotError, match="version 2 was opened meanwhile"):
+            use()
+    assert snapshot_of(store).version == newer.version == 2
+    assert newer.commit_transaction("app", 2) == 3
+
+
+def test_a_snapshot_stays_what_it_was_when_others_commit(store_uri: str) -> None:
+    """Also what of it nobody has asked for before a newer one is opened in its place."""
+    store = create(store_uri)
+    commit_file(store, "first")
+    older = snapshot_of(store)
+    snapshot_of(store).replace_partition(PARTITION, [make_file("second")], transactions={"app": 1})
     newer = open_table(store, older)
     assert newer is not None
-    for use in (lambda: older.commit_transaction("app", 1), lambda: older.files({}), lambda: older.schema):
-        with pytest.raises(StaleSnapshotError, match="version 1 was opened meanwhile"):
-            use()
-    assert snapshot_of(store).version == newer.version == 1
-    assert newer.commit_transaction("app", 1) == 2
+    assert (newer.files({}), newer.last_transaction("app")) == ([make_file("second")], 1)
+    assert (older.files({}), older.last_transaction("app")) == ([make_file("first")], None)
+    with pytest.raises(StaleSnapshotError):
+        older.commit_transaction("app", 2)
 
 
 def test_a_snapshot_that_is_brought_up_to_date_equals_a_fresh_one(store_uri: str) -> None:
