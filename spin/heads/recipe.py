@@ -9,6 +9,17 @@ import numpy as np
 from spin.heads.blend import Blend
 from spin.heads.calibration import Calibration
 from spin.heads.linear_head import LinearHead, Penalty
+from spin.sites import FeatureColumn
+
+
+@dataclass(frozen=True)
+class LastLayerRecipe:
+    """A head on all neurons of a feature column, whose logits are blended with those of the selected neurons."""
+
+    column: FeatureColumn
+    strength: float
+    """of the penalty of the head on this column"""
+    blend: Blend
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,8 @@ class HeadRecipe:
     """steps in which validation fitted the head best; 0 for a head that is fitted without steps"""
     blend: Blend | None = None
     """the weights of neurons and words; None for neurons alone"""
+    last_layer: LastLayerRecipe | None = None
+    """the last layer beside the selected neurons, where labels are very few"""
     scale_norm: float | None = None
     """norm of the scales of all features that validation judged, of which an L1 penalty may have dropped some; None:
     of the features that the head has"""

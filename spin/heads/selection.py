@@ -86,6 +86,13 @@ class Selection:
         ordered = {column: merged[column] for column in sorted(merged)}
         return cls(ordered, {column: np.zeros(len(indices)) for column, indices in ordered.items()}, 1.0)
 
+    def join(self, other: Selection) -> Selection:
+        """The neurons of both; those of the other one have no importance of their own."""
+        merged = Selection.merge([self, other])
+        for column, neurons in self.neurons.items():
+            merged.importance[column][np.searchsorted(merged.neurons[column], neurons)] = self.importance[column]
+        return replace(self, neurons=merged.neurons, importance=merged.importance)
+
     def join_words(self, classes: int) -> Selection:
         """The selection with the words' logits, one per class, before the neurons."""
         return replace(self, words=classes)

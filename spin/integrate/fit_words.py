@@ -73,7 +73,7 @@ class WordFit:
 def fit_words(read: ReadTexts, data: TrainingData) -> WordFit | None:
     """Fit the word regression, and one per fold for held-out logits; None if no term is in `MIN_DOCUMENTS` documents.
 
-    The terms are chosen once, without labels. Each fold has its own inverse document frequencies and weights.
+    The terms are counted once. Each fold has its own inverse document frequencies and weights.
     """
     counts = _count_terms(read, data)
     if counts is None:
@@ -148,11 +148,19 @@ def _read_texts(read: ReadTexts, data: TrainingData) -> tuple[Rows, dict[int, st
 
 
 def _weigh_terms(counts: _TermCounts, rows: Rows) -> tuple[Vocabulary, ...]:
-    """The terms with their inverse document frequencies in some rows."""
+    """The terms with their inverse document frequencies in some rows: 0 for a term that is in too few of them.
+
+    In a fold, held-out documents must not make up for the others: their own predictions would profit from terms that
+    new documents do not have (Moscovich & Rosset 2022).
+    """
     from sklearn.feature_extraction.text import TfidfTransformer
 
-    fitted = {unit: TfidfTransformer().fit(counts.part(unit, rows)) for unit in counts.terms}
-    return tuple(Vocabulary(unit, terms, fitted[unit].idf_.astype(np.float32)) for unit, terms in counts.terms.items())
+    vocabularies = []
+    for unit, terms in counts.terms.items():
+        part = counts.part(unit, rows)
+        idf = np.where(part.getnnz(axis=0) >= MIN_DOCUMENTS, TfidfTransformer().fit(part).idf_, 0)
+        vocabularies.append(Vocabulary(unit, terms, idf.astype(np.float32)))
+    return tuple(vocabularies)
 
 
 def _transform(counts: _TermCounts, vocabularies: Sequence[Vocabulary], rows: Rows) -> Any:

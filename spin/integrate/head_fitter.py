@@ -11,13 +11,14 @@ from spin.arrays import Floats, Rows
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import ChoiceSummary, ExitSummary, FittedClassifier, TrainingResult
 from spin.heads.head import AnyHead, FitTask, Head
-from spin.heads.linear_head import LinearHead
-from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
+from spin.heads.linear_head import LinearHead, Penalty
+from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe, LastLayerRecipe
 from spin.heads.registry import find_head
 from spin.heads.selection import Selection
 from spin.integrate.feature_matrix import FeatureCut, FeatureMatrix, Probes, ReadSelection, selected_standardizer
 from spin.integrate.fit_linear import fit_linear
 from spin.integrate.fit_words import WordFit
+from spin.integrate.last_layer import join_last_layer, select_all
 from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
@@ -57,9 +58,18 @@ class HeadFitter:
         [linear] = fit_linear(design, [recipe.penalty])
         task = FitTask(linear, design, recipe.penalty.strength, self.matrix.data.seed, recipe.steps)
         head, _ = find_head(recipe.kind).fit(task)
+        if recipe.last_layer is not None:
+            return self._join_last_layer(selection, linear, recipe.last_layer)
         if not drops_neurons:
             return FittedHead(selection, standardizer, head)
         return FittedHead(selection.keep(head.used), standardizer.keep(head.used), head.keep(head.used))
+
+    def _join_last_layer(self, selection: Selection, head: LinearHead, recipe: LastLayerRecipe) -> FittedHead:
+        """A head on a selection, with one on the last layer."""
+        last = select_all(recipe.column, self.probes)
+        [last_head] = fit_linear(self.matrix.design(self.cut, last, self.probes, self.rows), [Penalty(recipe.strength)])
+        joined, joined_head = join_last_layer(selection, head, last, last_head, recipe.blend)
+        return FittedHead(joined, selected_standardizer(joined, self.probes), joined_head)
 
     def finish(self, fitted: FittedHead, recipe: ClassifierRecipe, summary: ChoiceSummary) -> FittedClassifier:
         """The classifier of a head that `fit` returned: with its exits, with the words, and calibrated."""

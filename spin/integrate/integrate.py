@@ -18,7 +18,7 @@ from spin.heads.early_exit import find_stops
 from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
 from spin.heads.head import Head
 from spin.heads.linear_head import LinearHead, Penalty
-from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
+from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe, LastLayerRecipe
 from spin.heads.registry import other_heads
 from spin.heads.selection import Selection
 from spin.integrate.bootstrap import bootstrap_p_value
@@ -34,8 +34,9 @@ from spin.integrate.feature_matrix import FeatureMatrix, ReadSelection
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import CandidateChoices, best_per_depth, choose_candidates
 from spin.integrate.head_fitter import HeadFitter
+from spin.integrate.last_layer import HeldOut
 from spin.integrate.leakage import LeakageAttack, choose_under_cap
-from spin.integrate.search import HeldOut, Progress, Search
+from spin.integrate.search import Progress, Search
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.settings import CascadeSettings, Choice, DecisionSettings, SearchSettings
@@ -124,6 +125,8 @@ class _HeadChoice:
     kind: type[Head] = LinearHead
     steps: int = 0
     """steps in which the head is fitted; 0 for a linear head"""
+    last_layer: LastLayerRecipe | None = None
+    """the last layer beside the neurons of a linear head"""
     p_value: float | None = None
     """p-value of the test that a head is better than the linear one; None where none was tested"""
 
@@ -171,6 +174,7 @@ class CandidateFitter:
             choice.kind.name,
             choice.steps,
             choice.blend,
+            choice.last_layer,
             float(np.linalg.norm(self.matrix.scales(selection, self.search.final_probes))),
         )
         head = self.fitter.fit(selection, of_head)
@@ -230,7 +234,7 @@ class CandidateFitter:
         The test compares it with the linear head; where several heads are tested, each of them has a part of the error.
         """
         of_linear = self.search.held_out(candidate)
-        linear = _HeadChoice(of_linear.logits, of_linear.selections, candidate.blend)
+        linear = _HeadChoice(of_linear.logits, of_linear.selections, candidate.blend, last_layer=of_linear.last_layer)
         setting = self.search.settings.head
         if not candidate.reads_neurons or (setting == "auto" and self.data.has_few_labels):
             return linear
@@ -313,7 +317,7 @@ class CandidateFitter:
             return []
         logits = np.concatenate(words.held_out)
         calibration = self._calibrate(logits)
-        alone = Blend(neurons=0.0, words=1.0)
+        alone = Blend(neurons=0.0, other=1.0)
         head = HeadRecipe(Penalty(words.strength), calibration.temperature, calibration.biases, blend=alone)
         cost = 0.0 if reads_words else WORDS_COST
         return [_ExitCandidate(BY_WORDS, calibration.apply(logits), head, cost, cost)]

@@ -22,6 +22,7 @@ from spin.integrate.feature_matrix import FeatureCut, FeatureMatrix, Probes, sel
 from spin.integrate.fit_linear import fit_folds
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import is_clearly_worse, one_standard_error_choice
+from spin.integrate.last_layer import HeldOut, LastLayers, find_last_columns, select_all
 from spin.labels.cross_validation import Fold, jackknife_rows
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
@@ -39,18 +40,6 @@ _LEAST_SHARE = 0.01
 
 Progress = Callable[[int], None]
 """called with the number of heads fitted since the last call"""
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Predictions by the heads of a candidate, one per fold, for rows that they have not seen."""
-
-    logits: tuple[Floats, ...]
-    """(m, K) logits of each fold's validation rows, blended with those of the words"""
-    heads: tuple[LinearHead, ...]
-    """the head of each fold; empty for words alone, as are the selections"""
-    selections: tuple[Selection, ...]
-    """the neurons of each fold's head, without those that its L1 penalty zeroes"""
 
 
 @dataclass(frozen=True)
@@ -122,7 +111,9 @@ class Search:
         self.rankings = {rule: of_parts for rule, of_parts in rankings.items() if all(map(len, of_parts))}
         """rankings of each rule that has a neuron in every fold"""
         largest = [self._largest(rule, index) for rule in self.rankings for index in (*folds, _FINAL)]
-        self.cut = matrix.cut(Selection.merge(largest), self.data.rows)
+        self.last_layers = LastLayers(self, find_last_columns(list(self.final_probes), self.data, settings))
+        last = [select_all(column, self.final_probes) for column in self.last_layers.columns.values()]
+        self.cut = matrix.cut(Selection.merge([*largest, *last]), self.data.rows)
         """the features of every candidate, for this process's share of the rows"""
         parts = zip(self.fold_probes, self.data.folds, strict=True)
         self.folds = [FoldSearch(matrix, self.cut, probes, fold) for probes, fold in parts]
@@ -256,16 +247,29 @@ class Search:
             return
         deepest = max(column.site for column in final.neurons)
         subset = replace(subset, depth=deepest.layer)
-        selections = self.fold_selections(subset)
-        if not all(map(len, selections)):
+        if not all(map(len, self.fold_selections(subset))):
             return
+        fits = self._fit_neurons(subset, penalties)
+        self.progress(len(self.folds))
+        for penalty, fitted in zip(penalties, fits, strict=True):
+            neurons = round(float(np.mean([head.coef.any(0).sum() for head in fitted.heads])))
+            last = [] if fitted.last_layer is None else [fitted.last_layer.column.site]
+            compute = max(self.compute[site] for site in (deepest, *last))
+            for blend in self._blends(fitted.logits):
+                self._add(subset, penalty, neurons, compute, self.blended(fitted.logits, blend), blend)
+
+    def _fit_neurons(self, subset: Subset, penalties: Sequence[Penalty]) -> list[HeldOut]:
+        """For each penalty the heads of all folds on a subset, joined with the last layer where labels are very few."""
+        selections = self.fold_selections(subset)
         fits = self.fit_folds(selections, penalties)
-        self.progress(len(fits))
+        of_penalties = []
         for index, penalty in enumerate(penalties):
             heads, logits = zip(*(of_fold[index] for of_fold in fits), strict=True)
-            neurons = round(float(np.mean([head.coef.any(0).sum() for head in heads])))
-            for blend in self._blends(logits):
-                self._add(subset, penalty, neurons, self.compute[deepest], self.blended(logits, blend), blend)
+            kept = selections
+            if penalty.l1:
+                kept = [of.keep(head.used) for of, head in zip(selections, heads, strict=True)]
+            of_penalties.append(self.last_layers.join(HeldOut(logits, heads, tuple(kept)), subset.depth))
+        return of_penalties
 
     def fit_folds(
         self, selections: Sequence[Selection], penalties: Sequence[Penalty]
@@ -285,12 +289,8 @@ class Search:
         """
         if not candidate.reads_neurons:
             return HeldOut(self._words_alone(candidate.blend), (), ())
-        selections = self.fold_selections(candidate.subset)
-        fits = self.fit_folds(selections, [candidate.penalty])
-        heads, logits = zip(*(of_fold for [of_fold] in fits), strict=True)
-        if candidate.penalty.l1:
-            selections = [of.keep(head.used) for of, head in zip(selections, heads, strict=True)]
-        return HeldOut(self.blended(logits, candidate.blend), heads, tuple(selections))
+        [fitted] = self._fit_neurons(candidate.subset, [candidate.penalty])
+        return replace(fitted, logits=self.blended(fitted.logits, candidate.blend))
 
     def _words_alone(self, blend: Blend | None) -> tuple[Floats, ...]:
         assert self.words is not None
@@ -312,16 +312,7 @@ class Search:
             return [None]
         blend = self.fit_blend(held_out)
         without: list[Blend | None] = [] if self.settings.words == "on" else [None]
-        return [*without, blend] if self._adds_something(blend, held_out) else without
-
-    def _adds_something(self, blend: Blend, held_out: Sequence[Floats]) -> bool:
-        """Whether neurons and words each make up a share of the blend that could change a label."""
-        assert self.words is not None
-        spread = [
-            weight * float(np.concatenate(logits).std())
-            for weight, logits in ((blend.neurons, held_out), (blend.words, self.words.held_out))
-        ]
-        return min(spread) > _LEAST_SHARE * sum(spread)
+        return [*without, blend] if min(blend.shares(held_out, self.words.held_out)) > _LEAST_SHARE else without
 
     def fit_blend(self, held_out: Sequence[Floats]) -> Blend:
         """The weights of the neurons' held-out logits and of the words' that have the least log loss."""
@@ -347,7 +338,7 @@ class Search:
         blend: Blend | None,
     ) -> None:
         """Judge a candidate by its held-out logits and keep it."""
-        scores, losses = self.judge(held_out), self._losses(held_out)
+        scores, losses = self.judge(held_out), self.losses(held_out)
         candidate = Candidate(
             subset.rule,
             subset.eta,
@@ -372,7 +363,7 @@ class Search:
         predicted = [self.data.label_space.predict(logits) for logits in held_out]
         return tuple(score(self.data.metric, y, answers) for y, answers in zip(self.valid_y, predicted, strict=True))
 
-    def _losses(self, held_out: Sequence[Floats]) -> list[Floats]:
+    def losses(self, held_out: Sequence[Floats]) -> list[Floats]:
         """The log loss of every validation row of each fold, by calibrated logits (m, K)."""
         logits, label_space = np.concatenate(held_out), self.data.label_space
         calibration = fit_calibration(logits, self.valid_targets, label_space, self.data.class_weights)

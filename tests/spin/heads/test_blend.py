@@ -34,7 +34,7 @@ def test_weights_have_the_least_log_loss(kind: str) -> None:
     of_neurons, of_words, y = evidence
     blend = fit_blend(*evidence, label_space)
     assert blend.neurons == pytest.approx(0.5, abs=0.1)
-    assert blend.words == pytest.approx(2, abs=0.3)
+    assert blend.other == pytest.approx(2, abs=0.3)
     best = log_loss(blend.logits(of_neurons, of_words), y, label_space)
     for a in np.linspace(0.3, 0.7, 9):
         for b in np.linspace(1.5, 2.5, 11):
@@ -44,7 +44,7 @@ def test_weights_have_the_least_log_loss(kind: str) -> None:
 def test_useless_words_have_no_weight() -> None:
     label_space = LABEL_SPACES["multi-class"]
     of_neurons, of_words, y = make_evidence(label_space)
-    assert fit_blend(of_neurons + 2 * of_words, -of_words, y, label_space).words == 0
+    assert fit_blend(of_neurons + 2 * of_words, -of_words, y, label_space).other == 0
 
 
 def test_separable_evidence_has_finite_weights() -> None:
@@ -52,7 +52,7 @@ def test_separable_evidence_has_finite_weights() -> None:
     y = np.arange(30) % 3
     perfect = np.eye(3, dtype=np.float32)[y]
     blend = fit_blend(perfect, perfect, y, label_space)
-    assert 0 < blend.neurons + blend.words < 20
+    assert 0 < blend.neurons + blend.other < 20
 
 
 def test_large_samples_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from spin.heads.fitted import FittedClassifier, LeakageCap, TrainingResult, Unca
 from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.mlp_head import MlpHead
 from spin.heads.persistence import CONFIG, TENSORS, ClassifierMetadata, load, save
-from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
+from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe, LastLayerRecipe
 from spin.heads.selection import Rule, Selection
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
@@ -191,7 +191,9 @@ def test_exits_are_stored_with_their_recipes(tmp_path: Path) -> None:
         for depth, blend in ((BY_WORDS, Blend(0.0, 1.0)), (1, None))
     ]
     exits = tuple(EarlyExit(r.depth, head, r.threshold) for r, head in zip(recipes, heads, strict=True))
-    recipe = ClassifierRecipe(HeadRecipe(Penalty(1.0), 1.5, kind="mlp", steps=40), tuple(recipes))
+    last_layer = LastLayerRecipe(FeatureColumn.parse("resid.01.mean"), 3.0, Blend(0.4, 0.3))
+    head = HeadRecipe(Penalty(1.0), 1.5, kind="mlp", steps=40, last_layer=last_layer)
+    recipe = ClassifierRecipe(head, tuple(recipes))
     result = make_training_result(replace(fitted, exits=exits, recipe=recipe))
     loaded, _ = load(write(tmp_path, replace(result, words=make_regression())))
     actual = loaded.choices["accuracy"]

@@ -61,11 +61,11 @@ def converge(monkeypatch: pytest.MonkeyPatch) -> None:
 def refit(
     texts: list[str], data: TrainingData, train: NDArray[np.int64], rows: NDArray[np.int64], strength: float
 ) -> NDArray[np.floating]:
-    """Logits of `rows` by scikit-learn's pipeline on `train`, whose terms are counted over all labelled rows."""
+    """Logits of `rows` by scikit-learn's pipeline on `train`, which has never seen another text."""
     columns, others = [], []
     for unit, arguments in UNITS.items():
         read = [text[:1000] for text in texts] if unit == "characters" else texts
-        counter = CountVectorizer(min_df=3, **arguments).fit([read[row] for row in data.rows])
+        counter = CountVectorizer(min_df=3, **arguments).fit([read[row] for row in train])
         counts = counter.transform(read)
         transformer = TfidfTransformer(sublinear_tf=True).fit(counts[train])
         columns.append(transformer.transform(counts[train]))

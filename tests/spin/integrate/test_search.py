@@ -584,7 +584,7 @@ def test_every_candidate_is_judged_with_and_without_words(project: Project, cand
         assert candidate.blend is not None
         of_both, of_neurons = search.held_out(candidate).logits, search.held_out(without).logits
         for actual, *parts in zip(of_both, of_neurons, words.held_out, strict=True):
-            expected = candidate.blend.neurons * parts[0] + candidate.blend.words * parts[1]
+            expected = candidate.blend.neurons * parts[0] + candidate.blend.other * parts[1]
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
         losses = [log_loss(np.concatenate(logits), y, project.label_space) for logits in (of_both, of_neurons)]
         assert losses[0] <= losses[1] + 1e-3
@@ -629,7 +629,7 @@ def test_no_candidate_has_neurons_or_words_without_weight(words: str) -> None:
         assert search._blends(evidence) == ([None] if words == "auto" else [])
         search.words = make_words(project, 2.0)
         blends = [c.blend for c in search.run() if c.reads_neurons and c.blend is not None]
-        assert all(min(blend.neurons, blend.words) > 0 for blend in blends)
+        assert all(min(blend.neurons, blend.other) > 0 for blend in blends)
         dropped += sum(c.blend is None for c in search.tried) - len(blends)
     assert words == "on" or dropped > 0
 
@@ -683,7 +683,7 @@ def test_the_head_of_a_choice_gives_the_calibrated_blend(mlp: bool) -> None:
     assert weight.std() < 1e-2
     if not mlp:
         assert best.blend is not None
-        assert weight.mean() == pytest.approx(best.blend.words / fitted.summary.temperature, rel=1e-3)
+        assert weight.mean() == pytest.approx(best.blend.other / fitted.summary.temperature, rel=1e-3)
 
 
 @pytest.mark.slow
