@@ -114,11 +114,17 @@ def export(
     model: Name = None,
     set: Set = [],  # noqa: B006
 ) -> None:
-    """Write the labelled documents of the nights with their texts, as training data."""
+    """Write the labelled documents of the nights with their texts, as training data.
+
+    Only documents that were drawn at random may validate and test, as the column of splits says.
+    """
     from pipelines.nightly.review.labelled_texts import export_labels
 
-    written, lost = export_labels(load_settings(settings, set).data, output, to, model=model)
+    loaded = load_settings(settings, set)
+    written, lost = export_labels(loaded, output, to, model=model)
     lines = [f"wrote {counted(written, 'labelled document')} to {to}"]
+    if loaded.data.split is None:
+        lines.append("set data.split: split, so that only documents drawn at random validate and test")
     if lost:
         lines.append(f"the input of {lost:,} more is not there any more")
     terminal.say_about("labels", lines)

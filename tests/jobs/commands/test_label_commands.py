@@ -79,7 +79,7 @@ def test_from_a_review_to_training_data(
     exported = spin("labels", "export", settings, "--output", out, "--to", str(folder / "train.parquet"))
     assert "wrote 50 labelled documents" in exported
     table = pq.read_table(folder / "train.parquet")
-    assert table.column_names == ["id", "text", "label"]
+    assert table.column_names == ["id", "text", "label", "split"]
     assert {row["id"]: (row["text"], row["label"]) for row in table.to_pylist()} == {
         row["id"]: (by_id[row["id"]]["text"], by_id[row["id"]]["label"]) for row in rows
     }
