@@ -36,7 +36,7 @@ def review(
     seed: Annotated[int, typer.Option(help="another one draws other documents")] = 0,
     set: Set = [],  # noqa: B006
 ) -> None:
-    """Write the documents of a night that are most worth labelling: uncertain, drifted, disputed, and random ones."""
+    """Draw documents of a night to label: the more in doubt its label is, the likelier a document is drawn."""
     from pipelines.nightly.report.night_texts import read_texts
     from pipelines.nightly.review.label_file import write_review
     from pipelines.nightly.review.review_sample import choose_documents
@@ -92,7 +92,7 @@ def add(
 
 @app.command(cls=PipelinesCommand)
 def show(output: Output, model: Name = None, as_json: AsJson = False) -> None:
-    """Print the accuracy of the nights that were checked, beside what they had estimated."""
+    """Print the accuracy of the nights that were checked."""
     from pipelines.nightly.review.checked_labels import list_scores
     from pipelines.nightly.tables.night_tables import NightTables
     from pipelines.storage.object_store import Store
@@ -101,7 +101,7 @@ def show(output: Output, model: Name = None, as_json: AsJson = False) -> None:
     if as_json:
         terminal.plain([asdict(score) for score in scores])
     elif not scores:
-        terminal.say(f"{output} has no labels; `spin review` chooses documents, `spin labels add` takes their labels")
+        terminal.say(f"{output} has no labels; `spin review` draws documents, `spin labels add` takes their labels")
     else:
         print_scores(scores)
 
