@@ -125,6 +125,20 @@ def test_a_part_of_a_review_does_not_stand_for_the_night(tmp_path: Path) -> None
     assert score.accuracy is not None
 
 
+def test_a_review_needs_no_reasons(tmp_path: Path) -> None:
+    """People may delete the columns that only tell them something; the probabilities still count."""
+    scores = []
+    for name, columns in (("all", None), ("few", ("id", "true_label", "probability", "seed"))):
+        out = str(tmp_path / name)
+        publish(tmp_path / name, [row for row in make_rows(2000) if row["label"] is not None])
+        write_review(choose_documents(out, documents=100), tmp_path / "review.csv")
+        rows = read_csv(fill_in(tmp_path / "review.csv"))
+        rows = [{column: row[column] for column in columns or row} for row in rows]
+        scores += add_labels(out, write_csv(tmp_path / "review.csv", rows)).nights
+    assert scores[0].accuracy is not None
+    assert scores[0].accuracy == scores[1].accuracy
+
+
 def test_reviews_of_a_night_add_up(tmp_path: Path) -> None:
     """Of other seeds as independent samples, of the same seed as one that is larger, in whatever order they come."""
     out = str(tmp_path / "out")
