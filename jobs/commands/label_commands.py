@@ -36,7 +36,7 @@ def review(
     seed: Annotated[int, typer.Option(help="another one draws other documents")] = 0,
     set: Set = [],  # noqa: B006
 ) -> None:
-    """Write the documents of a night that are most worth labelling: uncertain, drifted, disputed, and random ones."""
+    """Draw documents of a night to label: the more in doubt its label is, the likelier a document is drawn."""
     from pipelines.nightly.report.night_texts import read_texts
     from pipelines.nightly.review.label_file import write_review
     from pipelines.nightly.review.review_sample import choose_documents
@@ -92,7 +92,7 @@ def add(
 
 @app.command(cls=PipelinesCommand)
 def show(output: Output, model: Name = None, as_json: AsJson = False) -> None:
-    """Print the accuracy of the nights that were checked, beside what they had estimated."""
+    """Print the accuracy of the nights that were checked."""
     from pipelines.nightly.review.checked_labels import list_scores
     from pipelines.nightly.tables.night_tables import NightTables
     from pipelines.storage.object_store import Store
@@ -101,7 +101,7 @@ def show(output: Output, model: Name = None, as_json: AsJson = False) -> None:
     if as_json:
         terminal.plain([asdict(score) for score in scores])
     elif not scores:
-        terminal.say(f"{output} has no labels; `spin review` chooses documents, `spin labels add` takes their labels")
+        terminal.say(f"{output} has no labels; `spin review` draws documents, `spin labels add` takes their labels")
     else:
         print_scores(scores)
 
@@ -114,11 +114,17 @@ def export(
     model: Name = None,
     set: Set = [],  # noqa: B006
 ) -> None:
-    """Write the labelled documents of the nights with their texts, as training data."""
+    """Write the labelled documents of the nights with their texts, as training data.
+
+    Only documents that were drawn at random may validate and test, as the column of splits says.
+    """
     from pipelines.nightly.review.labelled_texts import export_labels
 
-    written, lost = export_labels(load_settings(settings, set).data, output, to, model=model)
+    loaded = load_settings(settings, set)
+    written, lost = export_labels(loaded, output, to, model=model)
     lines = [f"wrote {counted(written, 'labelled document')} to {to}"]
+    if loaded.data.split is None:
+        lines.append("set data.split: split, so that only documents drawn at random validate and test")
     if lost:
         lines.append(f"the input of {lost:,} more is not there any more")
     terminal.say_about("labels", lines)

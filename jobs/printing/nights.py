@@ -150,12 +150,11 @@ def _describe_run(details: RunDetails) -> Iterator[str]:
 
 
 def print_scores(scores: Sequence[ScoredNight]) -> None:
-    """Print a row per night whose labels people have checked: its accuracy, and its estimate without labels."""
+    """Print a row per night whose labels people have checked: its accuracy, by scores and checked labels."""
     if not scores:
         return
-    table = terminal.new_table(["night", "model"], ["right", "accuracy", "estimated"])
+    table = terminal.new_table(["night", "model"], ["right", "accuracy"])
     for score in scores:
-        figures = map(format_estimate, (score.accuracy, score.estimated))
         model, right = f"{score.model} {score.model_version}".strip(), f"{score.right:,} of {score.checked:,}"
-        table.add_row(score.date, model, right, *figures)
+        table.add_row(score.date, model, right, format_estimate(score.accuracy))
     terminal.show(table)

@@ -198,7 +198,7 @@ def show_runs() -> None:
 
 def show_scores() -> None:
     score = Record(date="2026-11-27", model=MODEL, model_version="12", right=1_180, checked=1_200)
-    score.accuracy = score.estimated = SHARE
+    score.accuracy = SHARE
     print_scores([score])  # type: ignore[list-item]
 
 
@@ -250,7 +250,7 @@ def show_privacy() -> None:
 
 TABLES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "runs": (show_runs, [RUN, "published", "12,345,678"]),
-    "scores": (show_scores, [f"{MODEL} 12", "98.1 [97.2–98.7]"]),
+    "scores": (show_scores, [f"{MODEL} 12", "1,180 of 1,200"]),
     "jobs": (show_jobs, [JOB, "succeeded", "143"]),
     "models": (show_models, ["0123456789ab", "2026-11-27 02:10", "challenger", "0.7512"]),
     "evaluation": (show_evaluation, [CLASS, "12,345"]),

@@ -67,7 +67,7 @@ class EarlierNight:
 
 @dataclass(frozen=True)
 class ScoredNight:
-    """A night whose labels people have checked in part: its accuracy beside the one that it had estimated."""
+    """A night whose labels people have checked in part, and its accuracy."""
 
     date: str
     """YYYY-MM-DD"""
@@ -82,7 +82,7 @@ class ScoredNight:
     right: int
     """checked documents whose label is right"""
     accuracy: Estimate | None = None
-    """of all labels of the night, by the checked ones; None where no document of one stratum was checked"""
+    """of all labels of the night, by their scores and the checked ones; None where these do not stand for all"""
     estimated: Estimate | None = None
     """what the night had estimated without labels, if it had"""
 

@@ -13,20 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.data.forgotten_ids import ForgottenIds, read_forgotten
 from pipelines.nightly.report.night_report import ScoredNight, find_report
+from pipelines.nightly.review.given_labels import GivenLabels, read_given
 from pipelines.nightly.review.label_file import LabelRow, read_label_file
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import ABANDONED, RUNS, is_run_of
-from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, PublishedRun, read_night
+from pipelines.nightly.tables.night_tables import NightTables, PublishedRun
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
 from pipelines.storage.records import from_json, to_json
 from spin.errors import UserError
-from spin.monitor.spot_check import Stratum, estimate_accuracy
+from spin.monitor.spot_check import CheckedSample, estimate_accuracy
 
 LABELS = "_labels"
 """folder of an output with the labels that were added, and the scores of nights by them"""
@@ -39,14 +39,14 @@ _SCHEMA = pa.schema(
         ("model", pa.string()),
         ("reason", pa.string()),
         ("population", pa.int64()),
+        ("probability", pa.float64()),
+        ("seed", pa.int64()),
     ]
 )
 _ADDED = b"added"
 """key of the file's metadata with the time at which its labels were added"""
 _NAMED = 10
 """unknown classes that a message names"""
-Given = Mapping[str, frozenset[str]]
-"""the classes that a night gave documents, by id"""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def add_labels(
     found, touched = [], []
     for night in nights:
         own = list(_rows_of(night, rows, date, model))
-        given = _given_labels(tables, night, {row.id for row in own})
+        given = read_given(tables, night, {row.id for row in own}).classes if own else {}
         own = [row for row in own if row.id in given]
         known |= {row.id for row in own}
         if own:
@@ -144,22 +144,6 @@ def _rows_of(night: PublishedRun, rows: Sequence[LabelRow], date: str | None, mo
     for row in rows:
         if (row.date or date) in (None, night.date) and (row.model or model) in (None, night.model):
             yield replace(row, date=night.date, model=night.model)
-
-
-def _given_labels(tables: NightTables, night: PublishedRun, ids: set[str]) -> Given:
-    """The classes that a night gave documents with some ids; documents without a label are left out."""
-    if not ids:
-        return {}
-    wanted = pa.array(sorted(ids), pa.string())
-    given: dict[str, frozenset[str]] = {}
-    columns = ["id", "label", "labels"]
-    for batch in read_night(tables, PREDICTIONS, columns, date=night.date, model=night.model, run=night.run):
-        for row in batch.filter(pc.is_in(batch["id"], wanted)).to_pylist():
-            if row["labels"] is not None:
-                given[row["id"]] = frozenset(row["labels"])
-            elif row["label"] is not None:
-                given[row["id"]] = frozenset([row["label"]])
-    return given
 
 
 def remove_labels(out: Store, forgotten: ForgottenIds, *, dry_run: bool = False) -> int:
@@ -220,22 +204,30 @@ def _read_files(out: Store) -> dict[str, pa.Table]:
 
 
 def read_labels(out: Store) -> dict[tuple[str, str], list[LabelRow]]:
-    """The rows of nights by date and model, one per document: its last label, and the stratum of its last review."""
+    """The rows of nights by date and model, one per document and draw, with the last label of the document."""
     files = sorted(_read_files(out).values(), key=lambda table: table.schema.metadata[_ADDED])
-    merged: dict[tuple[str, str], dict[str, LabelRow]] = {}
+    nights: dict[tuple[str, str], dict[tuple[str, int | None], LabelRow]] = {}
+    last: dict[tuple[str, str, str], tuple[str, ...]] = {}
     for row in (row for table in files for row in table.to_pylist()):
         labels = None if row["true_labels"] is None else tuple(row["true_labels"])
+        if labels is not None:
+            last[row["date"], row["model"], row["id"]] = labels
         added = LabelRow(**(row | {"true_labels": labels}))
-        of_night = merged.setdefault((row["date"], row["model"]), {})
-        of_night[added.id] = _merge(of_night.get(added.id, added), added)
-    return {night: list(rows.values()) for night, rows in merged.items()}
+        of_night = nights.setdefault((row["date"], row["model"]), {})
+        before = of_night.get((added.id, added.seed), added)
+        of_night[added.id, added.seed] = _choose_draw(before, added)
+    return {
+        night: [replace(row, true_labels=last.get((*night, row.id))) for row in rows.values()]
+        for night, rows in nights.items()
+    }
 
 
-def _merge(before: LabelRow, added: LabelRow) -> LabelRow:
-    """The row of a document after another one about it was added."""
-    reviewed = before if added.reason is None else added
-    labels = before.true_labels if added.true_labels is None else added.true_labels
-    return replace(added, true_labels=labels, reason=reviewed.reason, population=reviewed.population)
+def _choose_draw(before: LabelRow, added: LabelRow) -> LabelRow:
+    """The row that says how a document was drawn, of two with the same seed: a draw of more documents has all others.
+
+    Rows without a draw say nothing.
+    """
+    return max(added, before, key=lambda row: (row.was_drawn, row.probability or 0))
 
 
 def _score(tables: NightTables, night: PublishedRun, rows: Sequence[LabelRow]) -> tuple[ScoredNight, set[str]]:
@@ -243,45 +235,58 @@ def _score(tables: NightTables, night: PublishedRun, rows: Sequence[LabelRow]) -
 
     Returns the score and the classes in its labels that the model does not have, as far as its report is there.
     """
-    given = _given_labels(tables, night, {row.id for row in rows})
-    rows = [row for row in rows if row.id in given]
-    right = _compare(rows, given)
+    given = read_given(tables, night, {row.id for row in rows})
+    rows = [row for row in rows if row.id in given.classes]
+    labels = {row.id: row.true_labels for row in rows if row.true_labels is not None}
+    right = {id: given.classes[id] == frozenset(names) for id, names in labels.items()}
     report = find_report(tables.out / f"{RUNS}/{night.run}")
-    quality, counts = (None, None) if report is None else (report.quality, report.counts)
-    labelled = night.rows if counts is None else counts.predicted - counts.abstained
+    quality = None if report is None else report.quality
     score = ScoredNight(
         date=night.date,
         model=night.model,
         model_version="" if report is None else report.model_version,
         run=night.run,
         checked=len(right),
-        right=sum(right),
-        accuracy=estimate_accuracy(_find_strata(rows, given, labelled)),
+        right=sum(right.values()),
+        accuracy=estimate_accuracy(given.documents, given.expected, list(_find_samples(rows, right, given))),
         estimated=None if quality is None else quality.accuracy,
     )
     tables.out.write_json(f"{_SCORES}/{night.run}.json", to_json(score))
-    classes = {name for row in rows for name in row.true_labels or ()}
+    classes = {name for names in labels.values() for name in names}
     return score, set() if report is None else classes - set(report.classes)
 
 
-def _find_strata(rows: Sequence[LabelRow], given: Given, labelled: int) -> list[Stratum]:
-    """The strata of a review by its rows; without a review, one of all documents with a label, drawn at random.
+def _find_samples(rows: Sequence[LabelRow], right: Mapping[str, bool], given: GivenLabels) -> Iterator[CheckedSample]:
+    """The checked documents of each draw; where there is none, those with a label count as drawn uniformly."""
+    draws: dict[tuple[int | None, bool], list[LabelRow]] = {}
+    for row in rows:
+        if row.was_drawn:
+            draws.setdefault((row.seed, row.probability is not None), []).append(row)
+    if not draws:
+        yield _check(dict.fromkeys(right, len(right) / max(1, given.documents)), right, given)
+    for (_, known), drawn in draws.items():
+        if known:
+            yield _check({row.id: float(row.probability or 0) for row in drawn}, right, given)
+        elif probabilities := _find_probabilities(drawn, right, given.documents):
+            yield _check(probabilities, right, given)
 
-    `labelled` is the number of these. There are none where the strata are not those of all of them: rows of a review
-    were left out, or it was one of another run of the night.
+
+def _check(probabilities: Mapping[str, float], right: Mapping[str, bool], given: GivenLabels) -> CheckedSample:
+    """The documents of a draw that have a label, by the probabilities of all its documents."""
+    ids = [id for id in probabilities if id in right]
+    values = np.array([(probabilities[id], given.chances[id], right[id]) for id in ids]).reshape(-1, 3)
+    return CheckedSample(len(probabilities), values[:, 0], values[:, 1], values[:, 2].astype(bool))
+
+
+def _find_probabilities(rows: Sequence[LabelRow], right: Mapping[str, bool], documents: int) -> dict[str, float]:
+    """The probabilities by id of a review without them, whose documents were drawn uniformly from each stratum.
+
+    Empty if a stratum has no label, or if they are not those of all documents.
     """
-    reviewed = [row for row in rows if row.reason is not None]
-    if not reviewed:
-        right = _compare(rows, given)
-        return [Stratum(labelled, len(right), sum(right))]
-    strata = []
-    for reason in sorted({str(row.reason) for row in reviewed}):
-        own = [row for row in reviewed if row.reason == reason]
-        right = _compare(own, given)
-        strata.append(Stratum(max(row.population or 0 for row in own), len(right), sum(right)))
-    return strata if sum(stratum.population for stratum in strata) == labelled else []
-
-
-def _compare(rows: Sequence[LabelRow], given: Given) -> list[bool]:
-    """For each row with a label, whether the night gave the same classes."""
-    return [given[row.id] == frozenset(row.true_labels) for row in rows if row.true_labels is not None]
+    found, total = dict[str, float](), 0
+    for reason in {row.reason for row in rows}:
+        population = max(row.population or 0 for row in rows if row.reason == reason)
+        own = [row.id for row in rows if row.reason == reason and row.id in right]
+        found |= dict.fromkeys(own, min(1.0, len(own) / max(1, population)))
+        total += population if own else 0
+    return found if total == documents else {}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.csv
@@ -18,6 +18,7 @@ from pipelines.data.files.formats import list_columns
 from pipelines.nightly.review.review_sample import ReviewSample
 from spin.errors import UserError
 
+T = TypeVar("T")
 _REQUIRED = ("id", "true_label")
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 """beginning of a text that spreadsheets take for a formula (also in full width), or of one that was written safely"""
@@ -36,9 +37,18 @@ class LabelRow:
     model: str | None = None
     """registered name of the night's model, None if the file does not say"""
     reason: str | None = None
-    """stratum of a review that it was chosen from, None if no review has chosen it"""
+    """why a review has drawn it, None if none has"""
     population: int | None = None
-    """documents of that stratum"""
+    """documents with a label of the night; in files without probabilities those of the stratum that `reason` names"""
+    probability: float | None = None
+    """of being drawn; None in files that were written before there were probabilities"""
+    seed: int | None = None
+    """of the draw"""
+
+    @property
+    def was_drawn(self) -> bool:
+        """Whether a review has drawn it."""
+        return self.reason is not None or self.probability is not None
 
 
 def write_review(sample: ReviewSample, file: Path, texts: Mapping[str, str] | None = None) -> None:
@@ -58,10 +68,12 @@ def write_review(sample: ReviewSample, file: Path, texts: Mapping[str, str] | No
         "true_label": pa.nulls(len(rows), pa.list_(pa.string()) if several else pa.string()),
         "score": rows["score"],
         "reason": rows["reason"],
+        "probability": rows["probability"],
         "population": rows["population"],
         "date": pa.repeat(night.date, len(rows)),
         "model": pa.repeat(night.model, len(rows)),
         "run": pa.repeat(night.run, len(rows)),
+        "seed": pa.repeat(sample.seed, len(rows)),
     }
     table = pa.table(columns)
     if file.suffix == ".parquet":
@@ -91,7 +103,9 @@ def read_label_file(file: Path) -> list[LabelRow]:
             date=str(row["date"])[:10] if row.get("date") else None,
             model=row.get("model") or None,
             reason=row.get("reason") or None,
-            population=_parse_count(row.get("population"), file),
+            population=_parse_number(row, "population", int, file),
+            probability=_parse_number(row, "probability", _to_probability, file),
+            seed=_parse_number(row, "seed", int, file),
         )
         for row in table.to_pylist()
         if row["id"] is not None
@@ -133,15 +147,23 @@ def _unescape_formula(text: str) -> str:
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
-def _parse_count(value: Any, file: Path) -> int | None:
+def _parse_number(row: Mapping[str, Any], name: str, parse: Callable[[Any], T], file: Path) -> T | None:
+    value = row.get(name)
     if value is None:
         return None
     try:
-        return int(value)
+        return parse(value)
     except ValueError:
-        raise UserError(
-            f"{file}: population is {value!r}; expected a whole number, as spin review has written it"
-        ) from None
+        expected = "a whole number" if parse is int else "a number above 0, at most 1"
+        raise UserError(f"{file}: {name} is {value!r}; expected {expected}, as spin review has written it") from None
+
+
+def _to_probability(value: Any) -> float:
+    """A probability, also with the comma of some spreadsheets. Raises ValueError for another value."""
+    probability = float(str(value).replace(",", "."))
+    if not 0 < probability <= 1:
+        raise ValueError
+    return probability
 
 
 def _parse_labels(value: Any) -> tuple[str, ...] | None:

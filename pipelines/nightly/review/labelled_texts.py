@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,48 +10,65 @@ import pyarrow.parquet as pq
 
 from pipelines.nightly.report.night_texts import read_texts
 from pipelines.nightly.review.checked_labels import read_labels
+from pipelines.nightly.review.review_sample import RANDOM
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
-from spin.settings import DataSettings
+from spin.labels.split_groups import hash_text
+from spin.labels.splits import assign_split
+from spin.settings import Settings
 
 _Labelled = dict[str, tuple[str, tuple[str, ...]]]
 """texts and labels of documents by id"""
 
 
-def export_labels(data: DataSettings, output: str, file: Path, *, model: str | None = None) -> tuple[int, int]:
+def export_labels(settings: Settings, output: str, file: Path, *, model: str | None = None) -> tuple[int, int]:
     """Write the labelled documents of published nights to a Parquet file that a training can read.
 
     Its columns are those that the settings name: id, text and label, a list where any document has none or several
-    classes. A document of several nights is written once, with the label of the latest. Returns the number of documents
-    written, and of those whose input is not there any more. Raises UserError where there are no labels.
+    classes; and the split, in a column `split` if they name none. The documents that a review drew at random are
+    divided by the hash of their text, as by a training. All others train: they may have been chosen because they are
+    difficult, and quality that is measured on them would be too low. A document of several nights is written once, with
+    the label of the latest. Returns the number of documents written, and of those whose input is not there any more.
+    Raises UserError where there are no labels.
     """
     tables = NightTables(Store(output))
     stored = read_labels(tables.out)
     labelled: _Labelled = {}
     lost: set[str] = set()
+    drawn: set[str] = set()
     for night in sorted(list_nights(tables), key=lambda night: night.date):
         if model not in (None, night.model):
             continue
         rows = stored.get((night.date, night.model), ())
         labels = {row.id: row.true_labels for row in rows if row.true_labels is not None}
+        drawn |= {row.id for row in rows if row.reason == RANDOM}
         if labels:
-            labelled |= {id: (text, labels[id]) for id, text in read_texts(data, tables.out, night.run, labels)}
+            texts = read_texts(settings.data, tables.out, night.run, labels)
+            labelled |= {id: (text, labels[id]) for id, text in texts}
         lost = (lost | set(labels)) - set(labelled)
     if not labelled and not lost:
         raise UserError(f"{output} has no labels; `spin labels add` stores those that people have given")
-    _write(data, labelled, file)
+    _write(settings, labelled, drawn, file)
     return len(labelled), len(lost)
 
 
-def _write(data: DataSettings, labelled: _Labelled, file: Path) -> None:
+def _write(settings: Settings, labelled: _Labelled, drawn: Collection[str], file: Path) -> None:
+    data = settings.data
     several = any(len(labels) != 1 for _, labels in labelled.values())
+    splits = [
+        assign_split(hash_text(text), settings.seed, data.valid_fraction, data.test_fraction)
+        if id in drawn
+        else "train"
+        for id, (text, _) in labelled.items()
+    ]
     table = pa.table(
         {
             data.id: pa.array(list(labelled), pa.string()),
             data.text: pa.array([text for text, _ in labelled.values()], pa.string()),
             data.label: [list(labels) if several else labels[0] for _, labels in labelled.values()],
+            data.split or "split": pa.array(splits, pa.string()),
         }
     )
     pq.write_table(table, file)

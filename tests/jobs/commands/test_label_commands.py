@@ -46,13 +46,13 @@ def test_from_a_review_to_training_data(
     def spin(*words: str, status: int = 0) -> str:
         return run_spin(capsys, monkeypatch, *words, status=status)
 
-    assert "has no labels; `spin review` chooses documents" in spin("labels", "show", "--output", out)
+    assert "has no labels; `spin review` draws documents" in spin("labels", "show", "--output", out)
     assert "has no labels; `spin labels add`" in spin(
         "labels", "export", settings, "--output", out, "--to", str(folder / "train.parquet"), status=2
     )
     options = ("--documents", "50", "--settings", settings, "--to", review)
     printed = spin("review", "--output", out, *options)
-    assert "review    50 documents of the night of 2026-03-01 of tiny: 15 uncertain, 35 random" in printed
+    assert "review    50 documents of the night of 2026-03-01 of tiny: " in printed
     assert f"spin labels add {review} --output {out}" in printed
 
     by_id = {row["id"]: row for row in ROWS}
@@ -79,7 +79,7 @@ def test_from_a_review_to_training_data(
     exported = spin("labels", "export", settings, "--output", out, "--to", str(folder / "train.parquet"))
     assert "wrote 50 labelled documents" in exported
     table = pq.read_table(folder / "train.parquet")
-    assert table.column_names == ["id", "text", "label"]
+    assert table.column_names == ["id", "text", "label", "split"]
     assert {row["id"]: (row["text"], row["label"]) for row in table.to_pylist()} == {
         row["id"]: (by_id[row["id"]]["text"], by_id[row["id"]]["label"]) for row in rows
     }

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,9 +23,9 @@ from pipelines.storage.object_store import Store
 from spin.errors import UserError
 from tests.pipelines.nightly.report.test_run_report import make_report
 from tests.pipelines.nightly.review.test_review_sample import make_rows, publish
-from tests.support.nights import DATE, MODEL, run_night
+from tests.support.nights import DATE, MODEL, prediction, run_night
 
-WRONG = {f"d{n:05d}" for n in range(0, 2000, 5)}
+WRONG = frozenset(f"d{n:05d}" for n in (*range(30), *range(0, 2000, 5)))
 """documents whose label `good` is wrong"""
 
 
@@ -34,12 +37,16 @@ def write_csv(file: Path, rows: list[dict[str, Any]]) -> Path:
     return file
 
 
-def fill_in(file: Path, *, skip: int = 0) -> Path:
-    """Fill in the true labels of a review, but for the first `skip` documents."""
+def read_csv(file: Path) -> list[dict[str, str]]:
     with file.open(newline="") as source:
-        rows = list(csv.DictReader(source))
+        return list(csv.DictReader(source))
+
+
+def fill_in(file: Path, *, skip: int = 0, wrong: Collection[str] = WRONG) -> Path:
+    """Fill in the true labels of a review, but for the first `skip` documents."""
+    rows = read_csv(file)
     for row in rows[skip:]:
-        row["true_label"] = "bad" if row["id"] in WRONG else "good"
+        row["true_label"] = "bad" if row["id"] in wrong else "good"
     return write_csv(file, rows)
 
 
@@ -47,97 +54,157 @@ def label(id: str, true: str = "good", **more: str) -> dict[str, str]:
     return {"id": id, "true_label": true, **more}
 
 
-def test_a_review_that_was_filled_in_scores_its_night(tmp_path: Path) -> None:
-    """Strata count by their documents: by the checked ones alone the accuracy would be lower."""
-    rows = [row for row in make_rows(2000) if row["label"] is not None]
-    WRONG.update(f"d{n:05d}" for n in range(30))
+@pytest.mark.slow
+def test_reviews_that_were_filled_in_score_their_night(tmp_path: Path) -> None:
+    """By the checked ones alone the accuracy would be lower: uncertain documents are drawn more often."""
+    draw = np.random.default_rng(5)
+    chances = 0.5 + 0.49 * draw.random(2000) ** 0.25
+    rows = [prediction(f"d{n:05d}", score=p, scores={"good": p, "bad": 1 - p}) for n, p in enumerate(chances)]
     publish(tmp_path / "out", rows)
-    out = str(tmp_path / "out")
-    sample = choose_documents(out, documents=200)
-    write_review(sample, tmp_path / "review.csv")
-    added = add_labels(out, fill_in(tmp_path / "review.csv"))
-    assert (added.added, added.empty, added.unknown) == (200, 0, 0)
-    [score] = added.nights
-    labelled = [row["id"] for row in rows]
-    true = 1 - sum(id in WRONG for id in labelled) / len(labelled)
-    checked = sample.rows["id"].to_pylist()
-    right = sum(id not in WRONG for id in checked)
-    assert (score.date, score.model, score.checked, score.right) == (DATE, MODEL, 200, right)
-    assert score.accuracy is not None
-    assert score.accuracy.low <= true <= score.accuracy.high
-    assert score.accuracy.value != pytest.approx(right / 200, abs=0.003)
-    assert list_scores(NightTables(Store(out))) == [score]
+    wrong = {row["id"] for row, at in zip(rows, draw.random(2000), strict=True) if at > row["score"] - 0.05}
+    true, values, shares = 1 - len(wrong) / 2000, [], []
+    for seed in range(30):
+        folder = tmp_path / str(seed)
+        shutil.copytree(tmp_path / "out", folder)
+        write_review(choose_documents(str(folder), documents=200, seed=seed), tmp_path / "review.csv")
+        added = add_labels(str(folder), fill_in(tmp_path / "review.csv", wrong=wrong))
+        assert (added.added, added.empty, added.unknown) == (200, 0, 0)
+        [score] = added.nights
+        assert (score.date, score.model, score.checked) == (DATE, MODEL, 200)
+        assert list_scores(NightTables(Store(str(folder)))) == [score]
+        assert score.accuracy is not None
+        values.append(score.accuracy)
+        shares.append(score.right / score.checked)
+    assert sum(each.low <= true <= each.high for each in values) >= 27
+    assert np.mean([each.value for each in values]) == pytest.approx(true, abs=0.012)
+    assert np.mean(shares) < true - 0.02
 
 
 def test_labels_may_come_in_parts_and_be_corrected(tmp_path: Path) -> None:
-    """A stratum without a label gives no estimate; the same file again changes nothing; the last label counts."""
+    """What was checked stands for the rest; the same file again changes nothing; the last label counts."""
     out = str(tmp_path / "out")
     publish(tmp_path / "out", [row for row in make_rows(2000) if row["label"] is not None])
     write_review(choose_documents(out, documents=100), tmp_path / "review.csv")
-    first = add_labels(out, fill_in(tmp_path / "review.csv", skip=30))  # none of the uncertain ones
+    first = add_labels(out, fill_in(tmp_path / "review.csv", skip=30))
     assert (first.added, first.empty) == (70, 30)
-    assert first.nights[0].accuracy is None
+    assert first.nights[0].accuracy is not None
     assert add_labels(out, tmp_path / "review.csv").nights == first.nights
     assert len([key for key in Store(out).list(LABELS) if key.endswith(".parquet")]) == 1
     second = add_labels(out, fill_in(tmp_path / "review.csv"))
     assert second.nights[0].checked == 100
     assert second.nights[0].accuracy is not None
-    with (tmp_path / "review.csv").open(newline="") as file:
-        drawn = [row for row in csv.DictReader(file) if row["reason"] == "random" and row["true_label"] == "good"]
-    id = drawn[0]["id"]
+    assert second.nights[0].accuracy.width < first.nights[0].accuracy.width
+    drawn = read_csv(tmp_path / "review.csv")
+    row = next(row for row in drawn if row["true_label"] == "good")
     right = second.nights[0].right
-    corrected = add_labels(out, write_csv(tmp_path / "corrected.csv", [label(id, "bad")]))
+    corrected = add_labels(out, write_csv(tmp_path / "corrected.csv", [label(row["id"], "bad")]))
     assert (corrected.nights[0].checked, corrected.nights[0].right) == (100, right - 1)
     before, after = second.nights[0].accuracy, corrected.nights[0].accuracy
-    assert before is not None
     assert after is not None
-    # the document is still one of the 70 that stand for the 1,770 that are not the least certain
-    assert before.value - after.value == pytest.approx(1770 / 1800 / 70, abs=2e-4)
+    # the document still counts by about the inverse of its probability
+    share = (1 / float(row["probability"])) / sum(1 / float(each["probability"]) for each in drawn)
+    assert before.value - after.value == pytest.approx(share, rel=0.2)
     again = add_labels(out, tmp_path / "review.csv")
     assert again.nights == second.nights  # as it was added last
     corrected = add_labels(out, tmp_path / "corrected.csv")
-    emptied = add_labels(out, write_csv(tmp_path / "empty.csv", [label(id, "")]))
+    emptied = add_labels(out, write_csv(tmp_path / "empty.csv", [label(row["id"], "")]))
     assert emptied.nights == ()
     assert list_scores(NightTables(Store(out))) == list(corrected.nights)
 
 
 def test_a_part_of_a_review_does_not_stand_for_the_night(tmp_path: Path) -> None:
-    """Without the rows of a stratum, the others would be taken for all documents."""
+    """Without the rows that stand for most documents, the others would be taken for all."""
     out = str(tmp_path / "out")
     publish(tmp_path / "out", [row for row in make_rows(2000) if row["label"] is not None])
     write_review(choose_documents(out, documents=100), tmp_path / "review.csv")
-    with fill_in(tmp_path / "review.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(fill_in(tmp_path / "review.csv"))
     uncertain = [row for row in rows if row["reason"] == "uncertain"]
     [score] = add_labels(out, write_csv(tmp_path / "part.csv", uncertain)).nights
-    assert (score.checked, score.accuracy) == (30, None)
+    assert (score.checked, score.accuracy) == (len(uncertain), None)
     [score] = add_labels(out, write_csv(tmp_path / "all.csv", rows)).nights
     assert score.accuracy is not None
 
 
-def test_two_reviews_of_a_night_add_up(tmp_path: Path) -> None:
+def test_a_review_needs_no_reasons(tmp_path: Path) -> None:
+    """People may delete the columns that only tell them something; the probabilities still count."""
+    scores = []
+    for name, columns in (("all", None), ("few", ("id", "true_label", "probability", "seed"))):
+        out = str(tmp_path / name)
+        publish(tmp_path / name, [row for row in make_rows(2000) if row["label"] is not None])
+        write_review(choose_documents(out, documents=100), tmp_path / "review.csv")
+        rows = read_csv(fill_in(tmp_path / "review.csv"))
+        rows = [{column: row[column] for column in columns or row} for row in rows]
+        scores += add_labels(out, write_csv(tmp_path / "review.csv", rows)).nights
+    assert scores[0].accuracy is not None
+    assert scores[0].accuracy == scores[1].accuracy
+
+
+def test_reviews_of_a_night_add_up(tmp_path: Path) -> None:
+    """Of other seeds as independent samples, of the same seed as one that is larger, in whatever order they come."""
     out = str(tmp_path / "out")
     publish(tmp_path / "out", [row for row in make_rows(2000) if row["label"] is not None])
-    scores = []
-    for seed in range(2):
-        write_review(choose_documents(out, documents=100, seed=seed), tmp_path / "review.csv")
-        scores += add_labels(out, fill_in(tmp_path / "review.csv")).nights
-    assert scores[0].accuracy is not None
-    assert scores[1].accuracy is not None
-    assert 160 < scores[1].checked <= 170
-    widths = [score.accuracy.high - score.accuracy.low for score in scores if score.accuracy is not None]
-    assert widths[1] < widths[0]
+    reviews = [(100, 0), (100, 1), (200, 1)]
+    for documents, seed in reviews:
+        file = tmp_path / f"{documents}-{seed}.csv"
+        write_review(choose_documents(out, documents=documents, seed=seed), file)
+        fill_in(file)
+    scores = [add_labels(out, tmp_path / f"{n}-{seed}.csv").nights[0] for n, seed in reviews]
+    estimates = [score.accuracy for score in scores if score.accuracy is not None]
+    assert 180 < scores[1].checked < 200  # some are in both
+    assert 270 < scores[2].checked < 300
+    assert estimates[0].width > estimates[1].width > estimates[2].width
+    [again] = add_labels(out, tmp_path / "100-1.csv").nights
+    assert again == scores[2]
+
+
+def write_old_review(file: Path, strata: dict[str, tuple[Sequence[int], int]], *, skip: str = "") -> Path:
+    """Write a review as it was before there were probabilities: documents and the size of each stratum."""
+    return write_csv(
+        file,
+        [
+            {
+                "id": (id := f"d{n:05d}"),
+                "true_label": "" if reason == skip else "bad" if id in WRONG else "good",
+                "reason": reason,
+                "population": population,
+                "date": DATE,
+                "model": MODEL,
+            }
+            for reason, (numbers, population) in strata.items()
+            for n in numbers
+        ],
+    )
+
+
+def test_reviews_that_were_made_without_probabilities_count(tmp_path: Path) -> None:
+    """Their documents were drawn uniformly from each stratum. A later review adds to them."""
+    out = str(tmp_path / "out")
+    publish(tmp_path / "out", [prediction(f"d{n:05d}", score=0.9) for n in range(1000)])
+    strata = {"uncertain": (range(30), 30), "disputed": (range(31, 131, 5), 270), "random": (range(300, 370), 700)}
+    [score] = add_labels(out, write_old_review(tmp_path / "old.csv", strata, skip="disputed")).nights
+    assert (score.checked, score.accuracy) == (100, None)
+    [score] = add_labels(out, write_old_review(tmp_path / "old.csv", strata)).nights
+    right = {reason: np.mean([f"d{n:05d}" not in WRONG for n in numbers]) for reason, (numbers, _) in strata.items()}
+    assert score.accuracy is not None
+    expected = 0.03 * right["uncertain"] + 0.27 * right["disputed"] + 0.7 * right["random"]
+    assert score.accuracy.value == pytest.approx(expected, abs=1e-4)
+    write_review(choose_documents(out, documents=100), tmp_path / "review.csv")
+    [later] = add_labels(out, fill_in(tmp_path / "review.csv")).nights
+    assert later.accuracy is not None
+    assert later.accuracy.width < score.accuracy.width
+    assert later.checked > 190
 
 
 def test_labels_without_a_review_count_as_drawn_at_random(tmp_path: Path) -> None:
     out = tmp_path / "out"
     publish(out, make_rows(1000))
-    file = write_csv(tmp_path / "own.csv", [label(f"d{n:05d}", "good" if n % 4 else "bad") for n in range(1, 101)])
+    numbers = range(3, 1000, 10)
+    file = write_csv(tmp_path / "own.csv", [label(f"d{n:05d}", "good" if n % 3 else "bad") for n in (*numbers, 10)])
     added = add_labels(str(out), file)
     [score] = added.nights
-    assert (added.added, added.unknown) == (90, 10)  # every tenth document has no label of the night
+    assert (added.added, added.unknown) == (100, 1)  # every tenth document has no label of the night
     assert score.accuracy is not None
-    assert score.accuracy.value == pytest.approx(score.right / 90, abs=1e-4)
+    assert score.accuracy.value == pytest.approx(score.right / 100, abs=0.01)  # the scores of these are like all
     assert 0 < score.accuracy.low < score.accuracy.high < 1
 
 
@@ -174,7 +241,8 @@ def test_labels_of_a_replaced_night_count_for_the_new_one(tmp_path: Path) -> Non
 
 def test_several_classes_are_compared_as_sets(tmp_path: Path) -> None:
     out = Store(str(tmp_path / "out"))
-    run_night(out, ["a", "b", "c", "d"], columns={"label": None, "labels": ["x", "y"]})
+    columns = {"label": None, "labels": ["x", "y"], "scores": {"x": 0.9, "y": 0.8, "z": 0.1}}
+    run_night(out, ["a", "b", "c", "d"], columns=columns)
     rows = [label("a", '["y", "x"]'), label("b", '["x"]'), label("c", "[]"), label("d", "x")]
     [score] = add_labels(out.uri, write_csv(tmp_path / "labels.csv", rows)).nights
     assert (score.checked, score.right) == (4, 1)
@@ -239,6 +307,11 @@ def test_a_class_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None
         ),
         ("labels.csv", "", "cannot be read: .*expected CSV or Parquet"),
         ("labels.csv", 'id,true_label,population\na,good,"9,800"\n', "population is '9,800'; expected a whole number"),
+        (
+            "labels.csv",
+            "id,true_label,reason,probability\na,good,random,0.00\n",
+            "probability is 0.0; expected a number above 0, at most 1",
+        ),
         ("labels.parquet", "no Parquet", "cannot be read"),
         ("missing.csv", None, "cannot be read"),
     ],

@@ -1,4 +1,4 @@
-"""Choose documents of a night to check: strata, populations, and draws that stand for all."""
+"""Draw documents of a night to check: probabilities, reasons, and draws that stand for all."""
 
 from __future__ import annotations
 
@@ -40,63 +40,94 @@ def make_rows(count: int, *, several: bool = False) -> list[Row]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("several", [False, True])
-def test_the_least_certain_documents_are_all_chosen_and_the_others_drawn(tmp_path: Path, several: bool) -> None:
+def test_documents_are_drawn_with_the_probabilities_that_they_bear(tmp_path: Path, several: bool) -> None:
+    """In proportion to the doubt about their labels, by a plain formula; over many draws they stand for all."""
     publish(tmp_path, make_rows(2000, several=several))
-    sample = choose_documents(str(tmp_path), documents=100)
-    rows = sample.rows.to_pylist()
-    assert (sample.night.date, sample.night.model) == (DATE, MODEL)
-    assert len({row["id"] for row in rows}) == len(rows) == 100
-    labelled = [f"d{n:05d}" for n in range(2000) if n % 10]
-    uncertain = [row["id"] for row in rows if row["reason"] == "uncertain"]
-    assert sorted(uncertain) == labelled[:30]
-    drawn = [row for row in rows if row["reason"] == "random"]
-    assert len(drawn) == 70
-    assert {row["population"] for row in drawn} == {1800 - 30}
-    assert {row["population"] for row in rows if row["reason"] == "uncertain"} == {30}
-    assert {row["id"] for row in drawn} < set(labelled[30:])
-    assert 700 < np.mean([int(row["id"][1:]) for row in drawn]) < 1300  # from everywhere
-    assert choose_documents(str(tmp_path), documents=100).rows == sample.rows
-    assert choose_documents(str(tmp_path), documents=100, seed=1).rows != sample.rows
+    samples = [choose_documents(str(tmp_path), documents=100, seed=seed) for seed in range(40)]
+    assert (samples[0].night.date, samples[0].night.model) == (DATE, MODEL)
+    rows = [row for sample in samples for row in sample.rows.to_pylist()]
+    for sample in samples:
+        own = sample.rows.to_pylist()
+        assert len({row["id"] for row in own}) == len(own) == 100
+        relative = [row["probability"] / doubt_of(row["id"], several) for row in own]
+        np.testing.assert_allclose(relative, relative[0], rtol=1e-5)
+    assert {int(row["id"][1:]) % 10 for row in rows} == set(range(1, 10))  # the others have no label
+    assert {row["population"] for row in rows} == {1800}
+    for part in (range(1000), range(1000, 2000)):
+        found = [
+            sum(1 / row["probability"] for row in s.rows.to_pylist() if int(row["id"][1:]) in part) for s in samples
+        ]
+        assert np.mean(found) == pytest.approx(900, abs=3 * np.std(found) / np.sqrt(len(found)))
+    assert np.mean([int(row["id"][1:]) for row in rows]) < 900
+    assert choose_documents(str(tmp_path), documents=100).rows == samples[0].rows
 
 
-def test_documents_on_which_the_shadow_disagrees_are_a_stratum(tmp_path: Path) -> None:
-    """Without those that are among the least certain, which are in no other stratum."""
-    disputed = [f"d{n:05d}" for n in range(1, 800, 2)]
-    publish(tmp_path, make_rows(2000), disputed)
-    rows = choose_documents(str(tmp_path), documents=100).rows.to_pylist()
-    reasons = [row["reason"] for row in rows]
-    assert [reasons.count(name) for name in ("uncertain", "disputed", "random")] == [30, 20, 50]
-    uncertain = {row["id"] for row in rows if row["reason"] == "uncertain"}
-    of_shadow = set(disputed) - uncertain
-    for row in rows:
-        if row["reason"] == "disputed":
-            assert row["id"] in of_shadow
-            assert row["population"] == len(of_shadow)
-        if row["reason"] == "random":
-            assert row["id"] not in set(disputed) | uncertain
-    populations = {row["reason"]: row["population"] for row in rows}
-    assert sum(populations.values()) == 1800
+@pytest.mark.slow
+def test_few_documents_stand_for_all(tmp_path: Path) -> None:
+    publish(tmp_path, make_rows(100))
+    drawn = [choose_documents(str(tmp_path), documents=10, seed=seed).rows["probability"] for seed in range(300)]
+    found = [(1 / probabilities.to_numpy()).sum() for probabilities in drawn]
+    assert np.mean(found) == pytest.approx(90, abs=3 * np.std(found) / np.sqrt(len(found)))
 
 
-def test_documents_that_drive_drift_are_chosen_whole(tmp_path: Path) -> None:
-    """At most a tenth; one that is among the least certain counts there."""
-    night = run_night(Store(str(tmp_path)), [], rows=make_rows(2000))
-    drift = make_drift(
-        "neurons", 0.8, [3, 97], [], moved=[make_shift(1, ["d00001", "d00501", "d00502"]), make_shift(2)]
-    )
+def doubt_of(id: str, several: bool) -> float:
+    """The doubt about a document of `make_rows` with these many rows."""
+    chance = float(np.float32(0.5 + 0.49 * (int(id[1:]) + 1) / 2000))
+    chance *= float(np.float32(0.99)) if several else 1
+    return max(0.15, float(np.sqrt(chance * (1 - chance))))
+
+
+@pytest.mark.slow
+def test_random_documents_are_a_uniform_sample(tmp_path: Path) -> None:
+    """Also where many documents are drawn for certain."""
+    publish(tmp_path, make_rows(600), [f"d{n:05d}" for n in range(0, 600, 3)])
+    for documents in (60, 510):
+        at = [
+            int(row["id"][1:])
+            for seed in range(30)
+            for row in choose_documents(str(tmp_path), documents=documents, seed=seed).rows.to_pylist()
+            if row["reason"] == "random"
+        ]
+        assert len(at) > 5 * documents
+        assert np.mean(at) == pytest.approx(300, abs=3 * 600 / np.sqrt(12 * len(at)))
+        assert np.mean([n % 3 == 0 for n in at]) == pytest.approx(1 / 3, abs=3 * np.sqrt(2 / 9 / len(at)))
+
+
+def test_more_documents_are_those_of_before_and_others(tmp_path: Path) -> None:
+    """Their order is random: the first of them are no more in doubt than the last."""
+    publish(tmp_path, make_rows(2000))
+    few, many = (choose_documents(str(tmp_path), documents=documents).rows.to_pylist() for documents in (100, 300))
+    probabilities = {row["id"]: row["probability"] for row in many}
+    assert all(row["probability"] < probabilities[row["id"]] for row in few)
+    halves = [[row["probability"] for row in half] for half in (many[:150], many[150:])]
+    assert np.mean(halves[0]) == pytest.approx(np.mean(halves[1]), rel=0.1)
+
+
+def test_causes_of_drift_and_disputed_documents_are_in_doubt_whatever_their_scores(tmp_path: Path) -> None:
+    sure = [f"d{n:05d}" for n in range(1001, 2000)]
+    disputed, moved = sure[::2], sure[1::2]
+    night = run_night(Store(str(tmp_path)), [], rows=make_rows(2000), disputed=disputed)
+    drift = make_drift("neurons", 0.8, [3, 97], [], moved=[make_shift(1, moved), make_shift(2)])
     Store(str(tmp_path)).write_json(f"{RUNS}/{night.name}/{REPORT}", make_report(drift=[drift]))
-    rows = choose_documents(str(tmp_path), documents=100).rows.to_pylist()
-    reasons = [row["reason"] for row in rows]
-    assert {row["id"]: row["population"] for row in rows if row["reason"] == "drifted"} == {"d00501": 2, "d00502": 2}
-    assert [reasons.count(name) for name in ("uncertain", "disputed", "random")] == [30, 0, 67]
-    assert {row["population"] for row in rows if row["reason"] == "random"} == {1800 - 32}
+    rows = choose_documents(str(tmp_path), documents=200).rows.to_pylist()
+    probability = max(row["probability"] for row in rows)
+    for reason, ids in (("disputed", disputed), ("drifted", moved)):
+        own = [row for row in rows if row["reason"] == reason]
+        assert len(own) > 20
+        assert {row["id"] for row in own} < set(ids)
+        assert {row["probability"] for row in own} == {probability}
+    uncertain = {row["id"] for row in rows if row["reason"] == "uncertain"}
+    assert uncertain
+    assert not uncertain & set(sure)
 
 
 def test_a_small_night_is_chosen_whole(tmp_path: Path) -> None:
     publish(tmp_path, make_rows(20))
-    rows = choose_documents(str(tmp_path), documents=100).rows.to_pylist()
+    rows = choose_documents(str(tmp_path), documents=18).rows.to_pylist()
     assert sorted(row["id"] for row in rows) == [f"d{n:05d}" for n in range(20) if n % 10]
+    assert {(row["reason"], row["probability"]) for row in rows} == {("random", 1.0)}
 
 
 @pytest.mark.slow
@@ -130,7 +161,11 @@ def test_the_file_has_room_for_labels(tmp_path: Path, several: bool) -> None:
     assert [row["text"] for row in rows] == ["", *texts.values()]
     assert {row["label"] for row in rows} == {'["good"]' if several else "good"}
     assert {row["true_label"] for row in rows} == {""}
-    assert {(row["date"], row["model"]) for row in rows} == {(DATE, MODEL)}
+    assert {(row["date"], row["model"], row["seed"]) for row in rows} == {(DATE, MODEL, "0")}
+    read = read_label_file(tmp_path / "review.csv")
+    assert [(row.probability, row.reason) for row in read] == list(
+        zip(*(sample.rows[name].to_pylist() for name in ("probability", "reason")), strict=True)
+    )
     write_review(sample, tmp_path / "review.parquet")
     table = pq.read_table(tmp_path / "review.parquet")
     assert "text" not in table.column_names

@@ -1,0 +1,80 @@
+"""Labelled documents as training data: which of them may measure quality."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.nightly.review import labelled_texts
+from pipelines.nightly.review.checked_labels import add_labels
+from pipelines.nightly.review.label_file import write_review
+from pipelines.nightly.review.labelled_texts import export_labels
+from pipelines.nightly.review.review_sample import choose_documents
+from spin.labels.split_groups import hash_text
+from spin.labels.splits import assign_split
+from spin.settings import Settings, parse_settings
+from tests.pipelines.nightly.review.test_review_sample import publish
+from tests.support.nights import prediction
+
+
+def give_texts(data: object, out: object, run: str, ids: Collection[str]) -> Iterator[tuple[str, str]]:
+    """A text of its own for each document, in place of those of an input."""
+    return ((id, f"text of {id}") for id in ids)
+
+
+def make_settings(**data: object) -> Settings:
+    tree = {"train": "t", "valid_fraction": 0.45, "test_fraction": 0.45, **data}
+    return parse_settings({"backbone": {"model": "m"}, "data": tree, "store": "s"})
+
+
+@pytest.mark.slow
+def test_documents_that_validate_and_test_measure_the_accuracy_of_the_night(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were those that a review chose for their low scores among them, accuracy would be 7 points lower."""
+    monkeypatch.setattr(labelled_texts, "read_texts", give_texts)
+    draw = np.random.default_rng(7)
+    scores = 0.5 + 0.5 * draw.random(20_000) ** (1 / 3)
+    right = dict(zip((f"d{n:05d}" for n in range(len(scores))), draw.random(len(scores)) < scores, strict=True))
+    rows = [prediction(id, score=p, scores={"good": p, "bad": 1 - p}) for id, p in zip(right, scores, strict=True)]
+    publish(tmp_path / "out", rows)
+    write_review(choose_documents(str(tmp_path / "out"), documents=1500), tmp_path / "review.csv")
+    with (tmp_path / "review.csv").open(newline="") as source:
+        checked = list(csv.DictReader(source))
+    with (tmp_path / "review.csv").open("w", newline="") as sink:
+        writer = csv.DictWriter(sink, list(checked[0]))
+        writer.writeheader()
+        writer.writerows(row | {"true_label": "good" if right[row["id"]] else "bad"} for row in checked)
+    add_labels(str(tmp_path / "out"), tmp_path / "review.csv")
+
+    settings = make_settings()
+    assert export_labels(settings, str(tmp_path / "out"), tmp_path / "labelled.parquet") == (1500, 0)
+    exported = pq.read_table(tmp_path / "labelled.parquet").to_pylist()
+    measuring = [row for row in exported if _split(row, settings) != "train"]
+    assert len(measuring) > 400
+    accuracy = np.mean([row["label"] == "good" for row in measuring])
+    true = np.mean(list(right.values()))
+    assert abs(accuracy - true) < 2.5 * np.sqrt(true * (1 - true) / len(measuring))
+
+
+def _split(row: dict[str, str], settings: Settings) -> str:
+    """The split that a training gives a document: by its column, else by the hash of its text."""
+    data = settings.data
+    fractions = data.valid_fraction, data.test_fraction
+    return row.get("split") or assign_split(hash_text(row["text"]), settings.seed, *fractions)
+
+
+def test_labels_that_no_review_asked_for_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be those of errors that people have come across."""
+    monkeypatch.setattr(labelled_texts, "read_texts", give_texts)
+    ids = [f"d{n}" for n in range(30)]
+    publish(tmp_path / "out", [prediction(id) for id in ids])
+    (tmp_path / "labels.csv").write_text("id,true_label\n" + "".join(f"{id},bad\n" for id in ids))
+    add_labels(str(tmp_path / "out"), tmp_path / "labels.csv")
+    export_labels(make_settings(split="part"), str(tmp_path / "out"), tmp_path / "labelled.parquet")
+    assert pq.read_table(tmp_path / "labelled.parquet")["part"].to_pylist() == ["train"] * 30
