@@ -69,8 +69,8 @@ class SearchSettings(Section):
         0.1,
         gt=0,
         le=1,
-        description="Largest share of all neurons that is selected; an eta that would select more is lowered. With fewer "
-        "than 150 labelled documents, a classifier also reads all neurons of its last layer.",
+        description="Largest share of all neurons that is selected; an eta that would select more is lowered. With "
+        "fewer than 150 labelled documents, a classifier also reads all neurons of its last layer.",
     )
     max_neurons: int = Field(
         16_000,
