@@ -143,7 +143,7 @@ def _fit_project(seed: int, signal: float, kind: str, n: int, folds: int) -> Pro
     parts = (Fold(train, valid),) if folds == 1 else make_folds(label_space, y, train, valid, seed)[:folds]
     probe_settings = ProbeSettings(penalties=5)
     data = TrainingData(y, tuple(parts), label_space, "accuracy")
-    ridge = fit_ridge(lambda column, rows: activations[column][rows], columns, data)
+    ridge, _ = fit_ridge(lambda column, rows: activations[column][rows], columns, data)
     return Project(label_space, activations, y, parts, test, fit_probes(activations, data, probe_settings), ridge)
 
 
@@ -408,7 +408,7 @@ def test_a_rare_class_that_looks_wrong_does_not_end_the_training(rare: int) -> N
     label_space = LabelSpace(("a", "b"))
     data = TrainingData(y, make_folds(label_space, y, np.arange(80), np.arange(80, 100), 0), label_space, "macro_f1")
     probes = fit_probes(activations, data, ProbeSettings(penalties=3, max_extra=0))
-    ridge = fit_ridge(lambda column, rows: activations[column][rows], columns, data)
+    ridge, _ = fit_ridge(lambda column, rows: activations[column][rows], columns, data)
     assert all(sum(float(r.folds[fold].sum()) for r in ridge) > 0.5 for fold in range(len(data.folds)))
 
     def read(selection: Selection, rows: Rows) -> list[Floats]:
