@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from spin.arrays import Floats, Hashes, Rows
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace, Targets
-from spin.labels.splits import CROSS_VALIDATION_BELOW, FEW_LABELS, VERY_FEW_LABELS
+from spin.labels.splits import CROSS_VALIDATION_BELOW, VERY_FEW_LABELS
 
 _SPLITS, _REPEATS = 5, 2
 _TRIES = 50
-"""random divisions of groups into folds that are tried until each fold trains on every class"""
+"""random divisions into folds that are tried until each fold trains on every class"""
 _JACKKNIFE_PARTS = 20
 """parts of the validation rows of a single fold; each is left out once to estimate a standard error"""
 
@@ -34,60 +34,44 @@ def make_folds(
 ) -> tuple[Fold, ...]:
     """The given division as a single fold, or below `CROSS_VALIDATION_BELOW` rows cross-validation.
 
-    Cross-validation pools the rows of `train` and `valid` and stratifies by class into five folds. Below `FEW_LABELS`
-    rows there are fewer where a class has fewer documents, so that each validates on every class; below
-    `VERY_FEW_LABELS` they are repeated once. `y` are the targets of all rows (n, …), and `groups` (n,) their groups,
-    which are not divided. Raises UserError if no division into groups lets each fold train on every class.
+    Cross-validation pools the rows of `train` and `valid` and stratifies by class into five folds, below
+    `VERY_FEW_LABELS` rows twice. Each fold trains on every class, but a rare class is not in every validation part:
+    fewer folds would take documents of all other classes from training. `y` are the targets of all rows (n, …), and
+    `groups` (n,) their groups, which are not divided. Raises UserError if no division into groups lets each fold train
+    on every class.
     """
     if len(train) + len(valid) >= CROSS_VALIDATION_BELOW:
         return (Fold(train, valid),)
     pool = np.sort(np.concatenate([train, valid]))
-    few = len(pool) < FEW_LABELS
-    strata, indicator = label_space.strata(y[pool]), label_space.indicator(y[pool])
+    own = None if groups is None or len(np.unique(groups[pool])) == len(pool) else groups[pool]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a multi-label stratum may be smaller than its class
-        if groups is None or len(np.unique(groups[pool])) == len(pool):
-            parts = _divide_rows(strata, indicator, few, seed)
-        else:
-            parts = _divide_groups(strata, indicator, groups[pool], few, seed)
+        warnings.simplefilter("ignore", UserWarning)  # a class may have fewer documents than there are folds
+        parts = _divide(label_space.strata(y[pool]), label_space.indicator(y[pool]), own, seed)
     return tuple(Fold(pool[train_part], pool[valid_part]) for train_part, valid_part in parts)
 
 
-def _divide_rows(strata: Rows, indicator: NDArray[np.bool_], few: bool, seed: int) -> list[tuple[Rows, Rows]]:
-    """The positions that train and validate in each fold, for rows that stand for themselves."""
-    from sklearn.model_selection import RepeatedStratifiedKFold
-
-    most = min(_SPLITS, int(np.bincount(strata).max()))
-    splits = max(2, min(int(indicator.sum(0).min()), most)) if few else most
-    splitter = RepeatedStratifiedKFold(n_splits=splits, n_repeats=_repeats(len(strata)), random_state=seed)
-    return list(splitter.split(strata, strata))
-
-
-def _divide_groups(
-    strata: Rows, indicator: NDArray[np.bool_], groups: Hashes, few: bool, seed: int
-) -> list[tuple[Rows, Rows]]:
+def _divide(strata: Rows, indicator: NDArray[np.bool_], groups: Hashes | None, seed: int) -> list[tuple[Rows, Rows]]:
     """The positions that train and validate in each fold, with all rows of a group on the same side.
 
     Stratified as far as groups allow. A random division may leave a class to the validation rows alone. It is drawn
-    again then, and if that does not help with more folds, which keep two groups apart more easily.
+    again then. A single document without a group is no obstacle: its class is not learned in one fold.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    fewest = min(len(np.unique(groups[has])) for has in indicator.T)
-    most = min(_SPLITS, len(np.unique(groups)), int(np.bincount(strata).max()))
-    draw = np.random.RandomState(seed)
-    repeats = _repeats(len(groups))
-    for n_splits in range(max(2, min(fewest, most)) if few else most, most + 1):
+    units = len(strata) if groups is None else len(np.unique(groups))
+    splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
+    learned = indicator if groups is not None else indicator[:, indicator.sum(0) > 1]
+    draw, repeats = np.random.RandomState(seed), _repeats(len(strata))
+    for splits in range(min(_SPLITS, units, int(np.bincount(strata).max())), 1, -1):
         parts: list[tuple[Rows, Rows]] = []
         for _ in range(_TRIES):
-            splitter = StratifiedGroupKFold(n_splits=n_splits, shuffle=True, random_state=draw)
-            division = list(splitter.split(strata, strata, groups))
-            if all(len(valid) and indicator[train].any(0).all() for train, valid in division):
+            division = list(splitter(splits, shuffle=True, random_state=draw).split(strata, strata, groups))
+            if all(len(valid) and learned[train].any(0).all() for train, valid in division):
                 parts += division
-            if len(parts) == repeats * n_splits:
+            if len(parts) == repeats * splits:
                 return parts
     raise UserError(
-        f"cross-validation: found no division of {len(groups)} documents in {len(np.unique(groups))} groups that lets "
+        f"cross-validation: found no division of {len(strata)} documents in {units} groups that lets "
         "every class be learned without any of its groups; label documents of more groups, or change data.group"
     )
 

@@ -69,7 +69,7 @@ def test_every_row_is_used_for_validation_once_per_repeat(
     else:
         y[pool[:6]] = [0, 1, 2, 0, 1, 2]
     folds = make_folds(label_space, y, train, valid, seed=0)
-    parts = int(np.clip(label_space.indicator(y[pool]).sum(0).min(), 2, 5))
+    parts = 5
     validations = count_validations(folds, n)
     assert len(set(validations[pool].tolist())) == 1
     repeats = int(validations[pool[0]])
@@ -103,28 +103,41 @@ def test_multilabel_folds_are_stratified_by_the_rarest_class_of_a_document() -> 
         assert (deviation <= 10).all()
 
 
-@pytest.mark.parametrize("multilabel", [False, True])
-def test_a_class_of_two_documents_has_one_on_each_side_of_every_fold(multilabel: bool) -> None:
-    """The rows are divided into two parts, with one of the documents each."""
-    y = np.array([0, 1] * 30)
-    y[[10, 33]] = 2
-    label_space = MULTILABEL if multilabel else SINGLE_LABEL
-    targets: Targets = SINGLE_LABEL.indicator(y) if multilabel else y
-    folds = make_folds(label_space, targets, np.arange(40), np.arange(40, 60), seed=0)
-    assert len(folds) >= 4
-    for fold in folds:
-        assert (y[fold.train] == 2).sum() == (y[fold.valid] == 2).sum() == 1
-
-
 @pytest.mark.parametrize("grouped", [False, True])
-def test_a_rare_class_does_not_make_folds_fewer_where_labels_are_many(grouped: bool) -> None:
-    """Each of the five folds trains on most rows and on every class, though only two validate on the rarest."""
-    y, groups = np.arange(FEW_LABELS) % 2, np.arange(FEW_LABELS, dtype=np.uint64) // 2
-    y[[10, 133]] = 2
-    folds = make_folds(SINGLE_LABEL, y, np.arange(800), np.arange(800, FEW_LABELS), 0, groups if grouped else None)
-    assert [round(len(fold.train) / FEW_LABELS, 1) for fold in folds] == [0.8] * 5
+@pytest.mark.parametrize("multilabel", [False, True])
+@pytest.mark.parametrize(("n", "repeats"), [(60, 2), (899, 1), (FEW_LABELS, 1)])
+def test_a_class_of_two_documents_makes_folds_neither_fewer_nor_smaller(
+    n: int, repeats: int, multilabel: bool, grouped: bool
+) -> None:
+    """Each of the five folds trains on four fifths of the rows and on every class, though only two validate on it."""
+    y, groups = np.arange(n) % 2, np.arange(n, dtype=np.uint64) // 2
+    y[[10, 33]] = 2
+    targets: Targets = SINGLE_LABEL.indicator(y) if multilabel else y
+    label_space = MULTILABEL if multilabel else SINGLE_LABEL
+    folds = make_folds(label_space, targets, np.arange(40), np.arange(40, n), 0, groups if grouped else None)
+    assert [round(len(fold.train) / n, 1) for fold in folds] == [0.8] * 5 * repeats
     assert all(set(y[fold.train]) == {0, 1, 2} for fold in folds)
-    assert sorted((y[fold.valid] == 2).sum() for fold in folds) == [0, 0, 0, 1, 1]
+    assert sorted((y[fold.valid] == 2).sum() for fold in folds) == [0] * 3 * repeats + [1] * 2 * repeats
+
+
+def test_two_documents_of_a_class_with_others_are_never_validated_together() -> None:
+    """Stratified by other classes of theirs, they may fall into one part, which is then drawn again."""
+    y = np.zeros((40, 4), bool)
+    y[::2, 0] = True
+    y[[3, 13], 1] = y[[5, 15], 2] = y[[3, 5], 3] = True
+    label_space = LabelSpace(("a", "b", "c", "d"), multilabel=True)
+    for seed in range(20):
+        for fold in make_folds(label_space, y, np.arange(30), np.arange(30, 40), seed):
+            assert y[fold.train].any(0).all()
+
+
+def test_a_class_of_one_document_is_not_learned_in_one_fold_of_five() -> None:
+    """Without groups, as in a sample of a corpus, it is no obstacle."""
+    y = np.arange(60) % 2
+    y[10] = 2
+    folds = make_folds(SINGLE_LABEL, y, np.arange(40), np.arange(40, 60), seed=0)
+    assert [(y[fold.train] == 2).sum() for fold in folds].count(0) == 2
+    assert len(folds) == 10
 
 
 def test_folds_depend_on_the_seed_and_not_on_the_order_of_rows() -> None:

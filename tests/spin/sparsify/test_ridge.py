@@ -102,7 +102,7 @@ def test_flipped_labels_are_found_among_few_documents_with_many_neurons() -> Non
     """Of 20 % flipped labels among 400 at least half, and more than a third of what is suspect.
 
     Each of 1,000 of 6,000 neurons moves a little with the class. Selected with the flipped labels, neurons repeat them:
-    left-out predictions by a twentieth of the neurons then find no flip at all.
+    left-out predictions by the most important twentieth of these neurons find 13 % of the flips.
     """
     found, flips, suspects = 0, 0, 0
     for seed in range(4):
