@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from spin.arrays import Floats, Hashes, Rows
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.metrics import score_samples
 from spin.labels.splits import CROSS_VALIDATION_BELOW, VERY_FEW_LABELS
 
 _SPLITS, _REPEATS = 5, 2
@@ -85,21 +86,61 @@ def labelled_rows(folds: Sequence[Fold]) -> Rows:
     return np.sort(np.concatenate([folds[0].train, folds[0].valid]))
 
 
-def jackknife_rows(count: int) -> Iterator[Rows]:
-    """The positions of `count` validation rows without each of 20 parts in turn; all of them if there are too few."""
-    parts = min(_JACKKNIFE_PARTS, count)
+def jackknife_rows(count: int, documents: NDArray[np.generic] | None = None) -> Iterator[Rows]:
+    """The positions of `count` validation rows without each of 20 parts in turn; all of them if there are too few.
+
+    `documents` (count,) identify rows that are left out together: those of a group, or the predictions of one document
+    by repeated cross-validation. Rows of a group are alike, so that parts of it would hide how much groups differ.
+    """
+    numbers = np.arange(count) if documents is None else np.unique(documents, return_inverse=True)[1]
+    parts = min(_JACKKNIFE_PARTS, int(numbers.max()) + 1)
     for part in range(parts):
-        yield np.flatnonzero(np.arange(count) % parts != part) if parts > 1 else np.arange(count)
+        yield np.flatnonzero(numbers % parts != part) if parts > 1 else np.arange(count)
+
+
+def score_folds(
+    metric: str, y: Targets, predicted: Targets, folds: Sequence[Fold], groups: Hashes | None = None
+) -> tuple[float, tuple[float, ...]]:
+    """The metric of predictions for the validation rows of all folds, and without each part of `jackknife_rows`.
+
+    `y` and `predicted` are those of all folds, one after the other; `groups` are those of all rows of the data. The
+    folds of a repeat are pooled: a mean over folds is biased for F1, which is not linear, and hangs on folds with few
+    documents of a class (Forman & Scholz 2010). Of several repeats it is the mean.
+    """
+    rows = np.concatenate([fold.valid for fold in folds])
+    without = list(jackknife_rows(len(rows), rows if groups is None else groups[rows]))
+    counted = np.zeros((1 + len(without), len(rows)))
+    counted[0] = 1
+    for number, kept in enumerate(without, 1):
+        counted[number, kept] = 1
+    scores = np.mean([score_samples(metric, y[own], predicted[own], counted[:, own]) for own in _repeats_of(rows)], 0)
+    return float(scores[0]), tuple(scores[1:].tolist())
+
+
+def _repeats_of(rows: Rows) -> list[Rows]:
+    """The positions of each repeat of cross-validation among the rows that validate: of each row once."""
+    order = np.argsort(rows, kind="stable")
+    starts = np.searchsorted(rows[order], rows[order])
+    repeat = np.empty_like(order)
+    repeat[order] = np.arange(len(rows)) - starts
+    return [np.flatnonzero(repeat == number) for number in range(int(repeat.max()) + 1)]
 
 
 def standard_error(differences: Floats, folds: Sequence[Fold]) -> NDArray[np.floating]:
-    """The standard error (…) of a difference between two scores, from its resampled values (R, …).
+    """The standard error (…) of a mean over validation rows, or a difference, from its values (R, …).
 
     With several folds the values are one per fold, corrected for overlapping training rows (Nadeau & Bengio 2003).
-    With a single fold they are one per part that `jackknife_rows` leaves out: a grouped jackknife (Efron & Tibshirani
-    1993, chapter 11).
+    With a single fold they are one per part that `jackknife_rows` leaves out.
     """
     if len(folds) == 1:
-        return np.sqrt((len(differences) - 1) * differences.var(0))
+        return jackknife_error(differences)
     valid_share = sum(len(fold.valid) for fold in folds) / sum(len(fold.train) for fold in folds)
     return np.sqrt((1 / len(folds) + valid_share) * differences.var(0, ddof=1))
+
+
+def jackknife_error(differences: Floats) -> NDArray[np.floating]:
+    """The standard error (…) of a figure, from its values (R, …) without each part that `jackknife_rows` leaves out.
+
+    It is a grouped jackknife (Efron & Tibshirani 1993, chapter 11).
+    """
+    return np.sqrt((len(differences) - 1) * differences.var(0))

@@ -32,7 +32,7 @@ from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import best_per_depth, choose_candidates
 from spin.integrate.integrate import integrate
 from spin.integrate.search import Search, most_fits
-from spin.labels.cross_validation import Fold, jackknife_rows, labelled_rows, make_folds
+from spin.labels.cross_validation import Fold, jackknife_rows, labelled_rows, make_folds, score_folds
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
 from spin.labels.standardizer import Standardizer
@@ -238,7 +238,7 @@ def test_every_candidate_equals_an_independent_refit(
     """Its score is that of scikit-learn on raw activations, and its neurons, depth and compute are correct."""
     assert len(candidates) > 15
     for candidate in candidates:
-        sizes, differences, scores, held_out = [], [], [], search.held_out(candidate).logits
+        sizes, differences, answers, held_out = [], [], [], search.held_out(candidate).logits
         losses = calibrated_losses(project, held_out)
         for at, fold in enumerate(project.folds):
             probes = [p.for_fold(at) for p in project.probes]
@@ -247,21 +247,21 @@ def test_every_candidate_equals_an_independent_refit(
             selection = ranking.select(min(candidate.eta, top)).up_to(candidate.depth, candidate.part)
             sizes.append(len(selection))
             predicted = project.label_space.predict(held_out[at])
-            scores.append(score("accuracy", project.y[fold.valid], predicted))
+            answers.append(predicted)
             if candidate.penalty.l1:
                 continue
             strength = candidate.penalty.strength
             logits = project.refit(selection, probes, fold.train, fold.train, fold.valid, strength)
             differences.append(np.mean(predicted != project.label_space.predict(logits)))
-        assert candidate.valid_score == pytest.approx(np.mean(scores))
-        if len(scores) > 1:
-            assert candidate.resampled == tuple(scores)
+        valid_score, resampled = score_folds(
+            "accuracy", search.valid_targets, np.concatenate(answers), project.folds, project.data.groups
+        )
+        assert candidate.valid_score == pytest.approx(valid_score)
+        assert candidate.resampled == pytest.approx(resampled)
+        if len(losses) > 1:
             assert candidate.resampled_losses == pytest.approx([of_fold.mean() for of_fold in losses], rel=1e-5)
         else:
-            y = project.y[project.folds[0].valid]
-            without = [score("accuracy", y[rows], predicted[rows]) for rows in jackknife_rows(len(y))]
-            assert candidate.resampled == tuple(without)
-            parts = [losses[0][rows].mean() for rows in jackknife_rows(len(y))]
+            parts = [losses[0][rows].mean() for rows in jackknife_rows(len(losses[0]))]
             assert candidate.resampled_losses == pytest.approx(parts, rel=1e-5)
         assert candidate.valid_loss == pytest.approx(np.mean([of_fold.mean() for of_fold in losses]), rel=1e-5)
         assert max(differences, default=0) < 0.04, "documents near the border may differ by the tolerance"
