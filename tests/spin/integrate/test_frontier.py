@@ -193,10 +193,10 @@ def test_the_losses_that_are_promised_hold_in_nine_of_ten_trainings(n: int) -> N
 
 @pytest.mark.slow
 def test_compute_is_saved_where_it_costs_nothing() -> None:
-    """Of candidates that are all as good, `cheapest` takes one of less compute in most trainings."""
+    """Of candidates that are all as good, `cheapest` takes one of less compute in most trainings on 3,000 documents."""
     cheaper = 0
     for seed in range(20):
-        candidates, folds = simulate_candidates(768, [0.75] * 4, seed)
+        candidates, folds = simulate_candidates(3000, [0.75] * 3, seed)
         cheaper += choose_candidates(candidates, SearchSettings(), folds)["cheapest"].compute < 1
     assert cheaper > 10
 

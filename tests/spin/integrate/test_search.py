@@ -201,6 +201,24 @@ def test_test_rows_do_not_affect_the_result(folds: int) -> None:
         )
 
 
+def test_resampled_figures_leave_out_whole_groups() -> None:
+    """Here each is without three of sixty groups of neighbouring documents."""
+    project = build_project()
+    groups = np.arange(len(project.y), dtype=np.uint64) // 6
+    data = replace(project.data, groups=groups)
+    search = Search(
+        FeatureMatrix(project.read_blocks, data, ProcessGroup()), project.probes, project.ridge, SEARCH, FLOPS
+    )
+    candidate = search.run()[0]
+    [logits], [losses] = (held_out := search.held_out(candidate).logits), calibrated_losses(project, held_out)
+    valid = project.folds[0].valid
+    numbers = np.unique(groups[valid], return_inverse=True)[1] % 20
+    right = project.y[valid] == logits.argmax(1)
+    assert candidate.resampled == pytest.approx([right[numbers != part].mean() for part in range(20)])
+    expected = [losses[numbers != part].mean() for part in range(20)]
+    assert candidate.resampled_losses == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.slow
 def test_validation_labels_decide_the_scores() -> None:
     """Other validation labels give other scores, while the fits on the training rows stay as they are."""
