@@ -61,7 +61,7 @@ def fit_classifiers(
         for part in np.array_split(rows, 1 + len(rows) // _BLOCK):
             yield np.concatenate([features[c][np.ix_(part, n)] for c, n in selection.neurons.items()], axis=1)
 
-    ridge = fit_ridge(lambda column, rows: features[column][rows], list(features), data)
+    ridge, _ = fit_ridge(lambda column, rows: features[column][rows], list(features), data)
     words = None
     if texts is not None and settings.words != "off":
         words = fit_words(lambda rows: [texts[row] for row in rows], data)

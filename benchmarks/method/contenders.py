@@ -361,7 +361,7 @@ def lower_half(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     """SPIN restricted to the lower half of the blocks; its probes are the same, as each depends on its site alone."""
     start, half = process_time(), exam.corpus.depth // 2
     probes = [probe for probe in fitted_spin.probes if probe.column.site.layer <= half]
-    ridge = fit_ridge(
+    ridge, _ = fit_ridge(
         lambda column, rows: exam.corpus.features[column][rows], [probe.column for probe in probes], exam.data
     )
     result = integrate(

@@ -36,12 +36,14 @@ from spin.process_group import ProcessGroup
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, ProbeSummary, fit_probes, warn_of_inexact_probes
-from spin.sparsify.ridge import RidgeImportance, fit_ridge
+from spin.sparsify.ridge import LeftOutPredictions, RidgeImportance, fit_ridge
 
-FORMAT = 9
+FORMAT = 10
 _PROBE = ".safetensors"
 _WORDS = "words.tfidf"
 """key of the word regression; empty where no term is in enough documents"""
+_LEFT_OUT = "left_out.ridge"
+"""key of what the ridge regression predicts for each document from all others"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def run_probe(
         plan = write_plan(store, "probe", metadata, NothingDerived, NothingDerived, lease=lease, restart=restart)
         manifest, fitted = find_manifest(store, plan, ProbeResults), store / plan.folder
         keys = {key for column in features.probed for key in (_key(column), _ridge_key(column))}
-        keys |= {_WORDS} if _reads_words(settings) else set()
+        keys |= {_LEFT_OUT, *([_WORDS] if _reads_words(settings) else [])}
         lacks = keys - set(fitted.list())
         if manifest and not lacks:  # words may be wanted later than probes, and files may be lost
             return plan, manifest
@@ -97,8 +99,10 @@ def run_probe(
 
 def load_probes(
     settings: Settings, source: ExtractPlan, labels: Labels
-) -> tuple[ProbeManifest, list[Probe], list[RidgeImportance], WordFit | None]:
-    """The manifest of the probe stage, its results for each column of these features, and the word regression.
+) -> tuple[ProbeManifest, list[Probe], list[RidgeImportance], WordFit | None, LeftOutPredictions]:
+    """The manifest of the probe stage, its results for each column of these features, and those for the documents.
+
+    The latter are the word regression and what the ridge regression predicts for each document from all others.
 
     Raises UserError if it has not finished, or finished with other settings or data.
     """
@@ -113,7 +117,8 @@ def load_probes(
             f"search.words: {store.uri} holds probes of a run without words; run the probe stage again, which keeps "
             "them, or set search.words: off"
         )
-    return manifest, probes, ridge, read_words(fitted) if _reads_words(settings) else None
+    words = read_words(fitted) if _reads_words(settings) else None
+    return manifest, probes, ridge, words, LeftOutPredictions.from_bytes(_read(fitted, _LEFT_OUT))
 
 
 def _plan_metadata(settings: Settings, source: ExtractPlan, labels: Labels) -> dict[str, Any]:
@@ -191,13 +196,16 @@ def fit_columns(job: ProbesJob, device: str) -> None:
 
     words = [partial(_fit_words, job, data)] if group.rank == group.size - 1 else []
     fit_in_threads([*words, *(partial(fit_site, columns) for columns in own)], device)
-    keys = [_ridge_key(column) for columns in job.sites for column in columns]
+    keys = [_LEFT_OUT, *(_ridge_key(column) for columns in job.sites for column in columns)]
     if not group.broadcast_object(all(map(store.exists, keys))):  # all members compute it, or none
         columns_read = [column for columns in own for column in columns]
-        for importance in fit_ridge(
+        importances, left_out = fit_ridge(
             lambda column, some: job.features.read_rows(column, rows[some]), columns_read, data, group
-        ):
+        )
+        for importance in importances:
             store.write(_ridge_key(importance.column), importance.to_bytes())
+        if group.rank == 0:
+            store.write(_LEFT_OUT, replace(left_out, rows=rows[left_out.rows]).to_bytes())
 
 
 def _fit_words(job: ProbesJob, data: TrainingData) -> None:

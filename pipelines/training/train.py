@@ -44,7 +44,7 @@ from pipelines.training.held_out_logits import collect_test_logits, describe_pro
 from pipelines.training.keep_neurons import run_keep
 from pipelines.training.model_card_facts import Comparison, build_card
 from pipelines.training.neurons import NEURONS, describe_neurons, neurons_to_json
-from pipelines.training.suspects import SUSPECTS, check_labels
+from pipelines.training.suspects import SUSPECTS, check_labels, note_unchecked
 from pipelines.workers.progress import progress
 from spin.arrays import Floats, Rows
 from spin.backbone.flops import relative_flops
@@ -65,7 +65,7 @@ from spin.pages.model_card import CARD, ContenderResult
 from spin.settings import Choice, Settings
 from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, best_probe
-from spin.sparsify.ridge import RidgeImportance
+from spin.sparsify.ridge import LeftOutPredictions, RidgeImportance
 
 _log = logging.getLogger(__name__)
 FORMAT = 9
@@ -106,7 +106,8 @@ class TrainResults(NullsWritten):
     overlap: SplitOverlap
     """near-identical texts on both sides of a split, and how many were left out"""
     notes: tuple[str, ...]
-    """on this overlap, and on baselines that are missing from the table or were fitted on a sample"""
+    """on this overlap, on baselines that are missing from the table or were fitted on a sample, and on labels that were
+    not checked"""
     seconds: TrainSeconds
     artifact: Mapping[str, str]
     """sha256 of its files by name, in hexadecimal digits"""
@@ -166,6 +167,8 @@ class _Training:
     """one per feature column"""
     words: WordFit | None
     """the word regression, None if there is none"""
+    left_out: LeftOutPredictions
+    """what the ridge regression predicts for each document from all others"""
 
     @classmethod
     def load(cls, settings: Settings, frozen: FrozenDocuments) -> _Training:
@@ -239,7 +242,7 @@ def _fit(training: _Training, store: Store, plan: TrainPlan, lease: Lease) -> Tr
     figures = _evaluate(training, data, spin, test_words)
     evaluated = round(time.perf_counter() - start - integrated, 1)
     texts = corpus if settings.train.keep_texts else None
-    suspects = check_labels(features, spin.training_result.choices["accuracy"], labels, settings.seed, texts)
+    suspects = check_labels(training.left_out, labels, texts)
     counts = {split: labels.splits.count(split) for split in SPLITS}
     test_logits = collect_test_logits(spin, features, labels, test_words)
     promise = promise_error(settings, spin, test_logits[settings.choose])
@@ -264,7 +267,7 @@ def _fit(training: _Training, store: Store, plan: TrainPlan, lease: Lease) -> Tr
         counts=counts,
         suspects=len(suspects),
         overlap=labels.overlap,
-        notes=(*figures.notes, *describe_promise(promise)),
+        notes=(*figures.notes, *describe_promise(promise), *note_unchecked(data)),
         seconds=TrainSeconds(integrated, evaluated),
         artifact={name: hashlib.sha256(content).hexdigest() for name, content in artifact.items()},
     )

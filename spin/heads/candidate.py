@@ -36,7 +36,7 @@ class CandidateSummary(BaseModel):
     words: bool
     """whether the words of a text count beside its neurons, or alone if there are none"""
     valid_score: float
-    """the metric on the validation rows, the mean over folds where there are several"""
+    """the metric on the validation rows, of all folds of a repeat together"""
     leakage: float | None = None
     """share of the words of a text that an attack reads back from the neurons; None, and not written, if unmeasured"""
 
@@ -70,15 +70,15 @@ class Candidate(Subset):
     neurons: int
     """number of neurons with a coefficient that is not zero, the mean over folds"""
     valid_score: float
-    """the metric on the validation rows, the mean over folds where there are several"""
+    """the metric on the validation rows, of all folds of a repeat together, the mean over repeats"""
     blend: Blend | None = None
     """the weights of neurons and words in the logits; None for neurons alone"""
     resampled: tuple[float, ...] = field(default=(), compare=False, repr=False)
-    """resampled scores for a standard error: one per fold, or with a single fold one per part that is left out"""
+    """the scores without each part of the validation documents in turn, for a standard error"""
     valid_loss: float = field(default=0.0, compare=False)
     """log loss in nats per validation document of its calibrated probabilities, the mean over folds"""
     resampled_losses: tuple[float, ...] = field(default=(), compare=False, repr=False)
-    """the log losses that are resampled in the same way"""
+    """resampled log losses for a standard error: one per fold, or with a single fold one per part that is left out"""
     leakage: float | None = None
     """share of the words of a text that an attack reads back from the neurons, before an L1 penalty drops some of them;
     None if it was not measured"""

@@ -184,7 +184,7 @@ class CandidateFitter:
                 **candidate.summary().model_dump(),
                 "head": choice.kind.name,
                 "head_chance": choice.p_value,
-                "valid_score": round(float(np.mean(self.search.judge(choice.held_out))), 4),
+                "valid_score": round(self.search.judge(choice.held_out)[0], 4),
                 "valid_log_loss": round(log_loss(calibrated, y, label_space), 4),
                 "temperature": round(calibration.temperature, 4),
                 "valid_ece": round(ece[1], 4),

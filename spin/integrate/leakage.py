@@ -13,10 +13,16 @@ from spin.errors import UserError
 from spin.heads.candidate import Candidate, Subset
 from spin.heads.fitted import LeakageCap, UncappedChoice
 from spin.heads.selection import Rule, Selection
-from spin.integrate.frontier import CandidateChoices, best_candidate, best_per_depth, choose_candidates
+from spin.integrate.frontier import (
+    CandidateChoices,
+    best_candidate,
+    best_per_depth,
+    choose_candidates,
+    one_standard_error_choice,
+)
 from spin.integrate.search import Search
 from spin.labels.cross_validation import Fold
-from spin.settings import Choice, SearchSettings
+from spin.settings import Choice
 
 _SIZES = 128
 """numbers of neurons, at equal ratios, among which the largest within the cap is looked for"""
@@ -112,21 +118,20 @@ def leave_out(
     return left
 
 
-def decisive_candidates(
-    candidates: Sequence[Candidate], settings: SearchSettings, folds: Sequence[Fold]
-) -> Iterator[Candidate]:
-    """The candidates on which `choose_candidates` depends: its choices, and the best, which others are compared with.
+def decisive_candidates(candidates: Sequence[Candidate], folds: Sequence[Fold]) -> Iterator[Candidate]:
+    """The candidates on which `choose_candidates` depends: the best, `accuracy`, and the best of every depth.
 
     Without any of the others the choices would be the same.
     """
     yield best_candidate(candidates)
-    yield from choose_candidates(candidates, settings, folds).values()
+    yield one_standard_error_choice(candidates, folds)
+    yield from best_per_depth(candidates)
 
 
 def _choose_within(tried: Sequence[Candidate], search: Search, leakage: Leakage) -> dict[Choice, Candidate]:
     """The choices among the candidates within the cap. Raises UserError if there are none."""
     settings, folds = search.settings, search.data.folds
-    within = leave_out(tried, lambda left: decisive_candidates(left, settings, folds), leakage.is_above)
+    within = leave_out(tried, lambda left: decisive_candidates(left, folds), leakage.is_above)
     if not within:
         raise UserError(
             f"search.max_leakage is {leakage.most:g}, and the neurons that leak least reveal "

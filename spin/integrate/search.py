@@ -23,9 +23,8 @@ from spin.integrate.fit_linear import fit_folds
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import is_clearly_worse, one_standard_error_choice
 from spin.integrate.last_layer import HeldOut, LastLayers, find_last_columns, select_all
-from spin.labels.cross_validation import Fold, jackknife_rows
+from spin.labels.cross_validation import Fold, jackknife_rows, score_folds
 from spin.labels.label_space import Targets
-from spin.labels.metrics import score
 from spin.settings import SearchSettings
 from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import Probe
@@ -338,7 +337,8 @@ class Search:
         blend: Blend | None,
     ) -> None:
         """Judge a candidate by its held-out logits and keep it."""
-        scores, losses = self.judge(held_out), self.losses(held_out)
+        losses = self.losses(held_out)
+        valid_score, resampled = self.judge(held_out)
         candidate = Candidate(
             subset.rule,
             subset.eta,
@@ -347,21 +347,21 @@ class Search:
             compute=compute,
             penalty=penalty,
             neurons=neurons,
-            valid_score=float(np.mean(scores)),
+            valid_score=valid_score,
             blend=blend,
-            resampled=self._resampled(scores, held_out),
+            resampled=resampled,
             valid_loss=float(np.mean([fold_losses.mean() for fold_losses in losses])),
-            resampled_losses=_resample_losses(losses),
+            resampled_losses=self._resample_losses(losses),
         )
         self.tried.append(self.matrix.group.broadcast_object(candidate))
 
-    def judge(self, held_out: Sequence[Floats]) -> tuple[float, ...]:
-        """The metric on the validation rows of each fold, by their logits (m, K) and without thresholds.
+    def judge(self, held_out: Sequence[Floats]) -> tuple[float, tuple[float, ...]]:
+        """The metric on the validation rows by their logits (m, K) and without thresholds, and its resampled values.
 
         Thresholds per class are chosen for the chosen candidates only: on so many candidates they would add luck.
         """
-        predicted = [self.data.label_space.predict(logits) for logits in held_out]
-        return tuple(score(self.data.metric, y, answers) for y, answers in zip(self.valid_y, predicted, strict=True))
+        predicted = self.data.label_space.predict(np.concatenate(held_out))
+        return score_folds(self.data.metric, self.valid_targets, predicted, self.data.folds, self.data.groups)
 
     def losses(self, held_out: Sequence[Floats]) -> list[Floats]:
         """The log loss of every validation row of each fold, by calibrated logits (m, K)."""
@@ -372,12 +372,13 @@ class Search:
             for values, y in zip(held_out, self.valid_y, strict=True)
         ]
 
-    def _resampled(self, scores: tuple[float, ...], held_out: Sequence[Floats]) -> tuple[float, ...]:
-        """The scores per fold, or with a single fold without each of its parts."""
-        if len(scores) > 1:
-            return scores
-        y, predicted = self.valid_y[0], self.data.label_space.predict(held_out[0])
-        return tuple(score(self.data.metric, y[rows], predicted[rows]) for rows in jackknife_rows(len(y)))
+    def _resample_losses(self, losses: Sequence[Floats]) -> tuple[float, ...]:
+        """The mean loss of each fold, or with a single fold that without each of its parts."""
+        if len(losses) > 1:
+            return tuple(float(of_fold.mean()) for of_fold in losses)
+        [of_rows], [fold], groups = losses, self.data.folds, self.data.groups
+        parts = jackknife_rows(len(of_rows), None if groups is None else groups[fold.valid])
+        return tuple(float(of_rows[rows].mean()) for rows in parts)
 
 
 def most_fits(settings: SearchSettings, columns: Sequence[FeatureColumn], folds: int) -> int:
@@ -388,13 +389,6 @@ def most_fits(settings: SearchSettings, columns: Sequence[FeatureColumn], folds:
     fits = (len(settings.rules) * (len(settings.etas) + depth) + len(parts) + 1) * folds
     # under a cap a second search, and attacks: some that lower eta for each rule, one per depth
     return fits if settings.max_leakage is None else 2 * fits + 8 * len(settings.rules) + depth
-
-
-def _resample_losses(losses: Sequence[Floats]) -> tuple[float, ...]:
-    """The mean loss of each fold, or with a single fold that without each of its parts."""
-    if len(losses) > 1:
-        return tuple(float(of_fold.mean()) for of_fold in losses)
-    return tuple(float(losses[0][rows].mean()) for rows in jackknife_rows(len(losses[0])))
 
 
 def _neighbours(grid: Sequence[float], value: float) -> Sequence[float]:

@@ -57,9 +57,28 @@ class RidgeImportance:
         return cls(column, values[0], tuple(values[1:]))
 
 
+@dataclass(frozen=True)
+class LeftOutPredictions:
+    """What the ridge regression on all neurons predicts for documents that it was fitted without."""
+
+    rows: Rows
+    """(m,) the documents, ascending: one of each group"""
+    values: Floats
+    """(m, K) predicted indicators of the classes, mostly between 0 and 1"""
+
+    def to_bytes(self) -> bytes:
+        """A safetensors file of the rows and values."""
+        return save_tensors({"rows": self.rows, "values": self.values})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> LeftOutPredictions:
+        """The predictions from the bytes that `to_bytes` returned."""
+        return cls(**load_tensors(data))
+
+
 def fit_ridge(
     read: ReadRows, columns: Sequence[FeatureColumn], data: TrainingData, group: ProcessGroup | None = None
-) -> list[RidgeImportance]:
+) -> tuple[list[RidgeImportance], LeftOutPredictions]:
     """The importance of the neurons of `columns` in a ridge regression of the classes on all neurons.
 
     The regression is solved in its dual form (Saunders et al. 1998), whose Gram matrix (n, n) is a sum over columns.
@@ -68,26 +87,32 @@ def fit_ridge(
     each fold predicts left-out training rows best; on all rows it is the one that most folds chose. Where a document
     has one class, rows whose label the regression without them contradicts are left out, so that wrong labels do not
     choose neurons.
+
+    Each of these rows is also predicted by the regression on all others, and each further row, of another group, by
+    that on all of them. No neuron is chosen for these predictions, since a choice would know the label of the row.
     """
     group = group or ProcessGroup()
     rows = choose_rows(data)
+    others = np.setdiff1d(_distinct_rows(data), rows)
     gram = group.all_reduce(_add_grams(read, columns, rows, data.device))
     targets = torch.from_numpy(data.label_space.indicator(data.y[rows])).to(gram)
-    parts = 1 + len(data.folds)
-    duals = torch.zeros(len(rows), parts, targets.shape[1], device=gram.device)
-    votes = torch.zeros(len(PENALTIES))
-    for index in range(1 + group.rank, parts, group.size):
-        own = torch.from_numpy(np.flatnonzero(np.isin(rows, data.folds[index - 1].train))).to(gram.device)
-        duals[own, index], penalty = _fit_part(gram[own][:, own], targets[own], data, PENALTIES)
-        votes[PENALTIES.index(penalty)] += 1
-    votes = group.all_reduce(votes)
-    if group.rank == 0:
-        elected = max(zip(votes.tolist(), PENALTIES, strict=True))[1]
-        duals[:, 0], _ = _fit_part(gram, targets, data, [elected])
-    duals = group.all_reduce(duals).flatten(1)
-    lengths = (duals * (gram @ duals)).sum(0).clamp_min(1e-30).sqrt()  # of the weights over all columns
-    duals /= lengths
-    return [_importance(c, _standardized(read(c, rows), gram.device), duals, parts) for c in columns]
+    duals, left_out = _solve_parts(gram, targets, rows, data, group)
+    parts, of_all, duals = duals.shape[1], slice(targets.shape[1]), duals.flatten(1)
+    products = gram @ duals
+    lengths = (duals * products).sum(0).clamp_min(1e-30).sqrt()  # of the weights over all columns
+    importances, predicted = [], torch.zeros(len(others), targets.shape[1], device=gram.device)
+    for column in columns:
+        activations = read(column, rows)
+        standardizer = Standardizer.fit(activations)
+        weights = _tensor(standardizer.transform(activations), gram.device).T @ (duals / lengths)
+        importances.append(_importance(column, weights, parts))
+        if len(others):
+            features = _tensor(standardizer.transform(read(column, others)), gram.device)
+            predicted += features @ (weights * lengths)[:, of_all]
+    intercept = (targets - products[:, of_all]).mean(0)
+    values = torch.cat([left_out, group.all_reduce(predicted) + intercept]).cpu().numpy()
+    every = np.concatenate([rows, others])
+    return importances, LeftOutPredictions(np.sort(every), values[np.argsort(every)])
 
 
 def choose_rows(data: TrainingData) -> Rows:
@@ -95,30 +120,53 @@ def choose_rows(data: TrainingData) -> Rows:
 
     They are `MOST_ROWS` at most.
     """
-    rows = data.rows
-    if data.groups is not None:
-        rows = one_per_group(rows, data.groups[rows])
+    rows = _distinct_rows(data)
     strata = 2 * data.label_space.strata(data.y[rows]) + np.isin(rows, data.folds[0].train)
     return sample_rows(rows, strata, MOST_ROWS, data.seed)
+
+
+def _distinct_rows(data: TrainingData) -> Rows:
+    """The rows that train or validate, ascending, one of each group."""
+    return data.rows if data.groups is None else one_per_group(data.rows, data.groups[data.rows])
+
+
+def _solve_parts(
+    gram: Tensor, targets: Tensor, rows: Rows, data: TrainingData, group: ProcessGroup
+) -> tuple[Tensor, Tensor]:
+    """The duals (n, 1 + folds, K), first that on all rows, and the predictions (n, K) of each row without it."""
+    duals = torch.zeros(len(rows), 1 + len(data.folds), targets.shape[1], device=gram.device)
+    left_out, votes = torch.zeros_like(targets), torch.zeros(len(PENALTIES))
+    for index in range(1 + group.rank, duals.shape[1], group.size):
+        own = torch.from_numpy(np.flatnonzero(np.isin(rows, data.folds[index - 1].train))).to(gram.device)
+        duals[own, index], penalty, _ = _fit_part(gram[own][:, own], targets[own], data, PENALTIES)
+        votes[PENALTIES.index(penalty)] += 1
+    votes = group.all_reduce(votes)
+    if group.rank == 0:
+        elected = max(zip(votes.tolist(), PENALTIES, strict=True))[1]
+        duals[:, 0], _, left_out = _fit_part(gram, targets, data, [elected])
+    return group.all_reduce(duals), group.all_reduce(left_out)
 
 
 def _add_grams(read: ReadRows, columns: Sequence[FeatureColumn], rows: Rows, device: str) -> Tensor:
     """The sum (n, n) over columns of X X^T, with the activations X of each column standardised over the rows."""
     gram = torch.zeros(len(rows), len(rows), device=device)
     for column in columns:
-        X = _standardized(read(column, rows), gram.device)
-        add_products(gram, X)
+        activations = read(column, rows)
+        add_products(gram, _tensor(Standardizer.fit(activations).transform(activations), gram.device))
     return fill_upper(gram)
 
 
-def _standardized(activations: Floats, device: torch.device) -> Tensor:
-    return torch.from_numpy(Standardizer.fit(activations).transform(activations)).to(device)
+def _tensor(values: Floats, device: torch.device) -> Tensor:
+    return torch.from_numpy(values).to(device)
 
 
-def _fit_part(gram: Tensor, targets: Tensor, data: TrainingData, penalties: Sequence[float]) -> tuple[Tensor, float]:
+def _fit_part(
+    gram: Tensor, targets: Tensor, data: TrainingData, penalties: Sequence[float]
+) -> tuple[Tensor, float, Tensor]:
     """The dual (n, K) of the regression on some rows, given their part of the Gram matrix and of the targets.
 
     Its penalty, which is returned too, is the one whose predictions of left-out rows score best, of equals the largest.
+    These predictions (n, K) come last.
     """
     left_out = {penalty: solve_ridge(gram, targets, penalty).left_out.cpu().numpy() for penalty in penalties}
     has = targets.cpu().numpy() > 0
@@ -131,7 +179,7 @@ def _fit_part(gram: Tensor, targets: Tensor, data: TrainingData, penalties: Sequ
     factor, _ = factorize_gram(gram[rows][:, rows], penalty)
     dual = torch.zeros_like(targets)
     dual[rows] = torch.cholesky_solve(targets[rows] - targets[rows].mean(0), factor)
-    return dual, penalty
+    return dual, penalty, torch.from_numpy(left_out[penalty]).to(gram)
 
 
 def _trusted(left_out: Floats, y: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -151,7 +199,7 @@ def _trusted(left_out: Floats, y: NDArray[np.int64]) -> NDArray[np.bool_]:
     return kept
 
 
-def _importance(column: FeatureColumn, X: Tensor, duals: Tensor, parts: int) -> RidgeImportance:
-    """The importance by standardised activations (n, width) and duals (n, parts * K) whose weights have length 1."""
-    squares = (X.T @ duals).square().view(X.shape[1], parts, -1).sum(2).T.cpu().numpy()
+def _importance(column: FeatureColumn, weights: Tensor, parts: int) -> RidgeImportance:
+    """The importance by the weights (width, parts * K), whose columns have length 1 over all feature columns."""
+    squares = weights.square().view(len(weights), parts, -1).sum(2).T.cpu().numpy()
     return RidgeImportance(column, squares[0].copy(), tuple(squares[1:].copy()))

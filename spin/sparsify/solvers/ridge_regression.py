@@ -1,16 +1,12 @@
-"""Ridge regression by matrix products, in its dual form or, for fewer features than rows, in the primal one."""
+"""Ridge regression by matrix products, in its dual form."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from spin.arrays import Floats
 from spin.sparsify.solvers.fista import full_float32
 
 _BLOCK = 1_000
@@ -62,30 +58,3 @@ def factorize_gram(gram: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     lam = penalty * centred.diagonal().mean().clamp_min(1e-12)
     centred.diagonal().add_(lam)
     return torch.linalg.cholesky(centred), lam
-
-
-def predict_left_out(X: Floats, targets: NDArray[np.bool_], penalties: Sequence[float]) -> list[Floats]:
-    """The predictions (n, K) of rows by ridge regressions on all other rows, for each penalty, from features (n, p).
-
-    They are computed in the dual form or, for fewer features than rows, in the primal one. So the smaller of the
-    matrices (n, n) and (p, p) is inverted.
-    """
-    features, Y = torch.from_numpy(X - X.mean(0)), torch.from_numpy(targets).float()
-    if X.shape[1] >= len(X):
-        gram = features @ features.T
-        return [solve_ridge(gram, Y, penalty).left_out.numpy() for penalty in penalties]
-    gram, products = features.T @ features, features.T @ Y
-    predictions = []
-    for penalty in penalties:
-        penalized = gram.clone()
-        penalized.diagonal().add_((penalty * gram.trace() / len(X)).clamp_min(1e-12))
-        factor = torch.linalg.cholesky(penalized)
-        residuals = Y - Y.mean(0) - features @ torch.cholesky_solve(products, factor)
-        # left out, a row is predicted by y - residual / (1 - leverage); 1 / n is the intercept's part of the leverage
-        leverages = [
-            torch.linalg.solve_triangular(factor, block.T, upper=False).square().sum(0)
-            for block in features.split(_BLOCK)
-        ]
-        free = (1 - 1 / len(X) - torch.cat(leverages)).clamp_min(1e-6)
-        predictions.append((Y - residuals / free[:, None]).numpy())
-    return predictions

@@ -106,6 +106,9 @@ def test_both_ways_give_the_same_classifier(in_one_pass: Training, in_two_passes
     of_all = f"{count_chosen(in_two_passes)} of {two.counts['train'] + two.counts['valid']} documents that train or"
     for name in by_sample:
         assert f"{name}: fitted on a stratified sample, {of_all} validate" in two.notes
+    checked = f"{SAMPLED} of {two.counts['train'] + two.counts['valid']} documents to train and validate"
+    assert f"labels were checked on a sample of {checked} (search.documents)" in one.notes
+    assert one.suspects == two.suspects
     assert [row.name for row in two.table][:4] == ["tfidf", "last_layer", "best_site", "spin"]
     assert two.counts == one.counts
     texts = [row["text"] for row in tiny.make_documents(50, ("good", "bad", "plain"), seed=9)]

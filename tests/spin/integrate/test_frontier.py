@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from spin.heads.blend import Blend
 from spin.heads.candidate import Candidate
 from spin.heads.linear_head import Penalty
 from spin.integrate.frontier import best_candidate, best_per_depth, choose_candidates, one_standard_error_choice
-from spin.labels.cross_validation import Fold
-from spin.settings import SearchSettings
+from spin.labels.cross_validation import Fold, make_folds, score_folds
+from spin.labels.label_space import LabelSpace
+from spin.settings import Choice, SearchSettings
 
 LOSSES = st.sampled_from([0.0, 0.003, 0.02, 0.1])
 ONE_FOLD = [Fold(np.arange(80), np.arange(80, 100))]
+pytestmark = pytest.mark.usefixtures("all_folds")
 FIVE_FOLDS = [Fold(np.arange(80), np.arange(80, 100))] * 5
 
 
@@ -122,23 +125,80 @@ def test_the_accuracy_choice_is_the_fullest_within_one_standard_error(
 def test_choices_have_the_least_compute_within_their_loss(
     candidates: list[Candidate], balanced: float, cheapest: float, folds: list[Fold]
 ) -> None:
-    """The metric loses at most the limit, on five folds with one standard error; the log loss is not clearly larger."""
+    """The best up to each depth is tested from the deepest on, up to the first that fails.
+
+    The metric must lose at most the limit with 95 % confidence, and the log loss must not be clearly larger.
+    """
     chosen = choose_candidates(candidates, SearchSettings(balanced_loss=balanced, cheapest_loss=cheapest), folds)
     assert list(chosen) == ["accuracy", "balanced", "cheapest"]
     accurate = chosen["accuracy"]
-
-    def loss(candidate: Candidate) -> float:
-        lost = accurate.valid_score - candidate.valid_score
-        error = standard_error(accurate.resampled, candidate.resampled, folds)
-        return lost + error if len(folds) > 1 else lost
-
-    for name, limit in (("balanced", balanced), ("cheapest", cheapest)):
-        allowed = [c for c in candidates if loss(c) <= limit + 1e-9 and is_within(c, accurate, folds, 2)]
-        least = min(c.compute for c in allowed)
-        assert chosen[name] == best_candidate([c for c in allowed if c.compute == least])  # type: ignore[index]
-        assert chosen[name].compute <= accurate.compute  # type: ignore[index]
+    cheaper = [c for c in best_per_depth(candidates) if c.compute < accurate.compute]
+    falling = [min(cheaper[:end], key=lambda c: (c.valid_loss, c.compute)) for end in range(len(cheaper), 0, -1)]
+    limits: dict[Choice, float] = {"balanced": balanced, "cheapest": cheapest}
+    for name, limit in limits.items():
+        expected = accurate
+        for candidate in falling:
+            error = standard_error(accurate.resampled, candidate.resampled, ONE_FOLD)
+            lost = accurate.valid_score - candidate.valid_score + 1.73 * error
+            if lost > limit + 1e-9 or not is_within(candidate, accurate, folds, 2):
+                break
+            expected = candidate
+        assert chosen[name] == expected
+        assert chosen[name].compute <= accurate.compute
     if balanced <= cheapest:
         assert chosen["cheapest"].compute <= chosen["balanced"].compute
+
+
+def simulate_candidates(n: int, accuracies: Sequence[float], seed: int) -> tuple[list[Candidate], tuple[Fold, ...]]:
+    """Ten candidates of each depth, deepest last, judged on n documents of two classes, most of their luck shared."""
+    draw = np.random.default_rng(seed)
+    y = draw.permutation(np.arange(n) % 2)
+    folds = make_folds(LabelSpace(("a", "b")), y, np.arange(n - n // 6), np.arange(n - n // 6, n), seed)
+    rows = np.concatenate([fold.valid for fold in folds])
+    common, candidates = draw.normal(size=n), []
+    for depth, accuracy in enumerate(accuracies):
+        for number in range(10):
+            margin = norm.ppf(accuracy) + 0.8 * common + 0.6 * draw.normal(size=n)  # of variance 1
+            predicted, losses = np.where(margin > 0, y, 1 - y), np.log1p(np.exp(-2 * margin))
+            of_folds = [float(losses[fold.valid].mean()) for fold in folds]
+            score, resampled = score_folds("macro_f1", y[rows], predicted[rows], folds)
+            candidates.append(
+                replace(
+                    FULL,
+                    depth=depth,
+                    compute=depth / (len(accuracies) - 1),
+                    neurons=number,
+                    valid_score=score,
+                    resampled=resampled,
+                    valid_loss=float(np.mean(of_folds)),
+                    resampled_losses=tuple(of_folds),
+                )
+            )
+    return candidates, folds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [48, 192, 768])
+def test_the_losses_that_are_promised_hold_in_nine_of_ten_trainings(n: int) -> None:
+    """Though 60 candidates of less compute lose four points, so that chance makes some of them look good."""
+    accuracies = [0.71] * 6 + [0.75]
+    kept: dict[Choice, int] = {"balanced": 0, "cheapest": 0}
+    for seed in range(40):
+        candidates, folds = simulate_candidates(n, accuracies, seed)
+        chosen = choose_candidates(candidates, SearchSettings(), folds)
+        for name in kept:
+            kept[name] += accuracies[chosen[name].depth] >= accuracies[chosen["accuracy"].depth]
+    assert min(kept.values()) >= 0.9 * 40
+
+
+@pytest.mark.slow
+def test_compute_is_saved_where_it_costs_nothing() -> None:
+    """Of candidates that are all as good, `cheapest` takes one of less compute in most trainings on 3,000 documents."""
+    cheaper = 0
+    for seed in range(20):
+        candidates, folds = simulate_candidates(3000, [0.75] * 3, seed)
+        cheaper += choose_candidates(candidates, SearchSettings(), folds)["cheapest"].compute < 1
+    assert cheaper > 10
 
 
 FULL = Candidate(

@@ -129,7 +129,7 @@ def test_the_exit_by_words_stays_as_it_is() -> None:
 def test_words_alone_need_no_rows() -> None:
     project = build_project(n=600, signal=0.0)
     words = make_words(project, 3.0)
-    before = project.integrate(SEARCH, words=words, cascade=CASCADE)
+    before = project.integrate(SEARCH.model_copy(update={"cheapest_loss": 0.1}), words=words, cascade=CASCADE)
     alone = {choice: fitted for choice, fitted in before.choices.items() if not fitted.selection.neurons}
     assert alone
 

@@ -132,7 +132,7 @@ def test_measuring_what_could_be_chosen_gives_the_choice_among_all_within_the_ca
         return above[candidate.subset]
 
     settings = SearchSettings()
-    left = leave_out(candidates, lambda some: decisive_candidates(some, settings, folds), is_above)
+    left = leave_out(candidates, lambda some: decisive_candidates(some, folds), is_above)
     refused = [subset for subset in asked if above[subset]]
     assert len(refused) == len(set(refused))
     assert bool(left) == bool(within)

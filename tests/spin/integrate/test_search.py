@@ -32,7 +32,7 @@ from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import best_per_depth, choose_candidates
 from spin.integrate.integrate import integrate
 from spin.integrate.search import Search, most_fits
-from spin.labels.cross_validation import Fold, jackknife_rows, labelled_rows, make_folds
+from spin.labels.cross_validation import Fold, jackknife_rows, labelled_rows, make_folds, score_folds
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
 from spin.labels.standardizer import Standardizer
@@ -143,7 +143,7 @@ def _fit_project(seed: int, signal: float, kind: str, n: int, folds: int) -> Pro
     parts = (Fold(train, valid),) if folds == 1 else make_folds(label_space, y, train, valid, seed)[:folds]
     probe_settings = ProbeSettings(penalties=5)
     data = TrainingData(y, tuple(parts), label_space, "accuracy")
-    ridge = fit_ridge(lambda column, rows: activations[column][rows], columns, data)
+    ridge, _ = fit_ridge(lambda column, rows: activations[column][rows], columns, data)
     return Project(label_space, activations, y, parts, test, fit_probes(activations, data, probe_settings), ridge)
 
 
@@ -201,6 +201,24 @@ def test_test_rows_do_not_affect_the_result(folds: int) -> None:
         )
 
 
+def test_resampled_figures_leave_out_whole_groups() -> None:
+    """Here each is without three of sixty groups of neighbouring documents."""
+    project = build_project()
+    groups = np.arange(len(project.y), dtype=np.uint64) // 6
+    data = replace(project.data, groups=groups)
+    search = Search(
+        FeatureMatrix(project.read_blocks, data, ProcessGroup()), project.probes, project.ridge, SEARCH, FLOPS
+    )
+    candidate = search.run()[0]
+    [logits], [losses] = (held_out := search.held_out(candidate).logits), calibrated_losses(project, held_out)
+    valid = project.folds[0].valid
+    numbers = np.unique(groups[valid], return_inverse=True)[1] % 20
+    right = project.y[valid] == logits.argmax(1)
+    assert candidate.resampled == pytest.approx([right[numbers != part].mean() for part in range(20)])
+    expected = [losses[numbers != part].mean() for part in range(20)]
+    assert candidate.resampled_losses == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.slow
 def test_validation_labels_decide_the_scores() -> None:
     """Other validation labels give other scores, while the fits on the training rows stay as they are."""
@@ -238,7 +256,7 @@ def test_every_candidate_equals_an_independent_refit(
     """Its score is that of scikit-learn on raw activations, and its neurons, depth and compute are correct."""
     assert len(candidates) > 15
     for candidate in candidates:
-        sizes, differences, scores, held_out = [], [], [], search.held_out(candidate).logits
+        sizes, differences, answers, held_out = [], [], [], search.held_out(candidate).logits
         losses = calibrated_losses(project, held_out)
         for at, fold in enumerate(project.folds):
             probes = [p.for_fold(at) for p in project.probes]
@@ -247,21 +265,21 @@ def test_every_candidate_equals_an_independent_refit(
             selection = ranking.select(min(candidate.eta, top)).up_to(candidate.depth, candidate.part)
             sizes.append(len(selection))
             predicted = project.label_space.predict(held_out[at])
-            scores.append(score("accuracy", project.y[fold.valid], predicted))
+            answers.append(predicted)
             if candidate.penalty.l1:
                 continue
             strength = candidate.penalty.strength
             logits = project.refit(selection, probes, fold.train, fold.train, fold.valid, strength)
             differences.append(np.mean(predicted != project.label_space.predict(logits)))
-        assert candidate.valid_score == pytest.approx(np.mean(scores))
-        if len(scores) > 1:
-            assert candidate.resampled == tuple(scores)
+        valid_score, resampled = score_folds(
+            "accuracy", search.valid_targets, np.concatenate(answers), project.folds, project.data.groups
+        )
+        assert candidate.valid_score == pytest.approx(valid_score)
+        assert candidate.resampled == pytest.approx(resampled)
+        if len(losses) > 1:
             assert candidate.resampled_losses == pytest.approx([of_fold.mean() for of_fold in losses], rel=1e-5)
         else:
-            y = project.y[project.folds[0].valid]
-            without = [score("accuracy", y[rows], predicted[rows]) for rows in jackknife_rows(len(y))]
-            assert candidate.resampled == tuple(without)
-            parts = [losses[0][rows].mean() for rows in jackknife_rows(len(y))]
+            parts = [losses[0][rows].mean() for rows in jackknife_rows(len(losses[0]))]
             assert candidate.resampled_losses == pytest.approx(parts, rel=1e-5)
         assert candidate.valid_loss == pytest.approx(np.mean([of_fold.mean() for of_fold in losses]), rel=1e-5)
         assert max(differences, default=0) < 0.04, "documents near the border may differ by the tolerance"
@@ -408,7 +426,7 @@ def test_a_rare_class_that_looks_wrong_does_not_end_the_training(rare: int) -> N
     label_space = LabelSpace(("a", "b"))
     data = TrainingData(y, make_folds(label_space, y, np.arange(80), np.arange(80, 100), 0), label_space, "macro_f1")
     probes = fit_probes(activations, data, ProbeSettings(penalties=3, max_extra=0))
-    ridge = fit_ridge(lambda column, rows: activations[column][rows], columns, data)
+    ridge, _ = fit_ridge(lambda column, rows: activations[column][rows], columns, data)
     assert all(sum(float(r.folds[fold].sum()) for r in ridge) > 0.5 for fold in range(len(data.folds)))
 
     def read(selection: Selection, rows: Rows) -> list[Floats]:
