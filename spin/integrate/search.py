@@ -11,7 +11,7 @@ import numpy as np
 from spin.arrays import Floats
 from spin.errors import UserError
 from spin.heads.blend import Blend, fit_blend
-from spin.heads.calibration import fit_calibration, log_loss, log_losses
+from spin.heads.calibration import fit_calibration, fit_temperature, log_loss, log_losses
 from spin.heads.candidate import Candidate, Subset
 from spin.heads.design import Design
 from spin.heads.feature_rows import FeatureRows
@@ -22,7 +22,7 @@ from spin.integrate.feature_matrix import FeatureCut, FeatureMatrix, Probes, sel
 from spin.integrate.fit_linear import fit_folds
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import is_clearly_worse, one_standard_error_choice
-from spin.integrate.last_layer import HeldOut, LastLayers, find_last_columns, select_all
+from spin.integrate.last_layer import HeldOut, LastLayer, LastLayers, find_last_columns, select_all
 from spin.labels.cross_validation import Fold, jackknife_rows, score_folds
 from spin.labels.label_space import Targets
 from spin.settings import SearchSettings
@@ -110,8 +110,9 @@ class Search:
         self.rankings = {rule: of_parts for rule, of_parts in rankings.items() if all(map(len, of_parts))}
         """rankings of each rule that has a neuron in every fold"""
         largest = [self._largest(rule, index) for rule in self.rankings for index in (*folds, _FINAL)]
-        self.last_layers = LastLayers(self, find_last_columns(list(self.final_probes), self.data, settings))
-        last = [select_all(column, self.final_probes) for column in self.last_layers.columns.values()]
+        last_columns = find_last_columns(list(self.final_probes), self.data, settings)
+        self.last_layers = LastLayers(last_columns, self._fit_last_layer, self._fit_temperature)
+        last = [select_all(column, self.final_probes) for column in last_columns.values()]
         self.cut = matrix.cut(Selection.merge([*largest, *last]), self.data.rows)
         """the features of every candidate, for this process's share of the rows"""
         parts = zip(self.fold_probes, self.data.folds, strict=True)
@@ -269,6 +270,20 @@ class Search:
                 kept = [of.keep(head.used) for of, head in zip(selections, heads, strict=True)]
             of_penalties.append(self.last_layers.join(HeldOut(logits, heads, tuple(kept)), subset.depth))
         return of_penalties
+
+    def _fit_last_layer(self, column: FeatureColumn) -> LastLayer:
+        """The heads of all folds on all neurons of a column, of the strength with the least held-out log loss."""
+        selection, strengths = select_all(column, self.final_probes), sorted(self.settings.strengths)
+        fits = self.fit_folds([selection] * len(self.folds), [Penalty(strength) for strength in strengths])
+        self.progress(len(fits))
+        of_strengths = [tuple(zip(*of_strength, strict=True)) for of_strength in zip(*fits, strict=True)]
+        losses = [float(np.concatenate(self.losses(logits)).mean()) for _, logits in of_strengths]
+        best = self.matrix.group.broadcast_object(int(np.argmin(losses)))
+        return LastLayer(selection, strengths[best], *of_strengths[best])
+
+    def _fit_temperature(self, held_out: Sequence[Floats]) -> float:
+        temperature = fit_temperature(np.concatenate(held_out), self.valid_targets, self.data.label_space)
+        return self.matrix.group.broadcast_object(temperature)
 
     def fit_folds(
         self, selections: Sequence[Selection], penalties: Sequence[Penalty]

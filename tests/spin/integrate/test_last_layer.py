@@ -60,7 +60,7 @@ def make_search(
     folds = make_folds(LabelSpace(("a", "b", "c")), y, rows[: labels * 4 // 5], rows[labels * 4 // 5 :], seed)
     data = TrainingData(y, folds, LabelSpace(("a", "b", "c")))
     probes = fit_probes(activations, data, ProbeSettings(penalties=5))
-    ridge = fit_ridge(lambda column, rows: activations[column][rows], COLUMNS, data)
+    ridge, _ = fit_ridge(lambda column, rows: activations[column][rows], COLUMNS, data)
 
     def read(selection: Selection, rows: Rows) -> list[Floats]:
         return [np.concatenate([activations[c][rows][:, n] for c, n in selection.neurons.items()], axis=1)]
