@@ -70,9 +70,9 @@ def compare_robustness(
 ) -> RobustnessComparison:
     """Compare a version with the champion, whose version number is `number`, on the labelled texts of both.
 
-    An interval has the confidence 1 - 2 `significance`. Its lower end is the bound by which the gate judges a loss
-    against the champion (`lower_bound`, a paired bootstrap over the documents). Labels are compared by name, so the two
-    may know different classes. Raises ValueError where they did not measure the same texts.
+    An interval has the confidence 1 - 2 `significance`, by a paired bootstrap over the documents; the bound of the gate
+    is lower, since gates share their risk. Labels are compared by name, so the two may know different classes. Raises
+    ValueError where they did not measure the same texts.
     """
     metric = version.report.metric
     spaces = version.original.label_space, champion.original.label_space

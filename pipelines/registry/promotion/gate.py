@@ -108,7 +108,7 @@ def _measure_perturbed(
     """The predictions of a version and of the champion for perturbed texts; None where they are not compared."""
     if settings.promote.max_robustness_loss is None or not evaluation_set:
         return None
-    texts = mix_perturbations(evaluation_set.texts, seed=settings.seed)
+    texts = mix_perturbations(evaluation_set.texts)  # always the same ones: the seed of the settings decides nothing
     return _measure(registry, number, texts, settings), _measure_champion(registry, champion, texts)
 
 

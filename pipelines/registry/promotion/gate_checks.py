@@ -28,6 +28,7 @@ from spin.heads.calibration import calibration_error, calibration_error_limit
 from spin.integrate.bootstrap import score_intervals
 from spin.labels.label_space import LabelSpace, class_names
 from spin.labels.metrics import score
+from spin.pages.number_format import counted
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,8 @@ class _ScoreLoss(Check):
     ) -> CheckResult:
         """`bound` is the lower confidence bound of the difference to the score of the other."""
         margin, confidence = getattr(comparison.settings.promote, self.setting), 1 - comparison.significance
-        failed = comparison.failed
-        attempts = f", after {failed} failed attempt{'s' * (failed > 1)}" if failed else ""
+        others = comparison.attempts
+        attempts = f", after {counted(others, 'other attempt')}" if others else ""
         return CheckResult(
             self.name,
             value=bound,
@@ -236,8 +237,8 @@ class Robustness(_ScoreLoss):
             return self.result(version.comparison, math.nan, f"the champion does not predict: {champion.reason}")
         settings = version.settings
         given, of_champion = (decided_labels(settings, reply) for reply in (model, champion))
-        failed, champions = version.comparison.failed, {THE_CHAMPION: of_champion}
-        comparison = Comparison.of(settings, version.labels, given, champions, failed)
+        attempts, champions = version.comparison.attempts, {THE_CHAMPION: of_champion}
+        comparison = Comparison.of(settings, version.labels, given, champions, attempts)
         difference, bound = comparison.differences[THE_CHAMPION]
         figures = {"difference_perturbed": difference, "difference_perturbed_at_least": bound}
         return self.result(comparison, bound, _describe_difference(difference, bound), figures)
@@ -281,7 +282,7 @@ class Calibration(Check):
         multilabel = model.multilabel or not all(isinstance(label, str) for label in labels)
         label_space = LabelSpace((*model.classes, *unknown), multilabel)
         probabilities = np.pad(model.probabilities, ((0, 0), (0, len(unknown))))
-        by_chance = calibration_error_limit(probabilities, label_space, limits.significance, version.settings.seed)
+        by_chance = calibration_error_limit(probabilities, label_space, limits.significance)
         limit = max(limits.max_ece, by_chance)
         error = calibration_error(probabilities, label_space.index(labels), label_space)
         return CheckResult(

@@ -229,10 +229,10 @@ def test_gates_keep_predictions_and_count_failed_attempts(
     shown_checks: list[tuple[CheckResult, ...]] = []
     second = promote.promote(registry, "2", "the same again", on_checks=shown_checks.append)
     checks = {check.name: check for check in shown_checks[0]}
-    assert checks["regression"].expected.endswith("with 97.5 % confidence, after 1 failed attempt")
+    assert checks["regression"].expected.endswith("with 99.17 % confidence, after 1 other attempt")
     assert checks["best_champion"].measured.startswith("+0.0, at least +0.0 against the champion, ")
     with pytest.raises(
-        UserError, match=r"best_champion: -.* against the champion, .* with 95 % confidence; .*train again"
+        UserError, match=r"best_champion: -.* against the champion, .* with 99.58 % confidence, .*train again"
     ):
         promote.promote(registry, "3", "", on_checks=shown_checks.append)
     stored = json.loads(registry.read_run_file(second.run, "predictions.json") or "")
