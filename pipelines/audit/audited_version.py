@@ -21,20 +21,25 @@ class AuditedVersion:
     number: str
     spin: TrainedClassifier
     frozen: EvaluationSet
-    """all frozen documents"""
+    """all frozen documents, or those of the half that was asked for"""
     texts: list[str]
     """of the n documents that are drawn from them"""
     y: Targets
     """their targets"""
 
 
-def open_audited(registry: Registry, model: str | None, documents: int | None) -> AuditedVersion:
+def open_audited(
+    registry: Registry, model: str | None, documents: int | None, *, certificate: bool = False
+) -> AuditedVersion:
     """Open a version, by default the champion, and draw some of the frozen documents, by default all, in their order.
 
+    With `certificate` they are drawn from the half that the gate does not read.
     Raises UserError where no evaluation set is frozen, or the version does not know one of its classes.
     """
     number = registry.resolve(model)
     frozen = registry.evaluation_set()
+    if frozen is not None and certificate:
+        frozen = frozen.certificate_half
     if not frozen:
         raise UserError(
             f"an audit needs labelled documents that nothing was learned from, and {registry.name} has no frozen "

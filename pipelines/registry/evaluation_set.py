@@ -12,6 +12,7 @@ from typing import Any
 
 from spin.errors import UserError
 from spin.labels.label_space import Label
+from spin.labels.splits import certifies
 
 _FILE = "evaluation/evaluation.json"
 """artifact of the MLflow run that registered the first version"""
@@ -32,6 +33,21 @@ class EvaluationSet:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def gate_half(self) -> EvaluationSet:
+        """The documents by which the gate compares versions."""
+        return self.take([row for row, id in enumerate(self.ids) if not certifies(id)])
+
+    @property
+    def certificate_half(self) -> EvaluationSet:
+        """The documents that the gate never reads: promises, estimates of quality and costs rest on them."""
+        return self.take([row for row, id in enumerate(self.ids) if certifies(id)])
+
+    def take(self, rows: Sequence[int]) -> EvaluationSet:
+        """Some of the documents."""
+        columns: tuple[Sequence[Any], ...] = (self.ids, self.texts, self.labels)
+        return EvaluationSet(*([column[row] for row in rows] for column in columns))
 
     def to_json(self) -> bytes:
         """The set as it is stored: a JSON list of one object per document."""

@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipelines.registry.promotion.judged_version import Comparison, JudgedVersio
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace
+from spin.labels.splits import certifies
 from spin.settings import DecisionSettings, parse_settings
 
 DOCUMENTS = 4000
@@ -46,10 +48,12 @@ class MemoryRegistry:
         self.freeze(DOCUMENTS)
 
     def freeze(self, documents: int) -> None:
-        """Replace the evaluation set by one of so many documents."""
+        """Replace the evaluation set by one of which the gate reads so many documents."""
         self.truth = ["bad" if row % 2 else "good" for row in range(documents)]
-        numbers = range(documents)
-        self.frozen = EvaluationSet([str(row) for row in numbers], [f"text {row}" for row in numbers], self.truth)
+        of_gate = (id for id in map(str, count()) if not certifies(id))
+        self.frozen = EvaluationSet(
+            list(islice(of_gate, documents)), [f"text {row}" for row in range(documents)], self.truth
+        )
 
     def add(self, wrong: Iterable[int], classes: tuple[str, ...] = ("bad", "good")) -> str:
         """Register a version that is wrong on these documents; returns its number."""

@@ -187,5 +187,5 @@ def test_the_note_on_a_promise_is_that_of_the_card() -> None:
     assert note.startswith(f"decision.max_error 0.1: {100 * promised.band.coverage:.1f} % of the test documents get a ")
     [failure] = describe_promise(impossible)
     assert "decision.max_error 0.001 cannot be promised" in failure
-    assert "500 test documents prove it" in failure
+    assert "it takes 2,995 test documents that the gate does not read, and the version has 500" in failure
     assert describe_promise(silent) == ()
