@@ -9,6 +9,7 @@ import numpy as np
 
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.versions import Registry
+from spin.arrays import Hashes
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.labels.label_space import Label, LabelSpace, Targets
@@ -26,6 +27,8 @@ class AuditedVersion:
     """of the n documents that are drawn from them"""
     y: Targets
     """their targets"""
+    groups: Hashes | None
+    """(n,) their groups; None if each stands for itself"""
 
 
 def open_audited(
@@ -49,8 +52,9 @@ def open_audited(
     classify = settings.classify.model_copy(update={"reasons": 0})
     spin = Registry(settings.model_copy(update={"classify": classify}), registry.name).load(number)
     rows = draw_rows(len(frozen), documents, settings.seed)
-    y = _index(registry, spin.label_space, [frozen.labels[row] for row in rows])
-    return AuditedVersion(number, spin, frozen, [frozen.texts[row] for row in rows], y)
+    drawn = frozen.take(rows)
+    y = _index(registry, spin.label_space, drawn.labels)
+    return AuditedVersion(number, spin, frozen, list(drawn.texts), y, drawn.group_hashes)
 
 
 def draw_rows(count: int, documents: int | None, seed: int) -> list[int]:

@@ -46,7 +46,18 @@ def estimate_roi(
         weighed = weigh_points(operation, y, prices, mix)
         points += weighed
         best = best_point(weighed)
-        bests.append(with_interval(best, operation, y, prices, volume=terms.volume, mix=mix, seed=settings.seed))
+        bests.append(
+            with_interval(
+                best,
+                operation,
+                y,
+                prices,
+                volume=terms.volume,
+                mix=mix,
+                seed=settings.seed,
+                groups=audited.groups,
+            )
+        )
     training = registry.training_report(audited.number)
     counts = training.get("counts")
     cost_label = terms.cost_review if terms.cost_label is None else terms.cost_label

@@ -420,7 +420,8 @@ def _register(training: _Training, registry: Registry, store: Store, manifest: T
     rows, y = labels.part("test")
     ids = ArrowStrings.of(labels.ids[row] for row in rows.tolist())
     texts = ArrowStrings.of(text for block in corpus.text_blocks(rows) for text in block)
-    evaluation_set = EvaluationSet(ids, texts, labels.label_space.names(y))
+    groups = () if labels.groups is None else ArrowStrings.of(f"{group:016x}" for group in labels.groups[rows].tolist())
+    evaluation_set = EvaluationSet(ids, texts, labels.label_space.names(y), groups)
     best = manifest.results.choice.choices["accuracy"]
     metrics = {"valid_score": best.valid_score, "valid_ece": best.valid_ece}
     for row in manifest.results.table:

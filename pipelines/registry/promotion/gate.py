@@ -75,7 +75,16 @@ def run_gate(
     if isinstance(reply, NoReply):
         return GateReport((judge_loading(reply),), predictions=predictions)
     of_champion = None if champion is None else replies[champion]
-    version = JudgedVersion(registry.settings, evaluation_set.labels, reply, of_champion, earlier, perturbed, unproven)
+    version = JudgedVersion(
+        registry.settings,
+        evaluation_set.labels,
+        reply,
+        of_champion,
+        earlier,
+        perturbed,
+        unproven,
+        evaluation_set.group_hashes,
+    )
     return GateReport((judge_loading(reply), *judge(version)), version.labels_digest, predictions)
 
 

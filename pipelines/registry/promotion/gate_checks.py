@@ -147,7 +147,7 @@ class Score(Check):
         else:
             expected = f"at least {100 * limit:.1f}"
         value = comparison.score(comparison.predicted)
-        [(low, high)] = score_intervals(metric, y, [comparison.predicted], settings.seed)
+        [(low, high)] = score_intervals(metric, y, [comparison.predicted], settings.seed, comparison.groups)
         how = "with early exits, as in a night" if settings.classify.cascade else "at full depth"
         shown = f"{100 * value:.1f} {metric} [{100 * low:.1f}–{100 * high:.1f}]"
         return CheckResult(
@@ -238,7 +238,7 @@ class Robustness(_ScoreLoss):
         settings = version.settings
         given, of_champion = (decided_labels(settings, reply) for reply in (model, champion))
         attempts, champions = version.comparison.attempts, {THE_CHAMPION: of_champion}
-        comparison = Comparison.of(settings, version.labels, given, champions, attempts)
+        comparison = Comparison.of(settings, version.labels, given, champions, attempts, version.groups)
         difference, bound = comparison.differences[THE_CHAMPION]
         figures = {"difference_perturbed": difference, "difference_perturbed_at_least": bound}
         return self.result(comparison, bound, _describe_difference(difference, bound), figures)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pipelines.registry.promotion.earlier_gates import EarlierGates
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from pipelines.storage.stage_plan import fingerprint
+from spin.arrays import Hashes
 from spin.errors import UserError
 from spin.heads.decision import Decision
 from spin.integrate.bootstrap import lower_bound
@@ -46,6 +47,8 @@ class Comparison:
     """of the champions, by their names in the report"""
     attempts: int
     """other attempts by the same evaluation set"""
+    groups: Hashes | None = None
+    """(n,) of the documents; None if each stands for itself"""
 
     @classmethod
     def of(
@@ -55,13 +58,14 @@ class Comparison:
         given: Sequence[Label],
         champions: Mapping[str, Sequence[Label]],
         attempts: int,
+        groups: Hashes | None = None,
     ) -> Comparison:
         """Compare the labels `given` by a version, and those by champions, with the true `labels`."""
         every = [*labels, *given, *(label for of_one in champions.values() for label in of_one)]
         classes = sorted({name for label in every for name in class_names(label)})
         space = LabelSpace(tuple(classes), not all(isinstance(label, str) for label in every))
         targets = {name: space.index(of_one) for name, of_one in champions.items()}
-        return cls(settings, space, space.index(labels), space.index(given), targets, attempts)
+        return cls(settings, space, space.index(labels), space.index(given), targets, attempts, groups)
 
     @property
     def significance(self) -> float:
@@ -90,7 +94,7 @@ class Comparison:
         return {
             name: (
                 own - self.score(targets),
-                lower_bound(metric, self.y, self.predicted, targets, self.significance),
+                lower_bound(metric, self.y, self.predicted, targets, self.significance, self.groups),
             )
             for name, targets in self.champions.items()
             if name in (THE_CHAMPION, self.best)
@@ -115,6 +119,8 @@ class JudgedVersion:
     """predictions of the version and of the champion for perturbed texts, if they are compared"""
     unproven: str | None = None
     """why the version cannot promise `decision.max_error`; None if it can, or nothing is promised"""
+    groups: Hashes | None = None
+    """(n,) of the documents of the evaluation set; None if each stands for itself"""
 
     @cached_property
     def given(self) -> Sequence[Label]:
@@ -130,7 +136,7 @@ class JudgedVersion:
     def comparison(self) -> Comparison:
         """The comparison with the champion and the former ones, as far as their predictions are known."""
         attempts = self.earlier.with_others + len(self.earlier.tried - {self.labels_digest})
-        return Comparison.of(self.settings, self.labels, self.given, self._champion_labels(), attempts)
+        return Comparison.of(self.settings, self.labels, self.given, self._champion_labels(), attempts, self.groups)
 
     def _champion_labels(self) -> dict[str, Sequence[Label]]:
         labels: dict[str, Sequence[Label]] = {}

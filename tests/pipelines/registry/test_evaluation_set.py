@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,3 +73,19 @@ def test_the_gate_reads_no_document_that_proves_a_promise(tmp_path: Path, monkey
     held_out_logits.collect_test_logits(spin, features, labels, np.arange(2000.0)[:, None])
     assert {*gate.ids}.isdisjoint(IDS[row] for row in carried)
     assert len(gate) + len(carried) == 2000
+
+
+def test_a_set_keeps_the_groups_of_its_documents() -> None:
+    """One that was frozen without groups is read and written as it was: each document stands for itself."""
+    groups = [f"{number // 2 + 2**63:016x}" for number in range(6)]
+    frozen = EvaluationSet(IDS[:6], ["text"] * 6, ["good"] * 6, groups)
+    restored = EvaluationSet.from_json(frozen.to_json())
+    assert restored == frozen
+    assert restored.take([1, 4]).groups == [groups[1], groups[4]]
+    hashes = restored.group_hashes
+    assert hashes is not None
+    assert hashes.tolist() == [2**63, 2**63, 2**63 + 1, 2**63 + 1, 2**63 + 2, 2**63 + 2]
+    old = json.dumps([{"id": "a", "text": "b", "label": ["c"]}]).encode()
+    assert EvaluationSet.from_json(old).group_hashes is None
+    assert EvaluationSet.from_json(old).take([0]).to_json() == old
+    assert EvaluationSet.from_json(b"[]").to_json() == b"[]"

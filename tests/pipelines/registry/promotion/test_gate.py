@@ -403,3 +403,15 @@ def test_the_gate_perturbs_texts_only_where_they_are_compared(
     assert {number: len(reply.labels) for number, reply in report.predictions.items()} == dict.fromkeys(versions, N)
     assert report.figures["score"] == 1
     assert report.figures["documents_per_s"] == pytest.approx(10)
+
+
+def test_the_bound_counts_documents_of_a_group_together() -> None:
+    """Groups of ten that are right or wrong together: the bound is that of a tenth of the documents."""
+    groups = np.arange(N, dtype=np.uint64) // 10
+    model, champion = build_reply(range(20, 60)), build_reply(range(40))
+    grouped, alone = (judge(build_settings("accuracy"), TRUTH, model, champion, groups=g) for g in (groups, None))
+    bound, width = alone.figures["difference_at_least"], alone.figures["score_high"] - alone.figures["score_low"]
+    assert grouped.figures["difference"] == alone.figures["difference"] == 0
+    assert grouped.figures["difference_at_least"] == pytest.approx(np.sqrt(10) * bound, rel=0.2)
+    wider = grouped.figures["score_high"] - grouped.figures["score_low"]
+    assert wider == pytest.approx(np.sqrt(10) * width, rel=0.2)
