@@ -143,7 +143,7 @@ def calibration_error(probabilities: Floats, y: Targets, label_space: LabelSpace
     return _binned_gap(probabilities[given], label_space.indicator(y)[given])
 
 
-def calibration_error_limit(probabilities: Floats, label_space: LabelSpace, significance: float) -> float:
+def calibration_error_limit(probabilities: Floats, label_space: LabelSpace, significance: float = 0.05) -> float:
     """The calibration error that perfectly calibrated probabilities (n, K) exceed with probability `significance`.
 
     A small sample shows an error even if its probabilities are exact. The outcomes are drawn 10,000 times from the

@@ -289,11 +289,11 @@ class Calibration(Check):
             self.name,
             value=error,
             limit=limit,
-            measured=f"error {100 * error:.1f}",
+            measured=f"error {100 * error:.1f}, exact probabilities up to {100 * by_chance:.1f}",
             expected=f"at most {100 * limit:.1f}" + (", as chance alone gives" if limit > limits.max_ece else ""),
             remedy="train again with more validation documents, or raise promote.max_ece",
             at_most=True,
-            figures={"ece": error},
+            figures={"ece": error, "ece_limit": by_chance},
         )
 
 
