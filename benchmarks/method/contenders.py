@@ -21,7 +21,7 @@ import spin.integrate.integrate
 from benchmarks.method.corpora import METRIC, Exam
 from spin.arrays import Floats, Rows
 from spin.fit import group_by_site
-from spin.heads.calibration import Calibration, calibration_error, fit_temperature
+from spin.heads.calibration import Calibration, calibration_error, calibration_error_limit, fit_temperature
 from spin.heads.candidate import Candidate
 from spin.heads.decision import apply_thresholds
 from spin.heads.fitted import FittedClassifier, TrainingResult
@@ -80,11 +80,13 @@ class Answer:
         """The row of the table as JSON values."""
         y, label_space = exam.y[exam.test], exam.corpus.label_space
         predicted = label_space.predict(self.logits) if self.predicted is None else self.predicted
+        probabilities = label_space.probabilities(self.logits)
         return {
             "name": self.name,
             "accuracy": score("accuracy", y, predicted),
             "macro_f1": score("macro_f1", y, predicted),
-            "ece": calibration_error(label_space.probabilities(self.logits), y, label_space),
+            "ece": calibration_error(probabilities, y, label_space),
+            "ece_limit": calibration_error_limit(probabilities, label_space),
             "neurons": self.neurons,
             "depth": self.depth,
             "compute": self.compute,

@@ -28,8 +28,8 @@ Result = dict[str, Any]
 SPIN, BALANCED, HALF = "SPIN, accuracy", "SPIN, balanced", "SPIN, lower half"
 ALL, LAST, WORDS, PAPER = "all neurons", "last layer", "TF-IDF", "the paper's recipe"
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "numba")
-GAIN, MOST_NEURONS, MOST_ECE = 0.3, 10.0, 2.0
-"""limits of the claims with all labels: points of macro-F1 above all neurons, percent of the neurons, percent of ECE"""
+GAIN, MOST_NEURONS = 0.3, 10.0
+"""limits of the claims with all labels: points of macro-F1 above all neurons, percent of the neurons"""
 ENOUGH_LABELS = 256
 """labels per class from which the claim on the mean is about all neurons alone, and below also about the last layer"""
 _CONFIDENCE = 0.9
@@ -90,6 +90,7 @@ def full_table(results: Sequence[Result]) -> str:
         ("accuracy", lambda name: _spread(100 * _values(results, name, "accuracy"), 1)),
         ("macro-F1", lambda name: _spread(100 * _values(results, name, "macro_f1"), 1)),
         ("ECE, %", lambda name: _spread(100 * _values(results, name, "ece"), 1)),
+        ("by chance up to", lambda name: _spread(100 * _values(results, name, "ece_limit"), 1)),
         ("neurons", lambda name: _spread(_values(results, name, "neurons"), 0)),
         ("depth", lambda name: _spread(_values(results, name, "depth"), 1)),
         ("compute", lambda name: _spread(_values(results, name, "compute"), 2)),
@@ -109,13 +110,14 @@ def full_claims(results: Sequence[Result]) -> str:
     """The claims with all labels, as a Markdown list."""
     gain = Difference.of(results, ALL)
     share = 100 * _mean(results, SPIN, "neurons") / results[0]["neurons"]
-    ece = 100 * _mean(results, SPIN, "ece")
+    ece, limit = (100 * _mean(results, SPIN, key) for key in ("ece", "ece_limit"))
     lines = [
         f"- {_holds(gain.mean >= GAIN and gain.lower >= 0 and share <= MOST_NEURONS)}: `accuracy` gains at least "
         f"{GAIN} points of macro-F1 on {ALL}, and no loss is within the 90 % interval over the draws, with at most "
         f"{MOST_NEURONS:.0f} % of the neurons ({gain.interval}, {share:.1f} %).",
         _words_claim(results),
-        f"- {_holds(ece <= MOST_ECE)}: `accuracy` has an ECE of at most {MOST_ECE:.0f} % ({ece:.1f} %).",
+        f"- {_holds(ece <= limit)}: `accuracy` has an ECE that exact probabilities would show by chance ({ece:.1f} %; "
+        f"they exceed {limit:.1f} % in 5 % of such test sets).",
     ]
     for name in (n for n in _names(results) if not n.startswith("SPIN") and n != ALL):
         ahead = Difference.of(results, name).mean

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from benchmarks.method.corpora import METRIC
-from spin.integrate.bootstrap import lower_bound
+from spin.integrate.bootstrap import difference_interval
 from spin.labels.label_space import Targets
 
 CONFIDENCE = 0.9
@@ -51,5 +51,4 @@ def score_difference(
     y: Targets, score: float, classes: Targets, other_score: float, other: Targets, metric: str = METRIC
 ) -> Interval:
     """How much higher a contender scores than another one on the same documents, by the paired bootstrap."""
-    low = lower_bound(metric, y, classes, other, _TAIL, seed=0)
-    return Interval(score - other_score, low, -lower_bound(metric, y, other, classes, _TAIL, seed=0))
+    return Interval(score - other_score, *difference_interval(metric, y, classes, other, _TAIL, seed=0))

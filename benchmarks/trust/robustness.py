@@ -39,7 +39,7 @@ def section(reports: Mapping[str, RobustnessReport]) -> Part:
         f"{100 * full.score:.1f} at full depth. Loss: points by which the changed texts score lower. Moderate "
         f"severity; on average the loss is {100 * shipped.mean_loss:.1f} points as shipped and "
         f"{100 * full.mean_loss:.1f} at full depth. Of the labels that were right, negation changes {negated} by "
-        "severity.\n\n"
+        f"severity. ECE: exact probabilities show up to {shipped.ece_limit:.3f} by chance on as many texts.\n\n"
         + table(
             ["perturbation", "loss", "at full depth", "flips", "at full depth", "ECE before", "ECE", "documents"], rows
         )

@@ -44,6 +44,7 @@ def print_robustness(report: RobustnessReport) -> None:
         shown = judged if row.keeps_label else ["–", "–", f"{100 * row.flips_of_right:.1f} %", "–"]
         table.add_row(row.name, SEVERITIES[row.severity], f"{row.documents:,}", *shown)
     terminal.show(table)
+    terminal.say(f"ECE: exact probabilities show up to {report.ece_limit:.3f} by chance on as many texts")
 
 
 def print_comparison(champion: RobustnessComparison) -> None:

@@ -10,6 +10,7 @@ from pipelines.registry.promotion.gate import settle_promise
 from pipelines.registry.version_records import AuditRecord
 from pipelines.registry.versions import Registry
 from pipelines.workers.progress import progress
+from spin.arrays import Hashes
 from spin.audit.robustness import (
     MODERATE,
     RobustnessMeasurement,
@@ -56,7 +57,7 @@ def audit_robustness(
     is frozen, or the version does not know one of its classes.
     """
     number = registry.resolve(model)
-    measured = _measure(settings, registry, number, documents, "audit")
+    measured, _ = _measure(settings, registry, number, documents, "audit")
     champion = registry.champion() if with_champion else None
     compared, note = None, None
     if champion is not None and champion != number:
@@ -114,19 +115,24 @@ def _compare(
     documents prove none. Raises UserError where it does not load or does not know a class of the evaluation set.
     """
     own = Registry(settle_promise(registry, champion)[0], registry.name)
-    of_champion = _measure(settings, own, champion, documents, "champion")
+    of_champion, groups = _measure(settings, own, champion, documents, "champion")
     significance = settings.promote.significance
-    return compare_robustness(measured, of_champion, champion, significance=significance, seed=settings.seed)
+    return compare_robustness(
+        measured, of_champion, champion, significance=significance, seed=settings.seed, groups=groups
+    )
 
 
 def _measure(
     settings: Settings, registry: Registry, number: str, documents: int | None, stage: str
-) -> RobustnessMeasurement:
-    """Measure one version on the perturbed texts; `stage` names its progress. Raises UserError as `open_audited`."""
+) -> tuple[RobustnessMeasurement, Hashes | None]:
+    """Measure one version on the perturbed texts, and return the texts' groups; `stage` names its progress.
+
+    Raises UserError as `open_audited`.
+    """
     audited = open_audited(registry, f"models:/{registry.name}/{number}", documents)
     spin = audited.spin
     with progress(stage, count_predictions(len(audited.texts)), "texts") as advance:
-        return measure_robustness(
+        measured = measure_robustness(
             spin.predict_all,
             spin.decision_rule,
             audited.texts,
@@ -135,6 +141,7 @@ def _measure(
             seed=settings.seed,
             progress=advance,
         )
+    return measured, audited.groups
 
 
 def _summarise_champion(champion: RobustnessComparison) -> str:

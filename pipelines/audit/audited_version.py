@@ -9,6 +9,7 @@ import numpy as np
 
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.versions import Registry
+from spin.arrays import Hashes
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.labels.label_space import Label, LabelSpace, Targets
@@ -21,20 +22,27 @@ class AuditedVersion:
     number: str
     spin: TrainedClassifier
     frozen: EvaluationSet
-    """all frozen documents"""
+    """all frozen documents, or those of the half that was asked for"""
     texts: list[str]
     """of the n documents that are drawn from them"""
     y: Targets
     """their targets"""
+    groups: Hashes | None
+    """(n,) their groups; None if each stands for itself"""
 
 
-def open_audited(registry: Registry, model: str | None, documents: int | None) -> AuditedVersion:
+def open_audited(
+    registry: Registry, model: str | None, documents: int | None, *, certificate: bool = False
+) -> AuditedVersion:
     """Open a version, by default the champion, and draw some of the frozen documents, by default all, in their order.
 
+    With `certificate` they are drawn from the half that the gate does not read.
     Raises UserError where no evaluation set is frozen, or the version does not know one of its classes.
     """
     number = registry.resolve(model)
     frozen = registry.evaluation_set()
+    if frozen is not None and certificate:
+        frozen = frozen.certificate_half
     if not frozen:
         raise UserError(
             f"an audit needs labelled documents that nothing was learned from, and {registry.name} has no frozen "
@@ -44,8 +52,9 @@ def open_audited(registry: Registry, model: str | None, documents: int | None) -
     classify = settings.classify.model_copy(update={"reasons": 0})
     spin = Registry(settings.model_copy(update={"classify": classify}), registry.name).load(number)
     rows = draw_rows(len(frozen), documents, settings.seed)
-    y = _index(registry, spin.label_space, [frozen.labels[row] for row in rows])
-    return AuditedVersion(number, spin, frozen, [frozen.texts[row] for row in rows], y)
+    drawn = frozen.take(rows)
+    y = _index(registry, spin.label_space, drawn.labels)
+    return AuditedVersion(number, spin, frozen, list(drawn.texts), y, drawn.group_hashes)
 
 
 def draw_rows(count: int, documents: int | None, seed: int) -> list[int]:

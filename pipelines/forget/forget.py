@@ -136,9 +136,7 @@ def _forget_in_registry(registry: Registry, forgotten: ForgottenIds, *, dry_run:
 def _shorten(forgotten: ForgottenIds, frozen: EvaluationSet) -> EvaluationSet:
     """An evaluation set without forgotten documents."""
     gone = set(forgotten.find(frozen.ids))
-    kept = [at for at in range(len(frozen)) if at not in gone]
-    ids, texts, labels = frozen.ids, frozen.texts, frozen.labels
-    return EvaluationSet([ids[at] for at in kept], [texts[at] for at in kept], [labels[at] for at in kept])
+    return frozen.take([at for at in range(len(frozen)) if at not in gone])
 
 
 def _without_causes(forgotten: ForgottenIds, text: str) -> Mapping[str, str] | None:

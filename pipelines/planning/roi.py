@@ -31,11 +31,12 @@ def estimate_roi(
 ) -> RoiReport:
     """Weigh every classifier of a version, by default the champion, with and without early exits, and log the report.
 
-    `documents` are the number of evaluation documents that are drawn, by default all. Speed is measured from text to
+    `documents` are the number of evaluation documents that are drawn, by default all of the half that the gate does not
+    read. Speed is measured from text to
     label with the threads of one worker; reading and writing documents, which `spin plan` measures, is not in it.
     Raises UserError where no evaluation set is frozen, or for terms that do not fit the classes.
     """
-    audited = open_audited(registry, model, documents)
+    audited = open_audited(registry, model, documents, certificate=True)
     label_space, y = audited.spin.label_space, audited.y
     prices = Prices(ErrorCosts.of(label_space, terms.cost_error, terms.pairs), terms.cost_review, terms.cpu_hour)
     mix = weigh_classes(terms.label_mix, label_space, y)
@@ -45,7 +46,18 @@ def estimate_roi(
         weighed = weigh_points(operation, y, prices, mix)
         points += weighed
         best = best_point(weighed)
-        bests.append(with_interval(best, operation, y, prices, volume=terms.volume, mix=mix, seed=settings.seed))
+        bests.append(
+            with_interval(
+                best,
+                operation,
+                y,
+                prices,
+                volume=terms.volume,
+                mix=mix,
+                seed=settings.seed,
+                groups=audited.groups,
+            )
+        )
     training = registry.training_report(audited.number)
     counts = training.get("counts")
     cost_label = terms.cost_review if terms.cost_label is None else terms.cost_label

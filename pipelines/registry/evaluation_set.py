@@ -10,14 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from spin.arrays import Hashes
 from spin.errors import UserError
 from spin.labels.label_space import Label
+from spin.labels.splits import certifies
 
 _FILE = "evaluation/evaluation.json"
 """artifact of the MLflow run that registered the first version"""
 _RUN_TAG, _DIGEST_TAG, _NEXT_TAG = "spin.evaluation.run", "spin.evaluation.digest", "spin.evaluation.next"
 """tags of the registered model; the last one is there while the set is being replaced"""
-_FIELDS = ("id", "text", "label")
+_FIELDS = ("id", "text", "label", "group")
+"""of a stored document; sets that were frozen before groups were kept have no groups"""
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,30 @@ class EvaluationSet:
     texts: Sequence[str] = ()
     labels: Sequence[Label] = ()
     """a class each, or in a multi-label task a list of classes"""
+    groups: Sequence[str] = ()
+    """hash of the group of each in hexadecimal digits, see `split_groups`; empty if each stands for itself"""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def gate_half(self) -> EvaluationSet:
+        """The documents by which the gate compares versions."""
+        return self.take([row for row, id in enumerate(self.ids) if not certifies(id)])
+
+    @property
+    def certificate_half(self) -> EvaluationSet:
+        """The documents that the gate never reads: promises, estimates of quality and costs rest on them."""
+        return self.take([row for row, id in enumerate(self.ids) if certifies(id)])
+
+    def take(self, rows: Sequence[int]) -> EvaluationSet:
+        """Some of the documents."""
+        return EvaluationSet(*([column[row] for row in rows] for column in self._columns))
+
+    @property
+    def group_hashes(self) -> Hashes | None:
+        """(n,) the group of each document; None if each stands for itself."""
+        return np.array([int(group, 16) for group in self.groups], np.uint64) if self.groups else None
 
     def to_json(self) -> bytes:
         """The set as it is stored: a JSON list of one object per document."""
@@ -40,14 +66,19 @@ class EvaluationSet:
     def json_parts(self) -> Iterator[bytes]:
         """The parts of the stored set, a document at a time, since there may be many."""
         yield b"["
-        for number, row in enumerate(zip(self.ids, self.texts, self.labels, strict=True)):
-            yield (b", " if number else b"") + json.dumps(dict(zip(_FIELDS, row, strict=True))).encode()
+        for number, row in enumerate(zip(*self._columns, strict=True)):
+            yield (b", " if number else b"") + json.dumps(dict(zip(_FIELDS, row, strict=False))).encode()
         yield b"]"
 
     @classmethod
     def from_json(cls, data: bytes) -> EvaluationSet:
         rows = json.loads(data)
-        return cls(*([row[name] for row in rows] for name in _FIELDS))
+        return cls(*([row[name] for row in rows] for name in _FIELDS if not rows or name in rows[0]))
+
+    @property
+    def _columns(self) -> tuple[Sequence[Any], ...]:
+        columns = (self.ids, self.texts, self.labels)
+        return (*columns, self.groups) if self.groups else columns
 
 
 def read_frozen(client: Any, name: str, tags: Mapping[str, str]) -> EvaluationSet | None:

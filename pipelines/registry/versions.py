@@ -23,7 +23,7 @@ from spin.activations.engines.engine import CALIBRATION_TEXTS
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads import persistence
-from spin.settings import BackboneSettings, Settings
+from spin.settings import BackboneSettings, DecisionSettings, Settings
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 ARTIFACT_TAG, MODEL_TAG = "spin.artifact", "spin.model"
@@ -167,14 +167,21 @@ class Registry:
             remedy = "`spin run` trains and registers one"
         raise UserError(f"{reference} does not exist; versions: {have}; {remedy}")
 
-    def load(self, number: str, *, backbone: BackboneSettings | None = None) -> TrainedClassifier:
-        """The classifier of a version as a night uses it, from safetensors and JSON; no code of the version runs."""
+    def load(
+        self, number: str, *, backbone: BackboneSettings | None = None, decision: DecisionSettings | None = None
+    ) -> TrainedClassifier:
+        """The classifier of a version as a night uses it, from safetensors and JSON; no code of the version runs.
+
+        `backbone` and `decision` replace those of the settings.
+        """
         with tempfile.TemporaryDirectory() as folder:
             self.download(number, Path(folder))
             persistence.require_format(Path(folder), f"version {number} of {self.name}")
-            chosen = backbone or self.settings.backbone
+            chosen, settings = backbone or self.settings.backbone, self.settings
+            if decision is not None:
+                settings = settings.model_copy(update={"decision": decision})
             calibration = self.calibration() if chosen.dtype == "int8" else ()
-            return TrainedClassifier.open(folder, self.settings, backbone=chosen, calibration=calibration)
+            return TrainedClassifier.open(folder, settings, backbone=chosen, calibration=calibration)
 
     def log_night(
         self, tags: Mapping[str, str], metrics: Mapping[str, float], reports: Mapping[str, bytes], data: LoggedData

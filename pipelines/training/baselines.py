@@ -28,7 +28,7 @@ from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
 from spin.activations.engines.engine import open_engine
 from spin.activations.extract import read_activations, single_segment
-from spin.arrays import Floats, Rows
+from spin.arrays import Floats, Hashes, Rows
 from spin.backbone.model import Backbone
 from spin.classifier import TrainedClassifier
 from spin.errors import describe_error
@@ -210,7 +210,8 @@ def tabulate(
     speeds = _speeds(contenders, sample, notes)
     total = sum(features.columns[column] for column in features.probed)
     contenders = [contender for contender in contenders if contender.name in speeds]
-    intervals = [_find_intervals(metric, y, contenders, seed) for metric in ("accuracy", "macro_f1")]
+    groups = None if labels.groups is None else labels.groups[rows]
+    intervals = [_find_intervals(metric, y, contenders, seed, groups) for metric in ("accuracy", "macro_f1")]
     return [
         ContenderResult(
             name=contender.name,
@@ -230,12 +231,14 @@ def tabulate(
     ]
 
 
-def _find_intervals(metric: str, y: Targets, contenders: Sequence[Contender], seed: int) -> list[ScoreInterval]:
+def _find_intervals(
+    metric: str, y: Targets, contenders: Sequence[Contender], seed: int, groups: Hashes | None
+) -> list[ScoreInterval]:
     """The intervals of each contender's score, and of its difference to the score of the row `spin`."""
     predictions = [contender.predicted for contender in contenders]
     [spin] = [contender.predicted for contender in contenders if contender.name == "spin"]
-    intervals = score_intervals(metric, y, predictions, seed)
-    differences = [difference_interval(metric, y, predicted, spin, OUTSIDE, seed) for predicted in predictions]
+    intervals = score_intervals(metric, y, predictions, seed, groups)
+    differences = [difference_interval(metric, y, each, spin, OUTSIDE, seed, groups) for each in predictions]
     return [ScoreInterval(*interval, *difference) for interval, difference in zip(intervals, differences, strict=True)]
 
 

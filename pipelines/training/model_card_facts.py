@@ -27,6 +27,8 @@ class Comparison:
     """of the most accurate classifier, by class name"""
     test_ece: float | None
     """its expected calibration error, from 0 to 1; None without test documents"""
+    test_ece_limit: float | None = None
+    """the error that exact probabilities exceed by chance in 5 % of such test sets; None without test documents"""
     notes: tuple[str, ...] = ()
     """sentences on the table, such as on baselines that are missing or that were fitted on a sample"""
 
@@ -69,6 +71,7 @@ def build_card(
         selection=spin.fitted.selection,
         words=len(spin.training_result.words or ()) if spin.fitted.selection.words else 0,
         test_ece=figures.test_ece,
+        test_ece_limit=figures.test_ece_limit,
         decision=spin.fitted.applied_settings(labels.label_space, settings.decision),
         held_out=len(held_out),
         expected=_expect_quality(settings, spin, held_out, promise),

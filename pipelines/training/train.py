@@ -52,7 +52,7 @@ from spin.backbone.loading import load_backbone
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.heads import persistence
-from spin.heads.calibration import calibration_error
+from spin.heads.calibration import calibration_error, calibration_error_limit
 from spin.heads.decision import Decision
 from spin.heads.fitted import TrainingResult, TrainingSummary
 from spin.heads.held_out import HELD_OUT
@@ -68,7 +68,7 @@ from spin.sparsify.probe import Probe, best_probe
 from spin.sparsify.ridge import LeftOutPredictions, RidgeImportance
 
 _log = logging.getLogger(__name__)
-FORMAT = 9
+FORMAT = 10
 ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE, HELD_OUT)
 """names of the files of a registered version"""
 
@@ -99,6 +99,8 @@ class TrainResults(NullsWritten):
     """of the most accurate classifier on the test documents, by class name; empty if there are none"""
     test_ece: float | None
     """expected calibration error of that classifier, from 0 to 1; None without test documents"""
+    test_ece_limit: float | None
+    """the error that exact probabilities exceed by chance in 5 % of such test sets; None without test documents"""
     counts: Mapping[str, int]
     """number of documents per split"""
     suspects: int
@@ -264,6 +266,7 @@ def _fit(training: _Training, store: Store, plan: TrainPlan, lease: Lease) -> Tr
         table=figures.table,
         per_class=figures.per_class,
         test_ece=figures.test_ece,
+        test_ece_limit=figures.test_ece_limit,
         counts=counts,
         suspects=len(suspects),
         overlap=labels.overlap,
@@ -368,10 +371,12 @@ def _evaluate(
         advance(1)
     [best] = [contender for contender in contenders if contender.name == "spin"]
     assert best.logits is not None
+    probabilities = labels.label_space.probabilities(best.logits)
     return Comparison(
         table=tuple(table),
         per_class=class_figures(y, best.predicted, labels.classes),
-        test_ece=round(calibration_error(labels.label_space.probabilities(best.logits), y, labels.label_space), 4),
+        test_ece=round(calibration_error(probabilities, y, labels.label_space), 4),
+        test_ece_limit=round(calibration_error_limit(probabilities, labels.label_space), 4),
         notes=tuple(notes),
     )
 
@@ -423,7 +428,8 @@ def _register(training: _Training, registry: Registry, store: Store, manifest: T
     rows, y = labels.part("test")
     ids = ArrowStrings.of(labels.ids[row] for row in rows.tolist())
     texts = ArrowStrings.of(text for block in corpus.text_blocks(rows) for text in block)
-    evaluation_set = EvaluationSet(ids, texts, labels.label_space.names(y))
+    groups = () if labels.groups is None else ArrowStrings.of(f"{group:016x}" for group in labels.groups[rows].tolist())
+    evaluation_set = EvaluationSet(ids, texts, labels.label_space.names(y), groups)
     best = manifest.results.choice.choices["accuracy"]
     metrics = {"valid_score": best.valid_score, "valid_ece": best.valid_ece}
     for row in manifest.results.table:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from spin.arrays import Floats
 from spin.audit import perturbations
 from spin.audit.perturbations import SEVERITIES, Perturbation
-from spin.heads.calibration import calibration_error
+from spin.heads.calibration import calibration_error, calibration_error_limit
 from spin.heads.decision import Decision
 from spin.labels.label_space import LabelSpace, Targets, differ
 from spin.labels.metrics import score
@@ -81,6 +81,8 @@ class RobustnessReport:
     """the metric of the original texts, from 0 to 1"""
     ece: float
     """expected calibration error of the original texts"""
+    ece_limit: float
+    """the error that exact probabilities exceed by chance in 5 % of as many texts"""
     figures: tuple[PerturbationFigures, ...]
     """figures of the perturbations that changed a text"""
 
@@ -183,7 +185,8 @@ def measure_robustness(
                 judged.append(after)
             progress(len(texts))
     score_before = score(metric, y, before.given)
-    report = RobustnessReport(metric, len(texts), score_before, before.ece, tuple(figures))
+    limit = calibration_error_limit(before.probabilities, before.label_space)
+    report = RobustnessReport(metric, len(texts), score_before, before.ece, limit, tuple(figures))
     return RobustnessMeasurement(report, before, tuple(judged))
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from spin.arrays import Hashes
 from spin.audit.robustness import MODERATE, JudgedTexts, RobustnessMeasurement, RobustnessReport
 from spin.integrate.bootstrap import difference_interval
 from spin.labels.label_space import LabelSpace
@@ -67,11 +68,12 @@ def compare_robustness(
     *,
     significance: float,
     seed: int = 0,
+    groups: Hashes | None = None,
 ) -> RobustnessComparison:
     """Compare a version with the champion, whose version number is `number`, on the labelled texts of both.
 
-    An interval has the confidence 1 - 2 `significance`. Its lower end is the bound by which the gate judges a loss
-    against the champion (`lower_bound`, a paired bootstrap over the documents). Labels are compared by name, so the two
+    An interval has the confidence 1 - 2 `significance`, by a paired bootstrap over the documents, or over their
+    `groups` (n,); the bound of the gate is lower, since gates share their risk. Labels are compared by name, so the two
     may know different classes. Raises ValueError where they did not measure the same texts.
     """
     metric = version.report.metric
@@ -86,7 +88,8 @@ def compare_robustness(
             for judged, targets in ((given, given.y), (given, given.given), (champion_given, champion_given.given))
         )
         own, of_champion = score(metric, y, labels), score(metric, y, champion_labels)
-        interval = difference_interval(metric, y, labels, champion_labels, significance, seed)
+        of_rows = None if groups is None else groups[given.rows]
+        interval = difference_interval(metric, y, labels, champion_labels, significance, seed, of_rows)
         return own, of_champion, Estimate(own - of_champion, *interval)
 
     differences = []

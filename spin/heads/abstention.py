@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import FittedClassifier
 from spin.heads.held_out import HeldOutLogits
 from spin.labels.label_space import LabelSpace, differ
-from spin.settings import Choice, DecisionSettings
+from spin.settings import Choice, DecisionSettings, Precision
 
 RISK = 0.05
 """probability that the promise does not hold, over the draws of the test documents"""
@@ -22,8 +23,8 @@ _BANDS = np.tanh(np.linspace(6, 0, 121))
 """bands that are tried, from the widest to none: of two classes, tanh(log odds / 2) at equal
 steps of the log odds"""
 _START = 0.2
-"""share of the test documents that get a label under the first band that is tested. Among fewer labels, a single wrong
-one would end the tests"""
+"""share of the test documents that get a label under the first band that is tested, or more where they are few: see
+`least_documents`. Among fewer labels, a single wrong one would end the tests"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class ErrorPromise:
     max_error: float
     """largest share of wrong labels among those that are given, from 0 to 1"""
     documents: int
-    """number of test documents"""
+    """number of test documents that the gate does not read"""
     band: PromisedBand | None
     """the band that keeps the promise; None where they prove none, and no night begins"""
 
@@ -68,7 +69,7 @@ def choose_band(
     outcomes = [_judge(held_out, exits, replace(decision, abstain=float(band))) for band in bands]
     labelled, wrong = (np.array(each) for each in zip(*outcomes, strict=True))
     # where the tests start depends on the number of labels alone, not on how many of them are wrong
-    first = int((labelled >= _START * len(held_out)).argmax())
+    first = int((labelled >= max(_START * len(held_out), least_documents(max_error))).argmax())
     # the p-value of "the error is larger": the probability of so few wrong labels if the error were just `max_error`
     proven = binom.cdf(wrong[first:], labelled[first:], max_error) <= RISK
     # the last band before the first failure: later bands do not count even where their own test would reject
@@ -76,6 +77,15 @@ def choose_band(
     if last < first:
         return None
     return PromisedBand(float(bands[last]), labelled[last] / len(held_out), wrong[last] / labelled[last])
+
+
+def least_documents(max_error: float) -> int:
+    """The number of test documents below which nothing proves a promise, even if all of their labels are right.
+
+    If a share `max_error` of all labels were wrong, n labels would all be right with probability (1 - max_error)^n.
+    That is at most `RISK` from n = log(RISK) / log(1 - max_error) on: 59 for 0.05, 299 for 0.01.
+    """
+    return math.ceil(math.log(RISK) / math.log1p(-max_error))
 
 
 def keep_promise(
@@ -86,14 +96,25 @@ def keep_promise(
     settings: DecisionSettings,
     *,
     early: bool,
+    trained: Precision,
+    precision: Precision,
 ) -> DecisionSettings:
     """Settings of a decision with the abstention band that keeps `max_error`.
 
-    `folder` is that of the artifact that the classifier is from. Without `max_error` the settings stay as they are.
-    Raises UserError if the test documents of the artifact allow no band.
+    `folder` is that of the artifact that the classifier is from, and `early` says whether documents stop at its exits.
+    The band is proven for just this decision: these exits, and the thresholds of `settings`. `trained` and `precision`
+    are the settings `backbone.dtype` of the training and of now. Without `max_error` the settings stay as they are.
+    Raises UserError if the test documents of the artifact allow no band, or were read in another precision.
     """
     if settings.max_error is None:
         return settings
+    # guarded by test_a_promise_is_void_in_another_precision
+    if precision != trained:
+        raise UserError(
+            f"decision.max_error {settings.max_error:g}: the test documents of the version prove it for labels in the "
+            f"precision of its training, backbone.dtype {trained}, and not in {precision}; set backbone.dtype "
+            f"{trained}, or decision.abstain"
+        )
     held_out = HeldOutLogits.read(folder, choice)
     if held_out is None:
         raise UserError(
@@ -118,6 +139,13 @@ def refuse_promise(settings: DecisionSettings, load: str) -> None:
 
 def describe_failure(documents: int, max_error: float) -> str:
     """A message that an error cannot be promised with so many test documents, and what to do."""
+    least = least_documents(max_error)
+    if documents < least:
+        return (
+            f"decision.max_error {max_error:g} cannot be promised: it takes {least:,} test documents that the gate "
+            f"does not read, and the version has {documents:,}; label about {2 * least:,} test documents, since the "
+            "gate reads half of them, and more if some of their labels will be wrong, raise it, or set decision.abstain"
+        )
     return (
         f"decision.max_error {max_error:g} cannot be promised: not even for the documents with the most certain labels "
         f"do {documents:,} test documents prove it; raise it, label more test documents, or set decision.abstain"

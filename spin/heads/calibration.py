@@ -16,7 +16,7 @@ from spin.labels.label_space import LabelSpace, Targets
 _MOST_ROWS = 20_000
 """largest number of documents that biases are fitted on"""
 _BINS = 15
-_DRAWS = 200
+_DRAWS = 10_000
 _BIAS_SD = 2.0
 """standard deviation of the prior of a bias"""
 _HOTTEST = 20.0
@@ -143,13 +143,13 @@ def calibration_error(probabilities: Floats, y: Targets, label_space: LabelSpace
     return _binned_gap(probabilities[given], label_space.indicator(y)[given])
 
 
-def calibration_error_limit(probabilities: Floats, label_space: LabelSpace, significance: float, seed: int) -> float:
+def calibration_error_limit(probabilities: Floats, label_space: LabelSpace, significance: float = 0.05) -> float:
     """The calibration error that perfectly calibrated probabilities (n, K) exceed with probability `significance`.
 
-    A small sample shows an error even if its probabilities are exact. The outcomes are drawn 200 times from the
-    probabilities themselves (consistency resampling, Bröcker & Smith 2007).
+    A small sample shows an error even if its probabilities are exact. The outcomes are drawn 10,000 times from the
+    probabilities themselves (consistency resampling, Bröcker & Smith 2007), always the same, so that no seed decides.
     """
-    draw, confidences = np.random.default_rng(seed), probabilities[_predicted(probabilities, label_space)]
+    draw, confidences = np.random.default_rng(0), probabilities[_predicted(probabilities, label_space)]
     errors = [_binned_gap(confidences, draw.random(len(confidences)) < confidences) for _ in range(_DRAWS)]
     return float(np.quantile(errors, 1 - significance))
 

@@ -34,6 +34,15 @@ def assign_split(group: object, seed: int, valid_fraction: float, test_fraction:
     return "valid" if share < test_fraction + valid_fraction else "train"
 
 
+def certifies(id: str) -> bool:
+    """Whether a test document is of the half that proves promises and estimates quality, by a hash of its id alone.
+
+    The gate compares versions by the other half. A version that it has chosen does too well on the documents by which
+    it was chosen, so these prove nothing about it.
+    """
+    return bool(hashlib.blake2b(f"certificate:{id}".encode(errors="surrogatepass"), digest_size=1).digest()[0] & 1)
+
+
 def in_split(splits: Sequence[str], *names: str) -> NDArray[np.bool_]:
     """(n,) whether each document is in one of the named splits."""
     return np.fromiter((split in names for split in splits), bool, len(splits))

@@ -120,6 +120,8 @@ class CardFacts:
     """test documents whose logits and classes the version carries; each is independent of the others"""
     expected: QualityEstimate | None = None
     """the quality that a night of `NIGHT` documents like these is expected to estimate; None where there is none"""
+    test_ece_limit: float | None = None
+    """the error that exact probabilities exceed by chance in 5 % of such test sets, None without test documents"""
     promise: ErrorPromise | None = None
     """the proof of `decision.max_error`; None where it is not set"""
 

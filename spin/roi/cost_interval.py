@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spin.arrays import Floats
+from spin.arrays import Floats, Hashes, Rows
 
 CONFIDENCE = 0.95
 _DRAWS = 2000
@@ -25,36 +25,50 @@ class Interval:
         return self.low <= value <= self.high
 
 
-def predict_interval(costs: Floats, weights: Floats, future: float, seed: int, *, largest: float = 0.0) -> Interval:
+def predict_interval(
+    costs: Floats,
+    weights: Floats,
+    future: float,
+    seed: int,
+    *,
+    largest: float = 0.0,
+    groups: Hashes | None = None,
+) -> Interval:
     """The 95 % prediction interval of the mean cost of `future` further documents, by the costs (n,) of a sample.
 
     `weights` (n,) say how often documents like each of the sample will come. The error of a prediction has two parts:
     the sample differs from the whole, and so do the documents to come. The first is drawn by the bootstrap over the
     documents, in which the shares of the classes vary too (Efron & Tibshirani 1993, chapters 13 and 25). The second is
-    normal with the standard deviation of one document over the square root of `future`, since `future` is large. Costs
-    are never below 0, and neither is the interval.
+    normal with the standard deviation of one document over the square root of `future`, since `future` is large. Where
+    documents have `groups` (n,), both are those of whole groups. Costs are never below 0, and neither is the interval.
 
     The upper end is that of a sample with one document more, which costs `largest`. A sample without an error does not
     show that there are none. Its upper end is then about three such documents in n, as by the rule of three (Hanley &
     Lippman-Hand 1983).
     """
-    tail = (1 - CONFIDENCE) / 2
-    low = _quantile(costs, weights, future, seed, tail)
+    tail, group_of = (1 - CONFIDENCE) / 2, np.arange(len(costs))
+    if groups is not None:
+        _, group_of = np.unique(groups, return_inverse=True)
+    low = _quantile(costs, weights, group_of, future, seed, tail)
     more, mean_weight = np.append(costs, largest), float(weights.mean())
-    high = _quantile(more, np.append(weights, mean_weight), future, seed, 1 - tail)
+    alone = np.append(group_of, group_of.max() + 1)
+    high = _quantile(more, np.append(weights, mean_weight), alone, future, seed, 1 - tail)
     return Interval(max(0.0, low), high)
 
 
-def _quantile(costs: Floats, weights: Floats, future: float, seed: int, quantile: float) -> float:
-    """A quantile of the mean cost of the documents to come."""
-    draw, count = np.random.default_rng(seed), len(costs)
+def _quantile(costs: Floats, weights: Floats, group_of: Rows, future: float, seed: int, quantile: float) -> float:
+    """A quantile of the mean cost of the documents to come; `group_of` (n,) numbers the group of each document."""
+    draw = np.random.default_rng(seed)
     mean = np.average(costs, weights=weights)
-    deviation = np.sqrt(np.average((costs - mean) ** 2, weights=weights) / future)
+    # documents of a group deviate together: of groups of one document this is the weighted variance
+    deviations = np.bincount(group_of, np.sqrt(weights) * (costs - mean))
+    deviation = np.sqrt((deviations**2).sum() / weights.sum() / future)
+    of_groups, group_weights = np.bincount(group_of, costs * weights), np.bincount(group_of, weights)
+    count = len(of_groups)
     step = max(1, _BLOCK // count)
     means = []
     for start in range(0, _DRAWS, step):
-        rows = draw.integers(count, size=(min(step, _DRAWS - start), count))
-        drawn = weights[rows]
-        means.append((costs[rows] * drawn).sum(axis=1) / np.maximum(drawn.sum(axis=1), 1e-12))
+        drawn = draw.integers(count, size=(min(step, _DRAWS - start), count))
+        means.append(of_groups[drawn].sum(axis=1) / np.maximum(group_weights[drawn].sum(axis=1), 1e-12))
     means_to_come = np.concatenate(means) + deviation * draw.standard_normal(_DRAWS)
     return float(np.quantile(means_to_come, quantile))

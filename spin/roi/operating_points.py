@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.arrays import Floats
+from spin.arrays import Floats, Hashes
 from spin.labels.label_space import Targets, differ
 from spin.roi.cost_interval import Interval, predict_interval
 from spin.roi.error_costs import ErrorCosts
@@ -139,11 +139,16 @@ def with_interval(
     volume: float,
     mix: Floats | None = None,
     seed: int = 0,
+    groups: Hashes | None = None,
 ) -> OperatingPoint:
-    """The point with the interval in which the cost of `volume` documents to come will lie."""
+    """The point with the interval in which the cost of `volume` documents to come will lie.
+
+    `groups` (n,) are those of the documents; None if each stands for itself.
+    """
     outcome = operation.outcome(point.abstain)
     costs = np.where(outcome.abstains, prices.review, prices.errors.realised(y, outcome.given))
-    mean = predict_interval(costs, _row_weights(y, mix), volume, seed, largest=prices.errors.largest)
+    weights, largest = _row_weights(y, mix), prices.errors.largest
+    mean = predict_interval(costs, weights, volume, seed, largest=largest, groups=groups)
     return replace(point, interval=Interval(*(end * THOUSAND + point.compute for end in (mean.low, mean.high))))
 
 

@@ -5,7 +5,7 @@ The first line of each class docstring and every `description=` are what `spin i
 
 from __future__ import annotations
 
-from spin.settings.backbone_settings import TRAINED_SETTINGS, BackboneSettings
+from spin.settings.backbone_settings import TRAINED_SETTINGS, BackboneSettings, Precision
 from spin.settings.credentials import holds_password, holds_secret, holds_user_part, mask_credentials
 from spin.settings.data_settings import DataSettings
 from spin.settings.metrics_settings import MetricsSettings
@@ -36,6 +36,7 @@ __all__ = [
     "Metric",
     "MetricsSettings",
     "MlflowSettings",
+    "Precision",
     "ProbeSettings",
     "PromoteSettings",
     "RaySettings",

@@ -12,6 +12,9 @@ TRAINED_SETTINGS = ("max_tokens", "long_texts", "window_overlap", "max_windows",
 """settings of a backbone that a classifier keeps from its training, since they decide what its neurons do"""
 
 
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
+
+
 class BackboneSettings(Section):
     """The language model. Its weights are never changed; the classifier reads what its neurons do."""
 
@@ -24,7 +27,7 @@ class BackboneSettings(Section):
         description="Version of a Hugging Face model: a commit, tag or branch. Name a commit, so that the weights "
         "cannot change. Default: the newest.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+    dtype: Precision = Field(
         "auto",
         description="Precision in which the model computes. auto: bfloat16 where the hardware computes in it, else "
         "float32. int8 is for `spin classify` alone and needs the extra `openvino`.",

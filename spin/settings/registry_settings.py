@@ -87,8 +87,9 @@ class PromoteSettings(Section):
         0.05,
         gt=0,
         lt=0.5,
-        description="Risk of passing a version that is worse by exactly `max_regression`, divided by one plus the "
-        "number of attempts that failed since the last change of champion; also used, undivided, for `max_ece`.",
+        description="Risk that all attempts together ever pass a version that is worse by exactly `max_regression`: "
+        "after f others an attempt may spend the share 1 / ((1 + f) (2 + f)) of it. Also used, undivided, for "
+        "`max_ece`.",
     )
     class_floors: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         {}, description="Lowest F1 by class, from 0 to 1, such as {spam: 0.8}. Default: none."

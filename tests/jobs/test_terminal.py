@@ -70,6 +70,7 @@ def build_train_report(choose: Choice, exits: tuple[ExitSummary, ...] = (), **de
         table=(),
         per_class={},
         test_ece=None,
+        test_ece_limit=None,
         counts={"train": 80, "valid": 20, "test": 0},
         suspects=0,
         overlap=SplitOverlap(),
@@ -232,7 +233,7 @@ def show_frontier() -> None:
 def show_robustness() -> None:
     row = Record(name="white_space", severity=2, keeps_label=True, documents=1_000, score=0.9, loss=0.123, flips=0.12)
     row.ece, row.flips_of_right = 0.12, 0.1
-    print_robustness(Record(metric="macro_f1", figures=[row]))  # type: ignore[arg-type]
+    print_robustness(Record(metric="macro_f1", ece_limit=0.0312, figures=[row]))  # type: ignore[arg-type]
 
 
 def show_comparison() -> None:

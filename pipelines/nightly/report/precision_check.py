@@ -24,8 +24,11 @@ def check_precision(settings: Settings, registry: Registry, report: NightReport,
     Their texts are read from the input again. Float32 labels are computed by torch in this process, with the same early
     exits. Raises UserError for a night without predictions, and where the input is not there any more.
     """
+    decision = settings.decision
+    if decision.max_error is not None:  # the band is that of the night, for whose precision alone it is proven
+        decision = registry.load(report.model_version).decision
     exact = settings.backbone.model_copy(update={"dtype": "float32", "engine": "torch"})
-    spin = registry.load(report.model_version, backbone=exact)
+    spin = registry.load(report.model_version, backbone=exact, decision=decision)
     labels = _first_labels(report, count)
     if not labels:
         raise UserError("--check: the night predicted no documents; there is nothing to compare")

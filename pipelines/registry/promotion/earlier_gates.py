@@ -1,4 +1,4 @@
-"""The results of earlier gates in MLflow: predictions of former champions, and the attempts that failed."""
+"""The results of earlier gates in MLflow: predictions of former champions, and the attempts before."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PREDICTIONS = "predictions.json"
 """file of a gate's run: the predictions for the frozen evaluation set of the version and of the champion, by version"""
 AFTER, LABELS = "spin.gate.after", "spin.gate.labels"
 """tags of a gate's run: the last move of the champion before it, and the digest of the labels that it compared"""
-_PASSED = "spin.gate.passed"
+_MOVE = "spin.move"
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +32,10 @@ class EarlierGates:
     """predictions for the same documents of the champions that count, by version; see `standing_champions`"""
     missing: tuple[str, ...] = ()
     """versions that count as well, and of which no predictions for these documents and settings are stored"""
-    failed: frozenset[str] = frozenset()
-    """digests of the labels that failed the gate since the champion became champion"""
+    tried: frozenset[str] = frozenset()
+    """digests of the labels that were compared with this champion"""
+    with_others: int = 0
+    """number of attempts that were compared with others, before the champion became champion"""
 
     def without(self, number: str) -> EarlierGates:
         """The same without a version, which is measured anew."""
@@ -59,16 +61,18 @@ def read_earlier_gates(
 ) -> EarlierGates:
     """Read what a gate needs of those before it, given the champion's history and the tag of its last event.
 
-    An attempt that failed is counted by the labels that it gave to the evaluation set, not by its version or its run.
-    To try the same labels again is no further chance to pass by luck: the documents and the seed of the bootstrap are
-    the same, and so is the result. That holds for a version that is tried again and for one that was trained again with
-    the same outcome. Other labels are a further chance, also where the version is the same and its thresholds change.
-    Versions that failed other checks count too: whoever tries many versions picks from all of them. Only attempts since
-    the last move count, as they were compared with this champion.
+    An attempt is counted by the labels that it gave to the evaluation set and the champion that it met, not by its
+    version or its run. To try the same labels again is no further chance to pass by luck: the documents and the samples
+    of the bootstrap are the same, and so is the result. That holds for a version that is tried again and for one that
+    was trained again with the same outcome. Other labels are a further chance, also where the version is the same and
+    its thresholds change. Versions that failed other checks count too: whoever tries many versions picks from all of
+    them. So do those that passed, and those before another champion: all are judged by the same documents.
     """
     if last_move is None:
         return EarlierGates()
-    failed = registry.find_gate_tags({AFTER: last_move, _PASSED: "false"})
+    gates = registry.find_gate_tags({_MOVE: "promote"})
+    tried = {(tags[AFTER], tags[LABELS]) for tags in gates if AFTER in tags and LABELS in tags}
+    here = frozenset(labels for after, labels in tried if after == last_move)
     champions: dict[str, PredictionReply] = {}
     standing = standing_champions(events)
     for number in standing if key is not None else ():
@@ -77,7 +81,7 @@ def read_earlier_gates(
                 champions[number] = reply
                 break
     missing = tuple(number for number in standing if number not in champions)
-    return EarlierGates(champions, missing, frozenset(tags[LABELS] for tags in failed if LABELS in tags))
+    return EarlierGates(champions, missing, here, len(tried) - len(here))
 
 
 def predictions_json(replies: Mapping[str, PredictionReply]) -> str:

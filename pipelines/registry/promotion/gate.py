@@ -75,7 +75,16 @@ def run_gate(
     if isinstance(reply, NoReply):
         return GateReport((judge_loading(reply),), predictions=predictions)
     of_champion = None if champion is None else replies[champion]
-    version = JudgedVersion(registry.settings, evaluation_set.labels, reply, of_champion, earlier, perturbed, unproven)
+    version = JudgedVersion(
+        registry.settings,
+        evaluation_set.labels,
+        reply,
+        of_champion,
+        earlier,
+        perturbed,
+        unproven,
+        evaluation_set.group_hashes,
+    )
     return GateReport((judge_loading(reply), *judge(version)), version.labels_digest, predictions)
 
 
@@ -108,7 +117,7 @@ def _measure_perturbed(
     """The predictions of a version and of the champion for perturbed texts; None where they are not compared."""
     if settings.promote.max_robustness_loss is None or not evaluation_set:
         return None
-    texts = mix_perturbations(evaluation_set.texts, seed=settings.seed)
+    texts = mix_perturbations(evaluation_set.texts)  # always the same ones: the seed of the settings decides nothing
     return _measure(registry, number, texts, settings), _measure_champion(registry, champion, texts)
 
 

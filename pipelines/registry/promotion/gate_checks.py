@@ -28,6 +28,7 @@ from spin.heads.calibration import calibration_error, calibration_error_limit
 from spin.integrate.bootstrap import score_intervals
 from spin.labels.label_space import LabelSpace, class_names
 from spin.labels.metrics import score
+from spin.pages.number_format import counted
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Score(Check):
         else:
             expected = f"at least {100 * limit:.1f}"
         value = comparison.score(comparison.predicted)
-        [(low, high)] = score_intervals(metric, y, [comparison.predicted], settings.seed)
+        [(low, high)] = score_intervals(metric, y, [comparison.predicted], settings.seed, comparison.groups)
         how = "with early exits, as in a night" if settings.classify.cascade else "at full depth"
         shown = f"{100 * value:.1f} {metric} [{100 * low:.1f}–{100 * high:.1f}]"
         return CheckResult(
@@ -173,8 +174,8 @@ class _ScoreLoss(Check):
     ) -> CheckResult:
         """`bound` is the lower confidence bound of the difference to the score of the other."""
         margin, confidence = getattr(comparison.settings.promote, self.setting), 1 - comparison.significance
-        failed = comparison.failed
-        attempts = f", after {failed} failed attempt{'s' * (failed > 1)}" if failed else ""
+        others = comparison.attempts
+        attempts = f", after {counted(others, 'other attempt')}" if others else ""
         return CheckResult(
             self.name,
             value=bound,
@@ -236,8 +237,8 @@ class Robustness(_ScoreLoss):
             return self.result(version.comparison, math.nan, f"the champion does not predict: {champion.reason}")
         settings = version.settings
         given, of_champion = (decided_labels(settings, reply) for reply in (model, champion))
-        failed, champions = version.comparison.failed, {THE_CHAMPION: of_champion}
-        comparison = Comparison.of(settings, version.labels, given, champions, failed)
+        attempts, champions = version.comparison.attempts, {THE_CHAMPION: of_champion}
+        comparison = Comparison.of(settings, version.labels, given, champions, attempts, version.groups)
         difference, bound = comparison.differences[THE_CHAMPION]
         figures = {"difference_perturbed": difference, "difference_perturbed_at_least": bound}
         return self.result(comparison, bound, _describe_difference(difference, bound), figures)
@@ -281,18 +282,18 @@ class Calibration(Check):
         multilabel = model.multilabel or not all(isinstance(label, str) for label in labels)
         label_space = LabelSpace((*model.classes, *unknown), multilabel)
         probabilities = np.pad(model.probabilities, ((0, 0), (0, len(unknown))))
-        by_chance = calibration_error_limit(probabilities, label_space, limits.significance, version.settings.seed)
+        by_chance = calibration_error_limit(probabilities, label_space, limits.significance)
         limit = max(limits.max_ece, by_chance)
         error = calibration_error(probabilities, label_space.index(labels), label_space)
         return CheckResult(
             self.name,
             value=error,
             limit=limit,
-            measured=f"error {100 * error:.1f}",
+            measured=f"error {100 * error:.1f}, exact probabilities up to {100 * by_chance:.1f}",
             expected=f"at most {100 * limit:.1f}" + (", as chance alone gives" if limit > limits.max_ece else ""),
             remedy="train again with more validation documents, or raise promote.max_ece",
             at_most=True,
-            figures={"ece": error},
+            figures={"ece": error, "ece_limit": by_chance},
         )
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from pipelines.registry.promotion.earlier_gates import EarlierGates
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from pipelines.storage.stage_plan import fingerprint
+from spin.arrays import Hashes
 from spin.errors import UserError
 from spin.heads.decision import Decision
 from spin.integrate.bootstrap import lower_bound
@@ -44,8 +45,10 @@ class Comparison:
     """of the version"""
     champions: Mapping[str, Targets]
     """of the champions, by their names in the report"""
-    failed: int
-    """other attempts that failed since the champion became champion"""
+    attempts: int
+    """other attempts by the same evaluation set"""
+    groups: Hashes | None = None
+    """(n,) of the documents; None if each stands for itself"""
 
     @classmethod
     def of(
@@ -54,24 +57,26 @@ class Comparison:
         labels: Sequence[Label],
         given: Sequence[Label],
         champions: Mapping[str, Sequence[Label]],
-        failed: int,
+        attempts: int,
+        groups: Hashes | None = None,
     ) -> Comparison:
         """Compare the labels `given` by a version, and those by champions, with the true `labels`."""
         every = [*labels, *given, *(label for of_one in champions.values() for label in of_one)]
         classes = sorted({name for label in every for name in class_names(label)})
         space = LabelSpace(tuple(classes), not all(isinstance(label, str) for label in every))
         targets = {name: space.index(of_one) for name, of_one in champions.items()}
-        return cls(settings, space, space.index(labels), space.index(given), targets, failed)
+        return cls(settings, space, space.index(labels), space.index(given), targets, attempts, groups)
 
     @property
     def significance(self) -> float:
-        """The risk of passing a version that is worse by exactly the margin, divided by the number of attempts.
+        """The risk of passing a version that is worse by exactly the margin, in this attempt.
 
         Every attempt is a further chance to pass by luck: of 20 versions that are worse by the margin one would pass
-        with probability 1 - 0.95^20 = 64 %. Bonferroni's correction for the attempts so far bounds the probability that
-        one of n passes by `significance` times 1 + 1/2 + … + 1/n, which is 18 % for 20.
+        with probability 1 - 0.95^20 = 64 %. After f others an attempt spends a share 1 / ((1 + f) (2 + f)) of the risk.
+        These shares add up to 1 however many follow (alpha spending), so it is the risk of all attempts together. The
+        checks of one attempt need no share each, since a version must pass them all (Berger 1982).
         """
-        return self.settings.promote.significance / (1 + self.failed)
+        return self.settings.promote.significance / ((1 + self.attempts) * (2 + self.attempts))
 
     def score(self, labels: Targets) -> float:
         """The metric of the settings."""
@@ -85,11 +90,11 @@ class Comparison:
     @cached_property
     def differences(self) -> Mapping[str, tuple[float, float]]:
         """The score minus the champion's and the best one's, each with its lower confidence bound."""
-        metric, seed, own = self.settings.metric, self.settings.seed, self.score(self.predicted)
+        metric, own = self.settings.metric, self.score(self.predicted)
         return {
             name: (
                 own - self.score(targets),
-                lower_bound(metric, self.y, self.predicted, targets, self.significance, seed),
+                lower_bound(metric, self.y, self.predicted, targets, self.significance, self.groups),
             )
             for name, targets in self.champions.items()
             if name in (THE_CHAMPION, self.best)
@@ -114,6 +119,8 @@ class JudgedVersion:
     """predictions of the version and of the champion for perturbed texts, if they are compared"""
     unproven: str | None = None
     """why the version cannot promise `decision.max_error`; None if it can, or nothing is promised"""
+    groups: Hashes | None = None
+    """(n,) of the documents of the evaluation set; None if each stands for itself"""
 
     @cached_property
     def given(self) -> Sequence[Label]:
@@ -128,8 +135,8 @@ class JudgedVersion:
     @cached_property
     def comparison(self) -> Comparison:
         """The comparison with the champion and the former ones, as far as their predictions are known."""
-        failed = len(self.earlier.failed - {self.labels_digest})
-        return Comparison.of(self.settings, self.labels, self.given, self._champion_labels(), failed)
+        attempts = self.earlier.with_others + len(self.earlier.tried - {self.labels_digest})
+        return Comparison.of(self.settings, self.labels, self.given, self._champion_labels(), attempts, self.groups)
 
     def _champion_labels(self) -> dict[str, Sequence[Label]]:
         labels: dict[str, Sequence[Label]] = {}

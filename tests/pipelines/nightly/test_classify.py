@@ -32,7 +32,7 @@ from spin.heads import persistence
 from spin.heads.early_exit import EarlyExit
 from spin.heads.linear_head import LinearHead
 from spin.pass_member import PassMember
-from spin.settings import SearchSettings, load_settings
+from spin.settings import DecisionSettings, SearchSettings, load_settings
 from spin.sites import BY_WORDS
 from tests.support import chaos, tiny
 from tests.support.browser import open_page
@@ -325,14 +325,19 @@ def test_the_precision_check_counts_labels_that_equal_those_of_float32(project: 
     settings = load_settings(project.folder / "settings.yaml")
 
     class LoadingRegistry(FolderRegistry):
-        def load(self, number: str, *, backbone: Any) -> TrainedClassifier:
-            return TrainedClassifier.load(self.folder / number, backbone=backbone, early=True)
+        def load(self, number: str, *, backbone: Any = None, decision: Any = None) -> TrainedClassifier:
+            decided = DecisionSettings(abstain=0.2) if decision is None else decision
+            return TrainedClassifier.load(self.folder / number, backbone=backbone, decision=decided, early=True)
 
     registry: Any = LoadingRegistry(project.registry_fixture.folder)
     assert check_precision(settings, registry, report, 1000) == (90, 90)
     assert check_precision(settings, registry, report, 47) == (47, 47)
-    first, second = (registry.load(number, backbone=settings.backbone) for number in ("1", "2"))
-    texts = [row["text"] for row in rows]
+    backbone, decision, texts = settings.backbone, settings.decision, [row["text"] for row in rows]
+    first, second = (registry.load(number, backbone=backbone, decision=decision) for number in ("1", "2"))
+    promising = settings.model_copy(update={"decision": DecisionSettings(max_error=0.2)})
+    labelled = sum(label is not None for label in registry.load("1", backbone=backbone).predict(texts))
+    assert 0 < labelled < 90
+    assert check_precision(promising, registry, report, 1000) == (90, labelled)  # in the band that the night has
     same = sum(a == b for a, b in zip(first.predict(texts), second.predict(texts), strict=True))
     assert 0 < same < 90
     assert check_precision(settings, registry, replace(report, model_version="2"), 90) == (90, same)

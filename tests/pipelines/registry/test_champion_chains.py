@@ -6,24 +6,29 @@ import json
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import spin.heads.calibration
 import spin.integrate.bootstrap
 from pipelines.registry.champion_history import ChampionEvent
 from pipelines.registry.evaluation_set import EvaluationSet
-from pipelines.registry.promotion import gate, gate_checks, promote
+from pipelines.registry.promotion import gate, gate_checks, judged_version, promote
 from pipelines.registry.promotion.gate_checks import CHECKS, Check, CheckResult
-from pipelines.registry.promotion.judged_version import JudgedVersion, NoReply
+from pipelines.registry.promotion.judged_version import Comparison, JudgedVersion, NoReply
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from spin.errors import UserError
+from spin.labels.label_space import LabelSpace
+from spin.labels.splits import certifies
 from spin.settings import DecisionSettings, parse_settings
 
 DOCUMENTS = 4000
 TENTH = 400
+TREE = {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s", "metric": "accuracy"}
 
 
 class MemoryRegistry:
@@ -34,8 +39,7 @@ class MemoryRegistry:
 
     def __init__(self, store: Path, **settings: Any) -> None:
         promote = {"max_ece": 1.0, **settings.pop("promote", {})}
-        tree = {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": str(store), "metric": "accuracy"}
-        self.settings = parse_settings({**tree, "promote": promote, **settings})
+        self.settings = parse_settings({**TREE, "store": str(store), "promote": promote, **settings})
         self.name = "memory"
         self.model_tags: dict[str, str] = {}
         self.aliases: dict[str, str] = {}
@@ -44,10 +48,12 @@ class MemoryRegistry:
         self.freeze(DOCUMENTS)
 
     def freeze(self, documents: int) -> None:
-        """Replace the evaluation set by one of so many documents."""
+        """Replace the evaluation set by one of which the gate reads so many documents."""
         self.truth = ["bad" if row % 2 else "good" for row in range(documents)]
-        numbers = range(documents)
-        self.frozen = EvaluationSet([str(row) for row in numbers], [f"text {row}" for row in numbers], self.truth)
+        of_gate = (id for id in map(str, count()) if not certifies(id))
+        self.frozen = EvaluationSet(
+            list(islice(of_gate, documents)), [f"text {row}" for row in range(documents)], self.truth
+        )
 
     def add(self, wrong: Iterable[int], classes: tuple[str, ...] = ("bad", "good")) -> str:
         """Register a version that is wrong on these documents; returns its number."""
@@ -99,7 +105,15 @@ class MemoryRegistry:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryRegistry:
+def fast_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Score on fewer samples."""
+    for name, value in (("_VERDICT_DRAWS", 1000), ("_TAIL", 5), ("_MAX_DRAWS", 4000)):
+        monkeypatch.setattr(spin.integrate.bootstrap, name, value)
+    monkeypatch.setattr(spin.heads.calibration, "_DRAWS", 100)
+
+
+@pytest.fixture
+def registry(fast_bootstrap: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryRegistry:
     """An empty registry, whose versions the gate measures at once."""
     monkeypatch.setattr(gate, "_measure", lambda registry, number, texts, settings: registry.versions[number])
     return MemoryRegistry(tmp_path)
@@ -127,28 +141,20 @@ def list_failed(checks: Mapping[str, CheckResult]) -> list[str]:
 
 @pytest.mark.slow
 def test_a_chain_of_slightly_worse_versions_ends_at_the_margin(registry: MemoryRegistry) -> None:
-    """Each of 15 versions is 0.7 points worse than the champion, which alone is within the margin of 1 point."""
+    """Each of 15 versions is 0.6 points worse than the champion, which alone is within the margin of 1 point."""
     attempt(registry, registry.add(range(TENTH)))
     wrong = TENTH
     for _ in range(15):
-        event, checks = attempt(registry, registry.add(range(wrong + 28)))
+        event, checks = attempt(registry, registry.add(range(wrong + 24)))
         if event is not None:
-            wrong += 28
+            wrong += 24
     assert (wrong - TENTH) / DOCUMENTS <= 0.01
     assert wrong > TENTH, "the first is within the margin"
-    assert checks["best_champion"].measured == "-1.4, at least -1.7 against version 1, 90.0"
+    assert checks["best_champion"].measured == "-1.2, at least -1.6 against version 1, 90.0"
     assert not checks["best_champion"].passed
 
 
-@pytest.fixture
-def fast_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Score on fewer bootstrap samples."""
-    monkeypatch.setattr(spin.integrate.bootstrap, "_DRAWS", 100)
-    monkeypatch.setattr(spin.integrate.bootstrap, "_TAIL", 5)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("fast_bootstrap")
 def test_a_chain_of_random_versions_keeps_within_the_margin_and_noise(registry: MemoryRegistry) -> None:
     """A version is 0.3 points worse than the champion on average; compared with that alone, 3 points are lost."""
     draw, documents = np.random.default_rng(1), 2000
@@ -165,11 +171,11 @@ def test_a_chain_of_random_versions_keeps_within_the_margin_and_noise(registry: 
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("fast_bootstrap", "registry")
+@pytest.mark.usefixtures("registry")
 def test_many_attempts_seldom_pass_by_luck(tmp_path: Path) -> None:
     """In 24 chains of 10 versions that are worse by the margin, 11 have one that passes if none is counted.
 
-    With the attempts counted, 0.05 (1 + 1/2 + … + 1/10) of all chains are expected to have one, 3.5 of 24.
+    With the attempts counted, 5 % of all chains are expected to have one, 1.2 of 24.
     """
     draw, passed = np.random.default_rng(2), 0
     for chain in range(24):
@@ -178,32 +184,91 @@ def test_many_attempts_seldom_pass_by_luck(tmp_path: Path) -> None:
         promote_passing(registry, registry.add(np.flatnonzero(draw.random(100) < 0.2)))
         versions = [registry.add(np.flatnonzero(draw.random(100) < 0.3)) for _ in range(10)]
         passed += any(attempt(registry, number)[0] is not None for number in versions)
-    assert passed <= 6
+    assert passed <= 4  # more have a probability of 1 %
 
 
 @pytest.mark.slow
-def test_attempts_that_failed_are_counted_until_the_champion_moves(registry: MemoryRegistry) -> None:
-    """The same labels count once, of whatever version; a promotion, by force or not, and a rollback end the count."""
+@pytest.mark.usefixtures("fast_bootstrap")
+def test_all_attempts_together_keep_the_risk() -> None:
+    """Of 150 chains of 20 versions that are worse by the margin, at most about 5 % have one that passes.
+
+    Where an attempt spends the risk divided by the number of attempts, 18 % may.
+    """
+    draw, settings, passed = np.random.default_rng(4), parse_settings(TREE | {"promote": {"max_regression": 0.1}}), 0
+    for _ in range(150):
+        y = draw.integers(0, 2, 300)
+        champion = {judged_version.THE_CHAMPION: np.where(draw.random(300) < 0.2, 1 - y, y)}
+        for attempts in range(20):
+            version = np.where(draw.random(300) < 0.3, 1 - y, y)
+            comparison = Comparison(settings, LabelSpace(("bad", "good")), y, version, champion, attempts)
+            if comparison.differences[judged_version.THE_CHAMPION][1] >= -0.1:
+                passed += 1
+                break
+    assert 1 <= passed <= 13  # more have a probability of 2 % where 7.5 are expected
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fast_bootstrap")
+@pytest.mark.parametrize(
+    ("better", "attempts", "least", "most"), [(0, 0, 35, 60), (0, 9, 2, 16), (20, 0, 93, 100), (20, 9, 60, 84)]
+)
+def test_the_power_of_the_gate_is_that_of_the_documentation(better: int, attempts: int, least: int, most: int) -> None:
+    """Of 100 versions that differ from the champion on 5 % of 2,000 documents, and are as good or 1 point better."""
+    draw, settings, y = np.random.default_rng(5), parse_settings(TREE), np.arange(2000) % 2
+    shares, passed = [(100 + better) / 4000, (100 - better) / 4000, 0.95], 0
+    for _ in range(100):
+        right, wrong, _ = draw.multinomial(2000, shares)
+        version, champion = y.copy(), y.copy()
+        champion[:right] ^= 1
+        version[right : right + wrong] ^= 1
+        compared = {judged_version.THE_CHAMPION: champion}
+        comparison = Comparison(settings, LabelSpace(("bad", "good")), y, version, compared, attempts)
+        passed += comparison.differences[judged_version.THE_CHAMPION][1] >= -0.01
+    assert least <= passed <= most
+
+
+@pytest.mark.slow
+def test_attempts_are_counted_whatever_becomes_of_the_champion(registry: MemoryRegistry) -> None:
+    """The same labels against the same champion count once, of whatever version; all others count for good."""
     promote_passing(registry, registry.add(range(TENTH)))
     worse = registry.add(range(600))
 
     def read_confidence(number: str) -> str:
         return attempt(registry, number)[1]["regression"].expected.partition("champion, with ")[2]
 
-    assert read_confidence(worse) == read_confidence(worse) == "95 % confidence"
-    assert read_confidence(registry.add(range(600))) == "95 % confidence"  # trained again with the same outcome
-    assert read_confidence(registry.add(range(601))) == "97.5 % confidence, after 1 failed attempt"
-    assert read_confidence(worse) == "97.5 % confidence, after 1 failed attempt"
-    assert read_confidence(registry.add(range(602))) == "98.33 % confidence, after 2 failed attempts"
+    assert read_confidence(worse) == read_confidence(worse) == "97.5 % confidence"
+    assert read_confidence(registry.add(range(600))) == "97.5 % confidence"  # trained again with the same outcome
+    assert read_confidence(registry.add(range(601))) == "99.17 % confidence, after 1 other attempt"
+    assert read_confidence(worse) == "99.17 % confidence, after 1 other attempt"
+    assert read_confidence(registry.add(range(602))) == "99.58 % confidence, after 2 other attempts"
     registry.settings = registry.settings.model_copy(update={"decision": DecisionSettings(thresholds={"good": 0.95})})
     attempt(registry, worse)  # other labels by other thresholds
     registry.settings = registry.settings.model_copy(update={"decision": DecisionSettings()})
-    assert read_confidence(registry.add(range(TENTH + 1))) == "98.75 % confidence, after 3 failed attempts"
-    assert read_confidence(registry.add(range(603))) == "95 % confidence"
+    assert read_confidence(registry.add(range(TENTH + 1))).endswith(", after 3 other attempts")
+    assert read_confidence(registry.add(range(603))).endswith(", after 4 other attempts")
     promote.rollback(registry, "complaints")  # type: ignore[arg-type]
-    assert read_confidence(registry.add(range(604))) == "95 % confidence"
+    assert read_confidence(registry.add(range(604))).endswith(", after 5 other attempts")
     attempt(registry, registry.add(range(605)), force=True)
-    assert read_confidence(registry.add(range(900))) == "95 % confidence"
+    assert read_confidence(worse).endswith(", after 7 other attempts")  # against another champion, so it is another
+
+
+@pytest.mark.slow
+def test_the_seed_changes_no_verdict() -> None:
+    """Nor the limit of the calibration error; of a version that a hundredth of a point tells from the margin."""
+    y, draw = np.arange(DOCUMENTS) % 2, np.random.default_rng(0)
+    champion, version = (np.where(draw.random(DOCUMENTS) < share, 1 - y, y) for share in (0.1, 0.1))
+    probabilities = np.tile([[0.95, 0.05], [0.05, 0.95]], (DOCUMENTS // 2, 1))
+    names = [["bad", "good"][k] for k in y]
+    model, other = (
+        PredictionReply({}, ("bad", "good"), False, [["bad", "good"][k] for k in given], probabilities, 1.0)
+        for given in (version, champion)
+    )
+    verdicts = set()
+    for seed in range(5):
+        judged = JudgedVersion(parse_settings(TREE | {"seed": seed}), names, model, other)
+        limits = {check.name: (check.value, check.limit) for check in gate_checks.judge(judged)}
+        verdicts.add((limits["regression"], limits["best_champion"], limits["calibration"]))
+    assert len(verdicts) == 1
 
 
 def test_a_version_that_does_not_load_is_no_attempt(registry: MemoryRegistry) -> None:
@@ -211,11 +276,11 @@ def test_a_version_that_does_not_load_is_no_attempt(registry: MemoryRegistry) ->
     promote_passing(registry, registry.add(range(TENTH)))
     registry.versions["2"] = NoReply("there is no backbone")
     attempt(registry, "2")
-    assert "95 % confidence" in attempt(registry, registry.add(range(600)))[1]["regression"].expected
+    assert attempt(registry, registry.add(range(600)))[1]["regression"].expected.endswith("with 97.5 % confidence")
 
 
-def make_decay(registry: MemoryRegistry, step: int = 28) -> None:
-    """Promote version 1, and version 2 that is worse by 0.7 points, or another step."""
+def make_decay(registry: MemoryRegistry, step: int = 24) -> None:
+    """Promote version 1, and version 2 that is worse by 0.6 points, or another step."""
     promote_passing(registry, registry.add(range(TENTH)))
     promote_passing(registry, registry.add(range(TENTH + step)))
 
@@ -226,7 +291,7 @@ def test_a_former_champion_counts_when_its_version_is_deleted(registry: MemoryRe
     make_decay(registry)
     del registry.versions["1"]
     registry.versions["3"] = registry.versions["2"]  # a number that is free
-    number = registry.add(range(TENTH + 56))
+    number = registry.add(range(TENTH + 48))
     assert list_failed(attempt(registry, number)[1]) == ["best_champion"]
 
 
@@ -235,12 +300,12 @@ def test_a_champion_that_does_not_predict_counts_with_its_stored_predictions(reg
     """So a version that replaces it by force is compared with it all the same."""
     make_decay(registry)
     registry.versions["2"] = NoReply("it was changed")
-    _, checks = attempt(registry, registry.add(range(TENTH + 56)))
+    _, checks = attempt(registry, registry.add(range(TENTH + 48)))
     assert list_failed(checks) == ["regression", "best_champion"]
     event, _ = attempt(registry, registry.add(range(TENTH + 1)), force=True)
     assert event is not None
     assert event.forced == ("regression",)
-    _, checks = attempt(registry, registry.add(range(TENTH + 57)))
+    _, checks = attempt(registry, registry.add(range(TENTH + 49)))
     assert " against version 1, 90.0" in checks["best_champion"].measured
 
 
@@ -254,7 +319,7 @@ def test_a_loss_that_was_forced_is_the_new_standard(registry: MemoryRegistry) ->
     checks = promote_passing(registry, registry.add(range(601)))
     assert " against the champion, 85.0" in checks["best_champion"].measured
     promote.rollback(registry, "too much was lost", "2")  # type: ignore[arg-type]
-    _, checks = attempt(registry, registry.add(range(TENTH + 56)))
+    _, checks = attempt(registry, registry.add(range(TENTH + 46)))
     assert list_failed(checks) == ["best_champion"]
     assert " against version 1, 90.0" in checks["best_champion"].measured
 
@@ -280,10 +345,10 @@ def test_champions_without_stored_predictions_are_named(registry: MemoryRegistry
         registry.model_tags[name] = json.dumps(event)
     checks = promote_passing(registry, registry.add(range(TENTH + 30)))
     measured = checks["best_champion"].measured
-    assert measured.endswith(" against the champion, 89.3; no predictions of version 1 to compare with")
+    assert measured.endswith(" against the champion, 89.4; no predictions of version 1 to compare with")
     # the run of that promotion holds the predictions of version 2 as well
     checks = promote_passing(registry, registry.add(range(TENTH + 31)))
-    assert " against version 2, 89.3; no predictions of version 1" in checks["best_champion"].measured
+    assert " against version 2, 89.4; no predictions of version 1" in checks["best_champion"].measured
     registry.runs.clear()
     _, checks = attempt(registry, registry.add(range(TENTH + 32)))
     assert checks["best_champion"].measured.endswith("no predictions of version 1, 2, 3 to compare with")
@@ -297,9 +362,9 @@ def test_predictions_that_cannot_be_read_count_as_missing(registry: MemoryRegist
     make_decay(registry)
     for _, files in registry.runs.values():
         files["predictions.json"] = content
-    _, checks = attempt(registry, registry.add(range(TENTH + 56)))
+    _, checks = attempt(registry, registry.add(range(TENTH + 48)))
     assert checks["best_champion"].measured.endswith(
-        " against the champion, 89.3; no predictions of version 1 to compare with"
+        " against the champion, 89.4; no predictions of version 1 to compare with"
     )
 
 

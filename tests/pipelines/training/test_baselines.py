@@ -181,6 +181,7 @@ def test_a_training_without_baselines_fits_none(
     assert "spin" in names <= SPIN_ROWS
     assert report.results.notes == ()
     assert report.results.test_ece is not None
+    assert report.results.test_ece_limit is not None
     assert report.results.per_class.keys() == {"bad", "good"}
 
 

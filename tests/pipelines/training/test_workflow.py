@@ -37,6 +37,7 @@ from pipelines.training.train import run_train
 from pipelines.training.workflow import run_stages, run_workflow
 from pipelines.workers.map_shards import ShardWork, map_shards
 from spin.errors import UserError
+from spin.labels.split_groups import hash_text
 from spin.settings import RaySettings, Settings, parse_settings
 from tests.support import tiny
 from tests.support.registry_databases import create_database
@@ -367,6 +368,7 @@ def test_the_second_version_is_judged_on_the_evaluation_set_of_the_first(project
     evaluation_set = project.registry.evaluation_set()
     assert evaluation_set is not None
     assert evaluation_set.ids
+    assert list(evaluation_set.groups) == [f"{hash_text(text):016x}" for text in evaluation_set.texts]
     second = project.make_settings(store=f"{project.base}/second", seed=7, ray=WITHOUT_RAY)
     run_workflow(second)
     counts = Store(second.store.uri).read_json("model/manifest.json")["counts"]

@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score
 from spin.audit.perturbations import PERTURBATIONS, SEVERITIES
 from spin.audit.robustness import RobustnessReport, count_predictions, measure_robustness
 from spin.audit.robustness_page import robustness_page
-from spin.heads.calibration import calibration_error
+from spin.heads.calibration import calibration_error, calibration_error_limit
 from spin.heads.decision import Decision
 from spin.labels.label_space import LabelSpace
 from spin.predictions import Predictions
@@ -68,6 +68,9 @@ def test_the_figures_equal_those_of_a_plain_loop() -> None:
     """For every perturbation, severity, class and exit."""
     texts, y = make_texts()
     report = measure(SINGLE, texts, y)
+    original = Spotter(SINGLE)(texts).probabilities
+    assert report.ece == pytest.approx(calibration_error(original, y, SINGLE.label_space))
+    assert report.ece_limit == pytest.approx(calibration_error_limit(original, SINGLE.label_space))
     names = {p.name: p for p in PERTURBATIONS}
     assert [(row.name, row.severity) for row in report.figures] == [(n, s) for n in names for s in SEVERITIES]
     spot = Spotter(SINGLE)

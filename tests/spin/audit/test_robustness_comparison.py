@@ -17,7 +17,7 @@ from spin.audit.robustness import RobustnessMeasurement, measure_robustness
 from spin.audit.robustness_comparison import RobustnessComparison, compare_robustness
 from spin.audit.robustness_page import robustness_page
 from spin.heads.decision import Decision
-from spin.integrate.bootstrap import lower_bound
+from spin.integrate.bootstrap import difference_interval
 from spin.labels.label_space import LabelSpace
 from spin.predictions import Predictions
 from spin.settings import DecisionSettings
@@ -67,10 +67,8 @@ def test_differences_equal_those_of_a_plain_loop(compared: RobustnessComparison)
         assert row.champion_score == pytest.approx(accuracy_score(truth, others))
         assert row.difference.value == pytest.approx(row.score - row.champion_score)
         targets = [np.array([MORE.index(str(name)) for name in names]) for names in (truth, labels, others)]
-        assert row.difference.low == pytest.approx(lower_bound("accuracy", *targets, 0.05, 3))
-        assert row.difference.high == pytest.approx(
-            -lower_bound("accuracy", targets[0], targets[2], targets[1], 0.05, 3)
-        )
+        interval = difference_interval("accuracy", *targets, 0.05, 3)
+        assert (row.difference.low, row.difference.high) == pytest.approx(interval)
 
 
 def test_the_lowest_difference_is_that_of_a_moderate_perturbation(compared: RobustnessComparison) -> None:

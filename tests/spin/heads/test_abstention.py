@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 from scipy.stats import binomtest
 
 from spin.arrays import Floats
 from spin.errors import UserError
 from spin.estimator import SpinClassifier
-from spin.heads.abstention import RISK, choose_band, keep_promise
+from spin.heads.abstention import RISK, choose_band, keep_promise, least_documents
 from spin.heads.decision import Decision
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import FittedClassifier
@@ -22,8 +24,9 @@ from spin.heads.held_out import HELD_OUT, HeldOutLogits
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
+from spin.labels.splits import certifies
 from spin.labels.standardizer import Standardizer
-from spin.settings import DecisionSettings
+from spin.settings import DecisionSettings, Precision
 from tests.support.summaries import build_choice_summary
 
 SINGLE, SEVERAL = LabelSpace(("a", "b", "c")), LabelSpace(("a", "b", "c"), multilabel=True)
@@ -121,14 +124,87 @@ def test_no_band_where_even_certain_labels_are_wrong() -> None:
     assert choose_band(draw_documents(100, 3), (), make_decision(), 0.01) is None  # 300 right ones would prove it
 
 
+@pytest.mark.slow
+def test_a_promise_holds_for_the_version_that_the_gate_chose() -> None:
+    """It is broken in 5 % of 40 draws at most; by the documents that chose the version, in more than a third.
+
+    Of 40 versions that are all alike, the gate takes the one with the highest accuracy on its documents.
+    """
+    count, max_error, draw = 1200, 0.22, np.random.default_rng(7)
+    decision = make_decision(LabelSpace(("a", "b")))
+    proves = np.array([certifies(f"document {number}") for number in range(count)])
+    margins = np.abs(2 * draw.normal(size=200_000))
+    lead, error = np.tanh(margins / 2), 1 / (1 + np.exp(margins))
+
+    def is_broken(right: NDArray[np.bool_], margins: Floats) -> bool:
+        """Whether more of all labels are wrong than a version promises, by how certain and right some of them are."""
+        logits = np.stack([-margins, margins], 1)[None] / 2
+        band = choose_band(HeldOutLogits(logits, right.astype(np.int64)), (), decision, max_error)
+        return band is not None and error[lead >= band.abstain].mean() > max_error
+
+    by_halves = by_the_same = 0
+    for _ in range(40):
+        margins = np.abs(2 * draw.normal(size=(40, count)))
+        right = draw.random(margins.shape) > 1 / (1 + np.exp(margins))
+        chosen = right[:, ~proves].mean(1).argmax()
+        by_halves += is_broken(right[chosen, proves], margins[chosen, proves])
+        chosen = right.mean(1).argmax()
+        by_the_same += is_broken(right[chosen], margins[chosen])
+    assert by_halves <= 5  # more have a probability of 1 %
+    assert by_the_same > 14
+
+
+@pytest.mark.parametrize("max_error", [0.3, 0.05, 0.01])
+def test_a_promise_takes_as_many_documents_as_prove_it_without_an_error(max_error: float) -> None:
+    """With one less, the binomial test of labels that are all right does not reject; with just so many it does."""
+    least = least_documents(max_error)
+    assert binomtest(0, least, max_error, alternative="less").pvalue <= RISK
+    assert binomtest(0, least - 1, max_error, alternative="less").pvalue > RISK
+    for documents in (least, least - 1):  # all differ in how certain their labels are
+        margin = np.linspace(1, 4, documents)
+        all_right = HeldOutLogits(np.stack([0 * margin, margin, 0 * margin - 9], 1)[None], np.ones(documents, int))
+        band = choose_band(all_right, (), make_decision(), max_error)
+        assert (band is not None) == (documents == least)
+
+
+def test_a_promise_is_void_in_another_precision(tmp_path: Path) -> None:
+    (tmp_path / HELD_OUT).write_bytes(save_tensors(draw_documents(2000, 4, sharpness=4.0).to_tensors("accuracy")))
+    promise = DecisionSettings(max_error=0.15)
+    assert keep(tmp_path, promise).abstain > 0
+    for precision in get_args(Precision)[1:]:
+        with pytest.raises(UserError, match=f"backbone.dtype auto, and not in {precision}; set backbone.dtype auto"):
+            keep(tmp_path, promise, precision=precision)
+        assert keep(tmp_path, DecisionSettings(abstain=0.2), precision=precision).abstain == 0.2
+
+
+@pytest.mark.slow
+def test_a_promise_is_that_of_the_exits_and_thresholds_in_use(tmp_path: Path) -> None:
+    """Each decision has a band of its own, and none takes that of another."""
+    held_out = draw_documents(2000, 4, sharpness=4.0)
+    (tmp_path / HELD_OUT).write_bytes(save_tensors(held_out.to_tensors("accuracy")))
+    bands = []
+    for thresholds in ({}, {"a": 0.7}):
+        settings = DecisionSettings(max_error=0.15, thresholds=thresholds)
+        decision = Decision.of(SINGLE, settings.without_promise())
+        for early, exits in ((False, ()), (True, EXITS)):
+            band = choose_band(held_out, exits, decision, 0.15)
+            assert band is not None
+            assert keep(tmp_path, settings, early=early).abstain == band.abstain
+            bands.append(band.abstain)
+    assert len(set(bands)) > 2
+
+
 def make_fitted(exits: tuple[EarlyExit, ...] = ()) -> FittedClassifier:
     return FittedClassifier(
         Selection({}, {}, 0.0), Standardizer.concatenate([]), NO_HEAD, build_choice_summary(), exits
     )
 
 
-def keep(folder: Path, settings: DecisionSettings, *, early: bool = False) -> DecisionSettings:
-    return keep_promise(folder, "accuracy", make_fitted(EXITS), SINGLE, settings, early=early)
+def keep(
+    folder: Path, settings: DecisionSettings, *, early: bool = False, precision: Precision = "auto"
+) -> DecisionSettings:
+    fitted = make_fitted(EXITS)
+    return keep_promise(folder, "accuracy", fitted, SINGLE, settings, early=early, trained="auto", precision=precision)
 
 
 @pytest.mark.slow
@@ -149,6 +225,8 @@ def test_a_promise_that_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     (tmp_path / HELD_OUT).write_bytes(save_tensors(draw_documents(500, 5, sharpness=0.2).to_tensors("accuracy")))
     with pytest.raises(UserError, match=r"max_error 0.1 cannot be promised: .* 500 test documents .*raise it"):
         keep(tmp_path, DecisionSettings(max_error=0.1))
+    with pytest.raises(UserError, match=r"takes 2,995 test documents .* version has 500; label about 5,990 test"):
+        keep(tmp_path, DecisionSettings(max_error=0.001))
     (tmp_path / HELD_OUT).write_bytes(b"something else")
     with pytest.raises(UserError, match=rf"{HELD_OUT} cannot be read"):
         keep(tmp_path, DecisionSettings(max_error=0.1))

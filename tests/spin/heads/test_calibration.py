@@ -198,7 +198,7 @@ def test_the_calibration_error_limit_holds_for_calibrated_probabilities(label_sp
     """
     logits, _ = draw_logits(label_space, 0, n)
     probabilities = label_space.probabilities(logits.astype(np.float64))
-    limit = calibration_error_limit(probabilities, label_space, 0.05, 0)
+    limit = calibration_error_limit(probabilities, label_space, 0.05)
     draw, errors = np.random.default_rng(1), []
     for _ in range(200):
         y = (
@@ -208,8 +208,8 @@ def test_the_calibration_error_limit_holds_for_calibrated_probabilities(label_sp
         )
         errors.append(calibration_error(probabilities, y, label_space))
     assert 0.01 <= np.mean(np.array(errors) > limit) <= 0.12
-    assert calibration_error_limit(np.tile(probabilities, (9, 1)), label_space, 0.05, 0) < limit / 2
-    assert calibration_error_limit(np.eye(len(label_space))[[0, 1] * 20], label_space, 0.05, 0) == 0
+    assert calibration_error_limit(np.tile(probabilities, (9, 1)), label_space, 0.05) < limit / 2
+    assert calibration_error_limit(np.eye(len(label_space))[[0, 1] * 20], label_space, 0.05) == 0
 
 
 def test_classes_that_no_document_has_do_not_hide_the_error_of_the_given_labels() -> None:

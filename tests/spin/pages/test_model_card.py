@@ -361,7 +361,7 @@ def test_the_card_says_why_nights_have_no_estimate() -> None:
     few = read_trust(held_out=1390)
     assert "Fewer than 100 of them get a label, which is too few" in few["Quality of nights without labels"]
     unproven = read_trust(held_out=1390, promise=ErrorPromise(0.05, 1390, None))
-    assert unproven["Quality of nights without labels"].endswith("of one group, one is kept.")
+    assert unproven["Quality of nights without labels"].endswith("one per group of near-identical or related ones.")
 
 
 def test_the_card_holds_the_promised_error() -> None:

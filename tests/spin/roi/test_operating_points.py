@@ -163,3 +163,15 @@ def test_a_sample_without_errors_does_not_promise_that_there_are_none(count: int
     interval = predict_interval(np.zeros(count), np.ones(count), 1e12, seed=0, largest=2.0)
     assert interval.low == 0
     assert 3 * 2.0 / (count + 1) <= interval.high <= 4 * 2.0 / (count + 1)
+
+
+@pytest.mark.slow
+def test_the_interval_holds_for_documents_in_groups() -> None:
+    """Of groups of ten that are right or wrong together; as if documents stood for themselves, it often misses."""
+    draw, groups, inside = np.random.default_rng(0), np.repeat(np.arange(100, dtype=np.uint64), 10), np.zeros(2, int)
+    for seed in range(60):
+        costs, to_come = (np.repeat(draw.random(100) < 0.2, 10).astype(float) for _ in range(2))
+        for at, each in enumerate((groups, None)):
+            inside[at] += to_come.mean() in predict_interval(costs, np.ones(1000), 1000, seed, largest=1.0, groups=each)
+    assert inside[0] >= 52  # fewer have a probability of 0.3 %
+    assert inside[1] < 46
