@@ -115,6 +115,6 @@ def export_metrics(stage: str, lease: Lease | LeaseGroup) -> Iterator[StageMetri
 
 
 def _ray_runs() -> bool:
-    """Whether this process is connected to Ray; Ray is not imported to find out."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
+    """Whether this process is connected to Ray; Ray is not imported to find out, and may be half imported."""
+    is_initialized = getattr(sys.modules.get("ray"), "is_initialized", None)
+    return is_initialized is not None and bool(is_initialized())

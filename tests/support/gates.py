@@ -26,6 +26,7 @@ from pipelines.storage.delta_table import TableSnapshot
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from spin.errors import SpinError
+from tests.support.reading import read_in_this_process
 
 READING = ("read", "exists", "list", "list_objects", "list_names", "read_many", "find_object", "open", "download")
 WRITING = ("write", "create", "upload", "delete", "delete_many")
@@ -160,6 +161,7 @@ def gated_stores() -> Iterator[None]:
     """Within the context, drivers stop at their operations, and neither pauses nor leases make anybody wait."""
     patch = pytest.MonkeyPatch()
     try:
+        read_in_this_process(patch)
         _note_commits(patch)
         for name in READING:
             _gate(patch, Store, name, lossy=False)
