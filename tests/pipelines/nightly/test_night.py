@@ -364,6 +364,7 @@ def test_an_old_bad_file_does_not_block_small_incremental_nights(local_nights: F
     ("store_uri", "change", "stage"),
     [
         *(("folder", change, stage) for change in ("moved", "replaced") for stage in ("intake", "classify")),
+        ("folder", "replaced by as many bytes", "intake"),
         pytest.param("s3", "replaced", "intake", marks=pytest.mark.s3),
     ],
     indirect=["store_uri"],
@@ -379,10 +380,16 @@ def test_a_file_that_changes_during_a_night_is_quarantined_alone(
     nights.write("a.jsonl", make_rows("a"))
     nights.write("b.jsonl", make_rows(*(f"b{n}" for n in range(20))))
 
+    new = {
+        "moved": [],
+        "replaced": [f"new{n}" for n in range(30)],
+        "replaced by as many bytes": [f"c{n}" for n in range(20)],
+    }[change]
+
     def change_file() -> None:
         nights.store.delete("data/b.jsonl")
-        if change == "replaced":
-            nights.write("b.jsonl", make_rows(*(f"new{n}" for n in range(30))))
+        if new:
+            nights.write("b.jsonl", make_rows(*new))
 
     with before_call(classify_pass, "take_in" if stage == "intake" else "_share_models", change_file):
         report = nights.run()
@@ -391,7 +398,7 @@ def test_a_file_that_changes_during_a_night_is_quarantined_alone(
     assert nights.ids() == {DATE: ["a", *(sorted(f"b{n}" for n in range(20)) if taken else [])]}
     assert nights.inputs() == {"a.jsonl": "taken", "b.jsonl": "taken" if taken else "quarantined"}
     nights.run(NEXT, incremental=True)
-    assert nights.ids()[NEXT] == (sorted(f"new{n}" for n in range(30)) if change == "replaced" else [])
+    assert nights.ids()[NEXT] == sorted(new)
 
 
 @pytest.mark.slow
