@@ -285,11 +285,11 @@ def test_requests_and_bytes_above_their_budgets_do_not_hold(night: int, change: 
 
 
 def test_nights_of_a_full_output_are_compared_with_early_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(many_nights, "EARLY", 0)
+    monkeypatch.setattr(many_nights, "EARLY", 1)
     monkeypatch.setattr(many_nights, "_WINDOW", 1)
-    monkeypatch.setattr(many_nights, "QUICK_NIGHTS", 2)
+    monkeypatch.setattr(many_nights, "QUICK_NIGHTS", 3)
     early, late = many_nights.measure(tmp_path, quick=True)
-    assert (early.number, late.number) == (1, 2)
+    assert (early.number, late.number) == (2, 3)
     slower = replace(early, number=1_000, opened=1.4 * early.opened, published=1.6 * early.published)
     text, verdicts = many_nights.section([early, slower])
     assert verdicts == [
