@@ -275,7 +275,6 @@ class Search:
         """The heads of all folds on all neurons of a column, of the strength with the least held-out log loss."""
         selection, strengths = select_all(column, self.final_probes), sorted(self.settings.strengths)
         fits = self.fit_folds([selection] * len(self.folds), [Penalty(strength) for strength in strengths])
-        self.progress(len(fits))
         of_strengths = [tuple(zip(*of_strength, strict=True)) for of_strength in zip(*fits, strict=True)]
         losses = [float(np.concatenate(self.losses(logits)).mean()) for _, logits in of_strengths]
         best = self.matrix.group.broadcast_object(int(np.argmin(losses)))

@@ -19,7 +19,7 @@ from spin.integrate.fit_linear import fit_linear
 from spin.integrate.frontier import one_standard_error_choice
 from spin.integrate.integrate import CandidateFitter
 from spin.integrate.last_layer import find_last_columns, select_all
-from spin.integrate.search import Search
+from spin.integrate.search import Progress, Search, most_fits
 from spin.labels.cross_validation import make_folds
 from spin.labels.label_space import LabelSpace
 from spin.labels.training_data import TrainingData
@@ -52,7 +52,7 @@ def draw_documents(seed: int, n: int) -> tuple[Mapping[FeatureColumn, Floats], n
 
 
 def make_search(
-    seed: int = 0, labels: int = 60, settings: SearchSettings = SEARCH
+    seed: int = 0, labels: int = 60, settings: SearchSettings = SEARCH, progress: Progress = lambda fits: None
 ) -> tuple[Search, Mapping[FeatureColumn, Floats], Rows]:
     """A search that has run on some labels, the activations, and the rows of other documents."""
     activations, y = draw_documents(seed, labels + 600)
@@ -65,7 +65,7 @@ def make_search(
     def read(selection: Selection, rows: Rows) -> list[Floats]:
         return [np.concatenate([activations[c][rows][:, n] for c, n in selection.neurons.items()], axis=1)]
 
-    search = Search(FeatureMatrix(read, data, ProcessGroup()), probes, ridge, settings, COMPUTE)
+    search = Search(FeatureMatrix(read, data, ProcessGroup()), probes, ridge, settings, COMPUTE, progress)
     search.run()
     return search, activations, np.arange(labels, labels + 600)
 
@@ -133,6 +133,15 @@ def test_the_final_head_is_the_sum_of_both_on_all_labelled_rows() -> None:
     )
     raw = np.concatenate([activations[c][test][:, n] for c, n in fitted.selection.neurons.items()], axis=1)
     np.testing.assert_allclose(fitted.logits(raw), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_its_fits_are_not_counted_beyond_those_of_the_search() -> None:
+    """Progress would else pass its end."""
+    reports: list[int] = []
+    search, _, _ = make_search(progress=reports.append)
+    groups = {(c.rule, c.eta, c.depth, c.part) for c in search.tried}
+    assert reports == [len(search.folds)] * len(groups)
+    assert sum(reports) <= most_fits(SEARCH, COLUMNS, len(search.folds))
 
 
 @pytest.mark.slow
