@@ -21,7 +21,7 @@ import spin.integrate.integrate
 from benchmarks.method.corpora import METRIC, Exam
 from spin.arrays import Floats, Rows
 from spin.fit import group_by_site
-from spin.heads.calibration import Calibration, calibration_error, calibration_error_limit, fit_temperature
+from spin.heads.calibration import calibration_error, calibration_error_limit, fit_temperature
 from spin.heads.candidate import Candidate
 from spin.heads.decision import apply_thresholds
 from spin.heads.fitted import FittedClassifier, TrainingResult
@@ -136,13 +136,12 @@ def choose_targets(exam: Exam, held_out: Sequence[Floats], logits: Floats) -> Ta
     if not label_space.multilabel:
         return None
     rows = np.concatenate([fold.valid for fold in exam.folds[: len(held_out)]])
-    calibration = Calibration(float(temperature(exam, held_out)))
     thresholds = choose_class_thresholds(
-        calibration.apply(np.concatenate(held_out)),
+        np.concatenate(held_out) / temperature(exam, held_out),
         exam.y[rows],
         label_space,
         metric=METRIC,
-        calibration=calibration,
+        class_weights="none",
         documents=exam.corpus.groups[rows],
     )
     return None if thresholds is None else apply_thresholds(label_space, label_space.probabilities(logits), thresholds)
@@ -331,24 +330,24 @@ def spin_choice(exam: Exam, fitted_spin: FittedSpin, choice: Choice) -> Answer:
 
 def l1_rule(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     """The best candidate of SPIN without words whose neurons the sparse probes select."""
-    of_probes = [c for c in fitted_spin.search.tried if c.rule == "l1" and c.blend is None]
+    of_probes = [c for c in fitted_spin.search.tried if c.rule == "l1" and not c.reads_words]
     return _best_candidate("SPIN, L1", exam, fitted_spin, of_probes)
 
 
 def ridge_rule(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     """The best candidate of SPIN without words whose neurons the ridge regression selects."""
-    of_ridge = [c for c in fitted_spin.search.tried if c.rule == "ridge" and c.blend is None]
+    of_ridge = [c for c in fitted_spin.search.tried if c.rule == "ridge" and not c.reads_words]
     return _best_candidate("SPIN, ridge", exam, fitted_spin, of_ridge)
 
 
 def neurons_alone(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     """The best candidate of SPIN without words."""
-    return _best_candidate("SPIN, neurons", exam, fitted_spin, [c for c in fitted_spin.search.tried if c.blend is None])
+    return _best_candidate("SPIN, neurons", exam, fitted_spin, [c for c in fitted_spin.search.tried if not c.reads_words])
 
 
 def neurons_and_words(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     """The best candidate of SPIN with neurons and words; words alone where no neurons add anything to them."""
-    with_words = [c for c in fitted_spin.search.tried if c.blend is not None]
+    with_words = [c for c in fitted_spin.search.tried if c.reads_words]
     with_both = [c for c in with_words if c.reads_neurons]
     return _best_candidate("SPIN, neurons + words", exam, fitted_spin, with_both or with_words)
 

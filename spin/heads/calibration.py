@@ -1,50 +1,17 @@
-"""Temperature scaling, biases per class where class weights are balanced, and the expected calibration error."""
+"""Log loss, temperature scaling, and the expected calibration error."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize_scalar
 from scipy.special import log_expit, log_softmax
 
 from spin.arrays import Floats
-from spin.heads.head import AnyHead
 from spin.labels.label_space import LabelSpace, Targets
 
-_MOST_ROWS = 20_000
-"""largest number of documents that biases are fitted on"""
 _BINS = 15
 _DRAWS = 10_000
-_BIAS_SD = 2.0
-"""standard deviation of the prior of a bias"""
-_HOTTEST = 20.0
-"""largest temperature; the smallest is its inverse"""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Turns logits into calibrated ones: divided by a temperature, plus a bias per class."""
-
-    temperature: float
-    bias: Floats | None = None
-    """(K,) None for a temperature alone"""
-
-    @property
-    def biases(self) -> tuple[float, ...] | None:
-        """The bias as a tuple of K numbers."""
-        return None if self.bias is None else tuple(map(float, self.bias))
-
-    def apply(self, logits: Floats) -> Floats:
-        """The calibrated logits (n, K) of logits (n, K)."""
-        scaled = logits / np.float32(self.temperature)
-        return scaled if self.bias is None else scaled + self.bias
-
-    def fold_into(self, head: AnyHead) -> AnyHead:
-        """The head whose logits are the calibrated ones of a head."""
-        scaled = head.with_temperature(self.temperature)
-        return scaled if self.bias is None else scaled.with_bias(self.bias)
 
 
 def log_loss(logits: Floats, y: Targets, label_space: LabelSpace) -> float:
@@ -58,17 +25,6 @@ def log_losses(logits: Floats, y: Targets, label_space: LabelSpace) -> Floats:
     if label_space.multilabel:
         return np.asarray(-log_expit(np.where(has, logits, -logits)).sum(1))
     return np.asarray(-log_softmax(logits, axis=1)[has])
-
-
-def fit_calibration(logits: Floats, y: Targets, label_space: LabelSpace, class_weights: str) -> Calibration:
-    """The calibration of held-out logits (n, K) of heads that were fitted under `class_weights`.
-
-    `none` takes a temperature alone. `balanced` weights teach a head that all classes are equally frequent, which no
-    temperature can undo, so they take biases too.
-    """
-    if class_weights == "none":
-        return Calibration(fit_temperature(logits, y, label_space))
-    return _fit_temperature_and_biases(logits, y, label_space)
 
 
 def fit_temperature(logits: Floats, y: Targets, label_space: LabelSpace) -> float:
@@ -94,35 +50,6 @@ def smooth_targets(y: Targets, label_space: LabelSpace) -> Floats:
     smoothing, sides = 1 / (len(y) + 2), 2 if label_space.multilabel else len(label_space)
     smoothed: Floats = (1 - smoothing) * label_space.indicator(y) + smoothing / sides
     return smoothed
-
-
-def _fit_temperature_and_biases(logits: Floats, y: Targets, label_space: LabelSpace) -> Calibration:
-    """The temperature T and biases b (K,) for which logits / T + b have the least penalised log loss.
-
-    They minimise the sum of the smoothed log losses of the documents plus |b|^2 / (2 * 2^2). That is convex in 1 / T
-    and b. This is vector scaling (Guo et al. 2017) with biases only. The penalty is a normal prior, which counts for
-    about one document per class. So a class with few held-out documents is not moved far.
-    """
-    # every step-th document, so that at most `_MOST_ROWS` are left
-    step = -(-len(logits) // _MOST_ROWS)
-    logits, y = logits[::step].astype(np.float64), y[::step]
-    targets = smooth_targets(y, label_space)
-
-    def loss(values: Floats) -> tuple[float, Floats]:
-        inverse, bias = values[0], values[1:]
-        scaled = inverse * logits + bias
-        # the derivative of the log loss by the logits, with softmax and with sigmoid
-        residuals = label_space.probabilities(scaled) - targets
-        total = smoothed_loss(scaled, targets, label_space) + float(bias @ bias) / (2 * _BIAS_SD**2)
-        slope = [float((residuals * logits).sum()), *(residuals.sum(0) + bias / _BIAS_SD**2)]
-        # per document, so that the tolerance `gtol` means the same for few and for many
-        return total / len(logits), np.array(slope) / len(logits)
-
-    bounds = [(1 / _HOTTEST, _HOTTEST), *[(None, None)] * len(label_space)]
-    start = np.array([1.0, *[0.0] * len(label_space)])
-    options = {"ftol": 1e-10, "gtol": 1e-6, "maxiter": 200}
-    best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
-    return Calibration(float(1 / best[0]), best[1:].astype(np.float32))
 
 
 def smoothed_loss(logits: Floats, targets: Floats, label_space: LabelSpace) -> float:

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
-from spin.heads.blend import Blend
 from spin.heads.linear_head import Penalty
 from spin.heads.selection import Rule
+from spin.heads.stack import Stack
 
 
 class CandidateSummary(BaseModel):
@@ -67,12 +67,12 @@ class Candidate(Subset):
     compute: float
     """FLOPs per token to read the deepest site, as a share of the whole backbone's"""
     penalty: Penalty
+    stack: Stack
+    """the weights of neurons and words in its logits"""
     neurons: int
     """number of neurons with a coefficient that is not zero, the mean over folds"""
     valid_score: float
     """the metric on the validation rows, of all folds of a repeat together, the mean over repeats"""
-    blend: Blend | None = None
-    """the weights of neurons and words in the logits; None for neurons alone"""
     resampled: tuple[float, ...] = field(default=(), compare=False, repr=False)
     """the scores without each part of the validation documents in turn, for a standard error"""
     valid_loss: float = field(default=0.0, compare=False)
@@ -87,6 +87,11 @@ class Candidate(Subset):
     def reads_neurons(self) -> bool:
         """Whether it reads any neuron, and not words alone."""
         return self.eta > 0
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether words have a weight in its logits."""
+        return self.stack.words > 0
 
     @property
     def subset(self) -> Subset:
@@ -104,7 +109,7 @@ class Candidate(Subset):
             strength=self.penalty.strength,
             l1=self.penalty.l1,
             neurons=self.neurons,
-            words=self.blend is not None,
+            words=self.reads_words,
             valid_score=round(self.valid_score, 4),
             leakage=None if self.leakage is None else round(self.leakage, 4),
         )

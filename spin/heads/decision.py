@@ -72,10 +72,17 @@ class Decision:
         y = apply_thresholds(self.label_space, probabilities, self.thresholds)
         if self.label_space.multilabel:
             return y, np.any(np.abs(probabilities - self.thresholds) < self.abstain, axis=1)
+        return y, self.margins(probabilities) < self.abstain
+
+    def margins(self, probabilities: Floats) -> Floats:
+        """(n,) the lead of the best class over the next, by probabilities (n, K) over the thresholds.
+
+        They are taken as shares of their sum. The task has one class per document.
+        """
         odds = probabilities / self.thresholds
         odds = odds / odds.sum(1, keepdims=True)
         first = np.partition(odds, -2, axis=1)[:, -2:]
-        return y, (first[:, 1] - first[:, 0]) < self.abstain
+        return np.asarray(first[:, 1] - first[:, 0])
 
     def leading_class(self, logits: Floats) -> NDArray[np.int64]:
         """(n,) the likeliest of the classes that logits (n, K) predict, or of all classes where none is predicted.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spin.arrays import Floats
+from spin.arrays import Floats, Rows
 from spin.heads.feature_rows import MOST_IN_MEMORY, FeatureRows
 from spin.process_group import ProcessGroup
 
@@ -32,6 +32,8 @@ class Design:
     device: str = "cpu"
     norm: float | None = None
     """divisor of the scales, by default their own norm"""
+    positions: Rows | None = None
+    """(n,) the places of these rows among those of the whole group; None where it has no others"""
 
     @property
     def unit(self) -> Floats:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from spin.arrays import Floats
 from spin.heads.decision import Decision
 from spin.heads.linear_head import LinearHead
-from spin.labels.label_space import LabelSpace
 from spin.sites import BY_WORDS
 
 DISABLED = 2.0
@@ -36,18 +35,23 @@ class EarlyExit:
         return self.depth == BY_WORDS
 
 
-def confidence(label_space: LabelSpace, probabilities: Floats) -> Floats:
-    """The confidence (n,): the largest probability; in a multi-label task the certainty of the least certain class."""
-    if label_space.multilabel:
-        return np.maximum(probabilities, 1 - probabilities).min(1)
-    return probabilities.max(1)
+def confidence(decision: Decision, probabilities: Floats) -> Floats:
+    """The confidence (n,), from 0 to 1, that no other label would be given: the margin of the decision.
+
+    It is the lead of the best class over the next one, see `Decision.margins`; in a multi-label task the distance of
+    the least certain class from its threshold, as a share of the largest on its side.
+    """
+    if decision.label_space.multilabel:
+        above, below = (probabilities - decision.thresholds), (decision.thresholds - probabilities)
+        return np.where(above >= 0, above / (1 - decision.thresholds), below / decision.thresholds).min(1)
+    return decision.margins(probabilities)
 
 
 def should_exit(decision: Decision, threshold: float, logits: Floats) -> NDArray[np.bool_]:
     """Mask (n,) of the documents that stop at an exit with logits (n, K): confident, and without abstention."""
     probabilities = decision.label_space.probabilities(logits)
     _, abstains = decision.decide(probabilities)
-    return (confidence(decision.label_space, probabilities) >= threshold) & ~abstains
+    return (confidence(decision, probabilities) >= threshold) & ~abstains
 
 
 def find_stops(

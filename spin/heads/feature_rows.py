@@ -22,8 +22,8 @@ BLOCK_BYTES = 1 << 24
 class RowFile:
     """Values (n, p) of one type in a temporary file without a name, which ends with the process however that ends.
 
-    A slice of rows is mapped into memory for as long as it is in use. So the file never adds to the memory of the
-    process.
+    A slice of rows is mapped into memory for as long as it is in use, so the file never adds to the memory of the
+    process. Rows that are picked by their numbers are copied.
     """
 
     def __init__(self, width: int, dtype: np.dtype[Any]) -> None:
@@ -40,7 +40,10 @@ class RowFile:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice) -> Floats:
+    def __getitem__(self, rows: slice | Rows) -> Floats:
+        if not isinstance(rows, slice):
+            picked: Floats = self[:][rows]
+            return picked
         start, stop, _ = rows.indices(len(self))
         if stop <= start:
             return np.empty((0, self.shape[1]), self.dtype)
@@ -102,6 +105,10 @@ class FeatureRows:
         step = _rows_per_block(self.shape[1])
         for start in range(first, len(self), step):
             yield self._compute(self.values[start : start + step])
+
+    def pick(self, rows: Rows) -> Floats:
+        """(m, p) some rows in any order, as float32."""
+        return self._compute(np.asarray(self.values[rows]))
 
     def _compute(self, values: Floats) -> Floats:
         return (

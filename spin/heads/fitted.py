@@ -14,7 +14,7 @@ from spin.arrays import Floats
 from spin.heads.candidate import CandidateSummary
 from spin.heads.decision import Decision
 from spin.heads.early_exit import EarlyExit, find_stops, should_exit
-from spin.heads.head import Head
+from spin.heads.linear_head import LinearHead
 from spin.heads.recipe import ClassifierRecipe
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
@@ -40,16 +40,13 @@ class ChoiceSummary(CandidateSummary):
     """A fitted classifier as reports and artifacts hold it: its candidate, its head, calibration and thresholds."""
 
     head: str
-    """the name of a head in `HEADS`"""
-    head_chance: float | None
-    """p-value of the test that another head is better than the linear one; None where none was tested"""
+    """linear, or network: a small network beside the linear head"""
     valid_log_loss: float
     """mean log loss of the calibrated validation logits"""
-    temperature: float
+    weights: Mapping[str, float]
+    """the weight of each source in the logits: neurons, words, network"""
     valid_ece: float
-    """expected calibration error on the validation rows, after calibration"""
-    valid_ece_uncalibrated: float
-    """expected calibration error on the validation rows, before calibration"""
+    """expected calibration error on the validation rows"""
     exits: tuple[ExitSummary, ...]
     thresholds: Mapping[str, float] | None = None
     """the threshold of every class that validation chose; None: the most probable class, or those from one half on"""
@@ -112,8 +109,8 @@ class FittedClassifier:
     """the p features: the words' logits, if it reads them, and the selected neurons"""
     standardizer: Standardizer
     """mean and scale (p,) of the neurons over the training rows; of the words' logits 0 and the held-out deviation"""
-    head: Head
-    """calibrated: its logits are already divided by the temperature, and have their biases"""
+    head: LinearHead
+    """calibrated: its logits have their weights and biases"""
     summary: ChoiceSummary
     exits: tuple[EarlyExit, ...] = ()
     """where documents may stop before the last block, shallow first; that by words comes before all others"""

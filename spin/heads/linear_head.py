@@ -1,9 +1,10 @@
-"""A linear classification head and its regularisation."""
+"""A linear classification head, what each feature adds to its logits, and its regularisation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -11,58 +12,75 @@ from numpy.typing import NDArray
 from torch import nn
 
 from spin.arrays import Floats
-from spin.heads.head import FitTask, Head
 
 
 @dataclass(frozen=True)
-class LinearHead(Head):
-    """Logistic regression on standardised features: multinomial, or one sigmoid per class in a multi-label task."""
+class LinearHead:
+    """Logistic regression on standardised features: multinomial, or one sigmoid per class in a multi-label task.
+
+    Logits are explained as a sum: those of features x (p,) are `bias` plus the sum over p of x times the slopes at x,
+    and slopes are a mixture of few `directions`. Its fields are float32 arrays, and what is stored of it.
+    """
 
     name: ClassVar[str] = "linear"
+    """as in reports and files"""
 
     coef: Floats
     """(K, p)"""
     intercept: Floats
     """(K,)"""
 
-    @classmethod
-    def fit(cls, task: FitTask) -> tuple[Self, int]:
-        """The linear head itself: the search has fitted it (`spin.integrate.fit_linear`)."""
-        return cls(task.linear.directions, task.linear.bias), 0
-
     def logits(self, X: Floats) -> Floats:
+        """Logits (n, K) of standardised features (n, p)."""
         return X @ self.coef.T + self.intercept
 
     @property
     def bias(self) -> Floats:
+        """(K,) the logits of a text whose features are all at their training mean."""
         return self.intercept
 
     @property
     def directions(self) -> Floats:
-        """(K, p) the coefficients: one direction per class."""
+        """(R, p) such that the slopes of any class at any features are a mixture of these rows: here one per class."""
         return self.coef
 
     def mix(self, X: Floats, classes: NDArray[np.int64]) -> Floats:
+        """(n, R) how the slopes of one class each, at standardised features (n, p), are a mixture of `directions`."""
         mixture: Floats = np.zeros((len(X), len(self.coef)), np.float32)
         mixture[np.arange(len(X)), classes] = 1
         return mixture
 
-    def with_temperature(self, temperature: float) -> Self:
-        divisor = np.float32(temperature)
-        return replace(self, coef=self.coef / divisor, intercept=self.intercept / divisor)
+    def slopes_of(self, X: Floats, classes: NDArray[np.int64]) -> Floats:
+        """(n, p) the slopes of one class each, at standardised features (n, p)."""
+        return self.mix(X, classes) @ self.directions
 
-    def with_bias(self, bias: Floats) -> Self:
-        return replace(self, intercept=self.intercept + bias)
+    def slopes(self, x: Floats) -> Floats:
+        """(K, p) the slopes of all classes at standardised features (p,)."""
+        classes = np.arange(len(self.bias))
+        return self.slopes_of(np.tile(x, (len(classes), 1)), classes)
 
-    def join_words(self, neurons: np.float32, words: Floats) -> Self:
-        coef = np.concatenate([np.diag(words), self.coef * neurons], axis=1)
-        return replace(self, coef=coef, intercept=self.intercept * neurons)
+    @property
+    def used(self) -> NDArray[np.bool_]:
+        """(p,) the features that it reads; all of them if there is none, as a head must read something."""
+        used: NDArray[np.bool_] = np.any(self.directions != 0, axis=0)
+        return used | (not used.any())
 
     def keep(self, features: NDArray[np.bool_]) -> Self:
+        """The head on some of its features, given as a mask (p,)."""
         return replace(self, coef=self.coef[:, features])
 
     def graph(self) -> nn.Module:
+        """A module from standardised features (n, p) to logits (n, K), which can be traced, for export."""
         return linear_layer(self.coef, self.intercept)
+
+    def to_tensors(self) -> dict[str, NDArray[Any]]:
+        """The arrays that are stored, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> Self:
+        """The head of the arrays that `to_tensors` returned. Raises KeyError if one is missing."""
+        return cls(**{field.name: tensors[field.name] for field in fields(cls)})
 
 
 def linear_layer(weight: Floats, bias: Floats | None = None) -> nn.Linear:

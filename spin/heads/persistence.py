@@ -22,8 +22,8 @@ from spin.heads.candidate import CandidateSummary
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import ChoiceSummary, FittedClassifier, LeakageCap, TrainingResult
 from spin.heads.linear_head import LinearHead
+from spin.heads.network_head import NetworkHead
 from spin.heads.recipe import ClassifierRecipe
-from spin.heads.registry import find_head
 from spin.heads.selection import Selection
 from spin.labels.label_types import LabelType
 from spin.labels.standardizer import Standardizer
@@ -31,9 +31,10 @@ from spin.settings import BackboneSettings, DecisionSettings, Metric
 from spin.sites import FeatureColumn
 from spin.words.word_regression import WordRegression
 
-FORMAT = 9
+FORMAT = 10
 """version of the artifact's format, the only one that is read"""
 CONFIG, TENSORS = "config.json", "model.safetensors"
+HEADS: tuple[type[LinearHead], ...] = (LinearHead, NetworkHead)
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
 _WORDS, _HEAD = "words.", "head."
 _STORED = ConfigDict(frozen=True, extra="forbid")
@@ -236,8 +237,15 @@ def _restore(stored: _StoredClassifier, tensors: Tensors) -> FittedClassifier:
     return FittedClassifier(
         Selection(neurons, importance, stored.eta, summary.rule, stored.words),
         Standardizer(tensors["mean"], tensors["scale"]),
-        find_head(summary.head).from_tensors(_of_prefix(_HEAD, tensors)),
+        _find_head(summary.head).from_tensors(_of_prefix(_HEAD, tensors)),
         summary,
         exits,
         stored.recipe,
     )
+
+
+def _find_head(name: str) -> type[LinearHead]:
+    for head in HEADS:
+        if head.name == name:
+            return head
+    raise UserError(f"head '{name}': expected one of {', '.join(head.name for head in HEADS)}")

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from spin.heads.blend import Blend
-from spin.heads.calibration import Calibration
-from spin.heads.linear_head import LinearHead, Penalty
+from spin.heads.linear_head import Penalty
+from spin.heads.stack import Stack
 from spin.sites import FeatureColumn
 
 
 @dataclass(frozen=True)
 class LastLayerRecipe:
-    """A head on all neurons of a feature column, whose logits are blended with those of the selected neurons."""
+    """A head on all neurons of a feature column, whose logits are added to those of the selected neurons."""
 
     column: FeatureColumn
     strength: float
     """of the penalty of the head on this column"""
-    blend: Blend
+    weights: tuple[float, float]
+    """of the logits of the selected neurons, and of those of this head"""
 
 
 @dataclass(frozen=True)
@@ -27,25 +25,15 @@ class HeadRecipe:
     """Everything about a head but its coefficients."""
 
     penalty: Penalty
-    temperature: float
-    bias: tuple[float, ...] | None = None
-    """(K,) added to the logits after the temperature; None for none"""
-    kind: str = LinearHead.name
-    """the name of a head in `HEADS`"""
-    steps: int = 0
-    """steps in which validation fitted the head best; 0 for a head that is fitted without steps"""
-    blend: Blend | None = None
-    """the weights of neurons and words; None for neurons alone"""
+    stack: Stack
+    """the weights of neurons, words and network, and the biases"""
+    epochs: int = 0
+    """epochs in which validation fitted the network best; 0 without a network"""
     last_layer: LastLayerRecipe | None = None
     """the last layer beside the selected neurons, where labels are very few"""
     scale_norm: float | None = None
     """norm of the scales of all features that validation judged, of which an L1 penalty may have dropped some; None:
     of the features that the head has"""
-
-    @property
-    def calibration(self) -> Calibration:
-        """The calibration of its logits."""
-        return Calibration(self.temperature, None if self.bias is None else np.array(self.bias, np.float32))
 
 
 @dataclass(frozen=True)

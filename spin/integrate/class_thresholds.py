@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats, Rows
-from spin.heads.calibration import Calibration
 from spin.heads.decision import apply_thresholds
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
@@ -25,28 +24,27 @@ def choose_class_thresholds(
     label_space: LabelSpace,
     *,
     metric: str,
-    calibration: Calibration,
+    class_weights: str,
     documents: NDArray[np.generic] | None = None,
 ) -> Floats | None:
     """The thresholds (K,) with the best metric on held-out documents; None for the most probable class, or one half.
 
-    `logits` (n, K) are those of held-out documents after `calibration`. The thresholds that are tried are softmax(g d)
-    for g from 0 to 1, in a multi-label task sigmoid(g d). Here d are the log shares of the classes (multi-label: their
-    log odds), or the biases of the calibration. With g = 0 the most probable class wins. With g = 1 it is the class
-    whose probability is largest compared with its share, which is the best decision for balanced accuracy. With the
-    biases, g = 1 gives the labels of the logits before calibration. For macro-F1 in a multi-label task half of each
-    class's best expected F1 is tried too (Lipton, Elkan & Naryanaswamy 2014).
+    `logits` (n, K) are calibrated ones of held-out documents. The thresholds that are tried are `shared_thresholds`
+    for g from 0 to 1. With g = 0 the most probable class wins. With g = 1 it is the class whose probability is largest
+    compared with its share, which is the best decision for balanced accuracy. For macro-F1 in a multi-label task half
+    of each class's best expected F1 is tried too (Lipton, Elkan & Naryanaswamy 2014).
 
-    The labels by which the search judged its candidates stand (g = 0, with biases g = 1) unless others are better by
-    more than one standard error. Both are estimated without bias: thresholds that are chosen on all documents but one
-    of twenty parts label this part. A grouped jackknife (Efron & Tibshirani 1993, chapter 11) over the parts gives the
-    standard error of the difference. `documents` (n,) identify rows that must share a part: predictions of one document
-    by repeated cross-validation, or near-identical documents.
+    The labels by which the search judged its candidates stand (g = 0, under balanced `class_weights` g = 1) unless
+    others are better by more than one standard error. Both are estimated without bias: thresholds that are chosen on
+    all documents but one of twenty parts label this part. A grouped jackknife (Efron & Tibshirani 1993, chapter 11)
+    over the parts gives the standard error of the difference. `documents` (n,) identify rows that must share a part:
+    predictions of one document by repeated cross-validation, or near-identical documents.
     """
-    biased = calibration.bias is not None
-    tried = _thresholds_to_try(logits, y, label_space, metric, calibration)
-    stays = len(_SHARES) - 1 if biased else 0
-    probabilities = label_space.probabilities(logits)
+    probabilities = label_space.probabilities(logits.astype(np.float64))
+    tried = [shared_thresholds(y, label_space, share) for share in _SHARES]
+    if label_space.multilabel and metric == "macro_f1":
+        tried.append(_half_best_f1(probabilities))
+    stays = len(_SHARES) - 1 if class_weights == "balanced" else 0
     labels = [apply_thresholds(label_space, probabilities, thresholds) for thresholds in tried]
 
     def best(rows: Rows) -> int:
@@ -63,18 +61,12 @@ def choose_class_thresholds(
     return None if index == 0 else tried[index]
 
 
-def _thresholds_to_try(
-    logits: Floats, y: Targets, label_space: LabelSpace, metric: str, calibration: Calibration
-) -> list[Floats]:
-    """Thresholds (K,) for every share of the prior log odds, and for half of the best F1 where it may be better."""
-    log_odds = calibration.bias
-    if log_odds is None:
-        shares = (label_space.indicator(y).sum(0) + 0.5) / (len(y) + 1)
-        log_odds = np.log(shares) - np.log1p(-shares) * label_space.multilabel
-    tried = [label_space.probabilities(share * np.asarray(log_odds, np.float64)[None])[0] for share in _SHARES]
-    if label_space.multilabel and metric == "macro_f1":
-        tried.append(_half_best_f1(label_space.probabilities(logits.astype(np.float64))))
-    return tried
+def shared_thresholds(y: Targets, label_space: LabelSpace, share: float) -> Floats:
+    """(K,) softmax(g d) for a share g of the classes' log shares d; multi-label: sigmoid(g d) with their log odds d."""
+    shares = (label_space.indicator(y).sum(0) + 0.5) / (len(y) + 1)
+    log_odds = np.log(shares) - np.log1p(-shares) * label_space.multilabel
+    thresholds: Floats = label_space.probabilities(share * log_odds[None])[0]
+    return thresholds
 
 
 def _half_best_f1(probabilities: Floats) -> Floats:

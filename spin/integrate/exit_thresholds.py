@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from spin.arrays import Floats, Rows
 from spin.heads.decision import Decision
@@ -24,10 +24,22 @@ whole backbone. Measured on one core: 0.05 of MiniLM-L6 in float32, 0.06 in bflo
 WORDS_COST = 0.03
 """cost of reading the words of a document, as a share of the whole backbone. Measured for tweets whose tokens were
 mostly met before: 0.01 of MiniLM-L6 in float32, 0.03 in bfloat16"""
-_LEVELS = 12
-"""thresholds that are tried per exit"""
+_PRICES = np.geomspace(1e-3, 1, 60)
+"""prices of compute that are tried: the probability of a right label that the cost of full depth is worth"""
 _PARTS = 20
 """parts of the documents; each is left out once to estimate a standard error"""
+
+
+@dataclass(frozen=True)
+class ExitOffer:
+    """An exit that is offered, before its threshold is known."""
+
+    logits: Floats
+    """(n, K) calibrated logits of documents that its head has not seen"""
+    cost: float
+    """cost of a document that stops here, as a share of the whole backbone"""
+    passing: float
+    """cost of going on after the exit, as a share of the whole backbone"""
 
 
 def offered_depths(shares: Sequence[float], depth: int) -> list[int]:
@@ -36,83 +48,99 @@ def offered_depths(shares: Sequence[float], depth: int) -> list[int]:
 
 
 def choose_exit_thresholds(
-    exits: Sequence[Floats],
+    exits: Sequence[ExitOffer],
     final: Floats,
     y: Targets,
     decision: Decision,
     *,
     metric: str,
-    costs: Sequence[float],
+    cost: float,
     max_loss: float,
-    passing: Sequence[float] | None = None,
     documents: Rows | None = None,
 ) -> list[float]:
-    """The thresholds with the least mean cost per document that lose at most `max_loss`, one per exit.
+    """The thresholds that stop as many documents as `max_loss` allows, one per exit.
 
-    `exits` are the calibrated logits (n, K) of each exit and `final` those of full depth, on documents that the heads
-    have not seen. `costs` are the costs of running to each exit and to full depth. `passing` are the costs of going on
-    after each open exit, by default `PASSING_COST` of full depth. Labels are those of `decision`, which should not
-    abstain. `documents` (n,) numbers the documents where repeated cross-validation predicts one more than once.
+    `final` are the calibrated logits (n, K) at full depth, whose cost is `cost`. Labels are those of `decision`, which
+    should not abstain. `documents` (n,) numbers the documents where repeated cross-validation predicts one more than
+    once.
 
-    The loss is the larger of two: the metric's measured loss, and the loss that full depth's own probabilities predict,
-    plus its standard error. The second is the steadier estimate: only few labels differ, so the best of many measured
-    losses is lucky. Where a class is rare, its standard error is large.
+    One price of compute makes all thresholds, see `price_thresholds`. Prices are tested from the lowest on, at which
+    the fewest documents stop, and the first that fails ends the tests: so the chance of a wrong choice is that of a
+    single test (learn then test: Angelopoulos et al. 2021; early exits: Jazbec et al. 2024). Two losses must stay
+    within `max_loss`: the metric's measured loss, and the loss that full depth's own probabilities predict, plus its
+    standard error. The second is the steadier estimate, since only few labels differ.
     """
+    chosen = [DISABLED] * len(exits)
     if not exits:
-        return []
-    labels: NDArray[Any] = np.stack([_labels(decision, logits) for logits in (*exits, final)])
-    confidences = [_confidence(decision, logits) for logits in exits]
-    grids = [[*np.quantile(values, np.linspace(0, 0.95, _LEVELS)).tolist(), DISABLED] for values in confidences]
-    levels = np.stack([np.searchsorted(g, values, side="right") for g, values in zip(grids, confidences, strict=True)])
-    expected = _GridLoss(_ExpectedLoss(metric, decision, final, documents), [*labels], levels)
-    best = score(metric, y, labels[-1])
-    mean_costs = _mean_costs(levels, costs, [PASSING_COST * costs[-1]] * len(exits) if passing is None else passing)
-    # from the cheapest combination on: the first that passes both tests is the answer; last bits do not order costs
-    for cell in np.argsort(mean_costs.round(12), axis=None, kind="stable"):
-        at = tuple(map(int, np.unravel_index(cell, mean_costs.shape)))
-        if expected(at) <= max_loss + 1e-12:
-            thresholds = [grid[index] for grid, index in zip(grids, at, strict=True)]
-            exiting = [values >= threshold for values, threshold in zip(confidences, thresholds, strict=True)]
-            stops = np.stack([*exiting, np.ones(len(final), bool)]).argmax(0)
-            given: Targets = labels[stops, np.arange(len(final))]
-            if best - score(metric, y, given) <= max_loss + 1e-12:
-                return thresholds
-    return [DISABLED] * len(exits)
+        return chosen
+    probabilities = [decision.label_space.probabilities(values) for values in (*(e.logits for e in exits), final)]
+    labels: NDArray[Any] = np.stack([decision.decide(each)[0] for each in probabilities])
+    confidences = np.stack([confidence(decision, each) for each in probabilities[:-1]])
+    expected, best = ExpectedLoss(metric, decision, final, documents), score(metric, y, labels[-1])
+    regrets = [expected.regret(of_exit, labels[-1]) for of_exit in labels[:-1]]
+    curves = [fit_regret(*pair) for pair in zip(confidences, regrets, strict=True)]
+    for price in _PRICES:
+        thresholds = price_thresholds(price, curves, exits, confidences, cost)
+        given = labels[_stops(confidences, thresholds), np.arange(len(final))]
+        if max(expected(given), best - score(metric, y, given)) > max_loss + 1e-12:
+            break
+        chosen = thresholds
+    return chosen
 
 
-def _mean_costs(levels: NDArray[np.int64], costs: Sequence[float], passing: Sequence[float]) -> Floats:
-    """The mean cost per document of every combination of thresholds, one axis per exit.
+@dataclass(frozen=True)
+class RegretCurve:
+    """What stopping at an exit is expected to lose, by the confidence there: a falling step function."""
 
-    `levels` (E, n) are the numbers of thresholds of each exit that each document reaches. The last threshold of an exit
-    disables it. Documents are counted by their levels once, so that no combination needs a pass over all of them.
+    confidences: Floats
+    """(n,) ascending"""
+    regrets: Floats
+    """(n,) falling: probability of a right label that is lost against full depth"""
+
+    def threshold(self, most: float) -> float:
+        """The least confidence from which on no more than this is lost."""
+        below = np.flatnonzero(self.regrets <= most)
+        return float(self.confidences[below[0]]) if len(below) else DISABLED
+
+
+def fit_regret(confidences: Floats, regrets: Floats) -> RegretCurve:
+    """The curve of an exit by the confidences and regrets (n,) of documents: an isotonic regression."""
+    order = np.argsort(confidences, kind="stable")
+    fitted = isotonic_regression(regrets[order], increasing=False).x
+    return RegretCurve(confidences[order], np.asarray(fitted))
+
+
+def price_thresholds(
+    price: float, curves: Sequence[RegretCurve], exits: Sequence[ExitOffer], confidences: Floats, cost: float
+) -> list[float]:
+    """The thresholds at which a document stops where it saves more than it is expected to lose.
+
+    At an exit it saves `price` times the compute from there to full depth, whose cost is `cost`. An exit that costs
+    all others more than it saves is disabled. `confidences` (E, n) are those of the documents at the exits.
     """
-    # a document passes an exit with threshold number a if its level there is at most a: a cumulative count along the
-    # axis. `before` documents of each combination arrive at an exit, `past` of them pass it, and `paid` is what each
-    # has paid for the open exits before.
-    shape = (_LEVELS + 1,) * len(levels)
-    counts = np.bincount(np.ravel_multi_index(tuple(levels), shape), minlength=int(np.prod(shape))).reshape(shape)
-    before, paid = np.array(float(levels.shape[1])), np.array(0.0)
-    total = np.zeros(shape)
-    for exit in range(len(levels)):
-        past = counts.sum(tuple(range(exit + 1, len(levels))), keepdims=True)
-        for axis in range(exit + 1):
-            past = past.cumsum(axis)
-        total += (before - past) * (costs[exit] + paid)
-        is_open = np.arange(_LEVELS + 1) < _LEVELS
-        paid = paid + passing[exit] * is_open.reshape([-1 if axis == exit else 1 for axis in range(len(levels))])
-        before = past
-    return np.asarray((total + before * (costs[-1] + paid)) / levels.shape[1])
+    thresholds = [curve.threshold(price * (cost - exit.cost)) for curve, exit in zip(curves, exits, strict=True)]
+    for index in range(len(exits)):
+        without = [*thresholds[:index], DISABLED, *thresholds[index + 1 :]]
+        if mean_cost(without, exits, confidences, cost) <= mean_cost(thresholds, exits, confidences, cost):
+            thresholds = without
+    return thresholds
 
 
-def _labels(decision: Decision, logits: Floats) -> Targets:
-    return decision.decide(decision.label_space.probabilities(logits))[0]
+def mean_cost(thresholds: Sequence[float], exits: Sequence[ExitOffer], confidences: Floats, cost: float) -> float:
+    """The mean cost of documents by their confidences (E, n) at the exits; only exits that are open cost to pass."""
+    passing = [exit.passing * (threshold < DISABLED) for exit, threshold in zip(exits, thresholds, strict=True)]
+    paid = np.cumsum([0.0, *passing])
+    costs = np.array([*(exit.cost for exit in exits), cost]) + paid
+    return float(costs[_stops(confidences, thresholds)].mean())
 
 
-def _confidence(decision: Decision, logits: Floats) -> Floats:
-    return confidence(decision.label_space, decision.label_space.probabilities(logits))
+def _stops(confidences: Floats, thresholds: Sequence[float]) -> NDArray[np.int64]:
+    """(n,) the exit at which each document stops; the number of exits for full depth."""
+    exiting = confidences >= np.array(thresholds)[:, None]
+    return np.concatenate([exiting, np.ones((1, confidences.shape[1]), bool)]).argmax(0)
 
 
-class _ExpectedLoss:
+class ExpectedLoss:
     """The loss of a metric that labels cause, by the probabilities of full depth, plus one standard error.
 
     The counts behind a metric (documents of a class, right ones) are replaced by their expectations under the
@@ -124,45 +152,34 @@ class _ExpectedLoss:
     def __init__(self, metric: str, decision: Decision, final: Floats, documents: Rows | None = None) -> None:
         self.metric, self.label_space = metric, decision.label_space
         numbers = np.arange(len(final)) if documents is None else np.unique(documents, return_inverse=True)[1]
-        self.parts = numbers % min(_PARTS, numbers.max() + 1)
-        self.part_count = int(self.parts.max()) + 1
+        self.part_count = min(_PARTS, int(numbers.max()) + 1)
+        self.in_part = np.arange(self.part_count)[:, None] == numbers % self.part_count
         self.probabilities = self.label_space.probabilities(final.astype(np.float64))
-        self.support, self.counts = (
-            _without_each(np.stack([values[self.parts == part].sum(0) for part in range(self.part_count)]))
-            for values in (self.probabilities, np.ones((len(final), 1)))
-        )
-        self.full = self._scores(self._sums_of_all(_labels(decision, final)))
+        self.support, self.counts = map(self._without_each, (self.probabilities, np.ones((len(final), 1))))
+        self.full = self._scores(decision.decide(self.probabilities)[0])
 
     def __call__(self, labels: Targets) -> float:
-        return float(self.loss(self._sums_of_all(labels)))
-
-    def loss(self, sums: Floats) -> Floats:
-        """The loss (…) of labels by their sums (…, parts, classes, 2)."""
-        lost = self.full - self._scores(sums)
+        """The loss of labels (n, …) against those of full depth."""
+        lost = self.full - self._scores(labels)
         # the jackknife's (g - 1) / g times the sum of squares over g parts; the first entry is of all documents
-        error = np.sqrt((self.part_count - 1) * lost[..., 1:, :].var(-2))
-        return np.asarray((lost[..., 0, :] + error).mean(-1))
+        error = np.sqrt((self.part_count - 1) * lost[1:].var(0))
+        return float((lost[0] + error).mean())
 
-    def given(self, labels: Targets) -> _Given:
-        """The classes that labels give the documents; for accuracy one class, which all have."""
-        indicator = self.label_space.indicator(labels)
-        if self.metric != "accuracy":
-            rows, classes = np.nonzero(indicator)
-            return _Given(rows, self.parts[rows], classes, self.probabilities[rows, classes], indicator.shape[1])
-        # in a multi-label task a label is right if all of its classes are, taken as independent
-        right = np.where(indicator, self.probabilities, 1 - self.probabilities).prod(1)
-        if not self.label_space.multilabel:
-            right = self.probabilities[indicator]
-        return _Given(np.arange(len(right)), self.parts, np.zeros(len(right), np.int64), right, 1)
+    def regret(self, labels: Targets, others: Targets) -> Floats:
+        """(n,) the expected number of right labels by which others are ahead; multi-label: summed over the classes."""
+        given, instead = self.label_space.indicator(labels), self.label_space.indicator(others)
+        right = 2 * self.probabilities - 1 if self.label_space.multilabel else self.probabilities
+        return np.asarray((right * instead).sum(1) - (right * given).sum(1))
 
-    def _sums_of_all(self, labels: Targets) -> Floats:
-        return self.given(labels).sums(np.zeros(len(labels), np.int64), 1, self.part_count)[0]
-
-    def _scores(self, sums: Floats) -> Floats:
-        """(…, 1 + parts, K) each class's expected metric on all documents and without each part."""
-        hits, predicted = np.moveaxis(_without_each(sums, axis=-3), -1, 0)
+    def _scores(self, labels: Targets) -> Floats:
+        """(1 + parts, K) each class's expected metric on all documents and without each part; accuracy is one class."""
+        given = self.label_space.indicator(labels)
         if self.metric == "accuracy":
-            return np.asarray(hits / self.counts)
+            # in a multi-label task a label is right if all of its classes are, taken as independent
+            each = np.where(given, self.probabilities, 1 - self.probabilities)
+            right = each.prod(1) if self.label_space.multilabel else self.probabilities[given]
+            return np.asarray(self._without_each(right[:, None]) / self.counts)
+        hits, predicted = self._without_each(given * self.probabilities), self._without_each(given.astype(np.float64))
         if self.metric == "macro_f1":
             return np.asarray(2 * hits / np.maximum(self.support + predicted, 1e-12))
         recall = hits / np.maximum(self.support, 1e-12)
@@ -171,76 +188,7 @@ class _ExpectedLoss:
             recall = (recall + 1 - (predicted - hits) / absent) / 2
         return np.asarray(recall)
 
-
-class _GridLoss:
-    """The expected loss of combinations of thresholds, given by their indices, from sums over few passes.
-
-    Combinations that differ in the last exit's threshold alone share all that the other exits decide, and are computed
-    at once. Those that share the thresholds of the first exits share the sums over the documents that stop there.
-    """
-
-    def __init__(self, expected: _ExpectedLoss, labels: Sequence[Targets], levels: NDArray[np.int64]) -> None:
-        self.expected, self.levels = expected, levels
-        self.given = [expected.given(of_exit) for of_exit in labels]
-        self.block, self.stopped = cache(self._block), cache(self._stopped)
-
-    def __call__(self, at: tuple[int, ...]) -> float:
-        return float(self.block(at[:-1])[at[-1]])
-
-    def _block(self, first: tuple[int, ...]) -> Floats:
-        """The loss for each threshold of the last exit, with the others at the indices `first`."""
-        goes_on = self._goes_on(first)
-        stops, passes = (self._sums(index, goes_on, self.levels[-1]) for index in (-2, -1))
-        # at threshold number a of the last exit, documents with levels above a stop there, and the others pass
-        up_to = stops.cumsum(0)
-        return self.expected.loss(self.stopped(first) + (up_to[-1] - up_to) + passes.cumsum(0))
-
-    def _stopped(self, first: tuple[int, ...]) -> Floats:
-        """(parts, K, 2) the sums over the documents that stop at the first exits."""
-        if not first:
-            return np.zeros(())
-        stops = self._goes_on(first[:-1]) & (self.levels[len(first) - 1] > first[-1])
-        here = self._sums(len(first) - 1, stops, np.zeros(len(stops), np.int64))[0]
-        return np.asarray(self.stopped(first[:-1]) + here)
-
-    def _goes_on(self, first: tuple[int, ...]) -> NDArray[np.bool_]:
-        """(n,) the documents that pass the first exits."""
-        return np.asarray((self.levels[: len(first)] <= np.array(first, np.int64)[:, None]).all(0))
-
-    def _sums(self, index: int, rows: NDArray[np.bool_], levels: NDArray[np.int64]) -> Floats:
-        """(L, parts, K, 2) the sums over some documents of each level (n,), with the labels of an exit."""
-        # documents that are left out get a level of their own, which is dropped
-        own = np.where(rows, levels, _LEVELS + 1)
-        return self.given[index].sums(own, _LEVELS + 2, self.expected.part_count)[:-1]
-
-
-@dataclass(frozen=True)
-class _Given:
-    """The classes that labels give documents: m pairs of a document and a class."""
-
-    rows: Rows
-    """(m,) the document of each pair"""
-    parts: NDArray[np.int64]
-    """(m,) the part of the document"""
-    classes: NDArray[np.int64]
-    """(m,) the class of each pair"""
-    right: Floats
-    """(m,) the probability that the document has the class"""
-    width: int
-    """number of classes"""
-
-    def sums(self, levels: NDArray[np.int64], count: int, parts: int) -> Floats:
-        """(count, parts, K, 2) by level, part and class the expected right labels, and the labels.
-
-        `levels` (n,) of the documents are below `count`.
-        """
-        cells = (levels[self.rows] * parts + self.parts) * self.width + self.classes
-        size = count * parts * self.width
-        sums: Floats = np.stack([np.bincount(cells, w, size) for w in (self.right, np.ones(len(cells)))], axis=-1)
-        return sums.reshape(count, parts, self.width, 2)
-
-
-def _without_each(sums: Floats, axis: int = 0) -> Floats:
-    """(…, 1 + parts, …) the sum over all parts, and over all but each."""
-    total = sums.sum(axis, keepdims=True)
-    return np.concatenate([total, total - sums], axis=axis)
+    def _without_each(self, values: Floats) -> Floats:
+        """(1 + parts, K) the sum of values (n, K) over all documents, and over all but those of each part."""
+        sums = self.in_part.astype(np.float64) @ values
+        return np.concatenate([sums.sum(0, keepdims=True), sums.sum(0) - sums])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from spin.arrays import Floats, Rows
 from spin.heads.design import Design
 from spin.heads.feature_rows import FeatureRows
-from spin.heads.head import Head
+from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
@@ -82,13 +82,14 @@ class FeatureMatrix:
             exclusive=not data.label_space.multilabel,
             group=self.group,
             device=data.device,
+            positions=own,
         )
 
     def scales(self, selection: Selection, probes: Probes) -> NDArray[np.float32]:
         """The scale (p,) of each feature; where labels are few, probes' scores say too little to weigh the sites."""
         return align(selection, probes, None if self.data.has_few_labels else self.data.constant_score)
 
-    def predict(self, features: FeatureRows, heads: Sequence[Head], own: Rows, count: int) -> Floats:
+    def predict(self, features: FeatureRows, heads: Sequence[LinearHead], own: Rows, count: int) -> Floats:
         """(H, n, K) the logits of `count` rows by H heads, the same for all members.
 
         Each member computes those of its own rows, given by their standardised features and by their positions.

@@ -50,7 +50,7 @@ def one_standard_error_choice(candidates: Sequence[Candidate], folds: Sequence[F
     best = best_candidate(candidates)
     excess, error = _excess(candidates, best, folds)
     near = [c for c, is_near in zip(candidates, excess <= error, strict=True) if is_near and c.rule == best.rule]
-    return max(near, key=lambda c: (c.compute, c.blend is not None, not c.part, c.eta, -c.penalty.l1, -c.valid_loss))
+    return max(near, key=lambda c: (c.compute, c.reads_words, not c.part, c.eta, -c.penalty.l1, -c.valid_loss))
 
 
 def best_per_depth(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:

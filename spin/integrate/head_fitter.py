@@ -10,13 +10,13 @@ import numpy as np
 from spin.arrays import Floats, Rows
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import ChoiceSummary, ExitSummary, FittedClassifier, TrainingResult
-from spin.heads.head import AnyHead, FitTask, Head
 from spin.heads.linear_head import LinearHead, Penalty
+from spin.heads.network_head import NetworkHead
 from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe, LastLayerRecipe
-from spin.heads.registry import find_head
 from spin.heads.selection import Selection
 from spin.integrate.feature_matrix import FeatureCut, FeatureMatrix, Probes, ReadSelection, selected_standardizer
 from spin.integrate.fit_linear import fit_linear
+from spin.integrate.fit_network import fit_network
 from spin.integrate.fit_words import WordFit
 from spin.integrate.last_layer import join_last_layer, select_all
 from spin.labels.standardizer import Standardizer
@@ -28,11 +28,12 @@ from spin.sparsify.probe import Probe
 
 @dataclass(frozen=True)
 class FittedHead:
-    """A head on neurons alone, before words and calibration."""
+    """The heads on neurons alone, before they are stacked."""
 
     selection: Selection
     standardizer: Standardizer
-    head: Head
+    head: LinearHead
+    network: NetworkHead | None = None
 
 
 @dataclass(frozen=True)
@@ -55,27 +56,30 @@ class HeadFitter:
         standardizer = selected_standardizer(selection, self.probes)
         design = self.matrix.design(self.cut, selection, self.probes, self.rows)
         design = replace(design, norm=recipe.scale_norm)
-        [linear] = fit_linear(design, [recipe.penalty])
-        task = FitTask(linear, design, recipe.penalty.strength, self.matrix.data.seed, recipe.steps)
-        head, _ = find_head(recipe.kind).fit(task)
+        [head] = fit_linear(design, [recipe.penalty])
         if recipe.last_layer is not None:
-            return self._join_last_layer(selection, linear, recipe.last_layer)
-        if not drops_neurons:
-            return FittedHead(selection, standardizer, head)
-        return FittedHead(selection.keep(head.used), standardizer.keep(head.used), head.keep(head.used))
+            return self._join_last_layer(selection, head, recipe.last_layer)
+        if drops_neurons and not head.used.all():
+            used = head.used
+            selection, standardizer, head = selection.keep(used), standardizer.keep(used), head.keep(used)
+            design = self.matrix.design(self.cut, selection, self.probes, self.rows)
+        network = None
+        if recipe.epochs:
+            network, _ = fit_network(replace(design, norm=None), self.matrix.data.seed, epochs=recipe.epochs)
+        return FittedHead(selection, standardizer, head, network)
 
     def _join_last_layer(self, selection: Selection, head: LinearHead, recipe: LastLayerRecipe) -> FittedHead:
         """A head on a selection, with one on the last layer."""
         last = select_all(recipe.column, self.probes)
         [last_head] = fit_linear(self.matrix.design(self.cut, last, self.probes, self.rows), [Penalty(recipe.strength)])
-        joined, joined_head = join_last_layer(selection, head, last, last_head, recipe.blend)
+        joined, joined_head = join_last_layer(selection, head, last, last_head, recipe.weights)
         return FittedHead(joined, selected_standardizer(joined, self.probes), joined_head)
 
     def finish(self, fitted: FittedHead, recipe: ClassifierRecipe, summary: ChoiceSummary) -> FittedClassifier:
         """The classifier of a head that `fit` returned: with its exits, with the words, and calibrated."""
         exits = self._fit_exits(fitted.selection, recipe.exits)
         selection, standardizer = fitted.selection, fitted.standardizer
-        if recipe.head.blend is not None:
+        if recipe.head.stack.words:
             assert self.word_scale is not None
             selection = selection.join_words(len(self.matrix.data.label_space))
             standardizer = standardizer.join_words(self.word_scale)
@@ -86,7 +90,7 @@ class HeadFitter:
         return FittedClassifier(
             selection,
             standardizer,
-            self._calibrate(fitted.head, recipe.head),
+            recipe.head.stack.join(fitted.head, network=fitted.network, word_scale=self.word_scale),
             summary.model_copy(update={"neurons": len(fitted.selection), "exits": summaries}),
             tuple(EarlyExit(exit.depth, head, exit.threshold) for exit, head in exits.items()),
             recipe,
@@ -103,23 +107,16 @@ class HeadFitter:
         for recipe in recipes:
             if recipe.depth == BY_WORDS:
                 classes = len(self.matrix.data.label_space)
-                unchanged = LinearHead(np.eye(classes, dtype=np.float32), np.zeros(classes, np.float32))
-                heads[recipe] = recipe.head.calibration.fold_into(unchanged)
+                nothing = LinearHead(np.zeros((classes, 0), np.float32), np.zeros(classes, np.float32))
+                heads[recipe] = recipe.head.stack.join(nothing, word_scale=np.ones(classes, np.float32))
                 continue
             part = selection.up_to(recipe.depth)
             if len(part) > features:
                 features = len(part)
                 design = self.matrix.design(self.cut, part, self.probes, self.rows)
                 [head] = fit_linear(design, [recipe.head.penalty])
-                heads[recipe] = self._calibrate(head, recipe.head)
+                heads[recipe] = recipe.head.stack.join(head, word_scale=self.word_scale)
         return heads
-
-    def _calibrate(self, head: AnyHead, recipe: HeadRecipe) -> AnyHead:
-        """The head of a recipe from its neurons' head: with the words, and calibrated."""
-        if recipe.blend is not None:
-            assert self.word_scale is not None
-            head = recipe.blend.fold_into(head, self.word_scale)
-        return recipe.calibration.fold_into(head)
 
 
 def refit(
@@ -132,7 +129,7 @@ def refit(
 ) -> TrainingResult:
     """The classifiers of a result with all heads fitted again, on all labelled rows instead of a sample of them.
 
-    Nothing is chosen again: neurons, penalties, blends, calibration and exits are those of the result. `read` returns
+    Nothing is chosen again: neurons, penalties, stacks and exits are those of the result. `read` returns
     the raw activations of the neurons of any of the classifiers.
     """
     matrix, rows = FeatureMatrix(read, data, group or ProcessGroup()), data.all_rows

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from spin.arrays import Floats
 from spin.errors import UserError
-from spin.heads.blend import Blend
-from spin.heads.calibration import Calibration, calibration_error, fit_calibration, log_loss
+from spin.heads.calibration import calibration_error, log_loss
 from spin.heads.candidate import Candidate
 from spin.heads.decision import Decision
 from spin.heads.early_exit import find_stops
 from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
-from spin.heads.head import Head
 from spin.heads.linear_head import LinearHead, Penalty
-from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe, LastLayerRecipe
-from spin.heads.registry import other_heads
+from spin.heads.network_head import NetworkHead
+from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
 from spin.heads.selection import Selection
-from spin.integrate.bootstrap import bootstrap_p_value
+from spin.heads.stack import SOURCES, Source, Stack
 from spin.integrate.class_thresholds import choose_class_thresholds
 from spin.integrate.exit_thresholds import (
     PASSING_COST,
     READING_COST,
     WORDS_COST,
+    ExitOffer,
     choose_exit_thresholds,
     offered_depths,
 )
@@ -34,18 +33,15 @@ from spin.integrate.feature_matrix import FeatureMatrix, ReadSelection
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import CandidateChoices, best_per_depth, choose_candidates
 from spin.integrate.head_fitter import HeadFitter
-from spin.integrate.last_layer import HeldOut
+from spin.integrate.last_layer import LAST_LAYER_BELOW, HeldOut
 from spin.integrate.leakage import LeakageAttack, choose_under_cap
-from spin.integrate.search import Progress, Search
+from spin.integrate.search import LEAST_SHARE, Progress, Search
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.settings import CascadeSettings, Choice, DecisionSettings, SearchSettings
 from spin.sites import BY_WORDS, Site
 from spin.sparsify.probe import Probe
 from spin.sparsify.ridge import RidgeImportance
-
-SIGNIFICANT = 0.05
-"""p-value below which `head: auto` takes another head than the linear one"""
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # L-BFGS's vectors are too short for more; products are torch's
@@ -67,13 +63,13 @@ def integrate(
     """Search rule, eta, depth, sites, poolings, words and regularisation by validation, then fit what was chosen.
 
     `probes` and `ridge` are those of all feature columns: the two rules by which neurons can be selected. `words` is
-    the word regression, whose logits can be added to those of the neurons (`Blend`).
+    the word regression. The logits of the neurons, of the words and of a network on the neurons are stacked (`Stack`).
     `read` returns the raw activations of a selection for some rows; `compute` is the share of the backbone's compute
     that reading a site takes. Features of different layers are standardised on the training rows and weighted by site
     and neuron (`feature_matrix.align`). The final heads, and those of the early exits that `cascade` allows under the
-    labels of `decision`, are fitted on all rows of the folds. The held-out logits choose their temperature, biases
-    where class weights are balanced, and the thresholds of the classes for which `decision` gives none. The members of
-    a process group share the training rows; all get the same result. With `settings.max_leakage`, `attack` measures the
+    labels of `decision`, are fitted on all rows of the folds. The held-out logits choose the stacks and the thresholds
+    of the classes for which `decision` gives none. The members of a process group share the training rows; all get the
+    same result. With `settings.max_leakage`, `attack` measures the
     leakage of candidates, and the choices are made among those within this cap. Raises UserError if no probe kept a
     neuron, or as `choose_under_cap` does.
     """
@@ -113,36 +109,13 @@ def _choose(search: Search, attack: LeakageAttack | None) -> CandidateChoices:
 
 
 @dataclass(frozen=True)
-class _HeadChoice:
-    """The kind of head of a candidate."""
+class _Network:
+    """A network on the neurons of a candidate."""
 
-    held_out: tuple[Floats, ...]
-    """logits (m, K) of each fold's validation rows by a head of this kind, blended with those of the words"""
-    selections: Sequence[Selection]
-    """the neurons of each fold's head: of a linear one, without those that its L1 penalty zeroes"""
-    blend: Blend | None
-    """the weights of neurons and words in these logits; None for neurons alone"""
-    kind: type[Head] = LinearHead
-    steps: int = 0
-    """steps in which the head is fitted; 0 for a linear head"""
-    last_layer: LastLayerRecipe | None = None
-    """the last layer beside the neurons of a linear head"""
-    p_value: float | None = None
-    """p-value of the test that a head is better than the linear one; None where none was tested"""
-
-
-@dataclass(frozen=True)
-class _ExitCandidate:
-    """An exit that is offered at a depth, before its threshold is known."""
-
-    depth: int
     held_out: Floats
-    """calibrated logits (n, K) of the validation rows"""
-    head: HeadRecipe
-    cost: float
-    """cost of a document that stops here, as a share of the whole backbone"""
-    passing: float
-    """cost of going on after the exit, as a share of the whole backbone"""
+    """(n, K) logits of each fold's validation rows"""
+    epochs: int
+    """the mean over the folds"""
 
 
 class CandidateFitter:
@@ -159,68 +132,80 @@ class CandidateFitter:
     def fit(self, candidate: Candidate) -> FittedClassifier:
         """The classifier of a candidate."""
         label_space, y = self.data.label_space, self.valid_y
-        choice = self._choose_head(candidate)
-        logits = np.concatenate(choice.held_out)
-        calibration = self._calibrate(logits)
-        calibrated = calibration.apply(logits)
-        thresholds = self._choose_thresholds(calibrated, calibration)
+        held_out = self.search.held_out(candidate)
+        stack, network, logits = self._stack(candidate, held_out)
+        thresholds = self._choose_thresholds(logits)
         decision = Decision.of(label_space, self.decision, thresholds)
-        ece = [calibration_error(label_space.probabilities(values), y, label_space) for values in (logits, calibrated)]
         selection = self._select(candidate)
         of_head = HeadRecipe(
             candidate.penalty,
-            calibration.temperature,
-            calibration.biases,
-            choice.kind.name,
-            choice.steps,
-            choice.blend,
-            choice.last_layer,
+            stack,
+            0 if network is None else network.epochs,
+            held_out.last_layer,
             float(np.linalg.norm(self.matrix.scales(selection, self.search.final_probes))),
         )
         head = self.fitter.fit(selection, of_head)
-        recipe = ClassifierRecipe(of_head, self._choose_exits(candidate, choice, head.selection, calibrated, decision))
+        exits = self._choose_exits(candidate, held_out, head.selection, logits, decision)
+        kind = LinearHead if network is None else NetworkHead
         summary = ChoiceSummary(
             **{
                 **candidate.summary().model_dump(),
-                "head": choice.kind.name,
-                "head_chance": choice.p_value,
-                "valid_score": round(self.search.judge(choice.held_out)[0], 4),
-                "valid_log_loss": round(log_loss(calibrated, y, label_space), 4),
-                "temperature": round(calibration.temperature, 4),
-                "valid_ece": round(ece[1], 4),
-                "valid_ece_uncalibrated": round(ece[0], 4),
+                "head": kind.name,
+                "valid_score": round(self.search.judge(logits)[0], 4),
+                "valid_log_loss": round(log_loss(logits, y, label_space), 4),
+                "weights": {source: round(stack.weight(source), 4) for source in SOURCES if stack.weight(source)},
+                "valid_ece": round(calibration_error(label_space.probabilities(logits), y, label_space), 4),
                 "exits": (),
                 "thresholds": thresholds,
             }
         )
+        recipe = ClassifierRecipe(of_head, exits)
         summary, recipe = self.group.broadcast_object((summary, recipe))
         return self.fitter.finish(head, recipe, summary)
+
+    def _stack(self, candidate: Candidate, held_out: HeldOut) -> tuple[Stack, _Network | None, Floats]:
+        """The stack of a candidate, its network if that adds anything, and the calibrated held-out logits (n, K)."""
+        sources = self.search.sources(held_out.logits, words=candidate.reads_words)
+        network = self._fit_network(held_out) if self._has_network(candidate) else None
+        if network is not None:
+            sources["network"] = network.held_out
+            stack = self.search.fit_stack(sources)
+            if stack.share("network", sources) > LEAST_SHARE:
+                return stack, network, stack.logits(sources)
+        return candidate.stack, None, candidate.stack.logits(sources)
+
+    def _has_network(self, candidate: Candidate) -> bool:
+        """Whether a network is fitted: not on so few labels that the last layer counts in its place."""
+        wanted = self.search.settings.network == "auto" and candidate.reads_neurons
+        return wanted and len(self.data.all_rows) >= LAST_LAYER_BELOW
+
+    def _fit_network(self, held_out: HeldOut) -> _Network:
+        """A network on the neurons of each fold's head."""
+        folds = zip(self.search.folds, held_out.selections, strict=True)
+        logits, epochs = zip(*(fold.fit_network(selection) for fold, selection in folds), strict=True)
+        return _Network(np.concatenate(logits), max(1, round(float(np.mean(epochs)))))
 
     def _select(self, candidate: Candidate) -> Selection:
         """The neurons that the head of a candidate is fitted on."""
         nothing = Selection({}, {}, 0.0, candidate.rule)
         return self.search.select(candidate.subset) if candidate.reads_neurons else nothing
 
-    def _calibrate(self, held_out: Floats) -> Calibration:
-        """The calibration of logits (n, K) of the validation rows, the same for all members of the group."""
-        label_space, class_weights = self.data.label_space, self.data.class_weights
-        return self.group.broadcast_object(fit_calibration(held_out, self.valid_y, label_space, class_weights))
-
-    def _choose_thresholds(self, calibrated: Floats, calibration: Calibration) -> dict[str, float] | None:
+    def _choose_thresholds(self, logits: Floats) -> dict[str, float] | None:
         """The threshold of every class by calibrated logits (n, K) of validation rows; None for the plain decision.
 
         Near-identical documents count as one, as do the predictions of one document by several folds. The most probable
         class is right most often, so for accuracy there is nothing to choose where the probabilities are calibrated.
         """
         rows, groups, label_space = self.valid_rows, self.data.groups, self.data.label_space
-        if self.data.metric == "accuracy" and calibration.bias is None and not label_space.multilabel:
+        balanced = self.data.class_weights == "balanced"
+        if self.data.metric == "accuracy" and not balanced and not label_space.multilabel:
             return None
         chosen = choose_class_thresholds(
-            calibrated,
+            logits,
             self.valid_y,
             label_space,
             metric=self.data.metric,
-            calibration=calibration,
+            class_weights=self.data.class_weights,
             documents=rows if groups is None else groups[rows],
         )
         if chosen is None:
@@ -228,85 +213,56 @@ class CandidateFitter:
         named = {name: float(f"{t:.6g}") for name, t in zip(label_space.classes, chosen, strict=True)}
         return self.group.broadcast_object(named)
 
-    def _choose_head(self, candidate: Candidate) -> _HeadChoice:
-        """The head that the settings ask for, or the best one if a paired test on validation shows that it is better.
-
-        The test compares it with the linear head; where several heads are tested, each of them has a part of the error.
-        """
-        of_linear = self.search.held_out(candidate)
-        linear = _HeadChoice(of_linear.logits, of_linear.selections, candidate.blend, last_layer=of_linear.last_layer)
-        setting = self.search.settings.head
-        if not candidate.reads_neurons or (setting == "auto" and self.data.has_few_labels):
-            return linear
-        tested = [self._test_head(kind, candidate, of_linear) for kind in other_heads(setting)]
-        best, p_value = min(tested, key=lambda test: test[1], default=(linear, None))
-        if p_value is None or setting != "auto" or p_value < SIGNIFICANT / len(tested):
-            return replace(best, p_value=p_value)
-        return replace(linear, p_value=p_value)
-
-    def _test_head(self, kind: type[Head], candidate: Candidate, of_linear: HeldOut) -> tuple[_HeadChoice, float]:
-        """A head of another kind on the neurons of a candidate, and the p-value of the test that it is better."""
-        logits, steps, selections = [], [], self.search.fold_selections(candidate.subset)
-        for fold, selection, linear in zip(self.search.folds, selections, of_linear.heads, strict=True):
-            fold_logits, fold_steps = fold.fit(kind, selection, linear, candidate.penalty.strength)
-            logits.append(fold_logits)
-            steps.append(fold_steps)
-        blend = None if candidate.blend is None else self.search.fit_blend(logits)
-        held_out = self.search.blended(logits, blend)
-        ours, theirs = (self.data.label_space.predict(np.concatenate(of)) for of in (held_out, of_linear.logits))
-        p_value = bootstrap_p_value(self.data.metric, self.valid_y, ours, theirs, self.data.seed)
-        choice = _HeadChoice(held_out, selections, blend, kind, round(float(np.mean(steps))))
-        return choice, self.group.broadcast_object(p_value)
-
     def _choose_exits(
-        self, candidate: Candidate, choice: _HeadChoice, selection: Selection, final: Floats, decision: Decision
+        self, candidate: Candidate, held_out: HeldOut, selection: Selection, final: Floats, decision: Decision
     ) -> tuple[ExitRecipe, ...]:
         """The early exits of a candidate whose calibrated held-out logits (n, K) at full depth are `final`."""
-        offered = self._offer_exits(candidate, choice, selection)
-        logits = [exit.held_out for exit in offered]
+        offered = self._offer_exits(candidate, held_out, selection)
+        offers = [offer for _, offer in offered.values()]
+        groups = self.data.groups
         thresholds: list[float] = self.group.broadcast_object(
             choose_exit_thresholds(
-                logits,
+                offers,
                 final,
                 self.valid_y,
                 decision,
                 metric=self.data.metric,
-                costs=[*(exit.cost for exit in offered), READING_COST + candidate.compute],
-                passing=[exit.passing for exit in offered],
+                cost=READING_COST + candidate.compute,
                 max_loss=self.cascade.max_loss,
-                documents=self.valid_rows,
+                documents=self.valid_rows if groups is None else groups[self.valid_rows],
             )
         )
-        indices = self.group.broadcast_object(find_stops(logits, thresholds, decision, len(final)))
-        shares = [float((indices == index).mean()) for index in range(len(offered))]
+        stops = find_stops([offer.logits for offer in offers], thresholds, decision, len(final))
+        indices = self.group.broadcast_object(stops)
+        shares = [float((indices == index).mean()) for index in range(len(offers))]
         return tuple(
-            ExitRecipe(exit.depth, threshold, share, exit.head)
-            for exit, threshold, share in zip(offered, thresholds, shares, strict=True)
+            ExitRecipe(depth, threshold, share, head)
+            for (depth, (head, _)), threshold, share in zip(offered.items(), thresholds, shares, strict=True)
             if share
         )
 
-    def _offer_exits(self, candidate: Candidate, choice: _HeadChoice, selection: Selection) -> list[_ExitCandidate]:
-        """The exits by words and at the depths of the cascade settings."""
+    def _offer_exits(
+        self, candidate: Candidate, held_out: HeldOut, selection: Selection
+    ) -> dict[int, tuple[HeadRecipe, ExitOffer]]:
+        """The exits by words and at the depths of the cascade settings, by depth, shallow first."""
         if not self.cascade.max_loss or not len(selection):
-            return []
-        offered = self._offer_words(reads_words=choice.blend is not None)
+            return {}
+        offered = self._offer_words(reads_words=candidate.reads_words)
         shallowest = min(column.site.layer for column in selection.neurons)
         for depth in offered_depths(self.cascade.depths, selection.depth):
-            parts = [of_fold.up_to(depth) for of_fold in choice.selections]
+            parts = [of_fold.up_to(depth) for of_fold in held_out.selections]
             if depth < shallowest or not all(map(len, parts)):
                 continue
             ridge = Penalty(candidate.penalty.strength)
             of_neurons = [logits for [(_, logits)] in self.search.fit_folds(parts, [ridge])]
-            blend = None if choice.blend is None else self.search.fit_blend(of_neurons)
-            logits = np.concatenate(self.search.blended(of_neurons, blend))
-            calibration = self._calibrate(logits)
-            head = HeadRecipe(ridge, calibration.temperature, calibration.biases, blend=blend)
+            sources = self.search.sources(of_neurons, words=candidate.reads_words)
+            stack = self.search.fit_stack(sources)
             cost = READING_COST + self.search.compute[Site(depth, "resid")]
-            passing = PASSING_COST * candidate.compute
-            offered.append(_ExitCandidate(depth, calibration.apply(logits), head, cost, passing))
+            offer = ExitOffer(stack.logits(sources), cost, PASSING_COST * candidate.compute)
+            offered[depth] = HeadRecipe(ridge, stack), offer
         return offered
 
-    def _offer_words(self, *, reads_words: bool) -> list[_ExitCandidate]:
+    def _offer_words(self, *, reads_words: bool) -> dict[int, tuple[HeadRecipe, ExitOffer]]:
         """The exit by words, if there is a word regression and the settings allow it.
 
         Where the head of the candidate reads words anyway, the exit adds nothing to the cost of any document, and those
@@ -314,10 +270,7 @@ class CandidateFitter:
         """
         words = self.search.words
         if words is None or not self.cascade.words:
-            return []
-        logits = np.concatenate(words.held_out)
-        calibration = self._calibrate(logits)
-        alone = Blend(neurons=0.0, other=1.0)
-        head = HeadRecipe(Penalty(words.strength), calibration.temperature, calibration.biases, blend=alone)
-        cost = 0.0 if reads_words else WORDS_COST
-        return [_ExitCandidate(BY_WORDS, calibration.apply(logits), head, cost, cost)]
+            return {}
+        sources: dict[Source, Floats] = {"words": np.concatenate(words.held_out)}
+        stack, cost = self.search.fit_stack(sources), 0.0 if reads_words else WORDS_COST
+        return {BY_WORDS: (HeadRecipe(Penalty(words.strength), stack), ExitOffer(stack.logits(sources), cost, cost))}

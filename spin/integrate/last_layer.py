@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from spin.arrays import Floats
-from spin.heads.blend import Blend
 from spin.heads.linear_head import LinearHead
 from spin.heads.recipe import LastLayerRecipe
 from spin.heads.selection import Selection
@@ -34,9 +33,9 @@ class HeldOut:
     """Predictions by the heads of a candidate, one per fold, for rows that they have not seen."""
 
     logits: tuple[Floats, ...]
-    """(m, K) logits of each fold's validation rows, blended with those of the words"""
+    """(m, K) logits of each fold's validation rows"""
     heads: tuple[LinearHead, ...]
-    """the head of each fold; empty for words alone, as are the selections"""
+    """the head of each fold"""
     selections: tuple[Selection, ...]
     """the neurons of each fold's head, without those that its L1 penalty zeroes"""
     last_layer: LastLayerRecipe | None = None
@@ -79,26 +78,26 @@ class LastLayers:
         if depth not in self._fitted:
             self._fitted[depth] = self.fit(self.columns[depth])
         last = self._fitted[depth]
-        blend = Blend(0.5 / self.temperature(held_out.logits), 0.5 / self.temperature(last.held_out))
+        weights = 0.5 / self.temperature(held_out.logits), 0.5 / self.temperature(last.held_out)
         joined = [
-            join_last_layer(selection, head, last.selection, last_head, blend)
+            join_last_layer(selection, head, last.selection, last_head, weights)
             for selection, head, last_head in zip(held_out.selections, held_out.heads, last.heads, strict=True)
         ]
         selections, heads = zip(*joined, strict=True)
-        logits = tuple(map(blend.logits, held_out.logits, last.held_out))
-        return HeldOut(logits, heads, selections, LastLayerRecipe(self.columns[depth], last.strength, blend))
+        ours, others = map(np.float32, weights)
+        logits = tuple(ours * a + others * b for a, b in zip(held_out.logits, last.held_out, strict=True))
+        return HeldOut(logits, heads, selections, LastLayerRecipe(self.columns[depth], last.strength, weights))
 
 
 def find_last_columns(
     columns: Sequence[FeatureColumn], data: TrainingData, settings: SearchSettings
 ) -> dict[int, FeatureColumn]:
-    """The feature column of the last layer by depth, where labels are so few that it counts beside a linear head.
+    """The feature column of the last layer by depth, where labels are so few that it counts beside selected neurons.
 
     It is one of the residual stream. Under a cap on leakage there is none: all neurons of a layer reveal more words
     than any few.
     """
-    few = len(data.all_rows) < LAST_LAYER_BELOW
-    if not few or settings.max_leakage is not None or settings.head not in ("auto", LinearHead.name):
+    if len(data.all_rows) >= LAST_LAYER_BELOW or settings.max_leakage is not None:
         return {}
     found: dict[int, FeatureColumn] = {}
     for column in columns:
@@ -119,13 +118,13 @@ def select_all(column: FeatureColumn, probes: Probes) -> Selection:
 
 
 def join_last_layer(
-    selection: Selection, head: LinearHead, last: Selection, last_head: LinearHead, blend: Blend
+    selection: Selection, head: LinearHead, last: Selection, last_head: LinearHead, weights: tuple[float, float]
 ) -> tuple[Selection, LinearHead]:
     """The weighted sum of a head on selected neurons and one on the last layer, as one head on the neurons of both."""
     joined = selection.join(last)
     coef = np.zeros((len(head.coef), len(joined)), np.float32)
     intercept = np.zeros(len(head.coef), np.float32)
-    for part, of_part, weight in ((selection, head, blend.neurons), (last, last_head, blend.other)):
+    for part, of_part, weight in ((selection, head, weights[0]), (last, last_head, weights[1])):
         coef[:, part.positions_in(joined)] += np.float32(weight) * of_part.coef
         intercept += np.float32(weight) * of_part.intercept
     return joined, replace(head, coef=coef, intercept=intercept)

@@ -10,16 +10,19 @@ import numpy as np
 
 from spin.arrays import Floats
 from spin.errors import UserError
-from spin.heads.blend import Blend, fit_blend
-from spin.heads.calibration import fit_calibration, fit_temperature, log_loss, log_losses
+from spin.heads.calibration import fit_temperature, log_loss, log_losses
 from spin.heads.candidate import Candidate, Subset
+from spin.heads.decision import apply_thresholds
 from spin.heads.design import Design
 from spin.heads.feature_rows import FeatureRows
-from spin.heads.head import FitTask, Head
 from spin.heads.linear_head import LinearHead, Penalty
+from spin.heads.network_head import NetworkHead
 from spin.heads.selection import Rule, Selection
+from spin.heads.stack import Source, Stack, fit_stack
+from spin.integrate.class_thresholds import shared_thresholds
 from spin.integrate.feature_matrix import FeatureCut, FeatureMatrix, Probes, selected_standardizer
 from spin.integrate.fit_linear import fit_folds
+from spin.integrate.fit_network import fit_network
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import is_clearly_worse, one_standard_error_choice
 from spin.integrate.last_layer import HeldOut, LastLayer, LastLayers, find_last_columns, select_all
@@ -34,8 +37,8 @@ from spin.sparsify.select import Ranking
 _FINAL = -1
 """the place of all labelled rows after the folds"""
 
-_LEAST_SHARE = 0.01
-"""share of a blend's spread below which neurons, or words, add nothing to it"""
+LEAST_SHARE = 0.01
+"""share of a stack's spread below which a source adds nothing to it"""
 
 Progress = Callable[[int], None]
 """called with the number of heads fitted since the last call"""
@@ -56,32 +59,28 @@ class FoldSearch:
         """The design for fitting heads on a selection."""
         return self.matrix.design(self.cut, part, self.probes, self.fold.train)
 
-    def predict(self, part: Selection, heads: Sequence[Head]) -> Floats:
+    def predict(self, part: Selection, heads: Sequence[LinearHead]) -> Floats:
         """(H, m, K) the logits of all validation rows by heads on a selection."""
         return self._predict(self._valid_features(part), heads)
 
-    def fit(self, kind: type[Head], part: Selection, linear: Head, strength: float) -> tuple[Floats, int]:
-        """The validation logits (m, K) of a head that starts from a linear one, and its number of steps.
-
-        It is stopped by the calibrated log loss of these rows, as candidates are compared by it. Without calibration
-        what only makes a linear head more or less certain would improve on it step by step.
-        """
+    def fit_network(self, part: Selection) -> tuple[Floats, int]:
+        """The validation logits (m, K) of a network on a selection, stopped by their log loss, and its epochs."""
         features, data = self._valid_features(part), self.matrix.data
         y = data.y[self.fold.valid]
 
-        def judge(head: Head) -> float:
+        def judge(head: NetworkHead) -> float:
             [logits] = self._predict(features, [head])
-            calibration = fit_calibration(logits, y, data.label_space, data.class_weights)
-            return log_loss(calibration.apply(logits), y, data.label_space)
+            stack = fit_stack({"neurons": logits}, y, data.label_space)
+            return log_loss(stack.logits({"neurons": logits}), y, data.label_space)
 
-        head, steps = kind.fit(FitTask(linear, self.design(part), strength, data.seed, judge=judge))
-        return self._predict(features, [head])[0], steps
+        network, epochs = fit_network(self.design(part), data.seed, judge=judge)
+        return self._predict(features, [network])[0], epochs
 
     def _valid_features(self, part: Selection) -> FeatureRows:
         """The features of this process's share of the validation rows."""
         return self.cut.take(part, self.fold.valid, selected_standardizer(part, self.probes))
 
-    def _predict(self, features: FeatureRows, heads: Sequence[Head]) -> Floats:
+    def _predict(self, features: FeatureRows, heads: Sequence[LinearHead]) -> Floats:
         """(H, m, K) the logits of all validation rows."""
         return self.matrix.predict(features, heads, self.cut.positions(self.fold.valid), len(self.fold.valid))
 
@@ -119,6 +118,8 @@ class Search:
         self.folds = [FoldSearch(matrix, self.cut, probes, fold) for probes, fold in parts]
         self.limits: Mapping[Rule, float] = {}
         """the largest eta of each rule that may be tried; without one those of the settings"""
+        self.thresholds = shared_thresholds(self.valid_targets, self.data.label_space, self._balance)
+        """(K,) those by which candidates are judged"""
         self.tried: list[Candidate] = []
 
     def below(self, limits: Mapping[Rule, float]) -> Search:
@@ -132,6 +133,11 @@ class Search:
     def depth(self) -> int:
         """The full depth."""
         return max(column.site.layer for column in self.final_probes)
+
+    @property
+    def _balance(self) -> float:
+        """The share of the classes' prior log odds in the thresholds: all of them where every class weighs the same."""
+        return 1.0 if self.data.class_weights == "balanced" else 0.0
 
     @property
     def valid_y(self) -> list[Targets]:
@@ -255,8 +261,8 @@ class Search:
             neurons = round(float(np.mean([head.coef.any(0).sum() for head in fitted.heads])))
             last = [] if fitted.last_layer is None else [fitted.last_layer.column.site]
             compute = max(self.compute[site] for site in (deepest, *last))
-            for blend in self._blends(fitted.logits):
-                self._add(subset, penalty, neurons, compute, self.blended(fitted.logits, blend), blend)
+            for stack in self._stacks(fitted.logits):
+                self._add(subset, penalty, neurons, compute, fitted.logits, stack)
 
     def _fit_neurons(self, subset: Subset, penalties: Sequence[Penalty]) -> list[HeldOut]:
         """For each penalty the heads of all folds on a subset, joined with the last layer where labels are very few."""
@@ -276,9 +282,15 @@ class Search:
         selection, strengths = select_all(column, self.final_probes), sorted(self.settings.strengths)
         fits = self.fit_folds([selection] * len(self.folds), [Penalty(strength) for strength in strengths])
         of_strengths = [tuple(zip(*of_strength, strict=True)) for of_strength in zip(*fits, strict=True)]
-        losses = [float(np.concatenate(self.losses(logits)).mean()) for _, logits in of_strengths]
+        losses = [self._stacked_loss(logits) for _, logits in of_strengths]
         best = self.matrix.group.broadcast_object(int(np.argmin(losses)))
         return LastLayer(selection, strengths[best], *of_strengths[best])
+
+    def _stacked_loss(self, held_out: Sequence[Floats]) -> float:
+        """The mean log loss of held-out logits of each fold, calibrated."""
+        sources = self.sources(held_out, words=False)
+        logits = self.fit_stack(sources).logits(sources)
+        return log_loss(logits, self.valid_targets, self.data.label_space)
 
     def _fit_temperature(self, held_out: Sequence[Floats]) -> float:
         temperature = fit_temperature(np.concatenate(held_out), self.valid_targets, self.data.label_space)
@@ -296,50 +308,50 @@ class Search:
         ]
 
     def held_out(self, candidate: Candidate) -> HeldOut:
-        """The predictions of a candidate, fitted again, for each fold's validation rows, with its neurons.
+        """The predictions of a candidate's neurons, fitted again, for each fold's validation rows.
 
         The logits are not kept while the search runs: those of all candidates would take more memory than the features.
         """
         if not candidate.reads_neurons:
-            return HeldOut(self._words_alone(candidate.blend), (), ())
+            return HeldOut(self._zeros(), (), ())
         [fitted] = self._fit_neurons(candidate.subset, [candidate.penalty])
-        return replace(fitted, logits=self.blended(fitted.logits, candidate.blend))
+        return fitted
 
-    def _words_alone(self, blend: Blend | None) -> tuple[Floats, ...]:
-        assert self.words is not None
-        return self.blended([np.zeros_like(logits) for logits in self.words.held_out], blend)
+    def _zeros(self) -> tuple[Floats, ...]:
+        """The logits (m, K) of no neurons, for each fold's validation rows."""
+        shape = len(self.data.label_space)
+        return tuple(np.zeros((len(fold.valid), shape), np.float32) for fold in self.data.folds)
 
     def _try_words_alone(self, words: WordFit) -> None:
         """Judge the word regression without neurons, as if by the rule of the best candidate."""
         rule = self._best().rule if self.tried else self.settings.rules[0]
-        nothing = [np.zeros_like(logits) for logits in words.held_out]
-        blend = replace(self.fit_blend(nothing), neurons=0.0)
-        self._add(Subset(rule, 0.0, 0), Penalty(words.strength), 0, 0.0, self._words_alone(blend), blend)
+        stack = self.fit_stack({"words": np.concatenate(words.held_out)})
+        self._add(Subset(rule, 0.0, 0), Penalty(words.strength), 0, 0.0, self._zeros(), stack)
 
-    def _blends(self, held_out: Sequence[Floats]) -> list[Blend | None]:
-        """The ways to join held-out logits of neurons with those of the words: not at all (None), or a blend.
+    def _stacks(self, held_out: Sequence[Floats]) -> list[Stack]:
+        """The stacks of held-out logits of neurons: without the words, and with them.
 
         Where the neurons add nothing to the words, it is the words alone that are a candidate.
         """
+        alone = self.fit_stack(self.sources(held_out, words=False))
         if self.words is None:
-            return [None]
-        blend = self.fit_blend(held_out)
-        without: list[Blend | None] = [] if self.settings.words == "on" else [None]
-        return [*without, blend] if min(blend.shares(held_out, self.words.held_out)) > _LEAST_SHARE else without
+            return [alone]
+        sources = self.sources(held_out, words=True)
+        both = self.fit_stack(sources)
+        without = [] if self.settings.words == "on" else [alone]
+        return [*without, both] if min(both.share(source, sources) for source in sources) > LEAST_SHARE else without
 
-    def fit_blend(self, held_out: Sequence[Floats]) -> Blend:
-        """The weights of the neurons' held-out logits and of the words' that have the least log loss."""
-        assert self.words is not None
-        of_neurons, of_words = np.concatenate(held_out), np.concatenate(self.words.held_out)
-        blend = fit_blend(of_neurons, of_words, self.valid_targets, self.data.label_space)
-        return self.matrix.group.broadcast_object(blend)
+    def sources(self, held_out: Sequence[Floats], *, words: bool) -> dict[Source, Floats]:
+        """The logits (n, K) of the neurons, and of the words if they count, for all folds' validation rows."""
+        sources: dict[Source, Floats] = {"neurons": np.concatenate(held_out)}
+        if words:
+            assert self.words is not None
+            sources["words"] = np.concatenate(self.words.held_out)
+        return sources
 
-    def blended(self, held_out: Sequence[Floats], blend: Blend | None) -> tuple[Floats, ...]:
-        """The held-out logits of each fold, with those of the words by the weights of a blend."""
-        if blend is None:
-            return tuple(held_out)
-        assert self.words is not None
-        return tuple(blend.logits(*pair) for pair in zip(held_out, self.words.held_out, strict=True))
+    def fit_stack(self, sources: Mapping[Source, Floats]) -> Stack:
+        """The stack of the logits (n, K) of all folds' validation rows, the same for all members of the group."""
+        return self.matrix.group.broadcast_object(fit_stack(sources, self.valid_targets, self.data.label_space))
 
     def _add(
         self,
@@ -347,12 +359,13 @@ class Search:
         penalty: Penalty,
         neurons: int,
         compute: float,
-        held_out: tuple[Floats, ...],
-        blend: Blend | None,
+        held_out: Sequence[Floats],
+        stack: Stack,
     ) -> None:
-        """Judge a candidate by its held-out logits and keep it."""
-        losses = self.losses(held_out)
-        valid_score, resampled = self.judge(held_out)
+        """Judge a candidate by the held-out logits of its neurons, stacked, and keep it."""
+        logits = stack.logits(self.sources(held_out, words=stack.words > 0))
+        losses = self.losses(logits)
+        valid_score, resampled = self.judge(logits)
         candidate = Candidate(
             subset.rule,
             subset.eta,
@@ -362,29 +375,26 @@ class Search:
             penalty=penalty,
             neurons=neurons,
             valid_score=valid_score,
-            blend=blend,
+            stack=stack,
             resampled=resampled,
             valid_loss=float(np.mean([fold_losses.mean() for fold_losses in losses])),
             resampled_losses=self._resample_losses(losses),
         )
         self.tried.append(self.matrix.group.broadcast_object(candidate))
 
-    def judge(self, held_out: Sequence[Floats]) -> tuple[float, tuple[float, ...]]:
-        """The metric on the validation rows by their logits (m, K) and without thresholds, and its resampled values.
+    def judge(self, logits: Floats) -> tuple[float, tuple[float, ...]]:
+        """The metric on the validation rows by their logits (n, K) and common thresholds, and its resampled values.
 
         Thresholds per class are chosen for the chosen candidates only: on so many candidates they would add luck.
         """
-        predicted = self.data.label_space.predict(np.concatenate(held_out))
+        probabilities = self.data.label_space.probabilities(logits)
+        predicted = apply_thresholds(self.data.label_space, probabilities, self.thresholds)
         return score_folds(self.data.metric, self.valid_targets, predicted, self.data.folds, self.data.groups)
 
-    def losses(self, held_out: Sequence[Floats]) -> list[Floats]:
-        """The log loss of every validation row of each fold, by calibrated logits (m, K)."""
-        logits, label_space = np.concatenate(held_out), self.data.label_space
-        calibration = fit_calibration(logits, self.valid_targets, label_space, self.data.class_weights)
-        return [
-            log_losses(calibration.apply(values), y, label_space)
-            for values, y in zip(held_out, self.valid_y, strict=True)
-        ]
+    def losses(self, logits: Floats) -> list[Floats]:
+        """The log loss of every validation row of each fold, by calibrated logits (n, K)."""
+        losses = log_losses(logits, self.valid_targets, self.data.label_space)
+        return np.split(losses, np.cumsum([len(fold.valid) for fold in self.data.folds])[:-1])
 
     def _resample_losses(self, losses: Sequence[Floats]) -> tuple[float, ...]:
         """The mean loss of each fold, or with a single fold that without each of its parts."""

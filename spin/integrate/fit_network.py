@@ -1,0 +1,127 @@
+"""Fit a network head on the selected neurons: three small networks with dropout, whose mean is one network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from spin.arrays import Rows
+from spin.heads.design import Design
+from spin.heads.network_head import NetworkHead
+
+NETWORKS, WIDTH = 3, 192
+"""networks that are averaged, and hidden units of each"""
+OUT = 0.04
+_INPUT_DROPOUT, _HIDDEN_DROPOUT, _SMOOTHING = 0.2, 0.4, 0.05
+_LEARNING_RATE = 6e-4
+_SMALLEST_BATCH, _MOST_BATCHES = 128, 200
+"""rows of a batch, and batches of an epoch; of more rows the batches are larger"""
+_MOST_EPOCHS, _PATIENCE = 40, 4
+"""epochs at most, and epochs without a smaller loss after which fitting stops"""
+
+
+def fit_network(
+    design: Design, seed: int, *, epochs: int | None = None, judge: Callable[[NetworkHead], float] | None = None
+) -> tuple[NetworkHead, int]:
+    """A network head without a linear part, and its number of epochs.
+
+    `judge` returns the loss of a head on other rows: the head with the least is returned, four epochs after it at the
+    latest. Without it there are `epochs`. The members of the group hold different rows; all get the same head, and all
+    call `judge`. One random order of all rows and one set of dropout masks make the head independent of their number.
+    """
+    networks = _Networks(design, seed)
+    best, best_loss, best_epoch = networks.head(), np.inf, 0
+    for epoch in range(1, (epochs or _MOST_EPOCHS) + 1):
+        networks.run_epoch()
+        if judge is None:
+            continue
+        head = networks.head()
+        loss = design.group.broadcast_object(judge(head))
+        if loss < best_loss:
+            best, best_loss, best_epoch = head, loss, epoch
+        elif epoch - best_epoch >= _PATIENCE:
+            break
+    return (networks.head(), epochs or _MOST_EPOCHS) if judge is None else (best, best_epoch)
+
+
+class _Networks:
+    """M networks of H hidden units while they are fitted side by side, on features scaled as the linear head's."""
+
+    def __init__(self, design: Design, seed: int) -> None:
+        self.design, self.count = design, design.count
+        self.draw = torch.Generator().manual_seed(seed)
+        width, classes = design.features.shape[1], design.has.shape[1]
+        # the scaled features of a text have a mean square of 1 each
+        self.scale = design.tensor(design.unit) * width**0.5
+        self.inner = self._draw_weights((NETWORKS * WIDTH, width), width)
+        self.inner_bias = torch.zeros(NETWORKS * WIDTH, device=design.device, requires_grad=True)
+        self.outer = (
+            (OUT * torch.randn(NETWORKS, WIDTH, classes, generator=self.draw)).to(design.device).requires_grad_()
+        )
+        self.outer_bias = torch.zeros(NETWORKS, classes, device=design.device, requires_grad=True)
+        self.parameters = [self.inner, self.inner_bias, self.outer, self.outer_bias]
+        self.optimiser = torch.optim.Adam(self.parameters, lr=_LEARNING_RATE)
+        self.own = np.full(self.count, -1)
+        """(N,) of each row of the group its place among those of this process, or -1"""
+        self.own[np.arange(self.count) if design.positions is None else design.positions] = np.arange(len(design.has))
+        has = design.tensor(design.has)
+        self.targets = has * (1 - _SMOOTHING) + _SMOOTHING / (classes if design.exclusive else 2)
+        self.weights = design.tensor(design.weights)
+
+    def _draw_weights(self, shape: tuple[int, ...], inputs: int) -> Tensor:
+        """Weights of a layer with so many inputs, for ReLU units (He et al. 2015)."""
+        drawn = torch.randn(shape, generator=self.draw) * (2 / inputs) ** 0.5
+        return drawn.to(self.design.device).requires_grad_()
+
+    def run_epoch(self) -> None:
+        """One step of Adam for each batch of all rows in random order."""
+        for rows, kept, kept_hidden in self._batches():
+            self.optimiser.zero_grad()
+            if len(rows):
+                self._loss(rows, kept, kept_hidden).backward()
+            for parameter in self.parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                self.design.group.all_reduce(parameter.grad)
+            self.optimiser.step()
+
+    def _batches(self) -> Iterator[tuple[Rows, Tensor, Tensor]]:
+        """The rows (m,) of this process in each batch, and which of their features and hidden units are kept."""
+        order = torch.randperm(self.count, generator=self.draw)
+        for batch in order.split(max(_SMALLEST_BATCH, -(-self.count // _MOST_BATCHES))):
+            places = self.own[batch.numpy()]
+            here = places >= 0
+            masks = [
+                torch.empty(len(batch), width).bernoulli_(1 - dropout, generator=self.draw)[here] / (1 - dropout)
+                for width, dropout in ((len(self.scale), _INPUT_DROPOUT), (NETWORKS * WIDTH, _HIDDEN_DROPOUT))
+            ]
+            yield places[here], *(mask.to(self.design.device) for mask in masks)
+
+    def _loss(self, rows: Rows, kept: Tensor, kept_hidden: Tensor) -> Tensor:
+        """The weighted loss of all networks over some rows, with dropout."""
+        x = self.design.tensor(self.design.features.pick(rows)) * self.scale * kept
+        hidden = torch.relu(x @ self.inner.T + self.inner_bias) * kept_hidden
+        logits = torch.einsum("nmh,mhk->nmk", hidden.unflatten(1, (NETWORKS, WIDTH)), self.outer) + self.outer_bias
+        targets = self.targets[rows][:, None].expand_as(logits)
+        if self.design.exclusive:
+            losses = cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1), reduction="none")
+            losses = losses.unflatten(0, logits.shape[:2])[..., None]
+        else:
+            losses = binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return (self.weights[rows][:, None] * losses).sum() * self.count
+
+    def head(self) -> NetworkHead:
+        """The mean of the networks, as one network on standardised features."""
+        inner, inner_bias, outer, outer_bias = (p.detach().cpu() for p in self.parameters)
+        classes, width = outer_bias.shape[1], inner.shape[1]
+        return NetworkHead(
+            coef=np.zeros((classes, width), np.float32),
+            intercept=outer_bias.mean(0).numpy(),
+            inner=(inner * self.scale.cpu()).numpy(),
+            inner_bias=inner_bias.numpy().copy(),
+            outer=(outer.flatten(0, 1).T / NETWORKS).numpy(),
+        )
