@@ -41,7 +41,7 @@ def explain_text(
 
     `features` (p,) are the raw ones of `fitted`, with the activations that the engine returned, and `words` is the
     regression of a classifier that reads words. The contribution of a neuron is w (x - mean) / scale. In a linear head
-    w is its weight, in an MLP head its integrated gradient (Sundararajan et al., Axiomatic Attribution for Deep
+    w is its weight, in a network its integrated gradient (Sundararajan et al., Axiomatic Attribution for Deep
     Networks, 2017). Under mean pooling each token of the content has the part of the contribution that comes from its
     own activation, less an equal part of the mean. Under max, first and last pooling one token has all of it. Where no
     token has a share, it counts for no word, which is logged. The

@@ -16,7 +16,7 @@ def layer_conflict(fitted: FittedClassifier, features: Floats) -> Floats:
 
     `features` (n, p) are raw, of documents that ran to full depth. The margin of the best class over the second best is
     the bias plus a sum per layer of what its neurons contribute; with s the sums of the layers, the conflict is
-    sum(max(-s, 0)) / sum(|s|). Under an MLP head the contributions are integrated gradients.
+    sum(max(-s, 0)) / sum(|s|). Under a network head the contributions are integrated gradients.
     """
     values = fitted.standardizer.transform(features)
     second, first = np.argsort(fitted.head.logits(values), axis=1)[:, -2:].T

@@ -17,7 +17,7 @@ from spin.sites import FeatureColumn
 def token_weights(fitted: FittedClassifier, features: Floats, classes: NDArray[np.int64]) -> TokenWeights:
     """The weights of the tokens and words of n documents in the logit of one class each, from raw features (n, p).
 
-    What the features contribute, plus the head's bias, is that logit. Under an MLP head they are integrated gradients.
+    What the features contribute, plus the head's bias, is that logit. Under a network they are integrated gradients.
     """
     values = fitted.standardizer.transform(features)
     slopes, words = fitted.head.slopes_of(values, classes), fitted.selection.words

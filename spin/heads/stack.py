@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from spin.arrays import Floats
-from spin.heads.calibration import smooth_targets, smoothed_loss
+from spin.heads.calibration import fit_temperature, smooth_targets, smoothed_loss
 from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
 from spin.labels.label_space import LabelSpace, Targets
@@ -19,7 +19,8 @@ from spin.labels.label_space import LabelSpace, Targets
 Source = Literal["neurons", "words", "network"]
 """the linear head on the selected neurons, the word regression, and the network on the same neurons"""
 _WEIGHT_SD, _BIAS_SD = 0.3, 2.0
-"""standard deviations of normal priors: of a weight around 1 for the neurons and 0 for others, of a bias around 0"""
+"""standard deviations of normal priors: of a weight around 1 for the neurons and 0 for others, of a bias around 0; the
+weights are those of logits that are calibrated by a temperature each"""
 _MOST_WEIGHT = 20.0
 _MOST_ROWS = 20_000
 """documents that a stack is fitted on, at most"""
@@ -37,7 +38,8 @@ class Stack:
 
     def logits(self, sources: Mapping[Source, Floats]) -> Floats:
         """(n, K) the calibrated logits, from those (n, K) of each source that has a weight."""
-        total = np.array(self.bias, np.float32)
+        shape = next(iter(sources.values())).shape
+        total = np.broadcast_to(np.array(self.bias, np.float32), shape)
         for source in SOURCES:
             if weight := self.weight(source):
                 total = total + np.float32(weight) * sources[source]
@@ -84,12 +86,15 @@ def fit_stack(sources: Mapping[Source, Floats], y: Targets, label_space: LabelSp
     No source has seen the documents, so a weight measures what its evidence is worth beside that of the others (stacked
     regressions: Breiman 1996). With one source this is temperature scaling with a bias per class (Guo et al. 2017). The
     biases match how frequent each class is predicted to how frequent it is, which weights cannot: a weight turns
-    around one half. The loss is convex; the weights are from 0 to 20. Normal priors keep them near those of neurons
-    alone where documents are few. Targets are smoothed, see `smooth_targets`.
+    around one half. The loss is convex; the weights are from 0 to 20, over the temperature of each source. Normal
+    priors keep them near those of neurons alone where documents are few. Targets are smoothed (`smooth_targets`).
     """
     step = -(-len(y) // _MOST_ROWS)  # every step-th document, so that at most `_MOST_ROWS` are left
     y = y[::step]
-    logits = np.stack([values[::step] for values in sources.values()]).astype(np.float64)
+    temperatures = [fit_temperature(values[::step], y, label_space) for values in sources.values()]
+    logits = np.stack(
+        [values[::step] / np.float64(t) for values, t in zip(sources.values(), temperatures, strict=True)]
+    )
     targets, count = smooth_targets(y, label_space), len(sources)
     expected = np.array([float(source == "neurons" or count == 1) for source in sources])
 
@@ -108,5 +113,5 @@ def fit_stack(sources: Mapping[Source, Floats], y: Targets, label_space: LabelSp
     bounds = [*[(0, _MOST_WEIGHT)] * count, *[(None, None)] * len(label_space)]
     options = {"ftol": 1e-10, "gtol": 1e-6, "maxiter": 200}
     best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
-    weights = dict(zip(sources, map(float, best[:count]), strict=True))
+    weights = dict(zip(sources, map(float, best[:count] / temperatures), strict=True))
     return Stack(tuple(map(float, best[count:])), **weights)

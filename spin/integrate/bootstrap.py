@@ -28,15 +28,6 @@ _BLOCK = 2_000_000
 """numbers that are in memory at a time"""
 
 
-def bootstrap_p_value(metric: str, y: Targets, candidate: Targets, baseline: Targets, seed: int) -> float:
-    """The one-sided p-value that `candidate` is not better than `baseline` (Efron & Tibshirani 1993, chapter 16).
-
-    It is the share of bootstrap samples of the documents in which `candidate` does not score above `baseline`; 1 for
-    equal predictions.
-    """
-    return float((_differences(metric, y, candidate, baseline, seed) <= 0).mean())
-
-
 def lower_bound(
     metric: str,
     y: Targets,

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 from spin.arrays import Floats, Rows
 from spin.heads.decision import Decision
 from spin.heads.early_exit import DISABLED, confidence
+from spin.integrate.frontier import CONFIDENT
+from spin.labels.cross_validation import jackknife_error
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
 
@@ -24,8 +25,8 @@ whole backbone. Measured on one core: 0.05 of MiniLM-L6 in float32, 0.06 in bflo
 WORDS_COST = 0.03
 """cost of reading the words of a document, as a share of the whole backbone. Measured for tweets whose tokens were
 mostly met before: 0.01 of MiniLM-L6 in float32, 0.03 in bfloat16"""
-_PRICES = np.geomspace(1e-3, 1, 60)
-"""prices of compute that are tried: the probability of a right label that the cost of full depth is worth"""
+THRESHOLDS = 1 - np.geomspace(1e-3, 1, 60)
+"""thresholds that are tested, falling"""
 _PARTS = 20
 """parts of the documents; each is left out once to estimate a standard error"""
 
@@ -64,11 +65,12 @@ def choose_exit_thresholds(
     should not abstain. `documents` (n,) numbers the documents where repeated cross-validation predicts one more than
     once.
 
-    One price of compute makes all thresholds, see `price_thresholds`. Prices are tested from the lowest on, at which
-    the fewest documents stop, and the first that fails ends the tests: so the chance of a wrong choice is that of a
-    single test (learn then test: Angelopoulos et al. 2021; early exits: Jazbec et al. 2024). Two losses must stay
-    within `max_loss`: the metric's measured loss, and the loss that full depth's own probabilities predict, plus its
-    standard error. The second is the steadier estimate, since only few labels differ.
+    All exits share one threshold, for their logits are calibrated; an exit that costs the documents that pass it more
+    than it saves is disabled. Thresholds are tested from the highest on, at which the fewest documents stop, and the
+    first that fails ends the tests: so the chance of a wrong choice is that of a single test (learn then test:
+    Angelopoulos et al. 2021; for early exits Jazbec et al. 2024). Two losses must stay within `max_loss`: the metric's
+    measured loss, and the loss that full depth's own probabilities predict, with 95 % confidence (`ExpectedLoss`). The
+    second is the steadier estimate, since only few labels differ.
     """
     chosen = [DISABLED] * len(exits)
     if not exits:
@@ -77,10 +79,8 @@ def choose_exit_thresholds(
     labels: NDArray[Any] = np.stack([decision.decide(each)[0] for each in probabilities])
     confidences = np.stack([confidence(decision, each) for each in probabilities[:-1]])
     expected, best = ExpectedLoss(metric, decision, final, documents), score(metric, y, labels[-1])
-    regrets = [expected.regret(of_exit, labels[-1]) for of_exit in labels[:-1]]
-    curves = [fit_regret(*pair) for pair in zip(confidences, regrets, strict=True)]
-    for price in _PRICES:
-        thresholds = price_thresholds(price, curves, exits, confidences, cost)
+    for threshold in THRESHOLDS:
+        thresholds = disable_costly(threshold, exits, confidences, cost)
         given = labels[_stops(confidences, thresholds), np.arange(len(final))]
         if max(expected(given), best - score(metric, y, given)) > max_loss + 1e-12:
             break
@@ -88,37 +88,12 @@ def choose_exit_thresholds(
     return chosen
 
 
-@dataclass(frozen=True)
-class RegretCurve:
-    """What stopping at an exit is expected to lose, by the confidence there: a falling step function."""
+def disable_costly(threshold: float, exits: Sequence[ExitOffer], confidences: Floats, cost: float) -> list[float]:
+    """One threshold for all exits, without those that cost all other documents more than they save.
 
-    confidences: Floats
-    """(n,) ascending"""
-    regrets: Floats
-    """(n,) falling: probability of a right label that is lost against full depth"""
-
-    def threshold(self, most: float) -> float:
-        """The least confidence from which on no more than this is lost."""
-        below = np.flatnonzero(self.regrets <= most)
-        return float(self.confidences[below[0]]) if len(below) else DISABLED
-
-
-def fit_regret(confidences: Floats, regrets: Floats) -> RegretCurve:
-    """The curve of an exit by the confidences and regrets (n,) of documents: an isotonic regression."""
-    order = np.argsort(confidences, kind="stable")
-    fitted = isotonic_regression(regrets[order], increasing=False).x
-    return RegretCurve(confidences[order], np.asarray(fitted))
-
-
-def price_thresholds(
-    price: float, curves: Sequence[RegretCurve], exits: Sequence[ExitOffer], confidences: Floats, cost: float
-) -> list[float]:
-    """The thresholds at which a document stops where it saves more than it is expected to lose.
-
-    At an exit it saves `price` times the compute from there to full depth, whose cost is `cost`. An exit that costs
-    all others more than it saves is disabled. `confidences` (E, n) are those of the documents at the exits.
+    `confidences` (E, n) are those of the documents at the exits, and `cost` is that of full depth.
     """
-    thresholds = [curve.threshold(price * (cost - exit.cost)) for curve, exit in zip(curves, exits, strict=True)]
+    thresholds = [threshold] * len(exits)
     for index in range(len(exits)):
         without = [*thresholds[:index], DISABLED, *thresholds[index + 1 :]]
         if mean_cost(without, exits, confidences, cost) <= mean_cost(thresholds, exits, confidences, cost):
@@ -141,45 +116,45 @@ def _stops(confidences: Floats, thresholds: Sequence[float]) -> NDArray[np.int64
 
 
 class ExpectedLoss:
-    """The loss of a metric that labels cause, by the probabilities of full depth, plus one standard error.
+    """The upper bound, with 95 % confidence, of the loss of a metric that labels cause, by full depth's probabilities.
 
     The counts behind a metric (documents of a class, right ones) are replaced by their expectations under the
-    probabilities. A metric that is a mean over classes is judged class by class: the loss is the mean of each class's
-    expected loss plus its standard error. So what one class gains does not hide what another may lose. The standard
-    error is a grouped jackknife (Efron & Tibshirani 1993, chapter 11).
+    probabilities. The standard error is that of a grouped jackknife (Efron & Tibshirani 1993, chapter 11). One document
+    more counts as lost, of the class in which it costs most: of a rare class, the documents that an exit would lose
+    may all be missing.
     """
 
     def __init__(self, metric: str, decision: Decision, final: Floats, documents: Rows | None = None) -> None:
         self.metric, self.label_space = metric, decision.label_space
         numbers = np.arange(len(final)) if documents is None else np.unique(documents, return_inverse=True)[1]
-        self.part_count = min(_PARTS, int(numbers.max()) + 1)
-        self.in_part = np.arange(self.part_count)[:, None] == numbers % self.part_count
+        parts = min(_PARTS, int(numbers.max()) + 1)
+        self.in_part = np.arange(parts)[:, None] == numbers % parts
         self.probabilities = self.label_space.probabilities(final.astype(np.float64))
         self.support, self.counts = map(self._without_each, (self.probabilities, np.ones((len(final), 1))))
-        self.full = self._scores(decision.decide(self.probabilities)[0])
+        counted = self._count(decision.decide(self.probabilities)[0])
+        self.full = self._scores(*counted).mean(1)
+        of_classes = self._scores(*counted) - self._scores(counted[0] - 1, counted[1])
+        self.one_more = float(of_classes[0].max() / of_classes.shape[1])
 
     def __call__(self, labels: Targets) -> float:
-        """The loss of labels (n, …) against those of full depth."""
-        lost = self.full - self._scores(labels)
-        # the jackknife's (g - 1) / g times the sum of squares over g parts; the first entry is of all documents
-        error = np.sqrt((self.part_count - 1) * lost[1:].var(0))
-        return float((lost[0] + error).mean())
+        """The bound of what labels (n, …) lose against those of full depth."""
+        lost = self.full - self._scores(*self._count(labels)).mean(1)
+        return float(lost[0] + CONFIDENT * jackknife_error(lost[1:]) + self.one_more)
 
-    def regret(self, labels: Targets, others: Targets) -> Floats:
-        """(n,) the expected number of right labels by which others are ahead; multi-label: summed over the classes."""
-        given, instead = self.label_space.indicator(labels), self.label_space.indicator(others)
-        right = 2 * self.probabilities - 1 if self.label_space.multilabel else self.probabilities
-        return np.asarray((right * instead).sum(1) - (right * given).sum(1))
-
-    def _scores(self, labels: Targets) -> Floats:
-        """(1 + parts, K) each class's expected metric on all documents and without each part; accuracy is one class."""
+    def _count(self, labels: Targets) -> tuple[Floats, Floats]:
+        """(1 + parts, K) the expected right labels of each class, and the labels; for accuracy of all classes."""
         given = self.label_space.indicator(labels)
+        if self.metric != "accuracy":
+            return self._without_each(given * self.probabilities), self._without_each(given.astype(np.float64))
+        # in a multi-label task a label is right if all of its classes are, taken as independent
+        each = np.where(given, self.probabilities, 1 - self.probabilities)
+        right = each.prod(1) if self.label_space.multilabel else self.probabilities[given]
+        return self._without_each(right[:, None]), self.counts
+
+    def _scores(self, hits: Floats, predicted: Floats) -> Floats:
+        """(1 + parts, K) the metric of each class on all documents and without each part; accuracy is one class."""
         if self.metric == "accuracy":
-            # in a multi-label task a label is right if all of its classes are, taken as independent
-            each = np.where(given, self.probabilities, 1 - self.probabilities)
-            right = each.prod(1) if self.label_space.multilabel else self.probabilities[given]
-            return np.asarray(self._without_each(right[:, None]) / self.counts)
-        hits, predicted = self._without_each(given * self.probabilities), self._without_each(given.astype(np.float64))
+            return np.asarray(hits / self.counts)
         if self.metric == "macro_f1":
             return np.asarray(2 * hits / np.maximum(self.support + predicted, 1e-12))
         recall = hits / np.maximum(self.support, 1e-12)

@@ -15,11 +15,11 @@ from spin.heads.network_head import NetworkHead
 
 NETWORKS, WIDTH = 3, 192
 """networks that are averaged, and hidden units of each"""
-OUT = 0.04
 _INPUT_DROPOUT, _HIDDEN_DROPOUT, _SMOOTHING = 0.2, 0.4, 0.05
 _LEARNING_RATE = 6e-4
-_SMALLEST_BATCH, _MOST_BATCHES = 128, 200
-"""rows of a batch, and batches of an epoch; of more rows the batches are larger"""
+_BATCH, _SMALLEST_BATCH, _FEWEST_BATCHES, _MOST_BATCHES = 128, 32, 50, 200
+"""rows of a batch, and of the smallest; an epoch has from 50 to 200 batches, so that few rows have smaller ones, though
+none below 32, and many have larger ones"""
 _MOST_EPOCHS, _PATIENCE = 40, 4
 """epochs at most, and epochs without a smaller loss after which fitting stops"""
 
@@ -57,11 +57,11 @@ class _Networks:
         width, classes = design.features.shape[1], design.has.shape[1]
         # the scaled features of a text have a mean square of 1 each
         self.scale = design.tensor(design.unit) * width**0.5
-        self.inner = self._draw_weights((NETWORKS * WIDTH, width), width)
+        # weights for ReLU units (He et al. 2015)
+        drawn = torch.randn(NETWORKS * WIDTH, width, generator=self.draw) * (2 / width) ** 0.5
+        self.inner = drawn.to(design.device).requires_grad_()
         self.inner_bias = torch.zeros(NETWORKS * WIDTH, device=design.device, requires_grad=True)
-        self.outer = (
-            (OUT * torch.randn(NETWORKS, WIDTH, classes, generator=self.draw)).to(design.device).requires_grad_()
-        )
+        self.outer = torch.zeros(NETWORKS, WIDTH, classes, device=design.device, requires_grad=True)
         self.outer_bias = torch.zeros(NETWORKS, classes, device=design.device, requires_grad=True)
         self.parameters = [self.inner, self.inner_bias, self.outer, self.outer_bias]
         self.optimiser = torch.optim.Adam(self.parameters, lr=_LEARNING_RATE)
@@ -71,11 +71,6 @@ class _Networks:
         has = design.tensor(design.has)
         self.targets = has * (1 - _SMOOTHING) + _SMOOTHING / (classes if design.exclusive else 2)
         self.weights = design.tensor(design.weights)
-
-    def _draw_weights(self, shape: tuple[int, ...], inputs: int) -> Tensor:
-        """Weights of a layer with so many inputs, for ReLU units (He et al. 2015)."""
-        drawn = torch.randn(shape, generator=self.draw) * (2 / inputs) ** 0.5
-        return drawn.to(self.design.device).requires_grad_()
 
     def run_epoch(self) -> None:
         """One step of Adam for each batch of all rows in random order."""
@@ -92,7 +87,8 @@ class _Networks:
     def _batches(self) -> Iterator[tuple[Rows, Tensor, Tensor]]:
         """The rows (m,) of this process in each batch, and which of their features and hidden units are kept."""
         order = torch.randperm(self.count, generator=self.draw)
-        for batch in order.split(max(_SMALLEST_BATCH, -(-self.count // _MOST_BATCHES))):
+        size = int(np.clip(_BATCH, self.count / _MOST_BATCHES, self.count / _FEWEST_BATCHES))
+        for batch in order.split(max(_SMALLEST_BATCH, size)):
             places = self.own[batch.numpy()]
             here = places >= 0
             masks = [

@@ -15,7 +15,7 @@ from spin.settings import Choice, SearchSettings
 
 _CLEARLY = 2.0
 """standard errors by which a log loss is clearly larger than another"""
-_CONFIDENT = 1.73
+CONFIDENT = 1.73
 """standard errors that a loss must stay below its limit: the one-sided quantile of 95 % of Student's t with the 19
 degrees of freedom of twenty parts. They tell how much documents vary, not trainings: of 22 trainings on 48 tweets, 21
 kept to a limit of 2 points, and with the quantile of 90 % no more than 19"""
@@ -95,7 +95,7 @@ def choose_candidates(
 def _keeps(candidate: Candidate, accuracy: Candidate, limit: float, folds: Sequence[Fold]) -> bool:
     """Whether a candidate loses no more of the metric than a limit, with confidence, and not clearly more log loss."""
     gain = np.array(candidate.resampled) - np.array(accuracy.resampled)
-    lost = accuracy.valid_score - candidate.valid_score + _CONFIDENT * jackknife_error(gain)
+    lost = accuracy.valid_score - candidate.valid_score + CONFIDENT * jackknife_error(gain)
     return bool(lost <= limit + 1e-12) and not is_clearly_worse(candidate, accuracy, folds)
 
 

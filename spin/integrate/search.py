@@ -282,15 +282,12 @@ class Search:
         selection, strengths = select_all(column, self.final_probes), sorted(self.settings.strengths)
         fits = self.fit_folds([selection] * len(self.folds), [Penalty(strength) for strength in strengths])
         of_strengths = [tuple(zip(*of_strength, strict=True)) for of_strength in zip(*fits, strict=True)]
-        losses = [self._stacked_loss(logits) for _, logits in of_strengths]
+        losses = [
+            log_loss(np.concatenate(logits) / self._fit_temperature(logits), self.valid_targets, self.data.label_space)
+            for _, logits in of_strengths
+        ]
         best = self.matrix.group.broadcast_object(int(np.argmin(losses)))
         return LastLayer(selection, strengths[best], *of_strengths[best])
-
-    def _stacked_loss(self, held_out: Sequence[Floats]) -> float:
-        """The mean log loss of held-out logits of each fold, calibrated."""
-        sources = self.sources(held_out, words=False)
-        logits = self.fit_stack(sources).logits(sources)
-        return log_loss(logits, self.valid_targets, self.data.label_space)
 
     def _fit_temperature(self, held_out: Sequence[Floats]) -> float:
         temperature = fit_temperature(np.concatenate(held_out), self.valid_targets, self.data.label_space)

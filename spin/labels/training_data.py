@@ -96,7 +96,7 @@ class TrainingData:
 
     @property
     def has_few_labels(self) -> bool:
-        """Whether the labelled rows are too few to weigh sites or to test an MLP head by them."""
+        """Whether the labelled rows are too few to weigh sites by them."""
         return len(self.rows) < FEW_LABELS
 
     @cached_property

@@ -53,12 +53,10 @@ def build_train_report(choose: Choice, exits: tuple[ExitSummary, ...] = (), **de
     choices = {
         name: ChoiceSummary(
             **POINTS[depth - 1].model_dump(),
-            head="mlp",
-            head_chance=None,
+            head="network",
             valid_log_loss=0.5,
-            temperature=1.0,
+            weights={"neurons": 1.0},
             valid_ece=0.1,
-            valid_ece_uncalibrated=0.2,
             exits=exits,
         )
         for name, depth in depths.items()
@@ -139,7 +137,9 @@ def test_leakage_and_the_price_of_a_cap_are_printed_with_each_choice(capsys: pyt
     report = build_train_report("accuracy", accuracy=4, balanced=2, cheapest=1)
     choices = {
         name: choice.model_copy(update={"leakage": 0.382, "head": head})
-        for (name, choice), head in zip(report.results.choice.choices.items(), ("linear", "mlp", "linear"), strict=True)
+        for (name, choice), head in zip(
+            report.results.choice.choices.items(), ("linear", "network", "linear"), strict=True
+        )
     }
     cap = LeakageCap(
         max_leakage=0.4,
@@ -177,7 +177,7 @@ def test_nothing_about_leakage_is_printed_without_a_cap(capsys: pytest.CaptureFi
 def test_a_stage_prints_the_choice_in_use(capsys: pytest.CaptureFixture[str], choose: Choice, size: str) -> None:
     report = build_train_report(choose, accuracy=4, balanced=2, cheapest=1)
     print_stage(StageEvent("train", report, 12.3, resumed=False))
-    line = f"train {size} by l1, eta 0.50, mlp head, strength 1, L1 0.03 — 12 s"
+    line = f"train {size} by l1, eta 0.50, network head, strength 1, L1 0.03 — 12 s"
     assert read_printed_words(capsys) == [line.split()]
 
 

@@ -27,7 +27,7 @@ from tests.support.repository import ROOT
 CLASSES = {2: ("good", "bad"), 3: ("good", "bad", "plain")}
 QUICK: dict[str, Any] = {
     "probe": ProbeSettings(penalties=5),
-    "search": SearchSettings(etas=(0.5,), max_share=1, strengths=(0.3, 1), head="linear"),
+    "search": SearchSettings(etas=(0.5,), max_share=1, strengths=(0.3, 1), network="off"),
 }
 
 
@@ -53,14 +53,15 @@ def backbone(backbone_folder: Path, many_labels: None) -> BackboneSettings:
 @pytest.fixture(scope="module", params=[2, 3])
 def fitted(request: pytest.FixtureRequest, backbone: BackboneSettings) -> TrainedClassifier:
     """A classifier of two classes, then one of three. Words, which decide these texts alone, do not count."""
-    search = SearchSettings(etas=(0.5, 0.9), max_share=1, strengths=(0.3, 1, 3), head="linear", words="off")
+    search = SearchSettings(etas=(0.5, 0.9), max_share=1, strengths=(0.3, 1, 3), network="off", words="off")
     return SpinClassifier(backbone, search=search).fit(*generate_documents(1200, request.param, seed=0)).trained_
 
 
 @pytest.fixture(scope="module")
 def ffn_classifier(backbone: BackboneSettings, all_folds: None) -> TrainedClassifier:
     """A classifier of three classes from FFN sites under all four poolings, chosen with as many folds as users get."""
-    spin = SpinClassifier(backbone, sites=["ffn"], poolings=["mean", "max", "first", "last"], **QUICK)
+    options = QUICK | {"search": QUICK["search"].model_copy(update={"words": "off"})}
+    spin = SpinClassifier(backbone, sites=["ffn"], poolings=["mean", "max", "first", "last"], **options)
     return spin.fit(*generate_documents(300, 3, seed=0)).trained_
 
 
@@ -415,8 +416,8 @@ def edit_config(section: str | None = None, **changes: object) -> Callable[[Path
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (edit_config(format=99), "has format 99, this version reads 9; install the version of SPIN that wrote it"),
-        (edit_config(format=None), "has format None, this version reads 9"),
+        (edit_config(format=99), "has format 99, this version reads 10; install the version of SPIN that wrote it"),
+        (edit_config(format=None), "has format None, this version reads 10"),
         (edit_config("metadata", classes=None), "is not a whole classifier: metadata.classes: Field required"),
         (edit_config(metadata=None), "is not a whole classifier: 'metadata'"),
         (edit_config(classifiers=None), "is not a whole classifier: classifiers: Field required"),
@@ -465,7 +466,7 @@ def test_loading_keeps_the_windows_of_training(ffn_classifier: TrainedClassifier
     )  # fmt: skip
     trained.save(tmp_path)
     texts = [" ".join(generate_documents(3, 3, seed=seed)[0]) for seed in range(8)]
-    assert not np.allclose(trained.predict_logits(texts), ffn_classifier.predict_logits(texts), atol=1e-2)
+    assert not np.allclose(trained.predict_logits(texts), ffn_classifier.predict_logits(texts), atol=1e-3)
     for given in (None, ffn_classifier.settings, ffn_classifier.settings.model_copy(update={"max_windows": 1})):
         loaded = TrainedClassifier.load(tmp_path, backbone=given)
         assert {name: getattr(loaded.settings, name) for name in windows} == windows

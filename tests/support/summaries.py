@@ -21,11 +21,9 @@ def build_choice_summary(**changes: Any) -> ChoiceSummary:
         "words": False,
         "valid_score": 0.9,
         "head": "linear",
-        "head_chance": None,
         "valid_log_loss": 0.3,
-        "temperature": 1.0,
+        "weights": {"neurons": 1.0},
         "valid_ece": 0.02,
-        "valid_ece_uncalibrated": 0.05,
         "exits": (),
     }
     return ChoiceSummary(**figures | changes)

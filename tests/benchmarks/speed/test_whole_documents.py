@@ -65,7 +65,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fit_neurons(exam: Exam) -> Any:
     """Fit on neurons alone, by a small search: words would decide these texts without any window."""
-    probe, search = ProbeSettings(penalties=3, max_extra=0), SearchSettings(etas=(0.5,), strengths=(1,), head="linear")
+    probe, search = ProbeSettings(penalties=3, max_extra=0), SearchSettings(etas=(0.5,), strengths=(1,), network="off")
     *_, result = fit_classifiers(exam.corpus.sites, exam.data, compute=exam.corpus.flops, probe=probe, search=search)
     return SimpleNamespace(training_result=result)
 

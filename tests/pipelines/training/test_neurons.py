@@ -305,7 +305,7 @@ class Project:
 
 def train(folder: Path, backbone: BackboneSettings, texts: Sequence[str], labels: Sequence[Label]) -> None:
     """Train a classifier and write the files that the commands read: settings, corpus, model and neurons."""
-    search = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), l1=(), head="linear")
+    search = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), l1=(), network="off")
     sites, probe = ["resid.01", "ffn.03"], ProbeSettings(penalties=3, max_extra=0)
     spin = SpinClassifier(backbone, sites=sites, probe=probe, search=search).fit(texts, labels).trained_
     spin.save(folder / "model")

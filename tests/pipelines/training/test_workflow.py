@@ -44,7 +44,7 @@ from tests.support.registry_databases import create_database
 
 CLASSES = ("good", "bad", "plain")
 WITHOUT_RAY = {"workers": 0, "shard_documents": 200}
-SEARCH = {"etas": [0.5, 0.9], "max_share": 0.5, "strengths": [1, 10], "head": "linear", "words": "off"}
+SEARCH = {"etas": [0.5, 0.9], "max_share": 0.5, "strengths": [1, 10], "network": "off", "words": "off"}
 """words alone would be right on every document of these tests"""
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -329,7 +329,7 @@ def test_a_multilabel_corpus_is_trained_promoted_evaluated_and_classified(
             "mlflow": {"model": "tiny"},
             "ray": {"workers": 0},
             "probe": {"penalties": 3, "max_extra": 0, "class_weights": "balanced"},
-            "search": {"etas": [0.9], "max_share": 0.5, "strengths": [3], "l1": [], "head": "linear"},
+            "search": {"etas": [0.9], "max_share": 0.5, "strengths": [3], "l1": [], "network": "off"},
             "promote": {"max_ece": 0.3},
         }
     )

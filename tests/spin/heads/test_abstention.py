@@ -31,7 +31,7 @@ from tests.support.summaries import build_choice_summary
 
 SINGLE, SEVERAL = LabelSpace(("a", "b", "c")), LabelSpace(("a", "b", "c"), multilabel=True)
 NO_HEAD = LinearHead(np.zeros((3, 0)), np.zeros(3))
-EXITS = (EarlyExit(1, NO_HEAD, 0.9), EarlyExit(2, NO_HEAD, 0.8))
+EXITS = (EarlyExit(1, NO_HEAD, 0.8), EarlyExit(2, NO_HEAD, 0.6))
 
 
 def make_decision(space: LabelSpace = SINGLE) -> Decision:
@@ -56,10 +56,11 @@ def find_labels(held_out: HeldOutLogits, exits: Sequence[EarlyExit], decision: D
             logits = held_out.logits[at if exit is not None else -1][row : row + 1]
             probabilities = decision.label_space.probabilities(logits)
             [label] = decision.labels(probabilities)
-            best = probabilities.max()
+            second, first = np.sort(probabilities[0])[-2:]
+            margin = first - second
             if decision.label_space.multilabel:
-                best = np.maximum(probabilities, 1 - probabilities).min()
-            if exit is None or (label is not None and best >= exit.threshold):
+                margin = np.abs(2 * probabilities - 1).min()
+            if exit is None or (label is not None and margin >= exit.threshold):
                 labels.append(label)
                 break
     return labels

@@ -7,21 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from spin.errors import UserError
 from spin.heads.calibration import (
-    Calibration,
     calibration_error,
     calibration_error_limit,
-    fit_calibration,
     fit_temperature,
     log_loss,
 )
 from spin.heads.decision import Decision
-from spin.heads.linear_head import LinearHead
-from spin.heads.mlp_head import MlpHead
 from spin.labels.label_space import LabelSpace, Targets
 from spin.settings import DecisionSettings
 
@@ -92,101 +87,7 @@ def test_held_out_documents_without_an_error_do_not_make_all_others_certain(labe
     assert given.max() < 0.9999
 
 
-# Biases
-
-
-def plain_loss(
-    values: NDArray[np.floating], logits: NDArray[np.floating], y: Targets, label_space: LabelSpace
-) -> float:
-    """The penalised log loss of (1 / temperature, biases), one document and class after another."""
-    n, total = len(y), float(np.square(values[1:]).sum() / 8)
-    for row in range(n):
-        probabilities = label_space.probabilities(values[0] * logits[row : row + 1] + values[1:])[0]
-        for k, p in enumerate(probabilities):
-            has = bool(y[row, k]) if label_space.multilabel else y[row] == k
-            sides = 2 if label_space.multilabel else len(label_space)
-            target = (1 - 1 / (n + 2)) * has + 1 / (n + 2) / sides
-            total -= target * np.log(p) + label_space.multilabel * (1 - target) * np.log(1 - p)
-    return float(total)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("label_space", [BINARY, MULTICLASS, MULTILABEL], ids=["binary", "multi-class", "multi-label"])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_temperature_and_biases_are_the_minimum_that_a_plain_loop_finds(label_space: LabelSpace, seed: int) -> None:
-    """Nelder and Mead's method, which needs no derivative, finds no smaller loss and about the same values."""
-    logits, y = draw_logits(label_space, seed, 60, 1.5)
-    logits = (logits + [1.0, -1.0, 0.5][: len(label_space)]).astype(np.float32)
-    calibration = fit_calibration(logits, y, label_space, "balanced")
-    assert calibration.bias is not None
-    actual = np.array([1 / calibration.temperature, *calibration.bias])
-    options = {"xatol": 1e-6, "fatol": 1e-9, "maxiter": 4000, "maxfev": 4000}
-    arguments = (logits.astype(np.float64), y, label_space)
-    oracle = minimize(plain_loss, np.array([1.0, *[0.0] * len(label_space)]), arguments, "Nelder-Mead", options=options)
-    assert plain_loss(actual, *arguments) == pytest.approx(oracle.fun, rel=1e-6)
-    assert actual == pytest.approx(oracle.x, abs=1e-2)
-
-
-def draw_balanced(label_space: LabelSpace, seed: int, n: int) -> tuple[NDArray[np.floating], Targets]:
-    """Twice the logits of a model that takes classes of shares 0.9, 0.08 and 0.02 for equally frequent, and targets.
-
-    In a multi-label task the shares are 0.5, 0.1 and 0.03.
-    """
-    draw = np.random.default_rng(seed)
-    if label_space.multilabel:
-        y: Targets = draw.random((n, 3)) < [0.5, 0.1, 0.03]
-        return (2 * (2 * y - 1.0 + draw.normal(size=(n, 3))) * 2).astype(np.float32), y
-    y, means = draw.choice(3, n, p=[0.9, 0.08, 0.02]), np.array([[0.0, 0.0], [1.6, 0.0], [2.4, 0.0]])
-    evidence = means[y] + draw.normal(size=(n, 2))
-    return -np.square(evidence[:, None] - means).sum(2).astype(np.float32), y
-
-
-@pytest.mark.parametrize("label_space", [MULTICLASS, MULTILABEL], ids=["multi-class", "multi-label"])
-def test_biases_calibrate_the_logits_of_balanced_weights(label_space: LabelSpace) -> None:
-    """The biases are the log shares of the classes, up to a constant, and the error on new documents is small.
-
-    A temperature alone leaves several times the error.
-    """
-    held_out, other = draw_balanced(label_space, 0, 4_000), draw_balanced(label_space, 1, 20_000)
-    calibration = fit_calibration(*held_out, label_space, "balanced")
-    assert calibration.bias is not None
-    expected = np.log([0.9, 0.08, 0.02])
-    if label_space.multilabel:
-        expected = np.log([0.5, 0.1, 0.03]) - np.log1p([-0.5, -0.1, -0.03])
-    centred = calibration.bias - (0 if label_space.multilabel else calibration.bias.mean() - expected.mean())
-    assert centred == pytest.approx(expected, abs=0.3)
-    assert calibration.temperature == pytest.approx(2, rel=0.1)
-    errors = [
-        calibration_error(label_space.probabilities(c.apply(other[0])), other[1], label_space)
-        for c in (calibration, fit_calibration(*held_out, label_space, "none"))
-    ]
-    assert errors[0] < 0.015
-    assert errors[1] > 3 * errors[0]
-
-
-def test_without_balanced_weights_the_calibration_is_a_temperature() -> None:
-    logits, y = draw_balanced(MULTICLASS, 0, 300)
-    assert fit_calibration(logits, y, MULTICLASS, "none") == Calibration(fit_temperature(logits, y, MULTICLASS), None)
-
-
-@pytest.mark.parametrize("label_space", [MULTICLASS, MULTILABEL], ids=["multi-class", "multi-label"])
-def test_a_class_without_held_out_documents_is_not_moved_far(label_space: LabelSpace) -> None:
-    """The prior counts as about one document: without it the class gets a third of its probability, or less."""
-    y = np.arange(400) % 2
-    logits = np.zeros((400, 3), np.float32)
-    targets = MULTICLASS.indicator(y) if label_space.multilabel else y
-    probabilities = label_space.probabilities(fit_calibration(logits, targets, label_space, "balanced").apply(logits))
-    assert 1 < 400 * probabilities[0, 2] < 3
-
-
-@pytest.mark.parametrize("bias", [None, np.array([1, -2, 0.5], np.float32)])
-def test_a_calibration_is_folded_into_either_head(bias: NDArray[np.float32] | None) -> None:
-    draw = np.random.default_rng(0)
-    X, calibration = draw.normal(size=(20, 5)), Calibration(1.7, bias)
-    linear = LinearHead(draw.normal(size=(3, 5)), draw.normal(size=3))
-    mlp = MlpHead(*vars(linear).values(), draw.normal(size=(4, 5)), draw.normal(size=4), draw.normal(size=(3, 4)))
-    for head, folded in ((linear, calibration.fold_into(linear)), (mlp, calibration.fold_into(mlp))):
-        np.testing.assert_allclose(folded.logits(X), calibration.apply(head.logits(X)), rtol=1e-6)  # type: ignore[attr-defined]
+# Calibration error
 
 
 @pytest.mark.parametrize("label_space", [BINARY, MULTILABEL], ids=["binary", "multi-label"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,11 @@ from spin.activations.engines.engine import open_engine
 from spin.activations.extract import read_activations
 from spin.backbone.loading import load_backbone
 from spin.heads.decision import Decision
-from spin.heads.early_exit import DISABLED, EarlyExit, confidence, find_stops, should_exit
+from spin.heads.early_exit import EarlyExit, confidence, should_exit
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
-from spin.integrate.exit_thresholds import _ExpectedLoss, choose_exit_thresholds, offered_depths
 from spin.labels.label_space import LabelSpace
-from spin.labels.metrics import score
 from spin.labels.standardizer import Standardizer
 from spin.monitor.profile import Profile
 from spin.settings import BackboneSettings, CascadeSettings, DecisionSettings, ProbeSettings, SearchSettings
@@ -35,171 +32,30 @@ MULTILABEL = LabelSpace(("a", "b", "c"), multilabel=True)
 ARGMAX = Decision.of(MULTICLASS, DecisionSettings())
 
 
-def draw_exit_logits(seed: int, n: int = 300, noise: tuple[float, ...] = (2.0, 1.0, 0.3)) -> tuple[Any, ...]:
-    """Logits of exits that get better with depth, those of full depth, and the true classes."""
-    draw = np.random.default_rng(seed)
-    y = draw.integers(0, 3, n)
-    true_logits = 3 * np.eye(3)[y]
-    *exits, final = (true_logits + draw.normal(0, sd, true_logits.shape) for sd in noise)
-    return exits, final, y
-
-
-def costs_and_losses(
-    exits: Any, final: Any, y: Any, thresholds: Any, costs: Any, passing: Any
-) -> tuple[float, float, float]:
-    """Mean cost, lost accuracy and the accuracy that full depth expects to lose, one document after another.
-
-    To the expected loss one standard error is added, from leaving out every twentieth document.
-    """
-    probabilities = [MULTICLASS.probabilities(np.asarray(logits)) for logits in (*exits, final)]
-    cost, correct, correct_at_full_depth, terms = 0.0, 0, 0, []
-    for row in range(len(y)):
-        exit_index = next((i for i, t in enumerate(thresholds) if probabilities[i][row].max() >= t), len(exits))
-        full, predicted = probabilities[-1][row].argmax(), probabilities[exit_index][row].argmax()
-        cost += costs[exit_index]
-        cost += sum(p for p, t in zip(passing, thresholds[:exit_index], strict=False) if t < DISABLED)
-        correct, correct_at_full_depth = correct + (predicted == y[row]), correct_at_full_depth + (full == y[row])
-        terms.append(probabilities[-1][row][full] - probabilities[-1][row][predicted])
-    without = [np.mean([t for row, t in enumerate(terms) if row % 20 != part]) for part in range(20)]
-    expected = float(np.mean(terms) + np.sqrt(19 * np.var(without)))
-    return cost / len(y), (correct_at_full_depth - correct) / len(y), expected
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("max_loss", [0.0, 0.01, 0.05])
-@pytest.mark.parametrize(("seed", "passing"), [(0, None), (1, None), (1, (0.1, 0.0))])
-def test_thresholds_have_the_least_cost_within_the_allowed_loss(
-    seed: int, passing: tuple[float, ...] | None, max_loss: float
-) -> None:
-    """A plain loop confirms that both losses are kept and that no cheaper thresholds of a grid keep them."""
-    exits, final, y = draw_exit_logits(seed)
-    costs = (0.3, 0.6, 1.0)
-    thresholds = choose_exit_thresholds(
-        exits, final, y, ARGMAX, metric="accuracy", costs=costs, passing=passing, max_loss=max_loss
-    )
-    passing = passing or (0.03, 0.03)
-    cost, lost, expected = costs_and_losses(exits, final, y, thresholds, costs, passing)
-    assert max(lost, expected) <= max_loss + 1e-9
-    assert cost < 1
-    confidences = [confidence(MULTICLASS, MULTICLASS.probabilities(logits)) for logits in exits]
-    for other in product(*([*np.quantile(values, np.linspace(0, 0.95, 12)), DISABLED] for values in confidences)):
-        other_cost, lost, expected = costs_and_losses(exits, final, y, other, costs, passing)
-        if other_cost < cost - 1e-9:
-            assert max(lost, expected) > max_loss
-
-
-@pytest.mark.parametrize(("metric", "most"), [("macro_f1", 0.0025), ("balanced_accuracy", 0.004)])
-def test_a_rare_class_does_not_pay_for_the_exits(metric: str, most: float) -> None:
-    """One document in fifty is of a class that the exit hardly sees; a loss of 0.002 is allowed.
-
-    The loss on new documents is 0.006 if only the measured loss and the expected loss of accuracy are limited.
-    """
-    losses = []
-    for seed in range(20):
-        exits, final, y = draw_rare_class(seed, 2_000)
-        thresholds = choose_exit_thresholds(exits, final, y, ARGMAX, metric=metric, costs=(0.3, 1), max_loss=0.002)
-        exits, final, y = draw_rare_class(100 + seed, 40_000)
-        at = find_stops(exits, thresholds, ARGMAX, len(y))
-        given = np.stack([*exits, final])[at, np.arange(len(y))].argmax(1)
-        losses.append(score(metric, y, final.argmax(1)) - score(metric, y, given))
-    assert np.mean(losses) <= most
-
-
-def draw_rare_class(seed: int, n: int) -> tuple[Any, ...]:
-    """Logits of an exit and of full depth, which are calibrated, and the classes, the last of which is rare."""
-    draw = np.random.default_rng(seed)
-    y = draw.choice(3, n, p=[0.49, 0.49, 0.02])
-    evidence = 2.2 * np.eye(3)[y] + draw.normal(size=(n, 3))
-    prior = np.log([0.49, 0.49, 0.02])
-    final = 2.2 * evidence + prior
-    early = np.where(np.arange(3) == 2, 0.6, 1.9) * (evidence + 0.4 * draw.normal(size=(n, 3))) + prior
-    return [early], final, y
-
-
-@pytest.mark.parametrize("label_space", [MULTICLASS, MULTILABEL], ids=["multi-class", "multi-label"])
-@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "balanced_accuracy"])
-def test_the_expected_loss_is_the_mean_loss_over_drawn_labels(metric: str, label_space: LabelSpace) -> None:
-    """Labels are drawn from the probabilities of full depth; one standard error is added to their mean loss."""
-    draw = np.random.default_rng(0)
-    final = draw.normal(size=(3_000, 3)) * 2
-    decision = Decision.of(label_space, DecisionSettings())
-    probabilities, given = label_space.probabilities(final), label_space.predict(final + draw.normal(size=final.shape))
-    expected = _ExpectedLoss(metric, decision, final)
-    losses = []
-    for _ in range(40):
-        y = draw.random(final.shape) < probabilities
-        if not label_space.multilabel:
-            y = (final + draw.gumbel(size=final.shape)).argmax(1)
-        losses.append(score(metric, y, label_space.predict(final)) - score(metric, y, given))
-    error = expected(given) - np.mean(losses)
-    assert 0 < error < 0.02
-    assert expected(label_space.predict(final)) == 0
-
-
-def test_repeated_predictions_of_a_document_do_not_shrink_the_standard_error() -> None:
-    """Each document is predicted twice, as by repeated cross-validation."""
-    draw = np.random.default_rng(0)
-    final = draw.normal(size=(510, 3)) * 2
-    given = (final + draw.normal(size=final.shape)).argmax(1)
-    once = _ExpectedLoss("macro_f1", ARGMAX, final)(given)
-    twice = np.tile(np.arange(510), 2)
-    assert _ExpectedLoss("macro_f1", ARGMAX, final[twice], twice)(given[twice]) == pytest.approx(once)
-    assert _ExpectedLoss("macro_f1", ARGMAX, final[twice])(given[twice]) < once
-
-
-def test_exits_are_judged_by_the_labels_under_thresholds() -> None:
-    """The threshold of a class moves the border; an exit that argmax would keep changes labels there."""
-    draw = np.random.default_rng(0)
-    final = draw.normal(size=(4_000, 3)) * 4
-    y = (final + draw.gumbel(size=final.shape)).argmax(1)
-    exits = [final / 2]  # the same argmax, too unsure
-    strict = Decision.of(MULTICLASS, DecisionSettings(thresholds={"c": 0.9}))
-    options: Any = {"metric": "accuracy", "costs": (0.3, 1), "max_loss": 0.002}
-    for decision, lost in ((ARGMAX, 0.0), (strict, 0.002)):
-        thresholds = choose_exit_thresholds(exits, final, y, decision, **options)
-        at = find_stops(exits, thresholds, decision, len(y))
-        given = np.stack([*exits, final])[at, np.arange(len(y))]
-        full, early = (decision.decide(MULTICLASS.probabilities(logits))[0] for logits in (final, given))
-        assert score("accuracy", y, full) - score("accuracy", y, early) <= lost + 1e-9
-    by_argmax = choose_exit_thresholds(exits, final, y, ARGMAX, **options)
-    assert thresholds != by_argmax, "or nothing was tested"
-
-
-def test_exits_with_random_logits_are_disabled() -> None:
-    exits, final, y = draw_exit_logits(0, noise=(0.1, 0.1))
-    random_logits = [np.random.default_rng(1).normal(0, 5, final.shape)]
-    assert len(exits) == 1
-    assert choose_exit_thresholds(random_logits, final, y, ARGMAX, metric="macro_f1", costs=(0.3, 1), max_loss=0.0) == [
-        DISABLED
-    ]
-
-
-def test_an_exit_that_is_right_by_luck_is_disabled() -> None:
-    """It is right only where full depth is certain and wrong. The metric gains, but the expected loss is too large."""
-    y = np.zeros(100, np.int64)
-    final = np.tile([0.0, 4.0, 0.0], (100, 1))
-    lucky_exit = [np.tile([9.0, 0.0, 0.0], (100, 1))]
-    assert score("accuracy", y, MULTICLASS.predict(lucky_exit[0])) == 1
-    assert choose_exit_thresholds(lucky_exit, final, y, ARGMAX, metric="accuracy", costs=(0.3, 1), max_loss=0.1) == [
-        DISABLED
-    ]
-
-
 def test_the_confidence_of_a_multilabel_document_is_that_of_its_least_certain_class() -> None:
+    """The distance to its threshold, as a share of the largest on that side; with one class the lead of the best."""
     probabilities = np.array([[0.9, 0.8, 0.4], [0.99, 0.01, 0.02]])
-    assert confidence(MULTILABEL, probabilities) == pytest.approx([0.6, 0.98])
-    assert confidence(MULTICLASS, probabilities) == pytest.approx([0.9, 0.99])
+    plain = Decision.of(MULTILABEL, DecisionSettings())
+    assert confidence(plain, probabilities) == pytest.approx([0.2, 0.96])
+    strict = Decision.of(MULTILABEL, DecisionSettings(thresholds={"a": 0.8}))
+    assert confidence(strict, probabilities) == pytest.approx([0.2, 0.95])
+    assert confidence(strict, np.array([[0.81, 0.0, 0.0], [0.2, 0.0, 0.0]])) == pytest.approx([0.05, 0.75])
+
+
+def test_the_confidence_is_the_margin_of_the_decision() -> None:
+    """A class that needs more has a smaller lead; at the border there is none."""
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]])
+    assert confidence(ARGMAX, probabilities) == pytest.approx([0.5, 0.5])
+    strict = Decision.of(MULTICLASS, DecisionSettings(thresholds={"a": 0.6, "b": 0.2, "c": 0.2}))
+    odds = np.array([0.7 / 0.6, 1.0, 0.5])
+    assert confidence(strict, probabilities)[0] == pytest.approx((odds[0] - odds[1]) / odds.sum())
+    assert confidence(strict, np.array([[0.6, 0.2, 0.2]])) == pytest.approx([0])
 
 
 def test_a_document_on_which_the_decision_abstains_does_not_exit() -> None:
     logits = np.log(np.array([[0.5, 0.45, 0.05], [0.5, 0.25, 0.25]]))
     decision = Decision.of(MULTICLASS, DecisionSettings(abstain=0.1))
-    assert should_exit(decision, 0.4, logits).tolist() == [False, True]
-
-
-@pytest.mark.parametrize(("depth", "expected"), [(6, [1, 2, 4]), (3, [1, 2]), (1, []), (30, [5, 10, 20])])
-def test_offered_exits_lie_below_full_depth(depth: int, expected: list[int]) -> None:
-    assert offered_depths(CascadeSettings().depths, depth) == expected
+    assert should_exit(decision, 0.0, logits).tolist() == [False, True]
 
 
 def test_segments_hold_every_column_once() -> None:
@@ -240,7 +96,9 @@ def classifier(backbone_folder: Path) -> TrainedClassifier:
         p = len(selection.up_to(depth))
         shallow = LinearHead(head.coef[:, :p] * 2, head.intercept)
         X = full.standardizer.transform(values)[:, :p]
-        confidences = confidence(label_space, label_space.probabilities(shallow.logits(X)))
+        confidences = confidence(
+            Decision.of(label_space, DecisionSettings()), label_space.probabilities(shallow.logits(X))
+        )
         # between two documents, so that rounding cannot decide
         threshold = float(np.quantile(confidences[~exited], 0.6)) + 1e-4
         exits.append(EarlyExit(depth, shallow, threshold))
@@ -330,7 +188,7 @@ def test_training_offers_exits_within_the_allowed_loss(backbone_folder: Path) ->
             SpinClassifier(
                 BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"),
                 probe=ProbeSettings(penalties=4),
-                search=SearchSettings(etas=(0.9,), max_share=1, strengths=(3,), l1=(), head="linear", words="off"),
+                search=SearchSettings(etas=(0.9,), max_share=1, strengths=(3,), l1=(), network="off", words="off"),
                 cascade=CascadeSettings(max_loss=max_loss),
                 early=True,
             )

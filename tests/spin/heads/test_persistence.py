@@ -16,16 +16,16 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from spin.errors import UserError
-from spin.heads import registry
-from spin.heads.blend import Blend
+from spin.heads import persistence
 from spin.heads.candidate import Candidate
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import FittedClassifier, LeakageCap, TrainingResult, UncappedChoice
 from spin.heads.linear_head import LinearHead, Penalty
-from spin.heads.mlp_head import MlpHead
+from spin.heads.network_head import NetworkHead
 from spin.heads.persistence import CONFIG, TENSORS, ClassifierMetadata, load, save
 from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe, LastLayerRecipe
 from spin.heads.selection import Rule, Selection
+from spin.heads.stack import Stack
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.settings import BackboneSettings, DecisionSettings
@@ -45,8 +45,12 @@ METADATA = ClassifierMetadata(
     decision=DecisionSettings(thresholds={"a": 0.4}, abstain=0.25),
 )
 
+PLAIN = Stack((0.0, 0.0, 0.0), 1.0)
 
-def make_fitted(seed: int, *, mlp: bool, classes: int = 3, columns: int = 3, words: bool = False) -> FittedClassifier:
+
+def make_fitted(
+    seed: int, *, network: bool, classes: int = 3, columns: int = 3, words: bool = False
+) -> FittedClassifier:
     """Random neurons and a random head on them, and on the words' logits if wanted."""
     draw = np.random.default_rng(seed)
     neurons = {c: np.sort(draw.permutation(50)[: draw.integers(1, 6)]).astype(np.int64) for c in COLUMNS[:columns]}
@@ -57,8 +61,8 @@ def make_fitted(seed: int, *, mlp: bool, classes: int = 3, columns: int = 3, wor
         return draw.normal(size=shape).astype(np.float32)
 
     head: LinearHead = LinearHead(values(classes, p), values(classes))
-    if mlp:
-        head = MlpHead(head.coef, head.intercept, values(4, p), values(4), values(classes, 4))
+    if network:
+        head = NetworkHead(head.coef, head.intercept, values(4, p), values(4), values(classes, 4))
     rule: Rule = "ridge" if seed % 2 else "l1"
     selection = Selection(neurons, importance, 0.1 + seed % 7 / 10, rule, words * classes)
     summary = SUMMARY.model_copy(update={"rule": rule, "head": head.name})
@@ -80,10 +84,10 @@ def make_training_result(*parts: FittedClassifier) -> TrainingResult:
     names = ("accuracy", "balanced", "cheapest")
     choices = {name: parts[min(at, len(parts) - 1)] for at, name in enumerate(names)}
     points = (
-        Candidate("l1", 1 / 3, 0, (), compute=0.0, penalty=Penalty(0.3), neurons=4, valid_score=0.625),
+        Candidate("l1", 1 / 3, 0, (), compute=0.0, penalty=Penalty(0.3), stack=PLAIN, neurons=4, valid_score=0.625),
         Candidate(
             "ridge", 0.7, 2, ("ffn",), compute=0.66, penalty=Penalty(3, 0.02), neurons=7, valid_score=2 / 3,
-            blend=Blend(0.75, 0.25),
+            stack=Stack((0.0, 0.0, 0.0), 0.75, 0.25),
         ),
     )  # fmt: skip
     frontier = tuple(point.summary() for point in points)
@@ -122,15 +126,15 @@ def check_equal(actual: FittedClassifier, expected: FittedClassifier) -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.lists(st.booleans(), min_size=1, max_size=3), st.integers(2, 4), st.integers(1, 3))
 def test_a_loaded_training_result_equals_the_saved_one(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, mlp: list[bool], classes: int, columns: int
+    tmp_path_factory: pytest.TempPathFactory, seed: int, network: list[bool], classes: int, columns: int
 ) -> None:
-    """Every choice is equal bit for bit, with a linear or an MLP head.
+    """Every choice is equal bit for bit, with a linear or a network head.
 
     A classifier under several names is still one object.
     """
     parts = [
-        make_fitted(seed + at, mlp=b, classes=classes, columns=columns, words=(seed + at) % 3 == 0)
-        for at, b in enumerate(mlp)
+        make_fitted(seed + at, network=b, classes=classes, columns=columns, words=(seed + at) % 3 == 0)
+        for at, b in enumerate(network)
     ]
     result = make_training_result(*parts)
     folder = write(tmp_path_factory.mktemp("artifact"), result)
@@ -138,7 +142,7 @@ def test_a_loaded_training_result_equals_the_saved_one(
     assert list(loaded.choices) == list(result.choices)
     for name, expected in result.choices.items():
         check_equal(loaded.choices[name], expected)
-    assert len({id(choice) for choice in loaded.choices.values()}) == len(mlp)
+    assert len({id(choice) for choice in loaded.choices.values()}) == len(network)
     assert loaded.frontier == result.frontier
     assert loaded.tried == 31
     assert (loaded.words is None) == (result.words is None)
@@ -151,7 +155,7 @@ def test_a_loaded_training_result_equals_the_saved_one(
 
 def test_leakage_and_its_cap_are_stored_with_the_choices(tmp_path: Path) -> None:
     """They come back as they were; without a cap nothing is written of them."""
-    fitted = make_fitted(0, mlp=False)
+    fitted = make_fitted(0, network=False)
     result = make_training_result(fitted)
     assert b"leakage" not in save(result)[CONFIG]
     cap = LeakageCap(
@@ -174,7 +178,7 @@ def test_leakage_and_its_cap_are_stored_with_the_choices(tmp_path: Path) -> None
 def test_the_chosen_thresholds_are_stored_with_each_classifier(tmp_path: Path) -> None:
     """They come back exactly, and decide where the settings are silent."""
     label_space, thresholds = LabelSpace(("a", "b", "c")), {"a": 0.1234567, "b": 0.5, "c": 0.3765433}
-    parts = [make_fitted(seed, mlp=False) for seed in range(2)]
+    parts = [make_fitted(seed, network=False) for seed in range(2)]
     parts[1] = replace(parts[1], summary=parts[1].summary.model_copy(update={"thresholds": thresholds}))
     loaded, _ = load(write(tmp_path, make_training_result(*parts)))
     assert [loaded.choices[name].summary.thresholds for name in ("accuracy", "balanced")] == [None, thresholds]  # type: ignore[index]
@@ -184,15 +188,15 @@ def test_the_chosen_thresholds_are_stored_with_each_classifier(tmp_path: Path) -
 
 def test_exits_are_stored_with_their_recipes(tmp_path: Path) -> None:
     """That by words comes first; it keeps the word regression, which no head reads, and is incomplete without it."""
-    draw, fitted = np.random.default_rng(0), make_fitted(0, mlp=True)
+    draw, fitted = np.random.default_rng(0), make_fitted(0, network=True)
     heads = [LinearHead(*(draw.normal(size=s).astype(np.float32) for s in ((3, p), 3))) for p in (3, 2)]
     recipes = [
-        ExitRecipe(depth, 0.75, 0.5, HeadRecipe(Penalty(4.0), 2.0, (0.5, 0.25, 0.125), blend=blend))
-        for depth, blend in ((BY_WORDS, Blend(0.0, 1.0)), (1, None))
+        ExitRecipe(depth, 0.75, 0.5, HeadRecipe(Penalty(4.0), Stack((0.5, 0.25, 0.125), *weights)))
+        for depth, weights in ((BY_WORDS, (0.0, 1.0)), (1, (0.5, 0.0)))
     ]
     exits = tuple(EarlyExit(r.depth, head, r.threshold) for r, head in zip(recipes, heads, strict=True))
-    last_layer = LastLayerRecipe(FeatureColumn.parse("resid.01.mean"), 3.0, Blend(0.4, 0.3))
-    head = HeadRecipe(Penalty(1.0), 1.5, kind="mlp", steps=40, last_layer=last_layer)
+    last_layer = LastLayerRecipe(FeatureColumn.parse("resid.01.mean"), 3.0, (0.4, 0.3))
+    head = HeadRecipe(Penalty(1.0), Stack((1.0, 2.0, 3.0), 1.5, network=0.5), epochs=40, last_layer=last_layer)
     recipe = ClassifierRecipe(head, tuple(recipes))
     result = make_training_result(replace(fitted, exits=exits, recipe=recipe))
     loaded, _ = load(write(tmp_path, replace(result, words=make_regression())))
@@ -214,18 +218,18 @@ def test_exits_are_stored_with_their_recipes(tmp_path: Path) -> None:
 
 def test_a_classifier_under_several_names_is_stored_once(tmp_path: Path) -> None:
     """Two equal classifiers that are different objects are stored separately."""
-    fitted = make_fitted(0, mlp=False)
+    fitted = make_fitted(0, network=False)
     names = load_tensors(save(make_training_result(fitted))[TENSORS])
     assert {name.partition(".")[0] for name in names} == {"0"}
     loaded, _ = load(write(tmp_path, make_training_result(fitted)))
     assert loaded.choices["accuracy"] is loaded.choices["balanced"] is loaded.choices["cheapest"]
-    names = load_tensors(save(make_training_result(fitted, make_fitted(0, mlp=False)))[TENSORS])
+    names = load_tensors(save(make_training_result(fitted, make_fitted(0, network=False)))[TENSORS])
     assert {name.partition(".")[0] for name in names} == {"0", "1"}
 
 
 def test_a_head_of_array_views_is_saved_correctly(tmp_path: Path) -> None:
     """Strided or transposed arrays come back with the same values, whatever their order in memory."""
-    fitted = make_fitted(0, mlp=False)
+    fitted = make_fitted(0, network=False)
     assert isinstance(fitted.head, LinearHead)
     wide = np.asfortranarray(np.repeat(fitted.head.coef, 2, axis=1))
     head = LinearHead(wide[:, ::2], fitted.head.intercept)
@@ -257,8 +261,8 @@ class OwnMeanHead(LinearHead):
 
 
 def test_a_head_may_have_tensors_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "HEADS", (*registry.HEADS, OwnMeanHead))
-    fitted = make_fitted(0, mlp=False)
+    monkeypatch.setattr(persistence, "HEADS", (*persistence.HEADS, OwnMeanHead))
+    fitted = make_fitted(0, network=False)
     head = OwnMeanHead(*fitted.head.to_tensors().values(), np.ones(3, np.float32), np.zeros(3, np.float32))
     expected = replace(fitted, head=head, summary=fitted.summary.model_copy(update={"head": "own_mean"}))
     loaded, _ = load(write(tmp_path, make_training_result(expected)))
@@ -301,15 +305,15 @@ INCOMPLETE, UNREADABLE = "is not a whole classifier: ", "is not a classifier tha
         *[
             (
                 edit_config(lambda c, n=n: c.update(format=n)),
-                f"format {n}, this version reads 9; train the model again",
+                f"format {n}, this version reads 10; train the model again",
             )
             for n in (1, 8)
         ],
         (
-            edit_config(lambda c: c.update(format=10)),
-            "has format 10, this version reads 9; install the version of SPIN",
+            edit_config(lambda c: c.update(format=11)),
+            "has format 11, this version reads 10; install the version of SPIN",
         ),
-        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 9; train the model again"),
+        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 10; train the model again"),
         *[(remove_tensor(f"0.{name}"), f"{INCOMPLETE}'{name}'") for name in ("mean", "scale")],
         *[(remove_tensor(f"0.head.{name}"), f"{INCOMPLETE}'{name}'") for name in ("coef", "intercept")],
         (remove_tensor("0.head.inner_bias"), f"{INCOMPLETE}'inner_bias'"),
@@ -329,7 +333,7 @@ INCOMPLETE, UNREADABLE = "is not a whole classifier: ", "is not a classifier tha
         (edit_config(lambda c: c.update(novel=1)), f"{INCOMPLETE}novel: Extra inputs are not permitted"),
         (
             edit_config(lambda c: c["classifiers"][0]["summary"].update(head="tree")),
-            f"{INCOMPLETE}head 'tree': expected one of linear, mlp",
+            f"{INCOMPLETE}head 'tree': expected one of linear, network",
         ),
         (
             edit_config(lambda c: c["metadata"]["backbone"].update(max_tokens="many")),
@@ -352,7 +356,7 @@ def test_an_incomplete_or_unreadable_classifier_is_refused(
     tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     """The error is one line that names the folder and the missing part."""
-    write(tmp_path, make_training_result(make_fitted(0, mlp=True, words=True)))
+    write(tmp_path, make_training_result(make_fitted(0, network=True, words=True)))
     damage(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         load(tmp_path)

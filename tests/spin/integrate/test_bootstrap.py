@@ -9,7 +9,6 @@ from sklearn.metrics import f1_score
 
 from spin.integrate import bootstrap
 from spin.integrate.bootstrap import (
-    bootstrap_p_value,
     bootstrap_scores,
     difference_interval,
     lower_bound,
@@ -30,56 +29,10 @@ def make_predictions(better: int, worse: int, n: int = 400) -> tuple[np.ndarray,
     return y, candidate, baseline
 
 
-@pytest.mark.parametrize(("better", "worse"), [(30, 10), (12, 8), (20, 20), (8, 12), (5, 0)])
-def test_the_p_value_is_that_of_a_mean_difference(better: int, worse: int) -> None:
-    """For accuracy it is nearly the normal tail of a mean difference of documents that count +1, 0 or -1."""
-    y, candidate, baseline = make_predictions(better, worse)
-    mean = (better - worse) / 400
-    spread = np.sqrt(((better + worse) / 400 - mean**2) / 400)
-    # a tie does not count as an improvement, hence the border of half a document
-    expected = norm.cdf(1 / 800, mean, spread)
-    assert bootstrap_p_value("accuracy", y, candidate, baseline, 0) == pytest.approx(expected, abs=0.07)
-
-
-def test_equal_predictions_have_a_p_value_of_one() -> None:
-    """So have predictions that are wrong everywhere; predictions that are right where the baseline is wrong have 0."""
-    y, candidate, _ = make_predictions(10, 10)
-    assert bootstrap_p_value("macro_f1", y, candidate, candidate.copy(), 0) == 1.0
-    assert bootstrap_p_value("accuracy", y, y, 1 - y, 0) == 0.0
-    assert bootstrap_p_value("accuracy", y, 1 - y, y, 0) == 1.0
-
-
-def test_a_tie_is_not_an_improvement() -> None:
-    """The candidate is right on one document more.
-
-    The p-value is the share of the samples without that document, 1/e.
-    """
-    assert bootstrap_p_value("accuracy", *make_predictions(1, 0), 0) == pytest.approx((1 - 1 / 400) ** 400, abs=0.07)
-
-
 def count_macro_f1(y: np.ndarray, predicted: np.ndarray) -> float:
     """Macro F1 from the counts of each class."""
     right, given, had = (y & predicted).sum(0), predicted.sum(0), y.sum(0)
     return float(np.mean(2 * right / (given + had)))
-
-
-def test_the_same_seed_gives_the_same_p_value() -> None:
-    """Another seed gives nearly the same."""
-    predictions = make_predictions(12, 8)
-    first, second, other = (bootstrap_p_value("accuracy", *predictions, seed) for seed in (1, 1, 2))
-    assert first == second != other
-    assert other == pytest.approx(first, abs=0.1)
-
-
-def test_equally_good_predictions_seldom_pass() -> None:
-    """Their p-value is below 0.05 about one time in twenty."""
-    draw = np.random.default_rng(0)
-    significant = 0
-    for seed in range(60):
-        y = draw.integers(0, 2, 100)
-        candidate, baseline = (np.where(draw.random(100) < 0.3, 1 - y, y) for _ in range(2))
-        significant += bootstrap_p_value("accuracy", y, candidate, baseline, seed) < 0.05
-    assert significant <= 8
 
 
 @pytest.mark.parametrize(("better", "worse"), [(30, 10), (12, 8), (20, 20), (8, 12), (0, 20)])
@@ -111,7 +64,7 @@ def test_the_lower_bound_agrees_with_mcnemar(better: int, worse: int) -> None:
     assert (lower_bound("accuracy", *make_predictions(better, worse), 0.05) > 0) == (p_value < 0.05)
 
 
-def test_p_value_and_lower_bound_equal_a_plain_loop() -> None:
+def test_the_lower_bound_equals_a_plain_loop() -> None:
     """Bootstrap samples drawn independently, with multi-label targets and another metric."""
     draw = np.random.default_rng(0)
     y = draw.random((150, 3)) < 0.4
@@ -120,9 +73,6 @@ def test_p_value_and_lower_bound_equal_a_plain_loop() -> None:
     for _ in range(4000):
         rows = draw.integers(0, 150, 150)
         differences.append(count_macro_f1(y[rows], candidate[rows]) - count_macro_f1(y[rows], baseline[rows]))
-    p_value = np.mean(np.array(differences) <= 0)
-    assert 0.02 < p_value < 0.98
-    assert bootstrap_p_value("macro_f1", y, candidate, baseline, 1) == pytest.approx(p_value, abs=0.06)
     bound = lower_bound("macro_f1", y, candidate, baseline, 0.05)
     assert bound == pytest.approx(sorted(differences)[200], abs=0.01)
 

@@ -345,14 +345,6 @@ def test_features_times_slopes_and_the_bias_add_up_to_the_logits() -> None:
             assert (head.slopes(x) @ x + head.bias)[k] == pytest.approx(by_hand, abs=1e-5)
 
 
-def test_with_temperature_divides_the_logits() -> None:
-    """The arrays stay float32."""
-    head, X = make_head(), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
-    with_temperature = head.with_temperature(2.5)
-    np.testing.assert_allclose(with_temperature.logits(X), head.logits(X) / 2.5, rtol=1e-5, atol=1e-6)
-    assert with_temperature.coef.dtype == with_temperature.intercept.dtype == np.float32
-
-
 def test_features_without_weight_can_be_removed() -> None:
     """The head of the remaining features gives the same logits."""
     head, X = make_head(), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)

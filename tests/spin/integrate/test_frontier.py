@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from spin.heads.blend import Blend
 from spin.heads.candidate import Candidate
 from spin.heads.linear_head import Penalty
+from spin.heads.stack import Stack
 from spin.integrate.frontier import best_candidate, best_per_depth, choose_candidates, one_standard_error_choice
 from spin.labels.cross_validation import Fold, make_folds, score_folds
 from spin.labels.label_space import LabelSpace
@@ -43,7 +43,7 @@ def candidate_lists(draw: st.DrawFn) -> list[Candidate]:
                 penalty=Penalty(draw(st.sampled_from([0.1, 1.0])), draw(st.sampled_from([0.0, 0.02]))),
                 neurons=draw(st.integers(1, 3)),
                 valid_score=float(np.mean(scores)),
-                blend=draw(st.sampled_from([None, Blend(0.5, 0.5)])),
+                stack=draw(st.sampled_from([Stack((), 1.0), Stack((), 0.5, 0.5)])),
                 resampled=scores,
                 valid_loss=float(np.mean(losses)),
                 resampled_losses=losses,
@@ -109,12 +109,10 @@ def test_the_accuracy_choice_is_the_fullest_within_one_standard_error(
     """The fullest candidate near the best one, of its rule, not the luckiest, which may be smaller."""
     best = best_candidate(candidates)
     near = [c for c in candidates if c.rule == best.rule and is_within(c, best, folds, 1)]
-    fullest = max(
-        (c.compute, int(c.blend is not None), int(not c.part), c.eta, -c.penalty.l1, -c.valid_loss) for c in near
-    )
+    fullest = max((c.compute, int(c.reads_words), int(not c.part), c.eta, -c.penalty.l1, -c.valid_loss) for c in near)
     c = choose_candidates(candidates, SearchSettings(), folds)["accuracy"]
     assert c is one_standard_error_choice(candidates, folds)
-    assert (c.compute, int(c.blend is not None), int(not c.part), c.eta, -c.penalty.l1, -c.valid_loss) == pytest.approx(
+    assert (c.compute, int(c.reads_words), int(not c.part), c.eta, -c.penalty.l1, -c.valid_loss) == pytest.approx(
         fullest
     )
 
@@ -207,6 +205,7 @@ FULL = Candidate(
     3,
     compute=1.0,
     penalty=Penalty(1.0),
+    stack=Stack((), 1.0),
     neurons=9,
     valid_score=0.6,
     resampled=(0.6,) * 5,

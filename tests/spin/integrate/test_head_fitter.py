@@ -60,9 +60,10 @@ def test_all_heads_are_fitted_on_all_rows_and_nothing_else_changes(kind: str) ->
     assert fitted.exits
     assert fitted.recipe is not None
     rows = np.arange(len(project.y))
-    strength, temperature = fitted.recipe.head.penalty.strength, fitted.recipe.head.temperature
+    strength, stack = fitted.recipe.head.penalty.strength, fitted.recipe.head.stack
     scaled_on = project.folds[0].train
-    expected = project.refit(fitted.selection, project.probes, scaled_on, rows, rows, strength) / temperature
+    neurons = project.refit(fitted.selection, project.probes, scaled_on, rows, rows, strength)
+    expected = stack.logits({"neurons": neurons})
     actual = fitted.logits(project.read(fitted.selection, rows))
     probabilities = [project.label_space.probabilities(logits) for logits in (actual, expected)]
     np.testing.assert_allclose(*probabilities, atol=0.05)
@@ -99,7 +100,7 @@ def test_dropped_neurons_do_not_weaken_the_penalty() -> None:
     assert not heads(on_few)[-1].coef.any(0).all()
 
 
-def test_words_keep_their_blend() -> None:
+def test_words_keep_their_weight() -> None:
     """The neurons' coefficients are new; those of the words are the same, because validation chose their weight."""
     project = build_project(n=1200, signal=0.5)
     words = make_words(project, 1.0)
@@ -143,13 +144,13 @@ def test_words_alone_need_no_rows() -> None:
 
 
 @pytest.mark.slow
-def test_an_mlp_head_is_fitted_for_the_steps_that_validation_chose() -> None:
+def test_a_network_is_fitted_for_the_epochs_that_validation_chose() -> None:
     project = build_interaction_project(n=1200)
-    before = train(project, head="mlp", max_share=1.0, etas=(1.0,), rules=("l1",))
+    before = train(project, network="auto", max_share=1.0, etas=(1.0,), rules=("l1",))
     after = refit(before, project.probes, project.read_blocks, sampled(project))
     fitted, again = before.choices["accuracy"], after.choices["accuracy"]
     assert fitted.recipe is not None
-    assert fitted.recipe.head.steps
+    assert fitted.recipe.head.epochs
     raw = project.read(fitted.selection, project.test)
     predicted = [project.label_space.predict(each.logits(raw)) for each in (fitted, again)]
     assert score("accuracy", predicted[0], predicted[1]) > 0.9

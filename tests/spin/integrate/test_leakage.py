@@ -155,7 +155,7 @@ def test_leakage_is_what_a_plain_ridge_regression_recovers(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("most", [0.3, 0.2])
+@pytest.mark.parametrize("most", [0.25, 0.2])
 def test_choices_reveal_at_most_the_cap_and_its_price_is_recorded(
     project: Project, attack: LeakageAttack, uncapped: TrainingResult, most: float
 ) -> None:

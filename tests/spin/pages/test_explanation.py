@@ -23,7 +23,7 @@ from spin.explainer import explain_text
 from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
-from spin.heads.mlp_head import MlpHead
+from spin.heads.network_head import NetworkHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import Label, LabelSpace
 from spin.labels.standardizer import Standardizer
@@ -32,7 +32,7 @@ from spin.settings import BackboneSettings, DecisionSettings, ProbeSettings, Sea
 from tests.support import tiny
 from tests.support.summaries import build_choice_summary
 
-SEARCH = SearchSettings(etas=(0.5,), strengths=(1,), l1=(), head="linear")
+SEARCH = SearchSettings(etas=(0.5,), strengths=(1,), l1=(), network="off")
 QUICK: dict[str, Any] = {"probe": ProbeSettings(penalties=3, max_extra=0), "search": SEARCH}
 CLASSES = {"binary": ("good", "bad"), "multi-class": ("good", "bad", "plain"), "multi-label": tuple(tiny.WORDS)}
 BACKBONES_AND_POOLINGS = [("encoder", "mean"), ("encoder", "max"), ("decoder", "last"), ("decoder", "mean")]
@@ -145,7 +145,7 @@ def check_explanation(classifier: TrainedClassifier, text: str, tolerance: float
     ("kind", "pooling", "label_space", "head"),
     [(*backbone, label_space, "linear") for backbone in BACKBONES_AND_POOLINGS for label_space in CLASSES]
     + [
-        (*backbone, label_space, "mlp")
+        (*backbone, label_space, "network")
         for backbone, label_space in zip(
             BACKBONES_AND_POOLINGS, ("binary", "multi-class", "multi-label", "binary"), strict=True
         )
@@ -154,15 +154,17 @@ def check_explanation(classifier: TrainedClassifier, text: str, tolerance: float
 def test_explanations_of_every_head_and_task_add_up(
     backbone: BackboneSettings, decoder: BackboneSettings, kind: str, pooling: str, label_space: str, head: str
 ) -> None:
-    """Within 1e-4 for a linear head and 1e-2 for an MLP, under the poolings that suit each kind of backbone."""
+    """Within 1e-4 for a linear head and 1e-2 for a network, under the poolings that suit each kind of backbone."""
     settings = {
         **QUICK,
-        "search": SEARCH.model_copy(update={"head": head, "words": "off" if head == "mlp" else "auto"}),
+        "search": SEARCH.model_copy(
+            update={"network": "auto" if head == "network" else "off", "words": "auto" if head == "linear" else "off"}
+        ),
         "sites": ["resid.01", "ffn.03"],
     }
     spin = SpinClassifier(backbone if kind == "encoder" else decoder, poolings=[pooling], **settings)
     classifier = spin.fit(*make_documents(120, label_space)).trained_
-    assert type(classifier.fitted.head) is (LinearHead if head == "linear" else MlpHead)
+    assert type(classifier.fitted.head) is (LinearHead if head == "linear" else NetworkHead)
     for text in TEXTS:
         check_explanation(classifier, text, 1e-4 if head == "linear" else 1e-2)
 
@@ -193,13 +195,13 @@ def test_the_label_is_the_predicted_one(deep: TrainedClassifier) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_explanation_of_an_mlp_head_is_complete(deep: TrainedClassifier, text: str) -> None:
+def test_the_explanation_of_a_network_head_is_complete(deep: TrainedClassifier, text: str) -> None:
     """Integrated gradients add up to the logits even if random hidden weights make the head far from linear."""
     draw = np.random.default_rng(0)
     linear, (k, p) = deep.fitted.head, deep.fitted.head.coef.shape  # type: ignore[union-attr]
     shapes = ((32, p), (32,), (k, 32))
-    mlp = MlpHead(*vars(linear).values(), *(draw.normal(size=shape).astype(np.float32) for shape in shapes))  # type: ignore[arg-type]
-    fitted = replace(deep.fitted, head=mlp)
+    network = NetworkHead(*vars(linear).values(), *(draw.normal(size=shape).astype(np.float32) for shape in shapes))  # type: ignore[arg-type]
+    fitted = replace(deep.fitted, head=network)
     values = np.concatenate(list(deep.features([text]).columns.values()), axis=1)
     logits = fitted.logits(values)[0]
     assert np.abs(logits - deep.fitted.logits(values)[0]).max() > 1

@@ -23,12 +23,18 @@ from spin.settings import Choice, DecisionSettings
 from spin.sites import FeatureColumn
 from tests.support.summaries import build_choice_summary
 
-CALIBRATION = {"valid_ece_uncalibrated": 0.0625, "valid_ece": 0.0125}
+CALIBRATION = {"valid_ece": 0.0125}
 SHALLOW = build_choice_summary(
-    depth=1, compute=0.25, neurons=1200, eta=0.5, valid_score=0.7, temperature=2.0, **CALIBRATION
+    depth=1, compute=0.25, neurons=1200, eta=0.5, valid_score=0.7, weights={"neurons": 0.5}, **CALIBRATION
 )
 DEEP = build_choice_summary(
-    depth=4, compute=1.0, neurons=1200, eta=0.9, valid_score=0.8125, temperature=1.25, **CALIBRATION
+    depth=4,
+    compute=1.0,
+    neurons=1200,
+    eta=0.9,
+    valid_score=0.8125,
+    weights={"neurons": 0.75, "words": 0.25},
+    **CALIBRATION,
 )
 TRAINING = TrainingSummary(choices={"accuracy": DEEP, "cheapest": SHALLOW}, frontier=(SHALLOW, DEEP), tried=2)
 TABLE = [
@@ -164,7 +170,7 @@ def test_the_card_contains_every_fact() -> None:
         "0": ["–", "–", "3", "3"],
         "2": ["7", "5", "1,100", "1,112"],
     }
-    assert list(by_name["figure"].values()) == [["value"], ["1.25"], ["0.0625"], ["0.0125"], ["0.0421"]]
+    assert list(by_name["figure"].values()) == [["value"], ["0.75"], ["0.25"], ["0.0125"], ["0.0421"]]
     assert by_name["library"] == {"library": ["version"], "torch": ["2.9.0"], "numpy": ["2.3"]}
     assert "on 3 documents of the same corpus" in card
     for untested in ("other domains", "other languages", "drift", "adversarial", "fairness"):
@@ -230,9 +236,9 @@ def test_a_backslash_does_not_undo_an_escape() -> None:
 
 
 def test_the_card_describes_the_choice_in_use() -> None:
-    """The temperature is that of the choice, and its row is marked."""
+    """The weight is that of the choice, and its row is marked."""
     by_name = parse_tables(model_card(make_facts(choose="cheapest")))
-    assert by_name["figure"]["temperature"] == ["2"]
+    assert by_name["figure"]["weight of the neurons in the logits"] == ["0.5"]
     assert "cheapest (this card)" in by_name["choice"]
     assert "accuracy" in by_name["choice"]
 
