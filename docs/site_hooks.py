@@ -31,11 +31,12 @@ TASKS = {
     "benchmarks/method-debian.md": "The method on Debian packages",
     "benchmarks/method-debtags.md": "The method on tags of Debian packages",
     "benchmarks/method-manuals.md": "The method on manual pages",
+    "benchmarks/finetune.md": "SPIN and the fine-tuned encoder",
     "benchmarks/regret.md": "The regret of the default",
     "benchmarks/gpu.md": "GPU",
 }
-"""pages of `make bench TASK=…`, `make bench-method TASK=…`, `make bench-regret` and `make bench-gpu` with their titles;
-they are written one at a time"""
+"""pages of `make bench TASK=…`, `make bench-method TASK=…`, `make bench-finetune`, `make bench-regret` and
+`make bench-gpu` with their titles; they are written one at a time"""
 OUTSIDE = (
     "benchmarks/speed.md",
     "benchmarks/method.md",

@@ -144,9 +144,7 @@ def run_one(experiment: Experiment, folder: Path) -> str:
         "rows": [answer.row(exam) for answer in answers(exam, experiment.setting, experiment.left_out)],
         "wall_seconds": time.perf_counter() - start,
     }
-    file = _result(folder, experiment)
-    file.with_suffix(".tmp").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    file.with_suffix(".tmp").replace(file)
+    write_result(folder, experiment, result)
     figures = ", ".join(f"{row['name']} {100 * row['macro_f1']:.1f}" for row in result["rows"])
     return f"{result['wall_seconds']:.0f} s; macro-F1 {figures}"
 
@@ -179,6 +177,13 @@ def read_result(folder: Path, experiment: Experiment) -> dict[str, Any] | None:
     file = _result(folder, experiment)
     result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return result if result.get("digest") == experiment.digest else None
+
+
+def write_result(folder: Path, experiment: Experiment, result: dict[str, Any]) -> None:
+    """Store the result of an experiment, whole or not at all."""
+    file = _result(folder, experiment)
+    file.with_suffix(".tmp").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    file.with_suffix(".tmp").replace(file)
 
 
 def _result(folder: Path, experiment: Experiment) -> Path:

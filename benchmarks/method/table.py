@@ -87,14 +87,14 @@ def sections(results: dict[str, list[Result]]) -> list[Section]:
 def full_table(results: Sequence[Result]) -> str:
     """All rows with all columns, mean ± standard deviation over the seeds."""
     columns: list[tuple[str, Callable[[str], str]]] = [
-        ("accuracy", lambda name: _spread(100 * _values(results, name, "accuracy"), 1)),
-        ("macro-F1", lambda name: _spread(100 * _values(results, name, "macro_f1"), 1)),
-        ("ECE, %", lambda name: _spread(100 * _values(results, name, "ece"), 1)),
-        ("by chance up to", lambda name: _spread(100 * _values(results, name, "ece_limit"), 1)),
-        ("neurons", lambda name: _spread(_values(results, name, "neurons"), 0)),
-        ("depth", lambda name: _spread(_values(results, name, "depth"), 1)),
-        ("compute", lambda name: _spread(_values(results, name, "compute"), 2)),
-        ("seconds to fit", lambda name: _spread(_values(results, name, "seconds"), 0)),
+        ("accuracy", lambda name: spread(100 * values_of(results, name, "accuracy"), 1)),
+        ("macro-F1", lambda name: spread(100 * values_of(results, name, "macro_f1"), 1)),
+        ("ECE, %", lambda name: spread(100 * values_of(results, name, "ece"), 1)),
+        ("by chance up to", lambda name: spread(100 * values_of(results, name, "ece_limit"), 1)),
+        ("neurons", lambda name: spread(values_of(results, name, "neurons"), 0)),
+        ("depth", lambda name: spread(values_of(results, name, "depth"), 1)),
+        ("compute", lambda name: spread(values_of(results, name, "compute"), 2)),
+        ("seconds to fit", lambda name: spread(values_of(results, name, "seconds"), 0)),
     ]
     lines = [[name, *(cell(name) for _, cell in columns)] for name in _names(results)]
     train, valid, test = results[0]["documents"]
@@ -201,7 +201,7 @@ def paired_table(shown: dict[str, list[Result]]) -> str:
     for name in _names(first):
         line = [name]
         for setting, results in shown.items():
-            draws = len(_values(results, name, "macro_f1"))
+            draws = len(values_of(results, name, "macro_f1"))
             if 0 < draws < len(results):
                 fewer.add(f"{name} with {setting} has {draws} draws")
             line += _paired_cells(results, name)
@@ -216,10 +216,10 @@ def paired_table(shown: dict[str, list[Result]]) -> str:
 
 def _paired_cells(results: Sequence[Result], name: str) -> tuple[str, str]:
     """Macro-F1 of a row and the difference of SPIN to it; dashes for a row that the setting does not have."""
-    values = 100 * _values(results, name, "macro_f1")
+    values = 100 * values_of(results, name, "macro_f1")
     if not len(values):
         return "–", "–"
-    return _spread(values, 1), "–" if name == SPIN else str(Difference.of(results, name))
+    return spread(values, 1), "–" if name == SPIN else str(Difference.of(results, name))
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class Difference:
     def of(cls, results: Sequence[Result], name: str) -> Difference:
         """Measure the difference to a row."""
         results = [result for result in results if name in _names([result])]
-        differences = 100 * (_values(results, SPIN, "macro_f1") - _values(results, name, "macro_f1"))
+        differences = 100 * (values_of(results, SPIN, "macro_f1") - values_of(results, name, "macro_f1"))
         error = _sd(differences) / float(np.sqrt(len(differences)))
         half = (
             error * float(student.ppf((1 + _CONFIDENCE) / 2, len(differences) - 1)) if len(differences) > 1 else np.inf
@@ -388,20 +388,20 @@ def _names(results: Sequence[Result]) -> list[str]:
     return [row["name"] for row in results[0]["rows"]]
 
 
-def _values(results: Sequence[Result], name: str, key: str) -> Any:
+def values_of(results: Sequence[Result], name: str, key: str) -> Any:
     """The values of a row, of those draws that have it."""
     return np.array([row[key] for result in results for row in result["rows"] if row["name"] == name], float)
 
 
 def _mean(results: Sequence[Result], name: str, key: str) -> float:
-    return float(_values(results, name, key).mean())
+    return float(values_of(results, name, key).mean())
 
 
 def _sd(values: Any) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def _spread(values: Any, digits: int) -> str:
+def spread(values: Any, digits: int) -> str:
     mean, sd = f"{values.mean():,.{digits}f}", f"{_sd(values):,.{digits}f}"
     return mean if float(sd.replace(",", "")) == 0 else f"{mean} ± {sd}"
 

@@ -44,8 +44,10 @@ def save_backbone(folder: Path, config: Any, tokenizer: PreTrainedTokenizerFast 
     return folder
 
 
-def save_bert(folder: Path, seed: int = 0, *, width: int = 16, neurons: int = 24) -> Path:
-    """Save an encoder of 3 blocks, with weights so large that its layers differ."""
+def save_bert(
+    folder: Path, seed: int = 0, *, width: int = 16, neurons: int = 24, blocks: int = 3, spread: float = 0.6
+) -> Path:
+    """Save an encoder, with weights so large that its layers differ; a few steps can change those of spread 0.1."""
     from transformers import BertConfig
 
     return save_backbone(
@@ -53,11 +55,11 @@ def save_bert(folder: Path, seed: int = 0, *, width: int = 16, neurons: int = 24
         BertConfig(
             vocab_size=64,
             hidden_size=width,
-            num_hidden_layers=3,
+            num_hidden_layers=blocks,
             num_attention_heads=2,
             intermediate_size=neurons,
             max_position_embeddings=64,
-            initializer_range=0.6,
+            initializer_range=spread,
         ),
         seed=seed,
     )

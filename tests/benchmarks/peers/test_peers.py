@@ -62,13 +62,7 @@ def exam(backbone_folder: Path, request: pytest.FixtureRequest) -> Exam:
 @pytest.fixture(scope="module")
 def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder of one block with weights that a few steps can change."""
-    from transformers import BertConfig
-
-    config = BertConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=64, initializer_range=0.1,
-    )  # fmt: skip
-    return tiny.save_backbone(tmp_path_factory.mktemp("bert"), config)
+    return tiny.save_bert(tmp_path_factory.mktemp("bert"), width=32, blocks=1, spread=0.1)
 
 
 def permuted(exam: Exam) -> Exam:

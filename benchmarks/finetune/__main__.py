@@ -1,0 +1,3 @@
+from benchmarks.finetune.run import main
+
+main()
