@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from time import process_time
 from types import ModuleType
@@ -266,10 +267,12 @@ class FittedSpin:
     """of the candidates that were fitted so far, by their places in `search.tried`"""
 
     def fit_candidate(self, candidate: Candidate) -> FittedClassifier:
-        """The classifier of a candidate of the search, with no early exits; that of several rows is fitted once."""
+        """The classifier of a candidate of the search, without network and early exits; that of several rows once."""
         place = next(place for place, tried in enumerate(self.search.tried) if tried is candidate)
         if place not in self._classifiers:
-            fitter = CandidateFitter(self.search, CascadeSettings(max_loss=0), DecisionSettings())
+            linear = copy(self.search)
+            linear.settings = linear.settings.model_copy(update={"network": "off"})
+            fitter = CandidateFitter(linear, CascadeSettings(max_loss=0), DecisionSettings())
             self._classifiers[place] = fitter.fit(candidate)
         return self._classifiers[place]
 
@@ -342,7 +345,9 @@ def ridge_rule(exam: Exam, fitted_spin: FittedSpin) -> Answer:
 
 def neurons_alone(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     """The best candidate of SPIN without words."""
-    return _best_candidate("SPIN, neurons", exam, fitted_spin, [c for c in fitted_spin.search.tried if not c.reads_words])
+    return _best_candidate(
+        "SPIN, neurons", exam, fitted_spin, [c for c in fitted_spin.search.tried if not c.reads_words]
+    )
 
 
 def neurons_and_words(exam: Exam, fitted_spin: FittedSpin) -> Answer:

@@ -284,8 +284,8 @@ a draw share its documents. SmolLM2 has fewer documents than MiniLM, since it ha
 run is to end within 90 minutes on two cores.
 
 All rows learn from the same training documents, are chosen on the same validation documents (SPIN's candidates by log
-loss, all others by macro-F1), and are then refitted on both and calibrated by a temperature on held-out logits; SetFit
-chooses nothing and has no temperature.
+loss, all others by macro-F1), and are then refitted on both and calibrated on held-out logits, SPIN's by their stack
+and all others by a temperature; SetFit chooses nothing and has no temperature.
 Below 5,000 labels the choice is made by the stratified cross-validation of SPIN: five parts, below 1,000 labels twice.
 Compute is the FLOPs per token up to the deepest site that is read, as a share of the whole backbone's. Seconds to fit
 are processor seconds of one thread on activations that are already on disk.
@@ -294,8 +294,8 @@ are processor seconds of one thread on activations that are already on disk.
 - SPIN: the default settings, and labels under the thresholds that training chose; other rows {others_decide}. \
 All rows but one come from one search, and show its seconds: `neurons` is what `accuracy` would be among its
   candidates without words, `neurons + words` among those that read both, `L1` and `ridge` among those without words
-  whose neurons the sparse probes or the ridge regression selected. `lower half` is a search of its own, on the probes
-  of the lower half of the blocks.
+  whose neurons the sparse probes or the ridge regression selected; these four have no network. `lower half` is a search
+  of its own, on the probes of the lower half of the blocks.
 
 Intervals and standard errors are of paired differences over the draws. Draws share documents, the few labels all of
 their test documents: this part of chance is not in them.

@@ -17,6 +17,8 @@ from spin.settings.section import Section
 from spin.settings.store_settings import expand_uri
 
 S = TypeVar("S", bound=Section)
+_REMOVED = {"search.head": "search.network, auto or off", "head": "network, auto or off"}
+"""settings that were removed, in a file and in a section of its own, and what replaces them"""
 
 
 def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
@@ -73,6 +75,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 def _describe_mistake(error: Any, section: type[Section]) -> str:
     key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden" and key in _REMOVED:
+        return f"'{key}' was removed; use {_REMOVED[key]}"
     if error["type"] == "extra_forbidden":
         nearest = _find_nearest(key, section)
         return f"unknown setting '{key}'" + (f" (did you mean '{nearest}'?)" if nearest else "")

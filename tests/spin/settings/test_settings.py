@@ -107,6 +107,7 @@ def test_a_settings_file_is_read_and_completed_with_defaults(tmp_path: Path, set
         ({"metric": "auc"}, "'metric' is 'auc': Input should be 'accuracy', 'balanced_accuracy' or 'macro_f1'"),
         ({"poolings": ["mode"]}, "'poolings.0' is 'mode': expected one of mean, max, first, last"),
         ({"poolings": []}, "'poolings' is []: expected at least one"),
+        ({"search": {"head": "mlp"}}, "'search.head' was removed; use search.network, auto or off"),
         ({"search": {"network": "tree"}}, "'search.network' is 'tree': Input should be 'auto' or 'off'"),
         ({"search": {"etas": [0.5, 1.5]}}, "'search.etas.1' is 1.5: Input should be less than or equal to 1"),
         ({"search": {"etas": []}}, "'search.etas' is []: expected at least one"),
