@@ -22,7 +22,8 @@ from spin.backbone.hooks import capture_sites
 from spin.backbone.loading import load_backbone
 from spin.backbone.windows import OWN
 from spin.classifier import feature_columns
-from spin.heads.early_exit import EarlyExit
+from spin.heads.decision import Decision
+from spin.heads.early_exit import EarlyExit, confidence
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
@@ -115,7 +116,7 @@ def set_threshold(
     logits = words.logits(TEXTS) if words is not None else None
     part = fitted.at(number)
     probabilities = space.probabilities(part.logits(fitted.read_at(number, values, logits)))
-    confident = np.maximum(probabilities, 1 - probabilities).min(1) if space.multilabel else probabilities.max(1)
+    confident = confidence(Decision.of(space, DecisionSettings()), probabilities)
     return replace(fitted.exits[number], threshold=find_gap(confident, 0.65))
 
 

@@ -75,7 +75,8 @@ def spin(request: pytest.FixtureRequest, backbone_folder: Path, regression: Word
 def confidence(label_space: LabelSpace, logits: Any) -> float:
     """Of one document, by its logits (K,)."""
     probabilities = label_space.probabilities(np.asarray(logits)[None])[0]
-    return float(np.maximum(probabilities, 1 - probabilities).min() if label_space.multilabel else probabilities.max())
+    second, first = np.sort(probabilities)[-2:]
+    return float(np.abs(2 * probabilities - 1).min() if label_space.multilabel else first - second)
 
 
 def assemble(

@@ -170,12 +170,12 @@ def share_out(tokens: Sequence[_Token], values: Sequence[float], pooling: str) -
 
 
 def mean_slopes(head: Any, x: np.ndarray, k: int) -> np.ndarray:
-    """Return the mean slopes (p,) of the logit of class k from 0 to x; those of an MLP head in many small steps."""
+    """Return the mean slopes (p,) of the logit of class k from 0 to x; those of a network in many small steps."""
     if type(head) is LinearHead:
         return head.coef[k]
-    steps = (np.arange(4000) + 0.5) / 4000
-    inner = np.tanh(steps[:, None] * (head.inner @ x) + head.inner_bias)
-    return head.coef[k] + (head.outer[k] * (1 - inner**2).mean(0)) @ head.inner
+    steps = (np.arange(100_000) + 0.5) / 100_000
+    active = steps[:, None] * (head.inner @ x) + head.inner_bias > 0
+    return head.coef[k] + (head.outer[k] * active.mean(0)) @ head.inner
 
 
 def span_words(tokens: Sequence[_Token]) -> dict[tuple[int, int], Span]:

@@ -661,7 +661,8 @@ def test_the_head_of_a_choice_gives_the_stacked_logits(network: str) -> None:
     fitted = project.integrate(settings, words=words).choices["accuracy"]
     assert fitted.summary.words
     assert fitted.selection.words == 3
-    assert ("network" in fitted.summary.weights) == (network == "auto")
+    assert ("network" in fitted.summary.weights) == (type(fitted.head) is NetworkHead)
+    assert network == "auto" or type(fitted.head) is LinearHead
     np.testing.assert_allclose(fitted.standardizer.scale[:3], np.concatenate(words.held_out).std(0), rtol=1e-5)
     neurons = replace(fitted.selection, words=0)
     rows = project.test
@@ -751,7 +752,8 @@ def test_balanced_weights_predict_rare_classes_more_often() -> None:
     project = replace(project, folds=[Fold(train, valid)])
     predictions = {}
     for kind in ("none", "balanced"):
-        data = replace(project.data, class_weights=kind)
+        metric = "balanced_accuracy" if kind == "balanced" else "accuracy"
+        data = replace(project.data, class_weights=kind, metric=metric)
         result = integrate(project.probes, project.ridge, project.read_blocks, data, settings=SEARCH, compute=FLOPS)
         fitted = result.choices["accuracy"]
         logits = fitted.logits(project.read(fitted.selection, project.test))
