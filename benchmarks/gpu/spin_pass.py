@@ -129,7 +129,7 @@ class SpinPass:
             for width in (values.shape[1], before_exit)
         )
         probabilities = LABEL_SPACE.probabilities(early.logits(values[half:]))
-        return TopicHeads(full, early, float(np.median(confidence(LABEL_SPACE, probabilities))))
+        return TopicHeads(full, early, float(np.median(confidence(DECISION, probabilities))))
 
     def label(self, texts: Sequence[str], heads: TopicHeads) -> NDArray[np.int64]:
         """(n,) the topics of documents, all of which go through all blocks."""

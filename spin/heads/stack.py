@@ -60,11 +60,10 @@ class Stack:
     ) -> LinearHead:
         """One head whose logits are the calibrated ones, from the head on p neurons and the network on the same.
 
-        With words, its first K features are the logits of the word regression, each over its `word_scale` (K,).
+        With a `word_scale` (K,) its first K features are the logits of the word regression, each over its scale.
         """
         words = np.zeros((len(self.bias), 0), np.float32)
-        if self.words:
-            assert word_scale is not None
+        if word_scale is not None:
             words = np.diag(np.float32(self.words) * word_scale.astype(np.float32))
         coef = np.concatenate([words, np.float32(self.neurons) * head.coef], axis=1)
         intercept = np.float32(self.neurons) * head.intercept + np.array(self.bias, np.float32)

@@ -77,12 +77,12 @@ class HeadFitter:
 
     def finish(self, fitted: FittedHead, recipe: ClassifierRecipe, summary: ChoiceSummary) -> FittedClassifier:
         """The classifier of a head that `fit` returned: with its exits, with the words, and calibrated."""
-        exits = self._fit_exits(fitted.selection, recipe.exits)
+        word_scale = self.word_scale if recipe.head.stack.words else None
+        exits = self._fit_exits(fitted.selection, recipe.exits, word_scale)
         selection, standardizer = fitted.selection, fitted.standardizer
-        if recipe.head.stack.words:
-            assert self.word_scale is not None
+        if word_scale is not None:
             selection = selection.join_words(len(self.matrix.data.label_space))
-            standardizer = standardizer.join_words(self.word_scale)
+            standardizer = standardizer.join_words(word_scale)
         summaries = tuple(
             ExitSummary(depth=exit.depth, threshold=round(exit.threshold, 4), valid_share=round(exit.valid_share, 4))
             for exit in exits
@@ -90,17 +90,19 @@ class HeadFitter:
         return FittedClassifier(
             selection,
             standardizer,
-            recipe.head.stack.join(fitted.head, network=fitted.network, word_scale=self.word_scale),
+            recipe.head.stack.join(fitted.head, network=fitted.network, word_scale=word_scale),
             summary.model_copy(update={"neurons": len(fitted.selection), "exits": summaries}),
             tuple(EarlyExit(exit.depth, head, exit.threshold) for exit, head in exits.items()),
             recipe,
         )
 
-    def _fit_exits(self, selection: Selection, recipes: Sequence[ExitRecipe]) -> dict[ExitRecipe, LinearHead]:
+    def _fit_exits(
+        self, selection: Selection, recipes: Sequence[ExitRecipe], word_scale: Floats | None
+    ) -> dict[ExitRecipe, LinearHead]:
         """The heads of the exits, each on the part of the selection that its blocks compute.
 
         An exit must read something that those before it do not, or it is left out. That by words has the word
-        regression's logits as its own, and reads no neurons.
+        regression's logits as its own, and reads no neurons. With a `word_scale` (K,) the others read words too.
         """
         heads: dict[ExitRecipe, LinearHead] = {}
         features = 0
@@ -115,7 +117,7 @@ class HeadFitter:
                 features = len(part)
                 design = self.matrix.design(self.cut, part, self.probes, self.rows)
                 [head] = fit_linear(design, [recipe.head.penalty])
-                heads[recipe] = recipe.head.stack.join(head, word_scale=self.word_scale)
+                heads[recipe] = recipe.head.stack.join(head, word_scale=word_scale)
         return heads
 
 

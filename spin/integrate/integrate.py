@@ -145,11 +145,13 @@ class CandidateFitter:
             float(np.linalg.norm(self.matrix.scales(selection, self.search.final_probes))),
         )
         head = self.fitter.fit(selection, of_head)
-        exits = self._choose_exits(candidate, held_out, head.selection, logits, decision)
+        reads_words = stack.words > 0
+        exits = self._choose_exits(candidate, held_out, head.selection, logits, decision, reads_words=reads_words)
         kind = LinearHead if network is None else NetworkHead
         summary = ChoiceSummary(
             **{
                 **candidate.summary().model_dump(),
+                "words": reads_words,
                 "head": kind.name,
                 "valid_score": round(self.search.judge(logits)[0], 4),
                 "valid_log_loss": round(log_loss(logits, y, label_space), 4),
@@ -214,10 +216,17 @@ class CandidateFitter:
         return self.group.broadcast_object(named)
 
     def _choose_exits(
-        self, candidate: Candidate, held_out: HeldOut, selection: Selection, final: Floats, decision: Decision
+        self,
+        candidate: Candidate,
+        held_out: HeldOut,
+        selection: Selection,
+        final: Floats,
+        decision: Decision,
+        *,
+        reads_words: bool,
     ) -> tuple[ExitRecipe, ...]:
         """The early exits of a candidate whose calibrated held-out logits (n, K) at full depth are `final`."""
-        offered = self._offer_exits(candidate, held_out, selection)
+        offered = self._offer_exits(candidate, held_out, selection, reads_words=reads_words)
         offers = [offer for _, offer in offered.values()]
         groups = self.data.groups
         thresholds: list[float] = self.group.broadcast_object(
@@ -242,12 +251,12 @@ class CandidateFitter:
         )
 
     def _offer_exits(
-        self, candidate: Candidate, held_out: HeldOut, selection: Selection
+        self, candidate: Candidate, held_out: HeldOut, selection: Selection, *, reads_words: bool
     ) -> dict[int, tuple[HeadRecipe, ExitOffer]]:
         """The exits by words and at the depths of the cascade settings, by depth, shallow first."""
         if not self.cascade.max_loss or not len(selection):
             return {}
-        offered = self._offer_words(reads_words=candidate.reads_words)
+        offered = self._offer_words(reads_words=reads_words)
         shallowest = min(column.site.layer for column in selection.neurons)
         for depth in offered_depths(self.cascade.depths, selection.depth):
             parts = [of_fold.up_to(depth) for of_fold in held_out.selections]
@@ -255,7 +264,7 @@ class CandidateFitter:
                 continue
             ridge = Penalty(candidate.penalty.strength)
             of_neurons = [logits for [(_, logits)] in self.search.fit_folds(parts, [ridge])]
-            sources = self.search.sources(of_neurons, words=candidate.reads_words)
+            sources = self.search.sources(of_neurons, words=reads_words)
             stack = self.search.fit_stack(sources)
             cost = READING_COST + self.search.compute[Site(depth, "resid")]
             offer = ExitOffer(stack.logits(sources), cost, PASSING_COST * candidate.compute)

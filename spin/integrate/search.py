@@ -316,8 +316,8 @@ class Search:
 
     def _zeros(self) -> tuple[Floats, ...]:
         """The logits (m, K) of no neurons, for each fold's validation rows."""
-        shape = len(self.data.label_space)
-        return tuple(np.zeros((len(fold.valid), shape), np.float32) for fold in self.data.folds)
+        classes = len(self.data.label_space)
+        return tuple(np.zeros((len(fold.valid), classes), np.float32) for fold in self.data.folds)
 
     def _try_words_alone(self, words: WordFit) -> None:
         """Judge the word regression without neurons, as if by the rule of the best candidate."""

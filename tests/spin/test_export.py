@@ -95,7 +95,7 @@ def build_classifier(
     outer, nothing = draw.normal(size=(3, 5)).astype(np.float32), np.zeros(3, np.float32)
     beside = NetworkHead(0 * coef, nothing, inner, np.linspace(-1, 1, 5, dtype=np.float32), outer) if network else None
     stack = Stack((0.0, 0.0, 0.0), 0.8, 0.6 * words, 1.0 * network)
-    head = stack.join(linear, network=beside, word_scale=WORD_SCALE)
+    head = stack.join(linear, network=beside, word_scale=WORD_SCALE if words else None)
     standardizer, regression = Standardizer(values.mean(0), values.std(0) + np.float32(0.1)), None
     if words:
         regression = build_word_regression(TEXTS)

@@ -195,7 +195,7 @@ def test_the_head_of_a_stack_gives_the_weighted_sum(words: bool, network: bool) 
     beside = NetworkHead(np.zeros((3, 5), np.float32), values(3), values(4, 5), values(4), values(3, 4))
     stack = Stack((0.5, -1.0, 2.0), 0.7, 1.3 * words, 0.4 * network)
     scale = np.array([0.5, 1, 2], np.float32)
-    joined = stack.join(head, network=beside if network else None, word_scale=scale)
+    joined = stack.join(head, network=beside if network else None, word_scale=scale if words else None)
     assert type(joined) is (NetworkHead if network else LinearHead)
     assert all(tensor.dtype == np.float32 for tensor in joined.to_tensors().values())
     read = np.concatenate([of_words / scale, X], axis=1) if words else X
@@ -203,6 +203,13 @@ def test_the_head_of_a_stack_gives_the_weighted_sum(words: bool, network: bool) 
     np.testing.assert_allclose(joined.logits(read), expected, rtol=1e-4, atol=1e-5)
     sources: dict[Source, Floats] = {"neurons": head.logits(X), "words": of_words, "network": beside.logits(X)}
     np.testing.assert_allclose(stack.logits(sources), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_words_without_weight_are_features_all_the_same() -> None:
+    """An exit reads the features of the whole classifier, also where words are worth nothing there."""
+    head = LinearHead(np.ones((2, 3), np.float32), np.zeros(2, np.float32))
+    joined = Stack((0.0, 0.0), 1.0).join(head, word_scale=np.ones(2, np.float32))
+    assert joined.coef.tolist() == [[0, 0, 1, 1, 1]] * 2
 
 
 def test_without_any_weight_the_logits_are_the_biases() -> None:
