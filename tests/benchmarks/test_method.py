@@ -173,7 +173,7 @@ def test_rows_share_the_probes_of_spin(
 
 @pytest.mark.slow
 def test_rows_with_and_without_words(exam: Exam, fitted_spin: contenders.FittedSpin) -> None:
-    """The words alone read no neuron; the row of the kind that `accuracy` prefers is its classifier."""
+    """The words alone read no neuron; the row of the kind that `accuracy` prefers is its classifier without network."""
     alone = contenders.words(exam, fitted_spin)
     assert (alone.neurons, alone.depth, alone.compute) == (0, 0, 0.0)
     assert fitted_spin.words is not None
@@ -187,7 +187,9 @@ def test_rows_with_and_without_words(exam: Exam, fitted_spin: contenders.FittedS
     )
     assert ", with words" in both.choice
     of_its_kind = both if ", with words" in chosen.choice else without
-    np.testing.assert_array_equal(of_its_kind.logits, chosen.logits)
+    assert of_its_kind.neurons == chosen.neurons
+    assert ", linear," in of_its_kind.choice
+    assert np.array_equal(of_its_kind.logits, chosen.logits) == (", linear," in chosen.choice)
 
 
 @pytest.mark.slow

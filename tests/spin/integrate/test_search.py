@@ -676,6 +676,27 @@ def test_the_head_of_a_choice_gives_the_stacked_logits(network: str) -> None:
 
 
 @pytest.mark.slow
+def test_words_that_a_network_makes_worthless_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither at full depth nor at the exits after blocks, although the candidate had words."""
+    fit = Search.fit_stack
+
+    def leave_out_words(search: Search, sources: Any) -> Stack:
+        stack = fit(search, sources)
+        return replace(stack, words=0.0, network=0.5) if "network" in sources else stack
+
+    monkeypatch.setattr(Search, "fit_stack", leave_out_words)
+    project = build_project(n=1600, signal=0.5)
+    settings = SEARCH.model_copy(update={"words": "on", "network": "auto", "l1": ()})
+    cascade = CascadeSettings(max_loss=0.9, depths=(0.3, 0.6), words=False)
+    fitted = project.integrate(settings, words=make_words(project, 1.0), cascade=cascade).choices["accuracy"]
+    assert (fitted.selection.words, fitted.summary.words) == (0, False)
+    assert fitted.block_exits
+    values, words = project.read(fitted.selection, project.test), np.zeros((len(project.test), 3), np.float32)
+    depths = fitted.exit_depths(values, fitted.decision(project.label_space, DecisionSettings()), words)
+    assert fitted.predict_logits(values, depths, words).shape == (len(project.test), 3)
+
+
+@pytest.mark.slow
 def test_words_alone_are_chosen_where_neurons_add_little() -> None:
     project = build_project(signal=0.05, n=1200)
     result = project.integrate(words=make_words(project, 3.0))
