@@ -134,7 +134,8 @@ class ExpectedLoss:
         counted = self._count(decision.decide(self.probabilities)[0])
         self.full = self._scores(*counted).mean(1)
         of_classes = self._scores(*counted) - self._scores(counted[0] - 1, counted[1])
-        self.one_more = float(of_classes[0].max() / of_classes.shape[1])
+        rows_of_document = len(final) / (numbers.max() + 1)
+        self.one_more = float(of_classes[0].max() / of_classes.shape[1] * rows_of_document)
 
     def __call__(self, labels: Targets) -> float:
         """The bound of what labels (n, …) lose against those of full depth."""

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.log_setup import PACKAGES
 from spin import SpinClassifier
-from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
+from spin.settings import BackboneSettings, CascadeSettings, ProbeSettings, SearchSettings
 from tests.support import tiny
 
 
@@ -31,7 +31,8 @@ def saved(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     backbone = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", engine="torch")
     search = SearchSettings(etas=(0.5,), strengths=(1.0,), l1=(), network="off")
     probe = ProbeSettings(penalties=2, max_extra=0)
-    spin = SpinClassifier(backbone, sites=["resid"], poolings=["mean"], search=search, probe=probe)
+    cascade = CascadeSettings(words=False)  # every document is read by the backbone
+    spin = SpinClassifier(backbone, sites=["resid"], poolings=["mean"], search=search, probe=probe, cascade=cascade)
     folder = tmp_path_factory.mktemp("saved") / "classifier"
     spin.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder)
     return folder

@@ -91,7 +91,7 @@ def add_exit(folder: Path, spin: TrainedClassifier) -> None:
     """
     neurons = len(spin.fitted.selection.up_to(1))
     constant = LinearHead(np.zeros((2, neurons), np.float32), np.array([0.6, -0.6], np.float32))
-    fitted = replace(spin.fitted, exits=(EarlyExit(1, constant, 0.7),))
+    fitted = replace(spin.fitted, exits=(EarlyExit(1, constant, 0.5),))
     result = replace(spin.training_result, choices=dict.fromkeys(spin.training_result.choices, fitted))
     digest = spin.backbone_digest
     leaving = TrainedClassifier(spin.settings, digest, spin.label_space, result, spin.metric, early=True)
