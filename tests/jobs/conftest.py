@@ -10,7 +10,7 @@ import pytest
 
 from jobs.log_setup import PACKAGES
 from spin import SpinClassifier
-from spin.settings import BackboneSettings, CascadeSettings, ProbeSettings, SearchSettings
+from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
 from tests.support import tiny
 
 
@@ -29,10 +29,9 @@ def saved(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The folder of a saved classifier with the classes good and bad, which no test changes."""
     rows = tiny.make_documents(120)
     backbone = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", engine="torch")
-    search = SearchSettings(etas=(0.5,), strengths=(1.0,), l1=(), network="off")
+    search = SearchSettings(etas=(0.5,), strengths=(1.0,), l1=(), network="off", words="off")
     probe = ProbeSettings(penalties=2, max_extra=0)
-    cascade = CascadeSettings(words=False)  # every document is read by the backbone
-    spin = SpinClassifier(backbone, sites=["resid"], poolings=["mean"], search=search, probe=probe, cascade=cascade)
+    spin = SpinClassifier(backbone, sites=["resid"], poolings=["mean"], search=search, probe=probe)
     folder = tmp_path_factory.mktemp("saved") / "classifier"
     spin.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(folder)
     return folder
