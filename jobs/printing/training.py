@@ -75,7 +75,8 @@ def _chosen(report: TrainReport) -> str:
     if not choice.neurons:
         return f"{_size(choice)}, strength {choice.strength:g}"
     l1 = f", L1 {choice.l1:g}" if choice.l1 else ""
-    fit = f"by {choice.rule}, eta {choice.eta:.2f}, {choice.head} head, strength {choice.strength:g}{l1}"
+    network = "" if choice.head == "linear" else " and network"
+    fit = f"by {choice.rule}, eta {choice.eta:.2f}, linear head{network}, strength {choice.strength:g}{l1}"
     return f"{_size(choice)} {fit}"
 
 

@@ -177,7 +177,7 @@ def test_nothing_about_leakage_is_printed_without_a_cap(capsys: pytest.CaptureFi
 def test_a_stage_prints_the_choice_in_use(capsys: pytest.CaptureFixture[str], choose: Choice, size: str) -> None:
     report = build_train_report(choose, accuracy=4, balanced=2, cheapest=1)
     print_stage(StageEvent("train", report, 12.3, resumed=False))
-    line = f"train {size} by l1, eta 0.50, network head, strength 1, L1 0.03 — 12 s"
+    line = f"train {size} by l1, eta 0.50, linear head and network, strength 1, L1 0.03 — 12 s"
     assert read_printed_words(capsys) == [line.split()]
 
 
