@@ -10,7 +10,7 @@ from spin.settings import CascadeSettings, Choice
 Precision = Literal["float32", "bfloat16", "int8"]
 SHIPPED = CascadeSettings().max_loss
 """loss of the metric that early exits may cost by default"""
-LOSSES = (SHIPPED, 0.0025, 0.005, 0.01, 0.02)
+LOSSES = (SHIPPED, 0.002, 0.005, 0.02)
 """losses of the metric to choose from"""
 REASONS = 3
 """words, and neurons, per prediction of the rows that give reasons"""

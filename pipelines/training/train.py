@@ -443,7 +443,7 @@ def _register(training: _Training, registry: Registry, store: Store, manifest: T
             (Path(folder) / name).write_bytes(content)
         record = TrainingRecord(
             params={
-                **best.model_dump(exclude={"part", "exits", "thresholds"}),
+                **best.model_dump(exclude={"part", "exits", "thresholds", "shares"}),
                 "metric": settings.metric,
                 "backbone": settings.backbone.model,
             },

@@ -43,8 +43,8 @@ class ChoiceSummary(CandidateSummary):
     """linear, or network: a small network beside the linear head"""
     valid_log_loss: float
     """mean log loss of the calibrated validation logits"""
-    weights: Mapping[str, float]
-    """the weight of each source in the logits: neurons, words, network"""
+    shares: Mapping[str, float]
+    """the share of each source, of neurons, words and network, in the spread of the logits"""
     valid_ece: float
     """expected calibration error on the validation rows"""
     exits: tuple[ExitSummary, ...]

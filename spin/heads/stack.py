@@ -84,9 +84,10 @@ def fit_stack(sources: Mapping[Source, Floats], y: Targets, label_space: LabelSp
 
     No source has seen the documents, so a weight measures what its evidence is worth beside that of the others (stacked
     regressions: Breiman 1996). With one source this is temperature scaling with a bias per class (Guo et al. 2017). The
-    biases match how frequent each class is predicted to how frequent it is, which weights cannot: a weight turns
-    around one half. The loss is convex; the weights are from 0 to 20, over the temperature of each source. Normal
-    priors keep them near those of neurons alone where documents are few. Targets are smoothed (`smooth_targets`).
+    biases match how frequent each class is predicted to how frequent it is, which weights cannot: they scale logits
+    around a probability of one half, and do not shift them. The loss is convex; the weights are from 0 to 20, over the
+    temperature of each source. Normal priors keep them near those of neurons alone where documents are few. Targets are
+    smoothed (`smooth_targets`).
     """
     step = -(-len(y) // _MOST_ROWS)  # every step-th document, so that at most `_MOST_ROWS` are left
     y = y[::step]

@@ -131,9 +131,9 @@ class ExpectedLoss:
         self.in_part = np.arange(parts)[:, None] == numbers % parts
         self.probabilities = self.label_space.probabilities(final.astype(np.float64))
         self.support, self.counts = map(self._without_each, (self.probabilities, np.ones((len(final), 1))))
-        counted = self._count(decision.decide(self.probabilities)[0])
-        self.full = self._scores(*counted).mean(1)
-        of_classes = self._scores(*counted) - self._scores(counted[0] - 1, counted[1])
+        hits, predicted = self._count(decision.decide(self.probabilities)[0])
+        self.full = self._scores(hits, predicted).mean(1)
+        of_classes = self._scores(hits, predicted) - self._scores(np.maximum(hits - 1, 0), predicted)
         rows_of_document = len(final) / (numbers.max() + 1)
         self.one_more = float(of_classes[0].max() / of_classes.shape[1] * rows_of_document)
 

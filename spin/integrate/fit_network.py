@@ -13,13 +13,14 @@ from spin.arrays import Rows
 from spin.heads.design import Design
 from spin.heads.network_head import NetworkHead
 
-NETWORKS, WIDTH = 3, 192
+NETWORKS, WIDTH = 3, 96
 """networks that are averaged, and hidden units of each"""
 _INPUT_DROPOUT, _HIDDEN_DROPOUT, _SMOOTHING = 0.2, 0.4, 0.05
 _LEARNING_RATE = 6e-4
-_BATCH, _SMALLEST_BATCH, _FEWEST_BATCHES, _MOST_BATCHES = 128, 32, 50, 200
-"""rows of a batch, and of the smallest; an epoch has from 50 to 200 batches, so that few rows have smaller ones, though
-none below 32, and many have larger ones"""
+_BATCH, _SMALLEST_BATCH, _LARGEST_BATCH = 128, 32, 1024
+_FEWEST_BATCHES, _MOST_BATCHES = 50, 200
+"""an epoch has from 50 to 200 batches, so that few rows have smaller ones than 128 and many larger ones, within the
+smallest and the largest size; the largest bounds the memory"""
 _MOST_EPOCHS, _PATIENCE = 40, 4
 """epochs at most, and epochs without a smaller loss after which fitting stops"""
 
@@ -31,7 +32,8 @@ def fit_network(
 
     `judge` returns the loss of a head on other rows: the head with the least is returned, four epochs after it at the
     latest. Without it there are `epochs`. The members of the group hold different rows; all get the same head, and all
-    call `judge`. One random order of all rows and one set of dropout masks make the head independent of their number.
+    call `judge`. One random order of all rows and one set of dropout masks make the head independent of their number,
+    up to rounding.
     """
     networks = _Networks(design, seed)
     best, best_loss, best_epoch = networks.head(), np.inf, 0
@@ -88,7 +90,7 @@ class _Networks:
         """The rows (m,) of this process in each batch, and which of their features and hidden units are kept."""
         order = torch.randperm(self.count, generator=self.draw)
         size = int(np.clip(_BATCH, self.count / _MOST_BATCHES, self.count / _FEWEST_BATCHES))
-        for batch in order.split(max(_SMALLEST_BATCH, size)):
+        for batch in order.split(min(max(_SMALLEST_BATCH, size), _LARGEST_BATCH)):
             places = self.own[batch.numpy()]
             here = places >= 0
             masks = [
@@ -111,7 +113,9 @@ class _Networks:
         return (self.weights[rows][:, None] * losses).sum() * self.count
 
     def head(self) -> NetworkHead:
-        """The mean of the networks, as one network on standardised features."""
+        """The mean of the networks, as one network on standardised features: for all members that of the first."""
+        for parameter in self.parameters:
+            self.design.group.broadcast(parameter.data)
         inner, inner_bias, outer, outer_bias = (p.detach().cpu() for p in self.parameters)
         classes, width = outer_bias.shape[1], inner.shape[1]
         return NetworkHead(

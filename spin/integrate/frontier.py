@@ -21,6 +21,10 @@ degrees of freedom of twenty parts. They tell how much documents vary, not train
 kept to a limit of 2 points, and with the quantile of 90 % no more than 19"""
 
 
+Judged = tuple[float, tuple[float, ...]]
+"""a score on the validation rows, and its values without each of their parts"""
+
+
 @dataclass(frozen=True)
 class CandidateChoices:
     """The choices among the candidates. Under a cap on leakage, the leakage of each is measured."""
@@ -45,11 +49,13 @@ def one_standard_error_choice(candidates: Sequence[Candidate], folds: Sequence[F
     less than a score that hangs on few documents of rare classes. The least of many losses is partly luck. Luck favours
     a shallow or narrow candidate as often as a full one, which loses less on other data. Fuller means more compute,
     then words, all sites and poolings, a larger eta, a smaller L1 penalty, a smaller loss. Neither rule of selection is
-    fuller than the other, so the best candidate decides it.
+    fuller than the other, so the best candidate decides it. Where nearly all documents are right, the losses hardly
+    vary; then one document that is as wrong as these losses can tell, log(n) for n documents, may make the difference.
     """
-    best = best_candidate(candidates)
+    best, count = best_candidate(candidates), sum(len(fold.valid) for fold in folds)
     excess, error = _excess(candidates, best, folds)
-    near = [c for c, is_near in zip(candidates, excess <= error, strict=True) if is_near and c.rule == best.rule]
+    is_near = excess <= np.maximum(error, np.log(count) / count)
+    near = [c for c, near_best in zip(candidates, is_near, strict=True) if near_best and c.rule == best.rule]
     return max(near, key=lambda c: (c.compute, c.reads_words, not c.part, c.eta, -c.penalty.l1, -c.valid_loss))
 
 
@@ -94,9 +100,14 @@ def choose_candidates(
 
 def _keeps(candidate: Candidate, accuracy: Candidate, limit: float, folds: Sequence[Fold]) -> bool:
     """Whether a candidate loses no more of the metric than a limit, with confidence, and not clearly more log loss."""
-    gain = np.array(candidate.resampled) - np.array(accuracy.resampled)
-    lost = accuracy.valid_score - candidate.valid_score + CONFIDENT * jackknife_error(gain)
-    return bool(lost <= limit + 1e-12) and not is_clearly_worse(candidate, accuracy, folds)
+    ours, theirs = ((of.valid_score, of.resampled) for of in (candidate, accuracy))
+    return keeps_limit(ours, theirs, limit) and not is_clearly_worse(candidate, accuracy, folds)
+
+
+def keeps_limit(ours: Judged, accuracy: Judged, limit: float) -> bool:
+    """Whether one score loses no more against another than a limit, with 95 % confidence."""
+    gain = np.array(ours[1]) - np.array(accuracy[1])
+    return bool(accuracy[0] - ours[0] + CONFIDENT * jackknife_error(gain) <= limit + 1e-12)
 
 
 def _excess(

@@ -19,7 +19,7 @@ from spin.heads.linear_head import LinearHead, Penalty
 from spin.heads.network_head import NetworkHead
 from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
 from spin.heads.selection import Selection
-from spin.heads.stack import SOURCES, Source, Stack
+from spin.heads.stack import Source, Stack
 from spin.integrate.class_thresholds import choose_class_thresholds
 from spin.integrate.exit_thresholds import (
     PASSING_COST,
@@ -31,7 +31,7 @@ from spin.integrate.exit_thresholds import (
 )
 from spin.integrate.feature_matrix import FeatureMatrix, ReadSelection
 from spin.integrate.fit_words import WordFit
-from spin.integrate.frontier import CandidateChoices, best_per_depth, choose_candidates
+from spin.integrate.frontier import CandidateChoices, Judged, best_per_depth, choose_candidates, keeps_limit
 from spin.integrate.head_fitter import HeadFitter
 from spin.integrate.last_layer import LAST_LAYER_BELOW, HeldOut
 from spin.integrate.leakage import LeakageAttack, choose_under_cap
@@ -88,12 +88,13 @@ def integrate(
     # an abstaining document goes on to full depth, so that abstention need not be known when exits are chosen
     thresholds = DecisionSettings(thresholds={} if decision is None else decision.thresholds)
     fitter = CandidateFitter(search, cascade or CascadeSettings(), thresholds)
-    fitted: dict[int, FittedClassifier] = {}
+    limits = {"balanced": settings.balanced_loss, "cheapest": settings.cheapest_loss}
     choices: dict[Choice, FittedClassifier] = {}
     for name, candidate in found.choices.items():
-        if id(candidate) not in fitted:
-            fitted[id(candidate)] = fitter.fit(candidate)
-        choices[name] = fitted[id(candidate)]
+        choices[name] = fitter.fit(candidate)
+        # the search compared linear heads, and a network may gain less at another depth, or nothing
+        if name in limits and not fitter.keeps_limit(candidate, found.choices["accuracy"], limits[name]):
+            choices[name] = choices["accuracy"]
     reads_words = any(chosen.selection.words or chosen.words_exit for chosen in choices.values())
     regression = words.regression if words is not None and reads_words else None
     frontier = tuple(candidate.summary() for candidate in found.frontier)
@@ -128,12 +129,28 @@ class CandidateFitter:
         self.valid_y = search.valid_targets
         word_scale = None if search.words is None else search.words.scale
         self.fitter = HeadFitter(self.matrix, search.cut, search.final_probes, self.data.rows, word_scale)
+        self._fitted: dict[int, FittedClassifier] = {}
+        self._judged: dict[int, Judged] = {}
+
+    def keeps_limit(self, candidate: Candidate, accuracy: Candidate, limit: float) -> bool:
+        """Whether the classifier of one candidate that was fitted loses no more than a limit against that of another.
+
+        With 95 % confidence on the validation rows, networks included.
+        """
+        ours, theirs = self._judged[id(candidate)], self._judged[id(accuracy)]
+        return self.group.broadcast_object(keeps_limit(ours, theirs, limit))
 
     def fit(self, candidate: Candidate) -> FittedClassifier:
-        """The classifier of a candidate."""
+        """The classifier of a candidate, which is fitted once."""
+        if id(candidate) not in self._fitted:
+            self._fitted[id(candidate)] = self._fit(candidate)
+        return self._fitted[id(candidate)]
+
+    def _fit(self, candidate: Candidate) -> FittedClassifier:
         label_space, y = self.data.label_space, self.valid_y
         held_out = self.search.held_out(candidate)
-        stack, network, logits = self._stack(candidate, held_out)
+        stack, network, sources = self._stack(candidate, held_out)
+        logits = stack.logits(sources)
         thresholds = self._choose_thresholds(logits)
         decision = Decision.of(label_space, self.decision, thresholds)
         selection = self._select(candidate)
@@ -148,14 +165,15 @@ class CandidateFitter:
         reads_words = stack.words > 0
         exits = self._choose_exits(candidate, held_out, head.selection, logits, decision, reads_words=reads_words)
         kind = LinearHead if network is None else NetworkHead
+        self._judged[id(candidate)] = self.search.judge(logits)
         summary = ChoiceSummary(
             **{
                 **candidate.summary().model_dump(),
                 "words": reads_words,
                 "head": kind.name,
-                "valid_score": round(self.search.judge(logits)[0], 4),
+                "valid_score": round(self._judged[id(candidate)][0], 4),
                 "valid_log_loss": round(log_loss(logits, y, label_space), 4),
-                "weights": {source: round(stack.weight(source), 4) for source in SOURCES if stack.weight(source)},
+                "shares": {source: round(stack.share(source, sources), 4) for source in sources},
                 "valid_ece": round(calibration_error(label_space.probabilities(logits), y, label_space), 4),
                 "exits": (),
                 "thresholds": thresholds,
@@ -165,16 +183,17 @@ class CandidateFitter:
         summary, recipe = self.group.broadcast_object((summary, recipe))
         return self.fitter.finish(head, recipe, summary)
 
-    def _stack(self, candidate: Candidate, held_out: HeldOut) -> tuple[Stack, _Network | None, Floats]:
-        """The stack of a candidate, its network if that adds anything, and the calibrated held-out logits (n, K)."""
+    def _stack(self, candidate: Candidate, held_out: HeldOut) -> tuple[Stack, _Network | None, Mapping[Source, Floats]]:
+        """The stack of a candidate, its network if that adds anything, and the held-out logits (n, K) by source."""
         sources = self.search.sources(held_out.logits, words=candidate.reads_words)
         network = self._fit_network(held_out) if self._has_network(candidate) else None
         if network is not None:
             sources["network"] = network.held_out
             stack = self.search.fit_stack(sources)
-            if stack.share("network", sources) > LEAST_SHARE:
-                return stack, network, stack.logits(sources)
-        return candidate.stack, None, candidate.stack.logits(sources)
+            if self.group.broadcast_object(stack.share("network", sources) > LEAST_SHARE):
+                return stack, network, sources
+            del sources["network"]
+        return candidate.stack, None, sources
 
     def _has_network(self, candidate: Candidate) -> bool:
         """Whether a network is fitted: not on so few labels that the last layer counts in its place."""

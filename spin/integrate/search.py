@@ -336,7 +336,8 @@ class Search:
         sources = self.sources(held_out, words=True)
         both = self.fit_stack(sources)
         without = [] if self.settings.words == "on" else [alone]
-        return [*without, both] if min(both.share(source, sources) for source in sources) > LEAST_SHARE else without
+        least = min(both.share(source, sources) for source in sources)
+        return [*without, both] if self.matrix.group.broadcast_object(least > LEAST_SHARE) else without
 
     def sources(self, held_out: Sequence[Floats], *, words: bool) -> dict[Source, Floats]:
         """The logits (n, K) of the neurons, and of the words if they count, for all folds' validation rows."""

@@ -54,7 +54,7 @@ class ClassifierSettings(Section):
     )
     metric: Metric = Field(
         "macro_f1",
-        description="Measure by which probes, thresholds, exits and the kind of head are chosen, and the loss for less "
+        description="Measure by which probes, thresholds and exits are chosen, and the loss for less "
         "compute is limited: accuracy, balanced_accuracy (the mean recall of the classes) or macro_f1 (the mean F1 of "
         "the classes), over the classes that occur. Classifiers are compared by the log loss of their probabilities.",
     )

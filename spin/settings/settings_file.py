@@ -17,8 +17,8 @@ from spin.settings.section import Section
 from spin.settings.store_settings import expand_uri
 
 S = TypeVar("S", bound=Section)
-_REMOVED = {"search.head": "search.network, auto or off", "head": "network, auto or off"}
-"""settings that were removed, in a file and in a section of its own, and what replaces them"""
+_REMOVED = {"search.head": "search.network, auto or off"}
+"""settings that were removed, and what replaces them"""
 
 
 def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:

@@ -55,7 +55,7 @@ def build_train_report(choose: Choice, exits: tuple[ExitSummary, ...] = (), **de
             **POINTS[depth - 1].model_dump(),
             head="network",
             valid_log_loss=0.5,
-            weights={"neurons": 1.0},
+            shares={"neurons": 1.0},
             valid_ece=0.1,
             exits=exits,
         )

@@ -22,7 +22,7 @@ def build_choice_summary(**changes: Any) -> ChoiceSummary:
         "valid_score": 0.9,
         "head": "linear",
         "valid_log_loss": 0.3,
-        "weights": {"neurons": 1.0},
+        "shares": {"neurons": 1.0},
         "valid_ece": 0.02,
         "exits": (),
     }

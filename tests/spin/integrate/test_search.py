@@ -393,7 +393,9 @@ def test_the_stack_is_chosen_on_held_out_logits(
     y = np.concatenate([project.y[fold.valid] for fold in project.folds])
     stack = fit_stack({"neurons": np.concatenate(held_out)}, y, project.label_space)
     summary = result.choices["accuracy"].summary
-    assert summary.weights == {"neurons": pytest.approx(stack.neurons, abs=1e-3)}
+    assert summary.shares == {"neurons": 1.0}
+    assert result.choices["accuracy"].recipe is not None
+    assert result.choices["accuracy"].recipe.head.stack.neurons == pytest.approx(stack.neurons, abs=1e-3)
     assert summary.valid_log_loss == pytest.approx(np.concatenate(losses).mean(), abs=2e-4)
 
 
@@ -517,13 +519,13 @@ def test_a_network_counts_by_what_it_is_worth() -> None:
     fitted = interaction.integrate(settings).choices["accuracy"]
     assert type(fitted.head) is NetworkHead
     assert fitted.summary.head == "network"
-    assert fitted.summary.weights["network"] > 0.5
+    assert fitted.summary.shares["network"] > 0.5
     raw = interaction.read(fitted.selection, interaction.test)
     assert (fitted.logits(raw).argmax(1) == interaction.y[interaction.test]).mean() > 0.8
     assert fitted.summary.valid_score > 0.8
     without = interaction.integrate(settings.model_copy(update={"network": "off"})).choices["accuracy"].summary
     assert (without.head, without.valid_score < 0.7) == ("linear", True)
-    assert without.weights.keys() == {"neurons"}
+    assert without.shares.keys() == {"neurons"}
 
 
 @pytest.mark.slow
@@ -661,7 +663,7 @@ def test_the_head_of_a_choice_gives_the_stacked_logits(network: str) -> None:
     fitted = project.integrate(settings, words=words).choices["accuracy"]
     assert fitted.summary.words
     assert fitted.selection.words == 3
-    assert ("network" in fitted.summary.weights) == (type(fitted.head) is NetworkHead)
+    assert ("network" in fitted.summary.shares) == (type(fitted.head) is NetworkHead)
     assert network == "auto" or type(fitted.head) is LinearHead
     np.testing.assert_allclose(fitted.standardizer.scale[:3], np.concatenate(words.held_out).std(0), rtol=1e-5)
     neurons = replace(fitted.selection, words=0)

@@ -25,7 +25,7 @@ from tests.support.summaries import build_choice_summary
 
 CALIBRATION = {"valid_ece": 0.0125}
 SHALLOW = build_choice_summary(
-    depth=1, compute=0.25, neurons=1200, eta=0.5, valid_score=0.7, weights={"neurons": 0.5}, **CALIBRATION
+    depth=1, compute=0.25, neurons=1200, eta=0.5, valid_score=0.7, shares={"neurons": 0.5}, **CALIBRATION
 )
 DEEP = build_choice_summary(
     depth=4,
@@ -33,7 +33,7 @@ DEEP = build_choice_summary(
     neurons=1200,
     eta=0.9,
     valid_score=0.8125,
-    weights={"neurons": 0.75, "words": 0.25},
+    shares={"neurons": 0.75, "words": 0.25},
     **CALIBRATION,
 )
 TRAINING = TrainingSummary(choices={"accuracy": DEEP, "cheapest": SHALLOW}, frontier=(SHALLOW, DEEP), tried=2)
@@ -170,7 +170,7 @@ def test_the_card_contains_every_fact() -> None:
         "0": ["–", "–", "3", "3"],
         "2": ["7", "5", "1,100", "1,112"],
     }
-    assert list(by_name["figure"].values()) == [["value"], ["0.75"], ["0.25"], ["0.0125"], ["0.0421"]]
+    assert list(by_name["figure"].values()) == [["value"], ["75.0 %"], ["25.0 %"], ["0.0125"], ["0.0421"]]
     assert by_name["library"] == {"library": ["version"], "torch": ["2.9.0"], "numpy": ["2.3"]}
     assert "on 3 documents of the same corpus" in card
     for untested in ("other domains", "other languages", "drift", "adversarial", "fairness"):
@@ -236,9 +236,9 @@ def test_a_backslash_does_not_undo_an_escape() -> None:
 
 
 def test_the_card_describes_the_choice_in_use() -> None:
-    """The weight is that of the choice, and its row is marked."""
+    """The share is that of the choice, and its row is marked."""
     by_name = parse_tables(model_card(make_facts(choose="cheapest")))
-    assert by_name["figure"]["weight of the neurons in the logits"] == ["0.5"]
+    assert by_name["figure"]["share of the neurons in the spread of the logits"] == ["50.0 %"]
     assert "cheapest (this card)" in by_name["choice"]
     assert "accuracy" in by_name["choice"]
 
