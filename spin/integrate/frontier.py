@@ -49,12 +49,12 @@ def one_standard_error_choice(candidates: Sequence[Candidate], folds: Sequence[F
     less than a score that hangs on few documents of rare classes. The least of many losses is partly luck. Luck favours
     a shallow or narrow candidate as often as a full one, which loses less on other data. Fuller means more compute,
     then words, all sites and poolings, a larger eta, a smaller L1 penalty, a smaller loss. Neither rule of selection is
-    fuller than the other, so the best candidate decides it. Where nearly all documents are right, the losses hardly
-    vary; then one document that is as wrong as these losses can tell, log(n) for n documents, may make the difference.
+    fuller than the other, so the best candidate decides it. Losses below that of one wrong document, log(n) / n for n
+    documents, tell nothing either: where all documents are right, they hardly vary.
     """
     best, count = best_candidate(candidates), sum(len(fold.valid) for fold in folds)
     excess, error = _excess(candidates, best, folds)
-    is_near = excess <= np.maximum(error, np.log(count) / count)
+    is_near = (excess <= error) | (excess + best.valid_loss <= np.log(count) / count)
     near = [c for c, near_best in zip(candidates, is_near, strict=True) if near_best and c.rule == best.rule]
     return max(near, key=lambda c: (c.compute, c.reads_words, not c.part, c.eta, -c.penalty.l1, -c.valid_loss))
 

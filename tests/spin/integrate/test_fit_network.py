@@ -53,7 +53,7 @@ def test_it_learns_an_interaction_that_a_linear_head_misses(exclusive: bool) -> 
     accuracies = [((h.logits(matrix(unseen)) > 0) == unseen.has).mean(0) for h in (linear, network)]
     assert accuracies[0][0] < 0.7
     assert accuracies[1].min() > 0.8
-    assert loss(unseen, network) < 0.85 * loss(unseen, linear)
+    assert loss(unseen, network) < 0.95 * loss(unseen, linear)
 
 
 def test_the_same_seed_gives_the_same_network(design: Design) -> None:

@@ -235,3 +235,15 @@ def test_less_compute_is_not_bought_with_a_lucky_metric(folds: list[Fold]) -> No
     worse = replace(sound, valid_score=0.55, resampled=(0.55,) * 5)
     assert choose_candidates([FULL, worse], SearchSettings(), folds)["cheapest"] is FULL
     assert choose_candidates([FULL, worse], SearchSettings(cheapest_loss=0.06), folds)["cheapest"] is worse
+
+
+def test_losses_below_that_of_one_wrong_document_tell_nothing() -> None:
+    """Where all documents are right, the fullest candidate is taken although its loss is three times the least."""
+    folds = make_folds(LabelSpace(("a", "b")), np.arange(100) % 2, np.arange(80), np.arange(80, 100), 0)
+    full = replace(FULL, valid_loss=0.018, resampled_losses=(0.018,) * 5)
+    words = replace(full, compute=0.0, depth=0, valid_loss=0.005, resampled_losses=(0.005,) * 5)
+    assert one_standard_error_choice([full, words], folds[:5]) is full
+    assert (
+        one_standard_error_choice([replace(full, valid_loss=0.08, resampled_losses=(0.08,) * 5), words], folds[:5])
+        is words
+    )

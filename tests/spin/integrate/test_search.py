@@ -765,26 +765,6 @@ def test_row_weights_equal_a_plain_loop(kind: str) -> None:
     np.testing.assert_allclose(row_weights(absent, kind, LabelSpace(("a", "b"))).sum(), 1)
 
 
-@pytest.mark.slow
-def test_balanced_weights_predict_rare_classes_more_often() -> None:
-    """The class weights of the search are those of the final head."""
-    project = build_project(signal=0.6)
-    rare = np.flatnonzero((project.y == 2) & (np.arange(360) % 4 > 0))
-    remaining = np.setdiff1d(np.arange(360), rare)
-    train, valid = (np.intersect1d(rows, remaining) for rows in (project.folds[0].train, project.folds[0].valid))
-    project = replace(project, folds=[Fold(train, valid)])
-    predictions = {}
-    for kind in ("none", "balanced"):
-        metric = "balanced_accuracy" if kind == "balanced" else "accuracy"
-        data = replace(project.data, class_weights=kind, metric=metric)
-        result = integrate(project.probes, project.ridge, project.read_blocks, data, settings=SEARCH, compute=FLOPS)
-        fitted = result.choices["accuracy"]
-        logits = fitted.logits(project.read(fitted.selection, project.test))
-        decision = fitted.decision(project.label_space, DecisionSettings())
-        predictions[kind] = (decision.decide(project.label_space.probabilities(logits))[0] == 2).sum()
-    assert predictions["balanced"] > predictions["none"]
-
-
 def build_imbalanced_project(kind: str, n: int = 8_000) -> Project:
     """Classes of shares 0.88, 0.08 and 0.04, all shown by the same neuron; in a multi-label task by one each."""
     draw, label_space = np.random.default_rng(0), LABEL_SPACES[kind]
