@@ -69,9 +69,8 @@ def integrate(
     and neuron (`feature_matrix.align`). The final heads, and those of the early exits that `cascade` allows under the
     labels of `decision`, are fitted on all rows of the folds. The held-out logits choose the stacks and the thresholds
     of the classes for which `decision` gives none. The members of a process group share the training rows; all get the
-    same result. With `settings.max_leakage`, `attack` measures the
-    leakage of candidates, and the choices are made among those within this cap. Raises UserError if no probe kept a
-    neuron, or as `choose_under_cap` does.
+    same result. With `settings.max_leakage`, `attack` measures the leakage of candidates, and the choices are made
+    among those within this cap. Raises UserError if no probe kept a neuron, or as `choose_under_cap` does.
     """
     if settings.max_leakage is not None and attack is None:
         raise ValueError("search.max_leakage: expected an attack, as `prepare_attack` returns it")

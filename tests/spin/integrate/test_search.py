@@ -678,6 +678,25 @@ def test_the_head_of_a_choice_gives_the_stacked_logits(network: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("network", ["auto", "off"])
+def test_a_cheaper_choice_that_a_network_leaves_behind_gives_way_to_accuracy(network: str) -> None:
+    """Linear heads are equally bad at both depths; with a network the deeper one is right, and the other is not."""
+    project = build_interaction_project(n=3000)
+    [(deep, values)], [probe] = project.activations.items(), project.probes
+    noise = np.random.default_rng(1).normal(size=values.shape).astype(np.float32)
+    shallow, deep = FeatureColumn.parse("ffn.01.mean"), FeatureColumn.parse("ffn.02.mean")
+    noise[:, 2] = values[:, 2]
+    project.activations = {shallow: noise, deep: values}
+    project.probes = [replace(probe, column=shallow), replace(probe, column=deep)]
+    settings = SEARCH.model_copy(
+        update={"network": network, "max_share": 1, "etas": (1.0,), "rules": ("l1",), "cheapest_loss": 0.1, "l1": ()}
+    )
+    choices = project.integrate(settings).choices
+    assert choices["accuracy"].summary.depth == 2
+    assert (choices["cheapest"] is choices["accuracy"]) == (network == "auto")
+
+
+@pytest.mark.slow
 def test_words_that_a_network_makes_worthless_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither at full depth nor at the exits after blocks, although the candidate had words."""
     fit = Search.fit_stack
