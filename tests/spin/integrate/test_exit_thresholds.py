@@ -80,6 +80,17 @@ def test_both_losses_are_kept_and_the_next_threshold_would_not_keep_them(seed: i
     assert mean_cost(thresholds, offers, confidences, 1.0) < 1
 
 
+def test_the_first_threshold_that_fails_ends_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lower one may pass by luck, and would stop more documents."""
+    exits, final, y = draw_exit_logits(0, noise=(0.7, 0.6, 0.5))
+    bounds = iter([0.0, 0.0, 1.0, *[0.0] * 100])
+    monkeypatch.setattr(ExpectedLoss, "__call__", lambda *_: next(bounds))
+    offers = [ExitOffer(logits, cost, 0.0) for logits, cost in zip(exits, (0.3, 0.6), strict=True)]
+    chosen = choose_exit_thresholds(offers, final, y, ARGMAX, metric="accuracy", cost=1.0, max_loss=0.9)
+    confidences = np.stack([confidence(ARGMAX, MULTICLASS.probabilities(logits)) for logits in exits])
+    assert chosen == disable_costly(THRESHOLDS[1], offers, confidences, 1.0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("max_loss", [0.005, 0.02])
 def test_the_promise_is_kept_on_new_documents(max_loss: float) -> None:

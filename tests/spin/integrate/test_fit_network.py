@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from spin.heads.calibration import log_loss
 from spin.heads.design import Design
@@ -64,17 +65,24 @@ def test_the_same_seed_gives_the_same_network(design: Design) -> None:
 
 
 def test_it_is_the_mean_of_several_networks(design: Design) -> None:
-    """Each part of the hidden units is a network by itself, and the parts differ."""
-    network, _ = fit_network(design, 0, epochs=3)
-    assert network.inner.shape == (module.NETWORKS * module.WIDTH, 6)
-    X, size = matrix(design), module.WIDTH
-    parts = [
-        np.maximum(X @ network.inner[at : at + size].T + network.inner_bias[at : at + size], 0)
-        @ (module.NETWORKS * network.outer[:, at : at + size]).T
-        for at in range(0, module.NETWORKS * size, size)
-    ]
-    np.testing.assert_allclose(np.mean(parts, 0) + network.intercept, network.logits(X), rtol=1e-4, atol=1e-5)
+    """Whose logits are computed here one after another, from the weights that were fitted."""
+    networks = module._Networks(design, 0)
+    networks.run_epoch()
+    X, parts = torch.from_numpy(matrix(design)) * networks.scale, []
+    for m in range(module.NETWORKS):
+        units = slice(m * module.WIDTH, (m + 1) * module.WIDTH)
+        hidden = torch.relu(X @ networks.inner[units].T + networks.inner_bias[units])
+        parts.append((hidden @ networks.outer[m] + networks.outer_bias[m]).detach().numpy())
+    np.testing.assert_allclose(networks.head().logits(matrix(design)), np.mean(parts, 0), rtol=1e-4, atol=1e-5)
     assert np.abs(parts[0] - parts[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("dropout", ["_INPUT_DROPOUT", "_HIDDEN_DROPOUT"])
+def test_features_and_hidden_units_are_dropped(design: Design, dropout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fitting; without dropout the same random order and weights give another network."""
+    expected = fit_network(design, 0, epochs=1)[0].logits(matrix(design))
+    monkeypatch.setattr(module, dropout, 0.0)
+    assert np.abs(fit_network(design, 0, epochs=1)[0].logits(matrix(design)) - expected).max() > 1e-3
 
 
 def test_rows_without_weight_do_not_count(design: Design) -> None:
