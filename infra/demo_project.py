@@ -58,7 +58,7 @@ class DemoProject:
             "mlflow": {"model": "tweets", "tracking_uri": tracking_uri},
             "ray": {"shard_documents": 200},
             "probe": {"penalties": 6, "max_extra": 0},
-            "search": {"etas": [0.5, 0.7], "strengths": [0.3, 1, 3], "l1": [], "network": "off"},
+            "search": {"etas": [0.5, 0.7], "strengths": [0.3, 1, 3], "network": "off"},
             "promote": {"max_regression": 0.05},
         }
         (folder / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")

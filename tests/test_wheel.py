@@ -36,7 +36,7 @@ spin = SpinClassifier(
     sites=["resid"],
     poolings=["mean"],
     probe=ProbeSettings(penalties=2, max_extra=0),
-    search=SearchSettings(etas=(0.5,), strengths=(1.0,), l1=(), network="off"),
+    search=SearchSettings(etas=(0.5,), strengths=(1.0,), network="off"),
 ).fit(texts, labels)
 spin.save(folder)
 loaded = SpinClassifier.load(folder)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from benchmarks.gpu.spin_pass import topic_design
 from benchmarks.gpu.timer import Times, time_once
 from spin.arrays import Floats
-from spin.heads.linear_head import Penalty
 from spin.integrate.fit_linear import fit_linear
 from spin.sparsify.solvers.batched_l1_path import BatchedPaths
 from spin.sparsify.solvers.ridge_regression import add_products, fill_upper, solve_ridge
@@ -23,7 +22,7 @@ and heads at one of 3e-3, while ridge is solved exactly, in float32"""
 _STEP = 0.8
 """factor from one penalty of a path to the next"""
 _RIDGE_PENALTIES = (0.3, 1.0, 3.0)
-_HEAD_PENALTIES = tuple(Penalty(strength) for strength in (0.1, 1.0, 10.0, 100.0))
+_STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,8 @@ def _solve_ridge(designs: Sequence[Floats], classes: NDArray[np.int64], problem:
 
 
 def _solve_heads(designs: Sequence[Floats], classes: NDArray[np.int64], problem: Problem, device: str) -> Floats:
-    """The logits (n, K) of the heads of all penalties side by side."""
-    heads = fit_linear(topic_design(designs[0], classes, device), _HEAD_PENALTIES)
+    """The logits (n, K) of the heads of all strengths side by side."""
+    heads = fit_linear(topic_design(designs[0], classes, device), _STRENGTHS)
     return np.concatenate([head.logits(designs[0]) for head in heads], axis=1)
 
 

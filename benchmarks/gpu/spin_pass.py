@@ -20,7 +20,7 @@ from spin.heads.decision import Decision
 from spin.heads.design import Design
 from spin.heads.early_exit import confidence, should_exit
 from spin.heads.feature_rows import FeatureRows
-from spin.heads.linear_head import LinearHead, Penalty
+from spin.heads.linear_head import LinearHead
 from spin.integrate.fit_linear import fit_linear
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
@@ -31,7 +31,7 @@ SELECTED = 0.02
 """share of the neurons of every site that are read"""
 LABEL_SPACE = LabelSpace(tuple(f"topic {topic}" for topic in range(TOPICS)))
 DECISION = Decision(LABEL_SPACE, np.full(TOPICS, 1 / TOPICS), abstain=0.0)
-_PENALTY = Penalty(1.0)
+_STRENGTH = 1.0
 Neurons = Mapping[FeatureColumn, NDArray[np.int64]]
 
 
@@ -60,7 +60,7 @@ class TopicHead:
     def fit(cls, features: Floats, topics: NDArray[np.int64], device: str) -> TopicHead:
         """The head that features (n, p) and topics (n,) give on a device."""
         standardizer = Standardizer.fit(features)
-        [head] = fit_linear(topic_design(standardizer.transform(features), topics, device), [_PENALTY])
+        [head] = fit_linear(topic_design(standardizer.transform(features), topics, device), [_STRENGTH])
         return cls(standardizer, head)
 
     def logits(self, features: Floats) -> Floats:
@@ -70,12 +70,11 @@ class TopicHead:
 
 def topic_design(standardized: Floats, topics: NDArray[np.int64], device: str) -> Design:
     """The problem of a head on standardised features (n, p)."""
-    n, p = standardized.shape
+    n = len(standardized)
     return Design(
         FeatureRows(standardized),
         LABEL_SPACE.indicator(topics),
         np.full((n, 1), 1 / n, np.float32),
-        np.ones(p, np.float32),
         exclusive=True,
         group=ProcessGroup(),
         device=device,

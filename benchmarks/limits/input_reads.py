@@ -97,7 +97,7 @@ def make_settings(folder: Path, backbone: Path, file: Path, shard_documents: int
             "ray": {"workers": 0, "shard_documents": shard_documents},
             "sites": ["ffn.01"],
             "probe": {"penalties": 3, "max_extra": 0},
-            "search": {"documents": 150, "etas": [0.9], "strengths": [1], "l1": [], "network": "off"},
+            "search": {"documents": 150, "etas": [0.9], "strengths": [1], "network": "off"},
             "extract": "two_pass",
         }
     )

@@ -13,7 +13,6 @@ from benchmarks.method.corpora import Exam
 from spin.arrays import Floats, Rows
 from spin.heads.design import Design
 from spin.heads.feature_rows import FeatureRows
-from spin.heads.linear_head import Penalty
 from spin.integrate.feature_matrix import row_weights
 from spin.integrate.fit_linear import fit_linear
 from spin.labels.standardizer import Standardizer
@@ -70,11 +69,10 @@ def _ridge(X: Floats, Z: Floats, exam: Exam, rows: Rows, strengths: Sequence[flo
         FeatureRows(L.astype(np.float32)),
         indicator,
         weights,
-        np.ones(n, np.float32),
         exclusive=exclusive,
         group=ProcessGroup(),
     )
-    heads = fit_linear(design, [Penalty(strength * n / p) for strength in strengths])
+    heads = fit_linear(design, [strength * n / p for strength in strengths])
     logits = []
     for head in heads:
         dual = solve_triangular(L, head.coef.T, lower=True, trans="T").astype(np.float32)  # (n, K)

@@ -331,18 +331,6 @@ def spin_choice(exam: Exam, fitted_spin: FittedSpin, choice: Choice) -> Answer:
     return _fitted_answer(f"SPIN, {choice}", exam, fitted, fitted_spin.words, fitted_spin.seconds)
 
 
-def l1_rule(exam: Exam, fitted_spin: FittedSpin) -> Answer:
-    """The best candidate of SPIN without words whose neurons the sparse probes select."""
-    of_probes = [c for c in fitted_spin.search.tried if c.rule == "l1" and not c.reads_words]
-    return _best_candidate("SPIN, L1", exam, fitted_spin, of_probes)
-
-
-def ridge_rule(exam: Exam, fitted_spin: FittedSpin) -> Answer:
-    """The best candidate of SPIN without words whose neurons the ridge regression selects."""
-    of_ridge = [c for c in fitted_spin.search.tried if c.rule == "ridge" and not c.reads_words]
-    return _best_candidate("SPIN, ridge", exam, fitted_spin, of_ridge)
-
-
 def neurons_alone(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     """The best candidate of SPIN without words."""
     return _best_candidate(
@@ -394,7 +382,7 @@ def _fitted_answer(name: str, exam: Exam, fitted: FittedClassifier, word_fit: Wo
         logits = word_fit.regression.logits([exam.corpus.texts[row] for row in exam.test])
         features = np.concatenate([logits, features], axis=1)
     settings = (
-        f"{summary.rule}, eta {summary.eta}, strength {summary.strength}, l1 {summary.l1}, {list(summary.part)}, "
+        f"eta {summary.eta}, strength {summary.strength}, {list(summary.part)}, "
         f"{summary.head}, {'with' if summary.words else 'without'} words, "
         f"{'chosen' if summary.thresholds else 'no'} thresholds"
     )

@@ -23,7 +23,7 @@ from benchmarks.method.tasks.catalogue import TASKS
 from benchmarks.method.tasks.task import Task
 
 PAGE = Path("benchmarks/regret.md")
-ROWS = ("all neurons", "SPIN, L1", "SPIN, ridge", "words", "SPIN, neurons + words", "best single site", "last layer")
+ROWS = ("all neurons", "SPIN, neurons", "words", "SPIN, neurons + words", "best single site", "last layer")
 """what training could have chosen instead of the default, `choose: accuracy`"""
 COUNTED = ("full", "few256")
 """settings whose regrets have limits; those of fewer labels are reported beside them"""

@@ -14,7 +14,6 @@ from spin.sites import FeatureColumn
 
 if TYPE_CHECKING:
     from pipelines.training.neurons import ChosenNeuron
-    from spin.heads.selection import Rule
     from spin.labels.label_space import Label
     from spin.pages.explanation import Explanation
     from spin.pages.explanation_page import Drivers
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
 
 _EXCERPT = 80
 """characters shown of a training document"""
-_IMPORTANCE: dict[Rule, str] = {
-    "l1": "share of the weights of its probe",
-    "ridge": "share of the weights of a ridge regression on all neurons",
-}
 
 
 def print_predictions(texts: Sequence[str], predicted: Predictions) -> None:
@@ -87,9 +82,8 @@ def print_neurons(chosen: Sequence[ChosenNeuron], drivers: Drivers, count: int) 
         figures = f"{significant(100 * head.importance, 2)} %", f"{head.slope:+.3f}"
         table.add_row(f"{row.column}[{row.neuron}]", *figures, head.class_name, text)
     terminal.show(table)
-    measures = sorted({_IMPORTANCE[neuron.head.rule] for neuron in chosen})
     terminal.say(
-        f"{len(chosen):,} of {counted(count, 'neuron')}, by importance ({', '.join(measures)}) times slope "
+        f"{len(chosen):,} of {counted(count, 'neuron')}, by importance (share of that of all neurons) times slope "
         "(change of the class's logit per standard deviation)"
     )
 

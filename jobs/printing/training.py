@@ -74,9 +74,8 @@ def _chosen(report: TrainReport) -> str:
     choice = report.results.choice.choices[report.choose]
     if not choice.neurons:
         return f"{_size(choice)}, strength {choice.strength:g}"
-    l1 = f", L1 {choice.l1:g}" if choice.l1 else ""
     network = "" if choice.head == "linear" else " and network"
-    fit = f"by {choice.rule}, eta {choice.eta:.2f}, linear head{network}, strength {choice.strength:g}{l1}"
+    fit = f"by eta {choice.eta:.2f}, linear head{network}, strength {choice.strength:g}"
     return f"{_size(choice)} {fit}"
 
 

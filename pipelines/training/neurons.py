@@ -24,7 +24,7 @@ from pipelines.storage.records import from_json, to_json
 from spin.arrays import Floats, Rows
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
-from spin.heads.selection import Rule, Selection
+from spin.heads.selection import Selection
 from spin.labels.label_space import Label
 from spin.labels.standardizer import Standardizer
 from spin.pages.explanation_page import Driver, Drivers
@@ -43,9 +43,7 @@ class NeuronRole:
     slope: float
     """change of that class's logit per standard deviation of the neuron, at the training mean"""
     importance: float
-    """share of the weights of its probe, or by the rule `ridge` of those of all neurons"""
-    rule: Rule
-    """what measured the importance for this classifier"""
+    """share of the importance of all neurons of the model"""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class ChosenNeuron:
         return self.head.importance * abs(self.head.slope)
 
     def to_json(self) -> dict[str, object]:
-        """The entry of `neurons.json` with `class`, `slope`, `importance` and `rule` of the classifier in use."""
+        """The entry of `neurons.json` with `class`, `slope` and `importance` of the classifier in use."""
         entry: dict[str, object] = to_json(self.row) | to_json(self.head)
         return entry
 
@@ -135,7 +133,7 @@ def describe_neurons(
         for i, (column, neuron, share) in enumerate(fitted.selection.rows(), fitted.selection.words):
             k = int(slopes[:, i].argmax())
             heads.setdefault((column, neuron), {})[choice] = NeuronRole(
-                spin.classes[k], _round(slopes[k, i]), _round(share), fitted.selection.rule
+                spin.classes[k], _round(slopes[k, i]), _round(share)
             )
     selection = Selection.merge(fitted.selection for fitted in spin.training_result.choices.values())
     top = _find_top_documents(spin, selection, features, labels, count, texts)

@@ -7,8 +7,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
-from spin.heads.linear_head import Penalty
-from spin.heads.selection import Rule
 from spin.heads.stack import Stack
 
 
@@ -21,16 +19,12 @@ class CandidateSummary(BaseModel):
     """number of the backbone's blocks that run"""
     compute: float
     """FLOPs per token to read the deepest site, as a share of the whole backbone's"""
-    rule: Rule
-    """what measured the importance of the neurons"""
     eta: float
     """share of the importance that the selected neurons carry"""
     part: tuple[str, ...]
     """the kinds of sites or the poolings that are read; empty for all"""
     strength: float
     """prior variance of a logit; a small one is strong regularisation"""
-    l1: float
-    """L1 penalty, as a share of the smallest that makes every coefficient zero"""
     neurons: int
     """number of selected neurons"""
     words: bool
@@ -50,8 +44,6 @@ class CandidateSummary(BaseModel):
 class Subset:
     """The neurons that a candidate reads, given by what selects them."""
 
-    rule: Rule
-    """what measured the importance of the neurons"""
     eta: float
     """share of the importance that the selected neurons carry"""
     depth: int
@@ -66,7 +58,8 @@ class Candidate(Subset):
 
     compute: float
     """FLOPs per token to read the deepest site, as a share of the whole backbone's"""
-    penalty: Penalty
+    strength: float
+    """prior variance of a logit; a small one is strong regularisation"""
     stack: Stack
     """the weights of neurons and words in its logits"""
     neurons: int
@@ -80,8 +73,7 @@ class Candidate(Subset):
     resampled_losses: tuple[float, ...] = field(default=(), compare=False, repr=False)
     """resampled log losses for a standard error: one per fold, or with a single fold one per part that is left out"""
     leakage: float | None = None
-    """share of the words of a text that an attack reads back from the neurons, before an L1 penalty drops some of them;
-    None if it was not measured"""
+    """share of the words of a text that an attack reads back from the neurons; None if it was not measured"""
 
     @property
     def reads_neurons(self) -> bool:
@@ -96,18 +88,16 @@ class Candidate(Subset):
     @property
     def subset(self) -> Subset:
         """The neurons that it reads."""
-        return Subset(self.rule, self.eta, self.depth, self.part)
+        return Subset(self.eta, self.depth, self.part)
 
     def summary(self) -> CandidateSummary:
         """The candidate as a report holds it."""
         return CandidateSummary(
             depth=self.depth,
             compute=round(self.compute, 4),
-            rule=self.rule,
             eta=round(self.eta, 4),
             part=self.part,
-            strength=self.penalty.strength,
-            l1=self.penalty.l1,
+            strength=self.strength,
             neurons=self.neurons,
             words=self.reads_words,
             valid_score=round(self.valid_score, 4),

@@ -1,4 +1,4 @@
-"""The data on which a head is fitted: features, targets and weights of documents, and the scales of the features."""
+"""The data on which a head is fitted: features, targets and weights of documents."""
 
 from __future__ import annotations
 
@@ -24,22 +24,17 @@ class Design:
     """(n, K) whether a row has a class"""
     weights: Floats
     """(n, 1) or (n, K), each column summing to 1 over the group"""
-    scales: Floats
-    """(p,) the scale of each feature: a larger one is penalised less"""
     exclusive: bool
     """whether a row has exactly one of the classes"""
     group: ProcessGroup
     device: str = "cpu"
-    norm: float | None = None
-    """divisor of the scales, by default their own norm"""
     positions: Rows | None = None
     """(n,) the places of these rows among those of the whole group; None where it has no others"""
 
     @property
-    def unit(self) -> Floats:
-        """(p,) `scales` divided by their norm, so that the scaled features of a text have an expected length of 1."""
-        norm = float(np.linalg.norm(self.scales)) if self.norm is None else self.norm
-        return self.scales / np.float32(max(norm, 1e-12))
+    def unit(self) -> float:
+        """The scale by which the features of a text have an expected length of 1, however many they are."""
+        return max(self.features.shape[1], 1) ** -0.5
 
     @property
     def count(self) -> int:

@@ -186,7 +186,7 @@ class FittedClassifier:
         exit = self.exits[index]
         if exit.by_words:
             classes = len(exit.head.bias)
-            selection = Selection({}, {}, 0.0, self.selection.rule, classes)
+            selection = Selection({}, {}, 0.0, classes)
             unscaled = Standardizer.concatenate([]).join_words(np.ones(classes, np.float32))
             return FittedClassifier(selection, unscaled, exit.head, self.summary)
         selection = self.selection.up_to(exit.depth)

@@ -1,9 +1,9 @@
-"""A linear classification head, what each feature adds to its logits, and its regularisation."""
+"""A linear classification head, and what each feature adds to its logits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -59,16 +59,6 @@ class LinearHead:
         classes = np.arange(len(self.bias))
         return self.slopes_of(np.tile(x, (len(classes), 1)), classes)
 
-    @property
-    def used(self) -> NDArray[np.bool_]:
-        """(p,) the features that it reads; all of them if there is none, as a head must read something."""
-        used: NDArray[np.bool_] = np.any(self.directions != 0, axis=0)
-        return used | (not used.any())
-
-    def keep(self, features: NDArray[np.bool_]) -> Self:
-        """The head on some of its features, given as a mask (p,)."""
-        return replace(self, coef=self.coef[:, features])
-
     def graph(self) -> nn.Module:
         """A module from standardised features (n, p) to logits (n, K), which can be traced, for export."""
         return linear_layer(self.coef, self.intercept)
@@ -95,13 +85,3 @@ def linear_layer(weight: Floats, bias: Floats | None = None) -> nn.Linear:
 def constant(values: Floats) -> nn.Parameter:
     """Values in float32 that a graph holds."""
     return nn.Parameter(torch.as_tensor(values, dtype=torch.float32), requires_grad=False)
-
-
-@dataclass(frozen=True)
-class Penalty:
-    """The regularisation of a head, in units that depend neither on the number of documents nor of neurons."""
-
-    strength: float
-    """the prior variance of a logit that the L2 part allows; a small one is strong regularisation"""
-    l1: float = 0.0
-    """the L1 penalty, as a share of the smallest that makes every coefficient zero"""

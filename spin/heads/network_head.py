@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,9 +50,6 @@ class NetworkHead(LinearHead):
         rise = np.maximum(a + c, 0) - np.maximum(c, 0)
         mean: Floats = np.where(flat, c > 0, rise / np.where(flat, 1, a))
         return np.concatenate([super().mix(X, classes), (self.outer[classes] * mean).astype(np.float32)], axis=1)
-
-    def keep(self, features: NDArray[np.bool_]) -> Self:
-        return replace(super().keep(features), inner=self.inner[:, features])
 
     def graph(self) -> nn.Module:
         return _NetworkGraph(self)

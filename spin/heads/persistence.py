@@ -31,7 +31,7 @@ from spin.settings import BackboneSettings, DecisionSettings, Metric
 from spin.sites import FeatureColumn
 from spin.words.word_regression import WordRegression
 
-FORMAT = 10
+FORMAT = 11
 """version of the artifact's format, the only one that is read"""
 CONFIG, TENSORS = "config.json", "model.safetensors"
 HEADS: tuple[type[LinearHead], ...] = (LinearHead, NetworkHead)
@@ -235,7 +235,7 @@ def _restore(stored: _StoredClassifier, tensors: Tensors) -> FittedClassifier:
         for index, (depth, threshold) in enumerate(stored.exits)
     )
     return FittedClassifier(
-        Selection(neurons, importance, stored.eta, summary.rule, stored.words),
+        Selection(neurons, importance, stored.eta, stored.words),
         Standardizer(tensors["mean"], tensors["scale"]),
         _find_head(summary.head).from_tensors(_of_prefix(_HEAD, tensors)),
         summary,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spin.heads.linear_head import Penalty
 from spin.heads.stack import Stack
 from spin.sites import FeatureColumn
 
@@ -15,7 +14,7 @@ class LastLayerRecipe:
 
     column: FeatureColumn
     strength: float
-    """of the penalty of the head on this column"""
+    """of the regularisation of the head on this column"""
     weights: tuple[float, float]
     """of the logits of the selected neurons, and of those of this head"""
 
@@ -24,16 +23,14 @@ class LastLayerRecipe:
 class HeadRecipe:
     """Everything about a head but its coefficients."""
 
-    penalty: Penalty
+    strength: float
+    """of the regularisation: the prior variance of a logit"""
     stack: Stack
     """the weights of neurons, words and network, and the biases"""
     epochs: int = 0
     """epochs in which validation fitted the network best; 0 without a network"""
     last_layer: LastLayerRecipe | None = None
     """the last layer beside the selected neurons, where labels are very few"""
-    scale_norm: float | None = None
-    """norm of the scales of all features that validation judged, of which an L1 penalty may have dropped some; None:
-    of the features that the head has"""
 
 
 @dataclass(frozen=True)

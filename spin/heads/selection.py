@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spin.sites import FeatureColumn
-
-Rule = Literal["l1", "ridge"]
-"""what measures the importance of neurons: the L1 probes, or a ridge regression on all neurons"""
 
 
 @dataclass(frozen=True)
@@ -22,11 +18,9 @@ class Selection:
     neurons: dict[FeatureColumn, NDArray[np.int64]]
     """ascending neuron indices per feature column; the columns are in order"""
     importance: dict[FeatureColumn, NDArray[np.float64]]
-    """the importance of each of these neurons: its share of its probe's total, or by `ridge` of that of all neurons"""
+    """the importance of each of these neurons, as a share of that of all neurons"""
     eta: float
     """share of the importance that the selected neurons carry"""
-    rule: Rule = "l1"
-    """what measured the importance"""
     words: int = 0
     """number of the word regression's logits, which come first: one per class, or 0 for neurons alone"""
 
@@ -61,16 +55,6 @@ class Selection:
         ]
         neurons = {c: self.neurons[c] for c in columns}
         return replace(self, neurons=neurons, importance={c: self.importance[c] for c in columns})
-
-    def keep(self, features: NDArray[np.bool_]) -> Selection:
-        """The neurons of a mask (p,), from a selection without words; a column that is left without any is dropped."""
-        masks = np.split(features, np.cumsum([len(n) for n in self.neurons.values()])[:-1])
-        columns = {column: mask for column, mask in zip(self.neurons, masks, strict=True) if mask.any()}
-        return replace(
-            self,
-            neurons={c: self.neurons[c][mask] for c, mask in columns.items()},
-            importance={c: self.importance[c][mask] for c, mask in columns.items()},
-        )
 
     def without_words(self) -> Selection:
         """The neurons alone."""

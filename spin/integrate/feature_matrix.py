@@ -1,4 +1,4 @@
-"""The feature matrix of the heads: selected activations, standardised and aligned across layers."""
+"""The feature matrix of the heads: selected activations of all layers, standardised side by side."""
 
 from __future__ import annotations
 
@@ -71,23 +71,18 @@ class FeatureMatrix:
         return values
 
     def design(self, cut: FeatureCut, selection: Selection, probes: Probes, rows: Rows) -> Design:
-        """The design for fitting a head on some rows: this member's share of them, with the features aligned."""
+        """The design for fitting a head on some rows: this member's share of them."""
         data, own = self.data, cut.positions(rows)
         has = data.label_space.indicator(data.y[rows])
         return Design(
             features=cut.take(selection, rows, selected_standardizer(selection, probes)),
             has=has[own],
             weights=row_weights(has, data.class_weights, data.label_space)[own],
-            scales=self.scales(selection, probes),
             exclusive=not data.label_space.multilabel,
             group=self.group,
             device=data.device,
             positions=own,
         )
-
-    def scales(self, selection: Selection, probes: Probes) -> NDArray[np.float32]:
-        """The scale (p,) of each feature; where labels are few, probes' scores say too little to weigh the sites."""
-        return align(selection, probes, None if self.data.has_few_labels else self.data.constant_score)
 
     def predict(self, features: FeatureRows, heads: Sequence[LinearHead], own: Rows, count: int) -> Floats:
         """(H, n, K) the logits of `count` rows by H heads, the same for all members.
@@ -108,25 +103,6 @@ class FeatureMatrix:
 def selected_standardizer(selection: Selection, probes: Probes) -> Standardizer:
     """The standardizer (p,) of the selected features, as the probes measured it on their training rows."""
     return Standardizer.concatenate([probes[c].standardizer.keep(n) for c, n in selection.neurons.items()])
-
-
-def align(selection: Selection, probes: Probes, floor: float | None) -> NDArray[np.float32]:
-    """The scale (p,) of each feature in the head: a weight of its site times a weight of the neuron within its probe.
-
-    The site's weight grows with the square of its probe's validation score above `floor`, the score of a constant
-    prediction, relative to the best site. Without a floor it is 1. The neuron's weight is the square root of its
-    importance. The head's penalty acts on the features scaled like this, as in the adaptive lasso (Zou 2006). Neurons
-    that a ridge regression selected were judged on one scale, and keep it.
-    """
-    if selection.rule == "ridge":
-        return np.ones(len(selection), np.float32)
-    gains = {c: 1.0 if floor is None else max(probes[c].valid_score - floor, 0.0) for c in selection.neurons}
-    best = max(gains.values(), default=0.0)
-    parts = [
-        (0.05 + 0.95 * (gains[c] / best) ** 2 if best else 1.0) * np.sqrt(share)
-        for c, share in selection.importance.items()
-    ]
-    return np.concatenate(parts).astype(np.float32) if parts else np.empty(0, np.float32)
 
 
 def row_weights(has: NDArray[np.bool_], kind: str, label_space: LabelSpace) -> Floats:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from spin.heads.design import Design
-from spin.heads.linear_head import LinearHead, Penalty
+from spin.heads.linear_head import LinearHead
 from spin.sparsify.solvers.fista import STEPS, Regressions, full_float32
 from spin.sparsify.solvers.quadratic_bound import MOST_WIDTH, solve_under_bound
 
@@ -20,19 +20,20 @@ _MOST_TOGETHER = 1 << 21
 
 
 def fit_linear(
-    design: Design, penalties: Sequence[Penalty], *, tolerance: float = 3e-3, max_checks: int = 20
+    design: Design, strengths: Sequence[float], *, tolerance: float = 3e-3, max_checks: int = 20
 ) -> list[LinearHead]:
-    """Fit one head per penalty, all at once; every member of the group gets the same heads.
+    """Fit one head per strength of regularisation, all at once; every member of the group gets the same heads.
 
-    Minimises sum_i s_i loss_i + l1 |V|_1 + |V|^2 / (2 strength N) over V. The coefficients are V times the unit scales
+    A strength is the prior variance of a logit, so that it depends neither on the number of documents nor of neurons:
+    the head minimises sum_i s_i loss_i + |V|^2 / (2 strength N) over V. The coefficients are V times the unit scale
     and N counts the rows of the whole group. Ends where no optimality condition is violated by more than `tolerance`
     times the steepest slope of the null model, or after `max_checks` checks. This stops weakly regularised heads early,
     which regularises them a little more. So the heads of the search and the final head must use the same tolerance.
     """
-    return _fit_together([design], penalties, tolerance, max_checks)[0]
+    return _fit_together([design], strengths, tolerance, max_checks)[0]
 
 
-def fit_folds(designs: Iterable[Design], penalties: Sequence[Penalty]) -> Iterator[list[LinearHead]]:
+def fit_folds(designs: Iterable[Design], strengths: Sequence[float]) -> Iterator[list[LinearHead]]:
     """The heads of `fit_linear` for each design, in order.
 
     Small designs are solved in one batch: on few rows the calls of a step take longer than its arithmetic.
@@ -40,19 +41,19 @@ def fit_folds(designs: Iterable[Design], penalties: Sequence[Penalty]) -> Iterat
     batch: list[Design] = []
     for design in designs:
         if batch and sum(math.prod(of.features.shape) for of in (*batch, design)) > _MOST_TOGETHER:
-            yield from _fit_together(batch, penalties)
+            yield from _fit_together(batch, strengths)
             batch = []
         batch.append(design)
-    yield from _fit_together(batch, penalties)
+    yield from _fit_together(batch, strengths)
 
 
 @full_float32()
 def _fit_together(
-    designs: Sequence[Design], penalties: Sequence[Penalty], tolerance: float = 3e-3, max_checks: int = 20
+    designs: Sequence[Design], strengths: Sequence[float], tolerance: float = 3e-3, max_checks: int = 20
 ) -> list[list[LinearHead]]:
     """The heads of each of one or more designs, of which several must be in memory."""
     first = designs[0]
-    space = _RowSpace if all(_is_wide(design, penalties) for design in designs) else _FeatureSpace
+    space = _RowSpace if all(_is_wide(design, len(strengths)) for design in designs) else _FeatureSpace
     problems = [space.of(design) for design in designs]
     stack = problems[0] if len(problems) == 1 else _Stack.of(problems)
     width = stack.scales.shape[-3] - 1
@@ -60,10 +61,8 @@ def _fit_together(
         pad_sequence([design.tensor(getattr(design, name))[:, None] for design in designs], batch_first=True)
         for name in ("has", "weights")
     )
-    l2 = first.tensor(
-        np.array([[1 / (penalty.strength * design.count) for penalty in penalties] for design in designs])
-    )
-    null_model = Regressions(
+    l2 = first.tensor(np.array([[1 / (strength * design.count) for strength in strengths] for design in designs]))
+    regressions = Regressions(
         stack.blocks,
         targets,
         weights,
@@ -75,14 +74,13 @@ def _fit_together(
         basis=stack.basis,
     )
     share = first.group.all_reduce((weights * targets).sum(1)).clamp(1e-6, 1 - 1e-6)
-    start = torch.zeros(len(designs), width + 1, len(penalties), targets.shape[-1], device=first.device)
+    start = torch.zeros(len(designs), width + 1, len(strengths), targets.shape[-1], device=first.device)
     start[:, width] = share.log() if first.exclusive else share.logit()
-    steepest = null_model.steepest(start)
-    l1 = steepest * first.tensor(np.array([[penalty.l1 for penalty in penalties]]))
-    if not l1.any() and width <= MOST_WIDTH:
-        solutions = solve_under_bound(null_model, start, tolerance * steepest, STEPS * max_checks)
+    tolerances = tolerance * regressions.steepest(start)
+    if width <= MOST_WIDTH:
+        solutions = solve_under_bound(regressions, start, tolerances, STEPS * max_checks)
     else:
-        solutions = replace(null_model, l1=l1).solve(start, tolerance * steepest, max_checks)
+        solutions = regressions.solve(start, tolerances, max_checks)
     return [_heads(problem, solution) for problem, solution in zip(problems, solutions, strict=True)]
 
 
@@ -126,15 +124,15 @@ class _Stack:
         return cls([blocks], scales, basis)
 
 
-def _is_wide(design: Design, penalties: Sequence[Penalty]) -> bool:
+def _is_wide(design: Design, heads: int) -> bool:
     """Whether n rows are so few for p features that solving in the space that they span takes less time.
 
-    It takes a factorisation of the rows, and then for each penalty an inverse of n rows in place of p. The rows must
-    all be here, and no penalty may depend on the coordinates.
+    It takes a factorisation of the rows, and then for each head an inverse of n rows in place of p. The rows must all
+    be here.
     """
-    (n, p), heads = design.features.shape, len(penalties)
+    n, p = design.features.shape
     faster = n * n * (2 * p + n + heads * n) < p * p * (n + heads * p) and n <= MOST_WIDTH
-    return faster and design.features.in_memory and design.group.size == 1 and not any(q.l1 for q in penalties)
+    return faster and design.features.in_memory and design.group.size == 1
 
 
 @dataclass(frozen=True)
@@ -150,8 +148,8 @@ class _FeatureSpace:
     @classmethod
     def of(cls, design: Design) -> _FeatureSpace:
         p = design.features.shape[1]
-        scales = torch.ones(p + 1, 1, 1, device=design.device)
-        scales[:p, 0, 0] = design.tensor(design.unit)
+        scales = torch.full((p + 1, 1, 1), design.unit, device=design.device)
+        scales[p] = 1
         return cls(design.blocks(), scales)
 
     def coefs(self, solution: torch.Tensor) -> torch.Tensor:
@@ -173,19 +171,17 @@ class _RowSpace:
     """(n + 1, 1, 1) ones"""
     basis: torch.Tensor
     """(p, n) orthonormal"""
-    unit: torch.Tensor
-    """(p,) the scales of the features"""
+    unit: float
+    """the scale of the features"""
 
     @classmethod
     def of(cls, design: Design) -> _RowSpace:
-        unit = design.tensor(design.unit)
         [block] = design.blocks()
-        basis, coordinates = torch.linalg.qr((block[0, :, :-1] * unit).T)
+        basis, coordinates = torch.linalg.qr((block[0, :, :-1] * design.unit).T)
         ones = torch.ones(len(coordinates), 1, device=design.device)
         scales = torch.ones(len(coordinates) + 1, 1, 1, device=design.device)
-        return cls([torch.cat([coordinates.T, ones], 1)[None]], scales, basis, unit)
+        return cls([torch.cat([coordinates.T, ones], 1)[None]], scales, basis, design.unit)
 
     def coefs(self, solution: torch.Tensor) -> torch.Tensor:
         """The coefficients (p, B, K) of a solution."""
-        coefs = (self.basis @ solution.flatten(1)).unflatten(1, solution.shape[1:])
-        return coefs * self.unit[:, None, None]
+        return (self.basis @ solution.flatten(1)).unflatten(1, solution.shape[1:]) * self.unit

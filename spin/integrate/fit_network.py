@@ -51,14 +51,12 @@ def fit_network(
 
 
 class _Networks:
-    """M networks of H hidden units while they are fitted side by side, on features scaled as the linear head's."""
+    """M networks of H hidden units while they are fitted side by side."""
 
     def __init__(self, design: Design, seed: int) -> None:
         self.design, self.count = design, design.count
         self.draw = torch.Generator().manual_seed(seed)
         width, classes = design.features.shape[1], design.has.shape[1]
-        # the scaled features of a text have a mean square of 1 each
-        self.scale = design.tensor(design.unit) * width**0.5
         # weights for ReLU units (He et al. 2015)
         drawn = torch.randn(NETWORKS * WIDTH, width, generator=self.draw) * (2 / width) ** 0.5
         self.inner = drawn.to(design.device).requires_grad_()
@@ -95,13 +93,13 @@ class _Networks:
             here = places >= 0
             masks = [
                 torch.empty(len(batch), width).bernoulli_(1 - dropout, generator=self.draw)[here] / (1 - dropout)
-                for width, dropout in ((len(self.scale), _INPUT_DROPOUT), (NETWORKS * WIDTH, _HIDDEN_DROPOUT))
+                for width, dropout in ((self.inner.shape[1], _INPUT_DROPOUT), (NETWORKS * WIDTH, _HIDDEN_DROPOUT))
             ]
             yield places[here], *(mask.to(self.design.device) for mask in masks)
 
     def _loss(self, rows: Rows, kept: Tensor, kept_hidden: Tensor) -> Tensor:
         """The weighted loss of all networks over some rows, with dropout."""
-        x = self.design.tensor(self.design.features.pick(rows)) * self.scale * kept
+        x = self.design.tensor(self.design.features.pick(rows)) * kept
         hidden = torch.relu(x @ self.inner.T + self.inner_bias) * kept_hidden
         logits = torch.einsum("nmh,mhk->nmk", hidden.unflatten(1, (NETWORKS, WIDTH)), self.outer) + self.outer_bias
         targets = self.targets[rows][:, None].expand_as(logits)
@@ -121,7 +119,7 @@ class _Networks:
         return NetworkHead(
             coef=np.zeros((classes, width), np.float32),
             intercept=outer_bias.mean(0).numpy(),
-            inner=(inner * self.scale.cpu()).numpy(),
+            inner=inner.numpy().copy(),
             inner_bias=inner_bias.numpy().copy(),
             outer=(outer.flatten(0, 1).T / NETWORKS).numpy(),
         )

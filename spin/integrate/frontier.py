@@ -39,7 +39,7 @@ class CandidateChoices:
 
 def best_candidate(candidates: Iterable[Candidate]) -> Candidate:
     """The candidate with the least log loss; ties go to less compute, fewer neurons, stronger regularisation."""
-    return min(candidates, key=lambda c: (c.valid_loss, c.compute, c.neurons, c.penalty.strength, -c.penalty.l1))
+    return min(candidates, key=lambda c: (c.valid_loss, c.compute, c.neurons, c.strength))
 
 
 def one_standard_error_choice(candidates: Sequence[Candidate], folds: Sequence[Fold]) -> Candidate:
@@ -48,15 +48,14 @@ def one_standard_error_choice(candidates: Sequence[Candidate], folds: Sequence[F
     Log loss rather than the metric compares candidates. It uses the probabilities of all documents, so that it varies
     less than a score that hangs on few documents of rare classes. The least of many losses is partly luck. Luck favours
     a shallow or narrow candidate as often as a full one, which loses less on other data. Fuller means more compute,
-    then words, all sites and poolings, a larger eta, a smaller L1 penalty, a smaller loss. Neither rule of selection is
-    fuller than the other, so the best candidate decides it. Losses below that of one wrong document, log(n) / n for n
-    documents, tell nothing either: where all documents are right, they hardly vary.
+    then words, all sites and poolings, a larger eta, a smaller loss. Losses below that of one wrong document,
+    log(n) / n for n documents, tell nothing either: where all documents are right, they hardly vary.
     """
     best, count = best_candidate(candidates), sum(len(fold.valid) for fold in folds)
     excess, error = _excess(candidates, best, folds)
     is_near = (excess <= error) | (excess + best.valid_loss <= np.log(count) / count)
-    near = [c for c, near_best in zip(candidates, is_near, strict=True) if near_best and c.rule == best.rule]
-    return max(near, key=lambda c: (c.compute, c.reads_words, not c.part, c.eta, -c.penalty.l1, -c.valid_loss))
+    near = [c for c, near_best in zip(candidates, is_near, strict=True) if near_best]
+    return max(near, key=lambda c: (c.compute, c.reads_words, not c.part, c.eta, -c.valid_loss))
 
 
 def best_per_depth(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from spin.arrays import Floats, Rows
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import ChoiceSummary, ExitSummary, FittedClassifier, TrainingResult
-from spin.heads.linear_head import LinearHead, Penalty
+from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
 from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe, LastLayerRecipe
 from spin.heads.selection import Selection
@@ -47,31 +47,26 @@ class HeadFitter:
     word_scale: Floats | None
     """(K,) the scale of the words' logits, in which drift measures them; None without words"""
 
-    def fit(self, selection: Selection, recipe: HeadRecipe, *, drops_neurons: bool = True) -> FittedHead:
-        """The head on a selection without words; neurons that its L1 penalty zeroes leave the selection, or stay."""
+    def fit(self, selection: Selection, recipe: HeadRecipe) -> FittedHead:
+        """The head on a selection without words."""
         if not selection.neurons:
             classes = len(self.matrix.data.label_space)
             nothing = LinearHead(np.zeros((classes, 0), np.float32), np.zeros(classes, np.float32))
             return FittedHead(selection, Standardizer.concatenate([]), nothing)
         standardizer = selected_standardizer(selection, self.probes)
         design = self.matrix.design(self.cut, selection, self.probes, self.rows)
-        design = replace(design, norm=recipe.scale_norm)
-        [head] = fit_linear(design, [recipe.penalty])
+        [head] = fit_linear(design, [recipe.strength])
         if recipe.last_layer is not None:
             return self._join_last_layer(selection, head, recipe.last_layer)
-        if drops_neurons and not head.used.all():
-            used = head.used
-            selection, standardizer, head = selection.keep(used), standardizer.keep(used), head.keep(used)
-            design = self.matrix.design(self.cut, selection, self.probes, self.rows)
         network = None
         if recipe.epochs:
-            network, _ = fit_network(replace(design, norm=None), self.matrix.data.seed, epochs=recipe.epochs)
+            network, _ = fit_network(design, self.matrix.data.seed, epochs=recipe.epochs)
         return FittedHead(selection, standardizer, head, network)
 
     def _join_last_layer(self, selection: Selection, head: LinearHead, recipe: LastLayerRecipe) -> FittedHead:
         """A head on a selection, with one on the last layer."""
         last = select_all(recipe.column, self.probes)
-        [last_head] = fit_linear(self.matrix.design(self.cut, last, self.probes, self.rows), [Penalty(recipe.strength)])
+        [last_head] = fit_linear(self.matrix.design(self.cut, last, self.probes, self.rows), [recipe.strength])
         joined, joined_head = join_last_layer(selection, head, last, last_head, recipe.weights)
         return FittedHead(joined, selected_standardizer(joined, self.probes), joined_head)
 
@@ -116,7 +111,7 @@ class HeadFitter:
             if len(part) > features:
                 features = len(part)
                 design = self.matrix.design(self.cut, part, self.probes, self.rows)
-                [head] = fit_linear(design, [recipe.head.penalty])
+                [head] = fit_linear(design, [recipe.head.strength])
                 heads[recipe] = recipe.head.stack.join(head, word_scale=word_scale)
         return heads
 
@@ -142,7 +137,7 @@ def refit(
     for choice, fitted in result.choices.items():
         if id(fitted) not in distinct:
             assert fitted.recipe is not None
-            head = fitter.fit(selections[choice], fitted.recipe.head, drops_neurons=False)
+            head = fitter.fit(selections[choice], fitted.recipe.head)
             distinct[id(fitted)] = fitter.finish(head, fitted.recipe, fitted.summary)
     choices = {choice: distinct[id(fitted)] for choice, fitted in result.choices.items()}
     return replace(result, choices=choices)

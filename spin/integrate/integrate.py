@@ -15,7 +15,7 @@ from spin.heads.candidate import Candidate
 from spin.heads.decision import Decision
 from spin.heads.early_exit import find_stops
 from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
-from spin.heads.linear_head import LinearHead, Penalty
+from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
 from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
 from spin.heads.selection import Selection
@@ -60,17 +60,17 @@ def integrate(
     group: ProcessGroup | None = None,
     progress: Progress = lambda fits: None,
 ) -> TrainingResult:
-    """Search rule, eta, depth, sites, poolings, words and regularisation by validation, then fit what was chosen.
+    """Search eta, depth, sites, poolings, words and regularisation by validation, then fit what was chosen.
 
-    `probes` and `ridge` are those of all feature columns: the two rules by which neurons can be selected. `words` is
+    `probes` and `ridge` are those of all feature columns, which measure the importance of neurons. `words` is
     the word regression. The logits of the neurons, of the words and of a network on the neurons are stacked (`Stack`).
     `read` returns the raw activations of a selection for some rows; `compute` is the share of the backbone's compute
-    that reading a site takes. Features of different layers are standardised on the training rows and weighted by site
-    and neuron (`feature_matrix.align`). The final heads, and those of the early exits that `cascade` allows under the
-    labels of `decision`, are fitted on all rows of the folds. The held-out logits choose the stacks and the thresholds
-    of the classes for which `decision` gives none. The members of a process group share the training rows; all get the
-    same result. With `settings.max_leakage`, `attack` measures the leakage of candidates, and the choices are made
-    among those within this cap. Raises UserError if no probe kept a neuron, or as `choose_under_cap` does.
+    that reading a site takes. Features of different layers are standardised on the training rows. The final heads, and
+    those of the early exits that `cascade` allows under the labels of `decision`, are fitted on all rows of the folds.
+    The held-out logits choose the stacks and the thresholds of the classes for which `decision` gives none. The members
+    of a process group share the training rows; all get the same result. With `settings.max_leakage`, `attack` measures
+    the leakage of candidates, and the choices are made among those within this cap. Raises UserError if no probe kept a
+    neuron, or as `choose_under_cap` does.
     """
     if settings.max_leakage is not None and attack is None:
         raise ValueError("search.max_leakage: expected an attack, as `prepare_attack` returns it")
@@ -153,13 +153,8 @@ class CandidateFitter:
         thresholds = self._choose_thresholds(logits)
         decision = Decision.of(label_space, self.decision, thresholds)
         selection = self._select(candidate)
-        of_head = HeadRecipe(
-            candidate.penalty,
-            stack,
-            0 if network is None else network.epochs,
-            held_out.last_layer,
-            float(np.linalg.norm(self.matrix.scales(selection, self.search.final_probes))),
-        )
+        epochs = 0 if network is None else network.epochs
+        of_head = HeadRecipe(candidate.strength, stack, epochs, held_out.last_layer)
         head = self.fitter.fit(selection, of_head)
         reads_words = stack.words > 0
         exits = self._choose_exits(candidate, held_out, head.selection, logits, decision, reads_words=reads_words)
@@ -207,8 +202,7 @@ class CandidateFitter:
 
     def _select(self, candidate: Candidate) -> Selection:
         """The neurons that the head of a candidate is fitted on."""
-        nothing = Selection({}, {}, 0.0, candidate.rule)
-        return self.search.select(candidate.subset) if candidate.reads_neurons else nothing
+        return self.search.select(candidate.subset) if candidate.reads_neurons else Selection({}, {}, 0.0)
 
     def _choose_thresholds(self, logits: Floats) -> dict[str, float] | None:
         """The threshold of every class by calibrated logits (n, K) of validation rows; None for the plain decision.
@@ -280,13 +274,12 @@ class CandidateFitter:
             parts = [of_fold.up_to(depth) for of_fold in held_out.selections]
             if depth < shallowest or not all(map(len, parts)):
                 continue
-            ridge = Penalty(candidate.penalty.strength)
-            of_neurons = [logits for [(_, logits)] in self.search.fit_folds(parts, [ridge])]
+            of_neurons = [logits for [(_, logits)] in self.search.fit_folds(parts, [candidate.strength])]
             sources = self.search.sources(of_neurons, words=reads_words)
             stack = self.search.fit_stack(sources)
             cost = READING_COST + self.search.compute[Site(depth, "resid")]
             offer = ExitOffer(stack.logits(sources), cost, PASSING_COST * candidate.compute)
-            offered[depth] = HeadRecipe(ridge, stack), offer
+            offered[depth] = HeadRecipe(candidate.strength, stack), offer
         return offered
 
     def _offer_words(self, *, reads_words: bool) -> dict[int, tuple[HeadRecipe, ExitOffer]]:
@@ -300,4 +293,4 @@ class CandidateFitter:
             return {}
         sources: dict[Source, Floats] = {"words": np.concatenate(words.held_out)}
         stack, cost = self.search.fit_stack(sources), 0.0 if reads_words else WORDS_COST
-        return {BY_WORDS: (HeadRecipe(Penalty(words.strength), stack), ExitOffer(stack.logits(sources), cost, cost))}
+        return {BY_WORDS: (HeadRecipe(words.strength, stack), ExitOffer(stack.logits(sources), cost, cost))}

@@ -37,7 +37,7 @@ class HeldOut:
     heads: tuple[LinearHead, ...]
     """the head of each fold"""
     selections: tuple[Selection, ...]
-    """the neurons of each fold's head, without those that its L1 penalty zeroes"""
+    """the neurons of each fold's head"""
     last_layer: LastLayerRecipe | None = None
     """how the last layer was joined to the selected neurons; None if it was not"""
 
@@ -112,9 +112,9 @@ def _order(column: FeatureColumn) -> int:
 
 
 def select_all(column: FeatureColumn, probes: Probes) -> Selection:
-    """All neurons of a column, which stand on one scale, as those that a ridge regression selects."""
+    """All neurons of a column."""
     width = len(probes[column].standardizer)
-    return Selection({column: np.arange(width)}, {column: np.zeros(width)}, 1.0, "ridge")
+    return Selection({column: np.arange(width)}, {column: np.zeros(width)}, 1.0)
 
 
 def join_last_layer(

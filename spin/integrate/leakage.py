@@ -12,7 +12,7 @@ from spin.arrays import Floats, Rows
 from spin.errors import UserError
 from spin.heads.candidate import Candidate, Subset
 from spin.heads.fitted import LeakageCap, UncappedChoice
-from spin.heads.selection import Rule, Selection
+from spin.heads.selection import Selection
 from spin.integrate.frontier import (
     CandidateChoices,
     best_candidate,
@@ -50,7 +50,7 @@ class Leakage:
         self._measured: dict[tuple[tuple[str, bytes], ...], float] = {}
 
     def of(self, candidate: Candidate) -> float:
-        """The leakage of the neurons that a candidate is fitted on, also of those that its L1 penalty then drops."""
+        """The leakage of the neurons that a candidate reads."""
         if not candidate.reads_neurons:
             return self.attack.by_frequency
         return self.of_selection(self.search.select(candidate.subset))
@@ -142,22 +142,21 @@ def _choose_within(tried: Sequence[Candidate], search: Search, leakage: Leakage)
 
 
 def _search_below(search: Search, leakage: Leakage) -> list[Candidate]:
-    """The candidates of another run of the search, with the etas of each rule up to the largest within the cap."""
-    etas = {rule: _largest_eta(search, rule, leakage) for rule in search.rankings}
-    limits = {rule: eta for rule, eta in etas.items() if eta is not None}
-    return search.below(limits).run() if limits else []
+    """The candidates of another run of the search, with etas up to the largest within the cap."""
+    eta = _largest_eta(search, leakage)
+    return [] if eta is None else search.below(eta).run()
 
 
-def _largest_eta(search: Search, rule: Rule, leakage: Leakage) -> float | None:
+def _largest_eta(search: Search, leakage: Leakage) -> float | None:
     """About the largest eta whose selection at full depth is within the cap; None if no selection is.
 
     More neurons reveal more, so that bisection finds their number.
     """
-    most = len(search.select(Subset(rule, search.largest_eta(rule, search.max_neurons), search.depth)))
+    most = len(search.select(Subset(search.eta_of(search.max_neurons), search.depth)))
     sizes = np.unique(np.geomspace(1, most, _SIZES).round().astype(int)).tolist()
-    etas = [search.largest_eta(rule, size) for size in sizes]
+    etas = [search.eta_of(size) for size in sizes]
     within = bisect_right(
-        etas, leakage.most, key=lambda eta: leakage.of_selection(search.select(Subset(rule, eta, search.depth)))
+        etas, leakage.most, key=lambda eta: leakage.of_selection(search.select(Subset(eta, search.depth)))
     )
     return etas[within - 1] if within else None
 

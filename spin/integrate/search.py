@@ -15,16 +15,16 @@ from spin.heads.candidate import Candidate, Subset
 from spin.heads.decision import apply_thresholds
 from spin.heads.design import Design
 from spin.heads.feature_rows import FeatureRows
-from spin.heads.linear_head import LinearHead, Penalty
+from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
-from spin.heads.selection import Rule, Selection
+from spin.heads.selection import Selection
 from spin.heads.stack import Source, Stack, fit_stack
 from spin.integrate.class_thresholds import shared_thresholds
 from spin.integrate.feature_matrix import FeatureCut, FeatureMatrix, Probes, selected_standardizer
 from spin.integrate.fit_linear import fit_folds
 from spin.integrate.fit_network import fit_network
 from spin.integrate.fit_words import WordFit
-from spin.integrate.frontier import is_clearly_worse, one_standard_error_choice
+from spin.integrate.frontier import one_standard_error_choice
 from spin.integrate.last_layer import HeldOut, LastLayer, LastLayers, find_last_columns, select_all
 from spin.labels.cross_validation import Fold, jackknife_rows, score_folds
 from spin.labels.label_space import Targets
@@ -105,10 +105,13 @@ class Search:
         self.fold_probes: list[Probes] = [{p.column: p.for_fold(index) for p in probes} for index in folds]
         self.final_probes: Probes = {p.column: p for p in probes}
         self.max_neurons = min(settings.max_neurons, int(settings.max_share * sum(len(p.standardizer) for p in probes)))
-        rankings = {rule: self._rank(rule, ridge) for rule in settings.rules}
-        self.rankings = {rule: of_parts for rule, of_parts in rankings.items() if all(map(len, of_parts))}
-        """rankings of each rule that has a neuron in every fold"""
-        largest = [self._largest(rule, index) for rule in self.rankings for index in (*folds, _FINAL)]
+        self.rankings = [
+            *(Ranking.of(self.fold_probes[i], {r.column: r.folds[i] for r in ridge}) for i in folds),
+            Ranking.of(self.final_probes, {r.column: r.importance for r in ridge}),
+        ]
+        """of each fold's training rows, and at last of all labelled rows"""
+        self.largest_eta = max(settings.etas)
+        largest = [self.select(Subset(self.largest_eta, self.depth), index) for index in (*folds, _FINAL)]
         last_columns = find_last_columns(list(self.final_probes), self.data, settings)
         self.last_layers = LastLayers(last_columns, self._fit_last_layer, self._fit_temperature)
         last = [select_all(column, self.final_probes) for column in last_columns.values()]
@@ -116,17 +119,14 @@ class Search:
         """the features of every candidate, for this process's share of the rows"""
         parts = zip(self.fold_probes, self.data.folds, strict=True)
         self.folds = [FoldSearch(matrix, self.cut, probes, fold) for probes, fold in parts]
-        self.limits: Mapping[Rule, float] = {}
-        """the largest eta of each rule that may be tried; without one those of the settings"""
         self.thresholds = shared_thresholds(self.valid_targets, self.data.label_space, self._balance)
         """(K,) those by which candidates are judged"""
         self.tried: list[Candidate] = []
 
-    def below(self, limits: Mapping[Rule, float]) -> Search:
-        """The same search before it has run, with these rules alone and etas up to a limit of each."""
+    def below(self, eta: float) -> Search:
+        """The same search before it has run, with etas up to this one."""
         lowered = copy(self)
-        lowered.rankings = {rule: self.rankings[rule] for rule in limits}
-        lowered.limits, lowered.tried = limits, []
+        lowered.largest_eta, lowered.tried = eta, []
         return lowered
 
     @property
@@ -149,24 +149,13 @@ class Search:
         """The targets of all folds' validation rows, one fold after the other."""
         return self.data.y[np.concatenate([fold.valid for fold in self.data.folds])]
 
-    def _rank(self, rule: Rule, ridge: Sequence[RidgeImportance]) -> list[Ranking]:
-        """The rankings of each fold's training rows, and at last the ranking of all labelled rows."""
-        if rule == "l1":
-            return [Ranking.by_probes(probes.values()) for probes in (*self.fold_probes, self.final_probes)]
-        folds = [{r.column: r.folds[i] for r in ridge} for i in range(len(self.data.folds))]
-        return [Ranking.over_all(importance) for importance in (*folds, {r.column: r.importance for r in ridge})]
-
-    def _largest(self, rule: Rule, fold: int) -> Selection:
-        """The selection that contains those of all candidates of a rule."""
-        return self.select(Subset(rule, max(self.settings.etas), self.depth), fold)
-
     def select(self, subset: Subset, fold: int = _FINAL) -> Selection:
         """The selection of a subset in a fold, by default that for the final head, on all labelled rows.
 
         An eta that selects more than `max_share` of all neurons, or than `max_neurons`, is lowered to the largest that
         does not.
         """
-        ranking = self.rankings[subset.rule][fold]
+        ranking = self.rankings[fold]
         selection = ranking.select(min(subset.eta, ranking.largest_eta(self.max_neurons)))
         return selection.up_to(subset.depth, subset.part)
 
@@ -175,112 +164,88 @@ class Search:
         return [self.select(subset, fold) for fold in range(len(self.data.folds))]
 
     def run(self) -> list[Candidate]:
-        """Try each rule's etas and strengths at full depth, then sites and poolings, every depth, and the L1 penalty.
+        """Try etas and strengths at full depth, then sites and poolings, and every depth.
 
         Each with and without words, and at last words alone, as the settings allow. Raises UserError if there are no
-        words and cross-validation leaves no probe with a neuron.
+        words and no neuron varies over the training documents of a fold.
         """
-        depth, strengths = self.depth, sorted(self.settings.strengths)
-        for rule in self.rankings:
-            self._try_etas(rule, depth, strengths)
+        self._try_etas()
         if self.tried:
-            self._try_parts_and_depths(depth, strengths)
+            self._try_parts_and_depths()
         if self.words is not None:
             self._try_words_alone(self.words)
         if not self.tried:
             raise UserError("data: too few documents to choose neurons by cross-validation; label more of them")
         return self.tried
 
-    def _try_etas(self, rule: Rule, depth: int, strengths: Sequence[float]) -> None:
-        """Try a rule's etas from the largest down, for as long as fewer neurons have a smaller log loss."""
+    def _try_etas(self) -> None:
+        """Try etas from the largest down, for as long as fewer neurons have a smaller log loss."""
         least = np.inf
-        for eta in reversed(self._distinct_etas(rule)):
+        for eta in reversed(self._distinct_etas()):
             before = len(self.tried)
-            self._try(Subset(rule, eta, depth), [Penalty(strength) for strength in strengths])
+            self._try(Subset(eta, self.depth), sorted(self.settings.strengths))
             loss = min((candidate.valid_loss for candidate in self.tried[before:]), default=np.inf)
             if loss >= least:
                 break
             least = loss
 
-    def _try_parts_and_depths(self, depth: int, strengths: list[float]) -> None:
-        """Try what may be as good as the best candidate at full depth: sites, poolings, every depth, the L1 penalty."""
-        best = self._best()
-        neighbours = [Penalty(strength) for strength in _neighbours(strengths, best.penalty.strength)]
+    def _try_parts_and_depths(self) -> None:
+        """Try what may be as good as the best candidate at full depth: sites, poolings, every depth."""
+        best, strengths = self._best(), sorted(self.settings.strengths)
         kinds = sorted({c.site.kind for c in self.final_probes})
         poolings = sorted({c.pooling for c in self.final_probes})
         for names in (kinds, poolings):
             for name in names if len(names) > 1 else ():
-                self._try(replace(best.subset, depth=depth, part=(name,)), neighbours)
-        leaders = self._leaders()
-        for shallower in range(depth):
-            for leader in leaders:  # the rule that is best at full depth need not be so at others
-                near = [Penalty(strength) for strength in _neighbours(strengths, leader.penalty.strength)]
-                if self.data.has_few_labels:
-                    near = [leader.penalty]
-                self._try(replace(leader.subset, depth=shallower, part=()), near)
+                self._try(replace(best.subset, depth=self.depth, part=(name,)), _neighbours(strengths, best.strength))
         best = self._best()
-        sparser = [Penalty(best.penalty.strength, l1) for l1 in self.settings.l1]
-        self._try(best.subset, [] if self.data.has_few_labels else sparser)
+        # few labels hardly tell strengths apart, so that the best one stands for its neighbours
+        near = [best.strength] if self.data.has_few_labels else _neighbours(strengths, best.strength)
+        for shallower in range(self.depth):
+            self._try(replace(best.subset, depth=shallower, part=()), near)
 
     def _best(self) -> Candidate:
         return one_standard_error_choice(self.tried, self.data.folds)
 
-    def _leaders(self) -> list[Candidate]:
-        """The best candidate of each rule that may be best at another depth, the best of all first.
+    def eta_of(self, most_neurons: int) -> float:
+        """The largest eta that may be tried and selects at most so many neurons for the final head."""
+        return min(self.largest_eta, self.rankings[_FINAL].largest_eta(most_neurons))
 
-        Few labels hardly tell rules apart, so that the best one stands for both.
-        """
-        best = self._best()
-        if self.data.has_few_labels:
-            return [best]
-        of_rules = ([c for c in self.tried if c.rule == rule] for rule in self.rankings if rule != best.rule)
-        others = [one_standard_error_choice(of_rule, self.data.folds) for of_rule in of_rules if of_rule]
-        return [best, *(other for other in others if not is_clearly_worse(other, best, self.data.folds))]
-
-    def largest_eta(self, rule: Rule, most_neurons: int) -> float:
-        """The largest eta, up to those of the settings, that selects at most so many neurons for the final head."""
-        return min(max(self.settings.etas), self.rankings[rule][_FINAL].largest_eta(most_neurons))
-
-    def _distinct_etas(self, rule: Rule) -> list[float]:
+    def _distinct_etas(self) -> list[float]:
         """The etas of the settings; those beyond `max_share`, `max_neurons` or the limit count as one."""
-        top = min(self.largest_eta(rule, self.max_neurons), self.limits.get(rule, 1.0))
+        top = self.eta_of(self.max_neurons)
         return sorted({min(eta, top) for eta in self.settings.etas})
 
-    def _try(self, subset: Subset, penalties: Sequence[Penalty]) -> None:
-        """Fit and judge candidates that differ in their penalty on every fold; none if they have no neuron."""
+    def _try(self, subset: Subset, strengths: Sequence[float]) -> None:
+        """Fit and judge candidates that differ in their strength on every fold; none if they have no neuron."""
         final = self.select(subset)
-        if not penalties or not len(final):
+        if not len(final):
             return
         deepest = max(column.site for column in final.neurons)
         subset = replace(subset, depth=deepest.layer)
         if not all(map(len, self.fold_selections(subset))):
             return
-        fits = self._fit_neurons(subset, penalties)
+        fits = self._fit_neurons(subset, strengths)
         self.progress(len(self.folds))
-        for penalty, fitted in zip(penalties, fits, strict=True):
-            neurons = round(float(np.mean([head.coef.any(0).sum() for head in fitted.heads])))
+        for strength, fitted in zip(strengths, fits, strict=True):
+            neurons = round(float(np.mean([len(selection) for selection in fitted.selections])))
             last = [] if fitted.last_layer is None else [fitted.last_layer.column.site]
             compute = max(self.compute[site] for site in (deepest, *last))
             for stack in self._stacks(fitted.logits):
-                self._add(subset, penalty, neurons, compute, fitted.logits, stack)
+                self._add(subset, strength, neurons, compute, fitted.logits, stack)
 
-    def _fit_neurons(self, subset: Subset, penalties: Sequence[Penalty]) -> list[HeldOut]:
-        """For each penalty the heads of all folds on a subset, joined with the last layer where labels are very few."""
-        selections = self.fold_selections(subset)
-        fits = self.fit_folds(selections, penalties)
-        of_penalties = []
-        for index, penalty in enumerate(penalties):
-            heads, logits = zip(*(of_fold[index] for of_fold in fits), strict=True)
-            kept = selections
-            if penalty.l1:
-                kept = [of.keep(head.used) for of, head in zip(selections, heads, strict=True)]
-            of_penalties.append(self.last_layers.join(HeldOut(logits, heads, tuple(kept)), subset.depth))
-        return of_penalties
+    def _fit_neurons(self, subset: Subset, strengths: Sequence[float]) -> list[HeldOut]:
+        """For each strength the heads of all folds on a subset, joined with the last layer where labels are few."""
+        selections = tuple(self.fold_selections(subset))
+        fits = self.fit_folds(selections, strengths)
+        of_strengths = [zip(*of_strength, strict=True) for of_strength in zip(*fits, strict=True)]
+        return [
+            self.last_layers.join(HeldOut(logits, heads, selections), subset.depth) for heads, logits in of_strengths
+        ]
 
     def _fit_last_layer(self, column: FeatureColumn) -> LastLayer:
         """The heads of all folds on all neurons of a column, of the strength with the least held-out log loss."""
         selection, strengths = select_all(column, self.final_probes), sorted(self.settings.strengths)
-        fits = self.fit_folds([selection] * len(self.folds), [Penalty(strength) for strength in strengths])
+        fits = self.fit_folds([selection] * len(self.folds), strengths)
         of_strengths = [tuple(zip(*of_strength, strict=True)) for of_strength in zip(*fits, strict=True)]
         losses = [
             log_loss(np.concatenate(logits) / self._fit_temperature(logits), self.valid_targets, self.data.label_space)
@@ -294,11 +259,11 @@ class Search:
         return self.matrix.group.broadcast_object(temperature)
 
     def fit_folds(
-        self, selections: Sequence[Selection], penalties: Sequence[Penalty]
+        self, selections: Sequence[Selection], strengths: Sequence[float]
     ) -> list[list[tuple[LinearHead, Floats]]]:
-        """Fit one head per penalty on each fold's selection; return each with its validation logits (m, K)."""
+        """Fit one head per strength on each fold's selection; return each with its validation logits (m, K)."""
         folds = list(zip(self.folds, selections, strict=True))
-        fitted = fit_folds((fold.design(selection) for fold, selection in folds), penalties)
+        fitted = fit_folds((fold.design(selection) for fold, selection in folds), strengths)
         return [
             list(zip(heads, fold.predict(selection, heads), strict=True))
             for (fold, selection), heads in zip(folds, fitted, strict=True)
@@ -311,7 +276,7 @@ class Search:
         """
         if not candidate.reads_neurons:
             return HeldOut(self._zeros(), (), ())
-        [fitted] = self._fit_neurons(candidate.subset, [candidate.penalty])
+        [fitted] = self._fit_neurons(candidate.subset, [candidate.strength])
         return fitted
 
     def _zeros(self) -> tuple[Floats, ...]:
@@ -320,10 +285,9 @@ class Search:
         return tuple(np.zeros((len(fold.valid), classes), np.float32) for fold in self.data.folds)
 
     def _try_words_alone(self, words: WordFit) -> None:
-        """Judge the word regression without neurons, as if by the rule of the best candidate."""
-        rule = self._best().rule if self.tried else self.settings.rules[0]
+        """Judge the word regression without neurons."""
         stack = self.fit_stack({"words": np.concatenate(words.held_out)})
-        self._add(Subset(rule, 0.0, 0), Penalty(words.strength), 0, 0.0, self._zeros(), stack)
+        self._add(Subset(0.0, 0), words.strength, 0, 0.0, self._zeros(), stack)
 
     def _stacks(self, held_out: Sequence[Floats]) -> list[Stack]:
         """The stacks of held-out logits of neurons: without the words, and with them.
@@ -354,7 +318,7 @@ class Search:
     def _add(
         self,
         subset: Subset,
-        penalty: Penalty,
+        strength: float,
         neurons: int,
         compute: float,
         held_out: Sequence[Floats],
@@ -365,12 +329,11 @@ class Search:
         losses = self.losses(logits)
         valid_score, resampled = self.judge(logits)
         candidate = Candidate(
-            subset.rule,
             subset.eta,
             subset.depth,
             subset.part,
             compute=compute,
-            penalty=penalty,
+            strength=strength,
             neurons=neurons,
             valid_score=valid_score,
             stack=stack,
@@ -407,10 +370,10 @@ def most_fits(settings: SearchSettings, columns: Sequence[FeatureColumn], folds:
     """The largest number of fits that a search can make, as `progress` counts them."""
     depth = max(column.site.layer for column in columns)
     parts = {column.site.kind for column in columns} | {column.pooling for column in columns}
-    # every eta and every depth of each rule, each kind of site and each pooling, the L1 penalties
-    fits = (len(settings.rules) * (len(settings.etas) + depth) + len(parts) + 1) * folds
-    # under a cap a second search, and attacks: some that lower eta for each rule, one per depth
-    return fits if settings.max_leakage is None else 2 * fits + 8 * len(settings.rules) + depth
+    # every eta, every depth, each kind of site and each pooling
+    fits = (len(settings.etas) + depth + len(parts)) * folds
+    # under a cap a second search, and attacks: some that lower eta, one per depth
+    return fits if settings.max_leakage is None else 2 * fits + 8 + depth
 
 
 def _neighbours(grid: Sequence[float], value: float) -> Sequence[float]:

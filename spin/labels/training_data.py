@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
@@ -12,7 +11,6 @@ from spin.arrays import Hashes, Rows
 from spin.errors import UserError
 from spin.labels.cross_validation import Fold, labelled_rows, make_folds
 from spin.labels.label_space import LabelSpace, Targets
-from spin.labels.metrics import score
 from spin.labels.sampling import sample_rows
 from spin.labels.splits import FEW_LABELS, rows_in_split
 
@@ -98,10 +96,3 @@ class TrainingData:
     def has_few_labels(self) -> bool:
         """Whether the labelled rows are too few to weigh sites by them."""
         return len(self.rows) < FEW_LABELS
-
-    @cached_property
-    def constant_score(self) -> float:
-        """The metric of the best constant prediction: the score of knowing nothing about a document."""
-        answers = (False, True) if self.label_space.multilabel else range(len(self.label_space))
-        y = self.y[self.rows]
-        return max(score(self.metric, y, np.full_like(y, answer)) for answer in answers)

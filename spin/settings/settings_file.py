@@ -17,8 +17,12 @@ from spin.settings.section import Section
 from spin.settings.store_settings import expand_uri
 
 S = TypeVar("S", bound=Section)
-_REMOVED = {"search.head": "search.network, auto or off"}
-"""settings that were removed, and what replaces them"""
+_REMOVED = {
+    "search.head": "use search.network, auto or off",
+    "search.rules": "one ranking of the neurons holds the importance by both rules",
+    "search.l1": "a smaller search.max_share or smaller search.etas drop neurons",
+}
+"""settings that were removed, and what takes their place"""
 
 
 def load_settings(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
@@ -76,7 +80,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
 def _describe_mistake(error: Any, section: type[Section]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden" and key in _REMOVED:
-        return f"'{key}' was removed; use {_REMOVED[key]}"
+        return f"'{key}' was removed; {_REMOVED[key]}"
     if error["type"] == "extra_forbidden":
         nearest = _find_nearest(key, section)
         return f"unknown setting '{key}'" + (f" (did you mean '{nearest}'?)" if nearest else "")

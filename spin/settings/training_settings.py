@@ -52,16 +52,10 @@ class SearchSettings(Section):
         description="Labelled documents that neurons are ranked and candidates are compared on: a stratified sample if "
         "there are more. The heads on neurons that were chosen are then fitted on all of them.",
     )
-    rules: Annotated[tuple[Literal["l1", "ridge"], ...], AfterValidator(not_empty)] = Field(
-        ("l1", "ridge"),
-        description="What measures the importance of neurons. l1: sparse probes of one site each, which suit many "
-        "clean labels; ridge: a regression on all neurons at once, which suits few or wrong labels. The better one on "
-        "the validation documents is used.",
-    )
     etas: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(not_empty)] = Field(
         (0.3, 0.5, 0.7, 0.9),
-        description="Shares of the importance (by l1 of each probe, by ridge of all neurons together) that the "
-        "selected neurons must hold together; more keeps more neurons.",
+        description="Shares of the importance of all neurons that the selected ones must hold together; more keeps "
+        "more neurons.",
     )
     max_share: float = Field(
         0.1,
@@ -92,11 +86,6 @@ class SearchSettings(Section):
         description="Whether the words of a text count beside its neurons, by a logistic regression on words, word "
         "pairs and strings of characters, which needs no model. auto: where the validation documents do not speak "
         "against it. Where neurons add nothing, or in a choice that may lose some accuracy, words may decide alone.",
-    )
-    l1: tuple[Share, ...] = Field(
-        (0.01, 0.03),
-        description="L1 penalties tried on the best classifier to drop further neurons, as shares of the penalty "
-        "that drops all. An empty list tries none.",
     )
     network: Annotated[Literal["auto", "off"], BeforeValidator(_word_of_yaml)] = Field(
         "auto",

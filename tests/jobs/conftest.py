@@ -29,7 +29,7 @@ def saved(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The folder of a saved classifier with the classes good and bad, which no test changes."""
     rows = tiny.make_documents(120)
     backbone = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu", engine="torch")
-    search = SearchSettings(etas=(0.5,), strengths=(1.0,), l1=(), network="off", words="off")
+    search = SearchSettings(etas=(0.5,), strengths=(1.0,), network="off", words="off")
     probe = ProbeSettings(penalties=2, max_extra=0)
     spin = SpinClassifier(backbone, sites=["resid"], poolings=["mean"], search=search, probe=probe)
     folder = tmp_path_factory.mktemp("saved") / "classifier"

@@ -33,11 +33,9 @@ POINTS = [
     CandidateSummary(
         depth=depth,
         compute=compute,
-        rule="l1",
         eta=0.5,
         part=("ffn",) * (depth == 2),
         strength=1,
-        l1=0.03,
         neurons=100 * depth,
         words=False,
         valid_score=score,
@@ -177,7 +175,7 @@ def test_nothing_about_leakage_is_printed_without_a_cap(capsys: pytest.CaptureFi
 def test_a_stage_prints_the_choice_in_use(capsys: pytest.CaptureFixture[str], choose: Choice, size: str) -> None:
     report = build_train_report(choose, accuracy=4, balanced=2, cheapest=1)
     print_stage(StageEvent("train", report, 12.3, resumed=False))
-    line = f"train {size} by l1, eta 0.50, linear head and network, strength 1, L1 0.03 — 12 s"
+    line = f"train {size} by eta 0.50, linear head and network, strength 1 — 12 s"
     assert read_printed_words(capsys) == [line.split()]
 
 

@@ -106,7 +106,7 @@ def test_fit_complies_with_a_cap_on_leakage(backbone: BackboneSettings, tmp_path
     reading = backbone.model_copy(update={"model": str(many_words.save_bert(tmp_path))})
 
     def fit(max_leakage: float) -> TrainedClassifier:
-        changes = {"max_leakage": max_leakage, "etas": (0.9,), "words": "off", "l1": ()}
+        changes = {"max_leakage": max_leakage, "etas": (0.9,), "words": "off"}
         search = QUICK["search"].model_copy(update=changes)
         spin = SpinClassifier(reading, sites=["ffn"], search=search, probe=QUICK["probe"])
         return spin.fit(texts, labels).trained_

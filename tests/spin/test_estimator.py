@@ -45,7 +45,7 @@ QUICK: dict[str, Any] = {
     "sites": ("resid.01",),
     "poolings": ("mean",),
     "probe": {"penalties": 2, "max_extra": 0},
-    "search": {"etas": [0.5], "max_share": 1, "strengths": [1], "l1": [], "network": "off", "words": "off"},
+    "search": {"etas": [0.5], "max_share": 1, "strengths": [1], "network": "off", "words": "off"},
 }
 WORDS = {**QUICK["search"], "words": "on"}
 

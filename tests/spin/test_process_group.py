@@ -19,7 +19,6 @@ from scipy.special import expit
 from spin.heads.candidate import Subset
 from spin.heads.design import Design
 from spin.heads.feature_rows import FeatureRows
-from spin.heads.linear_head import Penalty
 from spin.integrate.fit_linear import fit_linear
 from spin.integrate.fit_network import fit_network
 from spin.integrate.head_fitter import refit
@@ -32,8 +31,8 @@ from tests.spin.integrate.test_search import Project, build_project, make_words
 
 pytestmark = pytest.mark.slow
 
-QUICK = SearchSettings(etas=(0.6,), max_share=0.3, strengths=(0.3, 3), l1=(0.02,))
-PENALTIES = [Penalty(0.1), Penalty(10.0), Penalty(1.0, 0.1)]
+QUICK = SearchSettings(etas=(0.6,), max_share=0.3, strengths=(0.3, 3))
+STRENGTHS = (0.1, 1.0, 10.0)
 CAP = 0.2
 """a share of words that the neurons of no choice exceed; without a cap they do"""
 TIMEOUT_S = 150
@@ -60,7 +59,7 @@ def fit_all(group: ProcessGroup, projects: dict[str, Project]) -> dict[str, Any]
     results["object"] = group.broadcast_object({"value": ("any", "kind"), "rank": group.rank})
     for name, exclusive in [("multinomial", True), ("sigmoids", False)]:
         whole = make_design(3, exclusive=exclusive, weighted=True)
-        heads = fit_linear(take_share(whole, group), PENALTIES, tolerance=1e-5, max_checks=60)
+        heads = fit_linear(take_share(whole, group), STRENGTHS, tolerance=1e-5, max_checks=60)
         results[name] = np.stack([head.logits(matrix(whole)) for head in heads])
         network, _ = fit_network(take_share(whole, group), 0, epochs=6)
         results[f"{name}, network"] = network.logits(matrix(whole))
@@ -85,8 +84,8 @@ def fit_all(group: ProcessGroup, projects: dict[str, Project]) -> dict[str, Any]
 def choose_within_cap(group: ProcessGroup, project: Project) -> dict[str, Any]:
     """The activations of a selection for the attacked documents, and the summary of a training under a cap."""
     attack, search = make_attack(project), project.search(QUICK, group=group)
-    selection = search.select(Subset("ridge", 0.6, 4))
-    settings = QUICK.model_copy(update={"network": "off", "strengths": (1,), "l1": (), "max_leakage": CAP})
+    selection = search.select(Subset(0.6, 4))
+    settings = QUICK.model_copy(update={"network": "off", "strengths": (1,), "max_leakage": CAP})
     return {
         "gathered": search.matrix.gather(search.cut, selection, attack.judged),
         "raw": project.read(selection, attack.judged),
@@ -97,7 +96,7 @@ def choose_within_cap(group: ProcessGroup, project: Project) -> dict[str, Any]:
 def fit_exits(group: ProcessGroup, project: Project) -> list[tuple[int, float, np.ndarray]]:
     """Depth, threshold and coefficients of the exits of a classifier whose words show much."""
     cascade = CascadeSettings(max_loss=0.3, depths=(0.5,))
-    settings = QUICK.model_copy(update={"network": "off", "words": "on", "l1": (), "strengths": (1,)})
+    settings = QUICK.model_copy(update={"network": "off", "words": "on", "strengths": (1,)})
     fitted = project.integrate(settings, words=make_words(project, 2.0), cascade=cascade, group=group)
     return [(exit.depth, exit.threshold, exit.head.coef) for exit in fitted.choices["accuracy"].exits]
 

@@ -341,7 +341,7 @@ def test_reasons_of_a_classifier_that_reads_words_alone(settings: BackboneSettin
             both.fitted,
             selection=Selection({}, {}, 1.0).join_words(width),
             standardizer=both.fitted.standardizer.keep(slice(width)),
-            head=both.fitted.head.keep(np.arange(len(both.fitted.selection)) < width),
+            head=replace(both.fitted.head, coef=both.fitted.head.coef[:, :width]),
             exits=exits,
         )
         result = replace(both.training_result, choices=dict.fromkeys(both.training_result.choices, alone))

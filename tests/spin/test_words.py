@@ -15,7 +15,7 @@ from spin.shared_pass import SharedPass
 from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("many_labels")
-SEARCH = SearchSettings(etas=(0.5,), max_share=1, strengths=(0.3, 1), l1=(), network="off", words="on")
+SEARCH = SearchSettings(etas=(0.5,), max_share=1, strengths=(0.3, 1), network="off", words="on")
 CLASSES = ("good", "bad", "plain")
 TEXTS = [d["text"] for d in tiny.make_documents(90, CLASSES, seed=3)]
 

@@ -110,7 +110,7 @@ def build_training_record(
 
 def build_quick_classifier(backbone: BackboneSettings | Path, **options: Any) -> SpinClassifier:
     """Build an unfitted classifier that tries few penalties and heads; the options are those of SpinClassifier."""
-    search = SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), network="off", words="off")
+    search = SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), network="off", words="off")
     quick = {"sites": ["resid"], "probe": ProbeSettings(penalties=3, max_extra=0), "search": search}
     return SpinClassifier(str(backbone) if isinstance(backbone, Path) else backbone, **{**quick, **options})
 

@@ -12,11 +12,9 @@ def build_choice_summary(**changes: Any) -> ChoiceSummary:
     figures: dict[str, Any] = {
         "depth": 3,
         "compute": 0.5,
-        "rule": "l1",
         "eta": 0.5,
         "part": (),
         "strength": 1.0,
-        "l1": 0.0,
         "neurons": 7,
         "words": False,
         "valid_score": 0.9,

@@ -27,7 +27,7 @@ def project(tmp_path: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPat
     run_shards_here(monkeypatch)
     (tmp_path / "registry").mkdir()
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
-    quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), l1=(), network="off", words="off")
+    quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), network="off", words="off")
     rows = tiny.make_documents(200)
     spin = SpinClassifier(settings, sites=["ffn.01"], search=quick)
     spin.fit([row["text"] for row in rows], [row["label"] for row in rows]).save(tmp_path / "registry/1")

@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         for n, row in enumerate(tiny.make_documents(900))
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet", row_group_size=100)
-    search = {"etas": [0.9], "strengths": [1], "l1": [], "network": "off", "words": "off"}
+    search = {"etas": [0.9], "strengths": [1], "network": "off", "words": "off"}
     settings = small_training.make_settings(
         folder, folder / "store", search=search, train={"baselines": False}, sites=["ffn.01", "resid.02"]
     )

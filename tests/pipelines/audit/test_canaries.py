@@ -33,7 +33,7 @@ def test_planted_secrets_are_found_nowhere_but_in_the_corpus(tmp_path: Path) -> 
             row["text"] += f" {secret}"
     corpus = tmp_path / "train.parquet"
     pq.write_table(pa.Table.from_pylist(rows), corpus, row_group_size=100)
-    search = {"etas": [0.9], "strengths": [1], "l1": [], "network": "off"}
+    search = {"etas": [0.9], "strengths": [1], "network": "off"}
     data = {"train": str(corpus), "split": "split"}
     settings = small_training.make_settings(tmp_path, tmp_path / "store", search=search, data=data)
     registry = Registry(settings)

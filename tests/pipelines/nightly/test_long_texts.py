@@ -32,7 +32,7 @@ ROWS = [
 def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Path) -> FolderRegistry:
     """A registry with a version that reads windows, and one that cuts."""
     folder = tmp_path_factory.mktemp("registry")
-    quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), l1=(), network="off", words="off")
+    quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), network="off", words="off")
     rows = tiny.make_documents(300)
     for number, how in ((WINDOWS, "windows"), (CUT, "cut")):
         settings = BackboneSettings(

@@ -53,7 +53,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     """
     folder = tmp_path_factory.mktemp("registry")
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
-    quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(0.1,), l1=(), network="off", words="off")
+    quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(0.1,), network="off", words="off")
     no_exits = CascadeSettings(max_loss=0)
     rows = tiny.make_documents(200)
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]

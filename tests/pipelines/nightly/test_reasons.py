@@ -34,7 +34,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     """A registry with a version of one class per document, a multi-label one, and one that also exits by words."""
     folder = tmp_path_factory.mktemp("registry")
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
-    quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), l1=(), network="off", words="off")
+    quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), network="off", words="off")
     rows = tiny.make_documents(200)
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
     for number, given in ((SINGLE, labels), (MULTI, [["all", label] for label in labels[:-20]] + [[]] * 20)):

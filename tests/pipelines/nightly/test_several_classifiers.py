@@ -30,7 +30,7 @@ from tests.support.night_project import DATE, run_shards_here
 
 Row = dict[str, Any]
 SHALLOW, DEEP, MULTILABEL, ELSEWHERE = "shallow", "deep", "multilabel", "elsewhere"
-QUICK = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), l1=(), network="off", words="off")
+QUICK = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), network="off", words="off")
 PROBE = ProbeSettings(penalties=3, max_extra=0)
 
 pytestmark = [pytest.mark.usefixtures("all_folds"), pytest.mark.slow]

@@ -53,7 +53,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory, sqlite_uri: str) -> dict[st
         "ray": {"workers": 0, "shard_documents": 100},
         "sites": ["ffn.01", "resid.02"],
         "probe": {"penalties": 3, "max_extra": 0},
-        "search": {"etas": [0.9], "strengths": [1], "l1": [], "network": "off"},
+        "search": {"etas": [0.9], "strengths": [1], "network": "off"},
     }
     run_stages(parse_settings(tree), ["extract", "probe"])
     return tree

@@ -131,7 +131,7 @@ def test_a_corpus_whose_listing_fails_for_a_moment_is_listed_again(
 @pytest.mark.slow
 def test_a_spool_that_an_extraction_uses_outlives_a_training(folder: Path, tmp_path: Path) -> None:
     """An extraction of other sites of the same corpus has the same spool."""
-    search = {"etas": [0.5], "strengths": [1], "network": "off", "words": "off", "l1": []}
+    search = {"etas": [0.5], "strengths": [1], "network": "off", "words": "off"}
     settings = make_settings(folder, tmp_path / "store", search=search, train={"baselines": False})
     run_stages(settings, ["extract", "probe"])
     store = Store.of(settings)

@@ -45,7 +45,7 @@ from tests.support.leases import expire_lease
 pytestmark = pytest.mark.slow
 
 N, SAMPLED = 900, 300
-SEARCH = {"documents": SAMPLED, "etas": [0.5, 0.9], "strengths": [1, 10], "network": "off", "words": "off", "l1": []}
+SEARCH = {"documents": SAMPLED, "etas": [0.5, 0.9], "strengths": [1, 10], "network": "off", "words": "off"}
 MakeSettings = Callable[..., Settings]
 
 

@@ -28,7 +28,7 @@ from tests.support import many_words, small_training, tiny
 
 pytestmark = pytest.mark.slow
 
-SEARCH = {"etas": [0.5, 0.9], "strengths": [1], "l1": [], "network": "off", "words": "off"}
+SEARCH = {"etas": [0.5, 0.9], "strengths": [1], "network": "off", "words": "off"}
 
 
 @pytest.fixture(scope="module")

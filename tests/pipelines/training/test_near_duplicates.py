@@ -54,7 +54,7 @@ def make_project(tmp_path: Path, backbone_folder: Path, sqlite_uri: str) -> Call
                 "ray": {"workers": 0, "shard_documents": 500},
                 "sites": ["ffn.01"],
                 "probe": {"penalties": 3, "max_extra": 0},
-                "search": {"etas": [0.9], "strengths": [1], "l1": [], "network": "off"},
+                "search": {"etas": [0.9], "strengths": [1], "network": "off"},
                 "train": {"baselines": False},
             }
         )

@@ -44,7 +44,7 @@ from spin.classifier import feature_columns
 from spin.errors import UserError
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
-from spin.heads.selection import Rule, Selection
+from spin.heads.selection import Selection
 from spin.labels.label_space import Label, LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.pages.explanation import Explanation
@@ -92,18 +92,18 @@ def build_random_classifier(label_space: LabelSpace) -> tuple[TrainedClassifier,
     draw = np.random.default_rng(len(label_space) + label_space.multilabel)
     values = {c: draw.integers(-4, 5, (40, width)).astype(np.float16) for c, width in ((FFN, 9), (RESID, 6))}
 
-    def fitted(neurons: dict[FeatureColumn, list[int]], rule: Rule = "l1") -> FittedClassifier:
+    def fitted(neurons: dict[FeatureColumn, list[int]], scale: float = 1.0) -> FittedClassifier:
         p = sum(map(len, neurons.values()))
         selected = {c: np.array(n) for c, n in neurons.items()}
-        shares = np.linspace(0.1, 0.3, 9) * (1e-4 if rule == "ridge" else 1)
-        selection = Selection(selected, {c: shares[n] for c, n in selected.items()}, 0.5, rule)
+        shares = np.linspace(0.1, 0.3, 9) * scale
+        selection = Selection(selected, {c: shares[n] for c, n in selected.items()}, 0.5)
         mean, scale = (
             np.concatenate([f(9)[n] for n in selected.values()]) for f in (np.arange, lambda n: 2.0 + np.arange(n))
         )
         head = LinearHead(draw.normal(size=(len(label_space), p)), draw.normal(size=len(label_space)))
         return FittedClassifier(selection, Standardizer(mean, scale), head, build_choice_summary())
 
-    first, second = fitted({FFN: [1, 4, 7], RESID: [0, 5]}), fitted({FFN: [4, 8]}, "ridge")
+    first, second = fitted({FFN: [1, 4, 7], RESID: [0, 5]}), fitted({FFN: [4, 8]}, 1e-4)
     training_result = TrainingResult({"accuracy": first, "balanced": first, "cheapest": second}, (), 0)
     y = (
         draw.random((40, len(label_space))) < 0.4
@@ -145,7 +145,6 @@ def test_neuron_descriptions_agree_with_a_plain_loop(tmp_path: Path, label_space
             assert head["class"] == max(weights, key=weights.__getitem__)
             assert head["slope"] == pytest.approx(max(weights.values()), rel=1e-3)
             assert head["importance"] == pytest.approx(fitted.selection.rows()[position][2], rel=1e-3)
-            assert head["rule"] == fitted.selection.rule
             highest = sorted(
                 (i for i in range(40) if labels.splits[i] == "train"), key=lambda i: (-values[column][i, neuron], i)
             )[:3]
@@ -232,15 +231,15 @@ def test_neurons_of_a_choice_are_sorted_by_importance_times_slope(tmp_path: Path
         assert len(set(weights)) == len(weights) > 1
 
 
-def test_the_small_shares_of_the_ridge_rule_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each with two digits, and under the name of what they are shares of."""
+def test_small_shares_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each with two digits."""
     spin, labels, values = build_random_classifier(LABEL_SPACES[1])
     rows = describe_neurons(spin, write_features(tmp_path, labels, values), labels)
-    for choose, shown in (("accuracy", ("20 %", "share of the weights of its probe")), ("cheapest", ("0.0020 %",))):
+    for choose, shown in (("accuracy", "20 %"), ("cheapest", "0.0020 %")):
         print_neurons([ChosenNeuron(row, row.heads[choose]) for row in rows if choose in row.heads], {}, 5)
         printed = " ".join(capsys.readouterr().out.split())
-        assert all(text in printed for text in shown), printed
-    assert "share of the weights of a ridge regression on all neurons" in printed
+        assert shown in printed
+        assert "by importance (share of that of all neurons) times slope" in printed
 
 
 def test_drivers_get_their_texts_from_the_corpus(tmp_path: Path) -> None:
@@ -306,7 +305,7 @@ class Project:
 
 def train(folder: Path, backbone: BackboneSettings, texts: Sequence[str], labels: Sequence[Label]) -> None:
     """Train a classifier and write the files that the commands read: settings, corpus, model and neurons."""
-    search = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), l1=(), network="off")
+    search = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), network="off")
     sites, probe = ["resid.01", "ffn.03"], ProbeSettings(penalties=3, max_extra=0)
     spin = SpinClassifier(backbone, sites=sites, probe=probe, search=search).fit(texts, labels).trained_
     spin.save(folder / "model")

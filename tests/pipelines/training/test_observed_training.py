@@ -26,7 +26,7 @@ from tests.support.leases import expire_lease
 pytestmark = pytest.mark.slow
 
 DOCUMENTS = 300
-SEARCH = {"etas": [0.5], "strengths": [1], "network": "off", "words": "off", "l1": []}
+SEARCH = {"etas": [0.5], "strengths": [1], "network": "off", "words": "off"}
 
 
 class Training:

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_settings(folder: Path, store: Path, **changes: Any) -> Settings:
     """Settings of a training without baselines."""
-    search = {"etas": [0.5, 0.9], "strengths": [1, 10], "network": "off", "words": "off", "l1": []}
+    search = {"etas": [0.5, 0.9], "strengths": [1, 10], "network": "off", "words": "off"}
     return small_training.make_settings(folder, store, **{"search": search, "train": {"baselines": False}, **changes})
 
 

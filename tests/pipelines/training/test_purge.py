@@ -277,7 +277,7 @@ def test_a_purge_that_is_overtaken_deletes_nothing_of_its_successor(
 N, SAMPLED = 600, 300
 CLASSES = ("good", "bad", "plain")
 TEXTS = [row["text"] for row in tiny.make_documents(40, CLASSES, seed=9)]
-SEARCH = {"documents": SAMPLED, "etas": [0.9], "strengths": [1], "network": "off", "l1": []}
+SEARCH = {"documents": SAMPLED, "etas": [0.9], "strengths": [1], "network": "off"}
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def test_few_documents_are_fitted_without_workers_and_more_in_several(
 ) -> None:
     """The settings leave the number of workers open; only the number of documents decides."""
     small_training.write_corpus(tmp_path, DOCUMENTS, ("good", "bad"))
-    search = {"etas": [0.9], "strengths": [1], "network": "off", "words": "off", "l1": []}
+    search = {"etas": [0.9], "strengths": [1], "network": "off", "words": "off"}
     changes = {"search": search, "train": {"baselines": False}}
     run_stages(small_training.make_settings(tmp_path, tmp_path / "store", **changes), ["extract"])
     settings = small_training.make_settings(tmp_path, tmp_path / "store", ray={"shard_documents": 100}, **changes)

@@ -33,7 +33,7 @@ def make_settings(folder: Path, uri: str, *, keep_texts: bool) -> Settings:
         "ray": {"workers": 0, "shard_documents": 100},
         "sites": ["resid.00", "ffn.01"],
         "probe": {"penalties": 3, "max_extra": 0},
-        "search": {"etas": [0.9], "max_share": 0.5, "strengths": [1], "l1": [], "network": "off"},
+        "search": {"etas": [0.9], "max_share": 0.5, "strengths": [1], "network": "off"},
         "train": {"baselines": False, "keep_texts": keep_texts},
     }
     return parse_settings(tree)

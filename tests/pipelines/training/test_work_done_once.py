@@ -103,7 +103,7 @@ def make_settings(folder: Path, name: str, *, include_backbone: bool) -> Setting
             "ray": {"workers": 0, "shard_documents": 100},
             "sites": ["ffn.01"],
             "probe": {"penalties": 3, "max_extra": 0},
-            "search": {"etas": [0.9], "strengths": [1], "l1": [], "network": "off"},
+            "search": {"etas": [0.9], "strengths": [1], "network": "off"},
         }
     )
 

@@ -329,7 +329,7 @@ def test_a_multilabel_corpus_is_trained_promoted_evaluated_and_classified(
             "mlflow": {"model": "tiny"},
             "ray": {"workers": 0},
             "probe": {"penalties": 3, "max_extra": 0, "class_weights": "balanced"},
-            "search": {"etas": [0.9], "max_share": 0.5, "strengths": [3], "l1": [], "network": "off"},
+            "search": {"etas": [0.9], "max_share": 0.5, "strengths": [3], "network": "off"},
             "promote": {"max_ece": 0.3},
         }
     )

@@ -78,7 +78,7 @@ def project(nodes: Nodes, s3_server: str, tmp_path: Path) -> Project:
         "mlflow": {"model": "tiny", "tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"},
         "ray": {"shard_documents": 100, "probe": {"workers": 0}, "train": {"workers": 0}},
         "probe": {"penalties": 3, "max_extra": 0},
-        "search": {"etas": [0.9], "max_share": 0.5, "strengths": [1], "network": "off", "l1": []},
+        "search": {"etas": [0.9], "max_share": 0.5, "strengths": [1], "network": "off"},
     }
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     (tmp_path / ".env").write_text("SECRET=1")

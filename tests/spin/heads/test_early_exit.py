@@ -188,7 +188,7 @@ def test_training_offers_exits_within_the_allowed_loss(backbone_folder: Path) ->
             SpinClassifier(
                 BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"),
                 probe=ProbeSettings(penalties=4),
-                search=SearchSettings(etas=(0.9,), max_share=1, strengths=(3,), l1=(), network="off", words="off"),
+                search=SearchSettings(etas=(0.5,), max_share=1, strengths=(3,), network="off", words="off"),
                 cascade=CascadeSettings(max_loss=max_loss),
                 early=True,
             )

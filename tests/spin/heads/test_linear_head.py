@@ -29,12 +29,6 @@ def test_logits_are_the_bias_and_what_each_feature_adds(head: LinearHead) -> Non
     np.testing.assert_allclose(head.logits(np.zeros((1, 6), np.float32))[0], head.bias, atol=1e-6)
 
 
-def test_features_that_are_zero_can_be_left_out(head: LinearHead) -> None:
-    kept = np.array([True, False, True, True, False, True])
-    np.testing.assert_allclose(head.keep(kept).logits(X[:, kept]), head.logits(X * kept), atol=1e-5)
-    assert head.used.tolist() == [True] * 6
-
-
 def test_a_stored_head_and_its_graph_give_the_same_logits(head: LinearHead) -> None:
     stored = type(head).from_tensors(head.to_tensors())
     np.testing.assert_array_equal(stored.logits(X), head.logits(X))

@@ -20,11 +20,11 @@ from spin.heads import persistence
 from spin.heads.candidate import Candidate
 from spin.heads.early_exit import EarlyExit
 from spin.heads.fitted import FittedClassifier, LeakageCap, TrainingResult, UncappedChoice
-from spin.heads.linear_head import LinearHead, Penalty
+from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
 from spin.heads.persistence import CONFIG, TENSORS, ClassifierMetadata, load, save
 from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe, LastLayerRecipe
-from spin.heads.selection import Rule, Selection
+from spin.heads.selection import Selection
 from spin.heads.stack import Stack
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer
@@ -63,9 +63,8 @@ def make_fitted(
     head: LinearHead = LinearHead(values(classes, p), values(classes))
     if network:
         head = NetworkHead(head.coef, head.intercept, values(4, p), values(4), values(classes, 4))
-    rule: Rule = "ridge" if seed % 2 else "l1"
-    selection = Selection(neurons, importance, 0.1 + seed % 7 / 10, rule, words * classes)
-    summary = SUMMARY.model_copy(update={"rule": rule, "head": head.name})
+    selection = Selection(neurons, importance, 0.1 + seed % 7 / 10, words * classes)
+    summary = SUMMARY.model_copy(update={"head": head.name})
     return FittedClassifier(selection, Standardizer(values(p), values(p)), head, summary)
 
 
@@ -84,9 +83,9 @@ def make_training_result(*parts: FittedClassifier) -> TrainingResult:
     names = ("accuracy", "balanced", "cheapest")
     choices = {name: parts[min(at, len(parts) - 1)] for at, name in enumerate(names)}
     points = (
-        Candidate("l1", 1 / 3, 0, (), compute=0.0, penalty=Penalty(0.3), stack=PLAIN, neurons=4, valid_score=0.625),
+        Candidate(1 / 3, 0, (), compute=0.0, strength=0.3, stack=PLAIN, neurons=4, valid_score=0.625),
         Candidate(
-            "ridge", 0.7, 2, ("ffn",), compute=0.66, penalty=Penalty(3, 0.02), neurons=7, valid_score=2 / 3,
+            0.7, 2, ("ffn",), compute=0.66, strength=3, neurons=7, valid_score=2 / 3,
             stack=Stack((0.0, 0.0, 0.0), 0.75, 0.25),
         ),
     )  # fmt: skip
@@ -191,12 +190,12 @@ def test_exits_are_stored_with_their_recipes(tmp_path: Path) -> None:
     draw, fitted = np.random.default_rng(0), make_fitted(0, network=True)
     heads = [LinearHead(*(draw.normal(size=s).astype(np.float32) for s in ((3, p), 3))) for p in (3, 2)]
     recipes = [
-        ExitRecipe(depth, 0.75, 0.5, HeadRecipe(Penalty(4.0), Stack((0.5, 0.25, 0.125), *weights)))
+        ExitRecipe(depth, 0.75, 0.5, HeadRecipe(4.0, Stack((0.5, 0.25, 0.125), *weights)))
         for depth, weights in ((BY_WORDS, (0.0, 1.0)), (1, (0.5, 0.0)))
     ]
     exits = tuple(EarlyExit(r.depth, head, r.threshold) for r, head in zip(recipes, heads, strict=True))
     last_layer = LastLayerRecipe(FeatureColumn.parse("resid.01.mean"), 3.0, (0.4, 0.3))
-    head = HeadRecipe(Penalty(1.0), Stack((1.0, 2.0, 3.0), 1.5, network=0.5), epochs=40, last_layer=last_layer)
+    head = HeadRecipe(1.0, Stack((1.0, 2.0, 3.0), 1.5, network=0.5), epochs=40, last_layer=last_layer)
     recipe = ClassifierRecipe(head, tuple(recipes))
     result = make_training_result(replace(fitted, exits=exits, recipe=recipe))
     loaded, _ = load(write(tmp_path, replace(result, words=make_regression())))
@@ -305,15 +304,15 @@ INCOMPLETE, UNREADABLE = "is not a whole classifier: ", "is not a classifier tha
         *[
             (
                 edit_config(lambda c, n=n: c.update(format=n)),
-                f"format {n}, this version reads 10; train the model again",
+                f"format {n}, this version reads 11; train the model again",
             )
             for n in (1, 8)
         ],
         (
-            edit_config(lambda c: c.update(format=11)),
-            "has format 11, this version reads 10; install the version of SPIN",
+            edit_config(lambda c: c.update(format=12)),
+            "has format 12, this version reads 11; install the version of SPIN",
         ),
-        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 10; train the model again"),
+        (edit_config(lambda c: c.pop("format")), "has format None, this version reads 11; train the model again"),
         *[(remove_tensor(f"0.{name}"), f"{INCOMPLETE}'{name}'") for name in ("mean", "scale")],
         *[(remove_tensor(f"0.head.{name}"), f"{INCOMPLETE}'{name}'") for name in ("coef", "intercept")],
         (remove_tensor("0.head.inner_bias"), f"{INCOMPLETE}'inner_bias'"),

@@ -1,4 +1,4 @@
-"""The linear head is scikit-learn's logistic regression on scaled features, for every kind of task and penalty."""
+"""The linear head is scikit-learn's logistic regression on scaled features, for every kind of task and strength."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import spin.integrate.fit_linear as fit_linear_module
 from spin.arrays import Floats
 from spin.heads.design import Design
 from spin.heads.feature_rows import FeatureRows
-from spin.heads.linear_head import LinearHead, Penalty
+from spin.heads.linear_head import LinearHead
 from spin.integrate.fit_linear import fit_linear
 from spin.process_group import ProcessGroup
 
@@ -24,7 +24,7 @@ STRENGTHS = (0.1, 1.0, 10.0)
 
 
 def make_design(classes: int, *, exclusive: bool = True, weighted: bool = False, n: int = 240, p: int = 15) -> Design:
-    """Standardised, correlated features of overlapping, unbalanced classes; the scales fall from feature to feature."""
+    """Standardised, correlated features of overlapping, unbalanced classes."""
     draw = np.random.default_rng(classes)
     X = draw.normal(size=(n, 4)) @ draw.normal(size=(4, p)) / 2 + draw.normal(size=(n, p))
     X = ((X - X.mean(0)) / X.std(0)).astype(np.float32)
@@ -32,9 +32,8 @@ def make_design(classes: int, *, exclusive: bool = True, weighted: bool = False,
     logits = X[:, :classes] * 1.5 + np.linspace(0, -1, classes) + drift
     has = logits.argmax(1)[:, None] == np.arange(classes) if exclusive else logits > 0
     weights = draw.exponential(size=(n, 1 if exclusive else classes)) if weighted else np.ones((n, 1))
-    scales = np.geomspace(3, 0.1, p).astype(np.float32)
     weights = (weights / weights.sum(0)).astype(np.float32)
-    return Design(FeatureRows(X), has, weights, scales, exclusive, ProcessGroup())
+    return Design(FeatureRows(X), has, weights, exclusive, ProcessGroup())
 
 
 def matrix(design: Design) -> Floats:
@@ -42,30 +41,6 @@ def matrix(design: Design) -> Floats:
     values = design.features.values
     assert isinstance(values, np.ndarray)
     return values
-
-
-def loss(design: Design, logits: Floats) -> float:
-    """The weighted loss in float64, row by row."""
-    total = 0.0
-    for row, has, s in zip(logits.astype(np.float64), design.has, design.weights.astype(np.float64), strict=True):
-        if design.exclusive:
-            total += float(s[0] * (np.log(np.exp(row - row.max()).sum()) + row.max() - row[has][0]))
-        else:
-            total += float((s * np.logaddexp(0, np.where(has, -row, row))).sum())
-    return total
-
-
-def objective(design: Design, head: LinearHead, penalty: Penalty, l1: float) -> float:
-    """The objective that the head minimises; `l1` is the penalty itself."""
-    V = head.coef.astype(np.float64) / unit_scales(design)
-    l2 = 1 / (penalty.strength * len(design.features))
-    logits = matrix(design).astype(np.float64) @ head.coef.T.astype(np.float64) + head.intercept
-    return loss(design, logits) + l1 * np.abs(V).sum() + l2 * (V**2).sum() / 2
-
-
-def unit_scales(design: Design) -> Floats:
-    scales = design.scales.astype(np.float64)
-    return scales / np.sqrt((scales**2).sum())
 
 
 def slopes(design: Design, logits: Floats) -> tuple[Floats, Floats]:
@@ -77,32 +52,27 @@ def slopes(design: Design, logits: Floats) -> tuple[Floats, Floats]:
     else:
         probabilities = 1 / (1 + np.exp(-logits))
     residual = design.weights * (probabilities - design.has)
-    return (matrix(design) * unit_scales(design)).T @ residual, residual.sum(0)
+    return matrix(design).T @ residual * matrix(design).shape[1] ** -0.5, residual.sum(0)
 
 
 def largest_null_slope(design: Design) -> float:
-    """The smallest L1 penalty at which every coefficient is zero: the largest slope of the null model."""
+    """The largest slope of the null model."""
     share = (design.weights.astype(np.float64) * design.has).sum(0).clip(1e-6, 1 - 1e-6)
     null = np.log(share) if design.exclusive else np.log(share / (1 - share))
     return float(np.abs(slopes(design, np.tile(null, (len(design.features), 1)))[0]).max())
 
 
-def kkt_violation(design: Design, head: LinearHead, penalty: Penalty) -> float:
-    """The largest violation of the optimality conditions, by a loop over coefficients, as a share of the null slope."""
-    top = largest_null_slope(design)
-    l1, l2 = penalty.l1 * top, 1 / (penalty.strength * len(design.features))
+def kkt_violation(design: Design, head: LinearHead, strength: float) -> float:
+    """The largest violation of the optimality conditions, as a share of the null slope."""
     by_V, by_intercept = slopes(design, matrix(design).astype(np.float64) @ head.coef.T + head.intercept)
-    largest = float(np.abs(by_intercept).max())
-    for j, k in np.ndindex(by_V.shape):
-        v = float(head.coef[k, j]) / unit_scales(design)[j]
-        slope = by_V[j, k] + l2 * v
-        largest = max(largest, abs(slope + l1 * np.sign(v)) if v else abs(slope) - l1)
-    return largest / top
+    V = head.coef.T * matrix(design).shape[1] ** 0.5
+    violations = by_V + V / (strength * len(design.features))
+    return max(float(np.abs(by_intercept).max()), float(np.abs(violations).max())) / largest_null_slope(design)
 
 
 def sklearn_probabilities(design: Design, strength: float) -> Floats:
     """Probabilities (n, K) of scikit-learn's logistic regressions."""
-    X = matrix(design).astype(np.float64) * unit_scales(design)
+    X = matrix(design).astype(np.float64) * matrix(design).shape[1] ** -0.5
     rows = len(X) * np.broadcast_to(design.weights, design.has.shape).astype(np.float64)
     options = {"tol": 1e-9, "max_iter": 10000}
     if not design.exclusive:
@@ -131,13 +101,13 @@ def probabilities(design: Design, head: LinearHead) -> Floats:
 def test_the_linear_head_has_the_probabilities_of_scikit_learn(classes: int, exclusive: bool, weighted: bool) -> None:
     """Multinomial or one-vs-rest, at every strength of one batch."""
     design = make_design(classes, exclusive=exclusive, weighted=weighted)
-    heads = fit_linear(design, [Penalty(strength) for strength in STRENGTHS], tolerance=1e-4, max_checks=300)
+    heads = fit_linear(design, STRENGTHS, tolerance=1e-4, max_checks=300)
     for head, strength in zip(heads, STRENGTHS, strict=True):
         assert head.coef.shape == (classes, 15)
         assert head.intercept.shape == (classes,)
         assert head.coef.dtype == head.intercept.dtype == np.float32
         np.testing.assert_allclose(probabilities(design, head), sklearn_probabilities(design, strength), atol=2e-3)
-        assert kkt_violation(design, head, Penalty(strength)) <= 1.1e-4
+        assert kkt_violation(design, head, strength) <= 1.1e-4
     spread = [head.logits(matrix(design)).std() for head in heads]
     assert spread[0] < 0.8 * spread[1] < 0.8 * spread[2], "a weaker penalty spreads the logits"
 
@@ -146,52 +116,19 @@ def test_the_linear_head_has_the_probabilities_of_scikit_learn(classes: int, exc
 def test_the_default_tolerance_is_close_to_scikit_learn(classes: int, exclusive: bool) -> None:
     """The default limits end weakly penalised fits early, so the probabilities agree less closely."""
     design = make_design(classes, exclusive=exclusive)
-    for head, strength in zip(fit_linear(design, [Penalty(s) for s in STRENGTHS]), STRENGTHS, strict=True):
+    for head, strength in zip(fit_linear(design, STRENGTHS), STRENGTHS, strict=True):
         np.testing.assert_allclose(probabilities(design, head), sklearn_probabilities(design, strength), atol=0.08)
-        assert kkt_violation(design, head, Penalty(strength)) <= 3.3e-3
-
-
-@pytest.mark.parametrize("strength", [0.3, 3.0])
-@pytest.mark.parametrize("share", [0.03, 0.3])
-@pytest.mark.parametrize(("classes", "exclusive"), [(3, True), (2, False)])
-def test_the_elastic_net_is_that_of_scikit_learn(classes: int, exclusive: bool, share: float, strength: float) -> None:
-    """Its objective is that of saga, no optimality condition is violated, and some coefficients are exactly zero."""
-    design, penalty = make_design(classes, exclusive=exclusive, weighted=True), Penalty(strength, share)
-    [head] = fit_linear(design, [penalty], tolerance=1e-4, max_checks=300)
-    assert kkt_violation(design, head, penalty) <= 1.1e-4
-    assert 0 < (head.coef == 0).mean() < 1
-    l1, l2 = share * largest_null_slope(design), 1 / (strength * len(design.features))
-    weights = np.broadcast_to(design.weights, design.has.shape) / (l1 + l2)
-    saga = LogisticRegression(C=1, l1_ratio=l1 / (l1 + l2), solver="saga", tol=1e-7, max_iter=50000)
-    X = matrix(design).astype(np.float64) * unit_scales(design)
-    problems = [(design.has.argmax(1), weights[:, 0])] if exclusive else list(zip(design.has.T, weights.T, strict=True))
-    solutions = [saga.fit(X, y, sample_weight=s) and (saga.coef_, saga.intercept_) for y, s in problems]
-    sklearn_head = LinearHead(
-        np.concatenate([w for w, _ in solutions]) * unit_scales(design), np.concatenate([b for _, b in solutions])
-    )
-    assert objective(design, head, penalty, l1) == pytest.approx(objective(design, sklearn_head, penalty, l1), rel=1e-4)
-
-
-def test_an_l1_share_of_one_zeroes_every_coefficient() -> None:
-    """The share is relative to the smallest penalty that zeroes all; just below it some coefficient is not zero."""
-    for exclusive in (True, False):
-        design = make_design(3, exclusive=exclusive, weighted=True)
-        empty_head, nonempty_head = fit_linear(design, [Penalty(1.0, 1.001), Penalty(1.0, 0.98)], tolerance=1e-4)
-        assert not empty_head.coef.any()
-        assert nonempty_head.coef.any()
-        share = (design.weights * design.has).sum(0)
-        np.testing.assert_allclose(probabilities(design, empty_head)[0], share, atol=1e-4)
+        assert kkt_violation(design, head, strength) <= 3.3e-3
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_penalties_fitted_together_equal_penalties_fitted_alone(exclusive: bool) -> None:
+def test_strengths_fitted_together_equal_strengths_fitted_alone(exclusive: bool) -> None:
     """In one batch, which converged heads leave, every head equals the one fitted by itself."""
     design = make_design(3, exclusive=exclusive)
-    penalties = [Penalty(s, l1) for s in STRENGTHS for l1 in (0.0, 0.1, 0.9)]
-    together = fit_linear(design, penalties, tolerance=1e-4, max_checks=300)
-    assert len(together) == len(penalties)
-    for head, penalty in zip(together, penalties, strict=True):
-        [alone] = fit_linear(design, [penalty], tolerance=1e-4, max_checks=300)
+    together = fit_linear(design, STRENGTHS, tolerance=1e-4, max_checks=300)
+    assert len(together) == len(STRENGTHS)
+    for head, strength in zip(together, STRENGTHS, strict=True):
+        [alone] = fit_linear(design, [strength], tolerance=1e-4, max_checks=300)
         np.testing.assert_allclose(head.logits(matrix(design)), alone.logits(matrix(design)), atol=5e-3)
 
 
@@ -206,22 +143,20 @@ def test_repeating_every_row_equals_twice_the_strength() -> None:
         weights=design.weights[repeats] / 2,
     )
     [repeated_head], [original_head] = (
-        fit_linear(twice, [Penalty(0.5)], tolerance=1e-4),
-        fit_linear(design, [Penalty(1.0)], tolerance=1e-4),
+        fit_linear(twice, [0.5], tolerance=1e-4),
+        fit_linear(design, [1.0], tolerance=1e-4),
     )
     np.testing.assert_allclose(repeated_head.logits(matrix(design)), original_head.logits(matrix(design)), atol=5e-3)
 
 
-def test_only_the_proportions_of_the_scales_matter() -> None:
-    """Scales multiplied by a constant give the same head, and so do duplicate features."""
+def test_the_number_of_features_does_not_change_what_a_strength_means() -> None:
+    """Features that are all there twice give the same logits."""
     design = make_design(3)
-    [head] = fit_linear(design, [Penalty(1.0)], tolerance=1e-4)
-    [scaled] = fit_linear(replace(design, scales=design.scales * 1000), [Penalty(1.0)], tolerance=1e-4)
-    np.testing.assert_allclose(scaled.logits(matrix(design)), head.logits(matrix(design)), atol=1e-3)
-    duplicated = replace(design, features=FeatureRows(np.tile(matrix(design), 2)), scales=np.tile(design.scales, 2))
-    [duplicates] = fit_linear(duplicated, [Penalty(1.0)], tolerance=1e-4)
+    [head] = fit_linear(design, [1.0], tolerance=1e-4)
+    duplicated = replace(design, features=FeatureRows(np.tile(matrix(design), 2)))
+    [duplicates] = fit_linear(duplicated, [1.0], tolerance=1e-4)
     np.testing.assert_allclose(duplicates.logits(matrix(duplicated)), head.logits(matrix(design)), atol=5e-3)
-    np.testing.assert_allclose(np.linalg.norm(duplicated.unit), 1, atol=1e-6)
+    assert duplicated.unit == pytest.approx(30**-0.5)
 
 
 @pytest.mark.slow
@@ -230,7 +165,7 @@ def test_only_the_proportions_of_the_scales_matter() -> None:
 def test_features_in_a_file_give_the_same_heads(exclusive: bool, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block holds a few of the rows. The first blocks may stay in memory, and only the others are read again."""
     design = make_design(3, exclusive=exclusive, weighted=True)
-    penalties = [Penalty(0.3), Penalty(3.0, 0.1)]
+    strengths = [0.3, 3.0]
     monkeypatch.setattr(spin.heads.feature_rows, "MOST_IN_MEMORY", 0)
     monkeypatch.setattr(spin.heads.feature_rows, "BLOCK_BYTES", 4 * 37 * design.features.shape[1])
     on_disk = replace(design, features=FeatureRows.collect(design.features.blocks(), len(design.features)))
@@ -251,7 +186,7 @@ def test_features_in_a_file_give_the_same_heads(exclusive: bool, kept: int, monk
     assert computed == ([37] * 6 + [18])[kept:]
     for first, second in zip(on_disk.blocks(), again, strict=True):
         assert torch.equal(first, second)
-    fits = [fit_linear(each, penalties, tolerance=1e-5, max_checks=100) for each in (design, on_disk)]
+    fits = [fit_linear(each, strengths, tolerance=1e-5, max_checks=100) for each in (design, on_disk)]
     for in_memory, streamed in zip(*fits, strict=True):
         np.testing.assert_allclose(streamed.coef, in_memory.coef, atol=1e-3)
         np.testing.assert_allclose(streamed.intercept, in_memory.intercept, atol=1e-3)
@@ -273,16 +208,14 @@ def test_heads_on_far_more_features_than_rows_are_the_same_in_the_space_of_the_r
         features=FeatureRows(np.concatenate([matrix(design)[few], noise], axis=1)),
         has=design.has[few],
         weights=weights / weights.sum(0),
-        scales=np.concatenate([design.scales, np.linspace(0.2, 0.9, 200, dtype=np.float32)]),
     )
-    penalties = [Penalty(0.3), Penalty(30.0)]
-    assert fit_linear_module._is_wide(wide, penalties)
-    assert not fit_linear_module._is_wide(wide, [Penalty(0.3, 0.1)])
-    in_row_space = fit_linear(wide, penalties, tolerance=1e-5, max_checks=200)
-    for head, penalty in zip(fit_linear(wide, penalties), penalties, strict=True):
-        assert kkt_violation(wide, head, penalty) < 3.1e-3
+    strengths = [0.3, 30.0]
+    assert fit_linear_module._is_wide(wide, len(strengths))
+    in_row_space = fit_linear(wide, strengths, tolerance=1e-5, max_checks=200)
+    for head, strength in zip(fit_linear(wide, strengths), strengths, strict=True):
+        assert kkt_violation(wide, head, strength) < 3.1e-3
     monkeypatch.setattr(fit_linear_module, "_is_wide", lambda *_: False)
-    in_feature_space = fit_linear(wide, penalties, tolerance=1e-5, max_checks=200)
+    in_feature_space = fit_linear(wide, strengths, tolerance=1e-5, max_checks=200)
     for head, expected in zip(in_row_space, in_feature_space, strict=True):
         np.testing.assert_allclose(head.coef, expected.coef, atol=1e-3)
         np.testing.assert_allclose(head.intercept, expected.intercept, atol=1e-3)
@@ -297,10 +230,9 @@ def test_heads_on_far_more_features_than_rows_are_the_same_in_the_space_of_the_r
     st.integers(2, 4),
     st.booleans(),
     st.booleans(),
-    st.sampled_from([0.0, 0.02, 0.5]),
 )
 def test_every_small_problem_is_solved(
-    seed: int, n: int, p: int, classes: int, exclusive: bool, duplicates: bool, l1: float
+    seed: int, n: int, p: int, classes: int, exclusive: bool, duplicates: bool
 ) -> None:
     """Every fit is optimal.
 
@@ -316,15 +248,14 @@ def test_every_small_problem_is_solved(
         FeatureRows(X),
         has,
         (weights / weights.sum(0)).astype(np.float32),
-        np.ones(X.shape[1], np.float32),
         exclusive,
         ProcessGroup(),
     )
-    penalties = [Penalty(strength, l1) for strength in (0.1, 10.0)]
-    for head, penalty in zip(fit_linear(design, penalties, tolerance=1e-3, max_checks=300), penalties, strict=True):
+    strengths = (0.1, 10.0)
+    for head, strength in zip(fit_linear(design, strengths, tolerance=1e-3, max_checks=300), strengths, strict=True):
         assert np.isfinite(head.coef).all()
         if largest_null_slope(design) > 1e-3:  # a single class has no slope to compare with
-            assert kkt_violation(design, head, penalty) <= 2e-3
+            assert kkt_violation(design, head, strength) <= 2e-3
 
 
 # The head itself
@@ -343,12 +274,3 @@ def test_features_times_slopes_and_the_bias_add_up_to_the_logits() -> None:
             by_hand = sum(float(x[j]) * float(head.coef[k, j]) for j in range(5)) + float(head.intercept[k])
             assert logits[k] == pytest.approx(by_hand, abs=1e-5)
             assert (head.slopes(x) @ x + head.bias)[k] == pytest.approx(by_hand, abs=1e-5)
-
-
-def test_features_without_weight_can_be_removed() -> None:
-    """The head of the remaining features gives the same logits."""
-    head, X = make_head(), np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
-    head.coef[:, [1, 3]] = 0
-    nonzero = head.coef.any(0)
-    np.testing.assert_allclose(head.keep(nonzero).logits(X[:, nonzero]), head.logits(X), atol=1e-6)
-    assert head.keep(nonzero).coef.shape == (3, 3)

@@ -11,7 +11,7 @@ import torch
 from spin.heads.calibration import log_loss
 from spin.heads.design import Design
 from spin.heads.feature_rows import FeatureRows
-from spin.heads.linear_head import LinearHead, Penalty
+from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
 from spin.integrate import fit_network as module
 from spin.integrate.fit_linear import fit_linear
@@ -27,9 +27,7 @@ def make_design(n: int = 1000, *, exclusive: bool = True, seed: int = 0) -> Desi
     X = draw.normal(size=(n, 6)).astype(np.float32)
     product = 4 * X[:, 1] * X[:, 2] + X[:, 0] > 0
     has = np.stack([~product, product] if exclusive else [product, X[:, 0] > 0], axis=1)
-    return Design(
-        FeatureRows(X), has, np.full((n, 1), 1 / n, np.float32), np.ones(6, np.float32), exclusive, ProcessGroup()
-    )
+    return Design(FeatureRows(X), has, np.full((n, 1), 1 / n, np.float32), exclusive, ProcessGroup())
 
 
 def loss(design: Design, head: LinearHead) -> float:
@@ -48,7 +46,7 @@ def design() -> Design:
 def test_it_learns_an_interaction_that_a_linear_head_misses(exclusive: bool) -> None:
     """On unseen rows, where it is also right about the linear effect."""
     design, unseen = make_design(exclusive=exclusive), make_design(exclusive=exclusive, seed=1)
-    [linear] = fit_linear(design, [Penalty(10.0)])
+    [linear] = fit_linear(design, [10.0])
     network, epochs = fit_network(design, 0, epochs=30)
     assert epochs == 30
     accuracies = [((h.logits(matrix(unseen)) > 0) == unseen.has).mean(0) for h in (linear, network)]
@@ -68,7 +66,7 @@ def test_it_is_the_mean_of_several_networks(design: Design) -> None:
     """Whose logits are computed here one after another, from the weights that were fitted."""
     networks = module._Networks(design, 0)
     networks.run_epoch()
-    X, parts = torch.from_numpy(matrix(design)) * networks.scale, []
+    X, parts = torch.from_numpy(matrix(design)), []
     for m in range(module.NETWORKS):
         units = slice(m * module.WIDTH, (m + 1) * module.WIDTH)
         hidden = torch.relu(X @ networks.inner[units].T + networks.inner_bias[units])
@@ -92,14 +90,6 @@ def test_rows_without_weight_do_not_count(design: Design) -> None:
     flipped = replace(weighted, has=np.where(weights > 0, design.has, ~design.has))
     expected, actual = (fit_network(each, 0, epochs=2)[0].logits(matrix(design)) for each in (weighted, flipped))
     np.testing.assert_allclose(expected, actual, atol=1e-5)
-
-
-def test_features_count_by_their_scale() -> None:
-    """A feature on the scale 0 is not read."""
-    design = replace(make_design(), scales=np.array([1, 0, 1, 1, 1, 1], np.float32))
-    network, _ = fit_network(design, 0, epochs=1)
-    assert not network.inner[:, 1].any()
-    assert network.inner[:, 0].all()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +124,7 @@ def test_a_judge_on_held_out_rows_prevents_overfitting() -> None:
         y = draw.integers(0, 2, 60)
         X = draw.normal(size=(60, 20)).astype(np.float32)
         has, weights = y[:, None] == np.arange(2), np.full((60, 1), 1 / 60, np.float32)
-        return Design(FeatureRows(X), has, weights, np.ones(20, np.float32), True, ProcessGroup())
+        return Design(FeatureRows(X), has, weights, True, ProcessGroup())
 
     design, valid, unseen = make_noise(), make_noise(), make_noise()
     judged, epochs = fit_network(design, 0, judge=lambda head: loss(valid, head))

@@ -14,11 +14,10 @@ from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.integrate.head_fitter import refit
-from spin.integrate.integrate import CandidateFitter
 from spin.integrate.search import Search
 from spin.labels.metrics import score
 from spin.labels.training_data import TrainingData
-from spin.settings import CascadeSettings, DecisionSettings
+from spin.settings import CascadeSettings
 from tests.spin.integrate.test_search import (
     SEARCH,
     Project,
@@ -47,7 +46,7 @@ def heads(fitted: FittedClassifier) -> list[LinearHead]:
 @pytest.mark.parametrize("kind", ["multi-class", "multi-label"])
 def test_all_heads_are_fitted_on_all_rows_and_nothing_else_changes(kind: str) -> None:
     project = build_project(kind=kind, n=1200, signal=0.6)
-    before = train(project, l1=())  # the oracle has no L1 penalty
+    before = train(project)
     after = refit(before, project.probes, project.read_blocks, sampled(project))
     for choice, fitted in before.choices.items():
         again = after.choices[choice]
@@ -60,9 +59,9 @@ def test_all_heads_are_fitted_on_all_rows_and_nothing_else_changes(kind: str) ->
     assert fitted.exits
     assert fitted.recipe is not None
     rows = np.arange(len(project.y))
-    strength, stack = fitted.recipe.head.penalty.strength, fitted.recipe.head.stack
+    strength, stack = fitted.recipe.head.strength, fitted.recipe.head.stack
     scaled_on = project.folds[0].train
-    neurons = project.refit(fitted.selection, project.probes, scaled_on, rows, rows, strength)
+    neurons = project.refit(fitted.selection, scaled_on, rows, rows, strength)
     expected = stack.logits({"neurons": neurons})
     actual = fitted.logits(project.read(fitted.selection, rows))
     probabilities = [project.label_space.probabilities(logits) for logits in (actual, expected)]
@@ -79,25 +78,6 @@ def test_without_further_rows_the_heads_are_those_that_were_there() -> None:
     for one, other in zip(before.choices.values(), after.choices.values(), strict=True):
         for own, again in zip(heads(one), heads(other), strict=True):
             np.testing.assert_allclose(own.coef, again.coef, atol=1e-3)
-
-
-def test_dropped_neurons_do_not_weaken_the_penalty() -> None:
-    """A refit of a sparse head on its own rows is the same head, although its neurons are fewer than were judged."""
-    project = build_project(n=1600, signal=0.3)
-    settings = SEARCH.model_copy(update={"l1": (0.3,), "strengths": (0.1,), "rules": ("l1",)})
-    search = project.search(settings)
-    candidate = next(c for c in search.run() if c.penalty.l1)
-    fitted = CandidateFitter(search, CascadeSettings(max_loss=0), DecisionSettings()).fit(candidate)
-    assert 0 < len(fitted.selection) < 0.7 * len(search.select(candidate.subset))
-    before = TrainingResult({"accuracy": fitted}, (), 1)
-    again = refit(before, project.probes, project.read_blocks, project.data).choices["accuracy"]
-    assert again.selection.rows() == fitted.selection.rows()
-    largest = np.abs(heads(fitted)[-1].coef).max()
-    np.testing.assert_allclose(heads(again)[-1].coef, heads(fitted)[-1].coef, atol=0.02 * largest)
-    few = replace(project.data, folds=(replace(project.folds[0], train=project.folds[0].train[:60]),))
-    on_few = refit(before, project.probes, project.read_blocks, few).choices["accuracy"]
-    assert on_few.selection.rows() == fitted.selection.rows(), "what other rows would drop stays"
-    assert not heads(on_few)[-1].coef.any(0).all()
 
 
 def test_words_keep_their_weight() -> None:
@@ -146,7 +126,7 @@ def test_words_alone_need_no_rows() -> None:
 @pytest.mark.slow
 def test_a_network_is_fitted_for_the_epochs_that_validation_chose() -> None:
     project = build_interaction_project(n=1200)
-    before = train(project, network="auto", max_share=1.0, etas=(1.0,), rules=("l1",))
+    before = train(project, network="auto", max_share=1.0, etas=(1.0,))
     after = refit(before, project.probes, project.read_blocks, sampled(project))
     fitted, again = before.choices["accuracy"], after.choices["accuracy"]
     assert fitted.recipe is not None

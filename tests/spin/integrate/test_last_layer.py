@@ -11,7 +11,6 @@ from sklearn.linear_model import LogisticRegression
 
 from spin.arrays import Floats, Rows
 from spin.heads.calibration import fit_temperature, log_loss
-from spin.heads.linear_head import Penalty
 from spin.heads.selection import Selection
 from spin.integrate import last_layer as module
 from spin.integrate.feature_matrix import FeatureMatrix
@@ -125,7 +124,7 @@ def test_the_final_head_is_the_sum_of_both_on_all_labelled_rows() -> None:
     neurons = fitter.fitter.fit(search.select(candidate.subset), replace(recipe, last_layer=None))
     last = select_all(LAST, search.final_probes)
     design = search.matrix.design(search.cut, last, search.final_probes, search.data.rows)
-    [last_head] = fit_linear(design, [Penalty(recipe.last_layer.strength)])
+    [last_head] = fit_linear(design, [recipe.last_layer.strength])
     ours, others = recipe.last_layer.weights
     joined = ours * neurons.head.logits(standardized(neurons.selection)) + others * last_head.logits(standardized(last))
     expected = recipe.stack.logits({"neurons": joined})
@@ -137,7 +136,7 @@ def test_its_fits_are_not_counted_beyond_those_of_the_search() -> None:
     """Progress would else pass its end."""
     reports: list[int] = []
     search, _, _ = make_search(progress=reports.append)
-    groups = {(c.rule, c.eta, c.depth, c.part) for c in search.tried}
+    groups = {(c.eta, c.depth, c.part) for c in search.tried}
     assert reports == [len(search.folds)] * len(groups)
     assert sum(reports) <= most_fits(SEARCH, COLUMNS, len(search.folds))
 
@@ -190,6 +189,6 @@ def test_neurons_that_are_joined_have_no_importance() -> None:
     some = Selection(
         {first: np.array([1]), last: np.array([0, 2])}, {first: np.array([0.5]), last: np.array([0.3, 0.2])}, 0.9
     )
-    joined = some.join(Selection({last: np.arange(4)}, {last: np.zeros(4)}, 1.0, "ridge"))
+    joined = some.join(Selection({last: np.arange(4)}, {last: np.zeros(4)}, 1.0))
     assert joined.rows() == [(first, 1, 0.5), (last, 0, 0.3), (last, 1, 0.0), (last, 2, 0.2), (last, 3, 0.0)]
-    assert (joined.eta, joined.rule) == (0.9, "l1")
+    assert joined.eta == 0.9

@@ -34,7 +34,7 @@ from spin.settings import SearchSettings
 from tests.spin.integrate.test_frontier import FIVE_FOLDS, ONE_FOLD, candidate_lists
 from tests.spin.integrate.test_search import SEARCH, Project, build_project, make_words
 
-QUICK = SEARCH.model_copy(update={"etas": (0.3, 0.9), "strengths": (1.0,), "l1": ()})
+QUICK = SEARCH.model_copy(update={"etas": (0.3, 0.9), "strengths": (1.0,)})
 pytestmark = pytest.mark.usefixtures("all_folds", "few_labels")
 
 
@@ -141,13 +141,10 @@ def test_measuring_what_could_be_chosen_gives_the_choice_among_all_within_the_ca
     assert best_per_depth(leave_out(candidates, best_per_depth, is_above)) == best_per_depth(within)
 
 
-@pytest.mark.parametrize("rule", ["l1", "ridge"])
 @pytest.mark.parametrize("eta", [0.01, 0.6, 0.9])
-def test_leakage_is_what_a_plain_ridge_regression_recovers(
-    project: Project, attack: LeakageAttack, rule: Any, eta: float
-) -> None:
+def test_leakage_is_what_a_plain_ridge_regression_recovers(project: Project, attack: LeakageAttack, eta: float) -> None:
     search = project.search(QUICK)
-    selection = search.select(Subset(rule, eta, 4))
+    selection = search.select(Subset(eta, 4))
     expected = attack_plainly(project, selection)
     assert Leakage(search, attack, 0.5).of_selection(selection) == pytest.approx(expected, abs=1e-3)
     if eta > 0.5:
@@ -188,7 +185,7 @@ def test_the_choice_is_that_among_all_candidates_of_both_runs(project: Project, 
     search.run()
     found = choose_under_cap(search, replace(attack, recover=count_neurons), 0.15)
     again = project.search(capped(0.15, etas=(0.1, 0.5, 0.9)))
-    tried = [*again.run(), *again.below({rule: again.largest_eta(rule, 15) for rule in again.rankings}).run()]
+    tried = [*again.run(), *again.below(again.eta_of(15)).run()]
     measured = [replace(c, leakage=len(again.select(c.subset)) / 100) for c in tried]
     within = [c for c in measured if c.leakage is not None and c.leakage <= 0.15]
     assert len(search.tried) < len(within) < len(tried) == found.tried
@@ -198,20 +195,16 @@ def test_the_choice_is_that_among_all_candidates_of_both_runs(project: Project, 
 
 @pytest.mark.slow
 def test_etas_are_lowered_to_the_most_neurons_within_the_cap(project: Project, attack: LeakageAttack) -> None:
-    """And to no fewer. The neurons of a rule whose fewest are above the cap are left out of the second run."""
-    for most, expected in ((0.15, {"l1": 15, "ridge": 15}), (0.05, {"ridge": 5})):
+    """And to no fewer."""
+    for most, count in ((0.15, 15), (0.05, 5)):
         search = project.search(capped(most))
         first = list(search.run())
         found = choose_under_cap(search, replace(attack, recover=count_neurons), most)
         assert search.tried == first, "the first run is what it was"
         assert all(len(search.select(c.subset)) <= 100 * most for c in found.choices.values())
-        lowered = search.below({rule: search.largest_eta(rule, count) for rule, count in expected.items()})  # type: ignore[arg-type]
-        seconds = lowered.run()
+        seconds = search.below(search.eta_of(count)).run()
         assert found.tried == len(first) + len(seconds)
-        assert {c.rule for c in seconds} == set(expected)
-        for rule, count in expected.items():
-            sizes = [len(search.select(c.subset)) for c in seconds if c.rule == rule]
-            assert max(sizes) in (count, count - 1)
+        assert max(len(search.select(c.subset)) for c in seconds) in (count, count - 1)
 
 
 def test_each_selection_is_attacked_once_and_few_are(project: Project, attack: LeakageAttack) -> None:
@@ -279,14 +272,3 @@ def test_a_cap_that_nothing_complies_with_is_an_error_that_names_the_least(
 def test_a_cap_without_an_attack_is_refused(project: Project) -> None:
     with pytest.raises(ValueError, match="search.max_leakage: expected an attack"):
         project.integrate(capped(0.2))
-
-
-def test_neurons_that_an_l1_penalty_drops_count(project: Project, attack: LeakageAttack) -> None:
-    """They are read while the head is fitted; what it keeps reveals no more."""
-    search = project.search(capped(0.5, l1=(0.6,)))
-    sparse = [candidate for candidate in search.run() if candidate.penalty.l1]
-    assert sparse
-    for candidate in sparse:
-        selection = search.select(candidate.subset)
-        assert candidate.neurons < len(selection)
-        assert Leakage(search, attack, 0.5).of(candidate) == pytest.approx(attack_plainly(project, selection), abs=1e-3)

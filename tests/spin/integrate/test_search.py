@@ -21,12 +21,12 @@ from spin.errors import UserError
 from spin.heads.calibration import calibration_error, log_loss
 from spin.heads.candidate import Candidate
 from spin.heads.fitted import TrainingResult
-from spin.heads.linear_head import LinearHead, Penalty
+from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
 from spin.heads.selection import Selection
 from spin.heads.stack import Stack, fit_stack
 from spin.integrate.exit_thresholds import READING_COST
-from spin.integrate.feature_matrix import FeatureMatrix, align, row_weights
+from spin.integrate.feature_matrix import FeatureMatrix, row_weights
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import best_per_depth, choose_candidates
 from spin.integrate.integrate import CandidateFitter, integrate
@@ -47,7 +47,7 @@ from spin.words.word_regression import WordRegression
 pytestmark = pytest.mark.usefixtures("all_folds", "few_labels")
 Rows = NDArray[np.int64]
 FLOPS = {Site(layer, kind): layer / 4 + (kind == "resid") / 8 for layer in (1, 2, 3, 4) for kind in ("ffn", "resid")}
-SEARCH = SearchSettings(etas=(0.3, 0.6, 0.9), max_share=0.3, strengths=(0.1, 1, 10), l1=(0.02,), network="off")
+SEARCH = SearchSettings(etas=(0.3, 0.6, 0.9), max_share=0.3, strengths=(0.1, 1, 10), network="off")
 LABEL_SPACES = {"multi-class": LabelSpace(("a", "b", "c")), "multi-label": LabelSpace(("a", "b", "c"), multilabel=True)}
 
 
@@ -88,26 +88,15 @@ class Project:
         matrix = FeatureMatrix(self.read_blocks, replace(self.data, class_weights=kind), group or ProcessGroup())
         return Search(matrix, self.probes, self.ridge, settings, FLOPS, words=words)
 
-    def ranking(self, rule: str, fold: int) -> Ranking:
+    def ranking(self, fold: int) -> Ranking:
         """The ranking of neurons by the training rows of a fold."""
-        if rule == "ridge":
-            return Ranking.over_all({r.column: r.folds[fold] for r in self.ridge})
-        return Ranking.by_probes([probe.for_fold(fold) for probe in self.probes])
+        probes = {probe.column: probe.for_fold(fold) for probe in self.probes}
+        return Ranking.of(probes, {r.column: r.folds[fold] for r in self.ridge})
 
-    def refit(
-        self, selection: Selection, probes: list[Probe], scaled_on: Rows, train: Rows, rows: Rows, strength: float
-    ) -> Floats:
+    def refit(self, selection: Selection, scaled_on: Rows, train: Rows, rows: Rows, strength: float) -> Floats:
         """Logits of scikit-learn's regressions on a selection, standardised on some rows and fitted on others."""
-        labelled, floor = self.y[labelled_rows(self.folds)], None
-        if not self.data.has_few_labels:
-            constant_predictions: list[Any] = [[False] * 3, [True] * 3] if self.label_space.multilabel else [0, 1, 2]
-            floor = max(
-                score("accuracy", labelled, np.array([prediction] * len(labelled)))
-                for prediction in constant_predictions
-            )
-        scales = align(selection, {p.column: p for p in probes}, floor).astype(np.float64)
         raw = self.read(selection, np.arange(len(self.y))).astype(np.float64)
-        X = (raw - raw[scaled_on].mean(0)) / raw[scaled_on].std(0) * scales / np.linalg.norm(scales)
+        X = (raw - raw[scaled_on].mean(0)) / raw[scaled_on].std(0) / len(selection) ** 0.5
         model = LogisticRegression(C=strength, tol=1e-7, max_iter=10000)
         if not self.label_space.multilabel:
             return model.fit(X[train], self.y[train]).decision_function(X[rows])
@@ -223,11 +212,11 @@ def test_validation_labels_decide_the_scores() -> None:
     """Other validation labels give other scores, while the fits on the training rows stay as they are."""
     project = build_project()
     searches = [project.search()]
-    before = {(c.rule, c.depth, c.eta, c.part, c.penalty): c for c in searches[0].run()}
+    before = {(c.depth, c.eta, c.part, c.strength): c for c in searches[0].run()}
     logits = {key: searches[0].held_out(candidate).logits[0] for key, candidate in before.items()}
     project.y[project.folds[0].valid] = (project.y[project.folds[0].valid] + 1) % 3
     searches.append(project.search())
-    after = {(c.rule, c.depth, c.eta, c.part, c.penalty): c for c in searches[1].run()}
+    after = {(c.depth, c.eta, c.part, c.strength): c for c in searches[1].run()}
     assert max(c.valid_score for c in after.values()) < 0.5 < max(c.valid_score for c in before.values())
     for key in before.keys() & after.keys():
         np.testing.assert_allclose(searches[1].held_out(after[key]).logits[0], logits[key], atol=0.1)
@@ -253,21 +242,17 @@ def test_every_candidate_equals_an_independent_refit(
     project: Project, search: Search, candidates: list[Candidate]
 ) -> None:
     """Its score is that of scikit-learn on raw activations, and its neurons, depth and compute are correct."""
-    assert len(candidates) > 15
+    assert len(candidates) >= 15
     for candidate in candidates:
         sizes, differences, answers, held_out = [], [], [], search.held_out(candidate).logits
         losses = calibrated_losses(project, held_out)
         for at, fold in enumerate(project.folds):
-            probes = [p.for_fold(at) for p in project.probes]
-            ranking = project.ranking(candidate.rule, at)
+            ranking = project.ranking(at)
             top = ranking.largest_eta(int(96 * SEARCH.max_share))  # of each fold, which may be less
             selection = ranking.select(min(candidate.eta, top)).up_to(candidate.depth, candidate.part)
             sizes.append(len(selection))
             answers.append(project.label_space.predict(candidate.stack.logits({"neurons": held_out[at]})))
-            if candidate.penalty.l1:
-                continue
-            strength = candidate.penalty.strength
-            logits = project.refit(selection, probes, fold.train, fold.train, fold.valid, strength)
+            logits = project.refit(selection, fold.train, fold.train, fold.valid, candidate.strength)
             differences.append(
                 np.mean(project.label_space.predict(held_out[at]) != project.label_space.predict(logits))
             )
@@ -283,56 +268,31 @@ def test_every_candidate_equals_an_independent_refit(
             assert candidate.resampled_losses == pytest.approx(parts, rel=1e-5)
         assert candidate.valid_loss == pytest.approx(np.mean([of_fold.mean() for of_fold in losses]), rel=1e-5)
         assert max(differences, default=0) < 0.04, "documents near the border may differ by the tolerance"
-        if not candidate.penalty.l1:
-            assert candidate.neurons == round(np.mean(sizes))
+        assert candidate.neurons == round(np.mean(sizes))
         assert candidate.compute == candidate.depth / 4
 
 
 def test_the_search_tries_strengths_poolings_and_depths(project: Project, candidates: list[Candidate]) -> None:
-    """All strengths at full depth, each pooling, every depth, and with many labels L1 penalties on the best."""
-    few = project.data.has_few_labels
-    at_depths = {(c.rule, c.depth) for c in candidates if not c.part and not c.penalty.l1}
-    for rule in ("l1", "ridge"):
-        of_rule = [c for c in candidates if c.rule == rule and c.depth == 4 and not c.part and not c.penalty.l1]
-        grid = {(c.eta, c.penalty.strength) for c in of_rule}
-        assert grid == {(eta, strength) for eta in {c.eta for c in of_rule} for strength in SEARCH.strengths}
-    assert any(at_depths >= {(rule, depth) for depth in (1, 2, 3, 4)} for rule in ("l1", "ridge"))
-    assert len(at_depths) == (5 if few else len(at_depths)), "few labels: one rule alone below full depth"
+    """All strengths at full depth, each pooling, and every depth, with few labels at one strength."""
+    deep = [c for c in candidates if c.depth == 4 and not c.part]
+    assert {(c.eta, c.strength) for c in deep} == {(c.eta, strength) for c in deep for strength in SEARCH.strengths}
     assert {c.part for c in candidates} == {(), ("max",), ("mean",)}
-    sparse = {(c.eta, c.depth, c.part, c.penalty.strength) for c in candidates if c.penalty.l1}
-    best = min(c.valid_loss for c in candidates if not c.penalty.l1)
-    assert len(sparse) == (0 if few else 1)
-    assert sparse <= {
-        (c.eta, c.depth, c.part, c.penalty.strength) for c in candidates if not c.penalty.l1 and c.valid_loss == best
-    }
+    for depth in (1, 2, 3):
+        strengths = {c.strength for c in candidates if c.depth == depth and not c.part}
+        assert (len(strengths) == 1) == project.data.has_few_labels
+        assert strengths
 
 
 def test_smaller_etas_are_tried_while_they_lower_the_loss(candidates: list[Candidate]) -> None:
     """From the largest down, and the first that does not is the last."""
-    for rule in ("l1", "ridge"):
-        least: dict[float, float] = {}
-        for c in candidates:
-            if c.rule == rule and c.depth == 4 and not c.part and not c.penalty.l1:
-                least[c.eta] = min(c.valid_loss, least.get(c.eta, np.inf))
-        etas, losses = list(least), list(least.values())
-        assert etas == sorted(etas, reverse=True)
-        assert losses[:-1] == sorted(losses[:-1], reverse=True)
-        # with few neurons a candidate may read none of the last layer
-        tried_all = any(c.eta == min(SEARCH.etas) for c in candidates if c.rule == rule)
-        assert tried_all or losses[-1] >= min(losses[:-1])
-
-
-def test_a_rule_that_is_clearly_worse_is_not_tried_at_other_depths() -> None:
-    """With many labels both rules are, unless the neurons of one are noise."""
-    project = build_project()
-    noise = np.random.default_rng(0)
-    project.ridge = [
-        replace(r, importance=(x := noise.random(len(r.importance)).astype(np.float32)), folds=(x,))
-        for r in project.ridge
-    ]
-    assert not project.data.has_few_labels
-    shallow = {c.rule for c in project.search().run() if c.depth < 4}
-    assert shallow == {"l1"}
+    least: dict[float, float] = {}
+    for c in candidates:
+        if c.depth == 4 and not c.part:
+            least[c.eta] = min(c.valid_loss, least.get(c.eta, np.inf))
+    etas, losses = list(least), list(least.values())
+    assert etas == sorted(etas, reverse=True)
+    assert losses[:-1] == sorted(losses[:-1], reverse=True)
+    assert min(SEARCH.etas) in etas or losses[-1] >= min(losses[:-1])
 
 
 def test_every_depth_is_on_the_frontier(project: Project, candidates: list[Candidate], result: TrainingResult) -> None:
@@ -347,8 +307,8 @@ def test_every_depth_is_on_the_frontier(project: Project, candidates: list[Candi
     assert set(result.choices) == set(chosen) == {"accuracy", "balanced", "cheapest"}
     for name, candidate in chosen.items():
         summary = result.choices[name].summary
-        assert {key: getattr(summary, key) for key in ("depth", "eta", "strength", "l1", "valid_score")} == {
-            key: getattr(candidate.summary(), key) for key in ("depth", "eta", "strength", "l1", "valid_score")
+        assert {key: getattr(summary, key) for key in ("depth", "eta", "strength", "valid_score")} == {
+            key: getattr(candidate.summary(), key) for key in ("depth", "eta", "strength", "valid_score")
         }
         assert summary.neurons == len(result.choices[name].selection)
         assert result.choices[name].selection.depth <= candidate.depth
@@ -368,16 +328,13 @@ def test_the_final_head_is_fitted_on_all_labelled_rows(project: Project, result:
     """Training and validation rows together, standardised as the probes were and stacked."""
     fitted = result.choices["accuracy"]
     summary, rows = fitted.summary, labelled_rows(project.folds)
-    if summary.l1:
-        fitted = project.integrate(SEARCH.model_copy(update={"l1": ()})).choices["accuracy"]
-        summary = fitted.summary
     mean = {p.column: p.standardizer.mean for p in project.probes}
     assert fitted.standardizer.mean.tolist() == [mean[column][neuron] for column, neuron, _ in fitted.selection.rows()]
     raw = project.read(fitted.selection, project.test)
     standardised = (raw.astype(np.float64) - fitted.standardizer.mean) / fitted.standardizer.scale
     np.testing.assert_allclose(fitted.standardizer.transform(raw), standardised, atol=1e-4)
     scaled_on = rows if len(project.folds) > 1 else project.folds[0].train
-    logits = project.refit(fitted.selection, project.probes, scaled_on, rows, project.test, summary.strength)
+    logits = project.refit(fitted.selection, scaled_on, rows, project.test, summary.strength)
     to_probabilities = expit if project.label_space.multilabel else lambda values: softmax(values, axis=1)
     assert fitted.recipe is not None
     stacked = fitted.recipe.head.stack.logits({"neurons": logits})
@@ -399,14 +356,18 @@ def test_the_stack_is_chosen_on_held_out_logits(
     assert summary.valid_log_loss == pytest.approx(np.concatenate(losses).mean(), abs=2e-4)
 
 
-def test_a_rule_without_a_neuron_in_some_fold_is_left_out() -> None:
-    """The other rule goes on alone; without any the data is at fault."""
+def test_a_fold_without_any_neuron_is_an_error() -> None:
+    """Where no neuron varies over its training documents; a fold with neurons by one of both measures is none."""
     project = build_project(folds=3)
     empty = [replace(r, folds=(r.folds[0], np.zeros_like(r.folds[1]), r.folds[2])) for r in project.ridge]
     project = replace(project, ridge=empty)
-    assert {c.rule for c in project.search().run()} == {"l1"}
+    assert project.search().run()
+    search = project.search()
+    search.rankings[1] = Ranking.of(
+        {p.column: replace(p, coef=0 * p.coef) for p in project.probes}, {r.column: r.folds[1] for r in empty}
+    )
     with pytest.raises(UserError, match="too few documents to choose neurons"):
-        project.search(SEARCH.model_copy(update={"rules": ("ridge",)})).run()
+        search.run()
 
 
 @pytest.mark.slow
@@ -426,45 +387,18 @@ def test_a_rare_class_that_looks_wrong_does_not_end_the_training(rare: int) -> N
     def read(selection: Selection, rows: Rows) -> list[Floats]:
         return [np.concatenate([activations[c][np.ix_(rows, n)] for c, n in selection.neurons.items()], axis=1)]
 
-    for rules in (("l1", "ridge"), ("ridge",)):
-        settings = SEARCH.model_copy(update={"rules": rules})
-        result = integrate(probes, ridge, read, data, settings=settings, compute=FLOPS)
-        assert len(result.choices["accuracy"].selection) > 0
+    result = integrate(probes, ridge, read, data, settings=SEARCH, compute=FLOPS)
+    assert len(result.choices["accuracy"].selection) > 0
 
 
-def test_an_l1_penalty_removes_neurons() -> None:
-    """Only neurons with a weight stay in the selection, and the head fits the selection."""
-    project = build_project()
-    settings = SEARCH.model_copy(update={"l1": (0.3, 0.5)})
-    candidates = [c for c in project.search(settings).run() if c.penalty.l1]
-    assert [c.penalty.l1 for c in candidates] == [0.3, 0.5]
-    selection = project.search(settings).select(candidates[0].subset)
-    assert len(selection) > candidates[0].neurons > candidates[1].neurons > 0
-    from spin.integrate.integrate import CandidateFitter
-
-    fitted = CandidateFitter(project.search(settings), CascadeSettings(), DecisionSettings()).fit(candidates[1])
-    assert 0 < len(fitted.selection) < len(selection)
-    assert fitted.head.coef.shape == (3, len(fitted.selection))  # type: ignore[union-attr]
-    assert fitted.head.coef.any(0).all()  # type: ignore[union-attr]
-    assert len(fitted.standardizer.mean) == len(fitted.standardizer.scale) == len(fitted.selection)
-    raw = project.read(fitted.selection, project.test)
-    assert score("accuracy", project.y[project.test], fitted.logits(raw).argmax(1)) > 0.5
-
-
-@pytest.mark.parametrize("l1", [(0.7,), (0.1, 0.7)])
-def test_exits_read_the_features_that_the_l1_penalty_left(
-    l1: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The exits of a fold use a ridge on the features left at full depth, which is fitted once.
-
-    Their cost is everything that runs up to them.
-    """
+def test_exits_read_the_features_of_their_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the strength of the head at full depth, which is fitted once. Their cost is all that runs up to them."""
     project, fits, costs = build_project(), [], []
     fit, choose = Search.fit_folds, spin.integrate.integrate.choose_exit_thresholds
 
-    def spy(self: Search, parts: Sequence[Selection], penalties: Sequence[Penalty]) -> Any:
-        fits.append((self, parts, penalties))
-        return fit(self, parts, penalties)
+    def spy(self: Search, parts: Sequence[Selection], strengths: Sequence[float]) -> Any:
+        fits.append((parts, strengths))
+        return fit(self, parts, strengths)
 
     monkeypatch.setattr(Search, "fit_folds", spy)
 
@@ -473,29 +407,31 @@ def test_exits_read_the_features_that_the_l1_penalty_left(
         return choose(exits, *args, **options)
 
     monkeypatch.setattr(spin.integrate.integrate, "choose_exit_thresholds", record)
-    settings = SEARCH.model_copy(update={"l1": l1})
-    candidate = next(c for c in project.search(settings).run() if c.penalty.l1 == l1[-1] and c.depth == 4)
+    candidate = next(c for c in project.search().run() if c.depth == 4)
     fits.clear()
     cascade = CascadeSettings(depths=(0.25, 0.5))
-    spin.integrate.integrate.CandidateFitter(project.search(settings), cascade, DecisionSettings()).fit(candidate)
-    (search, [full_selection], penalties), *exits = fits
-    assert penalties == [candidate.penalty]
-    [[(head, _)]] = fit(search, [full_selection], penalties)
-    nonzero_selection = full_selection.keep(head.coef.any(0))
-    assert all(len(nonzero_selection.up_to(depth)) < len(full_selection.up_to(depth)) for depth in (1, 2))
-    assert [part.rows() for _, [part], _ in exits] == [nonzero_selection.up_to(depth).rows() for depth in (1, 2)]
-    assert [of_exit for _, _, of_exit in exits] == [[Penalty(candidate.penalty.strength)]] * 2
+    CandidateFitter(project.search(), cascade, DecisionSettings()).fit(candidate)
+    [([full_selection], strengths), *exits] = fits
+    assert list(strengths) == [candidate.strength]
+    assert [part.rows() for [part], _ in exits] == [full_selection.up_to(depth).rows() for depth in (1, 2)]
+    assert [list(of_exit) for _, of_exit in exits] == [[candidate.strength]] * 2
     assert costs == [READING_COST + compute for compute in (1 / 4 + 1 / 8, 2 / 4 + 1 / 8, candidate.compute)]
 
 
 def test_the_held_out_heads_are_those_of_their_folds() -> None:
     """Each gives the logits of its own fold's validation rows."""
     search = build_project(folds=3).search()
-    candidate = next(c for c in search.run() if not c.penalty.l1)
+    candidate = search.run()[0]
     held_out, selections = search.held_out(candidate), search.fold_selections(candidate.subset)
     assert len(held_out.heads) == 3
     for fold, selection, head, logits in zip(search.folds, selections, held_out.heads, held_out.logits, strict=True):
         np.testing.assert_array_equal(fold._predict(fold._valid_features(selection), [head])[0], logits)
+
+
+def without_ridge(column: FeatureColumn, width: int) -> list[RidgeImportance]:
+    """A ridge regression that finds no neuron important, so that the probes alone rank them."""
+    nothing = np.zeros(width, np.float32)
+    return [RidgeImportance(column, nothing, (nothing,))]
 
 
 def build_interaction_project(seed: int = 0, n: int = 900) -> Project:
@@ -508,13 +444,13 @@ def build_interaction_project(seed: int = 0, n: int = 900) -> Project:
     folds = (Fold(rows[: n // 2], rows[n // 2 : 3 * n // 4]),)
     coef = np.ones((1, 6), np.float32)
     probe = Probe(column, coef, coef[:, 0], Standardizer(np.zeros(6, np.float32), coef[0]), 0.1, 1.0, 0.0, 0.9)
-    return Project(label_space, {column: X}, y, folds, rows[3 * n // 4 :], [probe], [])
+    return Project(label_space, {column: X}, y, folds, rows[3 * n // 4 :], [probe], without_ridge(column, 6))
 
 
 @pytest.mark.slow
 def test_a_network_counts_by_what_it_is_worth() -> None:
     """What no linear head shows gives it all the weight; without a network the classes cannot be told apart."""
-    settings = SEARCH.model_copy(update={"network": "auto", "max_share": 1, "etas": (1.0,), "rules": ("l1",)})
+    settings = SEARCH.model_copy(update={"network": "auto", "max_share": 1, "etas": (1.0,)})
     interaction = build_interaction_project(n=3000)
     fitted = interaction.integrate(settings).choices["accuracy"]
     assert type(fitted.head) is NetworkHead
@@ -535,21 +471,6 @@ def test_a_network_without_weight_is_left_out(monkeypatch: pytest.MonkeyPatch) -
     assert type(fitted.head) is LinearHead
     assert fitted.recipe is not None
     assert (fitted.recipe.head.epochs, fitted.summary.head) == (0, "linear")
-
-
-@pytest.mark.slow
-def test_a_network_reads_the_neurons_that_an_l1_penalty_left() -> None:
-    """In every fold and in the final head; what the penalty dropped is not read for the network either."""
-    project = build_interaction_project(n=2000)
-    settings = SEARCH.model_copy(
-        update={"network": "auto", "max_share": 1, "etas": (1.0,), "rules": ("l1",), "l1": (0.2,)}
-    )
-    search = project.search(settings)
-    candidate = next(c for c in search.run() if c.penalty.l1)
-    fitted = CandidateFitter(search, CascadeSettings(), DecisionSettings()).fit(candidate)
-    assert type(fitted.head) is NetworkHead
-    assert 0 < len(fitted.selection) < 6
-    assert fitted.head.inner.shape[1] == fitted.head.coef.shape[1] == len(fitted.selection)
 
 
 @pytest.mark.slow
@@ -578,20 +499,20 @@ def test_every_candidate_is_judged_with_and_without_words(project: Project, cand
     words = make_words(project, 1.0)
     search = project.search(words=words)
     tried = search.run()
-    plain = {(c.subset, c.penalty): c for c in tried if not c.reads_words}
+    plain = {(c.subset, c.strength): c for c in tried if not c.reads_words}
     stacked = [c for c in tried if c.reads_words and c.neurons]
-    assert plain.keys() >= {(c.subset, c.penalty) for c in candidates[:3]}
+    assert plain.keys() >= {(c.subset, c.strength) for c in candidates[:3]}
     assert stacked
     y = np.concatenate(search.valid_y)
     for candidate in stacked:
-        without = plain[candidate.subset, candidate.penalty]
+        without = plain[candidate.subset, candidate.strength]
         of_neurons, of_words = np.concatenate(search.held_out(candidate).logits), np.concatenate(words.held_out)
         logits = candidate.stack.neurons * of_neurons + candidate.stack.words * of_words + candidate.stack.bias
         loss = log_loss(logits, y, project.label_space)
         assert candidate.valid_loss == pytest.approx(loss, abs=2e-3)
         assert loss <= log_loss(without.stack.logits({"neurons": of_neurons}), y, project.label_space) + 1e-3
     [alone] = [c for c in tried if not c.neurons]
-    assert (alone.depth, alone.compute, alone.penalty.strength) == (0, 0, words.strength)
+    assert (alone.depth, alone.compute, alone.strength) == (0, 0, words.strength)
 
 
 @pytest.mark.parametrize("words", ["on", "off"])
@@ -638,7 +559,7 @@ def test_every_exit_has_a_stack_of_its_own() -> None:
     """At shallow depths the neurons show less, and the words have more weight beside them."""
     project = build_project(n=1600, signal=0.5)
     cascade = CascadeSettings(max_loss=0.9, depths=(0.3, 0.6), words=False)
-    settings = SEARCH.model_copy(update={"words": "on", "l1": ()})
+    settings = SEARCH.model_copy(update={"words": "on"})
     fitted = project.integrate(settings, words=make_words(project, 1.0), cascade=cascade).choices["accuracy"]
     heads = [*(exit.head for exit in fitted.exits), fitted.head]
     assert len(heads) > 1
@@ -658,7 +579,7 @@ def test_every_exit_has_a_stack_of_its_own() -> None:
 def test_the_head_of_a_choice_gives_the_stacked_logits(network: str) -> None:
     """The words come before the neurons, with the weight of the stack."""
     project = build_project(n=800)
-    settings = SEARCH.model_copy(update={"words": "on", "network": network, "l1": ()})
+    settings = SEARCH.model_copy(update={"words": "on", "network": network})
     words = make_words(project, 1.0)
     fitted = project.integrate(settings, words=words).choices["accuracy"]
     assert fitted.summary.words
@@ -688,9 +609,8 @@ def test_a_cheaper_choice_that_a_network_leaves_behind_gives_way_to_accuracy(net
     noise[:, 2] = values[:, 2]
     project.activations = {shallow: noise, deep: values}
     project.probes = [replace(probe, column=shallow), replace(probe, column=deep)]
-    settings = SEARCH.model_copy(
-        update={"network": network, "max_share": 1, "etas": (1.0,), "rules": ("l1",), "cheapest_loss": 0.1, "l1": ()}
-    )
+    project.ridge = [*without_ridge(shallow, 6), *without_ridge(deep, 6)]
+    settings = SEARCH.model_copy(update={"network": network, "max_share": 1, "etas": (1.0,), "cheapest_loss": 0.1})
     choices = project.integrate(settings).choices
     assert choices["accuracy"].summary.depth == 2
     assert (choices["cheapest"] is choices["accuracy"]) == (network == "auto")
@@ -707,7 +627,7 @@ def test_words_that_a_network_makes_worthless_are_not_read(monkeypatch: pytest.M
 
     monkeypatch.setattr(Search, "fit_stack", leave_out_words)
     project = build_project(n=1600, signal=0.5)
-    settings = SEARCH.model_copy(update={"words": "on", "network": "auto", "l1": ()})
+    settings = SEARCH.model_copy(update={"words": "on", "network": "auto"})
     cascade = CascadeSettings(max_loss=0.9, depths=(0.3, 0.6), words=False)
     fitted = project.integrate(settings, words=make_words(project, 1.0), cascade=cascade).choices["accuracy"]
     assert (fitted.selection.words, fitted.summary.words) == (0, False)
@@ -740,16 +660,20 @@ def test_a_layer_without_neurons_is_not_on_the_frontier() -> None:
     """The frontier continues with the other layers."""
     project = build_project()
     probes = [replace(p, coef=p.coef * 0) if p.column.site.layer == 2 else p for p in project.probes]
-    result = replace(project, probes=probes).integrate(SEARCH.model_copy(update={"rules": ("l1",)}))
+    ridge = [
+        replace(r, importance=0 * r.importance, folds=tuple(0 * f for f in r.folds)) if r.column.site.layer == 2 else r
+        for r in project.ridge
+    ]
+    result = replace(project, probes=probes, ridge=ridge).integrate()
     assert [point.depth for point in result.frontier] == [1, 3, 4]
 
 
 @pytest.mark.parametrize("folds", [1, 3])
 def test_progress_is_reported_once_per_group_of_heads(folds: int) -> None:
-    """A group holds the heads of one rule, eta, depth and part that are fitted together."""
+    """A group holds the heads of one eta, depth and part that are fitted together."""
     project, reports = build_project(folds=folds), []
     project.integrate(progress=reports.append)
-    groups = {(c.rule, c.eta, c.depth, c.part, bool(c.penalty.l1)) for c in project.search().run()}
+    groups = {(c.eta, c.depth, c.part) for c in project.search().run()}
     assert reports == [folds] * len(groups)
     assert sum(reports) <= most_fits(SEARCH, list(project.activations), folds)
 
@@ -757,7 +681,7 @@ def test_progress_is_reported_once_per_group_of_heads(folds: int) -> None:
 def test_the_search_goes_depth_by_depth() -> None:
     """The members of a process group must agree on the order; below full depth every column is read."""
     candidates: list[Candidate] = build_project().search().run()
-    groups = list(dict.fromkeys((c.depth, c.part) for c in candidates if not c.penalty.l1 and c.depth < 4))
+    groups = list(dict.fromkeys((c.depth, c.part) for c in candidates if c.depth < 4))
     assert groups == [(1, ()), (2, ()), (3, ())]
 
 
@@ -798,7 +722,7 @@ def build_imbalanced_project(kind: str, n: int = 8_000) -> Project:
     rows, signs = np.arange(n), np.ones((len(label_space) - 1 + label_space.multilabel, 6), np.float32)
     folds = (Fold(rows[: n // 4], rows[n // 4 : n // 2]),)
     probe = Probe(column, signs, signs[:, 0], Standardizer(np.zeros(6, np.float32), signs[0]), 0.1, 1.0, 0.0, 0.9)
-    return Project(label_space, {column: X}, y, folds, rows[n // 2 :], [probe], [])
+    return Project(label_space, {column: X}, y, folds, rows[n // 2 :], [probe], without_ridge(column, 6))
 
 
 @pytest.mark.parametrize("kind", ["multi-class", "multi-label"])
@@ -807,8 +731,8 @@ def test_balanced_weights_keep_their_recall_and_their_probabilities_are_calibrat
     """On new documents the labels are better than the most probable class, for the rare class above all."""
     project = build_imbalanced_project(kind)
     data = replace(project.data, class_weights="balanced", metric=metric)
-    settings = SEARCH.model_copy(update={"rules": ("l1",), "max_share": 1, "etas": (1.0,), "l1": ()})
-    result = integrate(project.probes, [], project.read_blocks, data, settings=settings, compute=FLOPS)
+    settings = SEARCH.model_copy(update={"max_share": 1, "etas": (1.0,)})
+    result = integrate(project.probes, project.ridge, project.read_blocks, data, settings=settings, compute=FLOPS)
     fitted, label_space, y = result.choices["accuracy"], project.label_space, project.y[project.test]
     assert fitted.summary.valid_ece < 0.025
     logits = fitted.logits(project.read(fitted.selection, project.test))
@@ -830,15 +754,16 @@ def test_the_heads_of_exits_have_biases_and_their_labels_the_chosen_thresholds(m
     [(column, X)], [probe] = project.activations.items(), project.probes
     early = FeatureColumn.parse("ffn.01.mean")
     project.activations, project.probes = {early: X, column: X}, [replace(probe, column=early), probe]
+    project.ridge = [*without_ridge(early, 6), *without_ridge(column, 6)]
     choose = spin.integrate.integrate.choose_exit_thresholds
     monkeypatch.setattr(
         spin.integrate.integrate, "choose_exit_thresholds", lambda *a, **k: decisions.append(a[3]) or choose(*a, **k)
     )
     data = replace(project.data, class_weights="balanced", metric="balanced_accuracy")
-    settings = SEARCH.model_copy(update={"rules": ("l1",), "max_share": 1, "etas": (1.0,), "l1": ()})
+    settings = SEARCH.model_copy(update={"max_share": 1, "etas": (1.0,)})
     cascade = CascadeSettings(depths=(0.5,), max_loss=0.5)
     options: Any = {"settings": settings, "compute": FLOPS, "cascade": cascade}
-    fitted = integrate(project.probes, [], project.read_blocks, data, **options).choices["accuracy"]
+    fitted = integrate(project.probes, project.ridge, project.read_blocks, data, **options).choices["accuracy"]
     [_] = fitted.exits
     assert fitted.summary.thresholds is not None
     assert decisions[0].thresholds == pytest.approx([*fitted.summary.thresholds.values()], rel=1e-5)

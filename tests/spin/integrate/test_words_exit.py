@@ -19,13 +19,13 @@ from spin.sites import BY_WORDS
 from tests.spin.integrate.test_search import SEARCH, Project, build_project, make_words
 
 pytestmark = pytest.mark.usefixtures("all_folds", "few_labels")
-ONE = SEARCH.model_copy(update={"etas": (0.6,), "strengths": (1,), "l1": (), "rules": ("l1",)})
+ONE = SEARCH.model_copy(update={"etas": (0.6,), "strengths": (1,)})
 CASCADE = CascadeSettings(max_loss=0.02, depths=(0.5,))
 
 
 @pytest.fixture
 def few_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads align neurons by the scores of their probes, whatever the number of rows."""
+    """Labels are few below 270."""
     monkeypatch.setattr("spin.labels.training_data.FEW_LABELS", 270)
 
 

@@ -88,4 +88,3 @@ def test_the_data_of_the_folds_alone_is_the_same_numbered_anew() -> None:
         np.testing.assert_array_equal(alone.y[own], data.y[before])
         assert alone.groups is not None
         np.testing.assert_array_equal(alone.groups[own], groups[before])
-    assert alone.constant_score == data.constant_score

@@ -32,7 +32,7 @@ from spin.settings import BackboneSettings, DecisionSettings, ProbeSettings, Sea
 from tests.support import tiny
 from tests.support.summaries import build_choice_summary
 
-SEARCH = SearchSettings(etas=(0.5,), strengths=(1,), l1=(), network="off")
+SEARCH = SearchSettings(etas=(0.5,), strengths=(1,), network="off")
 QUICK: dict[str, Any] = {"probe": ProbeSettings(penalties=3, max_extra=0), "search": SEARCH}
 CLASSES = {"binary": ("good", "bad"), "multi-class": ("good", "bad", "plain"), "multi-label": tuple(tiny.WORDS)}
 BACKBONES_AND_POOLINGS = [("encoder", "mean"), ("encoder", "max"), ("decoder", "last"), ("decoder", "mean")]

@@ -92,7 +92,7 @@ def saved(pooling: Pooling, backbone_folder: Path, tmp_path_factory: pytest.Temp
         model=str(backbone_folder), dtype="float32", device="cpu", engine="torch", max_tokens=12,
         long_texts="windows", window_overlap=3 if pooling.content_only else 0, max_windows=8,
     )  # fmt: skip
-    search: Any = {"etas": [0.5], "max_share": 1, "strengths": [1], "l1": [], "network": "off", "words": "off"}
+    search: Any = {"etas": [0.5], "max_share": 1, "strengths": [1], "network": "off", "words": "off"}
     probe: Any = {"penalties": 2, "max_extra": 0}
     spin = SpinClassifier(backbone, sites=["resid"], poolings=[pooling.name], probe=probe, search=search)
     spin.fit([row["text"] for row in DOCUMENTS], [row["label"] for row in DOCUMENTS])

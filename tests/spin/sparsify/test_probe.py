@@ -156,7 +156,12 @@ def test_a_rare_class_keeps_its_neurons() -> None:
     fold = Fold(np.arange(4500), np.arange(4500, 6000))
     data = TrainingData(y, (fold,), TASKS["3"], "macro_f1")
     probes = fit_probes({COLUMN: X.astype(np.float32)}, data, ProbeSettings())
-    assert 30 in Ranking.by_probes(probes).select(0.7).neurons[COLUMN]
+    assert (
+        30
+        in Ranking.of({p.column: p for p in probes}, {p.column: np.zeros_like(p.importance) for p in probes})
+        .select(0.7)
+        .neurons[COLUMN]
+    )
 
 
 def test_columns_fitted_together_equal_columns_fitted_alone() -> None:

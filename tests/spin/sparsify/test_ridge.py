@@ -19,7 +19,6 @@ from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.training_data import TrainingData
 from spin.sites import FeatureColumn
 from spin.sparsify.ridge import LeftOutPredictions, ReadRows, RidgeImportance, choose_rows, fit_ridge
-from spin.sparsify.select import Ranking
 from spin.sparsify.solvers.ridge_regression import solve_ridge
 
 COLUMNS = [FeatureColumn.parse(text) for text in ("ffn.01.mean", "resid.01.mean", "ffn.02.mean")]
@@ -217,7 +216,7 @@ def test_one_row_of_a_group_is_used() -> None:
     assert len(set(groups[rows].tolist())) == 20
 
 
-def test_importance_survives_storage_and_ranks_all_neurons_together() -> None:
+def test_importance_survives_storage() -> None:
     data = make_data()
     activations = make_activations(data.y)
     ridge, _ = fit_ridge(lambda column, rows: activations[column][rows], COLUMNS, data)
@@ -226,10 +225,3 @@ def test_importance_survives_storage_and_ranks_all_neurons_together() -> None:
         assert actual.column == expected.column
         np.testing.assert_array_equal(actual.importance, expected.importance)
         np.testing.assert_array_equal(actual.folds, expected.folds)
-    ranking = Ranking.over_all({of_column.column: of_column.importance for of_column in ridge})
-    selection = ranking.select(ranking.largest_eta(7))
-    every = sorted((float(x) for of_column in ridge for x in of_column.importance), reverse=True)
-    assert len(selection) == 7
-    assert selection.rule == "ridge"
-    picked = [ridge[COLUMNS.index(column)].importance[neuron] for column, neuron, _ in selection.rows()]
-    assert sorted(map(float, picked), reverse=True) == every[:7]

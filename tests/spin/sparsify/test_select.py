@@ -1,19 +1,18 @@
-"""Selection keeps the fewest neurons of each probe that carry the share, in the order of the feature matrix."""
+"""Selection keeps the fewest neurons of all columns that carry the share, in the order of the feature matrix."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from spin.heads.selection import Selection
-from spin.integrate.feature_matrix import align, selected_standardizer
+from spin.integrate.feature_matrix import selected_standardizer
 from spin.labels.standardizer import Standardizer
 from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe
@@ -39,6 +38,12 @@ def make_probes(coefs: list[list[float]]) -> list[Probe]:
     return [make_probe(column, [coef]) for column, coef in zip(COLUMNS, coefs, strict=False)]
 
 
+def rank(probes: list[Probe], ridge: dict[FeatureColumn, NDArray[np.float32]] | None = None) -> Ranking:
+    """The ranking of probes, by default beside a ridge regression in which no neuron has any importance."""
+    by_column = {probe.column: probe for probe in probes}
+    return Ranking.of(by_column, ridge or {column: np.zeros_like(p.importance) for column, p in by_column.items()})
+
+
 def gather_matrix(selection: Selection, activations: dict[FeatureColumn, NDArray[np.floating]]) -> NDArray[np.floating]:
     """The feature matrix, gathered as the classifier gathers it."""
     return np.concatenate([activations[c][:, n] for c, n in selection.neurons.items()], axis=1)
@@ -52,7 +57,7 @@ def test_selection_is_the_smallest_that_reaches_eta(first: list[float], second: 
     coef = [first[:width], second[:width]]
     totals = [sum(w * w for w in of_class) or 1 for of_class in coef]
     importance = np.array([a * a / totals[0] + b * b / totals[1] for a, b in zip(*coef, strict=True)])
-    selection = Ranking.by_probes([make_probe(COLUMNS[0], coef)]).select(eta)
+    selection = rank([make_probe(COLUMNS[0], coef)]).select(eta)
     if not importance.any():
         assert len(selection) == 0
         return
@@ -72,58 +77,59 @@ def test_selection_is_the_smallest_that_reaches_eta(first: list[float], second: 
 
 def test_importance_is_summed_over_all_classes() -> None:
     """A neuron that is second for every class may rank first overall."""
-    selection = Ranking.by_probes([make_probe(COLUMNS[0], [[3, 0, 0, 2.5], [0, 3, 0, 2.5], [0, 0, 3, -2.5]])]).select(
-        0.3
-    )
+    selection = rank([make_probe(COLUMNS[0], [[3, 0, 0, 2.5], [0, 3, 0, 2.5], [0, 0, 3, -2.5]])]).select(0.3)
     assert selection.neurons[COLUMNS[0]].tolist() == [3]
 
 
 def test_a_probe_without_neurons_adds_no_column() -> None:
     """Only empty probes give an empty selection of depth 0."""
-    selection = Ranking.by_probes([make_probe(COLUMNS[0], [[0, 1]]), make_probe(COLUMNS[1], [[0, 0]])]).select(1.0)
+    selection = rank([make_probe(COLUMNS[0], [[0, 1]]), make_probe(COLUMNS[1], [[0, 0]])]).select(1.0)
     assert list(selection.neurons) == [COLUMNS[0]]
-    empty = Ranking.by_probes([make_probe(COLUMNS[1], [[0, 0]])]).select(1.0)
+    empty = rank([make_probe(COLUMNS[1], [[0, 0]])]).select(1.0)
     assert (len(empty), empty.depth, empty.rows()) == (0, 0, [])
     assert empty.positions_in(selection).shape == (0,)
 
 
 @settings(deadline=None)
-@given(
-    layers,
-    shares,
-    st.integers(0, 3),
-    st.sets(st.sampled_from(["ffn", "resid", "mean", "max", "first"]), max_size=2),
-    st.randoms(use_true_random=False),
-)
-def test_a_part_of_a_selection_equals_the_selection_from_its_probes(
-    coefs: list[list[float]], eta: float, depth: int, names: set[str], draw: random.Random
+@given(layers, shares, st.randoms(use_true_random=False))
+def test_importance_is_the_mean_of_the_share_in_the_probes_and_the_share_in_the_ridge_regression(
+    coefs: list[list[float]], eta: float, draw: random.Random
 ) -> None:
-    """Cutting a selection is the same as selecting from the remaining probes, in whatever order these come."""
+    """By a plain loop: every probe with a neuron counts the same, and the shares of all neurons sum to 1."""
     probes = make_probes(coefs)
     draw.shuffle(probes)
-    cut = Ranking.by_probes(probes).select(eta).up_to(depth, names)
-    remaining = [p for p in probes if p.column.site.layer <= depth]
-    if names:
-        remaining = [p for p in remaining if names & set(str(p.column).split("."))]
-    alone = Ranking.by_probes(remaining).select(eta)
-    assert cut.rows() == alone.rows()
-    assert (cut.eta, list(cut.neurons)) == (eta, sorted(cut.neurons))
-    assert cut.depth <= depth
+    values = (0.0, 0.5, 1.0, 3.5)
+    ridge = {p.column: np.float32([draw.choice(values) for _ in range(p.coef.shape[1])]) for p in probes}
+    with_neurons = [p for p in probes if p.coef.any()]
+    total = sum(float(value) for of_column in ridge.values() for value in of_column)
+    measured = [bool(with_neurons), bool(total)]  # what shows no neuron does not count
+    expected = {}
+    for p in probes:
+        for neuron, weight in enumerate(p.coef[0]):
+            of_probe = float(weight) ** 2 / float((p.coef**2).sum()) / len(with_neurons) if p.coef.any() else 0.0
+            of_both = of_probe, float(ridge[p.column][neuron]) / (total or 1)
+            expected[p.column, neuron] = sum(of_both) / (sum(measured) or 1)
+    rows = rank(probes, ridge).select(1.0).rows()
+    assert [row[:2] for row in rows] == sorted(key for key, share in expected.items() if share > 0)
+    assert [share for *_, share in rows] == pytest.approx([expected[row[:2]] for row in rows])
+    assert sum(share for *_, share in rows) == pytest.approx(float(any(measured)))
+    kept = {row[:2] for row in rank(probes, ridge).select(eta).rows()}
+    left_out = [share for key, share in expected.items() if key not in kept]
+    assert min((expected[key] for key in kept), default=1) >= max(left_out, default=0) - 1e-9
 
 
 @settings(deadline=None)
-@given(layers, shares, st.randoms(use_true_random=False))
-def test_keep_returns_the_wanted_features_in_order(coefs: list[list[float]], eta: float, draw: random.Random) -> None:
-    """A column without a wanted feature is left out."""
-    selection = Ranking.by_probes(make_probes(coefs)).select(eta)
-    assume(len(selection))
-    wanted = np.array([draw.random() < 0.4 for _ in range(len(selection))], bool)
-    kept = selection.keep(wanted)
-    expected = [row for row, is_wanted in zip(selection.rows(), wanted, strict=True) if is_wanted]
-    assert kept.rows() == expected
-    assert list(kept.neurons) == list(dict.fromkeys(column for column, *_ in expected))
-    assert list(kept.importance) == list(kept.neurons)
-    assert kept.eta == eta
+@given(
+    layers, shares, st.integers(0, 3), st.sets(st.sampled_from(["ffn", "resid", "mean", "max", "first"]), max_size=2)
+)
+def test_a_part_of_a_selection_has_the_neurons_of_its_depth_and_names(
+    coefs: list[list[float]], eta: float, depth: int, names: set[str]
+) -> None:
+    selection = rank(make_probes(coefs)).select(eta)
+    cut = selection.up_to(depth, names)
+    wanted = [c for c in selection.neurons if c.site.layer <= depth and (not names or names & set(str(c).split(".")))]
+    assert cut.rows() == [row for row in selection.rows() if row[0] in wanted]
+    assert (cut.eta, list(cut.neurons), list(cut.importance)) == (eta, wanted, wanted)
 
 
 @pytest.mark.slow
@@ -131,53 +137,13 @@ def test_keep_returns_the_wanted_features_in_order(coefs: list[list[float]], eta
 @given(layers, st.integers(1, 30))
 def test_largest_eta_is_the_largest_that_keeps_at_most_the_given_count(coefs: list[list[float]], count: int) -> None:
     """By brute force over every eta at which a selection grows."""
-    probes = [p for p in make_probes(coefs) if p.importance.any()]
-    if not probes:
-        return
-    ranking = Ranking.by_probes(probes)
+    ranking = rank(make_probes(coefs))
+    steps = np.cumsum(sorted((share for *_, share in ranking.select(1.0).rows()), reverse=True))
+    etas = [eta for eta in {1.0, *(min(float(step), 1.0) for step in steps)} if len(ranking.select(eta)) <= count]
     largest = ranking.largest_eta(count)
-    steps = sorted({float(x) for p in probes for x in np.cumsum(np.sort(p.importance / p.importance.sum())[::-1])})
-    etas = [eta for eta in {1.0, *(min(step, 1.0) for step in steps)} if len(ranking.select(eta)) <= count]
-    if len(probes) > count:  # each probe gives at least one neuron, however small the share
-        assert (len(ranking.select(largest)), etas) == (len(probes), [])
-        return
     assert largest == pytest.approx(max(etas))
     assert len(ranking.select(largest)) == len(ranking.select(max(etas))) <= count
     assert largest == 1 or len(ranking.select(largest + 1e-6)) > count
-
-
-@settings(deadline=None)
-@given(layers, shares, st.lists(st.floats(0, 1), min_size=5, max_size=5), st.floats(0, 1))
-def test_alignment_equals_a_plain_loop(coefs: list[list[float]], eta: float, scores: list[float], floor: float) -> None:
-    """Per feature: the gain of its site over the floor, and the share of the neuron in its probe's weights."""
-    probes = [replace(p, valid_score=score) for p, score in zip(make_probes(coefs), scores, strict=False)]
-    selection, by_column = Ranking.by_probes(probes).select(eta), {p.column: p for p in probes}
-    gains = [max(by_column[column].valid_score - floor, 0) for column in selection.neurons]
-    expected = []
-    for column, neuron, _ in selection.rows():
-        probe = by_column[column]
-        gain = max(probe.valid_score - floor, 0)
-        loudness = 0.05 + 0.95 * (gain / max(gains)) ** 2 if max(gains) > 0 else 1.0
-        total = sum(float(w) ** 2 for w in probe.coef.flat)
-        expected.append(loudness * (sum(float(w) ** 2 for w in probe.coef[:, neuron]) / total) ** 0.5)
-    actual = align(selection, by_column, floor)
-    assert actual.dtype == np.float32
-    np.testing.assert_allclose(actual, expected, rtol=1e-5)
-
-
-def test_alignment_scales_sites_by_their_gain_over_the_floor() -> None:
-    """A site at the floor or below keeps a twentieth of the best site's scale.
-
-    Without any gain all scales are equal.
-    """
-    probes = {p.column: p for p in make_probes([[1], [1], [1], [1]])}
-    for column, score in zip(COLUMNS, (0.9, 0.5, 0.3, 0.7), strict=False):
-        probes[column] = replace(probes[column], valid_score=score)
-    selection = Ranking.by_probes(probes.values()).select(1)
-    scale_by_column = dict(zip(selection.neurons, align(selection, probes, 0.5).tolist(), strict=True))
-    assert [scale_by_column[c] for c in COLUMNS[:4]] == pytest.approx([1, 0.05, 0.05, 0.05 + 0.95 / 4])
-    assert align(selection, probes, 0.95).tolist() == [1, 1, 1, 1]
-    assert align(selection, probes, None).tolist() == [1, 1, 1, 1]
 
 
 @settings(deadline=None)
@@ -187,7 +153,7 @@ def test_positions_in_locates_a_smaller_selection_in_a_larger_one(
 ) -> None:
     """Columns at these positions of the larger feature matrix form the smaller one, for less eta and for less depth."""
     probes = make_probes(coefs)
-    ranking = Ranking.by_probes(probes)
+    ranking = rank(probes)
     larger, smaller = ranking.select(max(a, b)), ranking.select(min(a, b)).up_to(depth)
     draw = np.random.default_rng(0)
     activations = {p.column: draw.normal(size=(3, p.coef.shape[1])) for p in probes}
@@ -204,7 +170,7 @@ def test_positions_in_locates_a_smaller_selection_in_a_larger_one(
 def test_rows_and_standardizer_follow_the_order_of_the_feature_matrix(coefs: list[list[float]], eta: float) -> None:
     """The value, mean, scale and importance of a neuron have the index of its feature."""
     probes = make_probes(coefs)
-    selection = Ranking.by_probes(probes).select(eta)
+    selection = rank(probes).select(eta)
     rows = selection.rows()
     assert len(rows) == len(selection)
     if not rows:
@@ -215,5 +181,5 @@ def test_rows_and_standardizer_follow_the_order_of_the_feature_matrix(coefs: lis
     assert gather_matrix(selection, activations)[0].tolist() == [by_column[c].standardizer.mean[n] for c, n, _ in rows]
     assert standardizer.mean.tolist() == [by_column[c].standardizer.mean[n] for c, n, _ in rows]
     assert standardizer.scale.tolist() == [by_column[c].standardizer.scale[n] for c, n, _ in rows]
-    totals = {c: p.importance.sum() for c, p in by_column.items()}
-    np.testing.assert_allclose([i for *_, i in rows], [by_column[c].importance[n] / totals[c] for c, n, _ in rows])
+    shares = rank(probes).shares
+    assert [share for *_, share in rows] == [shares[c][n] for c, n, _ in rows]

@@ -63,7 +63,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     """A registry with versions of several depths, one of them on another backbone, and two multilabel versions."""
     folder = tmp_path_factory.mktemp("registry")
     other_backbone = tiny.save_bert(tmp_path_factory.mktemp("elsewhere"), seed=1)
-    quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), l1=(), network="off", words="off")
+    quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(1,), network="off", words="off")
     probe = ProbeSettings(penalties=3, max_extra=0)
     versions: dict[str, tuple[Path, list[str], list[str], Callable[[Row], Any], int]] = {
         SHALLOW: (backbone_folder, ["ffn.01"], ["mean"], lambda row: row["label"], 2),

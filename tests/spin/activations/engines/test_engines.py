@@ -244,7 +244,7 @@ def fitted(backbone_folder: Path) -> TrainedClassifier:
         SpinClassifier(
             BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"),
             probe=ProbeSettings(penalties=4),
-            search=SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), l1=(), network="off", words="off"),
+            search=SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), network="off", words="off"),
         )
         .fit([row["text"] for row in rows], [row["label"] for row in rows])
         .trained_
