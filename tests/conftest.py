@@ -140,6 +140,14 @@ def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def plain_deviations() -> Iterator[None]:
+    """Standard deviations as they are, not shrunk as few rows are: the few rows of a test stand for many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spin.labels.standardizer.FEW_ROWS", 0)
+        yield
+
+
+@pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
     """One Ray for the tests of a module, with four logical CPUs: with fewer, pools and helper actors wait forever.
 

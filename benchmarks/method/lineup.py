@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.method import all_neurons, contenders, corpora, paper, siren
+from benchmarks.method import all_neurons, attention, contenders, corpora, layers, paper, siren
 from benchmarks.method.contenders import Answer, FittedSpin
 from benchmarks.method.corpora import Exam, Plan
 from benchmarks.method.peers import fast_text, set_fit, static_model
@@ -38,7 +38,7 @@ ROWS = (
     Row("TF-IDF, characters", lambda exam, _: contenders.tfidf_characters(exam), _ENDS),
     Row("fastText", lambda exam, _: fast_text.fast_text(exam), _ENDS),
     Row("model2vec", lambda exam, _: static_model.static_model(exam), _ENDS),
-    Row("SetFit, head alone", lambda exam, _: set_fit.set_fit_head(exam), _FEW),
+    Row("SetFit, head alone", lambda exam, _: set_fit.set_fit_head(exam)),
     Row("SetFit", lambda exam, _: set_fit.set_fit(exam), _FEW),
     Row("last layer", lambda exam, _: contenders.last_layer(exam)),
     Row("best single site", contenders.best_site),
@@ -51,6 +51,9 @@ ROWS = (
     Row("SPIN, accuracy", lambda exam, spin: contenders.spin_choice(exam, spin, "accuracy")),
     Row("SPIN, balanced", lambda exam, spin: contenders.spin_choice(exam, spin, "balanced")),
     Row("SPIN, lower half", contenders.lower_half, {"full": 5}),
+    Row("penalty per layer", layers.penalty_per_layer, {"full": 5}),
+    Row("gate per document", layers.gate_per_document, {"full": 5}),
+    Row("attention pooling", attention.attention_pooling, {"full": 5}),
 )
 
 
@@ -94,5 +97,7 @@ def dependencies(plan: Plan, setting: str, left_out: Collection[str] = (), draw:
         "all neurons": all_neurons.STRENGTHS,
         "paper": (paper.PROBE_STRENGTHS, paper.HEAD_STRENGTHS, paper.ETAS, paper.ROUND),
         "siren": (siren.ETAS, siren.RATES, siren.WIDTHS, siren.DROPOUT),
+        "layers": (layers.STRENGTHS, layers.LEAST_WEIGHT),
+        "attention": (attention.RATE, attention.DROPOUT, attention.SMOOTHING),
         "spin": [section().model_dump(mode="json") for section in (ProbeSettings, SearchSettings, CascadeSettings)],
     }

@@ -27,11 +27,12 @@ from benchmarks.method.tasks.tweets import TWEETS
 Result = dict[str, Any]
 SPIN, BALANCED, HALF = "SPIN, accuracy", "SPIN, balanced", "SPIN, lower half"
 ALL, LAST, WORDS, PAPER = "all neurons", "last layer", "TF-IDF", "the paper's recipe"
+HEAD_ALONE = "SetFit, head alone"
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "numba")
 GAIN, MOST_NEURONS = 0.3, 10.0
 """limits of the claims with all labels: points of macro-F1 above all neurons, percent of the neurons"""
 ENOUGH_LABELS = 256
-"""labels per class from which the claim on the mean is about all neurons alone, and below also about the last layer"""
+"""labels per class from which the claim on the mean is about all neurons alone; below, other simple rows count too"""
 _CONFIDENCE = 0.9
 
 
@@ -120,8 +121,8 @@ def full_claims(results: Sequence[Result]) -> str:
         f"they exceed {limit:.1f} % in 5 % of such test sets).",
     ]
     for name in (n for n in _names(results) if not n.startswith("SPIN") and n != ALL):
-        ahead = Difference.of(results, name).mean
-        lines.append(f"- {_holds(ahead > 0)}: `accuracy` has a higher macro-F1 than {name} ({ahead:+.2f} points).")
+        ahead = Difference.of(results, name)
+        lines.append(f"- {_holds(ahead.mean > 0)}: `accuracy` has a higher macro-F1 than {name} ({ahead.interval}).")
     return "\n".join([*lines, *_cost_claims(results)]) + "\n"
 
 
@@ -148,13 +149,14 @@ def few_claims(counts: dict[int, list[Result]]) -> str:
     """The claims with few labels, as a Markdown list, by number of labels per class."""
     lines = []
     for count, results in counts.items():
-        gains = [Difference.of(results, name) for name in ([ALL] if count >= ENOUGH_LABELS else [ALL, LAST])]
+        named = [ALL] if count >= ENOUGH_LABELS else [ALL, LAST, HEAD_ALONE, WORDS]
+        gains = [Difference.of(results, name) for name in named if name in _names(results)]
         rows = " nor ".join(f"{gain.name} ({gain})" for gain in gains)
         where = f"{count} per class, "
         lines += [
             f"- {_holds(all(gain.mean >= 0 for gain in gains))}: {where}`accuracy` is in the mean not below {rows}.",
             _words_claim(results, where),
-            _others_claim(results, [WORDS, *(gain.name for gain in gains)], where),
+            _others_claim(results, [WORDS, *named], where),
         ]
     return "\n".join(lines) + "\n"
 
@@ -293,9 +295,8 @@ are processor seconds of one thread on activations that are already on disk.
 {rules}
 - SPIN: the default settings, and labels under the thresholds that training chose; other rows {others_decide}. \
 All rows but one come from one search, and show its seconds: `neurons` is what `accuracy` would be among its
-  candidates without words, `neurons + words` among those that read both, `L1` and `ridge` among those without words
-  whose neurons the sparse probes or the ridge regression selected; these four have no network. `lower half` is a search
-  of its own, on the probes of the lower half of the blocks.
+  candidates without words, `neurons + words` among those that read both; these two have no network.
+  `lower half` is a search of its own, on the probes of the lower half of the blocks.
 
 Intervals and standard errors are of paired differences over the draws. Draws share documents, the few labels all of
 their test documents: this part of chance is not in them.
@@ -334,6 +335,15 @@ def _row_rules(results: dict[str, list[Result]]) -> list[tuple[str, str, str]]:
         (ALL, ALL, "L2 multinomial logistic regression on all standardised feature columns, with the prior variance\n"
          f"  of a logit from {_list(ALL_STRENGTHS)}."),
         ("words", "words", "the word regression of SPIN without neurons."),
+        ("penalty per layer", "penalty per layer",
+         "one head on the neurons of the row `SPIN, neurons`, each layer scaled by what\n"
+         "  a head on it alone gains on validation documents, as a share of the best layer's."),
+        ("gate per document", "gate per document",
+         "one head per layer on the same neurons, and in each document a softmax over\n"
+         "  layers, computed from the largest probability and the entropy of each layer."),
+        ("attention pooling", "attention pooling",
+         "in each layer a learned query per class over the tokens of the residual stream, in\n"
+         "  place of their mean; the weighted means of all layers add up to the logits."),
     ]  # fmt: skip
 
 

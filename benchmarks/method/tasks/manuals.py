@@ -77,7 +77,7 @@ MANUALS = Task(
     encoder=Size(8000, 4000, 1000, 2500, 512),
     decoder=Size(1600, 320, 80, 1000, classes=5),
     quick=(Size(1400, 840, 210, 350, classes=5), Size(1120, 800, 200, 120, 64, classes=5)),
-    few={256: 5, 64: 2, 16: 2},
+    few={256: 5, 64: 2, 16: 5},
     left_out={**ON_TWEETS, **MANY_CLASSES},
     heading="The method on manual pages",
     about=(

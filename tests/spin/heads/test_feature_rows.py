@@ -15,6 +15,8 @@ from spin.arrays import Floats
 from spin.heads.feature_rows import FeatureRows, RowFile
 from spin.labels.standardizer import Standardizer
 
+pytestmark = pytest.mark.usefixtures("plain_deviations")
+
 
 @pytest.fixture
 def raw() -> Floats:

@@ -28,6 +28,8 @@ from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import fit_probes
 from spin.sparsify.ridge import fit_ridge
 
+pytestmark = pytest.mark.usefixtures("plain_deviations")
+
 COLUMNS = [FeatureColumn.parse(f"{kind}.{layer:02d}.mean") for layer in (1, 2) for kind in ("ffn", "resid")]
 COMPUTE = {Site(layer, kind): layer / 2 - (kind == "ffn") / 10 for layer in (1, 2) for kind in ("ffn", "resid")}
 SEARCH = SearchSettings(etas=(0.3, 0.9), strengths=(0.3, 3.0), max_share=0.2)

@@ -33,6 +33,8 @@ from spin.sparsify.probe import (
 from spin.sparsify.select import Ranking
 from tests.spin.sparsify.test_l1_path import SinglePath, loop_violation
 
+pytestmark = pytest.mark.usefixtures("plain_deviations")
+
 COLUMN, OTHER = FeatureColumn(Site(2, "ffn"), "mean"), FeatureColumn(Site(2, "ffn"), "max")
 TASKS = {
     "2": LabelSpace(("a", "b")),

@@ -21,6 +21,8 @@ from spin.sites import FeatureColumn
 from spin.sparsify.ridge import LeftOutPredictions, ReadRows, RidgeImportance, choose_rows, fit_ridge
 from spin.sparsify.solvers.ridge_regression import solve_ridge
 
+pytestmark = pytest.mark.usefixtures("plain_deviations")
+
 COLUMNS = [FeatureColumn.parse(text) for text in ("ffn.01.mean", "resid.01.mean", "ffn.02.mean")]
 THREE = LabelSpace(("a", "b", "c"))
 
