@@ -18,7 +18,7 @@ from spin.fit_progress import StartStep, start_silently
 from spin.heads.fitted import TrainingResult
 from spin.heads.selection import Selection
 from spin.integrate.fit_words import fit_words
-from spin.integrate.head_fitter import refit
+from spin.integrate.head_fitter import HeldBack, refit
 from spin.integrate.integrate import integrate
 from spin.integrate.leakage import LeakageAttack
 from spin.integrate.search import most_fits
@@ -81,7 +81,12 @@ def fit_classifiers(
             progress=start("fits", most_fits(settings, list(features), len(data.folds))),
         )
     if data.not_sampled is not None:
-        training_result = refit(training_result, probes, read, data, words)
+        data, rows = data.hold_back()
+        of_words = None
+        if texts is not None and words is not None:
+            of_words = words.regression.logits([texts[row] for row in rows])
+        held_back = HeldBack(rows, of_words) if len(rows) else None
+        training_result = refit(training_result, probes, read, data, words, held_back=held_back)
     return probes, ridge, training_result
 
 

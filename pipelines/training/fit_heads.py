@@ -18,7 +18,7 @@ from pipelines.workers.train_group import DOCUMENTS_PER_WORKER, GroupWork, run_g
 from spin.heads import persistence
 from spin.heads.fitted import TrainingResult
 from spin.integrate.fit_words import WordFit
-from spin.integrate.head_fitter import refit
+from spin.integrate.head_fitter import HeldBack, refit
 from spin.integrate.integrate import integrate
 from spin.integrate.leakage import LeakageAttack
 from spin.integrate.search import most_fits
@@ -65,6 +65,8 @@ class RefitJob:
     """of all documents"""
     result: TrainingResult
     """of the search"""
+    held_back: HeldBack | None
+    """documents that are not in `data`, and calibrate the heads"""
     store: Store
     """where the heads and the progress are written"""
 
@@ -145,7 +147,7 @@ def fit_heads(job: HeadsJob, device: str) -> None:
 def refit_heads(job: RefitJob, device: str) -> None:
     """Fit the heads of the job's result on all documents, in step with the group; the first worker writes them."""
     group, data = ProcessGroup.joined(), replace(job.data, device=device)
-    refitted = refit(job.result, job.probes, job.features.selection_blocks, data, job.words, group)
+    refitted = refit(job.result, job.probes, job.features.selection_blocks, data, job.words, group, job.held_back)
     if group.rank == 0:
         job.store.write_json(_PROGRESS, 1)
         _save(job.store, refitted)

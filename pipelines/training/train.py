@@ -58,6 +58,7 @@ from spin.heads.fitted import TrainingResult, TrainingSummary
 from spin.heads.held_out import HELD_OUT
 from spin.heads.selection import Selection
 from spin.integrate.fit_words import WordFit
+from spin.integrate.head_fitter import HeldBack
 from spin.labels.metrics import ClassFigures, class_figures
 from spin.labels.splits import SPLITS
 from spin.labels.training_data import TrainingData
@@ -240,7 +241,7 @@ def _fit(training: _Training, store: Store, plan: TrainPlan, lease: Lease) -> Tr
     training = replace(training, features=features)
     integrated = round(time.perf_counter() - start, 1)
     test_rows, _ = labels.part("test")
-    test_words = _read_words(spin, corpus, test_rows)
+    test_words = _read_words(spin.training_result, corpus, test_rows)
     figures = _evaluate(training, data, spin, test_words)
     evaluated = round(time.perf_counter() - start - integrated, 1)
     texts = corpus if settings.train.keep_texts else None
@@ -299,7 +300,9 @@ def _fit_classifiers(training: _Training, data: TrainingData, store: Store) -> t
     )
     whole = _columns_to_keep(sampled, probes, features)
     features = run_keep(settings, training.source, features, training.labels, *whole)
-    refitted = run_refit(RefitJob(settings, features, probes, words, data, sampled, store / "all"))
+    data, rows = data.hold_back()
+    held_back = HeldBack(rows, _read_words(sampled, training.corpus, rows)) if len(rows) else None
+    refitted = run_refit(RefitJob(settings, features, probes, words, data, sampled, held_back, store / "all"))
     return _assemble(settings, training.labels, refitted), features
 
 
@@ -318,9 +321,9 @@ def _assemble(settings: Settings, labels: Labels, result: TrainingResult) -> Tra
     )
 
 
-def _read_words(spin: TrainedClassifier, corpus: Corpus, rows: Rows) -> Floats | None:
-    """The words' logits (m, K) of some documents; None if the classifier reads no words, or without documents."""
-    regression = spin.training_result.words
+def _read_words(result: TrainingResult, corpus: Corpus, rows: Rows) -> Floats | None:
+    """The words' logits (m, K) of some documents; None if no classifier reads words, or without documents."""
+    regression = result.words
     if regression is None or not len(rows):
         return None
     return np.concatenate([regression.logits(texts) for texts in corpus.text_blocks(rows)])

@@ -14,6 +14,7 @@ from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
 from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe, LastLayerRecipe
 from spin.heads.selection import Selection
+from spin.heads.stack import Source, Stack, fit_stack
 from spin.integrate.feature_matrix import FeatureCut, FeatureMatrix, Probes, ReadSelection, selected_standardizer
 from spin.integrate.fit_linear import fit_linear
 from spin.integrate.fit_network import fit_network
@@ -37,6 +38,16 @@ class FittedHead:
 
 
 @dataclass(frozen=True)
+class HeldBack:
+    """Labelled rows on which no head is fitted."""
+
+    rows: Rows
+    """ascending"""
+    words: Floats | None = None
+    """(n, K) their logits by the word regression; None if no head reads words"""
+
+
+@dataclass(frozen=True)
 class HeadFitter:
     """Fits heads on the neurons of a cut, over some of its rows."""
 
@@ -46,6 +57,8 @@ class HeadFitter:
     rows: Rows
     word_scale: Floats | None
     """(K,) the scale of the words' logits, in which drift measures them; None without words"""
+    held_back: HeldBack | None = None
+    """rows of the cut that calibrate the heads; without them heads keep the stacks of their recipes"""
 
     def fit(self, selection: Selection, recipe: HeadRecipe) -> FittedHead:
         """The head on a selection without words."""
@@ -72,8 +85,10 @@ class HeadFitter:
 
     def finish(self, fitted: FittedHead, recipe: ClassifierRecipe, summary: ChoiceSummary) -> FittedClassifier:
         """The classifier of a head that `fit` returned: with its exits, with the words, and calibrated."""
-        word_scale = self.word_scale if recipe.head.stack.words else None
+        stack = self._fit_stack(recipe.head.stack, fitted)
+        word_scale = self.word_scale if stack.words else None
         exits = self._fit_exits(fitted.selection, recipe.exits, word_scale)
+        recipe = ClassifierRecipe(replace(recipe.head, stack=stack), tuple(exits))
         selection, standardizer = fitted.selection, fitted.standardizer
         if word_scale is not None:
             selection = selection.join_words(len(self.matrix.data.label_space))
@@ -85,11 +100,26 @@ class HeadFitter:
         return FittedClassifier(
             selection,
             standardizer,
-            recipe.head.stack.join(fitted.head, network=fitted.network, word_scale=word_scale),
+            stack.join(fitted.head, network=fitted.network, word_scale=word_scale),
             summary.model_copy(update={"neurons": len(fitted.selection), "exits": summaries}),
             tuple(EarlyExit(exit.depth, head, exit.threshold) for exit, head in exits.items()),
             recipe,
         )
+
+    def _fit_stack(self, stack: Stack, fitted: FittedHead) -> Stack:
+        """The stack of the same sources by what the rows that were held back show; without any the given one."""
+        if self.held_back is None:
+            return stack
+        rows, sources = self.held_back.rows, dict[Source, Floats]()
+        features = self.cut.take(fitted.selection, rows, fitted.standardizer)
+        heads: dict[Source, LinearHead | None] = {"neurons": fitted.head, "network": fitted.network}
+        for source, head in heads.items():
+            if head is not None and stack.weight(source):
+                [sources[source]] = self.matrix.predict(features, [head], self.cut.positions(rows), len(rows))
+        if stack.words and self.held_back.words is not None:
+            sources["words"] = self.held_back.words
+        y, label_space = self.matrix.data.y[rows], self.matrix.data.label_space
+        return self.matrix.group.broadcast_object(fit_stack(sources, y, label_space))
 
     def _fit_exits(
         self, selection: Selection, recipes: Sequence[ExitRecipe], word_scale: Floats | None
@@ -112,7 +142,10 @@ class HeadFitter:
                 features = len(part)
                 design = self.matrix.design(self.cut, part, self.probes, self.rows)
                 [head] = fit_linear(design, [recipe.head.strength])
-                heads[recipe] = recipe.head.stack.join(head, word_scale=word_scale)
+                alone = FittedHead(part, selected_standardizer(part, self.probes), head)
+                stack = self._fit_stack(recipe.head.stack, alone)
+                calibrated = replace(recipe, head=replace(recipe.head, stack=stack))
+                heads[calibrated] = stack.join(head, word_scale=word_scale)
         return heads
 
 
@@ -123,16 +156,20 @@ def refit(
     data: TrainingData,
     words: WordFit | None = None,
     group: ProcessGroup | None = None,
+    held_back: HeldBack | None = None,
 ) -> TrainingResult:
     """The classifiers of a result with all heads fitted again, on all labelled rows instead of a sample of them.
 
-    Nothing is chosen again: neurons, penalties, stacks and exits are those of the result. `read` returns
-    the raw activations of the neurons of any of the classifiers.
+    Nothing is chosen again: neurons, strengths and exits are those of the result. Heads of more rows are more certain,
+    so rows that were `held_back` from `data` calibrate them; without any, the stacks are those of the result too.
+    `read` returns the raw activations of the neurons of any of the classifiers.
     """
     matrix, rows = FeatureMatrix(read, data, group or ProcessGroup()), data.all_rows
     selections = {choice: fitted.selection.without_words() for choice, fitted in result.choices.items()}
-    cut = matrix.cut(Selection.merge(selections.values()), rows)
-    fitter = HeadFitter(matrix, cut, {p.column: p for p in probes}, rows, None if words is None else words.scale)
+    read_rows = rows if held_back is None else np.union1d(rows, held_back.rows)
+    cut = matrix.cut(Selection.merge(selections.values()), read_rows)
+    scale = None if words is None else words.scale
+    fitter = HeadFitter(matrix, cut, {p.column: p for p in probes}, rows, scale, held_back)
     distinct: dict[int, FittedClassifier] = {}
     for choice, fitted in result.choices.items():
         if id(fitted) not in distinct:

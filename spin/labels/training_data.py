@@ -14,6 +14,9 @@ from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.sampling import sample_rows
 from spin.labels.splits import FEW_LABELS, rows_in_split
 
+_LEAST_HELD_BACK, _MOST_HELD_BACK = 1_000, 5_000
+"""rows on which heads are calibrated that were fitted on more rows than the folds hold"""
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -84,6 +87,25 @@ class TrainingData:
     def all_rows(self) -> Rows:
         """All rows that train or validate, in order, those outside the folds included."""
         return self.rows if self.not_sampled is None else np.sort(np.concatenate([self.rows, self.not_sampled]))
+
+    def hold_back(self) -> tuple[TrainingData, Rows]:
+        """The data without some of the rows outside the folds, and these rows, on which heads can be calibrated.
+
+        They are at most 5,000 and a tenth of all labelled rows, in the proportions of the classes. No row that is left
+        is of the group of one of them. With fewer than 1,000 there are none, and the data is as it was: the validation
+        rows of the folds calibrate better.
+        """
+        outside = np.empty(0, np.int64) if self.not_sampled is None else self.not_sampled
+        if self.groups is not None:
+            outside = outside[~np.isin(self.groups[outside], self.groups[self.rows])]
+        count = min(_MOST_HELD_BACK, len(self.all_rows) // 10, len(outside))
+        if self.not_sampled is None or count < _LEAST_HELD_BACK:
+            return self, np.empty(0, np.int64)
+        held_back = np.sort(sample_rows(outside, self.label_space.strata(self.y[outside]), count, self.seed))
+        related = np.isin(self.not_sampled, held_back)
+        if self.groups is not None:
+            related = np.isin(self.groups[self.not_sampled], self.groups[held_back])
+        return replace(self, not_sampled=self.not_sampled[~related]), held_back
 
     def of_folds(self) -> TrainingData:
         """The same data with the rows of the folds alone, which are numbered anew in the order of `rows`."""

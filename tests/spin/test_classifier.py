@@ -416,8 +416,8 @@ def edit_config(section: str | None = None, **changes: object) -> Callable[[Path
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (edit_config(format=99), "has format 99, this version reads 10; install the version of SPIN that wrote it"),
-        (edit_config(format=None), "has format None, this version reads 10"),
+        (edit_config(format=99), "has format 99, this version reads 11; install the version of SPIN that wrote it"),
+        (edit_config(format=None), "has format None, this version reads 11"),
         (edit_config("metadata", classes=None), "is not a whole classifier: metadata.classes: Field required"),
         (edit_config(metadata=None), "is not a whole classifier: 'metadata'"),
         (edit_config(classifiers=None), "is not a whole classifier: classifiers: Field required"),

@@ -10,14 +10,18 @@ import pytest
 
 import spin.heads.feature_rows
 from spin.arrays import Floats, Rows
+from spin.heads.calibration import calibration_error, log_loss
 from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
-from spin.integrate.head_fitter import refit
+from spin.integrate.head_fitter import HeldBack, refit
 from spin.integrate.search import Search
+from spin.labels.cross_validation import Fold
 from spin.labels.metrics import score
 from spin.labels.training_data import TrainingData
-from spin.settings import CascadeSettings
+from spin.settings import CascadeSettings, ProbeSettings
+from spin.sparsify.probe import fit_probes
+from spin.sparsify.ridge import fit_ridge
 from tests.spin.integrate.test_search import (
     SEARCH,
     Project,
@@ -78,6 +82,50 @@ def test_without_further_rows_the_heads_are_those_that_were_there() -> None:
     for one, other in zip(before.choices.values(), after.choices.values(), strict=True):
         for own, again in zip(heads(one), heads(other), strict=True):
             np.testing.assert_allclose(own.coef, again.coef, atol=1e-3)
+
+
+@pytest.fixture(autouse=True)
+def few_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five hundred rows are enough."""
+    monkeypatch.setattr("spin.labels.training_data._LEAST_HELD_BACK", 500)
+
+
+def build_sampled_project() -> tuple[Project, Project]:
+    """A project of 9,000 documents whose folds hold 330 of them, and the same with its test documents apart."""
+    whole = build_project(n=9000, signal=0.3)
+    rows = np.concatenate([whole.folds[0].train, whole.folds[0].valid])
+    folds = [Fold(np.sort(rows[:250]), np.sort(rows[250:330]))]
+    data = TrainingData(whole.y, tuple(folds), whole.label_space, "accuracy")
+    ridge, _ = fit_ridge(lambda column, rows: whole.activations[column][rows], list(whole.activations), data)
+    probes = fit_probes(whole.activations, data, ProbeSettings(penalties=5))
+    return replace(whole, folds=folds, probes=probes, ridge=ridge), whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["off", "auto"])
+def test_rows_that_are_held_back_calibrate_heads_of_more_rows_than_chose_them(network: str) -> None:
+    """The stack of the sample is made for heads that overfit; on twenty times the rows it is underconfident."""
+    sample, whole = build_sampled_project()
+    settings = SEARCH.model_copy(update={"network": network, "max_share": 1, "etas": (1.0,), "strengths": (10.0,)})
+    chosen = sample.integrate(settings, words=make_words(sample, 0.3), cascade=CASCADE)
+    outside = np.setdiff1d(np.concatenate([whole.folds[0].train, whole.folds[0].valid]), sample.data.rows)
+    data, rows = replace(sample.data, not_sampled=outside).hold_back()
+    assert len(rows) == 675
+    draw = np.random.default_rng(3)
+    of_words = (0.3 * whole.label_space.indicator(whole.y) + draw.normal(size=(len(whole.y), 3))).astype(np.float32)
+    held_back = HeldBack(rows, of_words[rows])
+    losses, errors = [], []
+    for evidence in (None, held_back):
+        result = refit(chosen, sample.probes, sample.read_blocks, data, make_words(sample, 0.3), held_back=evidence)
+        fitted, y = result.choices["accuracy"], whole.y[whole.test]
+        features = whole.read(fitted.selection.without_words(), whole.test)
+        if fitted.selection.words:
+            features = np.concatenate([of_words[whole.test], features], axis=1)
+        logits = fitted.logits(features)
+        losses.append(log_loss(logits, y, whole.label_space))
+        errors.append(calibration_error(whole.label_space.probabilities(logits), y, whole.label_space))
+    assert losses[1] < losses[0] - 0.005
+    assert errors[1] < 0.03 < errors[0]
 
 
 def test_words_keep_their_weight() -> None:

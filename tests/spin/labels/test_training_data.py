@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from spin.labels.cross_validation import Fold
 from spin.labels.label_space import LabelSpace
 from spin.labels.splits import rows_in_split
 from spin.labels.training_data import TrainingData
 
-CLASSES = LabelSpace(("a", "b", "rare"))
+CLASSES, TWO = LabelSpace(("a", "b", "rare")), LabelSpace(("a", "b"))
 SPLITS = (["train"] * 7 + ["valid"] * 2 + ["test"]) * 1000
 
 
@@ -88,3 +90,35 @@ def test_the_data_of_the_folds_alone_is_the_same_numbered_anew() -> None:
         np.testing.assert_array_equal(alone.y[own], data.y[before])
         assert alone.groups is not None
         np.testing.assert_array_equal(alone.groups[own], groups[before])
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_rows_that_are_held_back_share_no_group_with_those_that_fit(grouped: bool) -> None:
+    """They are a tenth of all labelled rows, in the shares of the classes; the rows of the folds stay."""
+    draw = np.random.default_rng(0)
+    y = draw.choice(2, 20_000, p=[0.8, 0.2])
+    groups = draw.integers(0, 15_000, 20_000).astype(np.uint64) if grouped else None
+    folds = (Fold(np.arange(0, 600), np.arange(600, 800)),)
+    data = TrainingData(y, folds, TWO, groups=groups, not_sampled=np.arange(800, 18_000))
+    less, held_back = data.hold_back()
+    assert len(held_back) == 1_800
+    assert less.folds is data.folds
+    assert less.not_sampled is not None
+    assert not np.isin(held_back, less.all_rows).any()
+    if groups is None:
+        assert sorted([*less.all_rows, *held_back]) == list(range(18_000))
+    else:
+        assert not np.isin(groups[held_back], groups[less.all_rows]).any()
+        assert len(less.all_rows) > 13_000
+    assert abs(y[held_back].mean() - y[:18_000].mean()) < 0.01
+
+
+def test_few_rows_are_not_held_back() -> None:
+    """The validation rows of the folds calibrate better; and at most 5,000 rows are."""
+    folds = (Fold(np.arange(0, 600), np.arange(600, 800)),)
+    data = TrainingData(np.arange(200_000) % 2, folds, TWO, not_sampled=np.arange(800, 9_990))
+    less, held_back = data.hold_back()
+    assert less is data
+    assert len(held_back) == 0
+    assert len(replace(data, not_sampled=None).hold_back()[1]) == 0
+    assert len(replace(data, not_sampled=np.arange(800, 200_000)).hold_back()[1]) == 5_000
