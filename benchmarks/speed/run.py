@@ -1,17 +1,20 @@
 """`make bench`: time SPIN and the alternatives that users would run instead, and write benchmarks/speed.md.
 
 `make bench TASK=debian` takes other texts than the tweets, and writes benchmarks/speed-debian.md. The page of the
-manuals has a section on whole documents too; `BENCH="--part rows"` or `"--part documents"` measures one of both, and
-the other one stays on the page. Activations and trained parts are kept in runs/bench, so that a second run only times.
+manuals has a section on whole documents too, and that of the tweets one on many classifiers. `BENCH="--part rows"`,
+`"--part documents"` or `"--part many"` measures one of them, and the others stay on the page. Activations and trained
+parts are kept in runs/bench, so that a second run only times.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -23,10 +26,11 @@ from benchmarks.method.corpora import Plan, extract_corpus, load
 from benchmarks.method.peers.libraries import require_peers
 from benchmarks.method.run import FOLDER
 from benchmarks.method.tasks.catalogue import TASKS
+from benchmarks.method.tasks.debtags import DEBTAGS
 from benchmarks.method.tasks.manuals import MANUALS
 from benchmarks.method.tasks.task import DECODER, Task
 from benchmarks.method.tasks.tweets import TWEETS
-from benchmarks.speed import ray_cost, verdicts, whole_documents
+from benchmarks.speed import many, ray_cost, verdicts, whole_documents
 from benchmarks.speed.measurement import Measurement
 from benchmarks.speed.page import (
     HOW_TO_READ,
@@ -53,7 +57,8 @@ _FEW_SITES = {
 }
 """sites that SPIN learns from: of an encoder in a quick run, of a decoder always, since all 61 take too long"""
 _QUICK_LOSSES = (SHIPPED, 0.02)
-_PARTS = ("rows", "documents")
+_PARTS = {"documents": MANUALS.name, "many": TWEETS.name}
+"""further sections of a page, by the task whose page has them"""
 _PRICE = 0.04
 """of a core per hour, in dollars"""
 
@@ -71,9 +76,11 @@ def main() -> None:
     read = cache(partial(task.read, FOLDER))
     for plan in plans:
         extract_corpus(plan, read, folder / plan.name)
-    judged = [] if options.part == "documents" else _write_rows(page, task, plans, folder, options)
-    if _has_whole_documents(task, options):
+    judged = [] if options.part in _PARTS else _write_rows(page, task, plans, folder, options)
+    if _has("documents", task, options):
         _write_whole_documents(page, plans[0], folder, options)
+    if _has("many", task, options):
+        _write_many_classifiers(page, options)
     if _is_whole(options) and not all(verdict.holds for verdict in judged):
         raise SystemExit(1)
 
@@ -93,9 +100,10 @@ def _write_rows(
         parts.append(f"## Ray\n\n{verdict_list(judged[-1:])}")
     seconds = time.perf_counter() - start
     conditions = Conditions(_command(task), load_before, seconds, options.price)
-    kept = find_section(_read(page), whole_documents.TITLE)
-    text = "\n".join([head(conditions), *parts, HOW_TO_READ])
-    page.write_text(with_section(text, kept) if kept else text, encoding="utf-8")
+    text, before = "\n".join([head(conditions), *parts, HOW_TO_READ]), _read(page)
+    for kept in filter(None, (find_section(before, title) for title in (whole_documents.TITLE, many.TITLE))):
+        text = with_section(text, kept)
+    page.write_text(text, encoding="utf-8")
     print("\n".join(parts), f"written to {page} after {seconds:.0f} s", sep="\n", flush=True)
     return judged
 
@@ -139,10 +147,36 @@ def _write_whole_documents(page: Path, plan: Plan, folder: Path, options: argpar
     print(text, f"written to {page} after {seconds:.0f} s", sep="\n", flush=True)
 
 
-def _has_whole_documents(task: Task, options: argparse.Namespace) -> bool:
-    """Whether the run measures them: on the manuals, unless it is one of some rows, or of the decoder, alone."""
-    of_all = options.part != "rows" and options.only == "*" and options.model != DECODER
-    return task.name == MANUALS.name and of_all
+def _write_many_classifiers(page: Path, options: argparse.Namespace) -> None:
+    """Measure several classifiers in one pass, and write that section of the page; all others stay."""
+    print(f"{many.TITLE}:", flush=True)
+    start, load_before = time.perf_counter(), os.getloadavg()[0]
+    folder = DEBTAGS.folder(FOLDER / "quick" if options.quick else FOLDER)
+    plan = DEBTAGS.plans(options.quick)[0]
+    if options.quick:  # the small plan has fewer tags than there are tasks
+        plan = replace(plan, name="many", classes=None)
+    extract_corpus(plan, partial(DEBTAGS.read, FOLDER), folder / plan.name)
+    if options.fresh:
+        shutil.rmtree(folder / "speed/many", ignore_errors=True)
+    result = many.measure(
+        load(plan, folder / plan.name),
+        many.QUICK_SIDES if options.quick else many.SIDES,
+        folder / "speed/many",
+        machine.threads(),
+        (16,) if options.quick else _BATCHES[False],
+        _QUICK_ROUNDS if options.quick else options.rounds,
+        json.loads((folder / plan.name / "corpus.json").read_text(encoding="utf-8"))["docs_per_s"],
+    )
+    conditions = Conditions(_command(TWEETS), load_before, time.perf_counter() - start, options.price)
+    text = many.section(result, conditions)
+    page.write_text(with_section(_read(page) or TITLE, text), encoding="utf-8")
+    print(text, f"written to {page}", sep="\n", flush=True)
+
+
+def _has(part: str, task: Task, options: argparse.Namespace) -> bool:
+    """Whether the run measures a further section of its page: not one of some rows, or of the decoder, alone."""
+    of_all = options.part in (None, part) and options.only == "*" and options.model != DECODER
+    return task.name == _PARTS[part] and of_all
 
 
 def _command(task: Task) -> str:
@@ -159,7 +193,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--task", choices=SIDES, default=TWEETS.name, help="the texts, the tweets by default")
     parser.add_argument("--quick", action="store_true", help="few documents and rounds: shows only that it runs")
     parser.add_argument("--only", metavar="PATTERN", default="*", help="only these rows: 'OpenVINO*', '*bfloat16'")
-    parser.add_argument("--part", choices=_PARTS, help="of the manuals, measure the rows or whole documents alone")
+    parser.add_argument("--part", choices=("rows", *_PARTS), help="measure the rows, or one further section, alone")
     parser.add_argument("--model", choices=("minilm", "smollm2"), help="measure only this model")
     parser.add_argument("--price", type=float, default=_PRICE, help=f"of a core per hour, in $; {_PRICE} by default")
     parser.add_argument("--rounds", type=int, default=_ROUNDS, help=f"of the encoder, at least 2; {_ROUNDS} by default")
@@ -167,8 +201,8 @@ def _parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error(f"--rounds {options.rounds}: expected at least 2, since an interval needs them")
-    if options.part == "documents" and (options.task != MANUALS.name or options.only != "*"):
-        parser.error(f"--part documents: expected --task {MANUALS.name}, whose documents are long, and no --only")
+    if options.part in _PARTS and (options.task != _PARTS[options.part] or options.only != "*"):
+        parser.error(f"--part {options.part}: expected --task {_PARTS[options.part]}, and no --only")
     return options
 
 

@@ -46,6 +46,12 @@ def test_rows_and_whole_documents_share_a_page(tmp_path: Path, monkeypatch: pyte
     assert titles(page) == ["# Speed", "head", "## Manual pages", "rows 2", *whole]
 
 
+@pytest.mark.parametrize(("part", "task"), [("documents", MANUALS), ("many", TWEETS)])
+def test_a_part_that_is_measured_alone_needs_its_task(part: str, task: Any) -> None:
+    options = Namespace(**vars(OPTIONS) | {"part": part})
+    assert [run._has(part, other, options) for other in (MANUALS, TWEETS)] == [task is MANUALS, task is TWEETS]
+
+
 @pytest.mark.parametrize(
     ("task", "change", "expected"),
     [
@@ -58,7 +64,7 @@ def test_rows_and_whole_documents_share_a_page(tmp_path: Path, monkeypatch: pyte
     ],
 )
 def test_whole_documents_are_measured_on_manuals(task: Any, change: dict[str, str], expected: bool) -> None:
-    assert run._has_whole_documents(task, Namespace(**vars(OPTIONS) | change)) is expected
+    assert run._has("documents", task, Namespace(**vars(OPTIONS) | change)) is expected
 
 
 @pytest.mark.parametrize(
@@ -66,6 +72,7 @@ def test_whole_documents_are_measured_on_manuals(task: Any, change: dict[str, st
     [
         (["--part", "documents"], "expected --task manuals"),
         (["--task", "manuals", "--part", "documents", "--only", "a"], "no --only"),
+        (["--task", "manuals", "--part", "many"], "expected --task tweets"),
         (["--rounds", "1"], "expected at least 2"),
     ],
 )
