@@ -47,10 +47,20 @@ def print_explanation(explanation: Explanation, *, neurons: int = 8) -> None:
     for k in explanation.chosen or explanation.ranked[:1]:
         label = explanation.classes[k]
         terminal.out.print(_shaded(explanation, k), soft_wrap=True)
+        terminal.say(_sum_of_layers(explanation, k))
         tops = [(f"{top.column}[{top.neuron}]", top.contribution, top.word) for top in explanation.top(neurons, label)]
         _print_contributions(f"neurons for and against {label}", "neuron", tops, "mainly on")
         terms = [(f"“{term}”", contribution) for term, contribution in explanation.top_terms(neurons, label)]
         _print_contributions(f"terms for and against {label}", "term", terms)
+
+
+def _sum_of_layers(explanation: Explanation, k: int) -> str:
+    """Return the logit of class k as the sum of what each layer adds, with the terms and the bias."""
+    parts = [(f"layer {layer}", float(values[k])) for layer, values in explanation.by_layer().items()]
+    if explanation.terms:
+        parts.append(("terms", float(explanation.term_contribution[k])))
+    listed = ", ".join(f"{name} {value:+.2f}" for name, value in [*parts, ("bias", float(explanation.bias[k]))])
+    return f"{explanation.classes[k]} {explanation.logits[k]:+.2f} = {listed}"
 
 
 def _print_contributions(title: str, name: str, rows: Sequence[tuple[Any, ...]], *more: str) -> None:

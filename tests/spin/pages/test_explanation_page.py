@@ -454,6 +454,23 @@ def test_terminal_and_page_say_what_was_not_read(capsys: pytest.CaptureFixture[s
         assert (note in capsys.readouterr().out.splitlines()) == said
 
 
+def test_the_terminal_shows_the_logit_as_the_sum_of_all_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    """With terms and bias; to the two digits that are printed."""
+    word = TermContribution("words", "hours", np.full(3, 0.5), ((3, 8),))
+    whole = make_explanation()
+    for explanation in (whole, replace(whole, terms=(word,), logits=whole.logits + 0.5)):
+        print_explanation(explanation)
+        name = explanation.classes[explanation.chosen[0]]
+        [line] = [
+            each for each in capsys.readouterr().out.splitlines() if each.startswith(f"{name} ") and "bias" in each
+        ]
+        total, parts = re.fullmatch(rf"{name} (\S+) = (.+)", line).groups()  # type: ignore[union-attr]
+        values = dict(part.rsplit(" ", 1) for part in parts.split(", "))
+        layers = {f"layer {column.site.layer}" for column, _ in explanation.neurons}
+        assert values.keys() == layers | {"bias"} | ({"terms"} if explanation.terms else set())
+        assert float(total) == pytest.approx(sum(map(float, values.values())), abs=0.01 * len(values))
+
+
 def test_words_and_their_pieces_are_one_row(capsys: pytest.CaptureFixture[str]) -> None:
     """Strings of characters have no row of their own."""
     start = TEXT.index("hours,")
