@@ -83,8 +83,8 @@ def fit_classifiers(
     if data.not_sampled is not None:
         data, rows = data.hold_back()
         of_words = None
-        if texts is not None and words is not None:
-            of_words = words.regression.logits([texts[row] for row in rows])
+        if texts is not None and training_result.words is not None and len(rows):
+            of_words = training_result.words.logits([texts[row] for row in rows])
         held_back = HeldBack(rows, of_words) if len(rows) else None
         training_result = refit(training_result, probes, read, data, words, held_back=held_back)
     return probes, ridge, training_result

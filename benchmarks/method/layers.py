@@ -43,6 +43,7 @@ STRENGTHS = tuple(sorted(SearchSettings().strengths))
 class Layer(NamedTuple):
     """Where the selected neurons of a block stand among the features, and what they know."""
 
+    block: int
     features: slice
     strength: float
     """of a head on this layer alone"""
@@ -84,7 +85,8 @@ def gate_per_document(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     chosen, final = _select(fitted_spin, final=True)
     all_rows, test = (features_of(exam, chosen, final, rows) for rows in (exam.data.rows, exam.test))
     of_layers = []
-    for layer, place in zip(layers, _places(chosen).values(), strict=True):
+    for layer in layers:
+        place = _places(chosen).get(layer.block, slice(0, 0))
         [head] = fit_heads(exam, all_rows[:, place], exam.data.rows, [layer.strength])
         of_layers.append(head.logits(test[:, place]))
     logits, shares = gate.predict(np.stack(of_layers))
@@ -134,11 +136,11 @@ def _spread(weights: Floats, selection: Selection, other: Selection) -> Floats:
 def fit_layers(exam: Exam, selection: Selection, X: Floats, Z: Floats) -> list[Layer]:
     """A head on each layer's neurons alone, at the strength with the least held-out log loss."""
     [fold], layers = exam.folds, []
-    for place in _places(selection).values():
+    for block, place in _places(selection).items():
         held_out = [head.logits(Z[:, place]) for head in fit_heads(exam, X[:, place], fold.train, STRENGTHS)]
         losses = [_loss(exam, logits) for logits in held_out]
         best = int(np.argmin(losses))
-        layers.append(Layer(place, STRENGTHS[best], held_out[best], losses[best]))
+        layers.append(Layer(block, place, STRENGTHS[best], held_out[best], losses[best]))
     return layers
 
 
@@ -154,7 +156,7 @@ def fit_heads(exam: Exam, X: Floats, rows: Rows, strengths: Sequence[float]) -> 
 def weigh_layers(exam: Exam, layers: Sequence[Layer]) -> Floats:
     """(p,) each layer's gain over knowing nothing as a share of the best layer's, at least 0.1; mean square 1."""
     [fold] = exam.folds
-    shares = np.log(exam.corpus.label_space.indicator(exam.y[fold.train]).mean(0))
+    shares = np.log(exam.corpus.label_space.indicator(exam.y[fold.train]).mean(0).clip(1e-6))
     nothing = _loss(exam, np.tile(shares.astype(np.float32), (len(fold.valid), 1)))
     gains = np.array([nothing - layer.loss for layer in layers]).clip(1e-9)
     weights = np.empty(layers[-1].features.stop, np.float32)

@@ -32,7 +32,8 @@ _LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "numba"
 GAIN, MOST_NEURONS = 0.3, 10.0
 """limits of the claims with all labels: points of macro-F1 above all neurons, percent of the neurons"""
 ENOUGH_LABELS = 256
-"""labels per class from which the claim on the mean is about all neurons alone; below, other simple rows count too"""
+"""labels per class from which the claim on the mean is about all neurons alone; below also about the last layer and
+SetFit's head"""
 _CONFIDENCE = 0.9
 
 
@@ -149,7 +150,7 @@ def few_claims(counts: dict[int, list[Result]]) -> str:
     """The claims with few labels, as a Markdown list, by number of labels per class."""
     lines = []
     for count, results in counts.items():
-        named = [ALL] if count >= ENOUGH_LABELS else [ALL, LAST, HEAD_ALONE, WORDS]
+        named = [ALL] if count >= ENOUGH_LABELS else [ALL, LAST, HEAD_ALONE]
         gains = [Difference.of(results, name) for name in named if name in _names(results)]
         rows = " nor ".join(f"{gain.name} ({gain})" for gain in gains)
         where = f"{count} per class, "

@@ -93,18 +93,17 @@ def task_of(corpus: Corpus, tag: int) -> Corpus:
 
 def fit_task(trial: Trial, corpus: Corpus, name: str) -> tuple[TrainedClassifier, float]:
     """The classifier of a task, on the documents of the trial, and the seconds that it took to fit it."""
-    exam, settings = (
-        trial.exam,
-        BackboneSettings(model=corpus.plan.model, max_tokens=corpus.plan.max_tokens, device="cpu"),
-    )
+    exam = trial.exam
+    settings = BackboneSettings(model=corpus.plan.model, max_tokens=corpus.plan.max_tokens, device="cpu")
     data = TrainingData(corpus.y, exam.folds, corpus.label_space, METRIC, groups=corpus.groups)
 
     def train(folder: Path) -> None:
         start = time.perf_counter()
         result = fit_spin(replace(exam, corpus=corpus, y=corpus.y, data=data)).training_result
+        seconds = time.perf_counter() - start
         spin = TrainedClassifier(settings, load_backbone(settings).digest, corpus.label_space, result, METRIC)
         spin.save(folder / "classifier")
-        (folder / _SECONDS).write_text(json.dumps(time.perf_counter() - start), encoding="utf-8")
+        (folder / _SECONDS).write_text(json.dumps(seconds), encoding="utf-8")
 
     folder = trial.parts.get(f"tag-{name.replace(':', '-')}", train)
     spin = TrainedClassifier.load(folder / "classifier", backbone=settings, early=True)

@@ -1,7 +1,8 @@
 """`make bench`: time SPIN and the alternatives that users would run instead, and write benchmarks/speed.md.
 
 `make bench TASK=debian` takes other texts than the tweets, and writes benchmarks/speed-debian.md. The page of the
-manuals has a section on whole documents too, and that of the tweets one on many classifiers. `BENCH="--part rows"`,
+manuals has a section on whole documents too, and that of the tweets one on many classifiers, which reads Debian's
+indices. `BENCH="--part rows"`,
 `"--part documents"` or `"--part many"` measures one of them, and the others stay on the page. Activations and trained
 parts are kept in runs/bench, so that a second run only times.
 """

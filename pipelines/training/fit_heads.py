@@ -1,6 +1,7 @@
 """Fit the heads: the workers of a Ray Train group share the documents; each reads only its own.
 
-A sample of the documents makes all choices. The heads that were chosen are then fitted again, on all documents.
+A sample of the documents makes all choices. The heads that were chosen are then fitted again, on all documents but for
+those that calibrate them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Sample
 from pipelines.storage.object_store import Store
 from pipelines.workers.train_group import DOCUMENTS_PER_WORKER, GroupWork, run_group
+from spin.arrays import Floats, Rows
 from spin.heads import persistence
 from spin.heads.fitted import TrainingResult
 from spin.integrate.fit_words import WordFit
@@ -54,7 +56,7 @@ class HeadsJob:
 
 @dataclass(frozen=True)
 class RefitJob:
-    """The input of every worker of the group that fits the chosen heads again, on all labelled documents."""
+    """The input of every worker of the group that fits the chosen heads again, on more documents than the sample."""
 
     settings: Settings
     features: FeatureShards
@@ -65,10 +67,10 @@ class RefitJob:
     """of all documents"""
     result: TrainingResult
     """of the search"""
-    held_back: HeldBack | None
-    """documents that are not in `data`, and calibrate the heads"""
     store: Store
     """where the heads and the progress are written"""
+    held_back: HeldBack | None = None
+    """documents that no head is fitted on, which calibrate the heads; `run_refit` takes them from `data`"""
 
 
 J = TypeVar("J", HeadsJob, RefitJob)
@@ -83,16 +85,20 @@ def run_integrate(job: HeadsJob) -> TrainingResult:
     return _load(job.store)
 
 
-def run_refit(job: RefitJob) -> TrainingResult:
+def run_refit(job: RefitJob, read_words: Callable[[Rows], Floats | None]) -> TrainingResult:
     """Fit the heads of the job's result again; a later call reads what this one wrote.
 
-    If the search has seen all labelled documents, the result is returned as it is.
+    Some of the documents outside the sample calibrate them; `read_words` returns their logits (n, K) by the word
+    regression, or None if no head reads words. If the search has seen all labelled documents, the result is returned as
+    it is.
     """
     if job.data.not_sampled is None:
         return job.result
     if not job.store.exists(persistence.CONFIG):
-        # groups serve to choose thresholds, which the search has done
-        job = replace(job, data=replace(job.data, groups=None))
+        data, rows = job.data.hold_back()
+        held_back = HeldBack(rows, read_words(rows)) if len(rows) else None
+        # the search has chosen thresholds, for which groups serve
+        job = replace(job, data=replace(data, groups=None), held_back=held_back)
         _run_group(refit_heads, job, len(job.data.all_rows), total=1, unit="classifiers")
     return _load(job.store)
 
@@ -145,7 +151,7 @@ def fit_heads(job: HeadsJob, device: str) -> None:
 
 
 def refit_heads(job: RefitJob, device: str) -> None:
-    """Fit the heads of the job's result on all documents, in step with the group; the first worker writes them."""
+    """Fit the heads of the job's result on its documents, in step with the group; the first worker writes them."""
     group, data = ProcessGroup.joined(), replace(job.data, device=device)
     refitted = refit(job.result, job.probes, job.features.selection_blocks, data, job.words, group, job.held_back)
     if group.rank == 0:

@@ -58,7 +58,6 @@ from spin.heads.fitted import TrainingResult, TrainingSummary
 from spin.heads.held_out import HELD_OUT
 from spin.heads.selection import Selection
 from spin.integrate.fit_words import WordFit
-from spin.integrate.head_fitter import HeldBack
 from spin.labels.metrics import ClassFigures, class_figures
 from spin.labels.splits import SPLITS
 from spin.labels.training_data import TrainingData
@@ -69,7 +68,7 @@ from spin.sparsify.probe import Probe, best_probe
 from spin.sparsify.ridge import LeftOutPredictions, RidgeImportance
 
 _log = logging.getLogger(__name__)
-FORMAT = 10
+FORMAT = 11
 ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE, HELD_OUT)
 """names of the files of a registered version"""
 
@@ -300,9 +299,8 @@ def _fit_classifiers(training: _Training, data: TrainingData, store: Store) -> t
     )
     whole = _columns_to_keep(sampled, probes, features)
     features = run_keep(settings, training.source, features, training.labels, *whole)
-    data, rows = data.hold_back()
-    held_back = HeldBack(rows, _read_words(sampled, training.corpus, rows)) if len(rows) else None
-    refitted = run_refit(RefitJob(settings, features, probes, words, data, sampled, held_back, store / "all"))
+    job = RefitJob(settings, features, probes, words, data, sampled, store / "all")
+    refitted = run_refit(job, lambda rows: _read_words(sampled, training.corpus, rows))
     return _assemble(settings, training.labels, refitted), features
 
 

@@ -103,7 +103,7 @@ class TrainingSummary(BaseModel):
 
 @dataclass(frozen=True)
 class FittedClassifier:
-    """The selected neurons, how they are aligned, and the head that joins them."""
+    """The selected neurons, how they are standardised, and the head that joins them."""
 
     selection: Selection
     """the p features: the words' logits, if it reads them, and the selected neurons"""

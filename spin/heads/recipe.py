@@ -26,7 +26,7 @@ class HeadRecipe:
     strength: float
     """of the regularisation: the prior variance of a logit"""
     stack: Stack
-    """the weights of neurons, words and network, and the biases"""
+    """the weights of neurons, words and network, and the biases; fitted anew where more documents are held back"""
     epochs: int = 0
     """epochs in which validation fitted the network best; 0 without a network"""
     last_layer: LastLayerRecipe | None = None

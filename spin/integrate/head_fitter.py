@@ -58,7 +58,9 @@ class HeadFitter:
     word_scale: Floats | None
     """(K,) the scale of the words' logits, in which drift measures them; None without words"""
     held_back: HeldBack | None = None
-    """rows of the cut that calibrate the heads; without them heads keep the stacks of their recipes"""
+    """rows that calibrate the heads; without them heads keep the stacks of their recipes"""
+    held_back_cut: FeatureCut | None = None
+    """the features of these rows"""
 
     def fit(self, selection: Selection, recipe: HeadRecipe) -> FittedHead:
         """The head on a selection without words."""
@@ -85,8 +87,8 @@ class HeadFitter:
 
     def finish(self, fitted: FittedHead, recipe: ClassifierRecipe, summary: ChoiceSummary) -> FittedClassifier:
         """The classifier of a head that `fit` returned: with its exits, with the words, and calibrated."""
-        stack = self._fit_stack(recipe.head.stack, fitted)
-        word_scale = self.word_scale if stack.words else None
+        word_scale = self.word_scale if recipe.head.stack.words else None
+        stack, shares = self._fit_stack(recipe.head.stack, fitted)
         exits = self._fit_exits(fitted.selection, recipe.exits, word_scale)
         recipe = ClassifierRecipe(replace(recipe.head, stack=stack), tuple(exits))
         selection, standardizer = fitted.selection, fitted.standardizer
@@ -101,25 +103,35 @@ class HeadFitter:
             selection,
             standardizer,
             stack.join(fitted.head, network=fitted.network, word_scale=word_scale),
-            summary.model_copy(update={"neurons": len(fitted.selection), "exits": summaries}),
+            summary.model_copy(
+                update={"neurons": len(fitted.selection), "exits": summaries, "shares": shares or summary.shares}
+            ),
             tuple(EarlyExit(exit.depth, head, exit.threshold) for exit, head in exits.items()),
             recipe,
         )
 
-    def _fit_stack(self, stack: Stack, fitted: FittedHead) -> Stack:
-        """The stack of the same sources by what the rows that were held back show; without any the given one."""
-        if self.held_back is None:
-            return stack
+    def _fit_stack(self, stack: Stack, fitted: FittedHead) -> tuple[Stack, dict[Source, float]]:
+        """The stack of the same sources by what the rows that were held back show, and their shares in it.
+
+        Without such rows it is the given one, without shares.
+        """
+        if self.held_back is None or self.held_back_cut is None:
+            return stack, {}
         rows, sources = self.held_back.rows, dict[Source, Floats]()
-        features = self.cut.take(fitted.selection, rows, fitted.standardizer)
+        features = self.held_back_cut.take(fitted.selection, rows, fitted.standardizer)
+        own = self.held_back_cut.positions(rows)
         heads: dict[Source, LinearHead | None] = {"neurons": fitted.head, "network": fitted.network}
         for source, head in heads.items():
             if head is not None and stack.weight(source):
-                [sources[source]] = self.matrix.predict(features, [head], self.cut.positions(rows), len(rows))
-        if stack.words and self.held_back.words is not None:
+                [sources[source]] = self.matrix.predict(features, [head], own, len(rows))
+        if stack.words:
+            assert self.held_back.words is not None, "a head that reads words needs those of the rows held back"
             sources["words"] = self.held_back.words
+        if not sources:
+            return stack, {}
         y, label_space = self.matrix.data.y[rows], self.matrix.data.label_space
-        return self.matrix.group.broadcast_object(fit_stack(sources, y, label_space))
+        stack = self.matrix.group.broadcast_object(fit_stack(sources, y, label_space))
+        return stack, {source: round(stack.share(source, sources), 4) for source in sources}
 
     def _fit_exits(
         self, selection: Selection, recipes: Sequence[ExitRecipe], word_scale: Floats | None
@@ -143,7 +155,7 @@ class HeadFitter:
                 design = self.matrix.design(self.cut, part, self.probes, self.rows)
                 [head] = fit_linear(design, [recipe.head.strength])
                 alone = FittedHead(part, selected_standardizer(part, self.probes), head)
-                stack = self._fit_stack(recipe.head.stack, alone)
+                stack, _ = self._fit_stack(recipe.head.stack, alone)
                 calibrated = replace(recipe, head=replace(recipe.head, stack=stack))
                 heads[calibrated] = stack.join(head, word_scale=word_scale)
         return heads
@@ -158,18 +170,18 @@ def refit(
     group: ProcessGroup | None = None,
     held_back: HeldBack | None = None,
 ) -> TrainingResult:
-    """The classifiers of a result with all heads fitted again, on all labelled rows instead of a sample of them.
+    """The classifiers of a result with all heads fitted again, on all rows of `data` instead of a sample of them.
 
-    Nothing is chosen again: neurons, strengths and exits are those of the result. Heads of more rows are more certain,
-    so rows that were `held_back` from `data` calibrate them; without any, the stacks are those of the result too.
-    `read` returns the raw activations of the neurons of any of the classifiers.
+    Nothing is chosen again: neurons, strengths, exits and thresholds are those of the result. Heads of more rows are
+    more certain, so rows that were `held_back` from `data` calibrate them, and a margin means what it did when the
+    thresholds were chosen; without such rows the stacks are those of the result. `read` returns the raw activations of
+    the neurons of any of the classifiers.
     """
     matrix, rows = FeatureMatrix(read, data, group or ProcessGroup()), data.all_rows
     selections = {choice: fitted.selection.without_words() for choice, fitted in result.choices.items()}
-    read_rows = rows if held_back is None else np.union1d(rows, held_back.rows)
-    cut = matrix.cut(Selection.merge(selections.values()), read_rows)
-    scale = None if words is None else words.scale
-    fitter = HeadFitter(matrix, cut, {p.column: p for p in probes}, rows, scale, held_back)
+    merged, scale = Selection.merge(selections.values()), None if words is None else words.scale
+    cut, held_back_cut = matrix.cut(merged, rows), None if held_back is None else matrix.cut(merged, held_back.rows)
+    fitter = HeadFitter(matrix, cut, {p.column: p for p in probes}, rows, scale, held_back, held_back_cut)
     distinct: dict[int, FittedClassifier] = {}
     for choice, fitted in result.choices.items():
         if id(fitted) not in distinct:

@@ -16,7 +16,7 @@ DROPPED = "dropped"
 CROSS_VALIDATION_BELOW = 5_000
 """number of labelled documents to train and validate below which cross-validation makes the choices"""
 FEW_LABELS = 1_000
-"""number of them below which what needs many labels is left out"""
+"""number of them below which strengths of regularisation are not compared at every depth"""
 VERY_FEW_LABELS = 300
 """number of them below which cross-validation is repeated: a second division makes its choices steadier"""
 

@@ -14,7 +14,7 @@ from spin.arrays import Floats
 _BLOCK = 1 << 22
 """values that are measured at once"""
 FEW_ROWS, _PRIOR_ROWS = 150, 30
-"""below so many rows, the variance of an activation counts as if so many more rows had the usual variance"""
+"""rows below which variances are shrunk, and further rows of the usual variance that they are shrunk by at most"""
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,17 @@ class Standardizer:
     def fit(cls, activations: Floats) -> Standardizer:
         """Measure raw activations (n, p), in float64 whatever their type, some rows at a time.
 
-        Below 150 rows the variance s² is shrunk to the squared median m² of the standard deviations of all p:
-        (n s² + 30 m²) / (n + 30). An activation that hardly varies over few rows would else have huge values on others.
+        Below 150 rows the variance s² is shrunk towards the squared median m² of the standard deviations of all p, as
+        if c = 30 (1 - n / 150) more rows had it: (n s² + c m²) / (n + c). An activation that hardly varies over few
+        rows would else have huge values on others.
         """
         blocks = np.array_split(activations, max(1, activations.size // _BLOCK))
         mean = sum(block.sum(0, dtype=np.float64) for block in blocks) / len(activations)
         scale = np.sqrt(sum(np.square(block - mean).sum(0) for block in blocks) / len(activations))
         constant = scale <= 1e-6 * np.maximum(1, np.abs(mean))
-        if len(activations) < FEW_ROWS and not constant.all():
-            usual = np.median(scale[~constant])
-            scale = np.sqrt((len(activations) * scale**2 + _PRIOR_ROWS * usual**2) / (len(activations) + _PRIOR_ROWS))
+        if (n := len(activations)) < FEW_ROWS and not constant.all():
+            usual, more = np.median(scale[~constant]), _PRIOR_ROWS * (1 - n / FEW_ROWS)
+            scale = np.sqrt((n * scale**2 + more * usual**2) / (n + more))
         return cls(mean.astype(np.float32), np.where(constant, 1, scale).astype(np.float32))
 
     @classmethod

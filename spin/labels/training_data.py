@@ -91,21 +91,29 @@ class TrainingData:
     def hold_back(self) -> tuple[TrainingData, Rows]:
         """The data without some of the rows outside the folds, and these rows, on which heads can be calibrated.
 
-        They are at most 5,000 and a tenth of all labelled rows, in the proportions of the classes. No row that is left
-        is of the group of one of them. With fewer than 1,000 there are none, and the data is as it was: the validation
-        rows of the folds calibrate better.
+        They are a tenth of the rows outside, at most 5,000, in whole groups at random; no row that is left is of the
+        group of one of them. With fewer than 1,000 there are none, and the data is as it was: the validation rows of
+        the folds calibrate better.
         """
-        outside = np.empty(0, np.int64) if self.not_sampled is None else self.not_sampled
-        if self.groups is not None:
-            outside = outside[~np.isin(self.groups[outside], self.groups[self.rows])]
-        count = min(_MOST_HELD_BACK, len(self.all_rows) // 10, len(outside))
-        if self.not_sampled is None or count < _LEAST_HELD_BACK:
-            return self, np.empty(0, np.int64)
-        held_back = np.sort(sample_rows(outside, self.label_space.strata(self.y[outside]), count, self.seed))
-        related = np.isin(self.not_sampled, held_back)
-        if self.groups is not None:
-            related = np.isin(self.groups[self.not_sampled], self.groups[held_back])
-        return replace(self, not_sampled=self.not_sampled[~related]), held_back
+        nothing = np.empty(0, np.int64)
+        if self.not_sampled is None:
+            return self, nothing
+        most = min(_MOST_HELD_BACK, len(self.not_sampled) // 10)
+        if most < _LEAST_HELD_BACK:
+            return self, nothing
+        groups = np.arange(len(self.y), dtype=np.uint64) if self.groups is None else self.groups
+        of_folds = np.unique(groups[self.rows])
+        own = groups[self.not_sampled]
+        apart = of_folds[np.searchsorted(of_folds, own).clip(max=len(of_folds) - 1)] != own
+        names, places, sizes = np.unique(own[apart], return_inverse=True, return_counts=True)
+        order = np.random.default_rng(self.seed).permutation(len(names))
+        order = order[sizes[order] <= max(1, most // 100)]  # a large group would be most of what calibrates
+        is_held = np.zeros(len(names), bool)
+        is_held[order[np.cumsum(sizes[order]) <= most]] = True
+        held_back = self.not_sampled[apart][is_held[places]]
+        if len(held_back) < _LEAST_HELD_BACK:
+            return self, nothing
+        return replace(self, not_sampled=np.setdiff1d(self.not_sampled, held_back, assume_unique=True)), held_back
 
     def of_folds(self) -> TrainingData:
         """The same data with the rows of the folds alone, which are numbered anew in the order of `rows`."""
@@ -116,5 +124,5 @@ class TrainingData:
 
     @property
     def has_few_labels(self) -> bool:
-        """Whether the labelled rows are too few to weigh sites by them."""
+        """Whether the labelled rows are too few to tell strengths of regularisation apart at every depth."""
         return len(self.rows) < FEW_LABELS

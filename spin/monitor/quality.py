@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -21,6 +23,8 @@ LEAST_DOCUMENTS = 100
 """smallest number of test documents with a label for an estimate"""
 _PRIOR = 10.0
 """number of documents of a class at which its correction is applied by half"""
+_PRIOR_MIX, _MIX_STEPS = 100.0, 200
+"""documents of the mix of classes among the test documents that are added to a night, and steps to find its mix"""
 
 
 @dataclass(frozen=True)
@@ -132,13 +136,25 @@ class _Part(NamedTuple):
     expected: QualitySums
     observed: QualitySums
 
+    def __add__(self, other: _Part) -> _Part:  # type: ignore[override]
+        return _Part(self.expected + other.expected, self.observed + other.observed)
+
+    def scaled(self, factor: float) -> _Part:
+        """The sums of `factor` times as many documents of the same kind."""
+        return _Part(self.expected.scaled(factor), self.observed.scaled(factor))
+
+
+Parts = Sequence[Sequence[_Part]]
+"""parts of the test documents, and within each the documents of each class; in a multi-label task all as one"""
+
 
 def estimate_quality(now: QualitySums, probabilities: Floats, y: Targets, decision: Decision) -> QualityEstimate | None:
     """The quality of labels by their sums, corrected by test documents with probabilities (m, K) and targets `y`.
 
     Accuracy is the mean probability of the labels that were given, and F1 that of the expected counts (confidence-based
     performance estimation). Both are corrected by the difference between observed and expected figures on the test
-    documents (Guillory et al., Predicting with Confidence on Unseen Distributions, 2021).
+    documents (Guillory et al., Predicting with Confidence on Unseen Distributions, 2021). In a task of one class per
+    document the test documents of a class count as often as it is more frequent in the night, see `_weigh_classes`.
 
     The interval adds up two variances: that of the correction, and that of the true labels given their probabilities.
     The first is found by a grouped jackknife over the test documents (Efron & Tibshirani 1993, chapter 11). It is at
@@ -148,17 +164,18 @@ def estimate_quality(now: QualitySums, probabilities: Floats, y: Targets, decisi
     None without a label, or with fewer than 100 test documents that would get one.
     """
     parts = _divide(probabilities, y, decision)
-    if not now.labelled or sum(part.expected.labelled for part in parts) < LEAST_DOCUMENTS:
+    if not now.labelled or sum(of_class.expected.labelled for part in parts for of_class in part) < LEAST_DOCUMENTS:
         return None
-    whole = _figures(now, parts)
-    without = np.stack([_figures(now, parts[:at] + parts[at + 1 :]) for at in range(len(parts))])
+    test = _total(now, parts)
+    whole = _figures(now, test)
+    without = np.stack([_figures(now, _total(now, parts[:at] + parts[at + 1 :])) for at in range(len(parts))])
     # the jackknife's (g - 1) / g times the sum of squares over g parts
-    of_correction = np.maximum((len(parts) - 1) * without.var(0), _label_variance(_total(parts).expected, parts))
-    variance = of_correction + _label_variance(now, parts)
+    of_correction = np.maximum((len(parts) - 1) * without.var(0), _label_variance(test.expected, test))
+    variance = of_correction + _label_variance(now, test)
     low, high = (np.clip(whole + sign * _QUANTILE * np.sqrt(variance), 0, 1) for sign in (-1, 1))
     estimates = [Estimate(*(round(float(v), 4) for v in each)) for each in zip(whole, low, high, strict=True)]
     count, names = len(now.predicted), decision.label_space.classes
-    hits, support = _corrected(now, parts)
+    hits, support = _corrected(now, test)
     precision, recall = hits / np.maximum(now.predicted, 1e-12), np.minimum(hits / np.maximum(support, 1e-12), 1)
     classes = tuple(
         ClassQuality(names[k], int(now.predicted[k]), round(precision[k], 4), round(recall[k], 4), estimates[2 + k])
@@ -179,58 +196,86 @@ def expect_quality(probabilities: Floats, y: Targets, decision: Decision, docume
     return estimate_quality(night, probabilities, y, decision)
 
 
-def _divide(probabilities: Floats, y: Targets, decision: Decision) -> list[_Part]:
-    """The test documents that a decision labels, in parts."""
+def _divide(probabilities: Floats, y: Targets, decision: Decision) -> list[list[_Part]]:
+    """The test documents that a decision labels, in parts, and within each by class."""
     given, abstains = decision.decide(probabilities)
     rows, space = np.flatnonzero(~abstains), decision.label_space
     truth = space.indicator(y).astype(np.float64)
-    parts = [rows[start :: min(_PARTS, len(rows))] for start in range(min(_PARTS, len(rows)))]
+    count = min(_PARTS, len(rows))
+    strata = [0] if space.multilabel else range(len(space))
     return [
-        _Part(*(QualitySums.of(space, given[part], each[part]) for each in (probabilities, truth))) for part in parts
+        [
+            _Part(*(QualitySums.of(space, given[own], each[own]) for each in (probabilities, truth)))
+            for k in strata
+            for own in [part if space.multilabel else part[y[part] == k]]
+        ]
+        for part in (rows[start::count] for start in range(count))
     ]
 
 
-def _figures(now: QualitySums, parts: Sequence[_Part]) -> Floats:
+def _total(now: QualitySums, parts: Parts) -> _Part:
+    """The sums of the test documents, those of each class counted by its weight in the night."""
+    of_classes = [reduce(add, of_class) for of_class in zip(*parts, strict=True)]
+    weights = _weigh_classes(now, of_classes) if len(of_classes) > 1 else [1.0]
+    return reduce(add, [part.scaled(weight) for part, weight in zip(of_classes, weights, strict=True)])
+
+
+def _weigh_classes(now: QualitySums, of_classes: Sequence[_Part]) -> list[float]:
+    """How many times as frequent each class is in the night as among the test documents.
+
+    Where only the mix of classes has changed, the mean probabilities of the night are a mixture of those of each class
+    among the test documents. Its shares are found by expectation maximisation (Saerens et al. 2002), which needs
+    probabilities that are calibrated with a bias per class, as those of a stack are (Alexandari et al. 2020). The mix
+    of the test documents counts as a hundred further documents, so that a short night does not change it much. A class
+    without test documents has the weight 1.
+    """
+    counts = np.array([float(part.expected.labelled) for part in of_classes])
+    means = np.stack([part.expected.support for part in of_classes]) / np.maximum(counts, 1)[:, None]
+    before = counts / counts.sum()
+    found, mix = now.support / now.labelled, before
+    for _ in range(_MIX_STEPS):
+        responsible = mix[:, None] * means / np.maximum(mix @ means, 1e-12)
+        mix = (now.labelled * (responsible @ found) + _PRIOR_MIX * before) / (now.labelled + _PRIOR_MIX)
+    weights: list[float] = np.where(counts > 0, mix / np.maximum(before, 1e-12), 1.0).tolist()
+    return weights
+
+
+def _figures(now: QualitySums, test: _Part) -> Floats:
     """(2 + K,) accuracy, macro-F1 and the F1 of each class, corrected by the test documents."""
-    expected, observed = _total(parts)
+    expected, observed = test
     accuracy = now.right / now.labelled + (observed.right - expected.right) / observed.labelled
-    hits, support = _corrected(now, parts)
+    hits, support = _corrected(now, test)
     f1 = 2 * hits / np.maximum(now.predicted + support, 1e-12)
     occurs = observed.support > 0
     return np.array([accuracy, f1[occurs].mean() if occurs.any() else 0.0, *f1])
 
 
-def _corrected(now: QualitySums, parts: Sequence[_Part]) -> tuple[Floats, Floats]:
+def _corrected(now: QualitySums, test: _Part) -> tuple[Floats, Floats]:
     """The expected hits and support of each class, corrected as far as its test documents go.
 
     Hits are corrected by the difference per labelled document. Support is corrected by the ratio, so that it stays in
     proportion where a class has become more frequent.
     """
     # `_PRIOR` documents without any error are added, so that a class with few test documents is corrected little
-    expected, observed = _total(parts)
+    expected, observed = test
     per_label = (observed.hits - expected.hits) / (expected.predicted + _PRIOR)
     hits = np.clip(now.hits + now.predicted * per_label, 0, now.predicted)
     support = now.support * (observed.support + _PRIOR) / (expected.support + _PRIOR)
     return hits, np.maximum(support, hits)
 
 
-def _label_variance(now: QualitySums, parts: Sequence[_Part]) -> Floats:
+def _label_variance(now: QualitySums, test: _Part) -> Floats:
     """(2 + K,) the variance of the true figures given the probabilities, by the delta method.
 
     Classes count as independent.
     """
-    hits, support = _corrected(now, parts)
+    hits, support = _corrected(now, test)
     total = np.maximum(now.predicted + support, 1e-12)
     # derivatives of F1 = 2 hits / (predicted + support); that by the support is negative
     by_hits, by_support = 2 / total, 2 * hits / total**2
     # a hit is part of the support: its covariance with it is its variance
     of_f1 = by_hits**2 * now.hits_variance + by_support**2 * now.support_variance
     of_f1 = np.maximum(of_f1 - 2 * by_hits * by_support * now.hits_variance, 0)
-    occurs = _total(parts).observed.support > 0
+    occurs = test.observed.support > 0
     macro = of_f1[occurs].sum() / max(1, occurs.sum()) ** 2
     return np.array([now.right_variance / now.labelled**2, macro, *of_f1])
-
-
-def _total(parts: Sequence[_Part]) -> _Part:
-    zero = QualitySums.zero(len(parts[0].expected.predicted))
-    return _Part(sum((p.expected for p in parts), zero), sum((p.observed for p in parts), zero))

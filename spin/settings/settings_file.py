@@ -19,7 +19,7 @@ from spin.settings.store_settings import expand_uri
 S = TypeVar("S", bound=Section)
 _REMOVED = {
     "search.head": "use search.network, auto or off",
-    "search.rules": "one ranking of the neurons holds the importance by both rules",
+    "search.rules": "neurons are ranked by both measures together",
     "search.l1": "a smaller search.max_share or smaller search.etas drop neurons",
 }
 """settings that were removed, and what takes their place"""
@@ -100,7 +100,7 @@ def _find_nearest(key: str, within: type[Section]) -> str | None:
 
 
 def _list_settings(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """The names of all settings of a section and of the sections in it, such as `search.l1`."""
+    """The names of all settings of a section and of the sections in it, such as `search.etas`."""
     for name, setting in section.model_fields.items():
         yield f"{prefix}{name}"
         for kind in (setting.annotation, *get_args(setting.annotation)):

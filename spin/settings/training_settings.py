@@ -50,7 +50,7 @@ class SearchSettings(Section):
         20_000,
         ge=100,
         description="Labelled documents that neurons are ranked and candidates are compared on: a stratified sample if "
-        "there are more. The heads on neurons that were chosen are then fitted on all of them.",
+        "there are more. The heads on neurons that were chosen are then fitted on all but some that calibrate them.",
     )
     etas: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(not_empty)] = Field(
         (0.3, 0.5, 0.7, 0.9),

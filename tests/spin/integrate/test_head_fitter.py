@@ -110,7 +110,7 @@ def test_rows_that_are_held_back_calibrate_heads_of_more_rows_than_chose_them(ne
     chosen = sample.integrate(settings, words=make_words(sample, 0.3), cascade=CASCADE)
     outside = np.setdiff1d(np.concatenate([whole.folds[0].train, whole.folds[0].valid]), sample.data.rows)
     data, rows = replace(sample.data, not_sampled=outside).hold_back()
-    assert len(rows) == 675
+    assert len(rows) == 642
     draw = np.random.default_rng(3)
     of_words = (0.3 * whole.label_space.indicator(whole.y) + draw.normal(size=(len(whole.y), 3))).astype(np.float32)
     held_back = HeldBack(rows, of_words[rows])

@@ -12,14 +12,15 @@ from spin.labels.standardizer import Standardizer
 
 
 @pytest.mark.parametrize("rows", [5, 149, 150, 400])
-def test_the_deviations_of_few_rows_are_shrunk_to_their_median(rows: int) -> None:
+def test_the_deviations_of_few_rows_are_shrunk_towards_their_median(rows: int) -> None:
     """By a plain loop; from 150 rows on they are those of the rows, and a constant activation has none."""
     draw = np.random.default_rng(rows)
     values = (draw.normal(size=(rows, 7)) * np.geomspace(1e-3, 10, 7)).astype(np.float32)
     values[:, 3] = 2.5
     plain = [statistics.pstdev(column.tolist()) for column in values.T]
     usual = statistics.median(plain[:3] + plain[4:])
-    expected = [math.sqrt((rows * s**2 + 30 * usual**2) / (rows + 30)) if rows < 150 else s for s in plain]
+    more = max(0.0, 30 * (1 - rows / 150))
+    expected = [math.sqrt((rows * s**2 + more * usual**2) / (rows + more)) for s in plain]
     expected[3] = 1
     standardizer = Standardizer.fit(values)
     assert standardizer.scale.tolist() == pytest.approx(expected, rel=1e-4)

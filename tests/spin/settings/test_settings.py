@@ -117,7 +117,7 @@ def test_a_settings_file_is_read_and_completed_with_defaults(tmp_path: Path, set
         ({"search": {"etas": [float("nan")]}}, "'search.etas.0' is nan: Input should be less than or equal to 1"),
         ({"search": {"words": 1}}, "'search.words' is 1"),
         ({"search": {"l1": [0.1]}}, "'search.l1' was removed; a smaller search.max_share or smaller search.etas drop"),
-        ({"search": {"rules": ["l1"]}}, "'search.rules' was removed; one ranking of the neurons holds"),
+        ({"search": {"rules": ["l1"]}}, "'search.rules' was removed; neurons are ranked by both measures together"),
         ({"cascade": {"depths": [0.5, 1]}}, "'cascade.depths.1' is 1: Input should be less than 1"),
         ({"decision": {"thresholds": {"good": 1.5}}}, "'decision.thresholds.good' is 1.5: Input should be less than 1"),
         ({"backbone": None}, "'backbone.model' is missing"),
