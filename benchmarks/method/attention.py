@@ -25,6 +25,8 @@ from spin.settings import BackboneSettings
 RATE, DROPOUT, SMOOTHING = 1e-3, 0.2, 0.05
 BATCH, MOST_EPOCHS, PATIENCE = 64, 30, 3
 """an end after three epochs without a smaller log loss on the validation documents"""
+_POOL = 16
+"""batches that are made of documents of similar length together"""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class TokenStates:
         tokens = [torch.from_numpy(self.values[self.starts[i] : self.starts[i + 1]]) for i in at]
         mask = nn.utils.rnn.pad_sequence([torch.ones(len(each), dtype=torch.bool) for each in tokens], True)
         return (nn.utils.rnn.pad_sequence(tokens, True).float() - mean) / scale, mask
+
+    def order(self, rows: Rows) -> Rows:
+        """The places of rows by the number of their tokens, so that batches of neighbours have little padding."""
+        at = np.array([self.places[row] for row in rows.tolist()])
+        return np.argsort(self.starts[at + 1] - self.starts[at], kind="stable")
 
     def measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (layers, width) over the tokens of some rows."""
@@ -126,9 +133,9 @@ def _fit(
         targets, best, best_loss, best_epoch = torch.from_numpy(exam.y), None, np.inf, epochs
         for epoch in range(1, epochs + 1):
             head.train()
-            for batch in torch.from_numpy(rows)[torch.randperm(len(rows))].split(BATCH):
+            for batch in _draw_batches(states, rows):
                 optimiser.zero_grad()
-                logits = head(*states.batch(batch.numpy(), mean, scale))
+                logits = head(*states.batch(batch, mean, scale))
                 nn.functional.cross_entropy(logits, targets[batch], label_smoothing=SMOOTHING).backward()
                 optimiser.step()
             if y is None:
@@ -144,6 +151,17 @@ def _fit(
 
 def _predict(head: AttentionHead, states: TokenStates, rows: Rows, mean: Tensor, scale: Tensor) -> Floats:
     head.eval()
+    logits = np.empty((len(rows), len(head.bias)), np.float32)
     with torch.no_grad():
-        parts = [head(*states.batch(part, mean, scale)) for part in np.array_split(rows, 1 + len(rows) // 256)]
-    return torch.cat(parts).numpy()
+        for places in np.array_split(states.order(rows), 1 + len(rows) // BATCH):
+            logits[places] = head(*states.batch(rows[places], mean, scale)).numpy()
+    return logits
+
+
+def _draw_batches(states: TokenStates, rows: Rows) -> list[Rows]:
+    """The rows of an epoch in batches: drawn at random, then sorted by length within every few batches."""
+    order = rows[torch.randperm(len(rows)).numpy()]
+    pools = [order[start : start + _POOL * BATCH] for start in range(0, len(order), _POOL * BATCH)]
+    pools = [pool[states.order(pool)] for pool in pools]
+    batches = [pool[start : start + BATCH] for pool in pools for start in range(0, len(pool), BATCH)]
+    return [batches[i] for i in torch.randperm(len(batches)).tolist()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from benchmarks.method.attention import AttentionHead, TokenStates
+from benchmarks.method.attention import AttentionHead, TokenStates, _draw_batches, _predict
 from benchmarks.method.layers import Gate, _places, _spread
 from spin.heads.selection import Selection
 from spin.sites import FeatureColumn
@@ -59,6 +59,25 @@ def test_attention_with_no_query_is_the_mean_and_padding_does_not_count() -> Non
         pooled = ((torch.from_numpy(values[start:end]).float() - mean) / scale).mean(0)
         expected.append([float((pooled * head.weight[:, k]).sum().detach()) for k in range(3)])
     np.testing.assert_allclose(head(batch, mask).detach().numpy(), expected, atol=1e-4)
+
+
+def test_logits_are_those_of_their_rows_whatever_the_order_of_the_batches() -> None:
+    draw = np.random.default_rng(0)
+    starts = np.concatenate([[0], np.cumsum(draw.integers(1, 9, 300))])
+    states = TokenStates(
+        draw.normal(size=(starts[-1], 2, 4)).astype(np.float16), starts, {3 * i: i for i in range(300)}
+    )
+    rows = 3 * np.sort(draw.permutation(300)[:200])
+    head = AttentionHead(2, 3, 4).eval()
+    torch.nn.init.normal_(head.weight)
+    torch.nn.init.normal_(head.query)
+    mean, scale = states.measure(rows)
+    logits = _predict(head, states, rows, mean, scale)
+    alone = [head(*states.batch(rows[at : at + 1], mean, scale)).detach().numpy()[0] for at in range(200)]
+    np.testing.assert_allclose(logits, alone, atol=1e-4)
+    drawn = _draw_batches(states, rows)
+    assert sorted(np.concatenate(drawn).tolist()) == rows.tolist()
+    assert max(map(len, drawn)) == 64
 
 
 def test_attention_finds_the_token_that_shows_the_class() -> None:
