@@ -14,7 +14,7 @@ PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 NO_TORCH := awk '/^[a-z]/ {keep = !/^(torch|triton|nvidia-|cuda-)/} keep'
 COMPILE := $(BIN)/uv pip compile --quiet --no-header --no-annotate --universal --python-version 3.11.5 --generate-hashes --constraint constraints.txt
 
-.PHONY: help setup constraints lock materials quickstart cluster-demo images compose-demo test test-here test-fast soak soak-kill fuzz bench bench-method bench-finetune bench-regret bench-limits bench-trust bench-gpu lint docs notebooks gallery dist clean
+.PHONY: help setup constraints lock materials quickstart cluster-demo images compose-demo test test-here test-fast soak soak-kill fuzz bench bench-method bench-finetune bench-languages bench-regret bench-limits bench-trust bench-gpu lint docs notebooks gallery dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -81,6 +81,9 @@ bench-method: setup  ## measure the method and other libraries on the same texts
 
 bench-finetune: setup  ## fine-tune the whole backbone on the divisions of bench-method, into benchmarks/finetune.md; TASK as there; BENCH="--hours 2" ends early, and the next run resumes
 	$(BIN)/python -m benchmarks.finetune --task $(TASK) $(BENCH)
+
+bench-languages: setup  ## measure manual pages in German, French and Spanish, by classifiers of English pages and of all, into benchmarks/method-languages.md
+	$(BIN)/python -m benchmarks.method.languages $(BENCH)
 
 bench-regret: setup  ## what the default loses to the best row of any task measured so far, into benchmarks/regret.md
 	$(BIN)/python -m benchmarks.method.regret

@@ -29,6 +29,8 @@ class PageSource:
     """the digit: `3` also for `3perl`"""
     roff: bytes
     """in the language man or mdoc"""
+    name: str = ""
+    """that of its file, such as `ls.1`, which its translations have too"""
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,19 @@ class ManualPage:
     text: str
 
 
-def read_sources(folder: Path) -> list[PageSource]:
-    """The English pages of an unpacked package by the names of their files.
+def read_sources(folder: Path, language: str = "") -> list[PageSource]:
+    """The pages of an unpacked package by the names of their files: English ones, or those of a language such as `de`.
 
     Names that lead to the page of another name are left out: links, and pages that consist of a request to read
     another one. Hard links and copies are the caller's to leave out.
     """
     sources = []
-    for file in sorted((folder / "usr/share/man").glob("man*/*")):
+    for file in sorted((folder / "usr/share/man" / language).glob("man*/*")):
         match = _FILE.fullmatch(file.name)
         if match and file.is_file() and not file.is_symlink():
             roff = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
             if not roff.lstrip().startswith(b".so "):
-                sources.append(PageSource(match["section"], roff))
+                sources.append(PageSource(match["section"], roff, file.name.removesuffix(".gz")))
     return sources
 
 

@@ -111,7 +111,9 @@ def test_links_and_translations_are_no_pages(tmp_path: Path) -> None:
     (manual / "man3/fputs.3.gz").write_bytes(gzip.compress(b".so man3/puts.3\n"))
     (manual / "man3/README").write_bytes(b"no page")
     (manual / "de/man1/paste.1.gz").write_bytes(gzip.compress(b".TH PASTE 1"))
-    assert read_sources(tmp_path) == [PageSource("1", b".TH PASTE 1"), PageSource("3", b".TH POSIX 3perl")]
+    expected = [PageSource("1", b".TH PASTE 1", "paste.1"), PageSource("3", b".TH POSIX 3perl", "POSIX.3perl")]
+    assert read_sources(tmp_path) == expected
+    assert read_sources(tmp_path, "de") == expected[:1]
     assert read_sources(tmp_path / "nothing") == []
 
 
