@@ -66,12 +66,6 @@ def best_per_depth(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     return tuple(best_candidate(by_depth[depth]) for depth in sorted(by_depth))
 
 
-def is_clearly_worse(candidate: Candidate, best: Candidate, folds: Sequence[Fold]) -> bool:
-    """Whether a log loss is above that of the best candidate by more than two standard errors of the difference."""
-    excess, error = _excess([candidate], best, folds)
-    return bool(excess[0] > _CLEARLY * error[0])
-
-
 def choose_candidates(
     candidates: Sequence[Candidate], settings: SearchSettings, folds: Sequence[Fold]
 ) -> dict[Choice, Candidate]:
@@ -100,7 +94,8 @@ def choose_candidates(
 def _keeps(candidate: Candidate, accuracy: Candidate, limit: float, folds: Sequence[Fold]) -> bool:
     """Whether a candidate loses no more of the metric than a limit, with confidence, and not clearly more log loss."""
     ours, theirs = ((of.valid_score, of.resampled) for of in (candidate, accuracy))
-    return keeps_limit(ours, theirs, limit) and not is_clearly_worse(candidate, accuracy, folds)
+    excess, error = _excess([candidate], accuracy, folds)
+    return keeps_limit(ours, theirs, limit) and bool(excess[0] <= _CLEARLY * error[0])
 
 
 def keeps_limit(ours: Judged, accuracy: Judged, limit: float) -> bool:
