@@ -48,7 +48,7 @@ class SearchSettings(Section):
 
     documents: int = Field(
         20_000,
-        ge=100,
+        ge=150,  # fewer labels have the last layer beside the neurons, which many have not
         description="Labelled documents that neurons are ranked and candidates are compared on: a stratified sample if "
         "there are more. The heads on neurons that were chosen are then fitted on all but some that calibrate them.",
     )

@@ -338,7 +338,7 @@ def test_auto_takes_two_passes_from_five_times_the_sample_on(
     assert manifest.results.counts.extracted == extracted
     assert load_features(settings)[1] == manifest
     if extracted == N:
-        fewer = make_settings(folder, tmp_path / "store", extract="auto", search={**SEARCH, "documents": 100})
+        fewer = make_settings(folder, tmp_path / "store", extract="auto", search={**SEARCH, "documents": 150})
         assert run_extract(fewer)[1] == manifest
 
 
