@@ -13,6 +13,7 @@ from benchmarks.method import contenders, lineup, paper, siren
 from benchmarks.method.all_neurons import all_neurons
 from benchmarks.method.corpora import Corpus, Exam, Plan, draw_exam
 from benchmarks.method.division import draw_until_each_class
+from benchmarks.method.tasks.task import LAYERS
 from spin.heads.decision import apply_thresholds
 from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import score
@@ -93,7 +94,7 @@ def test_all_rows_answer(exam: Exam, monkeypatch: pytest.MonkeyPatch) -> None:
     y = exam.y[exam.test]
     constant = max(score("macro_f1", y, np.full_like(y, answer)) for answer in (False, True))
     names = []
-    for answer in lineup.answers(exam, "full"):
+    for answer in lineup.answers(exam, "full", LAYERS):
         names.append(answer.name)
         row = json.loads(json.dumps(answer.row(exam)))
         assert row["macro_f1"] > constant + 0.1, row
@@ -106,7 +107,7 @@ def test_all_rows_answer(exam: Exam, monkeypatch: pytest.MonkeyPatch) -> None:
         counts = predicted.sum(1)
         assert counts.min() == 0
         assert counts.max() > 1
-    assert names == [row.name for row in lineup.rows_of("full")]
+    assert names == [row.name for row in lineup.rows_of("full", LAYERS)]
 
 
 def test_all_neurons_are_a_regression_per_class(exam: Exam) -> None:

