@@ -52,7 +52,7 @@ def train(folder: Path, rows: Sequence[dict[str, Any]], *, restart: bool = False
     tiny.save_bert(folder / "bert")
     corpus = folder / "train.parquet"
     pq.write_table(pa.Table.from_pylist(list(rows)), corpus, row_group_size=100)
-    search = {"etas": [0.9], "strengths": [1], "network": "off"}
+    search = {"etas": [0.9], "max_share": 0.5, "strengths": [3], "network": "off", "words": "off"}
     data = {"train": str(corpus), "split": "split"}
     settings = small_training.make_settings(
         folder, folder / "store", search=search, data=data, registry={"include_backbone": False, **keys}
