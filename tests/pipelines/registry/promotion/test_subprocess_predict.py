@@ -30,7 +30,7 @@ from pipelines.service_errors import StalledError
 from pipelines.storage.records import from_json, to_json
 from spin import TrainedClassifier
 from spin.errors import UserError
-from spin.settings import DecisionSettings, Settings, parse_settings
+from spin.settings import CascadeSettings, DecisionSettings, Settings, parse_settings
 from tests.support import tiny
 from tests.support.hanging import hang_fresh_process, has_ended, run_in_fresh_process, wait_until
 from tests.support.registry_fixture import TEXTS, build_quick_classifier
@@ -43,7 +43,9 @@ def trained_bundle(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Pa
     """A version's folder as it is registered, with its backbone; no test changes it."""
     folder, rows = tmp_path_factory.mktemp("trained"), tiny.make_documents(120)
     settings = build_settings(backbone={"model": str(backbone_folder), "dtype": "float32", "device": "cpu"})
-    spin = build_quick_classifier(settings.backbone).fit([row["text"] for row in rows], [row["label"] for row in rows])
+    whole = CascadeSettings(max_loss=0)  # MLflow serves full depth
+    spin = build_quick_classifier(settings.backbone, cascade=whole)
+    spin.fit([row["text"] for row in rows], [row["label"] for row in rows])
     spin.save(folder / "artifact")
     write_bundle(folder / "model", folder / "artifact", settings, mlflow.models.Model())
     return folder / "model"
