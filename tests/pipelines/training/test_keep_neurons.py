@@ -23,8 +23,8 @@ from pipelines.service_errors import HeldError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, StepResult
-from pipelines.training import extract_features
-from pipelines.training.extract_features import load_features, run_extract
+from pipelines.training import extract_features, fit_heads
+from pipelines.training.extract_features import load_features, open_corpus, run_extract
 from pipelines.training.fit_probes import load_probes, run_probe
 from pipelines.training.keep_neurons import KeepStep, KeptColumns, _delete_others, run_keep
 from pipelines.training.train import TrainReport, run_train
@@ -135,6 +135,24 @@ def test_the_heads_are_fitted_on_all_labelled_documents(in_two_passes: Training)
     assert len(data.rows) == SAMPLED
     assert data.not_sampled is not None
     assert len(data.all_rows) == sum(in_two_passes.report.results.counts[split] for split in ("train", "valid"))
+
+
+def test_documents_that_are_held_back_calibrate_the_heads(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No head is fitted on them; the stack is fitted on their logits by neurons and words."""
+    monkeypatch.setattr("spin.labels.training_data._LEAST_HELD_BACK", 20)
+    jobs: list[Any] = []
+    run = fit_heads._run_group
+    monkeypatch.setattr(fit_heads, "_run_group", lambda *a, **k: jobs.append(a[1]) or run(*a, **k))
+    training = Training(make_settings(folder, tmp_path / "store", search={**SEARCH, "words": "on"}))
+    job, labelled = jobs[-1], [*training.labels.part("train")[0], *training.labels.part("valid")[0]]
+    assert sorted([*job.data.all_rows, *job.held_back.rows]) == sorted(labelled)
+    assert len(job.held_back.rows) == (len(labelled) - SAMPLED) // 10
+    texts = open_corpus(training.settings, training.plan).read_texts(job.held_back.rows)
+    np.testing.assert_allclose(job.held_back.words, job.result.words.logits(texts), atol=1e-4)
+    stacks = [r.choices["accuracy"].recipe.head.stack for r in (job.result, training.spin.training_result)]  # type: ignore[union-attr]
+    assert stacks[0] != stacks[1]
 
 
 def test_the_reference_is_that_of_all_test_documents(in_two_passes: Training) -> None:

@@ -114,7 +114,7 @@ def test_rows_that_are_held_back_calibrate_heads_of_more_rows_than_chose_them(ne
     draw = np.random.default_rng(3)
     of_words = (0.3 * whole.label_space.indicator(whole.y) + draw.normal(size=(len(whole.y), 3))).astype(np.float32)
     held_back = HeldBack(rows, of_words[rows])
-    losses, errors = [], []
+    losses, errors, exit_losses = [], [], []
     for evidence in (None, held_back):
         result = refit(chosen, sample.probes, sample.read_blocks, data, make_words(sample, 0.3), held_back=evidence)
         fitted, y = result.choices["accuracy"], whole.y[whole.test]
@@ -124,6 +124,10 @@ def test_rows_that_are_held_back_calibrate_heads_of_more_rows_than_chose_them(ne
         logits = fitted.logits(features)
         losses.append(log_loss(logits, y, whole.label_space))
         errors.append(calibration_error(whole.label_space.probabilities(logits), y, whole.label_space))
+        assert (fitted.summary.shares == chosen.choices["accuracy"].summary.shares) == (evidence is None)
+        of_exit = fitted.at(0).logits(fitted.read_at(0, features, of_words[whole.test]))
+        exit_losses.append(log_loss(of_exit, y, whole.label_space))
+    assert exit_losses[1] < exit_losses[0] - 0.005
     assert losses[1] < losses[0] - 0.005
     assert errors[1] < 0.03 < errors[0]
 
