@@ -177,7 +177,21 @@ def _shut_down() -> None:
     import ray
 
     with _silenced_stderr():
+        _end_ray_data()
         ray.shutdown()
+
+
+def _end_ray_data() -> None:
+    """End what Ray Data still executes in threads of this process, as after a signal.
+
+    A thread that lets go of Ray's core after its processes have ended holds this process up for a minute, until the
+    core gives up and ends it without a report.
+    """
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+    for thread in threading.enumerate():
+        if isinstance(thread, StreamingExecutor):
+            thread.shutdown(force=True)
 
 
 @contextmanager

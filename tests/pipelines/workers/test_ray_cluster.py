@@ -142,6 +142,34 @@ print(ray.is_initialized())
     assert "RaySystemError" in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ray_data_ends_before_ray() -> None:
+    """A stage that is interrupted leaves a dataset behind that a thread still reads."""
+    code = """
+import threading
+from pipelines.workers.ray_cluster import cluster
+from spin.settings import RaySettings
+
+def sleep(row):
+    threading.Event().wait()
+
+def executing():
+    return [thread.name for thread in threading.enumerate() if type(thread).__name__ == "StreamingExecutor"]
+
+with cluster(RaySettings(workers=1)):
+    import ray
+    dataset = ray.data.range(1).map(sleep)
+    threading.Thread(target=dataset.materialize, daemon=True).start()
+    while not executing():
+        threading.Event().wait(0.1)
+    shutdown = ray.shutdown
+    ray.shutdown = lambda: (print(executing()), shutdown())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 STRANGER = """
 import sys
 from ray._raylet import GcsClient
