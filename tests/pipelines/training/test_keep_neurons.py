@@ -180,7 +180,8 @@ def test_the_held_out_logits_are_those_of_the_test_documents_that_prove_promises
     """Of each classifier, at every place where a document may stop: so that they follow for any decision."""
     training = in_two_passes
     rows, y = training.labels.part("test")
-    proving = [certifies(training.labels.ids[row]) for row in rows.tolist()]
+    assert training.labels.groups is not None
+    proving = [certifies(group) for group in training.labels.groups[rows].tolist()]
     rows, y = rows[proving], y[proving]
     texts = pq.read_table(training.settings.data.train)["text"].to_pylist()
     tested = [texts[row] for row in rows]
