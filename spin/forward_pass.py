@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,10 +18,8 @@ from spin.errors import UserError
 from spin.heads.selection import Selection
 from spin.pass_member import PassMember
 from spin.reason_finder import ReasonSink
-from spin.sites import BY_WORDS, FeatureColumn
+from spin.sites import BY_WORDS
 from spin.words.word_regression import predict_with_each
-
-Neurons = Mapping[FeatureColumn, NDArray[np.int64]]
 
 
 class ForwardPass:
@@ -107,7 +105,15 @@ class _Share:
         neurons = member.fitted.selection.neurons
         # row by row, as the engine returns them: the last bits of a matrix product depend on the layout
         self.columns = {c: np.full((count, len(n)), np.nan, np.float32) for c, n in neurons.items()}
-        self.positions = [_positions(neurons, segment) for segment in segments]
+        self.positions = [
+            {
+                column: part.start + np.searchsorted(read, neurons[column])
+                for (column, part), read in zip(segment.slices(backbone).items(), segment.neurons.values(), strict=True)
+                if read is not None and column in neurons
+            }
+            for segment in segments
+        ]
+        """the positions of its neurons among the values of each segment, by column"""
         self.depth = np.full(count, member.fitted.selection.depth, np.int32)
         self.undecided = np.ones(count, np.bool_)
         self.words: Floats | None = None
@@ -175,17 +181,6 @@ def _exit_depths(readers: Sequence[PassMember]) -> list[int]:
     depths = [[*(exit.depth for exit in each.fitted.exits), each.fitted.selection.depth] for each in readers]
     first, deepest = max(map(min, depths), default=0), max(map(max, depths), default=0)
     return sorted({depth for of_one in depths for depth in of_one if max(first, 1) <= depth < deepest})
-
-
-def _positions(neurons: Neurons, segment: BlockSegment) -> dict[FeatureColumn, NDArray[np.int64]]:
-    """The positions of some neurons among the values of a segment, for each column that it reads."""
-    positions, offset = {}, 0
-    for column, union in segment.neurons.items():
-        assert union is not None
-        if column in neurons:
-            positions[column] = offset + np.searchsorted(union, neurons[column])
-        offset += len(union)
-    return positions
 
 
 def _word_logits(members: Sequence[PassMember], texts: Sequence[str]) -> list[Floats | None]:

@@ -14,7 +14,7 @@ from benchmarks.gpu.timer import Times, time_once
 from spin.arrays import Floats
 from spin.integrate.fit_linear import fit_linear
 from spin.sparsify.solvers.batched_l1_path import BatchedPaths
-from spin.sparsify.solvers.ridge_regression import add_products, fill_upper, solve_ridge
+from spin.sparsify.solvers.ridge_regression import add_products, fill_upper, predict_left_out
 
 LIMITS = {"L1 paths": 1e-3, "ridge": 1e-3, "heads": 2e-2}
 """largest difference of the results by solver, see `SolverTime.difference`: paths end at a relative violation of 1e-3
@@ -130,7 +130,7 @@ def _solve_ridge(designs: Sequence[Floats], classes: NDArray[np.int64], problem:
         add_products(gram, torch.from_numpy(designs[0][:, start : start + 4096]).to(device))
     gram = fill_upper(gram)
     targets = torch.from_numpy(_signs(classes).T > 0).to(gram)
-    return torch.cat([solve_ridge(gram, targets, each).left_out for each in _RIDGE_PENALTIES], 1).cpu().numpy()
+    return torch.cat([predict_left_out(gram, targets, each) for each in _RIDGE_PENALTIES], 1).cpu().numpy()
 
 
 def _solve_heads(designs: Sequence[Floats], classes: NDArray[np.int64], problem: Problem, device: str) -> Floats:

@@ -79,7 +79,7 @@ def find_stretches(owners: Ints, starts: Ints, ends: Ints) -> tuple[Ints, Ints, 
 
 
 def sum_by_text(values: Floats, owners: Ints, count: int) -> Floats:
-    """The sums (n, ...) of values (t, ...) over the tokens of each of n texts, in float64."""
+    """The sums (n, ...) of values (t, ...) by their owners (t,), such as texts, words or tokens, in float64."""
     if values.ndim == 1:
         return np.bincount(owners, values, count).astype(np.float64, copy=False)
     sums: Floats = np.zeros((count, *values.shape[1:]))

@@ -147,7 +147,7 @@ def sum_tokens(
     projections = readings.projections[:, :, : weights.mixture.shape[1]]
     values = np.matmul(projections, weights.mixture[masks.owners][:, :, None])[:, :, 0]
     at, has_all = find_single_tokens(readings, masks, columns)
-    sums = share_single(at, contributions[:, has_all], windows * width)
+    sums = sum_by_text(contributions[:, has_all].ravel(), at.ravel(), windows * width)
     is_divided = np.isin(_pooling_names(columns), [p.name for p in _poolings(columns) if p.shares == "every token"])
     if is_divided.any():
         content = np.flatnonzero(masks.content)
@@ -198,14 +198,6 @@ def share_mean(values: Floats, owners: Ints, totals: Floats) -> Floats:
     means = sum_by_text(values, owners, len(totals)) / np.maximum(counts, 1)
     shares: Floats = ((values - means[owners]) + totals[owners]) / counts[owners]
     return shares
-
-
-def share_single(at: Ints, totals: Floats, count: int) -> Floats:
-    """The contributions of `count` tokens under max, first and last pooling: token `at` (any shape) has all of a total.
-
-    `totals` has the shape of `at`.
-    """
-    return np.bincount(at.ravel(), totals.ravel(), count).astype(np.float64, copy=False)
 
 
 def find_loudest_tokens(

@@ -83,16 +83,12 @@ def add_places(words: Places, places: Places) -> Places:
     new_owners = np.searchsorted(bases, new_starts, side="right") - 1
     at, place = _characters(place_starts, places.ends - places.starts)
     parts = places.sums / (places.ends - places.starts).reshape(-1, *[1] * (places.sums.ndim - 1))
-    total = np.concatenate([sums, np.zeros((len(new_starts), *sums.shape[1:]))])
-    if sums.ndim == 1:
-        total = total + np.bincount(word_of[at], parts[place], len(total))
-    else:
-        np.add.at(total, word_of[at], parts[place])
+    before = np.concatenate([sums, np.zeros((len(new_starts), *sums.shape[1:]))])
     return Places(
         np.concatenate([owners, new_owners]),
         np.concatenate([starts, new_starts - bases[new_owners]]),
         np.concatenate([ends, new_ends - bases[new_owners]]),
-        total,
+        before + sum_by_text(parts[place], word_of[at], len(before)),
     )
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field
 
 from spin.heads.stack import Stack
 
@@ -31,13 +30,8 @@ class CandidateSummary(BaseModel):
     """whether the words of a text count beside its neurons, or alone if there are none"""
     valid_score: float
     """the metric on the validation rows, of all folds of a repeat together"""
-    leakage: float | None = None
+    leakage: float | None = Field(default=None, exclude_if=lambda value: value is None)
     """share of the words of a text that an attack reads back from the neurons; None, and not written, if unmeasured"""
-
-    @model_serializer(mode="wrap")
-    def _leave_out_unmeasured(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = serialize(self)
-        return {name: value for name, value in values.items() if (name, value) != ("leakage", None)}
 
 
 @dataclass(frozen=True)

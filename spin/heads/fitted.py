@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field
 
 from spin.arrays import Floats
 from spin.heads.candidate import CandidateSummary
@@ -92,13 +91,8 @@ class TrainingSummary(BaseModel):
     """the best candidate of every depth, shallow first"""
     tried: int
     """number of candidates that were judged"""
-    cap: LeakageCap | None = None
+    cap: LeakageCap | None = Field(default=None, exclude_if=lambda value: value is None)
     """the cap on leakage; None, and not written, without one"""
-
-    @model_serializer(mode="wrap")
-    def _leave_out_no_cap(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = serialize(self)
-        return {name: value for name, value in values.items() if (name, value) != ("cap", None)}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -96,7 +96,7 @@ class _Config(BaseModel):
     classifiers: tuple[_StoredClassifier, ...]
     frontier: tuple[CandidateSummary, ...]
     tried: int
-    cap: LeakageCap | None = None
+    cap: LeakageCap | None = Field(default=None, exclude_if=lambda value: value is None)
     """not written without one"""
     versions: dict[str, str]
     """of the libraries in training"""
@@ -121,8 +121,7 @@ def save(training_result: TrainingResult, metadata: ClassifierMetadata | None = 
         cap=training_result.cap,
         versions={name: version(name) for name in LIBRARIES},
     )
-    unwritten = {"cap"} if training_result.cap is None else None
-    text = json.dumps(config.model_dump(mode="json", exclude=unwritten), indent=2)
+    text = json.dumps(config.model_dump(mode="json"), indent=2)
     return {CONFIG: f"{text}\n".encode(), TENSORS: save_tensors(tensors)}
 
 

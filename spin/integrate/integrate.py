@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -110,16 +109,6 @@ def _choose(search: Search, attack: LeakageAttack | None) -> CandidateChoices:
     return CandidateChoices(choices, best_per_depth(search.tried), len(search.tried))
 
 
-@dataclass(frozen=True)
-class _Network:
-    """A network on the neurons of a candidate."""
-
-    held_out: Floats
-    """(n, K) logits of each fold's validation rows"""
-    epochs: int
-    """the mean over the folds"""
-
-
 class CandidateFitter:
     """Turns a candidate into a classifier: its head on all rows of the folds, calibration, thresholds and exits."""
 
@@ -150,17 +139,16 @@ class CandidateFitter:
     def _fit(self, candidate: Candidate) -> FittedClassifier:
         label_space, y = self.data.label_space, self.valid_y
         held_out = self.search.held_out(candidate)
-        stack, network, sources = self._stack(candidate, held_out)
+        stack, epochs, sources = self._stack(candidate, held_out)
         logits = stack.logits(sources)
         thresholds = self._choose_thresholds(logits)
         decision = Decision.of(label_space, self.decision, thresholds)
         selection = self._select(candidate)
-        epochs = 0 if network is None else network.epochs
         of_head = HeadRecipe(candidate.strength, stack, epochs, held_out.last_layer)
         head = self.fitter.fit(selection, of_head)
         reads_words = stack.words > 0
         exits = self._choose_exits(candidate, held_out, head.selection, logits, decision, reads_words=reads_words)
-        kind = LinearHead if network is None else NetworkHead
+        kind = NetworkHead if epochs else LinearHead
         self._judged[id(candidate)] = self.search.judge(logits)
         summary = ChoiceSummary(
             **{
@@ -179,28 +167,30 @@ class CandidateFitter:
         summary, recipe = self.group.broadcast_object((summary, recipe))
         return self.fitter.finish(head, recipe, summary)
 
-    def _stack(self, candidate: Candidate, held_out: HeldOut) -> tuple[Stack, _Network | None, Mapping[Source, Floats]]:
-        """The stack of a candidate, its network if that adds anything, and the held-out logits (n, K) by source."""
+    def _stack(self, candidate: Candidate, held_out: HeldOut) -> tuple[Stack, int, Mapping[Source, Floats]]:
+        """The stack of a candidate, the epochs of its network, and the held-out logits (n, K) by source.
+
+        The epochs are 0 where a network adds nothing, and then it is no source.
+        """
         sources = self.search.sources(held_out.logits, words=candidate.reads_words)
-        network = self._fit_network(held_out) if self._has_network(candidate) else None
-        if network is not None:
-            sources["network"] = network.held_out
+        if self._has_network(candidate):
+            sources["network"], epochs = self._fit_network(held_out)
             stack = self.search.fit_stack(sources)
             if self.group.broadcast_object(stack.share("network", sources) > LEAST_SHARE):
-                return stack, network, sources
+                return stack, epochs, sources
             del sources["network"]
-        return candidate.stack, None, sources
+        return candidate.stack, 0, sources
 
     def _has_network(self, candidate: Candidate) -> bool:
         """Whether a network is fitted: not on so few labels that the last layer counts in its place."""
         wanted = self.search.settings.network == "auto" and candidate.reads_neurons
         return wanted and len(self.data.all_rows) >= LAST_LAYER_BELOW
 
-    def _fit_network(self, held_out: HeldOut) -> _Network:
-        """A network on the neurons of each fold's head."""
+    def _fit_network(self, held_out: HeldOut) -> tuple[Floats, int]:
+        """The logits (n, K) of the validation rows by a network on each fold's neurons, and the mean of the epochs."""
         folds = zip(self.search.folds, held_out.selections, strict=True)
         logits, epochs = zip(*(fold.fit_network(selection) for fold, selection in folds), strict=True)
-        return _Network(np.concatenate(logits), max(1, round(float(np.mean(epochs)))))
+        return np.concatenate(logits), max(1, round(float(np.mean(epochs))))
 
     def _select(self, candidate: Candidate) -> Selection:
         """The neurons that the head of a candidate is fitted on."""

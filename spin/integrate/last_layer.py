@@ -7,7 +7,7 @@ average is one linear head on the neurons of both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,40 +53,6 @@ class LastLayer:
     heads: tuple[LinearHead, ...]
     held_out: tuple[Floats, ...]
     """(m, K) the logits of each fold's validation rows"""
-
-
-class LastLayers:
-    """The last layer of every depth, each fitted when it is first needed."""
-
-    def __init__(
-        self,
-        columns: Mapping[int, FeatureColumn],
-        fit: Callable[[FeatureColumn], LastLayer],
-        temperature: Callable[[Sequence[Floats]], float],
-    ) -> None:
-        """`columns` are those of `find_last_columns`; `temperature` returns that of held-out logits (m, K) per fold."""
-        self.columns, self.fit, self.temperature = columns, fit, temperature
-        self._fitted: dict[int, LastLayer] = {}
-
-    def join(self, held_out: HeldOut, depth: int) -> HeldOut:
-        """The heads and held-out logits averaged with those of the last layer, if it counts at this depth.
-
-        Each is divided by its temperature first. The weights are equal: so few labels would choose them at random.
-        """
-        if depth not in self.columns:
-            return held_out
-        if depth not in self._fitted:
-            self._fitted[depth] = self.fit(self.columns[depth])
-        last = self._fitted[depth]
-        weights = 0.5 / self.temperature(held_out.logits), 0.5 / self.temperature(last.held_out)
-        joined = [
-            join_last_layer(selection, head, last.selection, last_head, weights)
-            for selection, head, last_head in zip(held_out.selections, held_out.heads, last.heads, strict=True)
-        ]
-        selections, heads = zip(*joined, strict=True)
-        ours, others = map(np.float32, weights)
-        logits = tuple(ours * a + others * b for a, b in zip(held_out.logits, last.held_out, strict=True))
-        return HeldOut(logits, heads, selections, LastLayerRecipe(self.columns[depth], last.strength, weights))
 
 
 def find_last_columns(

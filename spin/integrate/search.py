@@ -17,6 +17,7 @@ from spin.heads.design import Design
 from spin.heads.feature_rows import FeatureRows
 from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
+from spin.heads.recipe import LastLayerRecipe
 from spin.heads.selection import Selection
 from spin.heads.stack import Source, Stack, fit_stack
 from spin.integrate.class_thresholds import shared_thresholds
@@ -25,7 +26,7 @@ from spin.integrate.fit_linear import fit_folds
 from spin.integrate.fit_network import fit_network
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import one_standard_error_choice
-from spin.integrate.last_layer import HeldOut, LastLayer, LastLayers, find_last_columns, select_all
+from spin.integrate.last_layer import HeldOut, LastLayer, find_last_columns, join_last_layer, select_all
 from spin.labels.cross_validation import Fold, jackknife_rows, score_folds
 from spin.labels.label_space import Targets
 from spin.settings import SearchSettings
@@ -112,9 +113,10 @@ class Search:
         """of each fold's training rows, and at last of all labelled rows"""
         self.largest_eta = max(settings.etas)
         largest = [self.select(Subset(self.largest_eta, self.depth), index) for index in (*folds, _FINAL)]
-        last_columns = find_last_columns(list(self.final_probes), self.data, settings)
-        self.last_layers = LastLayers(last_columns, self._fit_last_layer, self._fit_temperature)
-        last = [select_all(column, self.final_probes) for column in last_columns.values()]
+        self.last_columns = find_last_columns(list(self.final_probes), self.data, settings)
+        self._last_layers: dict[int, LastLayer] = {}
+        """by depth, each fitted when it is first needed"""
+        last = [select_all(column, self.final_probes) for column in self.last_columns.values()]
         self.cut = matrix.cut(Selection.merge([*largest, *last]), self.data.rows)
         """the features of every candidate, for this process's share of the rows"""
         parts = zip(self.fold_probes, self.data.folds, strict=True)
@@ -239,8 +241,28 @@ class Search:
         fits = self.fit_folds(selections, strengths)
         of_strengths = [zip(*of_strength, strict=True) for of_strength in zip(*fits, strict=True)]
         return [
-            self.last_layers.join(HeldOut(logits, heads, selections), subset.depth) for heads, logits in of_strengths
+            self._join_last_layer(HeldOut(logits, heads, selections), subset.depth) for heads, logits in of_strengths
         ]
+
+    def _join_last_layer(self, held_out: HeldOut, depth: int) -> HeldOut:
+        """The heads and held-out logits averaged with those of the last layer, if it counts at this depth.
+
+        Each is divided by its temperature first. The weights are equal: so few labels would choose them at random.
+        """
+        if depth not in self.last_columns:
+            return held_out
+        if depth not in self._last_layers:
+            self._last_layers[depth] = self._fit_last_layer(self.last_columns[depth])
+        last = self._last_layers[depth]
+        weights = 0.5 / self._fit_temperature(held_out.logits), 0.5 / self._fit_temperature(last.held_out)
+        joined = [
+            join_last_layer(selection, head, last.selection, last_head, weights)
+            for selection, head, last_head in zip(held_out.selections, held_out.heads, last.heads, strict=True)
+        ]
+        selections, heads = zip(*joined, strict=True)
+        ours, others = map(np.float32, weights)
+        logits = tuple(ours * a + others * b for a, b in zip(held_out.logits, last.held_out, strict=True))
+        return HeldOut(logits, heads, selections, LastLayerRecipe(self.last_columns[depth], last.strength, weights))
 
     def _fit_last_layer(self, column: FeatureColumn) -> LastLayer:
         """The heads of all folds on all neurons of a column, of the strength with the least held-out log loss."""

@@ -21,7 +21,7 @@ from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.sites import FeatureColumn
-from spin.sparsify.solvers.ridge_regression import add_products, factorize_gram, fill_upper, solve_ridge
+from spin.sparsify.solvers.ridge_regression import add_products, factorize_gram, fill_upper, predict_left_out
 
 PENALTIES = (0.3, 1.0, 3.0)
 """penalties that are tried, as shares of the mean squared length of a row"""
@@ -168,7 +168,7 @@ def _fit_part(
     Its penalty, which is returned too, is the one whose predictions of left-out rows score best, of equals the largest.
     These predictions (n, K) come last.
     """
-    left_out = {penalty: solve_ridge(gram, targets, penalty).left_out.cpu().numpy() for penalty in penalties}
+    left_out = {penalty: predict_left_out(gram, targets, penalty).cpu().numpy() for penalty in penalties}
     has = targets.cpu().numpy() > 0
     y: Targets = has if data.label_space.multilabel else has.argmax(1)
     border = 0.5 if data.label_space.multilabel else 0.0

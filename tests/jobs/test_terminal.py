@@ -22,7 +22,7 @@ from pipelines.data.training_labels import SplitOverlap
 from pipelines.registry.version_records import RegisteredVersion
 from pipelines.training.train import TrainReport, TrainResults, TrainSeconds
 from pipelines.training.workflow import StageEvent
-from spin.audit.attribute_probes import ATTRIBUTES
+from spin.audit.privacy import ATTRIBUTES
 from spin.control_characters import escape_controls, show_controls
 from spin.heads.candidate import CandidateSummary
 from spin.heads.fitted import ChoiceSummary, ExitSummary, LeakageCap, TrainingSummary, UncappedChoice

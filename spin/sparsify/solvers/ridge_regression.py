@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -26,28 +24,19 @@ def fill_upper(gram: Tensor) -> Tensor:
     return gram.tril() + gram.tril(-1).T
 
 
-@dataclass(frozen=True)
-class RidgeSolution:
-    """A ridge regression with an unpenalised intercept in its dual form."""
+def predict_left_out(gram: Tensor, targets: Tensor, penalty: float) -> Tensor:
+    """(n, K) the prediction for each row by the ridge regression on all other rows.
 
-    dual: Tensor
-    """(n, K); the weights (p, K) are X^T dual"""
-    left_out: Tensor
-    """(n, K) the prediction for each row by the regression on all other rows"""
-
-
-def solve_ridge(gram: Tensor, targets: Tensor, penalty: float) -> RidgeSolution:
-    """Minimise |targets - X w - b|^2 + lam |w|^2, where lam is `penalty` times the mean squared length of a row.
-
-    `gram` (n, n) is X X^T, `targets` are (n, K). With the centred matrix G = H X X^T H the dual is
-    (G + lam I)^-1 H targets. A row's residual in the regression without it is its residual over 1 minus its leverage
-    (Hastie et al. 2009, section 7.10).
+    The regression minimises |targets - X w - b|^2 + lam |w|^2, where lam is `penalty` times the mean squared length of
+    a row. `gram` (n, n) is X X^T, `targets` are (n, K). With the centred matrix G = H X X^T H the dual is
+    (G + lam I)^-1 H targets, and the weights are X^T dual. A row's residual in the regression without it is its
+    residual over 1 minus its leverage (Hastie et al. 2009, section 7.10).
     """
     factor, lam = factorize_gram(gram, penalty)
     inverse = torch.cholesky_inverse(factor)
     dual = inverse @ (targets - targets.mean(0))
     free = (lam * inverse.diagonal() - 1 / len(gram)).clamp_min(1e-6)  # 1 minus the leverage
-    return RidgeSolution(dual, targets - lam * dual / free[:, None])
+    return targets - lam * dual / free[:, None]
 
 
 def factorize_gram(gram: Tensor, penalty: float) -> tuple[Tensor, Tensor]:

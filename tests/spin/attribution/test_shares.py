@@ -13,9 +13,10 @@ from spin.attribution.token_sums import (
     TokenDirections,
     TokenMasks,
     TokenReadings,
+    TokenWeights,
     find_single_tokens,
     share_mean,
-    share_single,
+    sum_tokens,
 )
 from spin.attribution.word_sums import Places, WordSums, add_places, merge_places
 from spin.sites import FeatureColumn, Site
@@ -41,7 +42,8 @@ def test_the_first_of_the_largest_tokens_has_all_of_a_maximum() -> None:
     assert readings.values.tolist() == [[3, 5]]
     at, has_all = find_single_tokens(readings, masks, {column: slice(0, 2)})
     assert (at.tolist(), has_all.tolist()) == ([[1, 1]], [True, True])
-    assert share_single(at, np.array([[2.0, -3]]), 4).tolist() == [0, -1, 0, 0]
+    weights = TokenWeights(np.array([0]), np.zeros((1, 1)), np.array([[2.0, -3]]), np.empty((1, 0)))
+    assert sum_tokens(readings, masks, weights, {column: slice(0, 2)}).tolist() == [[0, -1, 0, 0]]
 
 
 spans = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 4)).map(lambda p: (p[0], p[0] + p[1])), max_size=5)

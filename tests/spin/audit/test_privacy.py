@@ -8,8 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spin.audit.attribute_probes import ATTRIBUTES, attribute_presence, probe_attributes
-from spin.audit.privacy import FREQUENCY, Membership, measure_privacy, privacy_page
+from spin.audit.privacy import (
+    ATTRIBUTES,
+    FREQUENCY,
+    Membership,
+    attribute_presence,
+    measure_privacy,
+    privacy_page,
+    probe_attributes,
+)
 from spin.audit.word_recovery import SoughtWords, WordAttack, content_words, predict_targets, word_presence
 from spin.labels.label_space import LabelSpace
 from tests.support.browser import open_page
