@@ -31,7 +31,7 @@ class EvaluationReport:
     metrics: dict[str, float]
     """every metric, from 0 to 1, by name; empty if the decision abstains for all documents"""
     intervals: dict[str, tuple[float, float]]
-    """the 95 % interval of each, by the bootstrap over the documents, of which near-identical ones are drawn together"""
+    """the 95 % interval of each, by the bootstrap over the documents; near-identical ones are drawn together"""
     per_class: dict[str, ClassFigures]
 
 

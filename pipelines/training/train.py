@@ -270,7 +270,7 @@ def _fit(training: _Training, store: Store, plan: TrainPlan, lease: Lease) -> Tr
         counts=counts,
         suspects=len(suspects),
         overlap=labels.overlap,
-        notes=(*figures.notes, *describe_promise(promise), *note_unchecked(data)),
+        notes=(*figures.notes, *describe_promise(promise), *note_unchecked(training.left_out, data)),
         seconds=TrainSeconds(integrated, evaluated),
         artifact={name: hashlib.sha256(content).hexdigest() for name, content in artifact.items()},
     )

@@ -107,8 +107,8 @@ def test_both_ways_give_the_same_classifier(in_one_pass: Training, in_two_passes
     of_all = f"{count_chosen(in_two_passes)} of {two.counts['train'] + two.counts['valid']} documents that train or"
     for name in by_sample:
         assert f"{name}: fitted on a stratified sample, {of_all} validate" in two.notes
-    checked = f"{SAMPLED} of {two.counts['train'] + two.counts['valid']} documents to train and validate"
-    assert f"labels were checked on a sample of {checked} (search.documents)" in one.notes
+    checked = f"{SAMPLED} of {two.counts['train'] + two.counts['valid']} documents to train and validate were checked"
+    assert f"labels of {checked}, of the sample that makes the choices (search.documents)" in one.notes
     assert one.suspects == two.suspects
     assert [row.name for row in two.table][:4] == ["tfidf", "last_layer", "best_site", "spin"]
     assert two.counts == one.counts
