@@ -9,8 +9,7 @@ import typer
 
 from jobs import terminal
 from jobs.extras import PipelinesCommand
-from jobs.options import AsJson, File, Html, Model, Set, command_group, open_registry
-from jobs.page_file import write_page
+from jobs.options import AsJson, File, Html, Model, Set, command_group, open_registry, write_page
 from jobs.printing.audits import print_comparison, print_privacy, print_robustness
 from spin.settings import load_settings
 

@@ -12,8 +12,7 @@ import typer
 from jobs import terminal
 from jobs.extras import require_pipelines
 from jobs.named_classifier import Name, RegisteredVersion, open_named
-from jobs.options import AsJson, File, Html, Input, Model, Set, open_registry
-from jobs.page_file import write_page
+from jobs.options import AsJson, File, Html, Input, Model, Set, open_registry, write_page
 from jobs.printing.audits import print_evaluation
 from jobs.printing.explanations import print_explanation, print_neurons, print_predictions
 from spin.errors import UserError

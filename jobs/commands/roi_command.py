@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from jobs import terminal
-from jobs.options import AsJson, File, Html, Model, Set, open_registry
-from jobs.page_file import write_page
+from jobs.options import AsJson, File, Html, Model, Set, open_registry, write_page
 from jobs.printing.audits import print_roi
 from spin.settings import load_settings
 
