@@ -11,7 +11,7 @@ import typer
 
 from jobs import terminal
 from jobs.extras import require_pipelines
-from jobs.named_classifier import Name, RegisteredVersion, open_named
+from jobs.named_classifier import Name, RegisteredVersion, open_classifier, open_named
 from jobs.options import AsJson, File, Html, Input, Model, Set, open_registry, write_page
 from jobs.printing.audits import print_evaluation
 from jobs.printing.explanations import print_explanation, print_neurons, print_predictions
@@ -132,7 +132,6 @@ def export(
     """Write a model as one graph that runs without PyTorch: token ids in, scores out."""
     if model.startswith("models:/"):
         require_pipelines("spin export of a registered model")
-    from pipelines.registry.open_model import open_classifier
     from spin.export import check_target
     from spin.export import export as write
 
