@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.registry import evaluation_set, packaging, signatures
-from pipelines.registry.bill_of_materials import write_bill
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.mlflow_client import Tracking
 from pipelines.registry.version_records import AuditRecord, LoggedData, RegisteredVersion, TrainingRecord, Version
@@ -85,6 +84,8 @@ class Registry:
         The first version of a model freezes the record's evaluation set.
         """
         import mlflow
+
+        from pipelines.registry.bill_of_materials import write_bill  # brings CycloneDX, which nothing else needs
 
         with self.tracking.session(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
             warnings.simplefilter("ignore")
