@@ -79,13 +79,8 @@ def _describe_quality(report: NightReport) -> Iterator[str]:
 def _describe_causes(neuron: NeuronShift) -> str:
     """A neuron that moved, the documents that drive it, and their words."""
     causes = (("documents", neuron.documents), ("words", neuron.words))
-    listed = "; ".join(f"{name} {_printable(', '.join(values))}" for name, values in causes if values)
+    listed = "; ".join(f"{name} {', '.join(values)}" for name, values in causes if values)
     return f"{neuron.column}[{neuron.neuron}] moved by {neuron.shift:+.2f} standard deviations: {listed}"
-
-
-def _printable(text: str) -> str:
-    """A text without control characters, which ids of documents may have."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _describe_shadow(shadow: ShadowAgreement) -> str:

@@ -258,7 +258,7 @@ def test_the_causes_of_drift_are_printed_below_it(capsys: pytest.CaptureFixture[
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     at = lines.index("drift: neurons stability index 0.81, above 0.13")
     assert lines[at + 1 : at + 3] == [
-        "ffn.01.max[17] moved by +0.90 standard deviations: documents d1, \ufffd[31md2\ufffd; words storm, late",
+        "ffn.01.max[17] moved by +0.90 standard deviations: documents d1, ␛[31md2␊; words storm, late",
         "words[0] moved by -0.50 standard deviations: words storm",
     ]
     assert "ffn.02" not in "".join(lines)
