@@ -13,7 +13,7 @@ import yaml
 
 import jobs.commands.classify_command
 from jobs.commands import job_commands
-from jobs.printing.nights import print_night
+from jobs.commands.classify_command import print_night
 from pipelines.nightly import classify, command_result
 from pipelines.nightly.command_result import CommandResult, NightFailure
 from pipelines.nightly.report import precision_check
