@@ -262,7 +262,7 @@ def file_rows(table: str, rows: pa.Table, *, date: str, model: str, run: str, ke
     The files hold the partition columns too. The log has their values, but Polars reads them from the names of folders
     or from the files, and would see nulls.
     """
-    rows = columns_of_type(rows, table_schema(table, kept), len(rows))
+    rows = columns_of_type(rows, table_schema(table, kept))
     for name, value in (("date", day.fromisoformat(date)), ("model", model), ("run", run)):
         rows = _fill_column(rows, name, value)
     return rows
@@ -327,5 +327,5 @@ def read_rows(snapshot: TableSnapshot, partition: Mapping[str, str]) -> pa.Table
     for file in snapshot.files(partition):
         with snapshot.store.open(file.path) as source:
             rows = pq.ParquetFile(source).read()
-        parts.append(columns_of_type(rows, schema, len(rows)))
+        parts.append(columns_of_type(rows, schema))
     return pa.concat_tables(parts)

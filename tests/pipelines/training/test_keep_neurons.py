@@ -41,6 +41,7 @@ from spin.settings import Choice, Settings, StoreSettings
 from spin.sites import FeatureColumn
 from tests.support import small_training, tiny
 from tests.support.leases import expire_lease
+from tests.support.selected_features import read_selection
 
 pytestmark = pytest.mark.slow
 
@@ -329,7 +330,7 @@ def test_a_pass_that_is_deleted_in_part_is_never_continued(
         return run_keep(settings, plan, features, training.labels, selection, [])
 
     rows = np.flatnonzero(np.array(training.labels.splits) != "dropped")
-    before = keep(one).read_selection(one, rows)
+    before = read_selection(keep(one), one, rows)
     delete, deleted, folder = Store.delete, [], folders(Store.of(settings) / "kept")
 
     def die(store: Store, key: str) -> None:
@@ -344,7 +345,7 @@ def test_a_pass_that_is_deleted_in_part_is_never_continued(
         with pytest.raises(KeyboardInterrupt):
             keep(other)
     assert len(deleted) == deletions
-    np.testing.assert_array_equal(keep(one).read_selection(one, rows), before)
+    np.testing.assert_array_equal(read_selection(keep(one), one, rows), before)
 
 
 @pytest.mark.parametrize(("documents", "extracted"), [(180, 180), (181, N)])
@@ -489,9 +490,9 @@ def test_a_classifier_without_neurons_needs_no_activations(in_two_passes: Traini
     plan, _, features = load_features(settings)
     features = run_keep(settings, plan, features, training.labels, Selection({}, {}, 0.0), [])
     rows = np.arange(N)
-    assert features.read_selection(Selection({}, {}, 0.0), rows).shape == (N, 0)
+    assert read_selection(features, Selection({}, {}, 0.0), rows).shape == (N, 0)
     column = FeatureColumn.parse("ffn.01.mean")
     selection = Selection({column: np.array([0])}, {column: np.zeros(1)}, 1.0)
-    assert replace(features, kept=None).read_selection(selection, features.extracted).shape == (SAMPLED, 1)  # type: ignore[arg-type]
+    assert read_selection(replace(features, kept=None), selection, features.extracted).shape == (SAMPLED, 1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="have no values"):
-        features.read_selection(selection, rows)
+        read_selection(features, selection, rows)
