@@ -24,7 +24,6 @@ from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE
 from pipelines.nightly.steps.night_profile import NightProfile, sum_profiles
 from pipelines.nightly.tables.night_history import find_newest_night, list_nights
 from pipelines.nightly.tables.night_records import RUNS
-from pipelines.nightly.tables.night_tables import TAKEN
 from pipelines.registry.packaging import REFERENCE
 from spin.classifier import TrainedClassifier
 from spin.heads.held_out import HeldOutLogits
@@ -42,9 +41,9 @@ _Quality = tuple[QualityEstimate | None, tuple[str, ...]]
 
 def assess_night(night: Night, share: NightShare) -> NightReport:
     """The report of a classified night."""
-    run, rows = night.run, share.input_rows
+    run, files = night.run, share.input_files
     drift, (quality, withdrawn) = _measure(night, share)
-    taken = sum(row.status == TAKEN for row in rows)
+    taken = sum(file.reason is None for file in files)
     return NightReport(
         fingerprint=run.fingerprint,
         date=run.record.date,
@@ -64,7 +63,7 @@ def assess_night(night: Night, share: NightShare) -> NightReport:
         before=_find_night_before(night),
         shadow=_total_agreement(night, share),
         counts=total_counts([outcome.counts for outcome in share.outcomes]),
-        files=FileCounts(taken, run.plan.derived.skipped, len(rows) - taken),
+        files=FileCounts(taken, run.plan.derived.skipped, len(files) - taken),
         quarantined=tuple(QuarantinedFile(*each) for each in list(share.quarantined.items())[:LISTED_FILES]),
         shards=len(share.outcomes),
         throughput=measure_throughput(share.outcomes),

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.data.files.kept_columns import schema_of
+from pipelines.data.intake import FileOutcome
 from pipelines.nightly.tables.night_history import (
     FileState,
     find_newest_night,
@@ -32,7 +33,6 @@ from pipelines.nightly.tables.night_tables import (
     DISAGREEMENTS,
     INPUTS,
     PREDICTIONS,
-    QUARANTINED,
     TABLES,
     TAKEN,
     NightTables,
@@ -43,7 +43,6 @@ from pipelines.nightly.tables.night_tables import (
     table_schema,
 )
 from pipelines.nightly.tables.publication import (
-    InputRow,
     claim_nights,
     publish_night,
     remove_replaced_rows,
@@ -474,9 +473,9 @@ def test_files_count_as_taken_by_published_nights_of_other_dates(tables: NightTa
     run_night(tables.out, ["3"], date="2026-02-28", model="other", inputs=[files["model"]])
     token = claim_model(tables)
     run = begin_run(tables.out, date="2026-02-26", model=MODEL, model_version="7", claim=token)
-    row = InputRow(quarantined.uri, 10, "v1", 0, QUARANTINED, "no JSON")
+    file = FileOutcome(quarantined.uri, 10, "v1", 0, "no JSON")
     empty = write_file(tables, PREDICTIONS, run, f"000000-{token:06d}-1.parquet", [])
-    record = {PREDICTIONS: [empty], INPUTS: [write_inputs(tables, run, token, [row])]}
+    record = {PREDICTIONS: [empty], INPUTS: [write_inputs(tables, run, token, [file])]}
     publish(tables, finish_run(tables.out, run, record), token)
     write_night(tables, claim_model(tables), ["4"], date="2026-02-25", inputs=[files["unfinished"]])
     asked = [*files.values(), quarantined, changed]
