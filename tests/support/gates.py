@@ -18,7 +18,7 @@ import tenacity
 
 from pipelines.data.files import input_files
 from pipelines.data.files.input_files import InputFile
-from pipelines.nightly.forget import held_rows, rewritten_run
+from pipelines.nightly.forget import rewritten_run
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.service_errors import UnavailableError
 from pipelines.storage import delta_table
@@ -173,8 +173,8 @@ def gated_stores() -> Iterator[None]:
         _note_listings(patch)
         _note_leases(patch)
         _let_leases_expire(patch)
-        for module in (held_rows, rewritten_run):  # only the thread of a driver stops at gates
-            patch.setattr(module, "ThreadPoolExecutor", _InThisThread)
+        # only the thread of a driver stops at gates
+        patch.setattr(rewritten_run, "ThreadPoolExecutor", _InThisThread)
         clock = _VirtualTime()
         patch.setattr(tenacity, "time", clock)
         patch.setattr(tenacity.nap, "time", clock)

@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from pipelines.data.forgotten_ids import FOLDER, ForgottenIds, add_forgotten
-from pipelines.nightly.forget.held_rows import WITH_IDS, HeldRows, RunFiles, find_held
-from pipelines.nightly.forget.rewritten_run import Rewriting
+from pipelines.nightly.forget.rewritten_run import WITH_IDS, HeldRows, Rewriting, RunFiles, find_held
 from pipelines.nightly.forget.unused_objects import find_unused
 from pipelines.nightly.report.night_report import REPORT
 from pipelines.nightly.report.run_report import PAGE, show_newest_report
