@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.limits.delay_proxy import DelayProxy, Traffic, run_delay_proxy
 from benchmarks.section_page import Part, Verdict, table
-from pipelines.nightly.report.throughput import busy_seconds
+from pipelines.nightly.report.night_report import busy_seconds
 from pipelines.nightly.steps.classify_job import pass_layout
 from pipelines.nightly.steps.counts import PassCounts
 from pipelines.nightly.tables.night_history import list_nights

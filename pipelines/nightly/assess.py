@@ -13,12 +13,12 @@ from pipelines.nightly.report.night_report import (
     FileCounts,
     NightReport,
     QuarantinedFile,
+    busy_seconds,
     find_earlier_night,
     measure_throughput,
     slowest_shards,
     total_counts,
 )
-from pipelines.nightly.report.throughput import busy_seconds
 from pipelines.nightly.review.checked_labels import list_scores
 from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE
 from pipelines.nightly.steps.night_profile import NightProfile, sum_profiles
