@@ -28,7 +28,7 @@ from pipelines.storage.object_store import Store
 from spin.errors import SpinError
 from tests.support.reading import read_in_this_process
 
-READING = ("read", "exists", "list", "list_objects", "list_names", "read_many", "find_object", "open", "download")
+READING = ("read", "exists", "list", "list_objects", "list_names", "read_many", "open", "download")
 WRITING = ("write", "create", "upload", "delete", "delete_many")
 _TIMEOUT = 120.0
 """seconds after which a driver that neither stops nor ends fails the test"""
