@@ -15,9 +15,9 @@ from pipelines.nightly.report.night_report import REPORT, NightReport, create_re
 from pipelines.nightly.report.run_report import render_reports
 from pipelines.nightly.steps.classify_job import ENDINGS, SAMPLE
 from pipelines.nightly.steps.classify_step import work_digest
-from pipelines.nightly.tables.night_history import FileState, find_newest_night, list_nights, quarantined_files
+from pipelines.nightly.tables.night_history import FileState, find_newest_night, list_nights, recorded_files
 from pipelines.nightly.tables.night_records import Run, find_night, finish_run
-from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, INPUTS, PREDICTIONS
+from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, INPUTS, PREDICTIONS, QUARANTINED
 from pipelines.nightly.tables.publication import (
     published_files,
     require_complete,
@@ -109,7 +109,8 @@ def check_files(share: NightShare) -> None:
 def _find_known_bad(night: Night, files: Sequence[FileOutcome]) -> set[str]:
     """The URIs of input files that a night of another date has quarantined as they are now."""
     states = [FileState(file.uri, file.size, file.version) for file in files]
-    found = quarantined_files(night.tables, model=night.name, date=night.run.record.date, files=states)
+    date = night.run.record.date
+    found = recorded_files(night.tables, model=night.name, date=date, files=states, status=QUARANTINED)
     return {state.uri for state in found}
 
 

@@ -16,7 +16,7 @@ from pipelines.nightly.tables.night_history import (
     find_newest_night,
     list_nights,
     read_predictions,
-    taken_files,
+    recorded_files,
 )
 from pipelines.nightly.tables.night_records import (
     Run,
@@ -384,7 +384,7 @@ def test_a_night_is_restored_with_all_its_rows(tables: NightTables) -> None:
     assert published_ids(tables) == {(DATE, MODEL): IDS, (NEXT, MODEL): ["c1"]}
     assert side_runs(tables, DEAD_LETTERS) == {first.name}
     assert side_runs(tables, INPUTS) == {first.name, other.name}
-    assert taken_files(tables, model=MODEL, date=NEXT, files=files) == set(files)
+    assert recorded_files(tables, model=MODEL, date=NEXT, files=files) == set(files)
 
 
 def test_what_was_never_published_is_not_restored(local_tables: NightTables) -> None:
@@ -479,18 +479,18 @@ def test_files_count_as_taken_by_published_nights_of_other_dates(tables: NightTa
     publish(tables, finish_run(tables.out, run, record), token)
     write_night(tables, claim_model(tables), ["4"], date="2026-02-25", inputs=[files["unfinished"]])
     asked = [*files.values(), quarantined, changed]
-    assert taken_files(tables, model=MODEL, date=NEXT, files=asked) == {files["first"]}
-    assert taken_files(tables, model="new", date=NEXT, files=asked) == set()
-    assert taken_files(tables, model=MODEL, date=DATE, files=asked) == {files["first"], files["same"]}
+    assert recorded_files(tables, model=MODEL, date=NEXT, files=asked) == {files["first"]}
+    assert recorded_files(tables, model="new", date=NEXT, files=asked) == set()
+    assert recorded_files(tables, model=MODEL, date=DATE, files=asked) == {files["first"], files["same"]}
 
 
 def test_missing_input_rows_do_not_pass_as_nothing_taken(local_tables: NightTables) -> None:
     night = run_night(local_tables.out, IDS, inputs=[FileState("a", 1, "v")])
     local_tables.open(INPUTS).remove_partitions([{"date": DATE, "model": MODEL, "run": night.name}])
     with pytest.raises(UserError, match=f"restore --run {night.name}"):
-        taken_files(local_tables, model=MODEL, date=NEXT, files=[FileState("a", 1, "v")])
+        recorded_files(local_tables, model=MODEL, date=NEXT, files=[FileState("a", 1, "v")])
     restore_night(local_tables, night.name, claim=claim_model(local_tables))
-    assert taken_files(local_tables, model=MODEL, date=NEXT, files=[FileState("a", 1, "v")])
+    assert recorded_files(local_tables, model=MODEL, date=NEXT, files=[FileState("a", 1, "v")])
 
 
 def test_a_lost_file_of_input_rows_is_named_with_the_night_to_do_again(local_tables: NightTables) -> None:
@@ -499,8 +499,8 @@ def test_a_lost_file_of_input_rows_is_named_with_the_night_to_do_again(local_tab
     night = run_night(local_tables.out, IDS, inputs=files)
     local_tables.store(INPUTS).delete(night.files[INPUTS][0].path)
     with pytest.raises(UserError, match=f"run {night.name} has taken.*--date {DATE} --incremental --restart"):
-        taken_files(local_tables, model=MODEL, date=NEXT, files=files)
-    assert taken_files(local_tables, model=MODEL, date=DATE, files=files) == set()
+        recorded_files(local_tables, model=MODEL, date=NEXT, files=files)
+    assert recorded_files(local_tables, model=MODEL, date=DATE, files=files) == set()
 
 
 def test_kept_columns_of_all_nights_are_read_together(tables: NightTables) -> None:
