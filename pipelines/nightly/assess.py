@@ -14,7 +14,7 @@ from pipelines.nightly.report.night_report import (
     NightReport,
     QuarantinedFile,
     busy_seconds,
-    find_earlier_night,
+    find_report,
     measure_throughput,
     slowest_shards,
     total_counts,
@@ -124,7 +124,8 @@ def _total_agreement(night: Night, share: NightShare) -> ShadowAgreement | None:
 
 
 def _find_night_before(night: Night) -> EarlierNight | None:
-    """The night of the model that precedes this one."""
+    """The night of the model that precedes this one, None if there is none, or none with a report."""
     earlier = (each for each in list_nights(night.tables) if each.date < night.run.record.date)
     before = find_newest_night(earlier, model=night.name)
-    return None if before is None else find_earlier_night(night.tables.out / f"{RUNS}/{before.run}")
+    report = None if before is None else find_report(night.tables.out / f"{RUNS}/{before.run}")
+    return None if report is None else EarlierNight(report.date, report.model_version, report.counts)

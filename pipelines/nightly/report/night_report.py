@@ -206,12 +206,6 @@ def create_report(run: Store, report: NightReport) -> NightReport:
     return report if stored is None else stored
 
 
-def find_earlier_night(run: Store) -> EarlierNight | None:
-    """The night of a run by its report, None if it has none."""
-    report = find_report(run)
-    return None if report is None else EarlierNight(report.date, report.model_version, report.counts)
-
-
 def measure_throughput(outcomes: Sequence[ShardOutcome[ClassifyCounts]]) -> Throughput | None:
     """The throughput of the shards that hold documents, None without any."""
     computed = [outcome for outcome in outcomes if outcome.counts.rows]
