@@ -156,8 +156,6 @@ class PublishedRun:
     """name of the run"""
     rows: int
     """number of predictions"""
-    files: int
-    """number of files"""
     committed: float
     """when the run was published or restored, in seconds since 1970"""
 
@@ -167,7 +165,7 @@ def published_runs(predictions: TableSnapshot) -> list[PublishedRun]:
     files = predictions.file_table
     runs = pc.replace_substring_regex(files["path"], "/.*", "")
     nights = files.append_column("run", runs).group_by(["date", "model", "run"])
-    totals = nights.aggregate([("rows", "sum"), ("path", "count"), ("modified", "max")])
+    totals = nights.aggregate([("rows", "sum"), ("modified", "max")])
     return sorted(
         (
             PublishedRun(
@@ -175,7 +173,6 @@ def published_runs(predictions: TableSnapshot) -> list[PublishedRun]:
                 model=row["model"],
                 run=row["run"],
                 rows=row["rows_sum"],
-                files=row["path_count"],
                 committed=row["modified_max"] / 1000,
             )
             for row in totals.to_pylist()
