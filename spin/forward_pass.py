@@ -61,8 +61,8 @@ class ForwardPass:
             for share, logits in zip(shares, _word_logits(self.members, part), strict=True):
                 if logits is not None:
                     share.take_words(np.array(rows), logits, read_all)
-            read = _any([share.undecided[rows] for share in readers], len(rows))
-            to_count[rows] = _any([share.undecided[rows] for share in shares], len(rows)) & ~read
+            read = np.logical_or.reduce([share.undecided[rows] for share in readers])
+            to_count[rows] = np.logical_or.reduce([share.undecided[rows] for share in shares]) & ~read
             unread.append(len(rows) if self.engine is None else len(rows) - int(read.sum()))
             return np.array(rows)[read].tolist()
 
@@ -71,7 +71,7 @@ class ForwardPass:
                 share.store(index, rows, values)
 
         def keep_mask(_index: int, rows: NDArray[np.int64], _values: Floats) -> NDArray[np.bool_]:
-            return _any([share.undecided[rows] for share in readers], len(rows))
+            return np.logical_or.reduce([share.undecided[rows] for share in readers])
 
         def advance(documents: int) -> None:
             progress(documents + sum(unread.pop() for _ in range(len(unread))))
@@ -165,11 +165,6 @@ class _Share:
             head_reads_words=fitted.selection.words > 0,
             reasons=None if self.sink is None else self.sink.reasons(),
         )
-
-
-def _any(masks: Sequence[NDArray[np.bool_]], count: int) -> NDArray[np.bool_]:
-    """(n,) the texts that are in any of the masks (n,)."""
-    return np.logical_or.reduce(masks, axis=0) if masks else np.zeros(count, np.bool_)
 
 
 def _exit_depths(readers: Sequence[PassMember]) -> list[int]:
