@@ -76,8 +76,8 @@ compose-demo: setup  ## train, classify and lose a worker on the containers of i
 bench: setup  ## measure speed against alternatives, into benchmarks/speed.md; TASK=debian or manuals for others; BENCH=--quick for a short trial
 	$(BIN)/python -m benchmarks.speed --task $(TASK) $(BENCH)
 
-bench-method: setup  ## measure the method and other libraries on the same texts, into benchmarks/method.md; TASK=debian, debtags or manuals for others
-	$(BIN)/python -m benchmarks.method --task $(TASK)
+bench-method: setup  ## measure the method and other libraries on the same texts, into benchmarks/method.md; TASK=debian, debtags or manuals for others; BENCH=--again after a change of SPIN's code
+	$(BIN)/python -m benchmarks.method --task $(TASK) $(BENCH)
 
 bench-finetune: setup  ## fine-tune the whole backbone on the divisions of bench-method, into benchmarks/finetune.md; TASK as there; BENCH="--hours 2" ends early, and the next run resumes
 	$(BIN)/python -m benchmarks.finetune --task $(TASK) $(BENCH)

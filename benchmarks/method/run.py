@@ -4,7 +4,8 @@
 one division of one corpus. Its result is a file of runs/bench/results, for other tasks than the tweets of
 runs/bench/TASK/results, so that a run that was ended resumes. A result also holds a digest of what it depends on: the
 format in benchmarks/method/lineup.py, the documents, the names of the rows, their grids, and the default settings of
-SPIN. One with another digest is not shown; the next run computes it again.
+SPIN. One with another digest is not shown; the next run computes it again. After a change of SPIN's code, `--again`
+computes the rows that depend on it again, and keeps those of other libraries.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import time
 import traceback
 from collections.abc import Mapping
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.method.corpora import Plan, draw_exam, extract_corpus, load
-from benchmarks.method.lineup import answers, digest
+from benchmarks.method.lineup import answers, digest, rows_of
 from benchmarks.method.peers.libraries import require_peers
 from benchmarks.method.tasks.catalogue import TASKS
 from benchmarks.method.tasks.task import Task
@@ -67,6 +69,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, default=TWEETS.name, help="the texts, the tweets by default")
     parser.add_argument("--quick", action="store_true", help="tiny subsets and one seed: shows only that it runs")
     parser.add_argument("--fresh", action="store_true", help="compute everything again, not only what is missing")
+    parser.add_argument("--again", action="store_true", help="compute rows of SPIN again if they are of other code")
     parser.add_argument("--report", action="store_true", help="only write the page from the results so far")
     arguments = parser.parse_args()
     task = TASKS[arguments.task]
@@ -85,7 +88,7 @@ def main() -> None:
     read = cache(partial(task.read, FOLDER))  # once for both corpora
     for plan in plans:
         extract_corpus(plan, read, folder / plan.name)
-    failed = run_all(wanted, folder)
+    failed = run_all(wanted, folder, again=arguments.again)
     if failed:
         raise SystemExit(f"{failed} of {len(wanted)} experiments failed; the next run computes only what is missing")
     write_report(wanted, folder, page)
@@ -107,9 +110,11 @@ def experiments(task: Task, plans: tuple[Plan, Plan], quick: bool) -> list[Exper
     ]
 
 
-def run_all(wanted: list[Experiment], folder: Path) -> int:
-    """Run the experiments without a result and return how many failed."""
-    missing = [e for e in wanted if read_result(folder, e) is None]
+def run_all(wanted: list[Experiment], folder: Path, *, again: bool = False) -> int:
+    """Run the experiments without a result, and `again` those of other code of SPIN; return how many failed."""
+    code = find_code()
+    results = {e: read_result(folder, e) for e in wanted}
+    missing = [e for e, result in results.items() if result is None or (again and result.get("code") != code)]
     print(f"{len(wanted)} experiments, {len(wanted) - len(missing)} already finished", flush=True)
     os.environ.update(dict.fromkeys(_THREADS, "1"))  # a spawned process reads it before it loads numpy
     failed, start = 0, time.perf_counter()
@@ -128,20 +133,34 @@ def run_all(wanted: list[Experiment], folder: Path) -> int:
     return failed
 
 
+def find_code() -> str:
+    """The digest of SPIN's package at the current commit, by which results know what code they are of."""
+    return subprocess.run(["git", "rev-parse", "HEAD:spin"], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def run_one(experiment: Experiment, folder: Path) -> str:
-    """Measure every contender, write the result, and return a summary in one line."""
+    """Measure every contender, write the result, and return a summary in one line.
+
+    If there is a result, it is of other code of SPIN: its rows that do not depend on this are kept.
+    """
     start = time.perf_counter()
     corpus = load(experiment.plan, folder / experiment.plan.name)
     exam = draw_exam(corpus, experiment.setting, experiment.seed)
+    reads_spin = {row.name: row.reads_spin for row in rows_of(experiment.setting, experiment.left_out, exam.seed)}
+    earlier = read_result(folder, experiment) or {"rows": []}
+    known = {row["name"]: row for row in earlier["rows"] if not reads_spin[row["name"]]}
+    new = answers(exam, experiment.setting, experiment.left_out, known)
+    rows = known | {answer.name: answer.row(exam) for answer in new}
     result: dict[str, Any] = {
         "digest": experiment.digest,
+        "code": find_code(),
         "experiment": asdict(experiment),
         "neurons": corpus.neurons,
         "depth": corpus.depth,
         "classes": len(corpus.label_space),
         "origin": corpus.origin,
         "documents": [len(exam.train), len(exam.valid), len(exam.test)],
-        "rows": [answer.row(exam) for answer in answers(exam, experiment.setting, experiment.left_out)],
+        "rows": [rows[name] for name in reads_spin],
         "wall_seconds": time.perf_counter() - start,
     }
     write_result(folder, experiment, result)

@@ -68,7 +68,7 @@ from spin.sparsify.probe import Probe, best_probe
 from spin.sparsify.ridge import LeftOutPredictions, RidgeImportance
 
 _log = logging.getLogger(__name__)
-FORMAT = 11
+FORMAT = 12
 ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE, HELD_OUT)
 """names of the files of a registered version"""
 

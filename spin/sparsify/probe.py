@@ -31,8 +31,10 @@ _FOLD_TOLERANCE = 3e-2
 _NOISE = 1e-5
 """mean square of a standardised activation below which it is rounding noise: the scale of few rows may be much larger
 than its standard deviation"""
-NO_NEURON = -1.0
-"""the score of a probe without neurons, below every metric: it never wins against a probe that has some"""
+NO_NEURON = 100.0
+"""the loss of a probe without neurons, above that of all others: it never wins against a probe that has some"""
+NO_SCORE = -1.0
+"""the score of a probe without neurons, below every metric"""
 INEXACT = 1e-2
 """violation of the optimality conditions above which a probe is warned of"""
 
@@ -172,49 +174,49 @@ def fit_probes(activations: Mapping[FeatureColumn, Floats], data: TrainingData, 
 
     `activations` are raw and of all rows (n, width). For each class k the objective is sum_i s_ki log(1 + exp(-y_ki
     (x_i w_k + b_k))) + lam_k |w_k|_1 with class weights s. The penalties are shares of each class's own lam_max, so
-    that a rare class keeps its neurons. They fall geometrically from 1 to `min_ratio`, then further while validation
-    improves. With cross-validation the mean over folds chooses the share, and the probe is fitted on all labelled rows
-    at that share. A CPU follows the paths one after another, warm-started; a GPU solves them at once.
+    that a rare class keeps its neurons. They fall geometrically from 1 to `min_ratio`, then further while the log loss
+    of validation rows falls. With cross-validation the mean over folds chooses the share, and the probe is fitted on
+    all labelled rows at that share. A CPU follows the paths one after another, warm-started; a GPU solves them at once.
     """
     columns = range(len(activations))
     tolerance = TOLERANCE if len(data.folds) == 1 else _FOLD_TOLERANCE
     paths = [_ColumnPaths(activations, data, fold.train, settings, tolerance) for fold in data.folds]
     ratios = settings.step ** np.arange(settings.penalties)
-    scores = np.empty((len(paths), 0, len(activations)))
+    losses = np.empty((len(paths), 0, len(activations)))
     while True:
-        further = ratios[scores.shape[1] :]
+        further = ratios[losses.shape[1] :]
         more = [
-            path.extend(further).scores(activations, fold.valid, len(further))
+            path.extend(further).losses(activations, fold.valid, len(further))
             for path, fold in zip(paths, data.folds, strict=True)
         ]
-        scores = np.concatenate([scores, more], axis=1)
-        mean = scores.mean(0)
-        if len(ratios) >= settings.penalties + settings.max_extra or (mean[-1] <= mean[:-1].max(0)).all():
+        losses = np.concatenate([losses, more], axis=1)
+        mean = losses.mean(0)
+        if len(ratios) >= settings.penalties + settings.max_extra or (mean[-1] >= mean[:-1].min(0)).all():
             break
         ratios = np.append(ratios, ratios[-1] * settings.step)
-    best = _choose_penalties(scores, data.folds)
+    best = _choose_penalties(losses, data.folds)
+    scores = [path.scores(activations, fold.valid, best) for path, fold in zip(paths, data.folds, strict=True)]
+    valid = np.mean(scores, axis=0)
+    of_folds = [tuple(path.probe(p, best[p], valid[p]) for path in paths) for p in columns]
     if len(paths) == 1:
-        return [paths[0].probe(p, best[p], mean[best[p], p]) for p in columns]
+        return [probe for [probe] in of_folds]
     final = _ColumnPaths(activations, data, data.rows, settings).extend(ratios[: best.max() + 1])
-    return [
-        final.probe(p, best[p], mean[best[p], p], tuple(path.probe(p, best[p], mean[best[p], p]) for path in paths))
-        for p in columns
-    ]
+    return [final.probe(p, best[p], valid[p], of_folds[p]) for p in columns]
 
 
-def _choose_penalties(scores: Floats, folds: Sequence[Fold]) -> NDArray[np.int64]:
-    """The index of each column's penalty (P,) by scores (F, L, P) of F folds and L falling penalties.
+def _choose_penalties(losses: Floats, folds: Sequence[Fold]) -> NDArray[np.int64]:
+    """The index of each column's penalty (P,) by losses (F, L, P) of F folds and L falling penalties.
 
     With a single fold it is the best one, the largest among equals. With several folds it is the smallest penalty that
     is not worse than the best by more than one standard error. The best of few documents is drawn from noise, and a
     neuron too many does less harm than one too few.
     """
-    mean = scores.mean(0)
-    best = mean.argmax(0)
+    mean = losses.mean(0)
+    best = mean.argmin(0)
     if len(folds) == 1:
         return best
-    behind = np.take_along_axis(scores, best[None, None], axis=1) - scores
-    near = (behind.mean(0) <= standard_error(behind, folds)) & (mean > NO_NEURON)
+    behind = losses - np.take_along_axis(losses, best[None, None], axis=1)
+    near = (behind.mean(0) <= standard_error(behind, folds)) & (mean < NO_NEURON)
     return np.where(near.any(0), len(mean) - 1 - near[::-1].argmax(0), best)
 
 
@@ -242,7 +244,7 @@ class _ColumnPaths:
             raw = values[rows]
             self.standardizers.append(Standardizer.fit(raw))
             self.designs.append(_design(raw, self.standardizers[-1]))
-        self.targets = signs(data.label_space.indicator(data.y[rows]), data.label_space)
+        self.settings, self.targets = settings, self._targets(rows)
         self.weights = class_weights(self.targets, settings.class_weights)
         self.solver = self._open_solver(tolerance)
         # (P, K); a class that all rows have, or none, is learned from rounding noise at any share of its own
@@ -264,25 +266,40 @@ class _ColumnPaths:
         self.solutions += list(zip(coef, intercept, strict=True))
         return self
 
-    def scores(self, activations: Mapping[FeatureColumn, Floats], rows: Rows, last: int) -> Floats:
-        """The metric on other rows (last, P) of the last solutions."""
-        data = self.data
-        held_out = [
-            standardizer.transform(values[rows])
-            for values, standardizer in zip(activations.values(), self.standardizers, strict=True)
-        ]
+    def losses(self, activations: Mapping[FeatureColumn, Floats], rows: Rows, last: int) -> Floats:
+        """The log loss on other rows (last, P) of the last solutions, the mean over the classes' problems."""
+        held_out, targets = self._standardize(activations, rows), self._targets(rows)
+        weights = class_weights(targets, self.settings.class_weights)
 
-        def score_solution(X: Floats, coef: Floats, intercept: Floats) -> float:
-            if not coef.any():
-                return NO_NEURON
-            return score(data.metric, data.y[rows], decide(X @ coef.T + intercept, data.label_space))
+        def measure(X: Floats, coef: Floats, intercept: Floats) -> float:
+            return logistic_loss(X @ coef.T + intercept, targets, weights) if coef.any() else NO_NEURON
 
         return np.array(
             [
-                [score_solution(X, coef[p], intercept[p]) for p, X in enumerate(held_out)]
+                [measure(X, coef[p], intercept[p]) for p, X in enumerate(held_out)]
                 for coef, intercept in self.solutions[-last:]
             ]
         )
+
+    def scores(
+        self, activations: Mapping[FeatureColumn, Floats], rows: Rows, indices: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """(P,) the metric on other rows of one solution of each column; `NO_SCORE` for one without neurons."""
+        data, scores = self.data, []
+        for p, X in enumerate(self._standardize(activations, rows)):
+            coef, intercept = (values[p] for values in self.solutions[indices[p]])
+            labels = decide(X @ coef.T + intercept, data.label_space)
+            scores.append(score(data.metric, data.y[rows], labels) if coef.any() else NO_SCORE)
+        return np.array(scores)
+
+    def _standardize(self, activations: Mapping[FeatureColumn, Floats], rows: Rows) -> list[Floats]:
+        """The standardised activations of each column for other rows."""
+        columns = zip(activations.values(), self.standardizers, strict=True)
+        return [standardizer.transform(values[rows]) for values, standardizer in columns]
+
+    def _targets(self, rows: Rows) -> Floats:
+        """The one-vs-rest targets (K, m) of some rows."""
+        return signs(self.data.label_space.indicator(self.data.y[rows]), self.data.label_space)
 
     def probe(self, p: int, index: int, valid_score: float, folds: tuple[Probe, ...] = ()) -> Probe:
         """The solution of column number `p` at penalty number `index`, with its certificate."""
@@ -298,6 +315,11 @@ class _ColumnPaths:
             valid_score=float(valid_score),
             folds=folds,
         )
+
+
+def logistic_loss(logits: Floats, targets: Floats, weights: Floats) -> float:
+    """The mean over the classes of the weighted log loss of logits (n, K); targets -1 or 1 and weights are (K, n)."""
+    return float((weights * np.logaddexp(0, -targets * logits.T)).sum(1).mean())
 
 
 def _design(activations: Floats, standardizer: Standardizer) -> Floats:

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from spin.arrays import Floats, Hashes, Rows
 from spin.labels.label_errors import find_suspects
-from spin.labels.label_space import Targets
-from spin.labels.metrics import score
 from spin.labels.sampling import sample_rows
 from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
@@ -163,21 +161,19 @@ def _fit_part(
 ) -> tuple[Tensor, float, Tensor]:
     """The dual (n, K) of the regression on some rows, given their part of the Gram matrix, the targets and the groups.
 
-    Its penalty, which is returned too, is the one whose predictions of left-out rows score best, of equals the largest.
+    Its penalty, which is returned too, is the one whose predictions of left-out rows have the least squared error.
     These predictions (n, K) come last.
     """
-    left_out = {penalty: predict_left_out(gram, targets, penalty, groups).cpu().numpy() for penalty in penalties}
-    has = targets.cpu().numpy() > 0
-    y: Targets = has if data.label_space.multilabel else has.argmax(1)
-    border = 0.5 if data.label_space.multilabel else 0.0
-    scores = {p: score(data.metric, y, data.label_space.predict(values - border)) for p, values in left_out.items()}
-    penalty = max(scores, key=lambda p: (scores[p], p))
-    kept = np.full(len(has), True) if data.label_space.multilabel else _trusted(left_out[penalty], has.argmax(1))
+    left_out = {penalty: predict_left_out(gram, targets, penalty, groups) for penalty in penalties}
+    penalty = min(penalties, key=lambda p: float((left_out[p] - targets).square().sum()))
+    kept = np.full(len(gram), True)
+    if not data.label_space.multilabel:
+        kept = _trusted(left_out[penalty].cpu().numpy(), targets.cpu().numpy().argmax(1))
     rows = torch.from_numpy(np.flatnonzero(kept)).to(gram.device)
     factor, _ = factorize_gram(gram[rows][:, rows], penalty)
     dual = torch.zeros_like(targets)
     dual[rows] = torch.cholesky_solve(targets[rows] - targets[rows].mean(0), factor)
-    return dual, penalty, torch.from_numpy(left_out[penalty]).to(gram)
+    return dual, penalty, left_out[penalty]
 
 
 def _trusted(left_out: Floats, y: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.method import contenders, lineup, siren
+from benchmarks.method import contenders, lineup, run, siren
+from benchmarks.method.contenders import Answer
 from benchmarks.method.corpora import Corpus, Exam, Plan, draw_exam
 from benchmarks.method.division import divide, draw_per_class
 from benchmarks.method.run import Experiment, read_result, write_report
@@ -419,3 +420,30 @@ def test_results_of_another_version_are_ignored(tmp_path: Path, monkeypatch: pyt
             write_report([experiment], tmp_path, tmp_path / "page.md")
             assert f"Not finished: {experiment.key}" in (tmp_path / "page.md").read_text(encoding="utf-8")
     assert read_result(tmp_path, experiment) is not None
+
+
+def test_after_a_change_of_code_only_rows_of_spin_are_computed_again(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, computed = Experiment(PLAN, "full", 0), list[str]()
+
+    def answer(name: str) -> Any:
+        def answered(exam: Exam, *_: object) -> Answer:
+            computed.append(name)
+            return Answer(name, np.zeros((len(exam.test), 3), np.float32), 0, 0, 0.0, 0.0, str(len(computed)))
+
+        return answered
+
+    rows = (lineup.Row("peer", answer("peer")), lineup.Row("SPIN", answer("SPIN"), reads_spin=True))
+    monkeypatch.setattr(lineup, "ROWS", rows)
+    monkeypatch.setattr(contenders, "fit_spin", lambda exam: None)
+    monkeypatch.setattr(run, "load", lambda *_: corpus)
+    (tmp_path / "results").mkdir()
+    for code in ("one", "other"):
+        monkeypatch.setattr(run, "find_code", lambda code=code: code)
+        run.run_one(experiment, tmp_path)
+        stored = read_result(tmp_path, experiment)
+        assert stored is not None
+        assert stored["code"] == code
+    assert computed == ["peer", "SPIN", "SPIN"]
+    assert [(row["name"], row["choice"]) for row in stored["rows"]] == [("peer", "1"), ("SPIN", "3")]

@@ -315,30 +315,24 @@ def test_standardisation_of_a_huge_constant_is_exact() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "tried", "chosen"),
+    ("losses", "tried", "chosen"),
     [
-        ([0.1, 0.5, 0.4, 0.4, 9, 9], 4, 1),  # the last penalty of the path did not improve: no extra ones
-        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 6, 5),  # every penalty improves: all extra ones are tried
-        ([0.1, 0.2, 0.3, 0.4, 0.4, 9], 5, 3),  # a tie is no improvement and keeps the larger penalty
-        ([0.5, 0.1, 0.1, 0.6, 0.2, 9], 5, 3),
+        ([0.9, 0.5, 0.6, 0.6, 0, 0], 4, 1),  # the last penalty of the path did not improve: no extra ones
+        ([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], 6, 5),  # every penalty improves: all extra ones are tried
+        ([0.9, 0.8, 0.7, 0.6, 0.6, 0], 5, 3),  # a tie is no improvement and keeps the larger penalty
+        ([0.5, 0.9, 0.9, 0.4, 0.8, 0], 5, 3),
     ],
 )
-def test_the_path_continues_only_while_the_validation_score_improves(
-    monkeypatch: pytest.MonkeyPatch, scores: list[float], tried: int, chosen: int
+def test_the_path_continues_only_while_the_validation_loss_falls(
+    monkeypatch: pytest.MonkeyPatch, losses: list[float], tried: int, chosen: int
 ) -> None:
-    """The grid has lam_max, four penalties to score and at most two extra ones."""
-    returned_scores: list[float] = []
-    script: Iterator[float] = iter(scores)
-
-    def scripted(metric: str, true: object, predicted: object) -> float:
-        returned_scores.append(next(script))
-        return returned_scores[-1]
-
-    monkeypatch.setattr(spin.sparsify.probe, "score", scripted)
-    probe = fit_probe(make_rows(0, 60), make_rows(1, 30), penalties=5, max_extra=2, min_ratio=0.1)
-    assert len(returned_scores) == tried
+    """The grid has lam_max, four penalties to judge and at most two extra ones."""
+    script: Iterator[float] = iter(losses)
+    monkeypatch.setattr(spin.sparsify.probe, "logistic_loss", lambda *_: next(script))
+    probe = fit_probe(make_rows(0, 60), valid := make_rows(1, 30), penalties=5, max_extra=2, min_ratio=0.1)
+    assert len(list(script)) == len(losses) - tried
     assert probe.lam == pytest.approx(probe.lam_max * 0.1 ** ((chosen + 1) / 4))
-    assert probe.valid_score == scores[chosen]
+    assert probe.valid_score == (probe.predict(valid[0], TASKS["2"]) == valid[1]).mean()
 
 
 def test_a_misleading_layer_still_gives_neurons() -> None:
@@ -356,7 +350,7 @@ def test_a_misleading_layer_still_gives_neurons() -> None:
 def test_cross_validation_chooses_the_smallest_penalty_within_one_standard_error(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scores of scikit-learn's own fits on the same grid give the same choice.
+    """Losses of scikit-learn's own fits on the same grid give the same choice.
 
     Every fold's probe uses the same share of its own lam_max, and the final probe is fitted on all rows.
     """
@@ -367,8 +361,9 @@ def test_cross_validation_chooses_the_smallest_penalty_within_one_standard_error
     folds = make_folds(label_space, y, np.arange(60), np.arange(60, 90), seed=0)[:4]
     probe_settings = ProbeSettings(penalties=6, max_extra=0)
     [probe] = fit_probes({COLUMN: X}, TrainingData(y, tuple(folds), label_space, "accuracy"), probe_settings)
-    expected_scores = np.full((len(folds), 6), -1.0)  # no neuron at lam_max
-    for scores, fold in zip(expected_scores, folds, strict=True):
+    expected_losses = np.full((len(folds), 6), 100.0)  # no neuron at lam_max
+    scores = np.zeros((len(folds), 6))
+    for number, fold in enumerate(folds):
         Z, heads = (X - X[fold.train].mean(0)) / X[fold.train].std(0), signs(label_space.indicator(y), label_space)
         lam_max = [np.abs(Z[fold.train].T @ ((h - h.mean()) / 2)).max() for h in heads[:, fold.train]]
         for at, ratio in enumerate(30 ** -(np.arange(6) / 5)):
@@ -380,14 +375,15 @@ def test_cross_validation_chooses_the_smallest_penalty_within_one_standard_error
                 right = ((logits > 0) == y[fold.valid]).all(1)
             else:
                 right = (logits.argmax(1) if len(heads) > 1 else logits[:, 0] > 0) == y[fold.valid]
-            scores[at] = right.mean()
-    means = expected_scores.mean(0)
-    behind = expected_scores[:, [means.argmax()]] - expected_scores
+            scores[number, at] = right.mean()
+            expected_losses[number, at] = np.log1p(np.exp(-heads[:, fold.valid].T * logits)).mean()
+    means = expected_losses.mean(0)
+    behind = expected_losses - expected_losses[:, [means.argmin()]]
     error = behind.std(0, ddof=1) * np.sqrt(1 / len(folds) + len(folds[0].valid) / len(folds[0].train))
     chosen = max(at for at in range(1, 6) if behind[:, at].mean() <= error[at])
     assert 1 <= chosen <= 4, "or the test would not see a choice"
     assert probe.lam / probe.lam_max == pytest.approx(30 ** -(chosen / 5))
-    assert probe.valid_score == pytest.approx(means[chosen], abs=0.006)
+    assert probe.valid_score == pytest.approx(scores[:, chosen].mean(), abs=0.006)
     assert len(probe.folds) == len(folds)
     np.testing.assert_allclose(probe.standardizer.mean, X.mean(0), rtol=1e-4, atol=1e-5)
     for part, fold in zip(probe.folds, folds, strict=True):
@@ -407,24 +403,24 @@ def test_the_probes_of_folds_are_solved_less_exactly_than_the_final_one() -> Non
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(
-        st.lists(st.sampled_from([-1.0, 0.5, 0.6, 0.62, 0.7]), min_size=4, max_size=4), min_size=2, max_size=5
+        st.lists(st.sampled_from([100.0, 0.7, 0.6, 0.58, 0.5]), min_size=4, max_size=4), min_size=2, max_size=5
     ).map(np.array)
 )
-def test_the_one_standard_error_choice_equals_a_plain_loop(scores: NDArray[np.floating]) -> None:
-    """The last penalty whose mean score is within one standard error of the best and that has neurons in some fold."""
-    count = len(scores)
+def test_the_one_standard_error_choice_equals_a_plain_loop(losses: NDArray[np.floating]) -> None:
+    """The last penalty whose mean loss is within one standard error of the least and that has neurons in some fold."""
+    count = len(losses)
     folds = [Fold(np.arange(80), np.arange(80, 100))] * count
-    means = [sum(column) / count for column in scores.T]
-    best = means.index(max(means))
+    means = [sum(column) / count for column in losses.T]
+    best = means.index(min(means))
     expected = best
     for at in range(4):
-        behind = [float(row[best] - row[at]) for row in scores]
+        behind = [float(row[at] - row[best]) for row in losses]
         variance = sum((b - sum(behind) / count) ** 2 for b in behind) / (count - 1)
         border = (variance * (1 / count + 20 / 80)) ** 0.5 - sum(behind) / count
         assume(abs(border) > 1e-9 or at == best)
-        if at == best or (border > 0 and means[at] > -1):
+        if at == best or (border > 0 and means[at] < 100):
             expected = max(expected, at)
-    assert _choose_penalties(scores[..., None], folds).tolist() == [expected]
+    assert _choose_penalties(losses[..., None], folds).tolist() == [expected]
 
 
 def sklearn_scores(
@@ -440,7 +436,8 @@ def test_the_probe_of_a_fold_does_not_depend_on_its_validation_rows(monkeypatch:
 
     The probes of other folds change.
     """
-    monkeypatch.setattr(spin.sparsify.probe, "score", lambda *_: 1.0)  # the choice of the penalty depends on all rows
+    # the choice of the penalty depends on all rows
+    monkeypatch.setattr(spin.sparsify.probe, "logistic_loss", lambda *_: 1.0)
     label_space = TASKS["3"]
     X, y = make_rows(0, 90, label_space)
     folds = make_folds(label_space, y, np.arange(60), np.arange(60, 90), seed=0)[:3]
