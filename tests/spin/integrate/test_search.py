@@ -503,7 +503,7 @@ def test_every_candidate_is_judged_with_and_without_words(project: Project, cand
     stacked = [c for c in tried if c.reads_words and c.neurons]
     assert plain.keys() >= {(c.subset, c.strength) for c in candidates[:3]}
     assert stacked
-    y = np.concatenate(search.valid_y)
+    y = search.valid_targets
     for candidate in stacked:
         without = plain[candidate.subset, candidate.strength]
         of_neurons, of_words = np.concatenate(search.held_out(candidate).logits), np.concatenate(words.held_out)
