@@ -46,7 +46,10 @@ class PassMember:
 
     def decided_by_words(self, words: Floats) -> NDArray[np.bool_]:
         """Mask (n,) of the texts that exit by their words alone, by the word regression's logits (n, K)."""
-        return self.fitted.decided_by_words(words, self.decision)
+        exit = self.fitted.words_exit
+        if exit is None:
+            return np.zeros(len(words), bool)
+        return should_exit(self.decision, exit.threshold, self.stops[0].logits(words))
 
     def keep_mask(self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats) -> NDArray[np.bool_]:
         """Mask (n,) of the texts `rows` that go on after a segment of blocks, by their values (n, p) so far."""

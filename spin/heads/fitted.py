@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from spin.arrays import Floats
 from spin.heads.candidate import CandidateSummary
 from spin.heads.decision import Decision
-from spin.heads.early_exit import EarlyExit, find_stops, should_exit
+from spin.heads.early_exit import EarlyExit, find_stops
 from spin.heads.linear_head import LinearHead
 from spin.heads.recipe import ClassifierRecipe
 from spin.heads.selection import Selection
@@ -162,13 +162,6 @@ class FittedClassifier:
         logits = (self.at(k).logits(self.read_at(k, features, words)) for k in range(len(self.exits)))
         stops = find_stops(logits, [exit.threshold for exit in self.exits], decision, len(features))
         return np.array([*(exit.depth for exit in self.exits), self.selection.depth], np.int32)[stops]
-
-    def decided_by_words(self, words: Floats, decision: Decision) -> NDArray[np.bool_]:
-        """(n,) the documents that stop at the exit by words, by the logits (n, K) of the word regression."""
-        exit = self.words_exit
-        if exit is None:
-            return np.zeros(len(words), bool)
-        return should_exit(decision, exit.threshold, self.at(0).logits(words))
 
     def at(self, index: int) -> FittedClassifier:
         """The classifier at an exit, given by its index; the number of exits as index gives this classifier itself.
