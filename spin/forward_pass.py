@@ -147,7 +147,7 @@ class _Share:
         if not len(rows):
             return
         values = [values[rows] for column, values in self.columns.items() if column.site.layer <= depth]
-        exiting = rows[~self.member.keep_mask(self.words, number, rows, np.concatenate(values, axis=1))]
+        exiting = rows[self.member.decided_after(self.words, number, rows, np.concatenate(values, axis=1))]
         self.depth[exiting], self.undecided[exiting] = depth, False
 
     def features(self, counts: Features) -> Features:

@@ -51,11 +51,13 @@ class PassMember:
             return np.zeros(len(words), bool)
         return should_exit(self.decision, exit.threshold, self.stops[0].logits(words))
 
-    def keep_mask(self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats) -> NDArray[np.bool_]:
-        """Mask (n,) of the texts `rows` that go on after a segment of blocks, by their values (n, p) so far."""
+    def decided_after(
+        self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats
+    ) -> NDArray[np.bool_]:
+        """Mask (n,) of the texts `rows` that exit after a segment of blocks, by their values (n, p) so far."""
         logits = self.block_stops[index].logits(self.join_words(words, index, rows, values))
         threshold = self.fitted.block_exits[index].threshold
-        return ~should_exit(self.decision, threshold, logits)
+        return should_exit(self.decision, threshold, logits)
 
     def weigh_tokens(self, stop: FittedClassifier, features: Floats) -> TokenWeights:
         """The weights of the tokens of n texts, which stop at a classifier with raw features (n, p)."""
