@@ -46,17 +46,7 @@ def token_directions(
     for column in columns:
         if find_pooling(column.pooling).shares != "every token":
             continue
-        parts = [slice_of(fitted, column) for fitted in stops]
+        parts = [fitted.selection.slices[column] for fitted in stops]
         by_column[column] = np.concatenate([each[:, part] for each, part in zip(scaled, parts, strict=True)])
         means[column] = stops[0].standardizer.mean[stops[0].selection.words :][parts[0]]
     return TokenDirections(sum(map(len, scaled)), by_column, means)
-
-
-def slice_of(fitted: FittedClassifier, column: FeatureColumn) -> slice:
-    """The positions of a column's neurons among all selected neurons. Raises KeyError for a column without any."""
-    start = 0
-    for other, neurons in fitted.selection.neurons.items():
-        if other == column:
-            return slice(start, start + len(neurons))
-        start += len(neurons)
-    raise KeyError(str(column))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,12 @@ class Selection:
     def __len__(self) -> int:
         """Number of features."""
         return self.words + self.neuron_count
+
+    @property
+    def slices(self) -> dict[FeatureColumn, slice]:
+        """The positions of each column's neurons among all selected neurons."""
+        ends = np.cumsum([0, *map(len, self.neurons.values())]).tolist()
+        return {column: slice(*pair) for column, pair in zip(self.neurons, pairwise(ends), strict=True)}
 
     def rows(self) -> list[tuple[FeatureColumn, int, float]]:
         """The feature column, index and importance of every neuron, in order."""
@@ -83,7 +90,6 @@ class Selection:
 
     def positions_in(self, larger: Selection) -> NDArray[np.int64]:
         """(p,) the positions of this selection's neurons among those of a larger one that contains them."""
-        offsets = np.cumsum([0, *map(len, larger.neurons.values())])
-        starts = dict(zip(larger.neurons, offsets, strict=False))
-        positions = [starts[c] + np.searchsorted(larger.neurons[c], n) for c, n in self.neurons.items()]
+        slices = larger.slices
+        positions = [slices[c].start + np.searchsorted(larger.neurons[c], n) for c, n in self.neurons.items()]
         return np.concatenate(positions) if positions else np.empty(0, np.int64)
