@@ -63,10 +63,6 @@ class Selection:
         neurons = {c: self.neurons[c] for c in columns}
         return replace(self, neurons=neurons, importance={c: self.importance[c] for c in columns})
 
-    def without_words(self) -> Selection:
-        """The neurons alone."""
-        return replace(self, words=0)
-
     @classmethod
     def merge(cls, selections: Iterable[Selection]) -> Selection:
         """Every neuron that is in any of the selections, without importance: the features that they can be cut from."""

@@ -118,7 +118,7 @@ def test_rows_that_are_held_back_calibrate_heads_of_more_rows_than_chose_them(ne
     for evidence in (None, held_back):
         result = refit(chosen, sample.probes, sample.read_blocks, data, make_words(sample, 0.3), held_back=evidence)
         fitted, y = result.choices["accuracy"], whole.y[whole.test]
-        features = whole.read(fitted.selection.without_words(), whole.test)
+        features = whole.read(replace(fitted.selection, words=0), whole.test)
         if fitted.selection.words:
             features = np.concatenate([of_words[whole.test], features], axis=1)
         logits = fitted.logits(features)
