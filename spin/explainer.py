@@ -67,7 +67,7 @@ def explain_text(
         words=all_words,
         word_contributions=by_word,
         loudest=np.where(loudest < 0, -1, words_read.word_of[loudest]),
-        values=fitted.standardizer.transform(features[None])[0, fitted.selection.words :],
+        values=fitted.standardizer.transform(features[None])[0, fitted.selection.word_logits :],
         terms=terms,
         truncated=bool(text[int(words_read.ends.max()) :].strip()),
         decision=decision,
@@ -89,7 +89,7 @@ def _share_tokens(
     readings = TokenReadings.of_values(values, token_directions([fitted], neurons), masks)
     columns = fitted.selection.slices
     by_class = [sum_tokens(readings, masks, each, columns)[masks.own] for each in weights]
-    totals = (features - fitted.standardizer.mean)[fitted.selection.words :]
+    totals = (features - fitted.standardizer.mean)[fitted.selection.word_logits :]
     loudest = find_loudest_tokens(values, readings, masks, totals, columns)
     own_before = np.cumsum(masks.own) - 1
     return np.stack(by_class, axis=1), np.where(loudest < 0, -1, own_before[loudest])

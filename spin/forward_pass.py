@@ -162,7 +162,7 @@ class _Share:
             columns=self.columns,
             depth=self.depth if fitted.exits else None,
             words=self.words,
-            head_reads_words=fitted.selection.words > 0,
+            head_reads_words=fitted.selection.word_logits > 0,
             reasons=None if self.sink is None else self.sink.reasons(),
         )
 

@@ -73,7 +73,7 @@ class PassMember:
 
     def join_words(self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats) -> Floats:
         """The features of the head after a segment: the values, and before them the words' logits if it reads them."""
-        if not self.block_stops[index].selection.words:
+        if not self.block_stops[index].selection.word_logits:
             return values
         assert words is not None
         return np.concatenate([words[rows], values], axis=1)

@@ -69,7 +69,7 @@ def build_card(
         training=spin.training_result.summary(),
         choose=settings.choose,
         selection=spin.fitted.selection,
-        words=len(spin.training_result.words or ()) if spin.fitted.selection.words else 0,
+        words=len(spin.training_result.words or ()) if spin.fitted.selection.word_logits else 0,
         test_ece=figures.test_ece,
         test_ece_limit=figures.test_ece_limit,
         decision=spin.fitted.applied_settings(labels.label_space, settings.decision),

@@ -183,8 +183,8 @@ class FittedClassifier:
         """The features that the classifier at an exit reads, from raw features (n, p) and the words' logits (n, K)."""
         if index == len(self.exits) or not self.exits[index].by_words:
             return features[:, : len(self.at(index).selection)]
-        if self.selection.words:
-            return features[:, : self.selection.words]
+        if self.selection.word_logits:
+            return features[:, : self.selection.word_logits]
         assert words is not None, "the exit by words needs the words' logits, which the head does not read"
         return words
 

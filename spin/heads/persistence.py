@@ -151,7 +151,7 @@ def load_result(folder: Path) -> TrainingResult:
         parts = [_restore(part, _of_prefix(f"{index}.", tensors)) for index, part in enumerate(config.classifiers)]
         of_words = _of_prefix(_WORDS, tensors)
         words = WordRegression.from_tensors(of_words) if of_words else None
-        if words is None and any(fitted.selection.words or fitted.words_exit for fitted in parts):
+        if words is None and any(fitted.selection.word_logits or fitted.words_exit for fitted in parts):
             raise KeyError("it reads words, and has no word regression")
         choices = {name: parts[index] for name, index in config.choices.items()}
         return TrainingResult(choices, config.frontier, config.tried, words, config.cap)  # type: ignore[arg-type]
@@ -217,7 +217,7 @@ def _tensors(fitted: FittedClassifier) -> Tensors:
 def _describe(fitted: FittedClassifier) -> _StoredClassifier:
     return _StoredClassifier(
         eta=fitted.selection.eta,
-        words=fitted.selection.words,
+        words=fitted.selection.word_logits,
         columns=tuple(map(str, fitted.selection.neurons)),
         summary=fitted.summary,
         exits=tuple((exit.depth, exit.threshold) for exit in fitted.exits),

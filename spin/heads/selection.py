@@ -22,7 +22,7 @@ class Selection:
     """the importance of each of these neurons, as a share of that of all neurons"""
     eta: float
     """share of the importance that the selected neurons carry"""
-    words: int = 0
+    word_logits: int = 0
     """number of the word regression's logits, which come first: one per class, or 0 for neurons alone"""
 
     @property
@@ -37,7 +37,7 @@ class Selection:
 
     def __len__(self) -> int:
         """Number of features."""
-        return self.words + self.neuron_count
+        return self.word_logits + self.neuron_count
 
     @property
     def slices(self) -> dict[FeatureColumn, slice]:
@@ -82,7 +82,7 @@ class Selection:
 
     def join_words(self, classes: int) -> Selection:
         """The selection with the words' logits, one per class, before the neurons."""
-        return replace(self, words=classes)
+        return replace(self, word_logits=classes)
 
     def positions_in(self, larger: Selection) -> NDArray[np.int64]:
         """(p,) the positions of this selection's neurons among those of a larger one that contains them."""

@@ -93,7 +93,7 @@ def integrate(
         # the search compared linear heads, and a network may gain less at another depth, or nothing
         if name in limits and not fitter.keeps_limit(candidate, found.choices["accuracy"], limits[name]):
             choices[name] = choices["accuracy"]
-    reads_words = any(chosen.selection.words or chosen.words_exit for chosen in choices.values())
+    reads_words = any(chosen.selection.word_logits or chosen.words_exit for chosen in choices.values())
     regression = words.regression if words is not None and reads_words else None
     frontier = tuple(candidate.summary() for candidate in found.frontier)
     return TrainingResult(choices, frontier, found.tried, regression, found.cap)
