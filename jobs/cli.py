@@ -12,20 +12,17 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import terminal
+from jobs import start_commands, terminal
 from jobs.commands import (
     audit_commands,
     classify_command,
-    forget_command,
+    forget_commands,
     job_commands,
     label_commands,
     model_commands,
     night_commands,
-    plan_command,
-    purge_command,
+    planning_commands,
     registry_commands,
-    roi_command,
-    start_commands,
     train_commands,
 )
 from jobs.exit_status import CommandGroup, run_command
@@ -82,12 +79,12 @@ add_command(TRAIN, train_commands.run)
 add_command(TRAIN, train_commands.extract)
 add_command(TRAIN, train_commands.probe)
 add_command(TRAIN, train_commands.train)
-add_command(TRAIN, purge_command.purge)
+add_command(TRAIN, forget_commands.purge)
 add_command(USE, classify_command.classify)
 app.add_typer(night_commands.app, rich_help_panel=USE)
 add_command(USE, label_commands.review)
 app.add_typer(label_commands.app, rich_help_panel=USE)
-add_command(USE, plan_command.plan)
+add_command(USE, planning_commands.plan)
 add_command(USE, model_commands.evaluate)
 add_command(USE, model_commands.predict, needs_pipelines=False)
 add_command(USE, model_commands.explain, needs_pipelines=False)
@@ -98,8 +95,8 @@ add_command(REGISTRY, registry_commands.promote)
 add_command(REGISTRY, registry_commands.rollback)
 add_command(REGISTRY, registry_commands.history)
 app.add_typer(audit_commands.app, rich_help_panel=TRUST)
-add_command(TRUST, roi_command.roi)
-add_command(TRUST, forget_command.forget)
+add_command(TRUST, planning_commands.roi)
+add_command(TRUST, forget_commands.forget)
 add_command(CLUSTER, job_commands.submit, context_settings=job_commands.PASSING_ON)
 add_command(CLUSTER, job_commands.jobs)
 add_command(CLUSTER, job_commands.logs)

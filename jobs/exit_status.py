@@ -15,30 +15,23 @@ from typer.core import TyperGroup
 from jobs import terminal
 from jobs.log_setup import PACKAGES
 from jobs.signals import StopOnSignals, Stopped
-from spin.errors import INTERRUPTED, SpinError, describe_error
+from spin.errors import SpinError, describe_error
 
 _log = logging.getLogger(__name__)
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 """the base of all errors of the command line; Typer exports only classes that are derived from it"""
-_INTERRUPTED = "interrupted; run it again to resume"
 _ROOT = Path(__file__).parents[1]
 """folder of the packages whose files a line about a defect names"""
 
 
-class _Interrupted(SpinError):
-    """Ctrl-C, which Typer would turn into a status without a line."""
-
-    status = INTERRUPTED
-
-
 class CommandGroup(TyperGroup):
-    """The group of all commands."""
+    """The group of all commands, which ends at Ctrl-C as at the signal; Typer would make it a status without a line."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise _Interrupted(_INTERRUPTED) from None
+            raise Stopped(signal.SIGINT) from None
 
 
 def run_command(app: typer.Typer) -> NoReturn:
@@ -51,12 +44,8 @@ def run_command(app: typer.Typer) -> NoReturn:
         # without standalone mode Typer raises its errors, and returns the status of `typer.Exit`
         with StopOnSignals():
             status = app(prog_name="spin", standalone_mode=False) or 0
-    except SpinError as error:
+    except (SpinError, Stopped) as error:
         _end(error, str(error), error.status)
-    except Stopped as stopped:
-        _end(stopped, str(stopped), stopped.status)
-    except KeyboardInterrupt as error:
-        _end(error, _INTERRUPTED, INTERRUPTED)
     except _CommandLineError as error:
         _end(error, _describe_usage(error), 2)
     except typer.Abort as error:

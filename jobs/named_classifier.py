@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ import typer
 from jobs.extras import require_pipelines
 from jobs.options import open_registry
 from spin.errors import UserError
-from spin.settings import Settings, load_settings
+from spin.settings import Settings, load_settings, parse_settings
 
 if TYPE_CHECKING:
     from pipelines.registry.versions import Registry
@@ -26,6 +28,9 @@ Name = Annotated[
         help="settings file, the folder of a saved classifier, or a version of the registry in MLFLOW_TRACKING_URI",
     ),
 ]
+
+_PREFIX = "models:/"
+_URI = "MLFLOW_TRACKING_URI"
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def open_named(
 
     Raises UserError for `--model` and `--set` without a settings file, and where packages for a registry are missing.
     """
-    registered = name.startswith("models:/")
+    registered = name.startswith(_PREFIX)
     if not registered and not Path(name).is_dir():
         settings = load_settings(name, overrides)
         require_pipelines(f"{command} with a registered model")
@@ -60,7 +65,50 @@ def open_named(
         )
     if registered:
         require_pipelines(f"{command} with a registered model")
-    from pipelines.registry.open_model import open_classifier
-
     with open_classifier(name) as classifier:
         yield classifier, None
+
+
+@contextmanager
+def open_classifier(model: str, settings: Settings | None = None) -> Iterator[TrainedClassifier]:
+    """Yield the classifier of a folder that `SpinClassifier.save` wrote, of `models:/NAME@alias` or `models:/NAME/N`.
+
+    Settings name the registry and the backbone and decide as in a night. Without settings, a folder is used as it was
+    saved, and a version as MLflow serves it, with the backbone that it includes; the files of a version are removed
+    when the context ends. Raises UserError where there is no such model.
+    """
+    if not model.startswith(_PREFIX):
+        yield _open_folder(Path(model), settings)
+    elif settings is not None:
+        registry = open_registry(settings)
+        yield registry.load(registry.resolve(model))
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield _open_served(model, Path(scratch))
+
+
+def _open_folder(folder: Path, settings: Settings | None) -> TrainedClassifier:
+    from spin.classifier import TrainedClassifier
+
+    if not folder.is_dir():
+        raise UserError(
+            f"no folder {folder}; expected one that `SpinClassifier.save` wrote, or a version that `spin run` "
+            "registered, as models:/NAME@alias or models:/NAME/N"
+        )
+    if settings is None:
+        return TrainedClassifier.load(folder)
+    return TrainedClassifier.load(
+        folder, backbone=settings.backbone, choose=settings.choose, decision=settings.decision
+    )
+
+
+def _open_served(model: str, scratch: Path) -> TrainedClassifier:
+    """Return a version of the registry that the environment names."""
+    from pipelines.registry.packaging import load_bundle
+
+    if not os.environ.get(_URI):
+        raise UserError(f"{model}: no registry is named; set {_URI}, or name a settings file with --settings")
+    name = model.removeprefix(_PREFIX).partition("@")[0].partition("/")[0]
+    tree = {"backbone": {"model": "none"}, "data": {"train": "none"}, "store": "none", "mlflow": {"model": name}}
+    registry = open_registry(parse_settings(tree, model))
+    return load_bundle(registry.download_model(registry.resolve(model), scratch))

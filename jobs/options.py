@@ -1,18 +1,34 @@
-"""Arguments and options that several commands share, and the registry that their settings name."""
+"""Arguments and options that several commands share, and what they name: the registry, and the file of a page."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.page_file import check_writable
+from jobs import terminal
+from spin.errors import UserError
 from spin.settings import Settings
 
 if TYPE_CHECKING:
     from pipelines.registry.versions import Registry
+
+
+def check_writable(path: Path | None) -> Path | None:
+    """Return the path of a page. Raises UserError, before any work is done, where none could be written."""
+    if path is None:
+        return None
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; name a file in it, such as {path / 'page.html'}")
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no directory {path.parent}; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{path} cannot be written: permission denied; name another file")
+    return path
+
 
 File = Annotated[str, typer.Argument(metavar="SETTINGS", help="settings file; `spin init` writes one")]
 Set = Annotated[
@@ -62,3 +78,12 @@ def open_registry(settings: Settings, name: str | None = None) -> Registry:
     from pipelines.registry.versions import Registry
 
     return Registry(settings, name)
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page and print where it is. Raises UserError where the file cannot be written."""
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    terminal.say(f"wrote {path}")

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import yaml
 
 from jobs import terminal
-from jobs.printing.explanations import list_main_neurons
-from jobs.printing.figures import format_estimate
-from jobs.printing.nights import print_night
-from jobs.printing.registry import print_champion
-from jobs.printing.training import print_stage, print_training
+from jobs.commands.classify_command import print_night
+from jobs.commands.model_commands import list_main_neurons
+from jobs.commands.registry_commands import print_champion
+from jobs.commands.train_commands import print_stage, print_training
+from jobs.figures import format_estimate
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.tables.night_history import read_predictions
 from pipelines.registry.promotion import promote

@@ -10,7 +10,8 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,14 @@ def failure(text: str) -> None:
 def raw(text: str) -> None:
     """Print text with its lines as they are, such as the output of another process."""
     _write(show_controls_within_lines(text))
+
+
+def show_result(result: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    """Print a record, or a list of records, as JSON for a program, or else as a function prints it."""
+    if as_json:
+        plain([asdict(each) for each in result] if isinstance(result, list) else asdict(result))
+    else:
+        show(result)
 
 
 def plain(value: Any) -> None:

@@ -12,11 +12,11 @@ from datetime import date, timedelta
 from pathlib import Path
 
 from benchmarks.section_page import Part, table
+from pipelines.data.intake import FileOutcome
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import begin_run, finish_run, lease_model
-from pipelines.nightly.tables.night_tables import INPUTS, PREDICTIONS, TAKEN, NightTables
+from pipelines.nightly.tables.night_tables import INPUTS, PREDICTIONS, NightTables
 from pipelines.nightly.tables.publication import (
-    InputRow,
     claim_nights,
     publish_night,
     write_empty_predictions,
@@ -96,7 +96,7 @@ def publish_empty_night(tables: NightTables, number: int) -> None:
     with lease_model(tables.out, _MODEL) as lease:
         claim = claim_nights(tables, _MODEL, lease)
         run = begin_run(tables.out, date=day, model=_MODEL, model_version="1", claim=claim)
-        inputs = write_inputs(tables, run, claim, [InputRow(f"{day}.jsonl", 1, "1", 0, TAKEN)])
+        inputs = write_inputs(tables, run, claim, [FileOutcome(f"{day}.jsonl", 1, "1", 0)])
         files = {PREDICTIONS: [write_empty_predictions(tables, run, claim)], INPUTS: [inputs]}
         publish_night(tables, finish_run(tables.out, run, files), claim=claim)
 

@@ -116,7 +116,7 @@ def seconds(way: Way, settings: Settings, folder: Path) -> float:
 
 def _extract(settings: Settings) -> float:
     """Run `spin extract` and return the seconds of its shards."""
-    from pipelines.nightly.report.throughput import span
+    from pipelines.nightly.report.night_report import span
     from pipelines.training.extract_features import run_extract
 
     _, manifest = run_extract(settings)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.limits.process_memory import Watch
 from benchmarks.section_page import Part, Verdict, table
-from pipelines.nightly.report.throughput import span
+from pipelines.nightly.report.night_report import span
 from pipelines.nightly.steps.classify_job import pass_layout
 from pipelines.nightly.steps.counts import PassCounts
 from pipelines.nightly.tables.night_history import list_nights

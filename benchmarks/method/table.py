@@ -289,7 +289,7 @@ run is to end within 90 minutes on two cores.
 All rows learn from the same training documents, are chosen on the same validation documents (SPIN's candidates by log
 loss, all others by macro-F1), and are then refitted on both and calibrated on held-out logits, SPIN's by their stack
 and all others by a temperature; SetFit chooses nothing and has no temperature.
-Below 5,000 labels the choice is made by the stratified cross-validation of SPIN: five parts, below 1,000 labels twice.
+Below 5,000 labels the choice is made by the stratified cross-validation of SPIN: five parts, below 300 labels twice.
 Compute is the FLOPs per token up to the deepest site that is read, as a share of the whole backbone's. Seconds to fit
 are processor seconds of one thread on activations that are already on disk.
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from jobs import terminal
-from jobs.printing.jobs import print_jobs
 from jobs.signals import Stopped
 from spin.errors import UserError
 from spin.settings import MlflowSettings, Settings, load_settings, mask_credentials
+
+if TYPE_CHECKING:
+    from pipelines.workers.job_client import Job
 
 Command = Literal["run", "extract", "probe", "train", "classify"]
 Address = Annotated[
@@ -212,3 +215,17 @@ def _check_locations(settings: Settings, submitted: _Submitted, passed: dict[str
             f"mlflow.tracking_uri is {mask_credentials(tracking or 'not set')}: the registry would be in the job's "
             "folder and deleted with it; expected a server, such as http://mlflow:5000"
         )
+
+
+def print_jobs(jobs: Sequence[Job]) -> None:
+    """Print the jobs of a cluster, the newest first."""
+    if not jobs:
+        terminal.say("no jobs; `spin submit` starts one")
+        return
+    table = terminal.new_table(["job"], ["seconds", "exit status"])
+    for name in ("status", "started (UTC)"):
+        table.add_column(name, no_wrap=True)
+    for job in jobs:
+        figures = ("" if value is None else f"{value:.0f}" for value in (job.seconds, job.exit_status))
+        table.add_row(job.id, *figures, job.status.lower(), job.started)
+    terminal.show(table)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs import terminal
 from jobs.extras import PipelinesCommand
+from jobs.figures import format_estimate
 from jobs.options import AsJson, Date, File, Output, Set, command_group
-from jobs.printing.nights import print_scores
 from spin.errors import UserError
 from spin.pages.number_format import counted
 from spin.settings import load_settings
+
+if TYPE_CHECKING:
+    from pipelines.nightly.report.night_report import ScoredNight
 
 Name = Annotated[str | None, typer.Option("--model", metavar="NAME", help="registered name; default: the only one")]
 
@@ -128,3 +132,14 @@ def export(
     if lost:
         lines.append(f"the input of {lost:,} more is not there any more")
     terminal.say_about("labels", lines)
+
+
+def print_scores(scores: Sequence[ScoredNight]) -> None:
+    """Print a row per night whose labels people have checked: its accuracy, by scores and checked labels."""
+    if not scores:
+        return
+    table = terminal.new_table(["night", "model"], ["right", "accuracy"])
+    for score in scores:
+        model, right = f"{score.model} {score.model_version}".strip(), f"{score.right:,} of {score.checked:,}"
+        table.add_row(score.date, model, right, format_estimate(score.accuracy))
+    terminal.show(table)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.filesize import decimal
 
 from jobs import terminal
 from jobs.extras import PipelinesCommand
+from jobs.figures import format_minute, format_rows
 from jobs.options import AsJson, Date, DryRun, Output, command_group
-from jobs.printing.nights import print_details, print_runs
 from spin.errors import UserError
 from spin.pages.number_format import counted
 
+if TYPE_CHECKING:
+    from pipelines.nightly.nights import NightRun, RunDetails
+
 app = command_group("nights", "List the nights of an output, restore or delete some, free space.")
+_QUARANTINED = 10
+"""number of quarantined files that are shown of a run"""
 
 
 @app.command(name="list", cls=PipelinesCommand)
@@ -24,11 +30,7 @@ def list_nights(output: Output, as_json: AsJson = False) -> None:
     """List the runs of an output: published, replaced or deleted (can be restored), unfinished (resumed), abandoned."""
     from pipelines.nightly.nights import list_output
 
-    runs = list_output(output)
-    if as_json:
-        terminal.plain([asdict(run) for run in runs])
-    else:
-        print_runs(runs, output)
+    terminal.show_result(list_output(output), as_json, partial(print_runs, output=output))
 
 
 @app.command(cls=PipelinesCommand)
@@ -48,11 +50,7 @@ def show(
     from pipelines.nightly.nights import describe_night, describe_run
 
     details = [describe_run(output, names[0])] if names else describe_night(output, date or "")
-    if as_json:
-        terminal.plain([asdict(each) for each in details])
-    else:
-        for each in details:
-            print_details(each)
+    terminal.show_result(details, as_json, print_details)
 
 
 @app.command(cls=PipelinesCommand)
@@ -122,3 +120,45 @@ def vacuum(
         terminal.say(f"{'would give' if dry_run else 'gave'} up {run}; it can be neither resumed nor restored")
     deleted = f"{counted(len(plan.delete), 'object')}, {decimal(plan.bytes)}"
     terminal.say(f"{'would delete' if dry_run else 'deleted'} {deleted}")
+
+
+def print_runs(runs: Sequence[NightRun], output: str) -> None:
+    """Print a row per run of an output, and the commands that resume the unfinished ones."""
+    from pipelines.nightly.nights import models_to_resume, resumable_runs
+
+    table = terminal.new_table(["run", "state"], ["version", "rows", "dead"])
+    table.add_column("published (UTC)", no_wrap=True)
+    for run in runs:
+        counts = ("" if count is None else f"{count:,}" for count in (run.predictions, run.dead_letters))
+        table.add_row(run.run, run.state, run.model_version or "", *counts, format_minute(run.published))
+    terminal.show(table)
+    for run in resumable_runs(runs):
+        models = "".join(f" --model {model}" for model in models_to_resume(run, runs))
+        options = f"--output {output} --date {run.date}{' --incremental' if run.incremental else ''}{models}"
+        terminal.say(f"{run.run} is unfinished: `spin classify … {options}` resumes it")
+
+
+def print_details(details: Sequence[RunDetails]) -> None:
+    """Print the state of each run, its rows by table, its input files, and where its report is."""
+    for each in details:
+        run = each.night
+        version = "" if run.model_version is None else f", version {run.model_version}"
+        kind = "incremental night" if run.incremental else "night"
+        terminal.say(f"{run.run}: {run.state}, {kind} of {run.date}, model {run.model}{version}")
+        terminal.say_about("", _describe_run(each))
+
+
+def _describe_run(details: RunDetails) -> Iterator[str]:
+    times = (("begun", details.night.begun), ("published", details.night.published))
+    yield ", ".join(f"{name} {time}" for name, time in times if time is not None)
+    if details.rows:
+        yield format_rows({table: count for table, count in details.rows.items() if table != "inputs"})
+    if details.files_taken is not None:
+        yield f"{counted(details.files_taken, 'input file')} taken, {len(details.quarantined):,} quarantined"
+    for file in details.quarantined[:_QUARANTINED]:
+        named = file.reason.startswith(file.uri)  # most reasons begin with the file
+        yield f"quarantined: {file.reason if named else f'{file.uri}: {file.reason}'}"
+    if len(details.quarantined) > _QUARANTINED:
+        yield f"… and {len(details.quarantined) - _QUARANTINED:,} more; --json lists them"
+    if details.report is not None:
+        yield f"report: {details.report}"

@@ -177,16 +177,10 @@ class FeatureShards:
         for index, own in self._rows_of_shards(rows):
             yield self._read(index, own, {column: slice(None)})
 
-    def read_selection(
-        self, selection: Selection, rows: Rows, words: NDArray[np.floating] | None = None
-    ) -> NDArray[np.floating]:
-        """The p features of a selection for m rows in ascending order, (m, p); see `selection_blocks`."""
-        return np.concatenate(list(self.selection_blocks(selection, rows, words)))
-
     def selection_blocks(
         self, selection: Selection, rows: Rows, words: NDArray[np.floating] | None = None
     ) -> Iterator[NDArray[np.floating]]:
-        """The features of a selection for rows in ascending order, in blocks of rows: those of one shard each.
+        """The p features of a selection for rows in ascending order, in blocks (m, p): those of one shard each.
 
         `words` (m, K) are the words' logits of these rows, which no feature store holds, for a selection with words.
         """

@@ -157,7 +157,7 @@ def plan_night(
     documents: int,
     *,
     known: Mapping[str, str] | None = None,
-    groups: Sequence[int] | None = None,
+    groups: Sequence[object] | None = None,
     typed: Container[int] | None = None,
     describe_columns: Callable[[str], str] = lambda uri: "",
 ) -> NightPlan:
@@ -208,11 +208,11 @@ def plan_night(
 
 
 def join_parts(
-    parts: Sequence[tuple[PartKey, ReadyPiece]], documents: int, groups: Sequence[int] | None = None
+    parts: Sequence[tuple[PartKey, ReadyPiece]], documents: int, groups: Sequence[object] | None = None
 ) -> list[list[tuple[PartKey, ReadyPiece]]]:
     """Parts that follow one another, by shard: as many as have at most so many documents and 64 MB together.
 
-    `groups` holds a number for each task: no shard has parts of tasks with different numbers.
+    `groups` holds a value for each task: no shard has parts of tasks with different values.
     """
     shards: list[list[tuple[PartKey, ReadyPiece]]] = []
     for key, ready in parts:

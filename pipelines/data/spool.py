@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.data.files.formats import MAX_BYTES
-from pipelines.data.files.kept_columns import columns_of_type, merge_types, parse_type, types_of
+from pipelines.data.files.kept_columns import columns_of_type, merge_types, type_text
 from pipelines.data.files.reader import Documents
 from pipelines.data.files.shards import EVEN_SHARDS, LEAST_DOCUMENTS, Piece, Shard
 from pipelines.data.files.text_values import is_unicode, to_unicode
@@ -88,7 +87,7 @@ def read_rows(shard: Shard, kept: pa.Schema, forgotten: ForgottenIds = NOTHING_F
     for piece in shard.pieces:
         table = hide_forgotten(read_part(piece, opener), forgotten)
         _append(rows, table)
-        tables.append(columns_of_type(table, kept, len(table)))
+        tables.append(columns_of_type(table, kept))
     rows.kept = pa.concat_tables(tables) if tables else kept.empty_table()
     return rows
 
@@ -246,8 +245,8 @@ class SpoolWriter:
     def add(self, table: pa.Table) -> None:
         """Add rows of the current file. Of forgotten documents nothing but their place is saved."""
         table = hide_forgotten(table, self._forgotten)
-        if table.num_columns > len(_SCHEMA):
-            self._file_types = merge_types(self._file_types, types_of([_kept(table)]), "a file")
+        kept = {field.name: type_text(field.type) for field in list(table.schema)[len(_SCHEMA) :]}
+        self._file_types = merge_types(self._file_types, kept, "a file")
         self._held.append(table)
         self._held_bytes += table.nbytes
         if self._held_bytes > MAX_BYTES // 4:
@@ -303,7 +302,7 @@ class SpoolWriter:
     def _flush(self) -> None:
         if not self._rows:
             return
-        table = _concatenate(self._buffer)
+        table = pa.concat_tables(self._buffer, promote_options="default")
         sound, parquet = pc.is_null(table["reason"]), to_parquet(table)
         # guarded by test_texts_of_large_parquet_files_decide_which_row_is_first; broken by:
         #   ids = table["id"].to_pylist()
@@ -319,16 +318,3 @@ def _row_bytes(table: pa.Table) -> NDArray[np.float64]:
     """The bytes of each row: of its text, and its share of the other columns."""
     texts = pc.fill_null(pc.binary_length(table["text"]), 0).to_numpy().astype(np.float64)
     return texts + max(0.0, table.nbytes - texts.sum()) / max(1, len(table))
-
-
-def _kept(table: pa.Table) -> pa.Table:
-    return table.drop_columns(_SCHEMA.names)
-
-
-def _concatenate(tables: Sequence[pa.Table]) -> pa.Table:
-    """Rows whose kept columns differ at most in that some are missing or hold nulls alone."""
-    if all(table.num_columns == len(_SCHEMA) for table in tables):
-        return pa.concat_tables(tables)
-    types = types_of(map(_kept, tables))
-    schema: Any = pa.schema([*_SCHEMA, *((name, parse_type(kind)) for name, kind in types.items())])
-    return pa.concat_tables([columns_of_type(table, schema, len(table)) for table in tables])

@@ -13,18 +13,17 @@ from pipelines.nightly.report.night_report import (
     FileCounts,
     NightReport,
     QuarantinedFile,
-    find_earlier_night,
+    busy_seconds,
+    find_report,
     measure_throughput,
     slowest_shards,
     total_counts,
 )
-from pipelines.nightly.report.throughput import busy_seconds
 from pipelines.nightly.review.checked_labels import list_scores
 from pipelines.nightly.steps.classify_job import PROFILE, SAMPLE
 from pipelines.nightly.steps.night_profile import NightProfile, sum_profiles
 from pipelines.nightly.tables.night_history import find_newest_night, list_nights
 from pipelines.nightly.tables.night_records import RUNS
-from pipelines.nightly.tables.night_tables import TAKEN
 from pipelines.registry.packaging import REFERENCE
 from spin.classifier import TrainedClassifier
 from spin.heads.held_out import HeldOutLogits
@@ -42,9 +41,9 @@ _Quality = tuple[QualityEstimate | None, tuple[str, ...]]
 
 def assess_night(night: Night, share: NightShare) -> NightReport:
     """The report of a classified night."""
-    run, rows = night.run, share.input_rows
+    run, files = night.run, share.input_files
     drift, (quality, withdrawn) = _measure(night, share)
-    taken = sum(row.status == TAKEN for row in rows)
+    taken = sum(file.reason is None for file in files)
     return NightReport(
         fingerprint=run.fingerprint,
         date=run.record.date,
@@ -64,7 +63,7 @@ def assess_night(night: Night, share: NightShare) -> NightReport:
         before=_find_night_before(night),
         shadow=_total_agreement(night, share),
         counts=total_counts([outcome.counts for outcome in share.outcomes]),
-        files=FileCounts(taken, run.plan.derived.skipped, len(rows) - taken),
+        files=FileCounts(taken, run.plan.derived.skipped, len(files) - taken),
         quarantined=tuple(QuarantinedFile(*each) for each in list(share.quarantined.items())[:LISTED_FILES]),
         shards=len(share.outcomes),
         throughput=measure_throughput(share.outcomes),
@@ -125,7 +124,8 @@ def _total_agreement(night: Night, share: NightShare) -> ShadowAgreement | None:
 
 
 def _find_night_before(night: Night) -> EarlierNight | None:
-    """The night of the model that precedes this one."""
+    """The night of the model that precedes this one, None if there is none, or none with a report."""
     earlier = (each for each in list_nights(night.tables) if each.date < night.run.record.date)
     before = find_newest_night(earlier, model=night.name)
-    return None if before is None else find_earlier_night(night.tables.out / f"{RUNS}/{before.run}")
+    report = None if before is None else find_report(night.tables.out / f"{RUNS}/{before.run}")
+    return None if report is None else EarlierNight(report.date, report.model_version, report.counts)

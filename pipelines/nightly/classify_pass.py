@@ -23,11 +23,11 @@ from pipelines.nightly.steps.classify_job import (
     share_to_sample,
 )
 from pipelines.nightly.steps.classify_step import ClassifyStep
-from pipelines.nightly.steps.counts import ClassifyCounts, DuplicateCounts, PassCounts
+from pipelines.nightly.steps.counts import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.dedup import REPEATS, DuplicateRows, DuplicateStep, collect_duplicates, plan_partitions
 from pipelines.nightly.steps.intake_step import IDS
 from pipelines.nightly.tables.passes import Pass
-from pipelines.storage.shard_log import ShardOutcome
+from pipelines.storage.shard_log import ShardCounts, ShardOutcome
 from pipelines.workers.map_shards import describe_backbone, map_shards
 from spin.errors import SpinError, UserError
 
@@ -99,7 +99,7 @@ def _find_duplicates(shared: NightPass, stage: str, plan: NightPlan, intake: Pas
         keys,
         replace(plan, files=()),
         len(partitions),
-        counts_type=DuplicateCounts,
+        counts_type=ShardCounts,
     )
     outcomes = map_shards(work, partitions, shared.lease, documents=documents, here=documents <= FEW_IDS)
     return collect_duplicates(store, outcomes, shards, shared.number, stage)

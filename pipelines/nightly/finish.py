@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from pipelines.data.intake import FileOutcome
 from pipelines.data.spool import FORGOTTEN
 from pipelines.nightly.assess import assess_night
 from pipelines.nightly.night import Night, NightShare, Outcomes
@@ -14,11 +15,10 @@ from pipelines.nightly.report.night_report import REPORT, NightReport, create_re
 from pipelines.nightly.report.run_report import render_reports
 from pipelines.nightly.steps.classify_job import ENDINGS, SAMPLE
 from pipelines.nightly.steps.classify_step import work_digest
-from pipelines.nightly.tables.night_history import FileState, find_newest_night, list_nights, quarantined_files
+from pipelines.nightly.tables.night_history import FileState, find_newest_night, list_nights, recorded_files
 from pipelines.nightly.tables.night_records import Run, find_night, finish_run
-from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, INPUTS, PREDICTIONS, TAKEN
+from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, INPUTS, PREDICTIONS, QUARANTINED
 from pipelines.nightly.tables.publication import (
-    InputRow,
     published_files,
     require_complete,
     write_empty_predictions,
@@ -90,13 +90,13 @@ def check_files(share: NightShare) -> None:
     What an incremental run skips does not count, and neither does a file that an earlier night has quarantined.
     """
     allowed = share.night.settings.classify.max_bad_files
-    bad = [row for row in share.input_rows if row.status != TAKEN]
-    taken = len(share.input_rows) - len(bad)
+    bad = [file for file in share.input_files if file.reason is not None]
+    taken = len(share.input_files) - len(bad)
     if bad and share.night.run.record.incremental:
         known = _find_known_bad(share.night, bad)
         # guarded by test_an_old_bad_file_does_not_block_small_incremental_nights; broken by:
         #   pass
-        bad = [row for row in bad if row.uri not in known]
+        bad = [file for file in bad if file.uri not in known]
     # guarded by test_unreadable_files_above_the_limit_fail_the_night
     if len(bad) > allowed * (taken + len(bad)):
         raise BadRowsError(
@@ -106,10 +106,11 @@ def check_files(share: NightShare) -> None:
         )
 
 
-def _find_known_bad(night: Night, rows: Sequence[InputRow]) -> set[str]:
+def _find_known_bad(night: Night, files: Sequence[FileOutcome]) -> set[str]:
     """The URIs of input files that a night of another date has quarantined as they are now."""
-    states = [FileState(row.uri, row.size, row.version) for row in rows]
-    found = quarantined_files(night.tables, model=night.name, date=night.run.record.date, files=states)
+    states = [FileState(file.uri, file.size, file.version) for file in files]
+    date = night.run.record.date
+    found = recorded_files(night.tables, model=night.name, date=date, files=states, status=QUARANTINED)
     return {state.uri for state in found}
 
 
@@ -147,7 +148,7 @@ def write_records(night: Night, share: NightShare, report: NightReport) -> tuple
         files.setdefault(table, []).append(file)
     if PREDICTIONS not in files:
         files[PREDICTIONS] = [write_empty_predictions(tables, run, claim, kept)]
-    files[INPUTS] = [write_inputs(tables, run, claim, share.input_rows)]
+    files[INPUTS] = [write_inputs(tables, run, claim, share.input_files)]
     return report, finish_run(tables.out, run, files)
 
 

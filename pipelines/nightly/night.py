@@ -10,11 +10,10 @@ import pyarrow as pa
 
 from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.files.shards import Shard
-from pipelines.data.intake import NightPlan
+from pipelines.data.intake import FileOutcome, NightPlan
 from pipelines.nightly.night_models import NightModel
 from pipelines.nightly.steps.counts import ClassifyCounts
-from pipelines.nightly.tables.night_tables import QUARANTINED, TAKEN, NightTables
-from pipelines.nightly.tables.publication import InputRow
+from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.nightly.tables.resume import ChosenRun
 from pipelines.storage.lease import Lease
 from pipelines.storage.shard_log import ShardOutcome
@@ -89,19 +88,14 @@ class NightShare:
         return dict(sorted({**self.rejected, **unreadable}.items()))
 
     @cached_property
-    def input_rows(self) -> list[InputRow]:
-        """A row per input file that the run was to read."""
+    def input_files(self) -> list[FileOutcome]:
+        """The findings in every input file that the run was to read."""
         listed = {file.uri: file for file in self.night.run.listing.files}
-        rows = [
-            InputRow(file.uri, file.size, file.version, file.rows, TAKEN)
-            if file.reason is None
-            else InputRow(file.uri, file.size, file.version, 0, QUARANTINED, file.reason)
-            for file in self.plan.files
-        ]
+        files = list(self.plan.files)
         for uri, reason in self.rejected.items():
             size, version = (listed[uri].size, listed[uri].version) if uri in listed else (0, "")
-            rows.append(InputRow(uri, size, version, 0, QUARANTINED, reason))
-        return rows
+            files.append(FileOutcome(uri, size, version, 0, reason))
+        return files
 
     def keys(self, ending: str) -> list[str]:
         """The keys in the output of the files of its shards that have an ending."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from pipelines.nightly.night import Night
-from pipelines.nightly.report.night_gauges import list_end, list_figures, list_status
+from pipelines.nightly.report.night_gauges import gauge, list_figures
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.nightly.tables.night_history import find_newest_night, list_nights
 from pipelines.nightly.tables.night_tables import NightTables
@@ -53,8 +53,7 @@ class NightOutcomes:
     def export_published(self, night: Night, report: NightReport) -> None:
         """Export the figures of a published night."""
         drifted = self.settings.classify.fail_on_drift and any(drift.drifted for drift in report.drift)
-        now = time.time()
-        figures = [*list_status(DriftError.status if drifted else 0), *list_end(now), *list_figures(report, now)]
+        figures = [gauge("status", DriftError.status if drifted else 0), *list_figures(report, time.time())]
         self._export(night.name, figures, replace=True)
 
     def export_failure(self, model: str, error: BaseException) -> None:
@@ -67,7 +66,7 @@ class NightOutcomes:
         if isinstance(error, HeldError):
             self.waiting.pop(model, None)
         else:
-            values = [*list_status(exit_status(error)), *list_end(time.time())]
+            values = [gauge("status", exit_status(error)), gauge("last_run_timestamp_seconds", time.time())]
             # a store that does not answer is not asked whether there is a newer night
             self._export(model, values, replace=False, ask=not isinstance(error, UnavailableError))
 
@@ -79,7 +78,7 @@ class NightOutcomes:
             return
         try:
             if ask and self._is_older(model):
-                values, replace = list_end(time.time()), False
+                values, replace = [gauge("last_run_timestamp_seconds", time.time())], False
             if model in self._leases:
                 # guarded by test_a_driver_that_slept_while_or_after_it_published_exports_nothing
                 self._leases[model].check()

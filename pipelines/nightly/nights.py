@@ -207,7 +207,8 @@ def _list_runs(tables: NightTables) -> list[NightRun]:
     nights = {(night.date, night.model) for night in published.values()}
     waiting = {name for name in others if (runs[name].date, runs[name].model) not in nights}
     states, finished = _states(tables, others, waiting), find_nights(tables.out, others)
-    dead = _count_by_run(tables, DEAD_LETTERS)
+    totals = tables.open(DEAD_LETTERS).file_table.group_by("run").aggregate([("rows", "sum")])
+    dead = {row["run"]: row["rows_sum"] for row in totals.to_pylist()}
     described: list[NightRun] = []
     for name in [*published, *others]:
         night, run = published.get(name), runs.get(name)  # of a published run, the folder in `_runs/` may be deleted
@@ -249,12 +250,6 @@ def _states(tables: NightTables, runs: Sequence[str], without_night: Collection[
         return "deleted" if run in without_night else "replaced"
 
     return {run: state(run) for run in runs}
-
-
-def _count_by_run(tables: NightTables, table: str) -> Mapping[str, int]:
-    """The rows of each run in a side table."""
-    totals = tables.open(table).file_table.group_by("run").aggregate([("rows", "sum")])
-    return {row["run"]: row["rows_sum"] for row in totals.to_pylist()}
 
 
 def _details(tables: NightTables, night: NightRun) -> RunDetails:

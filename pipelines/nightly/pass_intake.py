@@ -41,8 +41,6 @@ class PassIntake:
     """by task"""
     takers: Sequence[tuple[str, ...]]
     """names of the runs that take the files of a task, by task"""
-    groups: Sequence[int]
-    """number of the group of files of each task"""
     empty: Mapping[str, str]
     """reasons by URI of the files that are empty"""
     files: Mapping[str, InputFile]
@@ -57,14 +55,12 @@ def take_in(shared: NightPass) -> PassIntake:
     """Read and check all files of a pass."""
     tasks: list[Shard] = []
     takers: list[tuple[str, ...]] = []
-    numbers: list[int] = []
     empty: dict[str, str] = {}
     groups = plan_files(shared.tables.out, shared.record, shared.number)
-    for number, group in enumerate(groups):
+    for group in groups:
         planned = plan_intake(group.files, shared.settings.data, bad=empty)
         tasks += [replace(task, index=len(tasks) + n) for n, task in enumerate(planned)]
         takers += [group.runs] * len(planned)
-        numbers += [number] * len(planned)
     files = [file for group in groups for file in group.files]
     size = sum(file.size for file in files)
     work = shared.work(
@@ -79,7 +75,7 @@ def take_in(shared: NightPass) -> PassIntake:
     )
     few = size <= FEW_BYTES and len(files) <= FEW_FILES
     outcomes = map_shards(work, tasks, shared.lease, documents=None, here=few)
-    return PassIntake(outcomes, takers, numbers, empty, {file.uri: file for file in files})
+    return PassIntake(outcomes, takers, empty, {file.uri: file for file in files})
 
 
 def share_of(night: Night, plan: NightPlan, intake: PassIntake) -> NightShare:
@@ -163,7 +159,7 @@ def _plan_nights(shared: NightPass, nights: Sequence[Night], intake: PassIntake,
         settings.data,
         settings.ray.shard_documents,
         known=known,
-        groups=intake.groups,
+        groups=intake.takers,
         typed=typed,
         describe_columns=lambda uri: describe_columns(intake.files[uri].whole, settings.data),
     )

@@ -7,19 +7,22 @@ import json
 import logging
 from importlib.metadata import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from cyclonedx.contrib.license.factories import LicenseFactory
+from cyclonedx.model import HashAlgorithm, HashType, Property
+from cyclonedx.model.bom import Bom
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.output.json import JsonV1Dot6
+from huggingface_hub.repocard import metadata_load
+from packageurl import PackageURL
 
 from pipelines.registry.packaging import BACKBONE, PYFUNC, REQUIREMENTS, SPIN
 from pipelines.registry.version_records import TrainingRecord
 from spin.backbone.hub import locate_model
 from spin.heads import persistence
 from spin.settings import Settings, mask_credentials
-
-if TYPE_CHECKING:
-    from cyclonedx.model.bom import Bom
-    from cyclonedx.model.component import Component
 
 BILL = "bom.cdx.json"
 """file of a logged model"""
@@ -31,10 +34,6 @@ _log = logging.getLogger(__name__)
 
 def write_bill(model: Path, settings: Settings, record: TrainingRecord) -> None:
     """Write the bill of materials of a training that is registered into its logged model."""
-    from cyclonedx.model.bom import Bom
-    from cyclonedx.model.component import Component, ComponentType
-    from cyclonedx.output.json import JsonV1Dot6
-
     version = Component(
         name=settings.mlflow.name,
         version=record.fingerprint,
@@ -54,9 +53,6 @@ def write_bill(model: Path, settings: Settings, record: TrainingRecord) -> None:
 
 
 def _file(model: Path, name: str) -> Component:
-    from cyclonedx.model import HashAlgorithm, HashType
-    from cyclonedx.model.component import Component, ComponentType
-
     with (model / name).open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     hashes = [HashType(alg=HashAlgorithm.SHA_256, content=content)]
@@ -65,10 +61,6 @@ def _file(model: Path, name: str) -> Component:
 
 def _weights(model: Path, settings: Settings) -> Component:
     """The backbone, with its files where the version holds them."""
-    from cyclonedx.contrib.license.factories import LicenseFactory
-    from cyclonedx.model import Property
-    from cyclonedx.model.component import Component, ComponentType
-
     licence = _find_licence(settings) if settings.registry.include_backbone else None
     files = [f"{BACKBONE}/{path.name}" for path in sorted((model / BACKBONE).glob("*"))]
     digest = persistence.read_metadata(model / SPIN).backbone_digest
@@ -85,8 +77,6 @@ def _weights(model: Path, settings: Settings) -> Component:
 
 def _find_licence(settings: Settings) -> str | None:
     """The licence that the card beside the weights names; None without one."""
-    from huggingface_hub.repocard import metadata_load
-
     card = locate_model(settings.backbone.model, settings.backbone.revision) / "README.md"
     try:
         licence = (metadata_load(card) or {}).get("license") if card.is_file() else None
@@ -98,9 +88,6 @@ def _find_licence(settings: Settings) -> str | None:
 
 def _data(record: TrainingRecord) -> list[Component]:
     """The corpus, and the documents that the version was tested on."""
-    from cyclonedx.model import HashAlgorithm, HashType, Property
-    from cyclonedx.model.component import Component, ComponentType
-
     test = hashlib.sha256()
     for part in record.evaluation_set.json_parts():
         test.update(part)
@@ -116,10 +103,6 @@ def _data(record: TrainingRecord) -> list[Component]:
 
 def _library(name: str) -> Component:
     """A distribution that the code of a version imports, at the version that is installed."""
-    from cyclonedx.contrib.license.factories import LicenseFactory
-    from cyclonedx.model.component import Component, ComponentType
-    from packageurl import PackageURL
-
     installed = metadata(name)
     licence, *_ = installed.get_all("License-Expression") or [None]
     version = installed["Version"]

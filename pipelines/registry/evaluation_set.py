@@ -43,12 +43,12 @@ class EvaluationSet:
     @property
     def gate_half(self) -> EvaluationSet:
         """The documents by which the gate compares versions."""
-        return self.take([row for row, id in enumerate(self.ids) if not certifies(id)])
+        return self.take([row for row, group in enumerate(self._units) if not certifies(group)])
 
     @property
     def certificate_half(self) -> EvaluationSet:
         """The documents that the gate never reads: promises, estimates of quality and costs rest on them."""
-        return self.take([row for row, id in enumerate(self.ids) if certifies(id)])
+        return self.take([row for row, group in enumerate(self._units) if certifies(group)])
 
     def take(self, rows: Sequence[int]) -> EvaluationSet:
         """Some of the documents."""
@@ -58,6 +58,11 @@ class EvaluationSet:
     def group_hashes(self) -> Hashes | None:
         """(n,) the group of each document; None if each stands for itself."""
         return np.array([int(group, 16) for group in self.groups], np.uint64) if self.groups else None
+
+    @property
+    def _units(self) -> Sequence[object]:
+        """(n,) what the half of each document is decided by."""
+        return self.ids if self.group_hashes is None else self.group_hashes.tolist()
 
     def to_json(self) -> bytes:
         """The set as it is stored: a JSON list of one object per document."""

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.registry import evaluation_set, packaging, signatures
-from pipelines.registry.bill_of_materials import write_bill
-from pipelines.registry.champion_history import Move
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.mlflow_client import Tracking
 from pipelines.registry.version_records import AuditRecord, LoggedData, RegisteredVersion, TrainingRecord, Version
@@ -86,6 +84,8 @@ class Registry:
         The first version of a model freezes the record's evaluation set.
         """
         import mlflow
+
+        from pipelines.registry.bill_of_materials import write_bill  # brings CycloneDX, which nothing else needs
 
         with self.tracking.session(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
             warnings.simplefilter("ignore")
@@ -197,23 +197,17 @@ class Registry:
             if any(tags.items() <= run.data.tags.items() for run in logged):
                 return
             texts = {file: data.decode() for file, data in reports.items()}
-            self._log_run(f"night {tags['spin.run']}", tags, metrics, texts, data)
-
-    def log_gate(
-        self, number: str, move: Move, tags: Mapping[str, str], metrics: Mapping[str, float], files: Mapping[str, str]
-    ) -> str:
-        """Log the checks before a promotion or rollback as a run with text files by name; returns the run's id."""
-        return self._log_run(f"{move} {number}", {"spin.version": number, "spin.move": move, **tags}, metrics, files)
+            self.log_run(f"night {tags['spin.run']}", tags, metrics, texts, data)
 
     def log_audit(self, number: str, audit: AuditRecord) -> None:
         """Log an audit of a version as a run with metrics and files, and add its summary to the description."""
         tags = {"spin.version": number, "spin.audit": audit.kind}
-        self._log_run(f"audit {audit.kind} {number}", tags, audit.metrics, audit.files)
+        self.log_run(f"audit {audit.kind} {number}", tags, audit.metrics, audit.files)
         with self.tracking.session():
             description = self._client.get_model_version(self.name, number).description or ""
             self._client.update_model_version(self.name, number, audit.add_to(description))
 
-    def _log_run(
+    def log_run(
         self,
         name: str,
         tags: Mapping[str, str],
@@ -234,7 +228,7 @@ class Registry:
             return str(run.info.run_id)
 
     def read_run_file(self, run: str, file: str) -> str | None:
-        """The text of a file of an MLflow run, such as one of `log_gate`; None if either no longer exists."""
+        """The text of a file of an MLflow run, such as one of `log_run`; None if either no longer exists."""
         from mlflow.exceptions import MlflowException
 
         with self.tracking.session(), tempfile.TemporaryDirectory() as folder:
@@ -246,11 +240,6 @@ class Registry:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                     return None
                 raise
-
-    def find_gate_tags(self, tags: Mapping[str, str]) -> list[dict[str, str]]:
-        """The tags of all runs of gates that have these tags, also of those that were deleted in MLflow."""
-        condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-        return [dict(run.data.tags) for run in self.search_runs(condition)]
 
     def search_runs(self, condition: str) -> list[Any]:
         """MLflow's records of all runs of the model that meet a condition, also of those that were deleted there."""

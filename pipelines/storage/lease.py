@@ -19,8 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-import psutil
-
 from pipelines.service_errors import HeldError
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import NullsWritten, from_json, to_bytes
@@ -272,18 +270,9 @@ def _kernel() -> str | None:
 
 
 def _start_time(pid: int) -> str | None:
-    """The start of a process in clock ticks since boot; None if it does not exist.
-
-    Since boot, not since 1970: a clock that is set changes the start of a process in seconds since 1970.
-    """
+    """The start of a process in clock ticks since boot, which no setting of a clock changes; None if there is none."""
     try:
-        while True:
-            boot = psutil.boot_time()
-            started = psutil.Process(pid).create_time()
-            if psutil.boot_time() == boot:  # else the clock was set between the two, which would shift the difference
-                return str(round((started - boot) * os.sysconf("SC_CLK_TCK")))
-    except psutil.NoSuchProcess:
-        return None
-    except (psutil.Error, OSError, RuntimeError):
-        _log.debug("the start of process %d cannot be read", pid, exc_info=True)
+        # field 22; the name of the program in parentheses, field 2, may hold spaces and parentheses itself
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[22 - 3].decode()
+    except OSError:
         return None

@@ -213,15 +213,6 @@ class Store:
             if failed:
                 raise undeleted_error(self.uri, failed)
 
-    def find_object(self, key: str) -> StoredObject | None:
-        """An object as a listing shows it, None if there is no object."""
-        with store_errors(f"{self.uri}/{key}"):
-            try:
-                info = self._call("info", self.path(key))
-            except FileNotFoundError:
-                return None
-            return None if info["type"] == "directory" else StoredObject(key, int(info["size"]), _modified(info))
-
     def open(self, key: str) -> BinaryIO:
         """Open an object for reading ranges of it."""
         with store_errors(f"{self.uri}/{key}"):

@@ -41,7 +41,7 @@ class ShardTally:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardCounts:
-    """The counts of a stage in one shard. Each stage has a frozen subclass with its own fields, all JSON values.
+    """The counts of a stage in one shard. A stage that counts more has a frozen subclass, whose fields are JSON values.
 
     A field that is None is left out of the shard's `parts/NAME.json`.
     """

@@ -31,11 +31,6 @@ def fingerprint(metadata: Any) -> str:
     return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
-def plan_fingerprint(stage: str, metadata: dict[str, Any]) -> str:
-    """sha256 that the plan of a stage with this metadata has."""
-    return fingerprint({"stage": stage, **metadata})
-
-
 @dataclass(frozen=True)
 class NothingDerived:
     """The derived values of a stage whose plan holds nothing but its metadata."""
@@ -55,7 +50,7 @@ class StagePlan(Generic[D]):
     @property
     def fingerprint(self) -> str:
         """sha256 of stage and metadata, whatever the derived values are."""
-        return plan_fingerprint(self.stage, self.metadata)
+        return fingerprint({"stage": self.stage, **self.metadata})
 
     @property
     def folder(self) -> str:
@@ -205,7 +200,7 @@ def _find_plan(
             return None
         raise
     # guarded by test_a_run_with_other_settings_is_refused_without_restart
-    if plan is not None and plan.fingerprint != plan_fingerprint(stage, metadata):
+    if plan is not None and plan.fingerprint != StagePlan(stage, metadata, None).fingerprint:
         if restart:
             return None
         raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,18 +18,8 @@ class CurrentRun:
     """name of the registered model"""
 
 
-@dataclass(frozen=True)
-class CurrentSpan:
-    """The ids of a span, as in W3C Trace Context."""
-
-    trace_id: str
-    """32 hexadecimal digits"""
-    span_id: str
-    """16 hexadecimal digits"""
-
-
 _runs: ContextVar[tuple[CurrentRun, ...]] = ContextVar("current_runs", default=())
-_span: ContextVar[CurrentSpan | None] = ContextVar("current_span", default=None)
+_span: ContextVar[Mapping[str, str] | None] = ContextVar("current_span", default=None)
 
 
 def current_runs() -> tuple[CurrentRun, ...]:
@@ -37,9 +27,9 @@ def current_runs() -> tuple[CurrentRun, ...]:
     return _runs.get()
 
 
-def current_span() -> CurrentSpan | None:
-    """The span of the innermost `within_span`, None outside of one."""
-    return _span.get()
+def current_span() -> Mapping[str, str]:
+    """The ids of the span of the innermost `within_span`, nothing outside of one."""
+    return _span.get() or {}
 
 
 @contextmanager
@@ -53,8 +43,8 @@ def working_on(runs: Sequence[CurrentRun]) -> Iterator[None]:
 
 
 @contextmanager
-def within_span(span: CurrentSpan) -> Iterator[None]:
-    """Name a span in all log lines that are written within the context."""
+def within_span(span: Mapping[str, str]) -> Iterator[None]:
+    """Add the ids of a span to all log lines that are written within the context."""
     token = _span.set(span)
     try:
         yield

@@ -23,11 +23,10 @@ _PACKAGES = ("spin", "pipelines")
 
 def to_line(entries: Mapping[str, object]) -> str:
     """A JSON object in one line, with the names of the runs at work, joined by commas, and the ids of the span."""
-    named, runs, span = dict(entries), current_runs(), current_span()
+    named, runs = dict(entries), current_runs()
     if runs:
         named["run"] = ",".join(run.name for run in runs)
-    if span is not None:
-        named |= {"trace_id": span.trace_id, "span_id": span.span_id}
+    named |= current_span()
     return escape_controls(json.dumps(named, ensure_ascii=False))
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from pipelines.storage.shard_log import ShardOutcome
 from pipelines.telemetry.current_runs import current_runs, within_span
-from pipelines.telemetry.run_record import Observer, RunRecord, Work, WorkError
+from pipelines.telemetry.run_record import Observer, RunRecord, WorkError
 from spin.settings import mask_credentials
 from spin_neurons import install_command
 
@@ -51,12 +51,12 @@ def observe_runs(runs: Sequence[RunRecord]) -> Iterator[None]:
 
 def observe_work() -> AbstractContextManager[None]:
     """Report work on `current_runs()`: a run, or several at once."""
-    return _current().within(Work(current_runs()))
+    return _current().within(None)
 
 
 def observe_stage(stage: str) -> AbstractContextManager[None]:
     """Report a stage of the current work to observers. A stage within one of the same name is part of that one."""
-    return _current().within(Work(current_runs(), stage))
+    return _current().within(stage)
 
 
 def report_shard(name: str, shard: ShardOutcome[Any]) -> None:
@@ -81,7 +81,7 @@ class _Observation:
         self._working, self._all = list(observers), tuple(observers)
         self._open = {run.run.name: run for run in runs}
         self._known = frozenset(run.run for run in runs)
-        self._nested: list[Work] = []
+        self._nested: list[str | None] = []
         for run in runs:
             self.notify(lambda each, run=run: each.run_started(run))  # type: ignore[misc]
 
@@ -99,17 +99,19 @@ class _Observation:
         return answers
 
     @contextmanager
-    def within(self, work: Work) -> Iterator[None]:
-        """Report the beginning and the end of work, which is the context.
+    def within(self, stage: str | None) -> Iterator[None]:
+        """Report the beginning and the end of a stage, or without one of all work, on `current_runs()`: the context.
 
         Work on runs of which observers know nothing is not reported, nor is a stage within itself.
         """
-        known = bool(work.runs) and self._known.issuperset(work.runs)
-        if not known or (work.stage is not None and self._nested and self._nested[-1].stage == work.stage):
+        runs = current_runs()
+        known = bool(runs) and self._known.issuperset(runs)
+        if not known or (stage is not None and self._nested and self._nested[-1] == stage):
             yield
             return
-        self._nested.append(work)
-        span = next((span for span in self.notify(lambda each: each.work_started(work)) if span is not None), None)
+        self._nested.append(stage)
+        spans = self.notify(lambda each: each.work_started(runs, stage))
+        span = next((span for span in spans if span is not None), None)
         work_error = None
         try:
             with nullcontext() if span is None else within_span(span):

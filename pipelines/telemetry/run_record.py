@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from pipelines.service_errors import HeldError
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardOutcome
-from pipelines.telemetry.current_runs import CurrentRun, CurrentSpan
+from pipelines.telemetry.current_runs import CurrentRun
 from spin.errors import SpinError, exit_status
 from spin.settings import mask_credentials
 
@@ -98,15 +98,6 @@ def _update_uses(uses: Sequence[DataUse], later: Sequence[DataUse]) -> tuple[Dat
     return tuple(merged.values())
 
 
-@dataclass(frozen=True)
-class Work:
-    """A part of the work on some runs: a stage, or, without one, all that they do at once."""
-
-    runs: tuple[CurrentRun, ...]
-    stage: str | None = None
-    """name of the stage"""
-
-
 class Observer:
     """Writes what a process reports of its work to where operators look at it; by default it writes nothing.
 
@@ -119,8 +110,11 @@ class Observer:
     def run_ended(self, run: RunRecord) -> None:
         """The process has ended its work on a run; this is reported once."""
 
-    def work_started(self, work: Work) -> CurrentSpan | None:
-        """Work begins; the span by which log lines name it is returned."""
+    def work_started(self, runs: Sequence[CurrentRun], stage: str | None) -> Mapping[str, str] | None:
+        """A stage of the work on some runs begins, or, without one, all that they do at once.
+
+        `trace_id` and `span_id` of its span are returned, as in W3C Trace Context: log lines name it by them.
+        """
 
     def work_ended(self, error: WorkError | None) -> None:
         """The work that began last has ended."""

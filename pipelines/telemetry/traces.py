@@ -27,8 +27,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardOutcome
-from pipelines.telemetry.current_runs import CurrentSpan
-from pipelines.telemetry.run_record import Observer, RunRecord, Work, WorkError
+from pipelines.telemetry.current_runs import CurrentRun
+from pipelines.telemetry.run_record import Observer, RunRecord, WorkError
 from spin.errors import SpinError, shorten_message
 from spin.settings import mask_credentials
 
@@ -78,16 +78,16 @@ class Traces(Observer):
         root.set_attributes(_known(attributes))
         self._end(root, run.error)
 
-    def work_started(self, work: Work) -> CurrentSpan:
-        if work.stage is not None:
-            span = self._start(work.stage, self._innermost(), {"spin.stage": work.stage})
-        elif len(work.runs) == 1:
-            span = self._roots[work.runs[0].name]
+    def work_started(self, runs: Sequence[CurrentRun], stage: str | None) -> dict[str, str]:
+        if stage is not None:
+            span = self._start(stage, self._innermost(), {"spin.stage": stage})
+        elif len(runs) == 1:
+            span = self._roots[runs[0].name]
         else:
-            span = self._start_pass(work)
+            span = self._start_pass(runs)
         self._nested.append(span)
         context = span.get_span_context()
-        return CurrentSpan(f"{context.trace_id:032x}", f"{context.span_id:016x}")
+        return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
     def work_ended(self, error: WorkError | None) -> None:
         span = self._nested.pop()
@@ -124,10 +124,10 @@ class Traces(Observer):
     def _innermost(self) -> Span | None:
         return self._nested[-1] if self._nested else None
 
-    def _start_pass(self, work: Work) -> Span:
+    def _start_pass(self, runs: Sequence[CurrentRun]) -> Span:
         """Start the span of a pass, and link it to those of its runs and back."""
-        roots = [self._roots[run.name] for run in work.runs]
-        names, models = [run.name for run in work.runs], [run.model for run in work.runs]
+        roots = [self._roots[run.name] for run in runs]
+        names, models = [run.name for run in runs], [run.model for run in runs]
         links = [Link(root.get_span_context(), {"spin.run": name}) for root, name in zip(roots, names, strict=True)]
         attributes: _Attributes = {"spin.runs": names, "spin.models": models}
         shared = self._start("pass", None, attributes, links)

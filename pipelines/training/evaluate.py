@@ -31,7 +31,7 @@ class EvaluationReport:
     metrics: dict[str, float]
     """every metric, from 0 to 1, by name; empty if the decision abstains for all documents"""
     intervals: dict[str, tuple[float, float]]
-    """the 95 % interval of each, by the bootstrap over the documents"""
+    """the 95 % interval of each, by the bootstrap over the documents; near-identical ones are drawn together"""
     per_class: dict[str, ClassFigures]
 
 
@@ -58,13 +58,13 @@ def run_evaluate(settings: Settings, registry: Registry, source: str, *, model: 
             predicted += spin.predict_all(labelled.texts[start : start + size], progress=advance).labels
     rows = np.flatnonzero([label is not None for label in predicted])
     given = spin.label_space.index([label for label in predicted if label is not None])
-    metrics = METRICS if len(rows) else ()
+    metrics, groups = METRICS if len(rows) else (), np.asarray(labelled.groups)[rows]
     return EvaluationReport(
         model_version=version,
         documents=len(truth),
         abstained=len(truth) - len(rows),
         decision=spin.fitted.applied_settings(spin.label_space, spin.decision),
         metrics={name: score(name, y[rows], given) for name in metrics},
-        intervals={name: score_intervals(name, y[rows], [given], settings.seed)[0] for name in metrics},
+        intervals={name: score_intervals(name, y[rows], [given], settings.seed, groups)[0] for name in metrics},
         per_class=class_figures(y[rows], given, spin.label_space.classes) if len(rows) else {},
     )

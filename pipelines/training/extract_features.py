@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -209,17 +209,8 @@ def read_corpus(
 
 
 def _sum_counts(shards: Sequence[ExtractCounts]) -> CorpusCounts:
-    rows, extracted = sum(shard.rows for shard in shards), sum(shard.extracted for shard in shards)
-    tokens = sum(shard.tokens for shard in shards)
-    truncated = sum(shard.truncated for shard in shards)
-    return CorpusCounts(
-        rows=rows,
-        extracted=extracted,
-        tokens=tokens,
-        truncated=truncated,
-        windows=sum(shard.windows for shard in shards),
-        truncated_share=round(truncated / max(1, extracted), 4),
-    )
+    sums = {count.name: sum(getattr(shard, count.name) for shard in shards) for count in fields(ExtractCounts)}
+    return CorpusCounts(**sums, truncated_share=round(sums["truncated"] / max(1, sums["extracted"]), 4))
 
 
 def load_features(settings: Settings) -> tuple[ExtractPlan, ExtractManifest, FeatureShards]:

@@ -30,16 +30,11 @@ def collect_test_logits(
 ) -> dict[Choice, HeldOutLogits]:
     """The logits of the test documents that may prove something, by each of the three classifiers.
 
-    `words` (m, K) are the words' logits of all test documents, if there is a word regression. The half by which the
-    gate compares versions is left out. Of near-identical documents, and of those of one group, one is kept, since what
-    is proven by them takes them to be independent; of very many, a part.
+    `words` (m, K) are the words' logits of all test documents, if there is a word regression. Of very many documents
+    a part is kept.
     """
     rows, y = labels.part("test")
-    # guarded by test_the_gate_reads_no_document_that_proves_a_promise; broken by:
-    #   kept = np.arange(len(rows))
-    kept = np.flatnonzero([certifies(labels.ids[row]) for row in rows.tolist()])
-    if labels.groups is not None:
-        kept = kept[one_per_group(np.arange(len(kept)), labels.groups[rows[kept]])]
+    kept = choose_proving(labels, rows)
     stops = max(len(fitted.exits) + 1 for fitted in spin.training_result.choices.values())
     most = max(_LEAST_DOCUMENTS, _MOST_VALUES // (stops * len(spin.classes)))
     kept = kept[:: max(1, -(-len(kept) // most))]
@@ -48,6 +43,24 @@ def collect_test_logits(
         choice: HeldOutLogits(_logits_at_stops(fitted, features, rows, words, len(spin.classes)), y)
         for choice, fitted in spin.training_result.choices.items()
     }
+
+
+def choose_proving(labels: Labels, rows: Rows) -> Rows:
+    """The positions of the test documents among `rows` that may prove something, ascending.
+
+    The half by which the gate compares versions is left out. Of near-identical documents, and of those of a group, one
+    is kept, since what is proven by them takes them to be independent. It is any of them: the first document of
+    a thread may be easier than the others.
+    """
+    groups = None if labels.groups is None else labels.groups[rows]
+    units = [labels.ids[row] for row in rows.tolist()] if groups is None else groups.tolist()
+    # guarded by test_the_gate_reads_no_document_that_proves_a_promise; broken by:
+    #   kept = np.arange(len(rows))
+    kept = np.flatnonzero([certifies(unit) for unit in units])
+    if groups is None:
+        return kept
+    kept = np.random.default_rng(0).permutation(kept)
+    return one_per_group(kept, groups[kept])
 
 
 def write_test_logits(collected: Mapping[Choice, HeldOutLogits]) -> bytes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 
 from pipelines.data.training_labels import Labels
@@ -11,26 +11,9 @@ from spin.classifier import TrainedClassifier
 from spin.heads import persistence
 from spin.heads.abstention import ErrorPromise
 from spin.heads.held_out import HeldOutLogits
-from spin.labels.metrics import ClassFigures
 from spin.monitor.quality import QualityEstimate, expect_quality
-from spin.pages.model_card import NIGHT, CardFacts, ContenderResult, model_card
+from spin.pages.model_card import NIGHT, CardFacts, Comparison, ContenderResult, model_card
 from spin.settings import Settings
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The quality of the classifiers on the test documents; empty if there are none."""
-
-    table: tuple[ContenderResult, ...]
-    """one row per classifier and baseline"""
-    per_class: Mapping[str, ClassFigures]
-    """of the most accurate classifier, by class name"""
-    test_ece: float | None
-    """its expected calibration error, from 0 to 1; None without test documents"""
-    test_ece_limit: float | None = None
-    """the error that exact probabilities exceed by chance in 5 % of such test sets; None without test documents"""
-    notes: tuple[str, ...] = ()
-    """sentences on the table, such as on baselines that are missing or that were fitted on a sample"""
 
 
 def build_card(
@@ -49,6 +32,7 @@ def build_card(
     `decision.max_error`; `fingerprint` is that of the probes.
     """
     facts = CardFacts(
+        **vars(figures),
         name=settings.mlflow.name,
         purpose=f"Tells {len(labels.label_space)} classes apart in text: {', '.join(labels.classes)}.",
         data=settings.data.train,
@@ -62,16 +46,11 @@ def build_card(
         max_windows=spin.backbone.max_windows if spin.backbone.reads_windows else None,
         window_overlap=spin.backbone.window_overlap,
         metric=settings.metric,
-        table=list(figures.table),
-        notes=list(figures.notes),
         tested=_tested(spin, figures.table),
-        per_class=dict(figures.per_class),
         training=spin.training_result.summary(),
         choose=settings.choose,
         selection=spin.fitted.selection,
         words=len(spin.training_result.words or ()) if spin.fitted.selection.word_logits else 0,
-        test_ece=figures.test_ece,
-        test_ece_limit=figures.test_ece_limit,
         decision=spin.fitted.applied_settings(labels.label_space, settings.decision),
         held_out=len(held_out),
         expected=_expect_quality(settings, spin, held_out, promise),

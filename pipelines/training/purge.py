@@ -133,8 +133,8 @@ def _find_model_work(store: Store, now: datetime) -> StoredWork | None:
 
 def _find_suspects(store: Store, now: datetime) -> StoredWork | None:
     """The table of suspects, which the train stage writes; None if there is none."""
-    table = store.find_object(SUSPECTS)
-    return None if table is None else _describe(SUSPECTS, MODEL, [table], [table], now)
+    table = store.list_objects(SUSPECTS)
+    return _describe(SUSPECTS, MODEL, table, table, now) if table else None
 
 
 def list_stage(store: Store, stage: str) -> list[StoredObject]:

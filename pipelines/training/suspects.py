@@ -40,12 +40,16 @@ def check_labels(left_out: LeftOutPredictions, labels: Labels, texts: Corpus | N
     return table if texts is None else table.append_column("text", _read_texts(texts, rows[order]))
 
 
-def note_unchecked(data: TrainingData) -> list[str]:
-    """A note if labels outside the sample that makes the choices are not checked, else nothing."""
-    if data.not_sampled is None:
+def note_unchecked(left_out: LeftOutPredictions, data: TrainingData) -> list[str]:
+    """A note if not all labels were checked, else nothing.
+
+    Those outside the sample that makes the choices are not, nor are those of a group others of which were learnt from.
+    """
+    checked, labelled = len(left_out.rows), len(data.all_rows)
+    if checked == labelled:
         return []
-    sampled = f"{len(data.rows):,} of {len(data.all_rows):,} documents"
-    return [f"labels were checked on a sample of {sampled} to train and validate (search.documents)"]
+    of_sample = "" if data.not_sampled is None else ", of the sample that makes the choices (search.documents)"
+    return [f"labels of {checked:,} of {labelled:,} documents to train and validate were checked{of_sample}"]
 
 
 def _read_texts(corpus: Corpus, rows: Rows) -> pa.Array:

@@ -42,7 +42,7 @@ from pipelines.training.fit_heads import HeadsJob, RefitJob, run_integrate, run_
 from pipelines.training.fit_probes import ProbeManifest, load_probes
 from pipelines.training.held_out_logits import collect_test_logits, describe_promise, promise_error, write_test_logits
 from pipelines.training.keep_neurons import run_keep
-from pipelines.training.model_card_facts import Comparison, build_card
+from pipelines.training.model_card_facts import build_card
 from pipelines.training.neurons import NEURONS, describe_neurons, neurons_to_json
 from pipelines.training.suspects import SUSPECTS, check_labels, note_unchecked
 from pipelines.workers.progress import progress
@@ -58,10 +58,10 @@ from spin.heads.fitted import TrainingResult, TrainingSummary
 from spin.heads.held_out import HELD_OUT
 from spin.heads.selection import Selection
 from spin.integrate.fit_words import WordFit
-from spin.labels.metrics import ClassFigures, class_figures
+from spin.labels.metrics import class_figures
 from spin.labels.splits import SPLITS
 from spin.labels.training_data import TrainingData
-from spin.pages.model_card import CARD, ContenderResult
+from spin.pages.model_card import CARD, Comparison
 from spin.settings import Choice, Settings
 from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, best_probe
@@ -83,8 +83,8 @@ class TrainSeconds:
     """fit of the baselines, and evaluation"""
 
 
-@dataclass(frozen=True)
-class TrainResults(NullsWritten):
+@dataclass(frozen=True, kw_only=True)
+class TrainResults(Comparison, NullsWritten):
     """The manifest of the train stage."""
 
     choice: TrainingSummary
@@ -93,23 +93,12 @@ class TrainResults(NullsWritten):
     """names of the K classes"""
     multilabel: bool
     """whether a document may have several classes, or none"""
-    table: tuple[ContenderResult, ...]
-    """one row per classifier and baseline, on the test documents; empty if there are none"""
-    per_class: Mapping[str, ClassFigures]
-    """of the most accurate classifier on the test documents, by class name; empty if there are none"""
-    test_ece: float | None
-    """expected calibration error of that classifier, from 0 to 1; None without test documents"""
-    test_ece_limit: float | None
-    """the error that exact probabilities exceed by chance in 5 % of such test sets; None without test documents"""
     counts: Mapping[str, int]
     """number of documents per split"""
     suspects: int
     """documents in `suspects.parquet`: those that train or validate and whose label the others contradict"""
     overlap: SplitOverlap
     """near-identical texts on both sides of a split, and how many were left out"""
-    notes: tuple[str, ...]
-    """on this overlap, on baselines that are missing from the table or were fitted on a sample, and on labels that were
-    not checked"""
     seconds: TrainSeconds
     artifact: Mapping[str, str]
     """sha256 of its files by name, in hexadecimal digits"""
@@ -259,18 +248,15 @@ def _fit(training: _Training, store: Store, plan: TrainPlan, lease: Lease) -> Tr
         REFERENCE: describe_reference(spin, features, corpus, *reference),
         HELD_OUT: write_test_logits(test_logits),
     }
+    notes = (*figures.notes, *describe_promise(promise), *note_unchecked(training.left_out, data))
     results = TrainResults(
+        **vars(replace(figures, notes=notes)),
         choice=spin.training_result.summary(),
         classes=tuple(labels.classes),
         multilabel=labels.label_space.multilabel,
-        table=figures.table,
-        per_class=figures.per_class,
-        test_ece=figures.test_ece,
-        test_ece_limit=figures.test_ece_limit,
         counts=counts,
         suspects=len(suspects),
         overlap=labels.overlap,
-        notes=(*figures.notes, *describe_promise(promise), *note_unchecked(data)),
         seconds=TrainSeconds(integrated, evaluated),
         artifact={name: hashlib.sha256(content).hexdigest() for name, content in artifact.items()},
     )

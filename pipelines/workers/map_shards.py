@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar
 
 from pipelines.data.files.shards import Shard
 from pipelines.service_errors import StalledError
@@ -66,11 +66,6 @@ class Step(Protocol[C]):
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[C]: ...
 
 
-@runtime_checkable
-class _CheckedStep(Protocol):
-    def check(self) -> object: ...
-
-
 @dataclass(frozen=True)
 class ShardWork(Generic[C]):
     """The work of a stage on its shards, and where they are committed; it is pickled and sent to the actors."""
@@ -107,8 +102,8 @@ class ShardWork(Generic[C]):
         """Make the step and run its known-good check, if it has one. Raises WorkerFaultError if the check fails."""
         with faults_of_worker():
             step = self.make(*self.args)
-            if isinstance(step, _CheckedStep):
-                run_check(step.check)
+            if (check := getattr(step, "check", None)) is not None:
+                run_check(check)
             return step
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.service_errors import WorkerFaultError
 from pipelines.storage.object_store import Store
-from pipelines.storage.records import from_json, to_json
+from pipelines.storage.records import from_json
 from pipelines.storage.retrying import retry_unavailable
 from pipelines.storage.shard_log import LogLayout
 from spin.errors import SpinError, describe_error
@@ -70,14 +70,6 @@ def describe_worker() -> str:
 
 
 @dataclass(frozen=True)
-class _Start:
-    """The processes of one actor that began to make its step, until one of them has made it."""
-
-    nodes: tuple[str, ...] = ()
-    """node of each process"""
-
-
-@dataclass(frozen=True)
 class _Fault:
     """A worker that failed on what is known to be good, or for lack of memory, files or a GPU."""
 
@@ -105,10 +97,9 @@ class WorkerFaults:
         whose node was lost does not count.
         """
         key = f"{self._starts}/{actor}.json"
-        stored = self._retry(self.store.read_json, key)
-        dead = () if stored is None else from_json(_Start, stored).nodes
+        dead: list[str] = self._retry(self.store.read_json, key) or []  # node of each process
         lost = lost_nodes() if dead else ()
-        dead = tuple(earlier for earlier in dead if earlier not in lost)
+        dead = [earlier for earlier in dead if earlier not in lost]
         if len(dead) >= MAX_DEADLY_STARTS:
             what = f"the model ({backbone})" if backbone else "its step"
             raise SpinError(
@@ -116,11 +107,11 @@ class WorkerFaults:
                 "no document is blamed. Set another backbone.engine or backbone.dtype, or give workers more memory, "
                 "then run it again to resume"
             )
-        self._retry(self.store.write_json, key, to_json(_Start((*dead, node))))
+        self._retry(self.store.write_json, key, [*dead, node])
         try:
             yield
         finally:
-            self._retry(self.store.write_json, key, to_json(_Start()))
+            self._retry(self.store.write_json, key, [])
 
     @contextmanager
     def replacing_worker(self) -> Iterator[None]:
@@ -140,7 +131,7 @@ class WorkerFaults:
     def _count_fault(self, error: WorkerFaultError) -> int:
         """Write down a fault; return how many the workers of this host have had."""
         key = f"{self._faults}/{uuid.uuid4().hex}.json"
-        self._retry(self.store.write_json, key, to_json(_Fault(self.worker, str(error))))
+        self._retry(self.store.write_json, key, _Fault(self.worker, str(error)))
         stored = [self._retry(self.store.read_json, key) for key in self._retry(self.store.list, self._faults)]
         faults = [from_json(_Fault, fault) for fault in stored if fault is not None]
         return sum(fault.worker == self.worker for fault in faults)

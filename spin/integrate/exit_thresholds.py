@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from spin.arrays import Floats, Rows
 from spin.heads.decision import Decision
 from spin.heads.early_exit import DISABLED, confidence
-from spin.integrate.frontier import CONFIDENT
-from spin.labels.cross_validation import jackknife_error
+from spin.labels.cross_validation import confident_margin
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
 
@@ -140,7 +139,7 @@ class ExpectedLoss:
     def __call__(self, labels: Targets) -> float:
         """The bound of what labels (n, …) lose against those of full depth."""
         lost = self.full - self._scores(*self._count(labels)).mean(1)
-        return float(lost[0] + CONFIDENT * jackknife_error(lost[1:]) + self.one_more)
+        return float(lost[0] + confident_margin(lost[1:]) + self.one_more)
 
     def _count(self, labels: Targets) -> tuple[Floats, Floats]:
         """(1 + parts, K) the expected right labels of each class, and the labels; for accuracy of all classes."""

@@ -10,16 +10,11 @@ from numpy.typing import NDArray
 
 from spin.heads.candidate import Candidate
 from spin.heads.fitted import LeakageCap
-from spin.labels.cross_validation import Fold, jackknife_error, standard_error
+from spin.labels.cross_validation import Fold, confident_margin, standard_error
 from spin.settings import Choice, SearchSettings
 
 _CLEARLY = 2.0
 """standard errors by which a log loss is clearly larger than another"""
-CONFIDENT = 1.73
-"""standard errors that a loss must stay below its limit: the one-sided quantile of 95 % of Student's t with the 19
-degrees of freedom of twenty parts. They tell how much documents vary, not trainings: of 22 trainings on 48 tweets, 21
-kept to a limit of 2 points, and with the quantile of 90 % no more than 19"""
-
 
 Judged = tuple[float, tuple[float, ...]]
 """a score on the validation rows, and its values without each of their parts"""
@@ -101,7 +96,7 @@ def _keeps(candidate: Candidate, accuracy: Candidate, limit: float, folds: Seque
 def keeps_limit(ours: Judged, accuracy: Judged, limit: float) -> bool:
     """Whether one score loses no more against another than a limit, with 95 % confidence."""
     gain = np.array(ours[1]) - np.array(accuracy[1])
-    return bool(accuracy[0] - ours[0] + CONFIDENT * jackknife_error(gain) <= limit + 1e-12)
+    return bool(accuracy[0] - ours[0] + confident_margin(gain) <= limit + 1e-12)
 
 
 def _excess(

@@ -89,10 +89,12 @@ def integrate(
     limits = {"balanced": settings.balanced_loss, "cheapest": settings.cheapest_loss}
     choices: dict[Choice, FittedClassifier] = {}
     for name, candidate in found.choices.items():
-        choices[name] = fitter.fit(candidate)
         # the search compared linear heads, and a network may gain less at another depth, or nothing
-        if name in limits and not fitter.keeps_limit(candidate, found.choices["accuracy"], limits[name]):
-            choices[name] = choices["accuracy"]
+        fitted = fitter.fit(candidate)
+        if name not in limits or fitter.keeps_limit(candidate, found.choices["accuracy"], limits[name]):
+            choices[name] = fitted
+        else:  # `cheapest` may lose more than `balanced`, so that it is never the costlier
+            choices[name] = choices["balanced" if name == "cheapest" else "accuracy"]
     reads_words = any(chosen.selection.word_logits or chosen.words_exit for chosen in choices.values())
     regression = words.regression if words is not None and reads_words else None
     frontier = tuple(candidate.summary() for candidate in found.frontier)

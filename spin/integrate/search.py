@@ -305,16 +305,18 @@ class Search:
     def _stacks(self, held_out: Sequence[Floats]) -> list[Stack]:
         """The stacks of held-out logits of neurons: without the words, and with them.
 
-        Where the neurons add nothing to the words, it is the words alone that are a candidate.
+        Where the neurons add nothing to the words, it is the words alone that are a candidate. Words that add nothing
+        to the neurons are left out even where `search.words` is `on`.
         """
         alone = self.fit_stack(self.sources(held_out, words=False))
         if self.words is None:
             return [alone]
         sources = self.sources(held_out, words=True)
         both = self.fit_stack(sources)
-        without = [] if self.settings.words == "on" else [alone]
-        least = min(both.share(source, sources) for source in sources)
-        return [*without, both] if self.matrix.group.broadcast_object(least > LEAST_SHARE) else without
+        tell = {source: both.share(source, sources) > LEAST_SHARE for source in sources}
+        tell = self.matrix.group.broadcast_object(tell)
+        without = [alone] if self.settings.words != "on" or not tell["words"] else []
+        return [*without, both] if all(tell.values()) else without
 
     def sources(self, held_out: Sequence[Floats], *, words: bool) -> dict[Source, Floats]:
         """The logits (n, K) of the neurons, and of the words if they count, for all folds' validation rows."""

@@ -33,7 +33,7 @@ def sample_rows(rows: Rows, strata: NDArray[np.int64], most: int, seed: int) -> 
 
 
 def one_per_group(rows: Rows, groups: Hashes) -> Rows:
-    """The first of the rows of each group, ascending; `groups` (n,) are those of the n rows, which are ascending."""
+    """The first of the n rows of each group, in ascending order; `groups` (n,) are those of the rows."""
     order = np.argsort(groups, kind="stable")  # `np.unique` does the same and takes twice the memory
     is_first = np.ones(len(order), bool)
     is_first[1:] = groups[order[1:]] != groups[order[:-1]]

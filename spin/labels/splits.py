@@ -34,13 +34,14 @@ def assign_split(group: object, seed: int, valid_fraction: float, test_fraction:
     return "valid" if share < test_fraction + valid_fraction else "train"
 
 
-def certifies(id: str) -> bool:
-    """Whether a test document is of the half that proves promises and estimates quality, by a hash of its id alone.
+def certifies(group: object) -> bool:
+    """Whether test documents are of the half that proves promises and estimates quality, by a hash of their group.
 
-    The gate compares versions by the other half. A version that it has chosen does too well on the documents by which
-    it was chosen, so these prove nothing about it.
+    A document without a group stands for itself, by its id. The gate compares versions by the other half. A version
+    that it has chosen does too well on the documents by which it was chosen, and on those of their groups, so these
+    prove nothing about it.
     """
-    return bool(hashlib.blake2b(f"certificate:{id}".encode(errors="surrogatepass"), digest_size=1).digest()[0] & 1)
+    return bool(hashlib.blake2b(f"certificate:{group}".encode(errors="surrogatepass"), digest_size=1).digest()[0] & 1)
 
 
 def in_split(splits: Sequence[str], *names: str) -> NDArray[np.bool_]:

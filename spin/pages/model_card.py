@@ -69,7 +69,24 @@ class ContenderResult:
 
 
 @dataclass(frozen=True)
-class CardFacts:
+class Comparison:
+    """The quality of the classifiers on the test documents; empty if there are none."""
+
+    table: tuple[ContenderResult, ...]
+    """one row per classifier and baseline"""
+    per_class: Mapping[str, ClassFigures]
+    """of the most accurate classifier, by class name"""
+    test_ece: float | None
+    """its expected calibration error, from 0 to 1; None without test documents"""
+    test_ece_limit: float | None = None
+    """the error that exact probabilities exceed by chance in 5 % of such test sets; None without test documents"""
+    notes: tuple[str, ...] = ()
+    """sentences on the results: near-identical texts on both sides of a split, baselines that are missing from the
+    table or were fitted on a sample, labels that were not checked"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts(Comparison):
     """The facts of a model card."""
 
     name: str
@@ -92,12 +109,8 @@ class CardFacts:
     """tokens of a text, or of a window of it, that the backbone reads at most"""
     metric: str
     """measure of the scores in the tables, by which thresholds and exits were chosen on the validation documents"""
-    table: Sequence[ContenderResult]
-    """all contenders on the test documents; empty without test documents"""
     tested: ContenderResult | None
     """the row of `table` that the card is about, None without test documents"""
-    per_class: Mapping[str, ClassFigures]
-    """figures on the test documents, by class; empty without test documents"""
     training: TrainingSummary
     choose: Choice
     """the choice that the rest of the card is about"""
@@ -105,13 +118,9 @@ class CardFacts:
     """the neurons that this choice reads"""
     words: int
     """words, word pairs and strings of characters that this choice counts in a text"""
-    test_ece: float | None
-    """expected calibration error on the test documents, None without test documents"""
     decision: DecisionSettings
     versions: Mapping[str, str]
     """versions of the libraries, by name"""
-    notes: Sequence[str] = ()
-    """sentences on the results: near-identical texts on both sides of a split, what is missing from the table"""
     max_windows: int | None = None
     """windows of a text that the backbone reads at most, None where long texts are cut"""
     window_overlap: int = 0
@@ -120,8 +129,6 @@ class CardFacts:
     """test documents whose logits and classes the version carries; each is independent of the others"""
     expected: QualityEstimate | None = None
     """the quality that a night of `NIGHT` documents like these is expected to estimate; None where there is none"""
-    test_ece_limit: float | None = None
-    """the error that exact probabilities exceed by chance in 5 % of such test sets, None without test documents"""
     promise: ErrorPromise | None = None
     """the proof of `decision.max_error`; None where it is not set"""
 

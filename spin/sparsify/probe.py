@@ -28,6 +28,9 @@ _NOTHING_TO_LEARN = 1e-9
 """a smallest penalty without neurons up to which a class has no gradient but rounding noise"""
 _FOLD_TOLERANCE = 3e-2
 """relative KKT violation at which the probes of several folds are accepted, which choose a penalty and are not kept"""
+_NOISE = 1e-5
+"""mean square of a standardised activation below which it is rounding noise: the scale of few rows may be much larger
+than its standard deviation"""
 NO_NEURON = -1.0
 """the score of a probe without neurons, below every metric: it never wins against a probe that has some"""
 INEXACT = 1e-2
@@ -300,7 +303,7 @@ class _ColumnPaths:
 def _design(activations: Floats, standardizer: Standardizer) -> Floats:
     """Standardised activations (n, width); a neuron that never varies is zero, not its own rounding noise."""
     standard = standardizer.transform(activations)
-    standard[:, np.einsum("np,np->p", standard, standard) < len(standard) / 2] = 0
+    standard[:, np.einsum("np,np->p", standard, standard) < _NOISE * len(standard)] = 0
     return standard
 
 

@@ -12,11 +12,11 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from torch import Tensor
 
-from spin.arrays import Floats, Rows
+from spin.arrays import Floats, Hashes, Rows
 from spin.labels.label_errors import find_suspects
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
-from spin.labels.sampling import one_per_group, sample_rows
+from spin.labels.sampling import sample_rows
 from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
@@ -62,7 +62,7 @@ class LeftOutPredictions:
     """What the ridge regression on all neurons predicts for documents that it was fitted without."""
 
     rows: Rows
-    """(m,) the documents, ascending: one of each group"""
+    """(m,) the documents, ascending"""
     values: Floats
     """(m, K) predicted indicators of the classes, mostly between 0 and 1"""
 
@@ -83,17 +83,19 @@ def fit_ridge(
 
     The regression is solved in its dual form (Saunders et al. 1998), whose Gram matrix (n, n) is a sum over columns.
     Each member of a process group reads its own `columns`, one at a time and each of them twice. At most `MOST_ROWS`
-    rows are used, and one of each group of near-identical documents, which would vouch for each other. The penalty of
-    each fold predicts left-out training rows best; on all rows it is the one that most folds chose. Where a document
-    has one class, rows whose label the regression without them contradicts are left out, so that wrong labels do not
-    choose neurons.
+    rows are used. The penalty of each fold predicts left-out training rows best; on all rows it is the one that most
+    folds chose. Where a document has one class, rows whose label the regression without them contradicts are left out,
+    so that wrong labels do not choose neurons.
 
-    Each of these rows is also predicted by the regression on all others, and each further row, of another group, by
-    that on all of them. No neuron is chosen for these predictions, since a choice would know the label of the row.
+    Each of these rows is also predicted by the regression on all rows of other groups: near-identical documents would
+    vouch for each other. Each further row of none of these groups is predicted by that on all of them. No neuron is
+    chosen for these predictions, since a choice would know the label of the row.
     """
     group = group or ProcessGroup()
     rows = choose_rows(data)
-    others = np.setdiff1d(_distinct_rows(data), rows)
+    others = np.setdiff1d(data.rows, rows)
+    if data.groups is not None:
+        others = others[~np.isin(data.groups[others], data.groups[rows])]
     gram = group.all_reduce(_add_grams(read, columns, rows, data.device))
     targets = torch.from_numpy(data.label_space.indicator(data.y[rows])).to(gram)
     duals, left_out = _solve_parts(gram, targets, rows, data, group)
@@ -116,18 +118,12 @@ def fit_ridge(
 
 
 def choose_rows(data: TrainingData) -> Rows:
-    """Rows that train or validate, ascending: one of each group, and of every class in each split the same share.
+    """Rows that train or validate, ascending: of every class in each split the same share.
 
     They are `MOST_ROWS` at most.
     """
-    rows = _distinct_rows(data)
-    strata = 2 * data.label_space.strata(data.y[rows]) + np.isin(rows, data.folds[0].train)
-    return sample_rows(rows, strata, MOST_ROWS, data.seed)
-
-
-def _distinct_rows(data: TrainingData) -> Rows:
-    """The rows that train or validate, ascending, one of each group."""
-    return data.rows if data.groups is None else one_per_group(data.rows, data.groups[data.rows])
+    strata = 2 * data.label_space.strata(data.y[data.rows]) + np.isin(data.rows, data.folds[0].train)
+    return sample_rows(data.rows, strata, MOST_ROWS, data.seed)
 
 
 def _solve_parts(
@@ -135,15 +131,17 @@ def _solve_parts(
 ) -> tuple[Tensor, Tensor]:
     """The duals (n, 1 + folds, K), first that on all rows, and the predictions (n, K) of each row without it."""
     duals = torch.zeros(len(rows), 1 + len(data.folds), targets.shape[1], device=gram.device)
+    groups = None if data.groups is None else data.groups[rows]
     left_out, votes = torch.zeros_like(targets), torch.zeros(len(PENALTIES))
     for index in range(1 + group.rank, duals.shape[1], group.size):
         own = torch.from_numpy(np.flatnonzero(np.isin(rows, data.folds[index - 1].train))).to(gram.device)
-        duals[own, index], penalty, _ = _fit_part(gram[own][:, own], targets[own], data, PENALTIES)
+        part = gram[own][:, own], targets[own], None if groups is None else groups[own.cpu().numpy()]
+        duals[own, index], penalty, _ = _fit_part(*part, data, PENALTIES)
         votes[PENALTIES.index(penalty)] += 1
     votes = group.all_reduce(votes)
     if group.rank == 0:
         elected = max(zip(votes.tolist(), PENALTIES, strict=True))[1]
-        duals[:, 0], _, left_out = _fit_part(gram, targets, data, [elected])
+        duals[:, 0], _, left_out = _fit_part(gram, targets, groups, data, [elected])
     return group.all_reduce(duals), group.all_reduce(left_out)
 
 
@@ -161,14 +159,14 @@ def _tensor(values: Floats, device: torch.device) -> Tensor:
 
 
 def _fit_part(
-    gram: Tensor, targets: Tensor, data: TrainingData, penalties: Sequence[float]
+    gram: Tensor, targets: Tensor, groups: Hashes | None, data: TrainingData, penalties: Sequence[float]
 ) -> tuple[Tensor, float, Tensor]:
-    """The dual (n, K) of the regression on some rows, given their part of the Gram matrix and of the targets.
+    """The dual (n, K) of the regression on some rows, given their part of the Gram matrix, the targets and the groups.
 
     Its penalty, which is returned too, is the one whose predictions of left-out rows score best, of equals the largest.
     These predictions (n, K) come last.
     """
-    left_out = {penalty: predict_left_out(gram, targets, penalty).cpu().numpy() for penalty in penalties}
+    left_out = {penalty: predict_left_out(gram, targets, penalty, groups).cpu().numpy() for penalty in penalties}
     has = targets.cpu().numpy() > 0
     y: Targets = has if data.label_space.multilabel else has.argmax(1)
     border = 0.5 if data.label_space.multilabel else 0.0

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from jobs.log_setup import configure_logging
-from pipelines.telemetry.current_runs import CurrentRun, CurrentSpan, within_span, working_on
+from pipelines.telemetry.current_runs import CurrentRun, within_span, working_on
 from spin.errors import UserError
 from tests.support.command_line import CallSpin
 
@@ -98,7 +98,7 @@ def test_json_names_the_runs_and_the_span_at_work(capsys: pytest.CaptureFixture[
     log = logging.getLogger("pipelines.nightly.anything")
     with working_on([CurrentRun("run-a", "a"), CurrentRun("run-b", "b")]):
         log.warning("in a pass")
-        with within_span(CurrentSpan("0a" * 16, "0b" * 8)):
+        with within_span({"trace_id": "0a" * 16, "span_id": "0b" * 8}):
             log.warning("in a span")
     log.warning("outside")
     named = [

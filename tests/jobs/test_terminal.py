@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs import terminal
-from jobs.printing.audits import print_comparison, print_evaluation, print_privacy, print_robustness
-from jobs.printing.jobs import print_jobs
-from jobs.printing.nights import print_runs, print_scores
-from jobs.printing.registry import print_versions
-from jobs.printing.training import _frontier, print_stage, print_training
+from jobs.commands.audit_commands import print_comparison, print_privacy, print_robustness
+from jobs.commands.job_commands import print_jobs
+from jobs.commands.label_commands import print_scores
+from jobs.commands.model_commands import print_evaluation
+from jobs.commands.night_commands import print_runs
+from jobs.commands.registry_commands import print_versions
+from jobs.commands.train_commands import _frontier, print_stage, print_training
 from pipelines.data.training_labels import SplitOverlap
 from pipelines.registry.version_records import RegisteredVersion
 from pipelines.training.train import TrainReport, TrainResults, TrainSeconds

@@ -18,7 +18,7 @@ import pytest
 from tokenizers import Tokenizer, processors
 
 from examples.export_and_serve import GraphClassifier, WordLogits
-from pipelines.registry.open_model import open_classifier
+from jobs.named_classifier import open_classifier
 from spin import TrainedClassifier
 from spin import export as exporting
 from spin.activations.extract import extract

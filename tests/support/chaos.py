@@ -38,7 +38,8 @@ class ChaosStep(ClassifyStep):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        tokenize = self.spin.backbone.tokenize
+        backbone = self.classifiers[0].backbone
+        tokenize = backbone.tokenize
 
         def chaos(texts: list[str]) -> Any:
             if any(text.startswith(RAISE) for text in texts):
@@ -51,7 +52,7 @@ class ChaosStep(ClassifyStep):
                     os.kill(os.getpid(), signal.SIGKILL)
             return tokenize(texts)
 
-        self.spin.backbone.tokenize = chaos  # type: ignore[method-assign,assignment]
+        backbone.tokenize = chaos  # type: ignore[method-assign,assignment]
 
 
 class CountingStep(ClassifyStep):

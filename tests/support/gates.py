@@ -18,7 +18,7 @@ import tenacity
 
 from pipelines.data.files import input_files
 from pipelines.data.files.input_files import InputFile
-from pipelines.nightly.forget import held_rows, rewritten_run
+from pipelines.nightly.forget import rewritten_run
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.service_errors import UnavailableError
 from pipelines.storage import delta_table
@@ -28,7 +28,7 @@ from pipelines.storage.object_store import Store
 from spin.errors import SpinError
 from tests.support.reading import read_in_this_process
 
-READING = ("read", "exists", "list", "list_objects", "list_names", "read_many", "find_object", "open", "download")
+READING = ("read", "exists", "list", "list_objects", "list_names", "read_many", "open", "download")
 WRITING = ("write", "create", "upload", "delete", "delete_many")
 _TIMEOUT = 120.0
 """seconds after which a driver that neither stops nor ends fails the test"""
@@ -173,8 +173,8 @@ def gated_stores() -> Iterator[None]:
         _note_listings(patch)
         _note_leases(patch)
         _let_leases_expire(patch)
-        for module in (held_rows, rewritten_run):  # only the thread of a driver stops at gates
-            patch.setattr(module, "ThreadPoolExecutor", _InThisThread)
+        # only the thread of a driver stops at gates
+        patch.setattr(rewritten_run, "ThreadPoolExecutor", _InThisThread)
         clock = _VirtualTime()
         patch.setattr(tenacity, "time", clock)
         patch.setattr(tenacity.nap, "time", clock)

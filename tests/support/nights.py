@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.data.intake import FileOutcome
 from pipelines.nightly.tables.night_history import FileState
 from pipelines.nightly.tables.night_records import Run, begin_run, finish_run, list_runs
 from pipelines.nightly.tables.night_tables import (
@@ -17,7 +18,6 @@ from pipelines.nightly.tables.night_tables import (
     INPUTS,
     NO_COLUMNS,
     PREDICTIONS,
-    TAKEN,
     NightTables,
     file_rows,
     published_runs,
@@ -26,7 +26,6 @@ from pipelines.nightly.tables.night_tables import (
     was_published,
 )
 from pipelines.nightly.tables.publication import (
-    InputRow,
     claim_nights,
     publish_night,
     write_empty_predictions,
@@ -104,9 +103,7 @@ def write_night(
         DISAGREEMENTS: [write_file(tables, DISAGREEMENTS, run, f"000000-{token:06d}-1.parquet", differing)]
         if differing
         else [],
-        INPUTS: [
-            write_inputs(tables, run, token, [InputRow(file.uri, file.size, file.version, 1, TAKEN) for file in inputs])
-        ],
+        INPUTS: [write_inputs(tables, run, token, [FileOutcome(*file, 1) for file in inputs])],
     }
     return finish_run(tables.out, run, files)
 

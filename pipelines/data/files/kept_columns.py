@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -309,20 +309,10 @@ def _parse_time(text: str) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def columns_of_type(table: pa.Table | None, schema: pa.Schema, rows: int) -> pa.Table:
-    """The columns of a schema from a table of some rows that may lack columns, or hold nulls alone in one."""
+def columns_of_type(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema from a table that may lack columns, or hold nulls alone in one."""
     columns = [
-        pc.cast(table[field.name], field.type)
-        if table is not None and field.name in table.column_names
-        else pa.chunked_array([pa.nulls(rows, field.type)])
+        pc.cast(table[field.name], field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
         for field in schema
     ]
     return pa.table(columns, schema=schema)
-
-
-def types_of(tables: Iterable[pa.Table]) -> dict[str, str]:
-    """The types of the columns of tables, whose types do not differ other than by nulls."""
-    types: dict[str, str] = {}
-    for table in tables:
-        types = merge_types(types, {field.name: type_text(field.type) for field in table.schema}, "")
-    return types

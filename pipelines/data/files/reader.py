@@ -160,12 +160,8 @@ def in_chunks(rows: Iterator[T], weigh: Callable[[T], int]) -> Iterator[list[T]]
 
 def names_by_field(data: DataSettings, columns: Collection[Role]) -> dict[str, str]:
     """The name of each column in the file, by field of `Documents`."""
-    named = {"id": ("ids", data.id), "text": ("texts", data.text), "label": ("labels", data.label)}
-    if data.split:
-        named["split"] = ("splits", data.split)
-    if data.group:
-        named["group"] = ("groups", data.group)
-    return dict(named[column] for column in ALL_COLUMNS if column in columns and column in named)
+    named = {f"{role}s": getattr(data, role) for role in ALL_COLUMNS if role in columns}
+    return {field: name for field, name in named.items() if name or field in _REQUIRED}
 
 
 def to_documents(

@@ -30,7 +30,7 @@ from pipelines.data.files.shards import Piece
 from pipelines.service_errors import WorkerFaultError
 from pipelines.storage.request_counting import count_input_reads
 from pipelines.storage.store_requests import PROCESS_REQUESTS, RequestTotals
-from spin.errors import SpinError, describe_error, error_types
+from spin.errors import SpinError, describe_error
 from spin.settings import DataSettings
 
 MEMORY = 2_000_000_000
@@ -54,8 +54,7 @@ class Answer:
     """What a child sends: a value of what it reads, or an error, and whether a piece or all of the request is done."""
 
     value: Any = None
-    error: tuple[str, str] | None = None
-    """class and message of a SpinError"""
+    error: SpinError | None = None
     trace: str = ""
     """traceback of an error that no reader expects"""
     ends: Literal["", "piece", "request"] = ""
@@ -64,16 +63,10 @@ class Answer:
     sent: RequestTotals = field(default_factory=RequestTotals)
     """requests to stores since the last answer"""
 
-    @classmethod
-    def failed(cls, error: SpinError, ends: Literal["piece", "request"] = "piece", *, trace: str = "") -> Answer:
-        """An error, which ends a piece."""
-        return cls(error=(type(error).__name__, str(error)), trace=trace, ends=ends)
-
     def get(self) -> Any:
         """The value. Raises the error."""
         if self.error is not None:
-            kind, message = self.error
-            raise error_types()[kind](message)
+            raise self.error
         return self.value
 
 
@@ -155,11 +148,11 @@ def _describe(error: Exception, piece: Piece, ends: Literal["piece", "request"])
     """The answer for an error. Raises MemoryError, which ends the process."""
     if isinstance(error, MemoryError):
         raise error
-    if isinstance(error, SpinError):
-        return Answer.failed(error, ends)
+    if isinstance(error, SpinError):  # made anew: the traceback of this one holds what was read
+        return Answer(error=type(error)(str(error)), ends=ends)
     fault = isinstance(error, ImportError) or "can't start new thread" in str(error)
     kind = WorkerFaultError(describe_error(error)) if fault else unreadable_file(piece.uri, describe_error(error))
-    return Answer.failed(kind, ends, trace="".join(traceback.format_tb(error.__traceback__)))
+    return Answer(error=kind, ends=ends, trace="".join(traceback.format_tb(error.__traceback__)))
 
 
 def _limit_seconds(seconds: float) -> None:

@@ -132,7 +132,7 @@ def _read_all(pieces: tuple[Piece, ...], data: DataSettings, columns: tuple[Role
             error = _blame(pieces[number], deaths, alone=len(rest) == 1)
             if error is not None:
                 number, passed_on, deaths = number + 1, 0, []
-                yield Answer.failed(error)
+                yield Answer(error=error, ends="piece")
 
 
 class _Death(Exception):

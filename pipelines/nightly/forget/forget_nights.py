@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from pipelines.data.forgotten_ids import FOLDER, ForgottenIds, add_forgotten
-from pipelines.nightly.forget.held_rows import WITH_IDS, HeldRows, RunFiles, find_held
-from pipelines.nightly.forget.rewritten_run import Rewriting
+from pipelines.nightly.forget.rewritten_run import WITH_IDS, HeldRows, Rewriting, RunFiles, find_held
 from pipelines.nightly.forget.unused_objects import find_unused
 from pipelines.nightly.report.night_report import REPORT
 from pipelines.nightly.report.run_report import PAGE, show_newest_report
@@ -25,13 +24,7 @@ from pipelines.nightly.tables.night_records import (
     list_run_names,
     now,
 )
-from pipelines.nightly.tables.night_tables import (
-    PREDICTIONS,
-    NightTables,
-    PublishedRun,
-    open_output,
-    was_published,
-)
+from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, open_output, was_published
 from pipelines.nightly.tables.publication import claim_nights, clean_side_tables, published_files, require_claim
 from pipelines.nightly.tables.vacuum import models_of
 from pipelines.storage.lease import overtaken_first, user_name
@@ -85,7 +78,7 @@ def forget_in_output(output: str, ids: Collection[str], *, dry_run: bool = False
     """
     tables = open_output(output)
     if dry_run:
-        return _plan(tables, ForgottenIds.of(ids))
+        return _forget(tables, ForgottenIds.of(ids), dict.fromkeys(models_of(tables), 0), dry_run=True)
     forgotten = announce_forgotten(output, ids)
     with ExitStack() as leases:
         claims = _claim_all(tables, leases)
@@ -113,40 +106,26 @@ def _claim_all(tables: NightTables, leases: ExitStack) -> dict[str, int]:
     return claims
 
 
-def _plan(tables: NightTables, forgotten: ForgottenIds) -> ForgottenRows:
-    """Find what would be removed."""
-    models = models_of(tables)
-    held = {night.run: _find_rows(tables, night, forgotten)[1] for night in list_nights(tables)}
-    found = {run: rows for run, rows in held.items() if rows}
-    return ForgottenRows(
-        output=tables.out.uri,
-        at=now(),
-        by=user_name(),
-        models=tuple(models),
-        ids=len(forgotten),
-        rows=_count_rows(found.values()),
-        rewritten=dict.fromkeys(found, ""),
-        given_up=tuple(_runs_to_give_up(tables, models, forgotten)),
-        labels=remove_labels(tables.out, forgotten, dry_run=True),
-    )
-
-
-def _forget(tables: NightTables, forgotten: ForgottenIds, claims: Mapping[str, int]) -> ForgottenRows:
-    """Remove the documents under the claims of all models."""
+def _forget(
+    tables: NightTables, forgotten: ForgottenIds, claims: Mapping[str, int], *, dry_run: bool = False
+) -> ForgottenRows:
+    """Remove the documents under the claims of all models; with `dry_run`, only find what would be removed."""
     removed: list[HeldRows] = []
     rewritten: dict[str, str] = {}
     for night in [night for night in list_nights(tables) if night.model in claims]:
-        files, held = _find_rows(tables, night, forgotten)
+        files = published_files(tables, date=night.date, model=night.model, run=night.run)
+        held = find_held(tables, files, forgotten)
         if held:
             rewriting = Rewriting(tables, night, files, held, forgotten)
-            run = rewriting.publish(claims[night.model])
             removed.append(held)
-            rewritten[night.run] = run.name
-    given_up = _give_up_and_delete(tables, forgotten, claims)
-    labels = remove_labels(tables.out, forgotten)
-    tables.out.delete_many([REPORT, PAGE])
-    show_newest_report(tables)
-    rescore_nights(tables)
+            rewritten[night.run] = "" if dry_run else rewriting.publish(claims[night.model]).name
+    give_up = _runs_to_give_up if dry_run else _give_up_and_delete
+    given_up = give_up(tables, forgotten, claims)
+    labels = remove_labels(tables.out, forgotten, dry_run=dry_run)
+    if not dry_run:
+        tables.out.delete_many([REPORT, PAGE])
+        show_newest_report(tables)
+        rescore_nights(tables)
     return ForgottenRows(
         output=tables.out.uri,
         at=now(),
@@ -160,12 +139,7 @@ def _forget(tables: NightTables, forgotten: ForgottenIds, claims: Mapping[str, i
     )
 
 
-def _find_rows(tables: NightTables, night: PublishedRun, forgotten: ForgottenIds) -> tuple[RunFiles, HeldRows]:
-    files = published_files(tables, date=night.date, model=night.model, run=night.run)
-    return files, find_held(tables, files, forgotten)
-
-
-def _runs_to_give_up(tables: NightTables, models: Collection[str], forgotten: ForgottenIds) -> list[str]:
+def _runs_to_give_up(tables: NightTables, forgotten: ForgottenIds, models: Collection[str]) -> list[str]:
     """The runs of models that are not published and must not be any more: unfinished ones, and those with the rows."""
     predictions = tables.open(PREDICTIONS)
     named = {night.run for night in list_nights(tables)}
@@ -195,7 +169,7 @@ def _give_up_and_delete(tables: NightTables, forgotten: ForgottenIds, claims: Ma
     What is deleted is listed before the claims are checked: if this process is suspended in between and others claim
     the models, it deletes nothing, and of what they write nothing is in the list.
     """
-    given_up = _runs_to_give_up(tables, claims, forgotten)
+    given_up = _runs_to_give_up(tables, forgotten, claims)
     for model, claim in claims.items():
         require_claim(tables, model, claim)
     # guarded by test_after_a_crash_the_same_command_completes_it; broken by:

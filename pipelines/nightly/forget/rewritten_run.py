@@ -1,8 +1,11 @@
-"""A published night written again without forgotten documents, as a new run that replaces the old one."""
+"""A published night written again without the documents that are to be forgotten, as a new run that replaces the old.
+
+`find_held` finds the rows of these documents in the files of a run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -12,7 +15,6 @@ import pyarrow.parquet as pq
 
 from pipelines.data.files.kept_columns import schema_of
 from pipelines.data.forgotten_ids import ForgottenIds
-from pipelines.nightly.forget.held_rows import FILES_AT_ONCE, HeldRows, RunFiles
 from pipelines.nightly.night import KEPT
 from pipelines.nightly.report.night_report import NightReport, find_report
 from pipelines.nightly.report.run_report import render_reports
@@ -27,13 +29,43 @@ from pipelines.nightly.tables.night_records import (
     revive_run,
     run_name,
 )
-from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, PublishedRun, of_run
+from pipelines.nightly.tables.night_tables import (
+    DEAD_LETTERS,
+    DISAGREEMENTS,
+    PREDICTIONS,
+    NightTables,
+    PublishedRun,
+    of_run,
+)
 from pipelines.nightly.tables.publication import publish_night
 from pipelines.storage.delta_table import DataFile
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
 from pipelines.storage.stage_plan import PLAN
 from spin.monitor.drift import Drift
+
+WITH_IDS = (PREDICTIONS, DEAD_LETTERS, DISAGREEMENTS)
+"""tables whose rows are documents"""
+_FILES_AT_ONCE = 8
+"""files of a table that are read at a time"""
+RunFiles = Mapping[str, Sequence[DataFile]]
+"""the files of a run by table"""
+HeldRows = Mapping[tuple[str, str], int]
+"""number of rows of a run whose ids are forgotten, by table and path of the file; files without any are left out"""
+
+
+def find_held(tables: NightTables, files: RunFiles, forgotten: ForgottenIds) -> HeldRows:
+    """The rows of a run whose ids are forgotten. Raises UserError if a file of the run is missing."""
+    listed = [(table, file.path) for table in WITH_IDS for file in files.get(table, ())]
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
+        counts = threads.map(lambda each: _count_held(tables.store(each[0]), each[1], forgotten), listed)
+        return {each: count for each, count in zip(listed, counts, strict=True) if count}
+
+
+def _count_held(store: Store, path: str, forgotten: ForgottenIds) -> int:
+    with store.open(path) as source:
+        batches = pq.ParquetFile(source).iter_batches(columns=["id"])
+        return sum(len(forgotten.find(batch["id"].to_pylist())) for batch in batches)
 
 
 @dataclass(frozen=True)
@@ -85,7 +117,7 @@ class Rewriting:
 
     def _write_table(self, table: str, run: str) -> list[DataFile]:
         """The files of a table for the new run; the predictions keep a file also where no row is left in it."""
-        with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
             written = list(threads.map(lambda file: self._write_file(table, file, run), self.files[table]))
         return [file for file in written if file.rows or table == PREDICTIONS]
 

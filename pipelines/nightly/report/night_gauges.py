@@ -30,14 +30,9 @@ NIGHT_GAUGES: Mapping[str, str] = {
 """what each gauge shows, by its name after `spin_night_`"""
 
 
-def list_status(status: int) -> list[GaugeValue]:
-    """The exit status of a command for a night."""
-    return [_gauge("status", status)]
-
-
-def list_end(ended: float) -> list[GaugeValue]:
-    """The end of a command for a night, in seconds since 1970."""
-    return [_gauge("last_run_timestamp_seconds", ended)]
+def gauge(name: str, value: float, **labels: str) -> GaugeValue:
+    """The value of a gauge of `NIGHT_GAUGES` under some labels."""
+    return GaugeValue(f"spin_night_{name}", NIGHT_GAUGES[name], float(value), labels)
 
 
 def list_figures(report: NightReport, ended: float) -> list[GaugeValue]:
@@ -45,18 +40,19 @@ def list_figures(report: NightReport, ended: float) -> list[GaugeValue]:
     counts, reasons = report.counts, report.counts.reasons or {"none": 0}
     midnight = datetime.fromisoformat(report.date).replace(tzinfo=UTC)
     return [
-        _gauge("last_success_timestamp_seconds", ended),
-        _gauge("date_timestamp_seconds", midnight.timestamp()),
-        _gauge("info", 1, run=report.run, version=report.model_version),
-        _gauge("documents", counts.rows),
-        *(_gauge("dead_letters", count, reason=reason) for reason, count in reasons.items()),
-        _gauge("quarantined_files", report.files.quarantined),
-        _gauge("tokens", counts.tokens),
-        _gauge("seconds", report.seconds),
-        *([_gauge("documents_per_second", counts.rows / max(report.seconds, 1e-3))] if counts.rows else []),
-        *([_gauge("coverage", report.coverage)] if counts.predicted else []),
-        *(_gauge("psi", drift.psi, property=drift.name) for drift in report.drift),
-        *(_gauge("drifted", drift.drifted, property=drift.name) for drift in report.drift),
+        gauge("last_run_timestamp_seconds", ended),
+        gauge("last_success_timestamp_seconds", ended),
+        gauge("date_timestamp_seconds", midnight.timestamp()),
+        gauge("info", 1, run=report.run, version=report.model_version),
+        gauge("documents", counts.rows),
+        *(gauge("dead_letters", count, reason=reason) for reason, count in reasons.items()),
+        gauge("quarantined_files", report.files.quarantined),
+        gauge("tokens", counts.tokens),
+        gauge("seconds", report.seconds),
+        *([gauge("documents_per_second", counts.rows / max(report.seconds, 1e-3))] if counts.rows else []),
+        *([gauge("coverage", report.coverage)] if counts.predicted else []),
+        *(gauge("psi", drift.psi, property=drift.name) for drift in report.drift),
+        *(gauge("drifted", drift.drifted, property=drift.name) for drift in report.drift),
         *_list_quality(report.quality),
     ]
 
@@ -66,11 +62,7 @@ def _list_quality(quality: QualityEstimate | None) -> list[GaugeValue]:
         return []
     figures = {"estimated_accuracy": quality.accuracy, "estimated_macro_f1": quality.macro_f1}
     return [
-        _gauge(name, bound_value, bound=bound)
+        gauge(name, bound_value, bound=bound)
         for name, figure in figures.items()
         for bound, bound_value in (("value", figure.value), ("low", figure.low), ("high", figure.high))
     ]
-
-
-def _gauge(name: str, value: float, **labels: str) -> GaugeValue:
-    return GaugeValue(f"spin_night_{name}", NIGHT_GAUGES[name], float(value), labels)

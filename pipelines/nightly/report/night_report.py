@@ -9,9 +9,10 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipelines.nightly.report.throughput import busy_seconds, pace
 from pipelines.nightly.steps.counts import ClassifyCounts, DocumentCounts, NightCounts
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_bytes
@@ -205,12 +206,6 @@ def create_report(run: Store, report: NightReport) -> NightReport:
     return report if stored is None else stored
 
 
-def find_earlier_night(run: Store) -> EarlierNight | None:
-    """The night of a run by its report, None if it has none."""
-    report = find_report(run)
-    return None if report is None else EarlierNight(report.date, report.model_version, report.counts)
-
-
 def measure_throughput(outcomes: Sequence[ShardOutcome[ClassifyCounts]]) -> Throughput | None:
     """The throughput of the shards that hold documents, None without any."""
     computed = [outcome for outcome in outcomes if outcome.counts.rows]
@@ -221,6 +216,39 @@ def measure_throughput(outcomes: Sequence[ShardOutcome[ClassifyCounts]]) -> Thro
     seconds = round(busy_seconds(outcomes), 1)
     mean = sum(outcome.counts.rows for outcome in computed) / max(seconds, 1e-3)
     return Throughput(tuple(round(float(rate), 3) for rate in rates), round(mean, 3), seconds, begin, end)
+
+
+def busy_seconds(outcomes: Sequence[ShardOutcome[Any]]) -> float:
+    """The seconds in which at least one shard was being computed; a resumed run has pauses."""
+    total, until = 0.0, -np.inf
+    for outcome in sorted(outcomes, key=_start_time):
+        total += max(0.0, outcome.ended - max(until, _start_time(outcome)))
+        until = max(until, outcome.ended)
+    return float(total)
+
+
+def span(outcomes: Sequence[ShardOutcome[Any]]) -> float:
+    """The seconds from the start of the first shard to the end of the last."""
+    return float(max(outcome.ended for outcome in outcomes) - min(map(_start_time, outcomes)))
+
+
+def pace(outcomes: Sequence[ShardOutcome[Any]], buckets: int) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Documents per second in B equal intervals of time, and their borders (B + 1,) in seconds since 1970.
+
+    The documents of a shard are spread evenly over the time in which it was computed.
+    """
+    first = min(map(_start_time, outcomes))
+    borders = np.linspace(first, first + span(outcomes), buckets + 1)
+    rates = np.zeros(buckets)
+    for outcome in outcomes:
+        seconds = max(outcome.seconds, 1e-3)
+        done = np.clip((borders - _start_time(outcome)) / seconds, 0, 1)
+        rates += outcome.counts.rows * np.diff(done)
+    return rates / np.diff(borders), borders
+
+
+def _start_time(outcome: ShardOutcome[Any]) -> float:
+    return float(outcome.ended - max(outcome.seconds, 1e-3))
 
 
 def slowest_shards(outcomes: Sequence[ShardOutcome[ClassifyCounts]], numbers: Sequence[int]) -> tuple[SlowShard, ...]:

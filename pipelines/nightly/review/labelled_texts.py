@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Set
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,10 +27,11 @@ def export_labels(settings: Settings, output: str, file: Path, *, model: str | N
     """Write the labelled documents of published nights to a Parquet file that a training can read.
 
     Its columns are those that the settings name: id, text and label, a list where any document has none or several
-    classes; and the split, in a column `split` if they name none. The documents that a review drew at random are
-    divided by the hash of their text, as by a training. All others train: they may have been chosen because they are
-    difficult, and quality that is measured on them would be too low. A document of several nights is written once, with
-    the label of the latest. Returns the number of documents written, and of those whose input is not there any more.
+    classes; and the split, in a column `split` if they name none. The documents that a review drew at random with
+    a known probability are divided by the hash of their text, as by a training. All others train: they may have been
+    chosen because they are difficult, and quality that is measured on them would be too low. A text that validates or
+    tests under one id does so under all. A document of several nights is written once, with the label of the latest.
+    Returns the number of documents written, and of those whose input is not there any more.
     Raises UserError where there are no labels.
     """
     tables = NightTables(Store(output))
@@ -43,7 +44,7 @@ def export_labels(settings: Settings, output: str, file: Path, *, model: str | N
             continue
         rows = stored.get((night.date, night.model), ())
         labels = {row.id: row.true_labels for row in rows if row.true_labels is not None}
-        drawn |= {row.id for row in rows if row.reason == RANDOM}
+        drawn |= {row.id for row in rows if row.reason == RANDOM and row.probability is not None}
         if labels:
             texts = read_texts(settings.data, tables.out, night.run, labels)
             labelled |= {id: (text, labels[id]) for id, text in texts}
@@ -54,14 +55,16 @@ def export_labels(settings: Settings, output: str, file: Path, *, model: str | N
     return len(labelled), len(lost)
 
 
-def _write(settings: Settings, labelled: _Labelled, drawn: Collection[str], file: Path) -> None:
+def _write(settings: Settings, labelled: _Labelled, drawn: Set[str], file: Path) -> None:
     data = settings.data
     several = any(len(labels) != 1 for _, labels in labelled.values())
+    hashes = {id: hash_text(text) for id, (text, _) in labelled.items()}
+    drawn_hashes = {hashes[id] for id in drawn & hashes.keys()}
     splits = [
-        assign_split(hash_text(text), settings.seed, data.valid_fraction, data.test_fraction)
-        if id in drawn
+        assign_split(value, settings.seed, data.valid_fraction, data.test_fraction)
+        if value in drawn_hashes
         else "train"
-        for id, (text, _) in labelled.items()
+        for value in hashes.values()
     ]
     table = pa.table(
         {

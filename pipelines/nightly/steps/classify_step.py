@@ -46,8 +46,6 @@ from spin.settings import Settings
 _log = logging.getLogger(__name__)
 DeadRow = tuple[str, str]
 """the reason and a message for a row that cannot be classified"""
-_SOUND = "This is a short and simple text."
-"""classified by every new worker, and before a document is blamed for an error"""
 
 
 class ClassifyStep:
@@ -64,7 +62,6 @@ class ClassifyStep:
             with self._naming(number):
                 decision = settings.decision if model.decision is None else model.decision
                 self.classifiers.append(_load(model.artifact, settings.model_copy(update={"decision": decision})))
-        self.spin = self.classifiers[0]
         self.shadowed = next((number for number, model in enumerate(job.models) if model.shadow is not None), None)
         self.shadow = None if self.shadowed is None else _load_shadow(job.models[self.shadowed].shadow, settings)
         # the backbone is loaded once, before the first shard
@@ -75,7 +72,7 @@ class ClassifyStep:
     def _prepare(self) -> PassFeatures:
         """Load the backbone. Where that fails for several models, the error names one that fails by itself."""
         try:
-            return PassFeatures(self.classifiers, None if self.shadow is None else self.shadow.spin, _SOUND)
+            return PassFeatures(self.classifiers, None if self.shadow is None else self.shadow.spin)
         except Exception:
             for number, spin in enumerate(self.classifiers):
                 with self._naming(number):

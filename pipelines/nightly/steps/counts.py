@@ -21,14 +21,6 @@ class IntakeCounts(ShardCounts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DuplicateCounts(ShardCounts):
-    """Counts of a partition of the ids, in which duplicates are looked for; `rows` counts its ids."""
-
-    repeats: int
-    """rows whose id another row has that is predicted in their place"""
-
-
-@dataclass(frozen=True, kw_only=True)
 class DocumentCounts:
     """Counts of documents that a model has classified."""
 

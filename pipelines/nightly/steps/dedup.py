@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from pipelines.data.files.shards import Shard
 from pipelines.data.intake import NightPlan
-from pipelines.nightly.steps.counts import DuplicateCounts
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
-from pipelines.storage.shard_log import Attempt, ShardOutcome, StepResult
+from pipelines.storage.shard_log import Attempt, ShardCounts, ShardOutcome, StepResult
 from spin.errors import UserError
 
 REPEATS = "repeats"
@@ -79,20 +78,20 @@ class DuplicateStep:
 
     Of the rows with an id, the first in the order of the plan is predicted that is sound: the intake has left out the
     ids of rows that it knows to be dead letters. A row that turns out to fail while it is computed still counts as the
-    first.
+    first. The rows that are counted are those with an id.
     """
 
     def __init__(self, run: Store, keys: Sequence[str | None], plan: NightPlan, partitions: int) -> None:
         self.run, self.keys, self.partitions = run, keys, partitions
         self.places = _Places.of(plan, len(keys))
 
-    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[DuplicateCounts]:
+    def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ShardCounts]:
         rows = self._read_partition(shard.index)
         # guarded by test_the_first_sound_row_with_an_id_is_no_duplicate; broken by:
         #   rows = rows[np.lexsort((-rows["row"], rows["shard"], rows["low"], rows["high"]))]
         rows = rows[np.lexsort((rows["row"], rows["shard"], rows["low"], rows["high"]))]
         duplicates = rows[_repeated(rows)]
-        counts = DuplicateCounts(rows=len(rows), repeats=len(duplicates))
+        counts = ShardCounts(rows=len(rows))
         if not len(duplicates):
             return StepResult({}, counts)
         table = pa.table([duplicates["shard"], duplicates["row"]], schema=_DUPLICATES)
@@ -198,7 +197,7 @@ class DuplicateRows:
 
 
 def collect_duplicates(
-    run: Store, outcomes: Sequence[ShardOutcome[DuplicateCounts]], shards: int, claim: int, stage: str = REPEATS
+    run: Store, outcomes: Sequence[ShardOutcome[ShardCounts]], shards: int, claim: int, stage: str = REPEATS
 ) -> DuplicateRows:
     """Write the duplicates of all partitions, sorted by shard, to one object in the folder of the run.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pipelines.data.spool import CheckedRows
 from pipelines.storage.shard_log import Attempt
 from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, run_check
-from pipelines.workers.worker_faults import is_fault_of_worker
+from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT, is_fault_of_worker
 from spin.activations.extract import Progress
 from spin.activations.features import Features
 from spin.classifier import TrainedClassifier
@@ -59,8 +59,8 @@ class PassFeatures:
     that cannot be prepared is left out: `shadow` is then None.
     """
 
-    def __init__(self, models: Sequence[TrainedClassifier], shadow: TrainedClassifier | None, known_good: str) -> None:
-        self.models, self.shadow, self._known_good = tuple(models), shadow, known_good
+    def __init__(self, models: Sequence[TrainedClassifier], shadow: TrainedClassifier | None) -> None:
+        self.models, self.shadow = tuple(models), shadow
         self._passes: dict[tuple[TrainedClassifier, ...], SharedPass] = {}
         self._shadow_joins = False
         with self._leaving_shadow_out():
@@ -95,7 +95,7 @@ class PassFeatures:
 
         Raises what that raises.
         """
-        self._shared(self.models).run_backbones([self._known_good])
+        self._shared(self.models).run_backbones([KNOWN_GOOD_TEXT])
 
     def compute(
         self, members: Sequence[int], documents: CheckedRows, attempt: Attempt, rows: list[int], *, with_shadow: bool

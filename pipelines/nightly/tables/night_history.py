@@ -13,7 +13,6 @@ from pipelines.nightly.tables.night_records import Run
 from pipelines.nightly.tables.night_tables import (
     INPUTS,
     PREDICTIONS,
-    QUARANTINED,
     TAKEN,
     NightTables,
     PublishedRun,
@@ -73,23 +72,15 @@ def find_newest_night(nights: Iterable[PublishedRun], *, model: str | None = Non
     return max(eligible, key=lambda night: (night.date, night.committed), default=None)
 
 
-def taken_files(tables: NightTables, *, model: str, date: str, files: Collection[FileState]) -> set[FileState]:
-    """The files whose documents are in a night of the model of another date than `date`, published or deleted.
-
-    Those of deleted nights that were freed, and quarantined files, are not among them. Ask after the claim: until
-    another claim, the answer stays true. Raises UserError if the table of inputs lacks a run that is published.
-    """
-    return _files_of_nights(tables, model, date, files, TAKEN)
-
-
-def quarantined_files(tables: NightTables, *, model: str, date: str, files: Collection[FileState]) -> set[FileState]:
-    """The files that a night of the model of another date than `date` has quarantined as they are now."""
-    return _files_of_nights(tables, model, date, files, QUARANTINED)
-
-
-def _files_of_nights(
-    tables: NightTables, model: str, date: str, files: Collection[FileState], status: str
+def recorded_files(
+    tables: NightTables, *, model: str, date: str, files: Collection[FileState], status: str = TAKEN
 ) -> set[FileState]:
+    """The files that a night of the model of another date than `date`, published or deleted, has with a status.
+
+    The documents of files with the status `taken` are in that night. Files of deleted nights that were freed are not
+    among them. Ask after the claim: until another claim, the answer stays true. Raises UserError if the table of inputs
+    lacks a run that is published.
+    """
     predictions = tables.find(PREDICTIONS)
     if predictions is None:
         return set()
@@ -123,7 +114,7 @@ def require_not_taken(tables: NightTables, night: Run) -> None:
     """
     inputs = tables.store(INPUTS)
     files = set().union(*(_read_files(inputs, file, TAKEN) for file in night.files.get(INPUTS, ())))
-    if taken := taken_files(tables, model=night.model, date=night.date, files=files):
+    if taken := recorded_files(tables, model=night.model, date=night.date, files=files):
         raise UserError(
             f"run {night.name} cannot be restored: nights of other dates, published or deleted, have taken "
             f"{len(taken)} of its {len(files)} files, such as {min(taken).uri}. Classify the rest again with "

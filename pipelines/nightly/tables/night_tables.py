@@ -156,8 +156,6 @@ class PublishedRun:
     """name of the run"""
     rows: int
     """number of predictions"""
-    files: int
-    """number of files"""
     committed: float
     """when the run was published or restored, in seconds since 1970"""
 
@@ -167,7 +165,7 @@ def published_runs(predictions: TableSnapshot) -> list[PublishedRun]:
     files = predictions.file_table
     runs = pc.replace_substring_regex(files["path"], "/.*", "")
     nights = files.append_column("run", runs).group_by(["date", "model", "run"])
-    totals = nights.aggregate([("rows", "sum"), ("path", "count"), ("modified", "max")])
+    totals = nights.aggregate([("rows", "sum"), ("modified", "max")])
     return sorted(
         (
             PublishedRun(
@@ -175,7 +173,6 @@ def published_runs(predictions: TableSnapshot) -> list[PublishedRun]:
                 model=row["model"],
                 run=row["run"],
                 rows=row["rows_sum"],
-                files=row["path_count"],
                 committed=row["modified_max"] / 1000,
             )
             for row in totals.to_pylist()
@@ -262,7 +259,7 @@ def file_rows(table: str, rows: pa.Table, *, date: str, model: str, run: str, ke
     The files hold the partition columns too. The log has their values, but Polars reads them from the names of folders
     or from the files, and would see nulls.
     """
-    rows = columns_of_type(rows, table_schema(table, kept), len(rows))
+    rows = columns_of_type(rows, table_schema(table, kept))
     for name, value in (("date", day.fromisoformat(date)), ("model", model), ("run", run)):
         rows = _fill_column(rows, name, value)
     return rows
@@ -327,5 +324,5 @@ def read_rows(snapshot: TableSnapshot, partition: Mapping[str, str]) -> pa.Table
     for file in snapshot.files(partition):
         with snapshot.store.open(file.path) as source:
             rows = pq.ParquetFile(source).read()
-        parts.append(columns_of_type(rows, schema, len(rows)))
+        parts.append(columns_of_type(rows, schema))
     return pa.concat_tables(parts)

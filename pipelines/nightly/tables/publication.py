@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict
 
 import pyarrow as pa
 
+from pipelines.data.intake import FileOutcome
 from pipelines.nightly.tables.night_history import require_not_taken
 from pipelines.nightly.tables.night_records import (
     Run,
@@ -22,8 +23,10 @@ from pipelines.nightly.tables.night_tables import (
     INPUTS,
     NO_COLUMNS,
     PREDICTIONS,
+    QUARANTINED,
     SIDE_TABLES,
     TABLES,
+    TAKEN,
     NightTables,
     file_rows,
     merge_schemas,
@@ -42,24 +45,6 @@ from pipelines.storage.retrying import retry_commits
 from spin.errors import UserError
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class InputRow:
-    """A row of the table of inputs: an input file and what became of it."""
-
-    uri: str
-    """URI of the file"""
-    size: int
-    """bytes"""
-    version: str
-    """ETag, or modification time on a disk"""
-    rows: int
-    """documents that were read from it"""
-    status: str
-    """`taken`, or `quarantined` if none of its documents is classified"""
-    reason: str | None = None
-    """why it is quarantined"""
 
 
 def claim_nights(tables: NightTables, model: str, lease: Lease) -> int:
@@ -112,10 +97,10 @@ def claim_side_tables(tables: NightTables, model: str, claim: int) -> None:
         tables.open(table).commit_transaction(model_app(model), claim, metadata={"model": model, "claim": str(claim)})
 
 
-def write_inputs(tables: NightTables, run: Run, claim: int, rows: Sequence[InputRow]) -> DataFile:
+def write_inputs(tables: NightTables, run: Run, claim: int, files: Sequence[FileOutcome]) -> DataFile:
     """Write the input files of a run as a file of the table of inputs and return it; nothing is committed."""
-    columns = [field.name for field in fields(InputRow)]
-    values = pa.table({name: [getattr(row, name) for row in rows] for name in columns})
+    rows = [{**asdict(file), "status": TAKEN if file.reason is None else QUARANTINED} for file in files]
+    values = pa.Table.from_pylist(rows, schema=table_schema(INPUTS))
     return _write_file(tables, INPUTS, run, f"inputs-{claim:06d}", values, NO_COLUMNS)
 
 

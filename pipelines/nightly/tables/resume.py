@@ -9,7 +9,7 @@ from functools import partial
 
 from pipelines.data.files.input_files import InputFile
 from pipelines.nightly.tables.listing import Listing, ListingPlan
-from pipelines.nightly.tables.night_history import FileState, list_nights, taken_files
+from pipelines.nightly.tables.night_history import FileState, list_nights, recorded_files
 from pipelines.nightly.tables.night_records import (
     FORMAT,
     RUN,
@@ -324,7 +324,7 @@ def _some_taken(tables: NightTables, run: ChosenRun, request: NightRequest) -> b
 
 
 def _taken(tables: NightTables, request: NightRequest, files: Sequence[InputFile]) -> set[FileState]:
-    return taken_files(tables, model=request.model, date=request.date, files=[_state(file) for file in files])
+    return recorded_files(tables, model=request.model, date=request.date, files=[_state(file) for file in files])
 
 
 def _state(file: InputFile) -> FileState:

@@ -19,7 +19,8 @@ PREDICTIONS = "predictions.json"
 """file of a gate's run: the predictions for the frozen evaluation set of the version and of the champion, by version"""
 AFTER, LABELS = "spin.gate.after", "spin.gate.labels"
 """tags of a gate's run: the last move of the champion before it, and the digest of the labels that it compared"""
-_MOVE = "spin.move"
+MOVE = "spin.move"
+"""tag of a gate's run: promote or rollback"""
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def read_earlier_gates(
     """
     if last_move is None:
         return EarlierGates()
-    gates = registry.find_gate_tags({_MOVE: "promote"})
+    gates = [run.data.tags for run in registry.search_runs(f"tags.`{MOVE}` = 'promote'")]
     tried = {(tags[AFTER], tags[LABELS]) for tags in gates if AFTER in tags and LABELS in tags}
     here = frozenset(labels for after, labels in tried if after == last_move)
     champions: dict[str, PredictionReply] = {}

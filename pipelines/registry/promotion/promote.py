@@ -12,6 +12,7 @@ from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.promotion.earlier_gates import (
     AFTER,
     LABELS,
+    MOVE,
     PREDICTIONS,
     evaluation_key,
     predictions_json,
@@ -150,7 +151,7 @@ def _log(
         "forced": str(forced).lower(),
     }
     # later gates find the run of a promotion by these
-    found = {AFTER: before.last_move if move == "promote" else None, LABELS: report.labels_digest}
+    found = {MOVE: move, AFTER: before.last_move if move == "promote" else None, LABELS: report.labels_digest}
     content = {
         **tags,
         "version": number,
@@ -161,13 +162,12 @@ def _log(
     files = {"gate.json": json.dumps(content, indent=2)}
     if report.predictions:
         files[PREDICTIONS] = predictions_json(report.predictions)
-    run = registry.log_gate(
-        number,
-        move,
-        tags={f"{_GATE}.{name}": value for name, value in tags.items()} | {n: v for n, v in found.items() if v},
-        metrics=report.figures,
-        files=files,
-    )
+    run_tags = {
+        "spin.version": number,
+        **{f"{_GATE}.{name}": value for name, value in tags.items()},
+        **{name: value for name, value in found.items() if value},
+    }
+    run = registry.log_run(f"{move} {number}", run_tags, report.figures, files)
     # each check in words, cut to the length that MLflow allows
     checks = {c.name: f"{'passed' if c.passed else 'failed'}: {c.measured}"[:200] for c in report.checks}
     registry.tag_version(number, _GATE, {**tags, **checks, "run": run})

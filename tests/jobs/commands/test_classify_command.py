@@ -13,7 +13,7 @@ import yaml
 
 import jobs.commands.classify_command
 from jobs.commands import job_commands
-from jobs.printing.nights import print_night
+from jobs.commands.classify_command import print_night
 from pipelines.nightly import classify, command_result
 from pipelines.nightly.command_result import CommandResult, NightFailure
 from pipelines.nightly.report import precision_check
@@ -258,7 +258,7 @@ def test_the_causes_of_drift_are_printed_below_it(capsys: pytest.CaptureFixture[
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     at = lines.index("drift: neurons stability index 0.81, above 0.13")
     assert lines[at + 1 : at + 3] == [
-        "ffn.01.max[17] moved by +0.90 standard deviations: documents d1, \ufffd[31md2\ufffd; words storm, late",
+        "ffn.01.max[17] moved by +0.90 standard deviations: documents d1, ␛[31md2␊; words storm, late",
         "words[0] moved by -0.50 standard deviations: words storm",
     ]
     assert "ffn.02" not in "".join(lines)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands import forget_command
+from jobs.commands import forget_commands
 from pipelines.forget import forget
 from pipelines.forget.forget import Forgotten, ForgottenInRegistry
 from pipelines.nightly.forget.forget_nights import ForgottenRows
@@ -38,7 +38,7 @@ def test_what_is_forgotten_is_printed(
         return DONE
 
     monkeypatch.setattr(forget, "forget_documents", pretend)
-    monkeypatch.setattr(forget_command, "load_settings", lambda *_: None)
+    monkeypatch.setattr(forget_commands, "load_settings", lambda *_: None)
     (tmp_path / "ids.txt").write_text("a\nb\n", encoding="utf-8")
     words = ["forget", "settings.yaml", "--ids", str(tmp_path / "ids.txt"), "--output", "s3://bucket/out"]
     words += ["--dry-run"] if dry_run else []
@@ -58,7 +58,7 @@ def test_versions_that_cannot_be_read_are_an_error_at_the_end(
     """After all else was done and printed."""
     found = Forgotten((), False, (ForgottenInRegistry("tweets", unreadable={"2": "version 2 has lost its files"}),))
     monkeypatch.setattr(forget, "forget_documents", lambda *_, **__: found)
-    monkeypatch.setattr(forget_command, "load_settings", lambda *_: None)
+    monkeypatch.setattr(forget_commands, "load_settings", lambda *_: None)
     (tmp_path / "ids.txt").write_text("a\n", encoding="utf-8")
     error = run_spin(capsys, monkeypatch, "forget", "settings.yaml", "--ids", str(tmp_path / "ids.txt"), status=2)
     assert "1 version could not be read, so it is not known what they name: version 2 has lost its files" in error

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from pipelines.data.intake import FileOutcome
 from pipelines.nightly import nights
 from pipelines.nightly.tables import publication
 from pipelines.nightly.tables.night_records import LEASES, abandon_run, begin_run, lease_model
-from pipelines.nightly.tables.night_tables import DEAD_LETTERS, QUARANTINED, TAKEN, NightTables, partitions
-from pipelines.nightly.tables.publication import InputRow, write_inputs
+from pipelines.nightly.tables.night_tables import DEAD_LETTERS, NightTables, partitions
+from pipelines.nightly.tables.publication import write_inputs
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from tests.support.command_line import CallSpin
@@ -114,7 +115,7 @@ def test_a_night_is_listed_after_its_folder_of_records_was_deleted(spin: Run, ou
 def test_a_run_is_shown_with_its_rows_and_the_files_that_it_left_out(
     spin: Run, out: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [InputRow("a.jsonl", 7, "v1", 2, TAKEN), InputRow("[b].csv", 9, "v1", 0, QUARANTINED, "an open quote")]
+    rows = [FileOutcome("a.jsonl", 7, "v1", 2), FileOutcome("[b].csv", 9, "v1", 0, "an open quote")]
     monkeypatch.setattr(
         "tests.support.nights.write_inputs", lambda tables, run, token, _: write_inputs(tables, run, token, rows)
     )
@@ -162,7 +163,7 @@ def test_show_names_the_unfinished_run_of_a_date_without_a_night(spin: Run, out:
 
 def test_a_quarantined_file_is_named_once(spin: Run, out: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most reasons begin with the file."""
-    rows = [InputRow("s3://b/a.csv", 9, "v1", 0, QUARANTINED, "s3://b/a.csv row 7: an open quote")]
+    rows = [FileOutcome("s3://b/a.csv", 9, "v1", 0, "s3://b/a.csv row 7: an open quote")]
     monkeypatch.setattr(
         "tests.support.nights.write_inputs", lambda tables, run, token, _: write_inputs(tables, run, token, rows)
     )
@@ -326,7 +327,7 @@ def test_a_run_whose_list_of_files_is_lost_is_not_shown_as_one_that_read_nothing
 def test_of_many_quarantined_files_ten_are_shown_and_the_others_counted(
     spin: Run, out: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [InputRow(f"{number}.csv", 9, "v1", 0, QUARANTINED, "an open quote") for number in range(12)]
+    rows = [FileOutcome(f"{number}.csv", 9, "v1", 0, "an open quote") for number in range(12)]
     monkeypatch.setattr(
         "tests.support.nights.write_inputs", lambda tables, run, token, _: write_inputs(tables, run, token, rows)
     )

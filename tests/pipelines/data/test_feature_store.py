@@ -25,6 +25,7 @@ from spin.heads.selection import Selection
 from spin.labels.label_space import Label, LabelSpace
 from spin.settings import parse_settings
 from spin.sites import FeatureColumn
+from tests.support.selected_features import read_selection
 
 HALF, FULL = FeatureColumn.parse("ffn.01.mean"), FeatureColumn.parse("resid.02.max")
 
@@ -215,8 +216,8 @@ def test_after_two_passes_the_kept_neurons_of_all_documents_are_read(
         for neurons in ({HALF: [4]}, {FULL: [0, 2]}, {HALF: [1, 4], FULL: [2]}):
             selection = select(neurons)
             expected = np.concatenate([features.columns[c][np.ix_(rows, n)] for c, n in neurons.items()], axis=1)
-            np.testing.assert_array_equal(shards.read_selection(selection, rows), expected)
-        nothing = shards.read_selection(Selection({}, {}, 0.0), rows)
+            np.testing.assert_array_equal(read_selection(shards, selection, rows), expected)
+        nothing = read_selection(shards, Selection({}, {}, 0.0), rows)
         assert nothing.shape == (len(rows), 0)
 
 
@@ -226,9 +227,9 @@ def test_the_logits_of_the_words_stay_with_their_rows(two_passes: tuple[FeatureS
     rows, words = np.array([0, 1, 9, 10, 11, 22]), np.arange(12, dtype=np.float32).reshape(6, 2)
     expected = np.concatenate([words, features.columns[HALF][rows][:, [4]]], axis=1)
     selection = select({HALF: [4]}).join_words(2)
-    np.testing.assert_array_equal(shards.read_selection(selection, rows, words), expected)
+    np.testing.assert_array_equal(read_selection(shards, selection, rows, words), expected)
     assert [len(block) for block in shards.selection_blocks(selection, rows, words)] == [3, 3]
-    np.testing.assert_array_equal(shards.read_selection(select({}).join_words(2), rows, words), words)
+    np.testing.assert_array_equal(read_selection(shards, select({}).join_words(2), rows, words), words)
 
 
 def test_whole_columns_are_read_of_the_sample_and_of_documents_that_test(
@@ -250,7 +251,7 @@ def test_a_whole_column_beside_kept_neurons_keeps_its_place(
     wanted = {FULL: [1], HALF: [4]}
     neurons = {first: wanted[first], **wanted}
     expected = np.concatenate([features.columns[c][np.ix_(TESTED, n)] for c, n in neurons.items()], axis=1)
-    np.testing.assert_array_equal(shards.read_selection(select(neurons), TESTED), expected)
+    np.testing.assert_array_equal(read_selection(shards, select(neurons), TESTED), expected)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +265,6 @@ def test_what_was_not_extracted_is_refused(
     shards, rows = two_passes[0], np.array([row])
     reads_neurons = neurons is not None
     selection = select({column: neurons or []})
-    read = partial(shards.read_selection, selection) if reads_neurons else partial(shards.read_rows, column)
+    read = partial(read_selection, shards, selection) if reads_neurons else partial(shards.read_rows, column)
     with pytest.raises(ValueError, match="1 of 1 documents have no values"):
         read(rows)

@@ -552,6 +552,21 @@ def test_a_kept_column_of_two_types_is_refused_before_anything_is_classified(tmp
     assert declared.plan.types == {"n": "int32"}
 
 
+def test_fields_of_structs_may_hold_nulls_alone_but_have_no_two_types(tmp_path: Path) -> None:
+    """Whatever Arrow would make of them; the files share a part of the spool."""
+    data = DataSettings(train="unused", keep=["n"])
+    values = [{"a": None, "b": [None]}, {"a": 1, "b": ["x"]}]
+    for row, name in enumerate(("a.parquet", "b.parquet")):
+        write_file(tmp_path, name, to_parquet([{"id": name, "text": "t", "n": values[row]}]))
+    night = run_night(tmp_path, data=data)
+    assert night.plan.types == {"n": 'struct<"a": int64, "b": list<string>>'}
+    assert [part.kept.to_pydict() for part in night.rows] == [{"n": values}]
+    for n, kind in (({"a": 0.5, "b": ["x"]}, "float64"), ({"a": "1", "b": ["x"]}, "string")):
+        write_file(tmp_path, "c.parquet", to_parquet([{"id": "3", "text": "t", "n": n}]))
+        with pytest.raises(UserError, match=f"the kept column 'n' is struct<\"a\": {kind}, .*elsewhere it is struct"):
+            run_night(tmp_path, data=data)
+
+
 def test_a_lost_part_of_the_spool_ends_the_run_and_is_no_bad_file(tmp_path: Path) -> None:
     shard = Shard(0, (Piece(str(tmp_path / "part"), SPOOL, 0, 1, documents=1, size=9),))
     with pytest.raises(UserError, match="part is missing, so the run cannot go on; start over with --restart"):

@@ -22,6 +22,7 @@ from pipelines.service_errors import BadRowsError
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import ShardLog, ShardOutcome
 from pipelines.workers.map_shards import map_shards
+from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.extract import count_tokens
 from spin.activations.word_reader import WordReader
 from spin.backbone.model import Backbone
@@ -236,8 +237,8 @@ def test_a_worker_checks_its_backbone_whatever_words_decide(
     """Before a document is blamed for an error, a sound text must reach the backbone, which may be broken."""
     step = object.__new__(ClassifyStep)
     spin = TrainedClassifier.load(registry_fixture.folder / "1", early=True)
-    step.features = PassFeatures([spin], None, "a sound text")
-    words = build_word_regression(["a sound text"], classes=2)
+    step.features = PassFeatures([spin], None)
+    words = build_word_regression([KNOWN_GOOD_TEXT], classes=2)
     monkeypatch.setattr(TrainedClassifier, "member", replace(spin.member, words=words))
     monkeypatch.setattr(PassMember, "decided_by_words", lambda self, words: np.ones(len(words), bool))
     spin.share_backbone(spin)  # so that its pass is opened anew
@@ -256,7 +257,7 @@ def test_a_worker_checks_that_it_finds_reasons(
 ) -> None:
     step = object.__new__(ClassifyStep)
     spin = TrainedClassifier.load(registry_fixture.folder / "1", early=True, reasons=2)
-    step.features = PassFeatures([spin], None, "a sound text")
+    step.features = PassFeatures([spin], None)
     step.check()
 
     def fail(*_: Any) -> None:

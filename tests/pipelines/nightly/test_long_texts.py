@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.printing.nights import print_night
+from jobs.commands.classify_command import print_night
 from pipelines.nightly.observed_nights import list_metrics
 from pipelines.nightly.report.run_report import report_page
 from pipelines.planning.estimate import estimate_night

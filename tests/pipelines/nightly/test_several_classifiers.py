@@ -14,7 +14,7 @@ from transformers import BertModel
 from pipelines.nightly import classify, classify_pass
 from pipelines.nightly.command_result import CommandResult
 from pipelines.nightly.night_models import RequestedModel
-from pipelines.nightly.steps import classify_step
+from pipelines.nightly.steps import classify_step, pass_features
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, PREDICTIONS, NightTables, read_rows
 from pipelines.storage.object_store import Store
@@ -185,7 +185,7 @@ def test_ten_classifiers_share_one_pass_and_publish_by_themselves(
     """
     run_shards_here(monkeypatch)
     monkeypatch.setattr(classify_pass, "ClassifyStep", FailingBlockStep)
-    monkeypatch.setattr(classify_step, "_SOUND", ROWS[0]["text"])
+    monkeypatch.setattr(pass_features, "KNOWN_GOOD_TEXT", ROWS[0]["text"])
     project = SeveralProject(tmp_path, ten_versions, backbone_folder, store_uri)
     unknown = [{"id": f"unknown {n}", "text": "the zebra was late"} for n in range(4)]
     files = {"a.jsonl": ROWS[:20], "b.jsonl": ROWS[20:30], "c.jsonl": [*ROWS[30:50], *unknown, dict(ROWS[40])]}
@@ -271,7 +271,7 @@ def test_a_document_that_only_one_model_cannot_compute_is_a_dead_letter_of_that_
 ) -> None:
     """The third block raises on words that the tokenizer does not know; only the deep model reads it."""
     monkeypatch.setattr(classify_pass, "ClassifyStep", FailingBlockStep)
-    monkeypatch.setattr(classify_step, "_SOUND", ROWS[0]["text"])
+    monkeypatch.setattr(pass_features, "KNOWN_GOOD_TEXT", ROWS[0]["text"])
     rows = [*ROWS[:17], {"id": "unknown word", "text": "the zebra was late"}, *ROWS[17:]]
     project.write(rows)
     together = project.run("together", DEEP, SHALLOW)

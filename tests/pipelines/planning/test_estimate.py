@@ -18,7 +18,7 @@ import yaml
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.numpy import save_file
 
-import jobs.commands.plan_command
+import jobs.commands.planning_commands
 from pipelines.data import intake
 from pipelines.data.files import reader_process
 from pipelines.data.files.formats import MAX_BYTES
@@ -406,7 +406,7 @@ def test_spin_plan_prints_text_or_json(
     call_spin: CallSpin,
 ) -> None:
     """The options reach the estimate; the text names shards, hours, deadline, bytes and what is left out."""
-    monkeypatch.setattr(jobs.commands.plan_command, "open_registry", lambda _: registry_fixture)
+    monkeypatch.setattr(jobs.commands.planning_commands, "open_registry", lambda _: registry_fixture)
     source = write_rows(str(tmp_path), "jsonl", tiny.make_documents(90))
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import count, islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -92,16 +93,18 @@ class MemoryRegistry:
     def tag_version(self, number: str, prefix: str, tags: Mapping[str, str]) -> None:
         pass
 
-    def log_gate(self, number: str, move: str, tags: Mapping[str, str], metrics: Any, files: Any) -> str:
+    def log_run(self, name: str, tags: Mapping[str, str], metrics: Any, files: Any) -> str:
         run = uuid.uuid4().hex
-        self.runs[run] = {"spin.version": number, "spin.move": move, **tags}, files
+        self.runs[run] = tags, files
         return run
 
     def read_run_file(self, run: str, file: str) -> str | None:
         return self.runs[run][1].get(file) if run in self.runs else None
 
-    def find_gate_tags(self, tags: Mapping[str, str]) -> list[dict[str, str]]:
-        return [run for run, _ in self.runs.values() if tags.items() <= run.items()]
+    def search_runs(self, condition: str) -> list[Any]:
+        assert condition == "tags.`spin.move` = 'promote'"
+        gates = [tags for tags, _ in self.runs.values() if tags["spin.move"] == "promote"]
+        return [SimpleNamespace(data=SimpleNamespace(tags=tags)) for tags in gates]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,3 +90,17 @@ def test_a_set_keeps_the_groups_of_its_documents() -> None:
     assert EvaluationSet.from_json(old).group_hashes is None
     assert EvaluationSet.from_json(old).take([0]).to_json() == old
     assert EvaluationSet.from_json(b"[]").to_json() == b"[]"
+
+
+def test_a_group_lies_in_one_half_and_any_of_its_documents_proves() -> None:
+    """Its documents are alike: by one of them the gate would choose, and by another prove."""
+    groups = np.arange(2000, dtype=np.uint64) // 10
+    frozen = replace(build_evaluation_set(IDS), groups=[f"{group:016x}" for group in groups])
+    of_gate, of_certificate = (set(half.groups) for half in (frozen.gate_half, frozen.certificate_half))
+    assert of_gate.isdisjoint(of_certificate)
+    assert 80 < len(of_gate) < 120
+    labels = Labels(IDS, LabelSpace(("a", "b")), np.zeros(2000, np.int64), ["test"] * 2000, groups)
+    proving = held_out_logits.choose_proving(labels, np.arange(2000))
+    assert {f"{group:016x}" for group in groups[proving]} == of_certificate
+    assert len(proving) == len(of_certificate)
+    assert 3.5 < np.mean(proving % 10) < 5.5  # of the first documents alone it would be 0

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from jobs.printing.training import print_training
+from jobs.commands.train_commands import print_training
 from pipelines.data.training_labels import Labels
 from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store

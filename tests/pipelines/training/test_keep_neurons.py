@@ -41,6 +41,7 @@ from spin.settings import Choice, Settings, StoreSettings
 from spin.sites import FeatureColumn
 from tests.support import small_training, tiny
 from tests.support.leases import expire_lease
+from tests.support.selected_features import read_selection
 
 pytestmark = pytest.mark.slow
 
@@ -107,8 +108,8 @@ def test_both_ways_give_the_same_classifier(in_one_pass: Training, in_two_passes
     of_all = f"{count_chosen(in_two_passes)} of {two.counts['train'] + two.counts['valid']} documents that train or"
     for name in by_sample:
         assert f"{name}: fitted on a stratified sample, {of_all} validate" in two.notes
-    checked = f"{SAMPLED} of {two.counts['train'] + two.counts['valid']} documents to train and validate"
-    assert f"labels were checked on a sample of {checked} (search.documents)" in one.notes
+    checked = f"{SAMPLED} of {two.counts['train'] + two.counts['valid']} documents to train and validate were checked"
+    assert f"labels of {checked}, of the sample that makes the choices (search.documents)" in one.notes
     assert one.suspects == two.suspects
     assert [row.name for row in two.table][:4] == ["tfidf", "last_layer", "best_site", "spin"]
     assert two.counts == one.counts
@@ -180,7 +181,8 @@ def test_the_held_out_logits_are_those_of_the_test_documents_that_prove_promises
     """Of each classifier, at every place where a document may stop: so that they follow for any decision."""
     training = in_two_passes
     rows, y = training.labels.part("test")
-    proving = [certifies(training.labels.ids[row]) for row in rows.tolist()]
+    assert training.labels.groups is not None
+    proving = [certifies(group) for group in training.labels.groups[rows].tolist()]
     rows, y = rows[proving], y[proving]
     texts = pq.read_table(training.settings.data.train)["text"].to_pylist()
     tested = [texts[row] for row in rows]
@@ -328,7 +330,7 @@ def test_a_pass_that_is_deleted_in_part_is_never_continued(
         return run_keep(settings, plan, features, training.labels, selection, [])
 
     rows = np.flatnonzero(np.array(training.labels.splits) != "dropped")
-    before = keep(one).read_selection(one, rows)
+    before = read_selection(keep(one), one, rows)
     delete, deleted, folder = Store.delete, [], folders(Store.of(settings) / "kept")
 
     def die(store: Store, key: str) -> None:
@@ -343,7 +345,7 @@ def test_a_pass_that_is_deleted_in_part_is_never_continued(
         with pytest.raises(KeyboardInterrupt):
             keep(other)
     assert len(deleted) == deletions
-    np.testing.assert_array_equal(keep(one).read_selection(one, rows), before)
+    np.testing.assert_array_equal(read_selection(keep(one), one, rows), before)
 
 
 @pytest.mark.parametrize(("documents", "extracted"), [(180, 180), (181, N)])
@@ -488,9 +490,9 @@ def test_a_classifier_without_neurons_needs_no_activations(in_two_passes: Traini
     plan, _, features = load_features(settings)
     features = run_keep(settings, plan, features, training.labels, Selection({}, {}, 0.0), [])
     rows = np.arange(N)
-    assert features.read_selection(Selection({}, {}, 0.0), rows).shape == (N, 0)
+    assert read_selection(features, Selection({}, {}, 0.0), rows).shape == (N, 0)
     column = FeatureColumn.parse("ffn.01.mean")
     selection = Selection({column: np.array([0])}, {column: np.zeros(1)}, 1.0)
-    assert replace(features, kept=None).read_selection(selection, features.extracted).shape == (SAMPLED, 1)  # type: ignore[arg-type]
+    assert read_selection(replace(features, kept=None), selection, features.extracted).shape == (SAMPLED, 1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="have no values"):
-        features.read_selection(selection, rows)
+        read_selection(features, selection, rows)

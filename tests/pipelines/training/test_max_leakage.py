@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.printing.training import print_training
+from jobs.commands.train_commands import print_training
 from pipelines.data.training_labels import Labels, Sample
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import read_plan

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from pipelines.training.held_out_logits import describe_promise, promise_error
-from pipelines.training.model_card_facts import Comparison, build_card
+from pipelines.training.model_card_facts import build_card
 from spin import TrainedClassifier
 from spin.backbone.loading import load_backbone
 from spin.heads.abstention import choose_band
@@ -19,7 +19,7 @@ from spin.heads.held_out import HeldOutLogits
 from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import ClassFigures
 from spin.monitor.quality import QualitySums, estimate_quality
-from spin.pages.model_card import ContenderResult, ScoreInterval
+from spin.pages.model_card import Comparison, ContenderResult, ScoreInterval
 from spin.settings import BackboneSettings, Choice, DecisionSettings, parse_settings
 from tests.pipelines.training.test_neurons import build_random_classifier
 

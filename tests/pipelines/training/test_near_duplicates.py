@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.printing.training import print_training
+from jobs.commands.train_commands import print_training
 from pipelines.data.training_labels import Labels, SplitOverlap
 from pipelines.training.extract_features import load_features
 from pipelines.training.train import TrainReport

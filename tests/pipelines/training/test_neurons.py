@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from jobs import named_classifier
 from jobs.commands import model_commands
-from jobs.printing.explanations import print_neurons
+from jobs.commands.model_commands import print_neurons
 from pipelines.data.corpus import Corpus
 from pipelines.data.feature_store import Columns, FeatureShard, FeatureShards
 from pipelines.data.training_labels import Labels

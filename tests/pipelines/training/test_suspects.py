@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.printing.training import print_training
+from jobs.commands.train_commands import print_training
 from pipelines.training.train import TrainReport
 from pipelines.training.workflow import run_workflow
 from spin.errors import UserError

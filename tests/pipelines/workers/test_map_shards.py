@@ -348,7 +348,7 @@ def native_death(monkeypatch: pytest.MonkeyPatch) -> None:
     write = Store.write_json
 
     def write_alive(store: Store, key: str, value: Any) -> None:
-        if key.startswith("starts/") and value == {"nodes": []}:
+        if key.startswith("starts/") and value == []:
             raise Died
         write(store, key, value)
 
@@ -390,9 +390,9 @@ def test_deaths_of_other_workers_and_on_lost_nodes_do_not_count(tmp_path: Path, 
 @pytest.mark.usefixtures("process")
 def test_a_worker_that_has_loaded_the_model_clears_its_earlier_deaths(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    store.write_json("starts/000001/actor.json", {"nodes": ["node"] * (MAX_DEADLY_STARTS - 1)})
+    store.write_json("starts/000001/actor.json", ["node"] * (MAX_DEADLY_STARTS - 1))
     assert compute(_Worker(make_work(TextStep, tmp_path))).error is None
-    assert store.read_json("starts/000001/actor.json") == {"nodes": []}
+    assert store.read_json("starts/000001/actor.json") == []
 
 
 class BrokenGpu(TextStep):

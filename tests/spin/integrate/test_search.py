@@ -545,13 +545,31 @@ def test_no_candidate_has_neurons_or_words_without_weight(words: str) -> None:
         project = build_project(seed=seed, signal=0.0, n=400)
         search = project.search(SEARCH.model_copy(update={"words": words}), words=make_words(project, 2.0))
         nothing = [0 * logits for logits in search.words.held_out]  # type: ignore[union-attr]
-        assert [stack.words for stack in search._stacks(nothing)] == ([0] if words == "auto" else [])
+        assert [stack.words for stack in search._stacks(nothing)] == (
+            [0] if words == "auto" else []
+        )  # words alone come last
         useless = replace(search.words, held_out=tuple(nothing))  # type: ignore[type-var]
         evidence, search.words = search.words.held_out, useless  # type: ignore[union-attr]
-        assert [stack.words for stack in search._stacks(evidence)] == ([0] if words == "auto" else [])
+        assert [stack.words for stack in search._stacks(evidence)] == [0]
         search.words = make_words(project, 2.0)
         stacks = [c.stack for c in search.run() if c.reads_neurons and c.reads_words]
         assert all(min(stack.neurons, stack.words) > 0 for stack in stacks)
+
+
+def test_cheapest_never_costs_more_than_balanced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its network gains too little, `cheapest` is what `balanced` is, and not `accuracy`."""
+    project = build_project(signal=3.0, n=600)
+    settings = SEARCH.model_copy(update={"balanced_loss": 0.3, "cheapest_loss": 0.5})
+    plain = project.integrate(settings).choices
+    assert plain["balanced"].selection.depth < plain["accuracy"].selection.depth
+    keeps_limit = CandidateFitter.keeps_limit
+
+    def refuse_cheapest(fitter: CandidateFitter, ours: Candidate, theirs: Candidate, limit: float) -> bool:
+        return limit != 0.5 and keeps_limit(fitter, ours, theirs, limit)
+
+    monkeypatch.setattr(CandidateFitter, "keeps_limit", refuse_cheapest)
+    choices = project.integrate(settings).choices
+    assert choices["cheapest"] is choices["balanced"] is not choices["accuracy"]
 
 
 @pytest.mark.slow

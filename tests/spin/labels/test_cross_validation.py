@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t
 
 from spin.errors import UserError
 from spin.labels.cross_validation import (
     Fold,
+    confident_margin,
     jackknife_error,
     jackknife_rows,
     labelled_rows,
@@ -321,3 +323,18 @@ def test_the_score_of_pooled_folds_is_that_of_many_documents() -> None:
         truth.append(score("macro_f1", y, predicted))
     assert np.mean(pooled) == pytest.approx(np.mean(truth))
     assert np.mean(averaged) < np.mean(truth) - 0.03
+
+
+@pytest.mark.parametrize("parts", [5, 12, 20])
+def test_a_confident_margin_is_a_quantile_of_student_s_distribution(parts: int) -> None:
+    values = np.random.default_rng(parts).normal(size=parts)
+    assert confident_margin(values) == pytest.approx(t.ppf(0.95, parts - 1) * jackknife_error(values))
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_few_groups_prove_nothing(groups: int) -> None:
+    """The documents of all of them may be alike, and then the error that their parts show is 0."""
+    rows = np.arange(600)
+    values = np.array([(rows[kept] >= 0).mean() for kept in jackknife_rows(600, rows % groups)])
+    assert jackknife_error(values) == 0
+    assert confident_margin(values) == np.inf

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.printing.explanations import print_explanation
+from jobs.commands.model_commands import print_explanation
 from spin import TrainedClassifier
 from spin.labels.label_space import LabelSpace
 from spin.pages.explanation import Explanation, stretches

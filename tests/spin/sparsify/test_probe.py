@@ -265,6 +265,17 @@ def test_a_constant_neuron_is_left_out(dtype: type) -> None:
     assert probe.valid_score > 0.8
 
 
+def test_a_quiet_neuron_of_few_rows_keeps_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variances of few rows are shrunk, so its standardised activations are small, but they are no noise."""
+    monkeypatch.setattr("spin.labels.standardizer.FEW_ROWS", 150)
+    train, valid = make_rows(0, 40), make_rows(1, 60)
+    for rows, y in (train, valid):
+        rows[:, 5] = 0.3 * y  # tells the classes apart by itself
+    probe = fit_probe(train, valid)
+    assert probe.standardizer.scale[5] > 2 * train[0][:, 5].std()
+    assert probe.coef[0, 5]
+
+
 def test_a_layer_without_variance_gives_an_empty_probe() -> None:
     """Where neurons vary by rounding alone, as at the embedded [CLS] token, the probe is finite and empty."""
     (values, y), noise = make_rows(0, 60, TASKS["3"]), np.random.default_rng(0).normal(size=(60, 20))

@@ -148,9 +148,10 @@ def test_all_rows_take_the_penalty_that_most_folds_chose(
     data = replace(data, folds=tuple(Fold(np.setdiff1d(rows, rows[k::4]), rows[k::4]) for k in range(4)))
     fit_part, wanted, tried = spin.sparsify.ridge._fit_part, iter(votes), []
 
-    def choose(gram: torch.Tensor, targets: torch.Tensor, data: TrainingData, penalties: Sequence[float]) -> Any:
+    def choose(*part: Any) -> Any:
+        *of_part, penalties = part
         tried.append(tuple(penalties))
-        return fit_part(gram, targets, data, [next(wanted, penalties[0])])
+        return fit_part(*of_part, [next(wanted, penalties[0])])
 
     monkeypatch.setattr(spin.sparsify.ridge, "_fit_part", choose)
     fit_ridge(lambda column, rows: activations[column][rows], COLUMNS, data)
@@ -207,14 +208,31 @@ def test_many_rows_are_sampled_in_the_proportions_of_the_classes(monkeypatch: py
     assert rows.tolist() == choose_rows(data).tolist()
 
 
-def test_one_row_of_a_group_is_used() -> None:
-    """Near-identical documents would vouch for the label of each other."""
-    y = np.arange(40) % 3
-    groups = np.repeat(np.arange(20), 2).astype(np.uint64)
-    data = TrainingData(y, (Fold(np.arange(0, 30), np.arange(30, 40)),), THREE, groups=groups)
-    rows = choose_rows(data)
-    assert len(rows) == 20
-    assert len(set(groups[rows].tolist())) == 20
+def test_left_out_predictions_are_by_other_groups() -> None:
+    """Near-identical documents would vouch for the label of each other, as the documents of an author would."""
+    draw = np.random.default_rng(0)
+    X, targets = draw.normal(size=(40, 60)) + 1, draw.normal(size=(40, 2))
+    groups = np.array([*[0] * 15, *[1, 2] * 5, *range(3, 18)], np.uint64)
+    lam = 0.5 * ((X - X.mean(0)) ** 2).sum() / 40
+    left_out = predict_left_out(torch.from_numpy(X @ X.T), torch.from_numpy(targets), 0.5, groups)
+    for group in np.unique(groups):
+        own = groups == group
+        expected = Ridge(alpha=lam).fit(X[~own], targets[~own]).predict(X[own])
+        np.testing.assert_allclose(left_out[own], expected, atol=1e-8)
+
+
+def test_rows_that_the_regression_has_not_used_are_predicted_if_their_groups_are_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All rows of a group take part, such as the answers of a thread after its question."""
+    monkeypatch.setattr(spin.sparsify.ridge, "MOST_ROWS", 40)
+    groups = np.repeat(np.arange(30), 2).astype(np.uint64)
+    data = replace(make_data(60), groups=groups)
+    activations, used = make_activations(data.y), choose_rows(data)
+    assert len(used) > len(np.unique(groups[used]))
+    _, left_out = fit_ridge(lambda column, rows: activations[column][rows], COLUMNS, data)
+    others = [row for row in range(60) if groups[row] not in groups[used]]
+    assert left_out.rows.tolist() == sorted([*used.tolist(), *others])
 
 
 def test_importance_survives_storage() -> None:

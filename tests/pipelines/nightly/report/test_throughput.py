@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.nightly.report.throughput import busy_seconds, pace
+from pipelines.nightly.report.night_report import busy_seconds, pace
 from pipelines.storage.shard_log import ShardCounts, ShardOutcome
 
 

@@ -78,3 +78,22 @@ def test_labels_that_no_review_asked_for_train(tmp_path: Path, monkeypatch: pyte
     add_labels(str(tmp_path / "out"), tmp_path / "labels.csv")
     export_labels(make_settings(split="part"), str(tmp_path / "out"), tmp_path / "labelled.parquet")
     assert pq.read_table(tmp_path / "labelled.parquet")["part"].to_pylist() == ["train"] * 30
+
+
+def test_a_text_lies_on_one_side_of_the_split_under_all_its_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second id of each text was labelled on request, and would train on what the first one tests."""
+
+    def give_same_texts(data: object, out: object, run: str, ids: Collection[str]) -> Iterator[tuple[str, str]]:
+        return ((id, f"Text of {id[1:]}{'!' * (id[0] == 'b')}") for id in ids)
+
+    monkeypatch.setattr(labelled_texts, "read_texts", give_same_texts)
+    publish(tmp_path / "out", [prediction(f"{copy}{n}") for n in range(40) for copy in "ab"])
+    rows = "".join(f"{copy}{n},bad,{'random,0.5' * (copy == 'a') or ','}\n" for n in range(40) for copy in "ab")
+    (tmp_path / "labels.csv").write_text("id,true_label,reason,probability\n" + rows)
+    add_labels(str(tmp_path / "out"), tmp_path / "labels.csv")
+    export_labels(make_settings(), str(tmp_path / "out"), tmp_path / "labelled.parquet")
+    exported = {row["id"]: row["split"] for row in pq.read_table(tmp_path / "labelled.parquet").to_pylist()}
+    assert set(exported.values()) == {"train", "valid", "test"}
+    assert all(exported[f"a{n}"] == exported[f"b{n}"] for n in range(40))

@@ -20,11 +20,10 @@ from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.intake import NightPlan, PartKey, plan_intake, plan_night
 from pipelines.data.spool import SPOOL, PartSize, read_rows
 from pipelines.nightly.steps import dedup
-from pipelines.nightly.steps.counts import DuplicateCounts
 from pipelines.nightly.steps.dedup import DuplicateStep, IdDigests, collect_duplicates, plan_partitions
 from pipelines.nightly.steps.intake_step import IDS, IntakeStep
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import Attempt, CommittedFile, ShardLog, ShardOutcome
+from pipelines.storage.shard_log import Attempt, CommittedFile, ShardCounts, ShardLog, ShardOutcome
 from pipelines.workers.map_shards import commit_shard
 from spin.errors import UserError
 from spin.settings import DataSettings
@@ -141,7 +140,7 @@ def test_repeated_ids_of_a_file_that_is_left_out_are_not_counted() -> None:
 
 def test_a_lost_list_of_duplicates_ends_the_run(tmp_path: Path) -> None:
     """Without it, rows with the same id would be predicted."""
-    counts, files = DuplicateCounts(rows=2, repeats=1), {"parts/000000-000001-1.parquet": CommittedFile(9, "0")}
+    counts, files = ShardCounts(rows=2), {"parts/000000-000001-1.parquet": CommittedFile(9, "0")}
     outcome = ShardOutcome(counts, files, tries=1, seconds=1, ended=1)
     with pytest.raises(UserError, match=r"000000-000001-1\.parquet is missing.*--restart"):
         collect_duplicates(Store(str(tmp_path)), [outcome], 1, 1)

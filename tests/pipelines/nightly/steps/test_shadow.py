@@ -18,7 +18,7 @@ from transformers import BertModel
 from jobs.commands import classify_command
 from pipelines.nightly import classify_pass
 from pipelines.nightly.report.night_report import NightReport
-from pipelines.nightly.steps import classify_step
+from pipelines.nightly.steps import classify_step, pass_features
 from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.counts import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.shadow import Shadow
@@ -353,7 +353,7 @@ class FailingBlockStep(ClassifyStep):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         inputs: dict[str, Any] = {}
-        backbone = self.spin.backbone
+        backbone = self.classifiers[0].backbone
 
         def record_ids(_module: Any, _args: Any, keywords: dict[str, Any]) -> None:
             inputs["ids"] = keywords["input_ids"]
@@ -372,7 +372,7 @@ def test_a_document_on_which_only_the_shadow_raises_is_predicted(
 ) -> None:
     """The night is the same as without a shadow; the other documents of the shard are compared."""
     monkeypatch.setattr(classify_pass, "ClassifyStep", FailingBlockStep)
-    monkeypatch.setattr(classify_step, "_SOUND", ROWS[0]["text"])  # of words that the tokenizer knows
+    monkeypatch.setattr(pass_features, "KNOWN_GOOD_TEXT", ROWS[0]["text"])  # of words that the tokenizer knows
     rows = [*ROWS[:17], {"id": "unknown word", "text": "the zebra was late"}, *ROWS[17:]]
     project.write("a.jsonl", rows)
     alone = project.run_night("alone")

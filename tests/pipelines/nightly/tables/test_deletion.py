@@ -13,7 +13,7 @@ from pipelines.nightly.nights import list_output
 from pipelines.nightly.report.night_report import REPORT
 from pipelines.nightly.tables import deletion, publication
 from pipelines.nightly.tables.deletion import delete_nights, models_before
-from pipelines.nightly.tables.night_history import FileState, taken_files
+from pipelines.nightly.tables.night_history import FileState, recorded_files
 from pipelines.nightly.tables.night_records import Run, begin_run, is_abandoned, lease_model
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS, NightTables, partitions, read_rows
 from pipelines.nightly.tables.publication import claim_nights, restore_night
@@ -47,7 +47,7 @@ def delete(tables: NightTables, before: str, *, forget_files: bool = False) -> l
 
 def taken(tables: NightTables, date: str = FOURTH) -> set[str]:
     """The dates of the files that an incremental night of a date leaves out."""
-    found = taken_files(tables, model=MODEL, date=date, files=list(FILES.values()))
+    found = recorded_files(tables, model=MODEL, date=date, files=list(FILES.values()))
     return {file.uri.removesuffix(".jsonl") for file in found}
 
 

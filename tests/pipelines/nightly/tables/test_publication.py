@@ -10,12 +10,13 @@ import pyarrow as pa
 import pytest
 
 from pipelines.data.files.kept_columns import schema_of
+from pipelines.data.intake import FileOutcome
 from pipelines.nightly.tables.night_history import (
     FileState,
     find_newest_night,
     list_nights,
     read_predictions,
-    taken_files,
+    recorded_files,
 )
 from pipelines.nightly.tables.night_records import (
     Run,
@@ -32,7 +33,6 @@ from pipelines.nightly.tables.night_tables import (
     DISAGREEMENTS,
     INPUTS,
     PREDICTIONS,
-    QUARANTINED,
     TABLES,
     TAKEN,
     NightTables,
@@ -43,7 +43,6 @@ from pipelines.nightly.tables.night_tables import (
     table_schema,
 )
 from pipelines.nightly.tables.publication import (
-    InputRow,
     claim_nights,
     publish_night,
     remove_replaced_rows,
@@ -88,7 +87,7 @@ def visible(tables: NightTables) -> dict[str, list[dict[str, Any]]]:
 def test_the_newest_night_is_that_of_the_last_date() -> None:
     """Of the nights of several models on that date, it is the one that was committed last."""
     old, newest, other = (
-        PublishedRun(date, model, f"{date}-{model}-000001", rows=1, files=1, committed=committed)
+        PublishedRun(date, model, f"{date}-{model}-000001", rows=1, committed=committed)
         for date, model, committed in ((DATE, "a", 9.0), (NEXT, "b", 8.0), (NEXT, "c", 7.0))
     )
     assert find_newest_night([old, newest, other]) == find_newest_night([other, newest, old]) == newest
@@ -100,13 +99,8 @@ def test_a_night_is_readable_after_its_commit(tables: NightTables) -> None:
     night = run_night(tables.out, IDS, dead=["d1"], inputs=[FileState("a.jsonl", 7, "v1")])
     assert published_ids(tables) == {(DATE, MODEL): IDS}
     [published] = list_nights(tables)
-    assert (published.date, published.model, published.run, published.rows, published.files) == (
-        DATE,
-        MODEL,
-        f"{DATE}-{MODEL}-000001",
-        3,
-        2,
-    )
+    run = f"{DATE}-{MODEL}-000001"
+    assert (published.date, published.model, published.run, published.rows) == (DATE, MODEL, run, 3)
     partition = {"date": DATE, "model": MODEL, "run": night.name}
     assert read_rows(tables.open(DEAD_LETTERS), partition)["id"].to_pylist() == ["d1"]
     [row] = read_rows(tables.open(INPUTS), partition).to_pylist()
@@ -153,7 +147,7 @@ def test_a_redone_night_replaces_its_rows_in_all_tables(tables: NightTables) -> 
 def test_an_empty_night_has_a_run_and_its_inputs(tables: NightTables) -> None:
     night = run_night(tables.out, [], inputs=[])
     [published] = list_nights(tables)
-    assert (published.run, published.rows, published.files) == (night.name, 0, 1)
+    assert (published.run, published.rows) == (night.name, 0)
     assert side_runs(tables, INPUTS) == {night.name}
 
 
@@ -385,7 +379,7 @@ def test_a_night_is_restored_with_all_its_rows(tables: NightTables) -> None:
     assert published_ids(tables) == {(DATE, MODEL): IDS, (NEXT, MODEL): ["c1"]}
     assert side_runs(tables, DEAD_LETTERS) == {first.name}
     assert side_runs(tables, INPUTS) == {first.name, other.name}
-    assert taken_files(tables, model=MODEL, date=NEXT, files=files) == set(files)
+    assert recorded_files(tables, model=MODEL, date=NEXT, files=files) == set(files)
 
 
 def test_what_was_never_published_is_not_restored(local_tables: NightTables) -> None:
@@ -474,24 +468,24 @@ def test_files_count_as_taken_by_published_nights_of_other_dates(tables: NightTa
     run_night(tables.out, ["3"], date="2026-02-28", model="other", inputs=[files["model"]])
     token = claim_model(tables)
     run = begin_run(tables.out, date="2026-02-26", model=MODEL, model_version="7", claim=token)
-    row = InputRow(quarantined.uri, 10, "v1", 0, QUARANTINED, "no JSON")
+    file = FileOutcome(quarantined.uri, 10, "v1", 0, "no JSON")
     empty = write_file(tables, PREDICTIONS, run, f"000000-{token:06d}-1.parquet", [])
-    record = {PREDICTIONS: [empty], INPUTS: [write_inputs(tables, run, token, [row])]}
+    record = {PREDICTIONS: [empty], INPUTS: [write_inputs(tables, run, token, [file])]}
     publish(tables, finish_run(tables.out, run, record), token)
     write_night(tables, claim_model(tables), ["4"], date="2026-02-25", inputs=[files["unfinished"]])
     asked = [*files.values(), quarantined, changed]
-    assert taken_files(tables, model=MODEL, date=NEXT, files=asked) == {files["first"]}
-    assert taken_files(tables, model="new", date=NEXT, files=asked) == set()
-    assert taken_files(tables, model=MODEL, date=DATE, files=asked) == {files["first"], files["same"]}
+    assert recorded_files(tables, model=MODEL, date=NEXT, files=asked) == {files["first"]}
+    assert recorded_files(tables, model="new", date=NEXT, files=asked) == set()
+    assert recorded_files(tables, model=MODEL, date=DATE, files=asked) == {files["first"], files["same"]}
 
 
 def test_missing_input_rows_do_not_pass_as_nothing_taken(local_tables: NightTables) -> None:
     night = run_night(local_tables.out, IDS, inputs=[FileState("a", 1, "v")])
     local_tables.open(INPUTS).remove_partitions([{"date": DATE, "model": MODEL, "run": night.name}])
     with pytest.raises(UserError, match=f"restore --run {night.name}"):
-        taken_files(local_tables, model=MODEL, date=NEXT, files=[FileState("a", 1, "v")])
+        recorded_files(local_tables, model=MODEL, date=NEXT, files=[FileState("a", 1, "v")])
     restore_night(local_tables, night.name, claim=claim_model(local_tables))
-    assert taken_files(local_tables, model=MODEL, date=NEXT, files=[FileState("a", 1, "v")])
+    assert recorded_files(local_tables, model=MODEL, date=NEXT, files=[FileState("a", 1, "v")])
 
 
 def test_a_lost_file_of_input_rows_is_named_with_the_night_to_do_again(local_tables: NightTables) -> None:
@@ -500,8 +494,8 @@ def test_a_lost_file_of_input_rows_is_named_with_the_night_to_do_again(local_tab
     night = run_night(local_tables.out, IDS, inputs=files)
     local_tables.store(INPUTS).delete(night.files[INPUTS][0].path)
     with pytest.raises(UserError, match=f"run {night.name} has taken.*--date {DATE} --incremental --restart"):
-        taken_files(local_tables, model=MODEL, date=NEXT, files=files)
-    assert taken_files(local_tables, model=MODEL, date=DATE, files=files) == set()
+        recorded_files(local_tables, model=MODEL, date=NEXT, files=files)
+    assert recorded_files(local_tables, model=MODEL, date=DATE, files=files) == set()
 
 
 def test_kept_columns_of_all_nights_are_read_together(tables: NightTables) -> None:

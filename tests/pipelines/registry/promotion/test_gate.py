@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from jobs.printing.registry import print_gate
+from jobs.commands.registry_commands import print_gate
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.promotion import gate, gate_checks, judged_version
 from pipelines.registry.promotion.earlier_gates import EarlierGates

@@ -230,12 +230,13 @@ def test_gates_keep_predictions_and_count_attempts(
     [tag] = [name for name in registry.tags() if name.startswith("spin.history.")]
     # one run on each page
     monkeypatch.setattr(client, "search_runs", partial(client.search_runs, max_results=1))
-    failed = registry.find_gate_tags({"spin.gate.after": tag, "spin.gate.passed": "false"})
-    assert [tags["spin.version"] for tags in failed] == ["3", "3"]
-    assert len({tags["spin.gate.labels"] for tags in failed}) == 1
+    gates = f"tags.`spin.gate.after` = '{tag}'"
+    failed = registry.search_runs(f"{gates} and tags.`spin.gate.passed` = 'false'")
+    assert [run.data.tags["spin.version"] for run in failed] == ["3", "3"]
+    assert len({run.data.tags["spin.gate.labels"] for run in failed}) == 1
     client.delete_run(registry_fixture.read_gate_tags("3")["spin.gate.run"])
-    assert len(registry.find_gate_tags({"spin.gate.after": tag})) == 2
-    assert registry.find_gate_tags({"spin.gate.after": "another"}) == []
+    assert len(registry.search_runs(gates)) == 2
+    assert registry.search_runs("tags.`spin.gate.after` = 'another'") == []
 
     second = promote.promote(registry, "2", "the same again", on_checks=shown_checks.append)
     checks = {check.name: check for check in shown_checks[-1]}
