@@ -129,7 +129,7 @@ class TrainedClassifier:
     def member(self) -> PassMember:
         """The classifier as a forward pass reads it: it has no exits unless documents may stop early."""
         fitted = self.fitted if self.early else replace(self.fitted, exits=())
-        words = self.training_result.words if fitted.selection.words or fitted.words_exit else None
+        words = self.training_result.words if fitted.selection.word_logits or fitted.words_exit else None
         return PassMember(fitted, self.decision_rule, words, self.reasons)
 
     @property

@@ -20,7 +20,7 @@ from spin.attribution.token_sums import (
 from spin.attribution.word_sums import Places, add_places
 from spin.backbone.hooks import read_token_values
 from spin.backbone.model import Backbone, Tokens
-from spin.heads.attribution_weights import slice_of, token_directions, token_weights
+from spin.heads.attribution_weights import token_directions, token_weights
 from spin.heads.decision import Decision
 from spin.heads.fitted import FittedClassifier
 from spin.labels.label_space import LabelSpace
@@ -67,7 +67,7 @@ def explain_text(
         words=all_words,
         word_contributions=by_word,
         loudest=np.where(loudest < 0, -1, words_read.word_of[loudest]),
-        values=fitted.standardizer.transform(features[None])[0, fitted.selection.words :],
+        values=fitted.standardizer.transform(features[None])[0, fitted.selection.word_logits :],
         terms=terms,
         truncated=bool(text[int(words_read.ends.max()) :].strip()),
         decision=decision,
@@ -87,9 +87,9 @@ def _share_tokens(
     masks = find_masks(backbone, np.zeros(len(ids), np.int64), ids, mask)
     values = read_token_values(backbone, ids, mask, neurons)
     readings = TokenReadings.of_values(values, token_directions([fitted], neurons), masks)
-    columns = {column: slice_of(fitted, column) for column in neurons}
+    columns = fitted.selection.slices
     by_class = [sum_tokens(readings, masks, each, columns)[masks.own] for each in weights]
-    totals = (features - fitted.standardizer.mean)[fitted.selection.words :]
+    totals = (features - fitted.standardizer.mean)[fitted.selection.word_logits :]
     loudest = find_loudest_tokens(values, readings, masks, totals, columns)
     own_before = np.cumsum(masks.own) - 1
     return np.stack(by_class, axis=1), np.where(loudest < 0, -1, own_before[loudest])

@@ -107,7 +107,7 @@ def export(spin: TrainedClassifier, folder: str | Path, kind: str) -> list[str]:
     backbone = load_backbone(spin.settings.model_copy(update=on_cpu), expect_digest=spin.backbone_digest)
     backbone.truncate(spin.depth)
     scorer = Scorer(backbone, spin.fitted, spin.label_space.multilabel).eval()
-    words = spin.training_result.words if spin.fitted.selection.words else None
+    words = spin.training_result.words if spin.fitted.selection.word_logits else None
     tokenizer = _export_tokenizer(backbone)
     exists = folder.is_dir()  # a folder that exists may be a mount, which cannot be replaced
     with tempfile.TemporaryDirectory(dir=folder if exists else folder.parent) as scratch:
@@ -159,7 +159,7 @@ class Scorer(nn.Module):
 
     def __init__(self, backbone: Backbone, fitted: FittedClassifier, multilabel: bool) -> None:
         super().__init__()
-        self.backbone, self.multilabel, self.words = backbone, multilabel, fitted.selection.words
+        self.backbone, self.multilabel, self.words = backbone, multilabel, fitted.selection.word_logits
         self.encoder = None
         if fitted.selection.neurons:
             self.encoder = NeuronEncoder(backbone, split_segments(fitted.selection.neurons, [])[0])
@@ -350,7 +350,7 @@ def _config(spin: TrainedClassifier, backbone: Backbone, kind: str) -> ExportCon
         pad_id=backbone.pad_id,
         depth=selection.depth,
         neurons=selection.neuron_count,
-        words=UNITS if selection.words else {},
+        words=UNITS if selection.word_logits else {},
         characters_read=CHARACTERS_READ,
         backbone_digest=backbone.digest,
         versions={name: version(name) for name in packages},

@@ -147,7 +147,7 @@ class _Share:
         if not len(rows):
             return
         values = [values[rows] for column, values in self.columns.items() if column.site.layer <= depth]
-        exiting = rows[~self.member.keep_mask(self.words, number, rows, np.concatenate(values, axis=1))]
+        exiting = rows[self.member.decided_after(self.words, number, rows, np.concatenate(values, axis=1))]
         self.depth[exiting], self.undecided[exiting] = depth, False
 
     def features(self, counts: Features) -> Features:
@@ -162,7 +162,7 @@ class _Share:
             columns=self.columns,
             depth=self.depth if fitted.exits else None,
             words=self.words,
-            head_reads_words=fitted.selection.words > 0,
+            head_reads_words=fitted.selection.word_logits > 0,
             reasons=None if self.sink is None else self.sink.reasons(),
         )
 

@@ -46,13 +46,18 @@ class PassMember:
 
     def decided_by_words(self, words: Floats) -> NDArray[np.bool_]:
         """Mask (n,) of the texts that exit by their words alone, by the word regression's logits (n, K)."""
-        return self.fitted.decided_by_words(words, self.decision)
+        exit = self.fitted.words_exit
+        if exit is None:
+            return np.zeros(len(words), bool)
+        return should_exit(self.decision, exit.threshold, self.stops[0].logits(words))
 
-    def keep_mask(self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats) -> NDArray[np.bool_]:
-        """Mask (n,) of the texts `rows` that go on after a segment of blocks, by their values (n, p) so far."""
+    def decided_after(
+        self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats
+    ) -> NDArray[np.bool_]:
+        """Mask (n,) of the texts `rows` that exit after a segment of blocks, by their values (n, p) so far."""
         logits = self.block_stops[index].logits(self.join_words(words, index, rows, values))
         threshold = self.fitted.block_exits[index].threshold
-        return ~should_exit(self.decision, threshold, logits)
+        return should_exit(self.decision, threshold, logits)
 
     def weigh_tokens(self, stop: FittedClassifier, features: Floats) -> TokenWeights:
         """The weights of the tokens of n texts, which stop at a classifier with raw features (n, p)."""
@@ -68,7 +73,7 @@ class PassMember:
 
     def join_words(self, words: Floats | None, index: int, rows: NDArray[np.int64], values: Floats) -> Floats:
         """The features of the head after a segment: the values, and before them the words' logits if it reads them."""
-        if not self.block_stops[index].selection.words:
+        if not self.block_stops[index].selection.word_logits:
             return values
         assert words is not None
         return np.concatenate([words[rows], values], axis=1)

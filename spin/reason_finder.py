@@ -75,7 +75,7 @@ class ReasonSink:
         for portion in divide_texts(self.backbone, [len(self.texts[row]) for row in rows.tolist()]):
             block = rows[portion]
             read = np.empty((len(block), 0), np.float32) if self.words is None else self.words[block]
-            weights = self.member.weigh_tokens(stop, read[:, : stop.selection.words])
+            weights = self.member.weigh_tokens(stop, read[:, : stop.selection.word_logits])
             words = words_of(self.backbone.tokenize([self.texts[row] for row in block.tolist()], places=True))
             none = WordSums.of_tokens(weights.classes, words, np.zeros(len(words.word_of)))
             self.store_words(block, weights, none)

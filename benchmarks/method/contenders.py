@@ -377,7 +377,7 @@ def _fitted_answer(name: str, exam: Exam, fitted: FittedClassifier, word_fit: Wo
     """The answer of a classifier of SPIN."""
     selection, summary = fitted.selection, fitted.summary
     features = np.concatenate(list(reader(exam)(selection, exam.test)))
-    if selection.words:
+    if selection.word_logits:
         assert word_fit is not None
         logits = word_fit.regression.logits([exam.corpus.texts[row] for row in exam.test])
         features = np.concatenate([logits, features], axis=1)

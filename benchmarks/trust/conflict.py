@@ -97,7 +97,7 @@ def section(detections: Mapping[str, Detection]) -> Part:
 def _score(spin: TrainedClassifier, texts: Sequence[str]) -> _Scored:
     features = spin.features(texts)
     predictions = spin.predict_features(features)
-    values = spin.fitted.standardizer.transform(features.values)[:, spin.fitted.selection.words :]
+    values = spin.fitted.standardizer.transform(features.values)[:, spin.fitted.selection.word_logits :]
     scores = (
         1 - predictions.probabilities.max(axis=1),
         layer_conflict(spin.fitted, features.values),

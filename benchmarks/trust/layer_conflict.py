@@ -31,5 +31,5 @@ def layer_conflict(fitted: FittedClassifier, features: Floats) -> Floats:
 def _layers(fitted: FittedClassifier) -> Floats:
     """(p,) the layer of every feature."""
     columns = fitted.selection.neurons.items()
-    counts = [fitted.selection.words, *(len(neurons) for _, neurons in columns)]
+    counts = [fitted.selection.word_logits, *(len(neurons) for _, neurons in columns)]
     return np.repeat([WORDS, *(column.site.layer for column, _ in columns)], counts)

@@ -187,7 +187,7 @@ class FeatureShards:
         done = 0
         for index, own in self._rows_of_shards(rows):
             neurons = self._read(index, own, selection.neurons)
-            own_words = [] if words is None or not selection.words else [words[done : done + len(own)]]
+            own_words = [] if words is None or not selection.word_logits else [words[done : done + len(own)]]
             yield np.concatenate([*own_words, neurons], axis=1)
             done += len(own)
 

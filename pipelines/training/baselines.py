@@ -167,7 +167,7 @@ def spin_row(features: FeatureShards, spin: TrainedClassifier, labels: Labels, w
         fitted.selection.depth,
         spin.predict_logits,
         logits,
-        words=len(spin.training_result.words or ()) if fitted.selection.words else 0,
+        words=len(spin.training_result.words or ()) if fitted.selection.word_logits else 0,
     )
 
 

@@ -50,7 +50,7 @@ def build_card(
         training=spin.training_result.summary(),
         choose=settings.choose,
         selection=spin.fitted.selection,
-        words=len(spin.training_result.words or ()) if spin.fitted.selection.words else 0,
+        words=len(spin.training_result.words or ()) if spin.fitted.selection.word_logits else 0,
         decision=spin.fitted.applied_settings(labels.label_space, settings.decision),
         held_out=len(held_out),
         expected=_expect_quality(settings, spin, held_out, promise),

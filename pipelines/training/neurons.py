@@ -130,7 +130,7 @@ def describe_neurons(
     heads: dict[tuple[FeatureColumn, int], dict[Choice, NeuronRole]] = {}
     for choice, fitted in spin.training_result.choices.items():
         slopes = fitted.head.slopes(np.zeros(len(fitted.selection), np.float32))
-        for i, (column, neuron, share) in enumerate(fitted.selection.rows(), fitted.selection.words):
+        for i, (column, neuron, share) in enumerate(fitted.selection.rows(), fitted.selection.word_logits):
             k = int(slopes[:, i].argmax())
             heads.setdefault((column, neuron), {})[choice] = NeuronRole(
                 spin.classes[k], _round(slopes[k, i]), _round(share)
@@ -157,7 +157,7 @@ def _find_top_documents(
     scalers = {
         (column, neuron): (fitted.standardizer.mean[i], fitted.standardizer.scale[i])
         for fitted in spin.training_result.choices.values()
-        for i, (column, neuron, _) in enumerate(fitted.selection.rows(), fitted.selection.words)
+        for i, (column, neuron, _) in enumerate(fitted.selection.rows(), fitted.selection.word_logits)
     }
     standardizer = Standardizer(*np.array([scalers[column, n] for column, n, _ in selection.rows()], np.float32).T)
     train, _ = labels.part("train")

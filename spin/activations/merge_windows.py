@@ -28,11 +28,14 @@ class WindowShares:
 
     @classmethod
     def from_counts(cls, owners: NDArray[np.int64], own: NDArray[np.int64], content: NDArray[np.int64]) -> WindowShares:
-        """The shares by the numbers (w,) of a window's own tokens and of the content among them, which may be 0."""
-        starts, texts = first_windows(owners), _text_of(owners)
+        """The shares by the numbers (w,) of a window's own tokens and of the content among them, which may be 0.
+
+        The owners number the texts from 0 on, without gaps.
+        """
+        starts = first_windows(owners)
         content = content.copy()
         content[starts[np.add.reduceat(content, starts) == 0]] = 1
-        return cls(owners, *(counts / np.add.reduceat(counts, starts)[texts] for counts in (own, content)))
+        return cls(owners, *(counts / np.add.reduceat(counts, starts)[owners] for counts in (own, content)))
 
     def select(self, windows: NDArray[np.int64]) -> WindowShares:
         """The shares of some windows, ascending: all those of some texts."""
@@ -54,8 +57,3 @@ class WindowShares:
             neurons, share = np.r_[*parts], self.of_content if of_content else self.of_all
             merged[:, neurons] = find_pooling(pooling).merge_texts(values[:, neurons], share[:, None], starts)
         return merged
-
-
-def _text_of(owners: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(w,) the position of each window's text: the number of texts before it."""
-    return np.cumsum(np.diff(owners, prepend=-1) != 0) - 1

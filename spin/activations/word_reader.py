@@ -64,13 +64,11 @@ class WordReader:
         readings: TokenReadings,
         values: Floats,
     ) -> None:
-        """Read the words of the texts `rows` (n,), which stop after segment `index` with all their values (n, p).
+        """Read the words of the texts `rows` (n,), one or more, which stop after segment `index` with values (n, p).
 
         `padded` are the token ids and the mask of the texts' windows. `owners` (w,), ascending, are the positions of
         the windows' texts in `rows`. `readings` are those of the windows by all segments so far.
         """
-        if not len(rows):
-            return
         weights = self.sink.weigh_tokens(index, rows, values)
         masks = find_masks(self.backbone, owners, *padded)
         by_token = sum_tokens(readings, masks, weights, self.columns[index])

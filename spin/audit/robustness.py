@@ -86,9 +86,9 @@ class RobustnessReport:
     figures: tuple[PerturbationFigures, ...]
     """figures of the perturbations that changed a text"""
 
-    def at(self, severity: int, *, keeps_label: bool = True) -> list[PerturbationFigures]:
-        """The perturbations at one severity that keep the class of a text, or those that need not."""
-        return [row for row in self.figures if row.severity == severity and row.keeps_label == keeps_label]
+    def at(self, severity: int) -> list[PerturbationFigures]:
+        """The perturbations at one severity that keep the class of a text."""
+        return [row for row in self.figures if row.severity == severity and row.keeps_label]
 
     @property
     def mean_loss(self) -> float:

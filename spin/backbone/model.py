@@ -50,11 +50,6 @@ class Tokens:
         lengths = list(map(len, self.ids))
         return lengths if self.windows is None else self.windows.sum_by_text(lengths)
 
-    @property
-    def truncated(self) -> int:
-        """Number of texts of which something is not read."""
-        return sum(self.cut)
-
 
 @dataclass
 class Backbone:

@@ -1,4 +1,4 @@
-"""Windows of long texts: how a text is divided, and how the pooled values of its windows are merged."""
+"""Windows of long texts: how a text is divided into them, and which tokens a window reads as context alone."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def token_weights(fitted: FittedClassifier, features: Floats, classes: NDArray[n
     What the features contribute, plus the head's bias, is that logit. Under a network they are integrated gradients.
     """
     values = fitted.standardizer.transform(features)
-    slopes, words = fitted.head.slopes_of(values, classes), fitted.selection.words
+    slopes, words = fitted.head.slopes_of(values, classes), fitted.selection.word_logits
     return TokenWeights(
         classes,
         fitted.head.mix(values, classes),
@@ -36,9 +36,9 @@ def token_directions(
 
     `stops` are the classifiers of these exits, the first one first. The columns are among those of their selections.
     """
-    scaled = [fitted.head.directions[:, fitted.selection.words :] for fitted in stops]
+    scaled = [fitted.head.directions[:, fitted.selection.word_logits :] for fitted in stops]
     scaled = [
-        directions / fitted.standardizer.scale[fitted.selection.words :]
+        directions / fitted.standardizer.scale[fitted.selection.word_logits :]
         for directions, fitted in zip(scaled, stops, strict=True)
     ]
     by_column: dict[FeatureColumn, Floats] = {}
@@ -46,17 +46,7 @@ def token_directions(
     for column in columns:
         if find_pooling(column.pooling).shares != "every token":
             continue
-        parts = [slice_of(fitted, column) for fitted in stops]
+        parts = [fitted.selection.slices[column] for fitted in stops]
         by_column[column] = np.concatenate([each[:, part] for each, part in zip(scaled, parts, strict=True)])
-        means[column] = stops[0].standardizer.mean[stops[0].selection.words :][parts[0]]
+        means[column] = stops[0].standardizer.mean[stops[0].selection.word_logits :][parts[0]]
     return TokenDirections(sum(map(len, scaled)), by_column, means)
-
-
-def slice_of(fitted: FittedClassifier, column: FeatureColumn) -> slice:
-    """The positions of a column's neurons among all selected neurons. Raises KeyError for a column without any."""
-    start = 0
-    for other, neurons in fitted.selection.neurons.items():
-        if other == column:
-            return slice(start, start + len(neurons))
-        start += len(neurons)
-    raise KeyError(str(column))

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from spin.arrays import Floats
 from spin.heads.candidate import CandidateSummary
 from spin.heads.decision import Decision
-from spin.heads.early_exit import EarlyExit, find_stops, should_exit
+from spin.heads.early_exit import EarlyExit, find_stops
 from spin.heads.linear_head import LinearHead
 from spin.heads.recipe import ClassifierRecipe
 from spin.heads.selection import Selection
@@ -163,13 +163,6 @@ class FittedClassifier:
         stops = find_stops(logits, [exit.threshold for exit in self.exits], decision, len(features))
         return np.array([*(exit.depth for exit in self.exits), self.selection.depth], np.int32)[stops]
 
-    def decided_by_words(self, words: Floats, decision: Decision) -> NDArray[np.bool_]:
-        """(n,) the documents that stop at the exit by words, by the logits (n, K) of the word regression."""
-        exit = self.words_exit
-        if exit is None:
-            return np.zeros(len(words), bool)
-        return should_exit(decision, exit.threshold, self.at(0).logits(words))
-
     def at(self, index: int) -> FittedClassifier:
         """The classifier at an exit, given by its index; the number of exits as index gives this classifier itself.
 
@@ -190,8 +183,8 @@ class FittedClassifier:
         """The features that the classifier at an exit reads, from raw features (n, p) and the words' logits (n, K)."""
         if index == len(self.exits) or not self.exits[index].by_words:
             return features[:, : len(self.at(index).selection)]
-        if self.selection.words:
-            return features[:, : self.selection.words]
+        if self.selection.word_logits:
+            return features[:, : self.selection.word_logits]
         assert words is not None, "the exit by words needs the words' logits, which the head does not read"
         return words
 

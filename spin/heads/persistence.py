@@ -133,7 +133,7 @@ def load(folder: Path) -> tuple[TrainingResult, ClassifierMetadata]:
 def read_metadata(folder: Path) -> ClassifierMetadata:
     """The metadata of an artifact, without its tensors. Raises UserError as `load` does."""
     with _incomplete_artifact(folder):
-        config = _Config.model_validate(_read_config(folder))
+        config = _Config.model_validate(require_format(folder))
         if config.metadata is None:
             raise KeyError("metadata")
         return config.metadata
@@ -141,7 +141,7 @@ def read_metadata(folder: Path) -> ClassifierMetadata:
 
 def load_result(folder: Path) -> TrainingResult:
     """The training result of an artifact. Raises UserError as `load` does."""
-    stored = _read_config(folder)
+    stored = require_format(folder)
     try:
         tensors = load_tensors((folder / TENSORS).read_bytes())
     except (OSError, TypeError, ValueError, SafetensorError) as error:
@@ -151,7 +151,7 @@ def load_result(folder: Path) -> TrainingResult:
         parts = [_restore(part, _of_prefix(f"{index}.", tensors)) for index, part in enumerate(config.classifiers)]
         of_words = _of_prefix(_WORDS, tensors)
         words = WordRegression.from_tensors(of_words) if of_words else None
-        if words is None and any(fitted.selection.words or fitted.words_exit for fitted in parts):
+        if words is None and any(fitted.selection.word_logits or fitted.words_exit for fitted in parts):
             raise KeyError("it reads words, and has no word regression")
         choices = {name: parts[index] for name, index in config.choices.items()}
         return TrainingResult(choices, config.frontier, config.tried, words, config.cap)  # type: ignore[arg-type]
@@ -163,12 +163,11 @@ def digest_artifact(folder: Path) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
 
 
-def require_format(folder: Path, name: str) -> None:
-    """Raise UserError, which calls the artifact in a folder by this name, unless it has the format that is read."""
-    _read_config(folder, name)
+def require_format(folder: Path, name: str | None = None) -> dict[str, Any]:
+    """The content of config.json of an artifact in a folder, which must have the format that is read.
 
-
-def _read_config(folder: Path, name: str | None = None) -> dict[str, Any]:
+    Raises UserError, which calls the artifact by this name if there is one, for another format or none.
+    """
     try:
         config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
@@ -218,7 +217,7 @@ def _tensors(fitted: FittedClassifier) -> Tensors:
 def _describe(fitted: FittedClassifier) -> _StoredClassifier:
     return _StoredClassifier(
         eta=fitted.selection.eta,
-        words=fitted.selection.words,
+        words=fitted.selection.word_logits,
         columns=tuple(map(str, fitted.selection.neurons)),
         summary=fitted.summary,
         exits=tuple((exit.depth, exit.threshold) for exit in fitted.exits),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ class Selection:
     """the importance of each of these neurons, as a share of that of all neurons"""
     eta: float
     """share of the importance that the selected neurons carry"""
-    words: int = 0
+    word_logits: int = 0
     """number of the word regression's logits, which come first: one per class, or 0 for neurons alone"""
 
     @property
@@ -36,7 +37,13 @@ class Selection:
 
     def __len__(self) -> int:
         """Number of features."""
-        return self.words + self.neuron_count
+        return self.word_logits + self.neuron_count
+
+    @property
+    def slices(self) -> dict[FeatureColumn, slice]:
+        """The positions of each column's neurons among all selected neurons."""
+        ends = np.cumsum([0, *map(len, self.neurons.values())]).tolist()
+        return {column: slice(*pair) for column, pair in zip(self.neurons, pairwise(ends), strict=True)}
 
     def rows(self) -> list[tuple[FeatureColumn, int, float]]:
         """The feature column, index and importance of every neuron, in order."""
@@ -55,10 +62,6 @@ class Selection:
         ]
         neurons = {c: self.neurons[c] for c in columns}
         return replace(self, neurons=neurons, importance={c: self.importance[c] for c in columns})
-
-    def without_words(self) -> Selection:
-        """The neurons alone."""
-        return replace(self, words=0)
 
     @classmethod
     def merge(cls, selections: Iterable[Selection]) -> Selection:
@@ -79,11 +82,10 @@ class Selection:
 
     def join_words(self, classes: int) -> Selection:
         """The selection with the words' logits, one per class, before the neurons."""
-        return replace(self, words=classes)
+        return replace(self, word_logits=classes)
 
     def positions_in(self, larger: Selection) -> NDArray[np.int64]:
         """(p,) the positions of this selection's neurons among those of a larger one that contains them."""
-        offsets = np.cumsum([0, *map(len, larger.neurons.values())])
-        starts = dict(zip(larger.neurons, offsets, strict=False))
-        positions = [starts[c] + np.searchsorted(larger.neurons[c], n) for c, n in self.neurons.items()]
+        slices = larger.slices
+        positions = [slices[c].start + np.searchsorted(larger.neurons[c], n) for c, n in self.neurons.items()]
         return np.concatenate(positions) if positions else np.empty(0, np.int64)

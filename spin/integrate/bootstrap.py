@@ -93,7 +93,7 @@ def bootstrap_scores(
     y: Targets,
     predictions: Sequence[Targets],
     seed: int,
-    draws: int = _DRAWS,
+    draws: int,
     groups: Hashes | None = None,
 ) -> Floats:
     """The scores (draws, m) of m predictions in bootstrap samples of the documents, the same samples for all.
@@ -155,7 +155,7 @@ def _differences(
     candidate: Targets,
     baseline: Targets,
     seed: int,
-    draws: int = _DRAWS,
+    draws: int,
     groups: Hashes | None = None,
 ) -> Floats:
     """The difference of both scores in each bootstrap sample of the documents."""

@@ -178,7 +178,7 @@ def refit(
     the neurons of any of the classifiers.
     """
     matrix, rows = FeatureMatrix(read, data, group or ProcessGroup()), data.all_rows
-    selections = {choice: fitted.selection.without_words() for choice, fitted in result.choices.items()}
+    selections = {choice: replace(fitted.selection, word_logits=0) for choice, fitted in result.choices.items()}
     merged, scale = Selection.merge(selections.values()), None if words is None else words.scale
     cut, held_back_cut = matrix.cut(merged, rows), None if held_back is None else matrix.cut(merged, held_back.rows)
     fitter = HeadFitter(matrix, cut, {p.column: p for p in probes}, rows, scale, held_back, held_back_cut)

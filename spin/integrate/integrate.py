@@ -95,7 +95,7 @@ def integrate(
             choices[name] = fitted
         else:  # `cheapest` may lose more than `balanced`, so that it is never the costlier
             choices[name] = choices["balanced" if name == "cheapest" else "accuracy"]
-    reads_words = any(chosen.selection.words or chosen.words_exit for chosen in choices.values())
+    reads_words = any(chosen.selection.word_logits or chosen.words_exit for chosen in choices.values())
     regression = words.regression if words is not None and reads_words else None
     frontier = tuple(candidate.summary() for candidate in found.frontier)
     return TrainingResult(choices, frontier, found.tried, regression, found.cap)

@@ -121,8 +121,9 @@ class Search:
         """the features of every candidate, for this process's share of the rows"""
         parts = zip(self.fold_probes, self.data.folds, strict=True)
         self.folds = [FoldSearch(matrix, self.cut, probes, fold) for probes, fold in parts]
-        self.thresholds = shared_thresholds(self.valid_targets, self.data.label_space, self._balance)
-        """(K,) those by which candidates are judged"""
+        share_of_odds = 1.0 if self.data.class_weights == "balanced" else 0.0
+        self.thresholds = shared_thresholds(self.valid_targets, self.data.label_space, share_of_odds)
+        """(K,) those by which candidates are judged; they have the classes' prior log odds where all weigh the same"""
         self.tried: list[Candidate] = []
 
     def below(self, eta: float) -> Search:
@@ -135,16 +136,6 @@ class Search:
     def depth(self) -> int:
         """The full depth."""
         return max(column.site.layer for column in self.final_probes)
-
-    @property
-    def _balance(self) -> float:
-        """The share of the classes' prior log odds in the thresholds: all of them where every class weighs the same."""
-        return 1.0 if self.data.class_weights == "balanced" else 0.0
-
-    @property
-    def valid_y(self) -> list[Targets]:
-        """The targets of each fold's validation rows."""
-        return [self.data.y[fold.valid] for fold in self.data.folds]
 
     @property
     def valid_targets(self) -> Targets:

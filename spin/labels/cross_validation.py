@@ -63,7 +63,7 @@ def _divide(strata: Rows, indicator: NDArray[np.bool_], groups: Hashes | None, s
     units = len(strata) if groups is None else len(np.unique(groups))
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
     learned = indicator if groups is not None else indicator[:, indicator.sum(0) > 1]
-    draw, repeats = np.random.RandomState(seed), _repeats(len(strata))
+    draw, repeats = np.random.RandomState(seed), _REPEATS if len(strata) < VERY_FEW_LABELS else 1
     for splits in range(min(_SPLITS, units, int(np.bincount(strata).max())), 1, -1):
         parts: list[tuple[Rows, Rows]] = []
         for _ in range(_TRIES):
@@ -76,10 +76,6 @@ def _divide(strata: Rows, indicator: NDArray[np.bool_], groups: Hashes | None, s
         f"cross-validation: found no division of {len(strata)} documents in {units} groups that lets "
         "every class be learned without any of its groups; label documents of more groups, or change data.group"
     )
-
-
-def _repeats(documents: int) -> int:
-    return _REPEATS if documents < VERY_FEW_LABELS else 1
 
 
 def labelled_rows(folds: Sequence[Fold]) -> Rows:

@@ -247,7 +247,7 @@ def list_breaking() -> tuple[str, ...]:
 
 def feature_names(selection: Selection) -> list[tuple[str, int]]:
     """The column and the neuron of every feature, in order; a word's logit is of the column `words`."""
-    words = [("words", k) for k in range(selection.words)]
+    words = [("words", k) for k in range(selection.word_logits)]
     return words + [(str(column), neuron) for column, neuron, _ in selection.rows()]
 
 

@@ -53,7 +53,7 @@ class Profile:
         """
         standardised = fitted.standardizer.transform(activations).astype(np.float64)
         depth = np.full(len(logits), fitted.selection.depth) if features.depth is None else features.depth
-        read, of_words = depth != BY_WORDS, fitted.selection.words
+        read, of_words = depth != BY_WORDS, fitted.selection.word_logits
         standardised[~read, of_words:] = 0
         stops = np.searchsorted([exit.depth for exit in fitted.exits], depth)
         outcomes = Outcomes(label_space, logits, stops, len(fitted.exits))

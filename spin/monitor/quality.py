@@ -68,12 +68,6 @@ class QualitySums:
             support_variance=(p * (1 - p)).sum(0),
         )
 
-    @classmethod
-    def zero(cls, classes: int) -> Self:
-        """The sums of no documents."""
-        scalar = ("labelled", "right", "right_variance")
-        return cls(**{f.name: np.zeros(() if f.name in scalar else classes) for f in fields(cls)})
-
     def __add__(self, other: QualitySums) -> QualitySums:
         return QualitySums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 

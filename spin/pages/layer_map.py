@@ -106,6 +106,6 @@ def waterfall(
     )
 
 
-def rounded_levels(steps: Sequence[float], total: float, digits: int = 2) -> list[float]:
-    """The ends of the steps, rounded, so that the differences as shown add up to the total as shown."""
-    return [round(float(level), digits) for level in (*np.cumsum(steps)[:-1], total)]
+def rounded_levels(steps: Sequence[float], total: float) -> list[float]:
+    """The ends of the steps, rounded to two digits, so that the differences as shown add up to the total as shown."""
+    return [round(float(level), 2) for level in (*np.cumsum(steps)[:-1], total)]

@@ -104,7 +104,7 @@ class OperatingPoint:
         return self.compute + self.review + self.realised
 
 
-def class_weights(y: Targets, mix: Floats) -> Floats:
+def mix_factors(y: Targets, mix: Floats) -> Floats:
     """(K,) the factors by which classes occur more often in the mix (K,) than in single labels y (n,)."""
     counts = np.bincount(y, minlength=len(mix))
     return np.divide(mix * len(y), counts, out=np.zeros(len(mix)), where=counts > 0)
@@ -174,13 +174,13 @@ def _weigh(operation: Operation, outcome: Outcome, y: Targets, prices: Prices, m
 
 
 def _row_weights(y: Targets, mix: Floats | None) -> Floats:
-    return np.ones(len(y)) if mix is None else class_weights(y, mix)[y]
+    return np.ones(len(y)) if mix is None else mix_factors(y, mix)[y]
 
 
 def _shifted(probabilities: Floats, y: Targets, mix: Floats | None) -> tuple[Floats, Floats]:
     """The probabilities (n, K) under another mix of classes, and the weights (n,) of the documents by them."""
     if mix is None:
         return probabilities, np.ones(len(probabilities))
-    joint = probabilities * class_weights(y, mix)
+    joint = probabilities * mix_factors(y, mix)
     weights = joint.sum(axis=1)
     return joint / np.maximum(weights, 1e-12)[:, None], weights

@@ -91,7 +91,7 @@ def build_classifier(
         draw = np.random.default_rng(2)
         shapes = ((8, values.shape[1]), (8,), (count, 8))
         inner, bias, outer = (draw.normal(size=shape).astype(np.float32) for shape in shapes)
-        inner[:, : selection.words] = 0  # as `Stack.join` has it: a network reads neurons alone
+        inner[:, : selection.word_logits] = 0  # as `Stack.join` has it: a network reads neurons alone
         head = NetworkHead(*vars(draw_head((count, values.shape[1]), 1)).values(), inner, bias, outer)
     fitted = FittedClassifier(selection, standardizer, head, build_choice_summary())
     for number, depth in enumerate(exits):
@@ -334,7 +334,7 @@ def test_the_number_of_reasons_is_at_most_that_of_words_and_neurons(settings: Ba
 def test_reasons_of_a_classifier_that_reads_words_alone(settings: BackboneSettings) -> None:
     """With an exit by words too, which takes about a third of the texts."""
     both = build_classifier(settings, words=True, exits=(-1,))
-    width = both.fitted.selection.words
+    width = both.fitted.selection.word_logits
     assert isinstance(both.fitted.head, LinearHead)
     for exits in ((), both.fitted.exits):
         alone = replace(

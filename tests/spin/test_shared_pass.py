@@ -254,13 +254,13 @@ def test_no_head_judges_a_document_that_it_has_decided(
     """In a shared pass a head judges as many documents at each exit as alone."""
     classifiers = draw_classifiers(3, settings, backbone)
     judged: Counter[tuple[int, int]] = Counter()
-    keep_mask = PassMember.keep_mask
+    decided_after = PassMember.decided_after
 
     def count_and_judge(self: PassMember, words: Any, index: int, rows: Any, values: Any) -> Any:
         judged[id(self.fitted.head), index] += len(rows)
-        return keep_mask(self, words, index, rows, values)
+        return decided_after(self, words, index, rows, values)
 
-    monkeypatch.setattr(PassMember, "keep_mask", count_and_judge)
+    monkeypatch.setattr(PassMember, "decided_after", count_and_judge)
     for each in classifiers:
         each.features(TEXTS)
     alone = +judged

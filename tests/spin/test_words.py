@@ -55,7 +55,7 @@ def test_features_are_the_words_logits_and_the_neurons(spin: TrainedClassifier) 
     """By the word regression and by an extraction of all neurons, each on its own."""
     features, selection = spin.features(TEXTS), spin.fitted.selection
     assert spin.training_result.words is not None
-    assert selection.words == 3
+    assert selection.word_logits == 3
     assert len(selection) == features.values.shape[1] == 3 + selection.neuron_count
     everything = extract(spin.backbone, TEXTS, list(selection.neurons)).columns
     expected = [everything[column][:, neurons] for column, neurons in selection.neurons.items()]
@@ -154,7 +154,7 @@ def test_a_choice_of_words_alone_shares_no_pass(spin: TrainedClassifier, folder:
 def test_without_words_nothing_of_them_is_kept(backbone: BackboneSettings) -> None:
     spin = fit(backbone, search=SEARCH.model_copy(update={"words": "off"}))
     assert spin.training_result.words is None
-    assert not any(fitted.selection.words for fitted in spin.training_result.choices.values())
+    assert not any(fitted.selection.word_logits for fitted in spin.training_result.choices.values())
     assert spin.features(TEXTS).words is None
     assert not any(name.startswith("words.") for name in spin.files())
     assert spin.explain(TEXTS[0]).terms == ()

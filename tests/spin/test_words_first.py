@@ -102,7 +102,7 @@ def loop_exits(spin: TrainedClassifier, texts: list[str] = TEXTS) -> tuple[list[
         words = spin.training_result.words.logits([text])[0]
         neurons = fitted.selection.neurons
         [raw] = extract(spin.backbone, [text], [*neurons], keep=neurons).values
-        raw = np.concatenate([words, raw]) if fitted.selection.words else raw
+        raw = np.concatenate([words, raw]) if fitted.selection.word_logits else raw
         x = (raw - fitted.standardizer.mean) / fitted.standardizer.scale
         width = len(fitted.selection.up_to(1))
         shallow, full = fitted.exits[1].head, fitted.head
@@ -178,7 +178,7 @@ def test_where_words_decide_all_the_backbone_reads_nothing(
 def test_without_early_exits_words_cost_nothing(spin: TrainedClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     """The regression is read only where the head reads it, and every document runs to full depth."""
     late = assemble(spin, early=False)
-    if not spin.fitted.selection.words:
+    if not spin.fitted.selection.word_logits:
         monkeypatch.setattr(WordRegression, "logits", lambda *_: pytest.fail("words were read"))
     features = late.features(TEXTS)
     assert features.depth is None
@@ -237,7 +237,7 @@ def test_an_explanation_of_a_document_that_words_decide_has_terms_alone(spin: Tr
             explanation.word_contributions.sum(0) + explanation.bias, explanation.logits, atol=1e-4
         )
         assert bool(explanation.neurons) == (depth != BY_WORDS)
-        assert bool(explanation.terms) == (depth == BY_WORDS or spin.fitted.selection.words > 0)
+        assert bool(explanation.terms) == (depth == BY_WORDS or spin.fitted.selection.word_logits > 0)
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def attribute(spin: TrainedClassifier, text: str, k: int, depth: int) -> Attribu
         slopes, words, neurons = head.coef[k], len(head.coef), []  # type: ignore[union-attr]
         scale = np.ones(words)
     else:
-        words = fitted.selection.words
+        words = fitted.selection.word_logits
         neurons = [(c, i) for c, of in fitted.selection.neurons.items() for i in of.tolist() if c.site.layer <= depth]
     tokens = read_tokens(spin, text) if neurons else tokenize(spin, text)
     shares_of = [share_out(tokens, [t.activations[str(c.site)][i] for t in tokens], c.pooling) for c, i in neurons]

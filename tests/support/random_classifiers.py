@@ -39,7 +39,7 @@ def build_classifier(
     """
     draw = np.random.default_rng(seed)
     in_head = classes if words is not None and head_reads_words else 0
-    selection = Selection(neurons, {c: np.zeros(len(n)) for c, n in neurons.items()}, 0.5, words=in_head)
+    selection = Selection(neurons, {c: np.zeros(len(n)) for c, n in neurons.items()}, 0.5, word_logits=in_head)
 
     def head(features: int) -> LinearHead:
         coef = draw.normal(size=(classes, features)) * 1.5 / np.sqrt(max(1, features))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
+import timeit
 from collections.abc import Callable, Sequence
 
 import torch
@@ -63,13 +63,11 @@ def choose_faster(plain: Run, build: Callable[[], Run], batches: Batches) -> Run
 def _seconds(run: Run, batches: Batches) -> float:
     """The shortest of five times over all batches."""
 
-    def time_once() -> float:
-        start = time.perf_counter()
+    def run_all() -> None:
         for batch in batches:
             _ = [out.cpu() for out in run(*batch)]  # waits for the GPU
-        return time.perf_counter() - start
 
-    return min(time_once() for _ in range(5))
+    return min(timeit.repeat(run_all, number=1, repeat=5))
 
 
 def _nearly_equal(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:

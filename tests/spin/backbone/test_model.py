@@ -512,7 +512,7 @@ def test_long_texts_are_truncated_and_counted(tmp_path: Path, special: bool) -> 
     most_words = 4 if special else 5
     texts = ["great " * most_words, "great " * (most_words + 1), "film " * 500]
     tokens = backbone.tokenize(texts)
-    assert tokens.truncated == 2
+    assert tokens.cut == [False, True, True]
     assert [len(row) for row in tokens.ids] == [6, 6, 6]
     assert tokens.ids[1] == tokens.ids[0]
     features = extract(backbone, texts, [FeatureColumn(Site(1, "resid"), "mean")])

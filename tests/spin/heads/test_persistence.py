@@ -90,7 +90,9 @@ def make_training_result(*parts: FittedClassifier) -> TrainingResult:
         ),
     )  # fmt: skip
     frontier = tuple(point.summary() for point in points)
-    regression = next((make_regression(part.selection.words) for part in parts if part.selection.words), None)
+    regression = next(
+        (make_regression(part.selection.word_logits) for part in parts if part.selection.word_logits), None
+    )
     return TrainingResult(choices, frontier, 31, regression)  # type: ignore[arg-type]
 
 

@@ -118,8 +118,8 @@ def test_rows_that_are_held_back_calibrate_heads_of_more_rows_than_chose_them(ne
     for evidence in (None, held_back):
         result = refit(chosen, sample.probes, sample.read_blocks, data, make_words(sample, 0.3), held_back=evidence)
         fitted, y = result.choices["accuracy"], whole.y[whole.test]
-        features = whole.read(fitted.selection.without_words(), whole.test)
-        if fitted.selection.words:
+        features = whole.read(replace(fitted.selection, word_logits=0), whole.test)
+        if fitted.selection.word_logits:
             features = np.concatenate([of_words[whole.test], features], axis=1)
         logits = fitted.logits(features)
         losses.append(log_loss(logits, y, whole.label_space))
@@ -139,7 +139,7 @@ def test_words_keep_their_weight() -> None:
     before = project.integrate(SEARCH.model_copy(update={"words": "on"}), words=words, cascade=CASCADE)
     after = refit(before, project.probes, project.read_blocks, sampled(project), words)
     fitted, again = before.choices["accuracy"], after.choices["accuracy"]
-    assert fitted.selection.words == again.selection.words == 3
+    assert fitted.selection.word_logits == again.selection.word_logits == 3
     for one, other in zip(heads(fitted), heads(again), strict=True):
         np.testing.assert_allclose(one.coef[:, :3], other.coef[:, :3], rtol=1e-5)
         assert np.abs(one.coef[:, 3:] - other.coef[:, 3:]).max() > 0.001

@@ -503,7 +503,7 @@ def test_every_candidate_is_judged_with_and_without_words(project: Project, cand
     stacked = [c for c in tried if c.reads_words and c.neurons]
     assert plain.keys() >= {(c.subset, c.strength) for c in candidates[:3]}
     assert stacked
-    y = np.concatenate(search.valid_y)
+    y = search.valid_targets
     for candidate in stacked:
         without = plain[candidate.subset, candidate.strength]
         of_neurons, of_words = np.concatenate(search.held_out(candidate).logits), np.concatenate(words.held_out)
@@ -532,7 +532,7 @@ def test_words_that_show_nothing_have_hardly_any_weight() -> None:
         for fitted in result.choices.values()
     ]
     assert all(
-        np.abs(coef[:, : 3 if fitted.selection.words else 0]).max(initial=0) < 0.1
+        np.abs(coef[:, : 3 if fitted.selection.word_logits else 0]).max(initial=0) < 0.1
         for coef, fitted in zip(coefs, result.choices.values(), strict=True)
     )
 
@@ -601,11 +601,11 @@ def test_the_head_of_a_choice_gives_the_stacked_logits(network: str) -> None:
     words = make_words(project, 1.0)
     fitted = project.integrate(settings, words=words).choices["accuracy"]
     assert fitted.summary.words
-    assert fitted.selection.words == 3
+    assert fitted.selection.word_logits == 3
     assert ("network" in fitted.summary.shares) == (type(fitted.head) is NetworkHead)
     assert network == "auto" or type(fitted.head) is LinearHead
     np.testing.assert_allclose(fitted.standardizer.scale[:3], np.concatenate(words.held_out).std(0), rtol=1e-5)
-    neurons = replace(fitted.selection, words=0)
+    neurons = replace(fitted.selection, word_logits=0)
     rows = project.test
     of_words = np.random.default_rng(2).normal(size=(len(rows), 3)).astype(np.float32)
     logits = fitted.logits(np.concatenate([of_words, project.read(neurons, rows)], axis=1))
@@ -648,7 +648,7 @@ def test_words_that_a_network_makes_worthless_are_not_read(monkeypatch: pytest.M
     settings = SEARCH.model_copy(update={"words": "on", "network": "auto"})
     cascade = CascadeSettings(max_loss=0.9, depths=(0.3, 0.6), words=False)
     fitted = project.integrate(settings, words=make_words(project, 1.0), cascade=cascade).choices["accuracy"]
-    assert (fitted.selection.words, fitted.summary.words) == (0, False)
+    assert (fitted.selection.word_logits, fitted.summary.words) == (0, False)
     assert fitted.block_exits
     values, words = project.read(fitted.selection, project.test), np.zeros((len(project.test), 3), np.float32)
     depths = fitted.exit_depths(values, fitted.decision(project.label_space, DecisionSettings()), words)

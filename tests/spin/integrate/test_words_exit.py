@@ -53,7 +53,7 @@ def test_the_exit_has_the_calibrated_logits_of_the_words(neurons_alone: None, ki
     options: Any = {"settings": ONE, "compute": project.search().compute, "cascade": cascade, "words": words}
     result = spin.integrate.integrate.integrate(project.probes, project.ridge, project.read_blocks, data, **options)
     fitted = result.choices["accuracy"]
-    assert fitted.selection.words == 0
+    assert fitted.selection.word_logits == 0
     assert result.words is words.regression
     exit = fitted.words_exit
     assert exit is not None
@@ -91,7 +91,7 @@ def test_words_cost_where_the_head_does_not_read_them_anyway(
     )
     project = build_project(n=600)
     fitted = train(project, 1.0, words="on").choices["accuracy"]
-    assert bool(fitted.selection.words) == reads_words
+    assert bool(fitted.selection.word_logits) == reads_words
     cost, full = 0.0 if reads_words else WORDS_COST, fitted.summary.compute
     offers, options = seen[0]
     assert [offer.cost for offer in offers] == pytest.approx([cost, READING_COST + 2 / 4 + 1 / 8], abs=1e-3)

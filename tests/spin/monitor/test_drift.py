@@ -172,7 +172,9 @@ def test_a_profile_is_restored_from_bytes() -> None:
 def test_documents_that_words_decide_count_for_labels_scores_and_exits_alone(words: int) -> None:
     """Tokens and neurons are those of the other documents; the words' logits are those of all."""
     outputs, depth = make_outputs(300), np.random.default_rng(0).choice([BY_WORDS, 1], 300)
-    selection = Selection({COLUMN: np.arange(NEURONS - words)}, {COLUMN: np.ones(NEURONS - words)}, 0.9, words=words)
+    selection = Selection(
+        {COLUMN: np.arange(NEURONS - words)}, {COLUMN: np.ones(NEURONS - words)}, 0.9, word_logits=words
+    )
     head = LinearHead(np.zeros((2, 2), np.float32), np.zeros(2, np.float32))
     fitted = replace(make_fitted(), selection=selection, exits=(EarlyExit(BY_WORDS, head, 0.9),))
     values = outputs["activations"].copy()
@@ -278,7 +280,9 @@ def test_drift_names_the_neuron_that_moved() -> None:
 @pytest.mark.parametrize(("words", "name"), [(2, ("ffn.01.mean", 1)), (4, ("words", 3))])
 def test_drift_names_what_moved_beside_words(words: int, name: tuple[str, int]) -> None:
     """The words' logits come before the neurons; the fourth feature has moved."""
-    selection = Selection({COLUMN: np.arange(NEURONS - words)}, {COLUMN: np.ones(NEURONS - words)}, 0.9, words=words)
+    selection = Selection(
+        {COLUMN: np.arange(NEURONS - words)}, {COLUMN: np.ones(NEURONS - words)}, 0.9, word_logits=words
+    )
     profiles = make_profile(make_outputs(3000, 1, shift=2)), make_profile(make_outputs(2000))
     moved = measure(*profiles, selection, 0.1)[-1].moved[0]
     assert (moved.column, moved.neuron) == name

@@ -72,7 +72,7 @@ def test_sums_are_those_of_a_plain_loop_and_add_up(space: LabelSpace) -> None:
     assert sums.support == pytest.approx(support)
     assert sums.predicted == pytest.approx(space.indicator(given).sum(0))
     parts = [QualitySums.of(space, given[rows], p[rows]) for rows in (slice(0, 7), slice(7, 7), slice(7, 60))]
-    whole = reduce(add, parts, QualitySums.zero(3))
+    whole = reduce(add, parts)
     for name, value in sums.to_tensors("").items():
         assert whole.to_tensors("")[name] == pytest.approx(value), name
     restored = QualitySums.from_tensors(sums.to_tensors("quality."), "quality.")
@@ -184,7 +184,7 @@ def test_few_errors_among_the_test_documents_make_no_certainty() -> None:
 def test_there_is_no_estimate_without_labels_or_without_test_documents() -> None:
     p, y = draw_documents(200, 0, SINGLE)
     decision = decide(SINGLE)
-    assert estimate_quality(QualitySums.zero(3), p, y, decision) is None
+    assert estimate_quality(QualitySums.of(SINGLE, y[:0], p[:0]), p, y, decision) is None
     sums = QualitySums.of(SINGLE, decision.decide(p)[0], p)
     assert estimate_quality(sums, p[:0], y[:0], decision) is None
     assert estimate_quality(sums, p, y, decide(SINGLE, 0.999999)) is None

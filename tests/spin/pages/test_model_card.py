@@ -245,7 +245,7 @@ def test_the_card_describes_the_choice_in_use() -> None:
 
 def test_the_card_says_what_a_choice_reads() -> None:
     """Words beside neurons, words alone, or neurons alone."""
-    nothing = Selection({}, {}, 0.0, words=3)
+    nothing = Selection({}, {}, 0.0, word_logits=3)
     both, alone, neurons = (
         model_card(make_facts(**changes)) for changes in ({"words": 1234}, {"words": 1234, "selection": nothing}, {})
     )
