@@ -28,9 +28,7 @@ class ProbeSettings(Section):
         1 / 30, gt=0, lt=1, description="Smallest of these penalties, as a share of the one that keeps no neuron."
     )
     max_extra: int = Field(
-        2,
-        ge=0,
-        description="Number of still smaller penalties, tried only while they lower the log loss of validation documents.",
+        2, ge=0, description="Number of still smaller penalties, tried only while they lower the held-out log loss."
     )
     class_weights: Literal["none", "balanced"] = Field(
         "none",
