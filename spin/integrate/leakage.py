@@ -143,18 +143,18 @@ def _choose_within(tried: Sequence[Candidate], search: Search, leakage: Leakage)
 
 def _search_below(search: Search, leakage: Leakage) -> list[Candidate]:
     """The candidates of another run of the search, with etas up to the largest within the cap."""
-    eta = _largest_eta(search, leakage)
+    eta = _find_eta(search, leakage)
     return [] if eta is None else search.below(eta).run()
 
 
-def _largest_eta(search: Search, leakage: Leakage) -> float | None:
+def _find_eta(search: Search, leakage: Leakage) -> float | None:
     """About the largest eta whose selection at full depth is within the cap; None if no selection is.
 
     More neurons reveal more, so that bisection finds their number.
     """
-    most = len(search.select(Subset(search.eta_of(search.max_neurons), search.depth)))
+    most = len(search.select(Subset(search.eta_for(search.max_neurons), search.depth)))
     sizes = np.unique(np.geomspace(1, most, _SIZES).round().astype(int)).tolist()
-    etas = [search.eta_of(size) for size in sizes]
+    etas = [search.eta_for(size) for size in sizes]
     within = bisect_right(
         etas, leakage.most, key=lambda eta: leakage.of_selection(search.select(Subset(eta, search.depth)))
     )

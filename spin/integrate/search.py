@@ -149,7 +149,7 @@ class Search:
         does not.
         """
         ranking = self.rankings[fold]
-        selection = ranking.select(min(subset.eta, ranking.largest_eta(self.max_neurons)))
+        selection = ranking.select(min(subset.eta, ranking.eta_for(self.max_neurons)))
         return selection.up_to(subset.depth, subset.part)
 
     def fold_selections(self, subset: Subset) -> list[Selection]:
@@ -199,13 +199,13 @@ class Search:
     def _best(self) -> Candidate:
         return one_standard_error_choice(self.tried, self.data.folds)
 
-    def eta_of(self, most_neurons: int) -> float:
+    def eta_for(self, most_neurons: int) -> float:
         """The largest eta that may be tried and selects at most so many neurons for the final head."""
-        return min(self.largest_eta, self.rankings[_FINAL].largest_eta(most_neurons))
+        return min(self.largest_eta, self.rankings[_FINAL].eta_for(most_neurons))
 
     def _distinct_etas(self) -> list[float]:
         """The etas of the settings; those beyond `max_share`, `max_neurons` or the limit count as one."""
-        top = self.eta_of(self.max_neurons)
+        top = self.eta_for(self.max_neurons)
         return sorted({min(eta, top) for eta in self.settings.etas})
 
     def _try(self, subset: Subset, strengths: Sequence[float]) -> None:

@@ -49,7 +49,7 @@ class Ranking:
         kept = {column: indices for column, indices in neurons.items() if len(indices)}
         return Selection(kept, {column: self.shares[column][indices] for column, indices in kept.items()}, eta)
 
-    def largest_eta(self, count: int) -> float:
+    def eta_for(self, count: int) -> float:
         """The largest eta that selects at most `count` neurons, or the smallest that selects any."""
         reached = np.sort(np.concatenate([self.before[column][share > 0] for column, share in self.shares.items()]))
         return 1.0 if len(reached) <= count else float(max(reached[count], np.finfo(np.float32).eps))

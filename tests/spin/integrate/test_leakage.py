@@ -185,7 +185,7 @@ def test_the_choice_is_that_among_all_candidates_of_both_runs(project: Project, 
     search.run()
     found = choose_under_cap(search, replace(attack, recover=count_neurons), 0.15)
     again = project.search(capped(0.15, etas=(0.1, 0.5, 0.9)))
-    tried = [*again.run(), *again.below(again.eta_of(15)).run()]
+    tried = [*again.run(), *again.below(again.eta_for(15)).run()]
     measured = [replace(c, leakage=len(again.select(c.subset)) / 100) for c in tried]
     within = [c for c in measured if c.leakage is not None and c.leakage <= 0.15]
     assert len(search.tried) < len(within) < len(tried) == found.tried
@@ -202,7 +202,7 @@ def test_etas_are_lowered_to_the_most_neurons_within_the_cap(project: Project, a
         found = choose_under_cap(search, replace(attack, recover=count_neurons), most)
         assert search.tried == first, "the first run is what it was"
         assert all(len(search.select(c.subset)) <= 100 * most for c in found.choices.values())
-        seconds = search.below(search.eta_of(count)).run()
+        seconds = search.below(search.eta_for(count)).run()
         assert found.tried == len(first) + len(seconds)
         assert max(len(search.select(c.subset)) for c in seconds) in (count, count - 1)
 

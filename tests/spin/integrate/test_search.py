@@ -248,7 +248,7 @@ def test_every_candidate_equals_an_independent_refit(
         losses = calibrated_losses(project, held_out)
         for at, fold in enumerate(project.folds):
             ranking = project.ranking(at)
-            top = ranking.largest_eta(int(96 * SEARCH.max_share))  # of each fold, which may be less
+            top = ranking.eta_for(int(96 * SEARCH.max_share))  # of each fold, which may be less
             selection = ranking.select(min(candidate.eta, top)).up_to(candidate.depth, candidate.part)
             sizes.append(len(selection))
             answers.append(project.label_space.predict(candidate.stack.logits({"neurons": held_out[at]})))

@@ -140,7 +140,7 @@ def test_largest_eta_is_the_largest_that_keeps_at_most_the_given_count(coefs: li
     ranking = rank(make_probes(coefs))
     steps = np.cumsum(sorted((share for *_, share in ranking.select(1.0).rows()), reverse=True))
     etas = [eta for eta in {1.0, *(min(float(step), 1.0) for step in steps)} if len(ranking.select(eta)) <= count]
-    largest = ranking.largest_eta(count)
+    largest = ranking.eta_for(count)
     assert largest == pytest.approx(max(etas))
     assert len(ranking.select(largest)) == len(ranking.select(max(etas))) <= count
     assert largest == 1 or len(ranking.select(largest + 1e-6)) > count
