@@ -106,7 +106,7 @@ def test_a_search_over_every_file_finds_nothing(tmp_path: Path) -> None:
         run_workflow(settings)
     left = [row for row in rows if row["id"] not in ids]
     settings = train(tmp_path, left)
-    assert promote.promote(registry, "2", "without them").to_version == "2"
+    assert promote.promote(registry, "2", "without them", force=True).to_version == "2"
     report = run_classify(settings, registry, str(tmp_path / "tonight.parquet"), output, night="2026-03-02")
     assert report.counts.reasons["forgotten"] >= 1
     assert find_in_files(tmp_path, ids).keys() == {"tonight.parquet"}
