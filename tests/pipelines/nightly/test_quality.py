@@ -55,7 +55,7 @@ def registry_fixture(tmp_path_factory: pytest.TempPathFactory, backbone_folder: 
     settings = BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu")
     quick = SearchSettings(etas=(0.9,), max_share=1, strengths=(0.1,), network="off", words="off")
     no_exits = CascadeSettings(max_loss=0)
-    rows = tiny.make_documents(200)
+    rows = tiny.make_documents(600)
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
     for number, given in ((SINGLE, labels), (SEVERAL, [["all", label] for label in labels[:-20]] + [[]] * 20)):
         classifier = SpinClassifier(settings, sites=["ffn.01", "resid.03"], search=quick, cascade=no_exits)
