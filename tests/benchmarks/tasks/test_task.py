@@ -270,7 +270,7 @@ def call_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., 
         monkeypatch.chdir(tmp_path)
         (tmp_path / "benchmarks").mkdir(exist_ok=True)
         monkeypatch.setattr(run, "extract_corpus", extract)
-        monkeypatch.setattr(run, "run_all", lambda wanted, folder: 0)
+        monkeypatch.setattr(run, "run_all", lambda wanted, folder, *, again: 0)
         monkeypatch.setattr(sys, "argv", ["benchmarks.method", *arguments])
         run.main()
         return extracted
@@ -309,6 +309,6 @@ def test_without_a_name_the_task_is_the_tweets(
 def test_the_makefile_passes_the_task() -> None:
     makefile = (Path(__file__).parents[3] / "Makefile").read_text(encoding="utf-8")
     assert "TASK ?= tweets\n" in makefile
-    assert "benchmarks.method --task $(TASK)\n" in makefile
+    assert "benchmarks.method --task $(TASK) $(BENCH)\n" in makefile
     for name in TASKS:
         assert name in makefile
