@@ -11,10 +11,10 @@ computes the rows that depend on it again, and keeps those of other libraries.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
-import subprocess
 import time
 import traceback
 from collections.abc import Mapping
@@ -25,6 +25,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import spin
 from benchmarks.method.corpora import Plan, draw_exam, extract_corpus, load
 from benchmarks.method.lineup import answers, digest, rows_of
 from benchmarks.method.peers.libraries import require_peers
@@ -112,14 +113,14 @@ def experiments(task: Task, plans: tuple[Plan, Plan], quick: bool) -> list[Exper
 
 def run_all(wanted: list[Experiment], folder: Path, *, again: bool = False) -> int:
     """Run the experiments without a result, and `again` those of other code of SPIN; return how many failed."""
-    code = find_code()
+    code = digest_code()
     results = {e: read_result(folder, e) for e in wanted}
     missing = [e for e, result in results.items() if result is None or (again and result.get("code") != code)]
     print(f"{len(wanted)} experiments, {len(wanted) - len(missing)} already finished", flush=True)
     os.environ.update(dict.fromkeys(_THREADS, "1"))  # a spawned process reads it before it loads numpy
     failed, start = 0, time.perf_counter()
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn"), initializer=warm_up) as pool:
-        running = {pool.submit(run_one, experiment, folder): experiment for experiment in missing}
+        running = {pool.submit(run_one, experiment, folder, code): experiment for experiment in missing}
         for done, future in enumerate(as_completed(running), 1):
             experiment = running[future]
             try:
@@ -133,15 +134,18 @@ def run_all(wanted: list[Experiment], folder: Path, *, again: bool = False) -> i
     return failed
 
 
-def find_code() -> str:
-    """The digest of SPIN's package at the current commit, by which results know what code they are of."""
-    return subprocess.run(["git", "rev-parse", "HEAD:spin"], capture_output=True, text=True, check=True).stdout.strip()
+def digest_code() -> str:
+    """A digest of the modules of SPIN's package, committed or not, by which results know what code they are of."""
+    total, package = hashlib.blake2b(digest_size=8), Path(spin.__file__).parent
+    for file in sorted(package.rglob("*.py")):
+        total.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
+    return total.hexdigest()
 
 
-def run_one(experiment: Experiment, folder: Path) -> str:
-    """Measure every contender, write the result, and return a summary in one line.
+def run_one(experiment: Experiment, folder: Path, code: str) -> str:
+    """Measure every contender, write the result of this `code` of SPIN, and return a summary in one line.
 
-    If there is a result, it is of other code of SPIN: its rows that do not depend on this are kept.
+    If there is a result, it is of other code: its rows that do not depend on this are kept.
     """
     start = time.perf_counter()
     corpus = load(experiment.plan, folder / experiment.plan.name)
@@ -153,7 +157,7 @@ def run_one(experiment: Experiment, folder: Path) -> str:
     rows = known | {answer.name: answer.row(exam) for answer in new}
     result: dict[str, Any] = {
         "digest": experiment.digest,
-        "code": find_code(),
+        "code": code,
         "experiment": asdict(experiment),
         "neurons": corpus.neurons,
         "depth": corpus.depth,

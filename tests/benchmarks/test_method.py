@@ -440,8 +440,7 @@ def test_after_a_change_of_code_only_rows_of_spin_are_computed_again(
     monkeypatch.setattr(run, "load", lambda *_: corpus)
     (tmp_path / "results").mkdir()
     for code in ("one", "other"):
-        monkeypatch.setattr(run, "find_code", lambda code=code: code)
-        run.run_one(experiment, tmp_path)
+        run.run_one(experiment, tmp_path, code)
         stored = read_result(tmp_path, experiment)
         assert stored is not None
         assert stored["code"] == code

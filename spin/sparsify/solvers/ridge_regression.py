@@ -44,7 +44,7 @@ def predict_left_out(gram: Tensor, targets: Tensor, penalty: float, groups: Hash
     left_out = targets - lam * dual / free[:, None]
     for rows in [] if groups is None else _rows_of_groups(groups):
         block = lam * inverse[rows][:, rows] - 1 / len(gram)
-        block.diagonal().clamp_min_(_LEAST_FREE)
+        block.diagonal().add_(_LEAST_FREE)  # that of all rows is singular: there is no other group to learn from
         left_out[rows] = targets[rows] - torch.linalg.solve(block, lam * dual[rows])
     return left_out
 

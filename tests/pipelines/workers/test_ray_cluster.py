@@ -170,6 +170,23 @@ with cluster(RaySettings(workers=1)):
     assert done.stdout == "[]\n"
 
 
+def test_ray_ends_where_ray_data_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+    def fail(executor: StreamingExecutor, *, force: bool) -> None:
+        tried.append(force)
+        raise ConnectionError("the actors are gone")
+
+    tried: list[bool] = []
+    ended: list[bool] = []
+    monkeypatch.setattr(StreamingExecutor, "shutdown", fail)
+    monkeypatch.setattr("threading.enumerate", lambda: [StreamingExecutor.__new__(StreamingExecutor)])
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+    ray_cluster._shut_down()
+    assert tried[0]  # its end as garbage is another try
+    assert ended == [True]
+
+
 STRANGER = """
 import sys
 from ray._raylet import GcsClient
