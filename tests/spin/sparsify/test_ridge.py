@@ -221,13 +221,10 @@ def test_left_out_predictions_are_by_other_groups() -> None:
         np.testing.assert_allclose(left_out[own], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rows_of_one_group_have_finite_predictions(dtype: torch.dtype) -> None:
-    """There are no others to predict them by."""
-    draw = np.random.default_rng(0)
-    X, targets = (torch.from_numpy(draw.normal(size=(40, width))).to(dtype) for width in (60, 2))
-    left_out = predict_left_out(X @ X.T, targets, 0.5, np.zeros(40, np.uint64))
-    assert left_out.abs().max() < 100
+def test_rows_of_one_group_have_finite_predictions() -> None:
+    """There are no others to predict them by, and their block of the hat matrix has no inverse."""
+    left_out = predict_left_out(torch.ones(2, 2), torch.eye(2), 0.5, np.zeros(2, np.uint64))
+    assert torch.isfinite(left_out).all()
 
 
 def test_rows_that_the_regression_has_not_used_are_predicted_if_their_groups_are_others(
