@@ -105,7 +105,7 @@ add_command(CLUSTER, job_commands.stop)
 
 def main() -> None:
     """Run the command and end the process with its exit status; see `run_command` for errors."""
-    silence_libraries()
+    configure_libraries()
     if not sys.stdout.isatty() and (len(sys.argv) < 3 or "--help" in sys.argv):
         _print_help_without_boxes()
     run_command(app)
@@ -121,12 +121,15 @@ def _print_help_without_boxes() -> None:
     typer.rich_utils.Panel = partial(Panel, box=blank)  # type: ignore[misc, assignment]
 
 
-def silence_libraries() -> None:
-    """Keep progress bars, telemetry and warnings of libraries out of the output."""
+def configure_libraries() -> None:
+    """Set what libraries read when they load: no progress bars, telemetry or warnings, and threads that wait asleep."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # torch's threads wait for each other in a loop, for the time slices of a processor that another program uses: one
+    # such program made trainings four times as long
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     warnings.simplefilter("ignore")
 
 

@@ -20,12 +20,12 @@ import spin.backbone.engine_trial
 import spin.backbone.local_cache
 import spin.labels.cross_validation
 import spin.labels.splits
-from jobs.cli import silence_libraries
+from jobs.cli import configure_libraries
 from tests.support import command_line, tiny
 from tests.support.browser import launch_chromium
 from tests.support.registry_databases import create_database
 
-silence_libraries()
+configure_libraries()
 # a busy machine may take longer for an example than Hypothesis allows
 hypothesis.settings.register_profile("spin", parent=hypothesis.settings.default, deadline=None)
 hypothesis.settings.load_profile("spin")

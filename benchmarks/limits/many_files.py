@@ -297,9 +297,9 @@ def _write_large_parquet(store: Store, folder: Path, size: int) -> None:
 
 def _classify(folder: Path, source: str, output: str) -> None:
     """Run a night; this is what the fresh process does."""
-    from jobs.cli import silence_libraries
+    from jobs.cli import configure_libraries
 
-    silence_libraries()
+    configure_libraries()
     from pipelines.nightly.classify import run_classify
     from pipelines.registry.versions import Registry
     from spin.settings import Settings

@@ -157,9 +157,9 @@ def _speed(outcomes: Sequence[ShardOutcome[Any]]) -> float:
 
 def _classify(folder: Path, documents: int) -> None:
     """Run a night; this is what the fresh process does."""
-    from jobs.cli import silence_libraries
+    from jobs.cli import configure_libraries
 
-    silence_libraries()
+    configure_libraries()
     from pipelines.nightly.classify import run_classify
     from pipelines.registry.versions import Registry
     from spin.settings import Settings

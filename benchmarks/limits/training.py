@@ -165,9 +165,9 @@ _MOST, _FLAT, _STORED = 6_000.0, 1.1, 0.15
 
 def _train(folder: Path) -> None:
     """Run a training; this is what the fresh process does."""
-    from jobs.cli import silence_libraries
+    from jobs.cli import configure_libraries
 
-    silence_libraries()
+    configure_libraries()
     from pipelines.training.workflow import run_workflow
 
     settings = Settings.model_validate_json((folder / "settings.json").read_text(encoding="utf-8"))

@@ -64,7 +64,7 @@ class _Networks:
         self.outer = torch.zeros(NETWORKS, WIDTH, classes, device=design.device, requires_grad=True)
         self.outer_bias = torch.zeros(NETWORKS, classes, device=design.device, requires_grad=True)
         self.parameters = [self.inner, self.inner_bias, self.outer, self.outer_bias]
-        self.optimiser = torch.optim.Adam(self.parameters, lr=_LEARNING_RATE)
+        self.optimiser = torch.optim.Adam(self.parameters, lr=_LEARNING_RATE, fused=True)
         self.own = np.full(self.count, -1)
         """(N,) of each row of the group its place among those of this process, or -1"""
         self.own[np.arange(self.count) if design.positions is None else design.positions] = np.arange(len(design.has))

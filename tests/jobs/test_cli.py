@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,21 @@ def run_spin(call_spin: CallSpin) -> Any:
 
 def test_the_version_is_that_of_the_installed_package(run_spin: Any) -> None:
     assert run_spin("--version") == f"{importlib.metadata.version('spin-neurons')}\n"
+
+
+@pytest.mark.slow
+def test_threads_of_torch_wait_asleep() -> None:
+    """Its OpenMP library, which reads the environment when it loads, tells what it found there."""
+    code = "from jobs.cli import configure_libraries; configure_libraries(); import torch"
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "GOMP_SPINCOUNT = '1000'" in done.stderr
 
 
 def greet(name: str) -> None:
