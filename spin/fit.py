@@ -61,12 +61,12 @@ def fit_classifiers(
         for part in np.array_split(rows, 1 + len(rows) // _BLOCK):
             yield np.concatenate([features[c][np.ix_(part, n)] for c, n in selection.neurons.items()], axis=1)
 
-    ridge, _ = fit_ridge(lambda column, rows: features[column][rows], list(features), data)
     words = None
     if texts is not None and settings.words != "off":
         words = fit_words(lambda rows: [texts[row] for row in rows], data)
     few = len(data.rows) < VERY_FEW_LABELS and data.device == "cpu"
     with _single_thread() if few else nullcontext():
+        ridge, _ = fit_ridge(lambda column, rows: features[column][rows], list(features), data)
         training_result = integrate(
             probes,
             ridge,
