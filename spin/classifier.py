@@ -16,16 +16,16 @@ from spin.backbone.loading import announce_backbone, load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
 from spin.explainer import explain_text
-from spin.forward_pass import ForwardPass
-from spin.heads import persistence
-from spin.heads.abstention import keep_promise, refuse_promise
-from spin.heads.decision import Decision
-from spin.heads.fitted import FittedClassifier, TrainingResult
-from spin.heads.persistence import ClassifierMetadata
+from spin.fitted import persistence
+from spin.fitted.abstention import keep_promise, refuse_promise
+from spin.fitted.decision import Decision
+from spin.fitted.fitted_classifier import FittedClassifier, TrainingResult
+from spin.fitted.persistence import ClassifierMetadata
 from spin.labels.label_space import Label, LabelSpace, class_names
 from spin.labels.label_types import describe_table
 from spin.pages.explanation import Explanation
-from spin.pass_member import PassMember
+from spin.passes.forward_pass import ForwardPass
+from spin.passes.pass_member import PassMember
 from spin.poolings.registry import find_pooling
 from spin.predictions import Predictions
 from spin.settings import TRAINED_SETTINGS, BackboneSettings, Choice, DecisionSettings, Metric, Settings

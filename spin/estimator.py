@@ -20,8 +20,8 @@ from spin.backbone.loading import announce_backbone, load_backbone
 from spin.classifier import TrainedClassifier, checked_texts, feature_columns
 from spin.errors import UserError
 from spin.fit_progress import StartStep, show_steps, start_silently
-from spin.heads.abstention import refuse_promise
-from spin.heads.decision import Decision
+from spin.fitted.abstention import refuse_promise
+from spin.fitted.decision import Decision
 from spin.labels.label_space import LabelSpace
 from spin.labels.label_types import LabelValue, name_labels
 from spin.labels.split_groups import hash_text

@@ -20,9 +20,9 @@ from spin.attribution.token_sums import (
 from spin.attribution.word_sums import Places, add_places
 from spin.backbone.hooks import read_token_values
 from spin.backbone.model import Backbone, Tokens
-from spin.heads.attribution_weights import token_directions, token_weights
-from spin.heads.decision import Decision
-from spin.heads.fitted import FittedClassifier
+from spin.fitted.attribution_weights import token_directions, token_weights
+from spin.fitted.decision import Decision
+from spin.fitted.fitted_classifier import FittedClassifier
 from spin.labels.label_space import LabelSpace
 from spin.pages.explanation import Explanation
 from spin.words.word_regression import Place, TermContribution, WordRegression

@@ -26,7 +26,7 @@ from spin.backbone.model import Backbone
 from spin.backbone.windows import CONTEXT, OWN, context_of
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
-from spin.heads.fitted import FittedClassifier
+from spin.fitted.fitted_classifier import FittedClassifier
 from spin.heads.linear_head import constant
 from spin.poolings.registry import find_pooling
 from spin.words.vocabulary import CHARACTERS_READ, UNITS, Unit

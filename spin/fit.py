@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from spin.arrays import Floats, Rows
 from spin.fit_progress import StartStep, start_silently
-from spin.heads.fitted import TrainingResult
+from spin.fitted.fitted_classifier import TrainingResult
 from spin.heads.selection import Selection
 from spin.integrate.fit_words import fit_words
 from spin.integrate.head_fitter import HeldBack, refit

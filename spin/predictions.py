@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.attribution.reasons import Reasons
-from spin.heads.decision import Decision
+from spin.fitted.decision import Decision
 from spin.labels.label_space import Label
 
 

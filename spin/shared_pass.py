@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from spin.activations.extract import Progress
 from spin.activations.features import Features
 from spin.classifier import TrainedClassifier, checked_texts
-from spin.forward_pass import ForwardPass
+from spin.passes.forward_pass import ForwardPass
 from spin.predictions import Predictions
 
 _SOURCE = frozenset({"model", "revision", "trust_remote_code"})

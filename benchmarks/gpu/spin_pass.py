@@ -16,9 +16,9 @@ from spin.activations.engines.engine import Engine, open_engine
 from spin.activations.extract import read_activations, single_segment
 from spin.arrays import Floats
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
-from spin.heads.decision import Decision
+from spin.fitted.decision import Decision
+from spin.fitted.early_exit import confidence, should_exit
 from spin.heads.design import Design
-from spin.heads.early_exit import confidence, should_exit
 from spin.heads.feature_rows import FeatureRows
 from spin.heads.linear_head import LinearHead
 from spin.integrate.fit_linear import fit_linear

@@ -22,10 +22,10 @@ import spin.integrate.integrate
 from benchmarks.method.corpora import METRIC, Exam
 from spin.arrays import Floats, Rows
 from spin.fit import group_by_site
+from spin.fitted.candidate import Candidate
+from spin.fitted.decision import apply_thresholds
+from spin.fitted.fitted_classifier import FittedClassifier, TrainingResult
 from spin.heads.calibration import calibration_error, calibration_error_limit, fit_temperature
-from spin.heads.candidate import Candidate
-from spin.heads.decision import apply_thresholds
-from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.selection import Selection
 from spin.integrate.class_thresholds import choose_class_thresholds
 from spin.integrate.feature_matrix import ReadSelection

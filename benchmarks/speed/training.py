@@ -12,7 +12,7 @@ from benchmarks.speed.role import SHIPPED
 from benchmarks.speed.trial import Trial
 from spin import TrainedClassifier
 from spin.backbone.loading import load_backbone
-from spin.heads.fitted import TrainingResult
+from spin.fitted.fitted_classifier import TrainingResult
 from spin.integrate.integrate import integrate
 from spin.settings import BackboneSettings, CascadeSettings, SearchSettings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spin.arrays import Floats
-from spin.heads.fitted import FittedClassifier
+from spin.fitted.fitted_classifier import FittedClassifier
 
 WORDS = -1
 """the place of the words' logits, which count as one more layer"""

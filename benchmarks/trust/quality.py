@@ -14,9 +14,9 @@ from spin.activations.features import Features
 from spin.arrays import Floats, Rows
 from spin.audit.perturbations import mix_perturbations
 from spin.classifier import TrainedClassifier
-from spin.heads.abstention import RISK, choose_band
-from spin.heads.decision import Decision
-from spin.heads.held_out import HeldOutLogits
+from spin.fitted.abstention import RISK, choose_band
+from spin.fitted.decision import Decision
+from spin.fitted.held_out import HeldOutLogits
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
 from spin.monitor.drift_statistics import list_breaking

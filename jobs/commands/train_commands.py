@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipelines.training.extract_features import CorpusCounts
     from pipelines.training.train import TrainReport
     from pipelines.training.workflow import StageEvent, TrainingStage
-    from spin.heads.fitted import ChoiceSummary, TrainingSummary, UncappedChoice
+    from spin.fitted.fitted_classifier import ChoiceSummary, TrainingSummary, UncappedChoice
     from spin.pages.model_card import ContenderResult, ScoreInterval
     from spin.settings import Choice
 _CHOICES: tuple[Choice, ...] = ("accuracy", "balanced", "cheapest")

@@ -26,7 +26,7 @@ from pipelines.nightly.tables.night_history import find_newest_night, list_night
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.registry.packaging import REFERENCE
 from spin.classifier import TrainedClassifier
-from spin.heads.held_out import HeldOutLogits
+from spin.fitted.held_out import HeldOutLogits
 from spin.monitor.agreement import ShadowAgreement, total_agreement
 from spin.monitor.drift import Drift
 from spin.monitor.drift_statistics import list_breaking

@@ -17,8 +17,8 @@ from pipelines.workers import weights_cache
 from pipelines.workers.artifact_copy import ArtifactCopy
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
-from spin.heads import persistence
-from spin.heads.persistence import ClassifierMetadata
+from spin.fitted import persistence
+from spin.fitted.persistence import ClassifierMetadata
 from spin.settings import BackboneSettings, DecisionSettings, Settings
 
 _log = logging.getLogger(__name__)

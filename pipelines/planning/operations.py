@@ -17,7 +17,7 @@ from pipelines.registry.versions import Registry
 from pipelines.workers.progress import progress
 from spin.arrays import Floats
 from spin.classifier import TrainedClassifier
-from spin.heads.decision import Decision
+from spin.fitted.decision import Decision
 from spin.roi.operating_points import BANDS, Operation, Outcome
 from spin.settings import Choice, Settings
 

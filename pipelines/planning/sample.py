@@ -37,7 +37,7 @@ from pipelines.workers.map_shards import Step, commit_shard
 from pipelines.workers.progress import progress
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
-from spin.heads import persistence
+from spin.fitted import persistence
 from spin.settings import Settings
 
 _FIRST = 64

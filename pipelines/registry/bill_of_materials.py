@@ -21,7 +21,7 @@ from packageurl import PackageURL
 from pipelines.registry.packaging import BACKBONE, PYFUNC, REQUIREMENTS, SPIN
 from pipelines.registry.version_records import TrainingRecord
 from spin.backbone.hub import locate_model
-from spin.heads import persistence
+from spin.fitted import persistence
 from spin.settings import Settings, mask_credentials
 
 BILL = "bom.cdx.json"

@@ -17,7 +17,7 @@ from spin.backbone.digest import list_model_files
 from spin.backbone.loading import find_backbone
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
-from spin.heads import persistence
+from spin.fitted import persistence
 from spin.pages.model_card import CARD, card_text
 from spin.settings import Settings
 

@@ -20,7 +20,7 @@ from pipelines.registry.version_records import AuditRecord, LoggedData, Register
 from spin.activations.engines.engine import CALIBRATION_TEXTS
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
-from spin.heads import persistence
+from spin.fitted import persistence
 from spin.settings import BackboneSettings, DecisionSettings, Settings
 
 CHAMPION, CHALLENGER = "champion", "challenger"

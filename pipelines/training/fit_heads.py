@@ -17,8 +17,8 @@ from pipelines.data.training_labels import Sample
 from pipelines.storage.object_store import Store
 from pipelines.workers.train_group import DOCUMENTS_PER_WORKER, GroupWork, run_group
 from spin.arrays import Floats, Rows
-from spin.heads import persistence
-from spin.heads.fitted import TrainingResult
+from spin.fitted import persistence
+from spin.fitted.fitted_classifier import TrainingResult
 from spin.integrate.fit_words import WordFit
 from spin.integrate.head_fitter import HeldBack, refit
 from spin.integrate.integrate import integrate

@@ -13,9 +13,9 @@ from pipelines.data.feature_store import FeatureShards
 from pipelines.data.training_labels import Labels
 from spin.arrays import Floats, Rows
 from spin.classifier import TrainedClassifier
-from spin.heads.abstention import ErrorPromise, choose_band, describe_failure
-from spin.heads.fitted import FittedClassifier
-from spin.heads.held_out import HeldOutLogits
+from spin.fitted.abstention import ErrorPromise, choose_band, describe_failure
+from spin.fitted.fitted_classifier import FittedClassifier
+from spin.fitted.held_out import HeldOutLogits
 from spin.labels.sampling import one_per_group
 from spin.labels.splits import certifies
 from spin.settings import Choice, Settings

@@ -8,9 +8,9 @@ from importlib.metadata import version
 
 from pipelines.data.training_labels import Labels
 from spin.classifier import TrainedClassifier
-from spin.heads import persistence
-from spin.heads.abstention import ErrorPromise
-from spin.heads.held_out import HeldOutLogits
+from spin.fitted import persistence
+from spin.fitted.abstention import ErrorPromise
+from spin.fitted.held_out import HeldOutLogits
 from spin.monitor.quality import QualityEstimate, expect_quality
 from spin.pages.model_card import NIGHT, CardFacts, Comparison, ContenderResult, model_card
 from spin.settings import Settings

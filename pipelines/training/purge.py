@@ -18,7 +18,7 @@ from pipelines.storage.object_store import Store, StoredObject
 from pipelines.storage.stage_plan import MANIFEST, delete_objects
 from pipelines.training.suspects import SUSPECTS
 from spin.errors import UserError
-from spin.heads.persistence import CONFIG
+from spin.fitted.persistence import CONFIG
 from spin.settings import Settings
 
 FEATURES, KEPT, PROBES, MODEL = "features", "kept", "probes", "model"

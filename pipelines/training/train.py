@@ -51,11 +51,11 @@ from spin.backbone.flops import relative_flops
 from spin.backbone.loading import load_backbone
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
-from spin.heads import persistence
+from spin.fitted import persistence
+from spin.fitted.decision import Decision
+from spin.fitted.fitted_classifier import TrainingResult, TrainingSummary
+from spin.fitted.held_out import HELD_OUT
 from spin.heads.calibration import calibration_error, calibration_error_limit
-from spin.heads.decision import Decision
-from spin.heads.fitted import TrainingResult, TrainingSummary
-from spin.heads.held_out import HELD_OUT
 from spin.heads.selection import Selection
 from spin.integrate.fit_words import WordFit
 from spin.labels.metrics import class_figures

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from spin.arrays import Floats
 from spin.audit import perturbations
 from spin.audit.perturbations import SEVERITIES, Perturbation
+from spin.fitted.decision import Decision
 from spin.heads.calibration import calibration_error, calibration_error_limit
-from spin.heads.decision import Decision
 from spin.labels.label_space import LabelSpace, Targets, differ
 from spin.labels.metrics import score
 from spin.predictions import Predictions

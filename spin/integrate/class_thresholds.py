@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats, Rows
-from spin.heads.decision import apply_thresholds
+from spin.fitted.decision import apply_thresholds
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats, Rows
-from spin.heads.decision import Decision
-from spin.heads.early_exit import DISABLED, confidence
+from spin.fitted.decision import Decision
+from spin.fitted.early_exit import DISABLED, confidence
 from spin.labels.cross_validation import confident_margin
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.heads.candidate import Candidate
-from spin.heads.fitted import LeakageCap
+from spin.fitted.candidate import Candidate
+from spin.fitted.fitted_classifier import LeakageCap
 from spin.labels.cross_validation import Fold, confident_margin, standard_error
 from spin.settings import Choice, SearchSettings
 

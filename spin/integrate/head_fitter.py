@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from spin.arrays import Floats, Rows
-from spin.heads.early_exit import EarlyExit
-from spin.heads.fitted import ChoiceSummary, ExitSummary, FittedClassifier, TrainingResult
+from spin.fitted.early_exit import EarlyExit
+from spin.fitted.fitted_classifier import ChoiceSummary, ExitSummary, FittedClassifier, TrainingResult
+from spin.fitted.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe, LastLayerRecipe
 from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
-from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe, LastLayerRecipe
 from spin.heads.selection import Selection
 from spin.heads.stack import Source, Stack, fit_stack
 from spin.integrate.feature_matrix import FeatureCut, FeatureMatrix, Probes, ReadSelection, selected_standardizer

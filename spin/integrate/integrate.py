@@ -9,14 +9,14 @@ from threadpoolctl import threadpool_limits
 
 from spin.arrays import Floats
 from spin.errors import UserError
+from spin.fitted.candidate import Candidate
+from spin.fitted.decision import Decision
+from spin.fitted.early_exit import find_stops
+from spin.fitted.fitted_classifier import ChoiceSummary, FittedClassifier, TrainingResult
+from spin.fitted.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
 from spin.heads.calibration import calibration_error, log_loss
-from spin.heads.candidate import Candidate
-from spin.heads.decision import Decision
-from spin.heads.early_exit import find_stops
-from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
-from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe
 from spin.heads.selection import Selection
 from spin.heads.stack import Source, Stack
 from spin.integrate.class_thresholds import choose_class_thresholds

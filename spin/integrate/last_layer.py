@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from spin.arrays import Floats
+from spin.fitted.recipe import LastLayerRecipe
 from spin.heads.linear_head import LinearHead
-from spin.heads.recipe import LastLayerRecipe
 from spin.heads.selection import Selection
 from spin.integrate.feature_matrix import Probes
 from spin.labels.training_data import TrainingData

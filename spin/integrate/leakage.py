@@ -10,8 +10,8 @@ import numpy as np
 
 from spin.arrays import Floats, Rows
 from spin.errors import UserError
-from spin.heads.candidate import Candidate, Subset
-from spin.heads.fitted import LeakageCap, UncappedChoice
+from spin.fitted.candidate import Candidate, Subset
+from spin.fitted.fitted_classifier import LeakageCap, UncappedChoice
 from spin.heads.selection import Selection
 from spin.integrate.frontier import (
     CandidateChoices,

@@ -10,14 +10,14 @@ import numpy as np
 
 from spin.arrays import Floats
 from spin.errors import UserError
+from spin.fitted.candidate import Candidate, Subset
+from spin.fitted.decision import apply_thresholds
+from spin.fitted.recipe import LastLayerRecipe
 from spin.heads.calibration import fit_temperature, log_loss, log_losses
-from spin.heads.candidate import Candidate, Subset
-from spin.heads.decision import apply_thresholds
 from spin.heads.design import Design
 from spin.heads.feature_rows import FeatureRows
 from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
-from spin.heads.recipe import LastLayerRecipe
 from spin.heads.selection import Selection
 from spin.heads.stack import Source, Stack, fit_stack
 from spin.integrate.class_thresholds import shared_thresholds

@@ -14,10 +14,10 @@ from safetensors.numpy import load as load_tensors
 from spin.activations.features import Features
 from spin.arrays import Floats
 from spin.errors import UserError
-from spin.heads.decision import Decision
-from spin.heads.early_exit import EarlyExit
-from spin.heads.fitted import FittedClassifier
-from spin.heads.held_out import HeldOutLogits
+from spin.fitted.decision import Decision
+from spin.fitted.early_exit import EarlyExit
+from spin.fitted.fitted_classifier import FittedClassifier
+from spin.fitted.held_out import HeldOutLogits
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
 from spin.monitor import drift_statistics

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
-from spin.heads.decision import Decision
+from spin.fitted.decision import Decision
 from spin.labels.label_space import LabelSpace, Targets
 
 _PARTS = 20

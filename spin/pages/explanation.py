@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
-from spin.heads.decision import Decision
+from spin.fitted.decision import Decision
 from spin.labels.label_space import LabelSpace
 from spin.settings import DecisionSettings
 from spin.sites import BY_WORDS, FeatureColumn, Site, exit_name

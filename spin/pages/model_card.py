@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from spin.heads.abstention import RISK, ErrorPromise
-from spin.heads.fitted import TrainingSummary
+from spin.fitted.abstention import RISK, ErrorPromise
+from spin.fitted.fitted_classifier import TrainingSummary
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import ClassFigures

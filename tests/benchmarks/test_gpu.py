@@ -64,7 +64,7 @@ MEASURED = (
     "spin.backbone.flops",
     "spin.activations.extract",
     "spin.heads.linear_head",
-    "spin.heads.early_exit",
+    "spin.fitted.early_exit",
     "spin.integrate.fit_linear",
     "spin.sparsify.solvers.batched_l1_path",
     "spin.sparsify.solvers.fista",

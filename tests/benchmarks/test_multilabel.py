@@ -14,7 +14,7 @@ from benchmarks.method.all_neurons import all_neurons
 from benchmarks.method.corpora import Corpus, Exam, Plan, draw_exam
 from benchmarks.method.division import draw_until_each_class
 from benchmarks.method.tasks.task import LAYERS
-from spin.heads.decision import apply_thresholds
+from spin.fitted.decision import apply_thresholds
 from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import score
 from spin.labels.split_groups import hash_text

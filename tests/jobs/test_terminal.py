@@ -26,8 +26,8 @@ from pipelines.training.train import TrainReport, TrainResults, TrainSeconds
 from pipelines.training.workflow import StageEvent
 from spin.audit.privacy import ATTRIBUTES
 from spin.control_characters import escape_controls, show_controls
-from spin.heads.candidate import CandidateSummary
-from spin.heads.fitted import ChoiceSummary, ExitSummary, LeakageCap, TrainingSummary, UncappedChoice
+from spin.fitted.candidate import CandidateSummary
+from spin.fitted.fitted_classifier import ChoiceSummary, ExitSummary, LeakageCap, TrainingSummary, UncappedChoice
 from spin.pages.model_card import ContenderResult, ScoreInterval
 from spin.settings import Choice
 

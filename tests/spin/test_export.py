@@ -26,8 +26,8 @@ from spin.arrays import Floats
 from spin.backbone.loading import load_backbone
 from spin.errors import UserError
 from spin.export import export
-from spin.heads import persistence
-from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.fitted import persistence
+from spin.fitted.fitted_classifier import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
 from spin.heads.selection import Selection

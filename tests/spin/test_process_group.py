@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from scipy.special import expit
 
-from spin.heads.candidate import Subset
+from spin.fitted.candidate import Subset
 from spin.heads.design import Design
 from spin.heads.feature_rows import FeatureRows
 from spin.integrate.fit_linear import fit_linear

@@ -19,7 +19,7 @@ from spin.activations.features import Features
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.errors import UserError
-from spin.pass_member import PassMember
+from spin.passes.pass_member import PassMember
 from spin.settings import BackboneSettings
 from spin.sites import BY_WORDS, FeatureColumn
 from tests.support import tiny

@@ -9,7 +9,7 @@ import pytest
 
 from spin import SpinClassifier, TrainedClassifier
 from spin.activations.extract import extract
-from spin.heads.decision import Decision
+from spin.fitted.decision import Decision
 from spin.settings import BackboneSettings, CascadeSettings, DecisionSettings, ProbeSettings, SearchSettings
 from spin.shared_pass import SharedPass
 from tests.support import tiny

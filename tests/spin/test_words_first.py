@@ -14,8 +14,8 @@ from spin.activations.extract import count_tokens, extract
 from spin.activations.features import Features
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone, Tokens
-from spin.heads.early_exit import EarlyExit
-from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.fitted.early_exit import EarlyExit
+from spin.fitted.fitted_classifier import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace, class_names

@@ -35,7 +35,7 @@ from pipelines.registry.version_records import LoggedData
 from pipelines.storage.object_store import Store
 from pipelines.storage.retrying import retry_unavailable
 from pipelines.storage.shard_log import Attempt, StepResult
-from spin.heads.persistence import ClassifierMetadata
+from spin.fitted.persistence import ClassifierMetadata
 from spin.settings import Settings, parse_settings
 
 Row = dict[str, Any]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from spin.classifier import TrainedClassifier
-from spin.heads.early_exit import EarlyExit
-from spin.heads.fitted import ChoiceSummary, FittedClassifier, TrainingResult
+from spin.fitted.early_exit import EarlyExit
+from spin.fitted.fitted_classifier import ChoiceSummary, FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spin.heads.fitted import ChoiceSummary
+from spin.fitted.fitted_classifier import ChoiceSummary
 
 
 def build_choice_summary(**changes: Any) -> ChoiceSummary:

@@ -36,7 +36,7 @@ from pipelines.workers.worker_faults import is_fault_of_worker
 from spin.activations.features import Features
 from spin.classifier import TrainedClassifier
 from spin.errors import SpinError, describe_error
-from spin.heads import persistence
+from spin.fitted import persistence
 from spin.labels.label_space import Label, class_names
 from spin.monitor.agreement import AgreementCounts, count_agreement
 from spin.monitor.document_sample import DocumentSample, is_sampled

@@ -17,8 +17,8 @@ from pipelines.workers.weights_cache import local_digest
 from spin.activations.features import Features
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
-from spin.heads import persistence
-from spin.heads.persistence import ClassifierMetadata
+from spin.fitted import persistence
+from spin.fitted.persistence import ClassifierMetadata
 from spin.monitor.agreement import AgreementCounts, count_agreement
 from spin.predictions import Predictions
 from spin.settings import BackboneSettings, DecisionSettings, Settings

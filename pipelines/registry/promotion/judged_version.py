@@ -12,7 +12,7 @@ from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from pipelines.storage.stage_plan import fingerprint
 from spin.arrays import Hashes
 from spin.errors import UserError
-from spin.heads.decision import Decision
+from spin.fitted.decision import Decision
 from spin.integrate.bootstrap import lower_bound
 from spin.labels.label_space import Label, LabelSpace, Targets, class_names
 from spin.labels.metrics import score

@@ -19,7 +19,7 @@ from pipelines.registry.versions import CHAMPION, Registry
 from spin.audit import perturbations
 from spin.audit.perturbations import PERTURBATIONS, Perturbation, mix_perturbations
 from spin.errors import UserError
-from spin.heads.held_out import HELD_OUT, HeldOutLogits
+from spin.fitted.held_out import HELD_OUT, HeldOutLogits
 from spin.integrate.bootstrap import difference_interval
 from spin.labels.metrics import score
 from spin.settings import parse_settings

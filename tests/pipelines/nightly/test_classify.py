@@ -29,10 +29,10 @@ from spin.backbone.model import Backbone
 from spin.classifier import TrainedClassifier
 from spin.errors import NotFiniteError, SpinError, UserError
 from spin.estimator import SpinClassifier
-from spin.heads import persistence
-from spin.heads.early_exit import EarlyExit
+from spin.fitted import persistence
+from spin.fitted.early_exit import EarlyExit
 from spin.heads.linear_head import LinearHead
-from spin.pass_member import PassMember
+from spin.passes.pass_member import PassMember
 from spin.settings import DecisionSettings, SearchSettings, load_settings
 from spin.sites import BY_WORDS
 from tests.support import chaos, tiny

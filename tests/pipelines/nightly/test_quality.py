@@ -17,9 +17,9 @@ from pipelines.storage.object_store import Store
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.estimator import SpinClassifier
-from spin.heads.abstention import choose_band
-from spin.heads.early_exit import EarlyExit
-from spin.heads.held_out import HELD_OUT, HeldOutLogits
+from spin.fitted.abstention import choose_band
+from spin.fitted.early_exit import EarlyExit
+from spin.fitted.held_out import HELD_OUT, HeldOutLogits
 from spin.heads.linear_head import LinearHead
 from spin.labels.label_space import Targets
 from spin.monitor.profile import Profile

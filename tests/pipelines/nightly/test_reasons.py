@@ -12,7 +12,7 @@ import pytest
 
 from spin.classifier import TrainedClassifier
 from spin.estimator import SpinClassifier
-from spin.heads.early_exit import EarlyExit
+from spin.fitted.early_exit import EarlyExit
 from spin.heads.linear_head import LinearHead
 from spin.pages.explanation import stretches
 from spin.settings import BackboneSettings, DecisionSettings, SearchSettings

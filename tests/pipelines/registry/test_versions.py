@@ -25,7 +25,7 @@ from pipelines.registry.version_records import LoggedData
 from pipelines.registry.versions import CHALLENGER, CHAMPION, Registry
 from pipelines.service_errors import UnavailableError
 from spin.errors import UserError
-from spin.heads import persistence
+from spin.fitted import persistence
 from spin.settings import Settings, parse_settings
 from tests.support.registry_fixture import CARD, TEXTS, RegistryFixture, build_evaluation_set, read_files
 

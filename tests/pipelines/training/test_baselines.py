@@ -25,7 +25,7 @@ from pipelines.storage.object_store import Store
 from pipelines.training import baselines, train
 from pipelines.training.evaluate import run_evaluate
 from pipelines.training.workflow import run_stages, run_workflow
-from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.fitted.fitted_classifier import FittedClassifier, TrainingResult
 from spin.labels.cross_validation import Fold
 from spin.labels.label_space import LabelSpace
 from spin.labels.training_data import TrainingData

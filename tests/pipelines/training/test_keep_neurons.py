@@ -31,7 +31,7 @@ from pipelines.training.train import TrainReport, run_train
 from pipelines.training.workflow import run_workflow
 from spin import TrainedClassifier
 from spin.errors import UserError
-from spin.heads.held_out import HeldOutLogits
+from spin.fitted.held_out import HeldOutLogits
 from spin.heads.selection import Selection
 from spin.integrate.fit_words import fit_words
 from spin.labels.splits import certifies

@@ -13,9 +13,9 @@ from pipelines.training.held_out_logits import describe_promise, promise_error
 from pipelines.training.model_card_facts import build_card
 from spin import TrainedClassifier
 from spin.backbone.loading import load_backbone
-from spin.heads.abstention import choose_band
-from spin.heads.decision import Decision
-from spin.heads.held_out import HeldOutLogits
+from spin.fitted.abstention import choose_band
+from spin.fitted.decision import Decision
+from spin.fitted.held_out import HeldOutLogits
 from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import ClassFigures
 from spin.monitor.quality import QualitySums, estimate_quality

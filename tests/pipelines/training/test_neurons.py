@@ -42,7 +42,7 @@ from spin.activations.features import Features
 from spin.arrays import Rows
 from spin.classifier import feature_columns
 from spin.errors import UserError
-from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.fitted.fitted_classifier import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import Label, LabelSpace

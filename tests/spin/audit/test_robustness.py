@@ -15,8 +15,8 @@ from sklearn.metrics import f1_score
 from spin.audit.perturbations import PERTURBATIONS, SEVERITIES
 from spin.audit.robustness import RobustnessReport, count_predictions, measure_robustness
 from spin.audit.robustness_page import robustness_page
+from spin.fitted.decision import Decision
 from spin.heads.calibration import calibration_error, calibration_error_limit
-from spin.heads.decision import Decision
 from spin.labels.label_space import LabelSpace
 from spin.predictions import Predictions
 from spin.settings import DecisionSettings

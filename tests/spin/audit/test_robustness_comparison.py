@@ -16,7 +16,7 @@ from spin.audit.perturbations import PERTURBATIONS, SEVERITIES
 from spin.audit.robustness import RobustnessMeasurement, measure_robustness
 from spin.audit.robustness_comparison import RobustnessComparison, compare_robustness
 from spin.audit.robustness_page import robustness_page
-from spin.heads.decision import Decision
+from spin.fitted.decision import Decision
 from spin.integrate.bootstrap import difference_interval
 from spin.labels.label_space import LabelSpace
 from spin.predictions import Predictions

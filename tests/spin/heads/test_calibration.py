@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from spin.errors import UserError
+from spin.fitted.decision import Decision
 from spin.heads.calibration import (
     calibration_error,
     calibration_error_limit,
     fit_temperature,
     log_loss,
 )
-from spin.heads.decision import Decision
 from spin.labels.label_space import LabelSpace, Targets
 from spin.settings import DecisionSettings
 

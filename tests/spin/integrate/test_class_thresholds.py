@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 import spin.integrate.class_thresholds
 from spin.arrays import Floats
+from spin.fitted.decision import apply_thresholds
 from spin.heads.calibration import calibration_error
-from spin.heads.decision import apply_thresholds
 from spin.heads.stack import fit_stack
 from spin.integrate.class_thresholds import _half_best_f1, choose_class_thresholds, shared_thresholds
 from spin.labels.label_space import LabelSpace, Targets

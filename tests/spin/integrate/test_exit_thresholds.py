@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from spin.arrays import Floats
-from spin.heads.decision import Decision
-from spin.heads.early_exit import DISABLED, confidence, find_stops
+from spin.fitted.decision import Decision
+from spin.fitted.early_exit import DISABLED, confidence, find_stops
 from spin.integrate.exit_thresholds import (
     THRESHOLDS,
     ExitOffer,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from spin.heads.candidate import Candidate
+from spin.fitted.candidate import Candidate
 from spin.heads.stack import Stack
 from spin.integrate.frontier import best_candidate, best_per_depth, choose_candidates, one_standard_error_choice
 from spin.labels.cross_validation import Fold, make_folds, score_folds

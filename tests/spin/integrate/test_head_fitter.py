@@ -10,8 +10,8 @@ import pytest
 
 import spin.heads.feature_rows
 from spin.arrays import Floats, Rows
+from spin.fitted.fitted_classifier import FittedClassifier, TrainingResult
 from spin.heads.calibration import calibration_error, log_loss
-from spin.heads.fitted import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.integrate.head_fitter import HeldBack, refit

@@ -17,9 +17,9 @@ from spin.arrays import Floats
 from spin.audit.selection_attack import prepare_attack
 from spin.audit.word_recovery import SoughtWords, content_words
 from spin.errors import UserError
-from spin.heads import persistence
-from spin.heads.candidate import Candidate, Subset
-from spin.heads.fitted import TrainingResult
+from spin.fitted import persistence
+from spin.fitted.candidate import Candidate, Subset
+from spin.fitted.fitted_classifier import TrainingResult
 from spin.heads.selection import Selection
 from spin.integrate.frontier import best_per_depth, choose_candidates
 from spin.integrate.leakage import (

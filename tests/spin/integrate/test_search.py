@@ -18,9 +18,9 @@ import spin.integrate.head_fitter
 import spin.integrate.integrate
 from spin.arrays import Floats
 from spin.errors import UserError
+from spin.fitted.candidate import Candidate
+from spin.fitted.fitted_classifier import TrainingResult
 from spin.heads.calibration import calibration_error, log_loss
-from spin.heads.candidate import Candidate
-from spin.heads.fitted import TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
 from spin.heads.selection import Selection

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import spin.integrate.integrate
-from spin.heads.fitted import TrainingResult
+from spin.fitted.fitted_classifier import TrainingResult
 from spin.heads.stack import fit_stack
 from spin.integrate.exit_thresholds import READING_COST, WORDS_COST
 from spin.integrate.search import Search

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spin.arrays import Floats
-from spin.heads.decision import Decision
+from spin.fitted.decision import Decision
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
 from spin.monitor.quality import (

@@ -20,8 +20,8 @@ from spin.activations.extract import extract
 from spin.backbone.loading import load_backbone
 from spin.classifier import feature_columns
 from spin.explainer import explain_text
-from spin.heads.decision import Decision
-from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.fitted.decision import Decision
+from spin.fitted.fitted_classifier import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
 from spin.heads.selection import Selection

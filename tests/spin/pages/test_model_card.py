@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spin.heads.abstention import ErrorPromise, PromisedBand
-from spin.heads.fitted import ChoiceSummary, ExitSummary, LeakageCap, TrainingSummary, UncappedChoice
+from spin.fitted.abstention import ErrorPromise, PromisedBand
+from spin.fitted.fitted_classifier import ChoiceSummary, ExitSummary, LeakageCap, TrainingSummary, UncappedChoice
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
 from spin.labels.metrics import ClassFigures

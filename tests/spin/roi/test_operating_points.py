@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spin.errors import UserError
-from spin.heads.decision import Decision
+from spin.fitted.decision import Decision
 from spin.labels.label_space import LabelSpace
 from spin.roi.cost_interval import Interval, predict_interval
 from spin.roi.error_costs import ErrorCosts

@@ -18,13 +18,13 @@ from pipelines.registry.promotion.gate import run_gate, settle_promise
 from pipelines.registry.promotion.gate_checks import CheckResult, judge
 from pipelines.registry.promotion.judged_version import JudgedVersion
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
-from spin.heads import persistence
-from spin.heads.abstention import choose_band
-from spin.heads.decision import Decision
-from spin.heads.fitted import FittedClassifier, TrainingResult
-from spin.heads.held_out import HELD_OUT, HeldOutLogits
+from spin.fitted import persistence
+from spin.fitted.abstention import choose_band
+from spin.fitted.decision import Decision
+from spin.fitted.fitted_classifier import FittedClassifier, TrainingResult
+from spin.fitted.held_out import HELD_OUT, HeldOutLogits
+from spin.fitted.persistence import ClassifierMetadata
 from spin.heads.linear_head import LinearHead
-from spin.heads.persistence import ClassifierMetadata
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer

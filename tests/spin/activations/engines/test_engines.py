@@ -296,7 +296,7 @@ def test_several_predictions_open_one_engine(fitted: TrainedClassifier, monkeypa
         calls.append(args)
         return open_engine(*args, **kwargs)
 
-    monkeypatch.setattr("spin.forward_pass.open_engine", record_and_open)
+    monkeypatch.setattr("spin.passes.forward_pass.open_engine", record_and_open)
     fitted.share_backbone(fitted)
     fitted.predict(DOCUMENTS[:3])
     fitted.predict(DOCUMENTS[3:6])

@@ -16,14 +16,14 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from spin.errors import UserError
-from spin.heads import persistence
-from spin.heads.candidate import Candidate
-from spin.heads.early_exit import EarlyExit
-from spin.heads.fitted import FittedClassifier, LeakageCap, TrainingResult, UncappedChoice
+from spin.fitted import persistence
+from spin.fitted.candidate import Candidate
+from spin.fitted.early_exit import EarlyExit
+from spin.fitted.fitted_classifier import FittedClassifier, LeakageCap, TrainingResult, UncappedChoice
+from spin.fitted.persistence import CONFIG, TENSORS, ClassifierMetadata, load, save
+from spin.fitted.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe, LastLayerRecipe
 from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
-from spin.heads.persistence import CONFIG, TENSORS, ClassifierMetadata, load, save
-from spin.heads.recipe import ClassifierRecipe, ExitRecipe, HeadRecipe, LastLayerRecipe
 from spin.heads.selection import Selection
 from spin.heads.stack import Stack
 from spin.labels.label_space import LabelSpace

@@ -16,8 +16,8 @@ from spin.arrays import Floats
 from spin.backbone.model import Backbone
 from spin.errors import UserError
 from spin.heads.selection import Selection
-from spin.pass_member import PassMember
-from spin.reason_finder import ReasonSink
+from spin.passes.pass_member import PassMember
+from spin.passes.reason_finder import ReasonSink
 from spin.sites import BY_WORDS
 from spin.words.word_regression import predict_with_each
 

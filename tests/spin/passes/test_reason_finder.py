@@ -22,9 +22,9 @@ from spin.backbone.hooks import capture_sites
 from spin.backbone.loading import load_backbone
 from spin.backbone.windows import OWN
 from spin.classifier import feature_columns
-from spin.heads.decision import Decision
-from spin.heads.early_exit import EarlyExit, confidence
-from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.fitted.decision import Decision
+from spin.fitted.early_exit import EarlyExit, confidence
+from spin.fitted.fitted_classifier import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
 from spin.heads.selection import Selection
@@ -370,7 +370,7 @@ def test_reasons_at_full_depth_of_a_classifier_with_exits(settings: BackboneSett
 @pytest.mark.slow
 def test_reasons_of_many_portions_of_texts(settings: BackboneSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of texts that words decide and of others, in portions that words decide in whole, in part or not at all."""
-    monkeypatch.setattr("spin.reason_finder._BLOCK", 5)
+    monkeypatch.setattr("spin.passes.reason_finder._BLOCK", 5)
     monkeypatch.setattr("spin.activations.portions._FIRST_PORTION", 1)
     monkeypatch.setattr("spin.activations.portions._LARGEST_PORTION", 2)
     predictions = check_reasons(build_classifier(settings, exits=(-1, 1), words=True))

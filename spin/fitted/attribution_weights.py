@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats
 from spin.attribution.token_sums import TokenDirections, TokenWeights
-from spin.heads.fitted import FittedClassifier
+from spin.fitted.fitted_classifier import FittedClassifier
 from spin.poolings.registry import find_pooling
 from spin.sites import FeatureColumn
 

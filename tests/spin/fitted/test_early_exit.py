@@ -14,9 +14,9 @@ from spin.activations.engines.encoder import split_segments
 from spin.activations.engines.engine import open_engine
 from spin.activations.extract import read_activations
 from spin.backbone.loading import load_backbone
-from spin.heads.decision import Decision
-from spin.heads.early_exit import EarlyExit, confidence, should_exit
-from spin.heads.fitted import FittedClassifier, TrainingResult
+from spin.fitted.decision import Decision
+from spin.fitted.early_exit import EarlyExit, confidence, should_exit
+from spin.fitted.fitted_classifier import FittedClassifier, TrainingResult
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace

@@ -16,11 +16,11 @@ from scipy.stats import binomtest
 from spin.arrays import Floats
 from spin.errors import UserError
 from spin.estimator import SpinClassifier
-from spin.heads.abstention import RISK, choose_band, keep_promise, least_documents
-from spin.heads.decision import Decision
-from spin.heads.early_exit import EarlyExit
-from spin.heads.fitted import FittedClassifier
-from spin.heads.held_out import HELD_OUT, HeldOutLogits
+from spin.fitted.abstention import RISK, choose_band, keep_promise, least_documents
+from spin.fitted.decision import Decision
+from spin.fitted.early_exit import EarlyExit
+from spin.fitted.fitted_classifier import FittedClassifier
+from spin.fitted.held_out import HELD_OUT, HeldOutLogits
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace

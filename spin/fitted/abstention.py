@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from spin.errors import UserError
-from spin.heads.decision import Decision
-from spin.heads.early_exit import EarlyExit
-from spin.heads.fitted import FittedClassifier
-from spin.heads.held_out import HeldOutLogits
+from spin.fitted.decision import Decision
+from spin.fitted.early_exit import EarlyExit
+from spin.fitted.fitted_classifier import FittedClassifier
+from spin.fitted.held_out import HeldOutLogits
 from spin.labels.label_space import LabelSpace, differ
 from spin.settings import Choice, DecisionSettings, Precision
 

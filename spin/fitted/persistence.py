@@ -18,12 +18,12 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from spin.errors import UserError
-from spin.heads.candidate import CandidateSummary
-from spin.heads.early_exit import EarlyExit
-from spin.heads.fitted import ChoiceSummary, FittedClassifier, LeakageCap, TrainingResult
+from spin.fitted.candidate import CandidateSummary
+from spin.fitted.early_exit import EarlyExit
+from spin.fitted.fitted_classifier import ChoiceSummary, FittedClassifier, LeakageCap, TrainingResult
+from spin.fitted.recipe import ClassifierRecipe
 from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
-from spin.heads.recipe import ClassifierRecipe
 from spin.heads.selection import Selection
 from spin.labels.label_types import LabelType
 from spin.labels.standardizer import Standardizer

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from spin.activations.engines.encoder import BlockSegment
 from spin.arrays import Floats
 from spin.attribution.token_sums import TokenWeights, warn_of_missing_shares
-from spin.heads.attribution_weights import token_directions, token_weights
-from spin.heads.decision import Decision
-from spin.heads.early_exit import should_exit
-from spin.heads.fitted import FittedClassifier
+from spin.fitted.attribution_weights import token_directions, token_weights
+from spin.fitted.decision import Decision
+from spin.fitted.early_exit import should_exit
+from spin.fitted.fitted_classifier import FittedClassifier
 from spin.words.word_regression import WordRegression
 
 

@@ -14,8 +14,8 @@ from safetensors.numpy import load as load_tensors
 
 from spin.arrays import Floats
 from spin.errors import UserError
-from spin.heads.decision import Decision
-from spin.heads.early_exit import EarlyExit, find_stops
+from spin.fitted.decision import Decision
+from spin.fitted.early_exit import EarlyExit, find_stops
 from spin.labels.label_space import Targets
 from spin.settings import Choice
 

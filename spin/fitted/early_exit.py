@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin.arrays import Floats
-from spin.heads.decision import Decision
+from spin.fitted.decision import Decision
 from spin.heads.linear_head import LinearHead
 from spin.sites import BY_WORDS
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from spin.arrays import Floats
-from spin.heads.candidate import CandidateSummary
-from spin.heads.decision import Decision
-from spin.heads.early_exit import EarlyExit, find_stops
+from spin.fitted.candidate import CandidateSummary
+from spin.fitted.decision import Decision
+from spin.fitted.early_exit import EarlyExit, find_stops
+from spin.fitted.recipe import ClassifierRecipe
 from spin.heads.linear_head import LinearHead
-from spin.heads.recipe import ClassifierRecipe
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
 from spin.labels.standardizer import Standardizer

@@ -15,7 +15,7 @@ from spin.attribution.reasons import ReasonBuffer, Reasons
 from spin.attribution.token_sums import TokenWeights
 from spin.attribution.word_sums import WordSums
 from spin.backbone.model import Backbone
-from spin.pass_member import PassMember
+from spin.passes.pass_member import PassMember
 
 _BLOCK = 512
 """texts whose reasons are found at once: in batches of a pass, with a tenth of them, the calls take most of the time"""
