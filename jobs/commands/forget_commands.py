@@ -20,7 +20,7 @@ from spin.settings import load_settings
 
 if TYPE_CHECKING:
     from pipelines.forget.forget import Forgotten
-    from pipelines.training.purge import StoredWork
+    from pipelines.forget.purge import StoredWork
 
 
 def forget(
@@ -65,7 +65,7 @@ def purge(
     Each is deleted once it has not changed for --older-than days. Models stay, and so does every output of nights.
     """
     loaded = load_settings(settings, set)
-    from pipelines.training.purge import run_purge
+    from pipelines.forget.purge import run_purge
 
     age = None if older_than is None else timedelta(days=older_than)
     plan = run_purge(loaded, older_than=age, dry_run=dry_run)

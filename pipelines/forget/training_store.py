@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 from pipelines.data.feature_store import LABELS
 from pipelines.data.forgotten_ids import ForgottenIds, add_forgotten
 from pipelines.data.spool import SPOOL
+from pipelines.forget.purge import FEATURES, MODEL, STAGE_FOLDERS, list_stage
 from pipelines.storage.lease import Lease
 from pipelines.storage.local_files import is_temporary
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import delete_objects, finished_fingerprint
 from pipelines.training.neurons import NEURONS, without_named_documents
-from pipelines.training.purge import FEATURES, MODEL, STAGE_FOLDERS, list_stage
 from pipelines.training.suspects import SUSPECTS
 from spin.settings import Settings
 

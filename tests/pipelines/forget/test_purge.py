@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.forget import purge
+from pipelines.forget.purge import PurgePlan, plan_purge, run_purge
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.tables.night_history import read_predictions
 from pipelines.registry.versions import Registry
@@ -23,9 +25,7 @@ from pipelines.storage import stage_plan
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import finished_fingerprint
-from pipelines.training import purge
 from pipelines.training.extract_features import load_features, run_extract
-from pipelines.training.purge import PurgePlan, plan_purge, run_purge
 from pipelines.training.workflow import TrainingStage, run_stages, run_workflow
 from spin.errors import UserError
 from spin.settings import Settings, parse_settings
