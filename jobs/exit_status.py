@@ -1,4 +1,4 @@
-"""End a command with its exit status: every status other than 0 comes with one line on standard error."""
+"""End a command with its exit status: every error is one line on standard error."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def run_command(app: typer.Typer) -> NoReturn:
     except typer.Abort as error:
         _end(error, "stopped at a question", 1)
     except SystemExit as error:
-        if not error.code:  # Typer's completion of command lines
+        # Typer's completion of command lines, and its end where the reader of a pipe, such as `head`, has left
+        if not error.code or isinstance(error.__context__, BrokenPipeError):
             raise
         _end(error, *_describe_exit(error.code))
     except Exception as error:

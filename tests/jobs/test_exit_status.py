@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +124,18 @@ def test_a_library_that_ends_the_process_ends_the_command_with_one_line(
     assert fail(SystemExit(3)) == (1, [line.format("with status 3")])
     assert fail(SystemExit("the head is gone")) == (1, [line.format("with: the head is gone")])
     assert fail(SystemExit(15)) == (143, ["error: ended by SIGTERM; run it again to resume"])
+
+
+@pytest.mark.slow
+def test_a_reader_of_the_output_that_leaves_ends_the_command_without_a_line() -> None:
+    """Such as `head`: Python sees it when it writes."""
+    command = [sys.executable, "-c", "from jobs.cli import main; main()", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 @pytest.mark.parametrize(
