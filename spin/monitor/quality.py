@@ -75,6 +75,11 @@ class QualitySums:
         """The sums of `factor` times as many documents of the same kind."""
         return QualitySums(*(factor * getattr(self, f.name) for f in fields(self)))
 
+    def weighted(self, weight: float) -> QualitySums:
+        """The sums of the same documents, each with a `weight`, whose square the variances grow with."""
+        factors = {f.name: weight**2 if f.name.endswith("_variance") else weight for f in fields(self)}
+        return QualitySums(*(factor * getattr(self, name) for name, factor in factors.items()))
+
     def to_tensors(self, prefix: str) -> dict[str, NDArray[Any]]:
         """The sums as arrays by name."""
         return {f"{prefix}{f.name}": np.asarray(getattr(self, f.name), np.float64) for f in fields(self)}
@@ -133,9 +138,9 @@ class _Part(NamedTuple):
     def __add__(self, other: _Part) -> _Part:  # type: ignore[override]
         return _Part(self.expected + other.expected, self.observed + other.observed)
 
-    def scaled(self, factor: float) -> _Part:
-        """The sums of `factor` times as many documents of the same kind."""
-        return _Part(self.expected.scaled(factor), self.observed.scaled(factor))
+    def weighted(self, weight: float) -> _Part:
+        """The sums of the same documents, each with a weight."""
+        return _Part(self.expected.weighted(weight), self.observed.weighted(weight))
 
 
 Parts = Sequence[Sequence[_Part]]
@@ -211,7 +216,7 @@ def _total(now: QualitySums, parts: Parts) -> _Part:
     """The sums of the test documents, those of each class counted by its weight in the night."""
     of_classes = [reduce(add, of_class) for of_class in zip(*parts, strict=True)]
     weights = _weigh_classes(now, of_classes) if len(of_classes) > 1 else [1.0]
-    return reduce(add, [part.scaled(weight) for part, weight in zip(of_classes, weights, strict=True)])
+    return reduce(add, [part.weighted(weight) for part, weight in zip(of_classes, weights, strict=True)])
 
 
 def _weigh_classes(now: QualitySums, of_classes: Sequence[_Part]) -> list[float]:

@@ -17,6 +17,7 @@ from spin.monitor.quality import (
     QualityEstimate,
     QualitySums,
     _divide,
+    _total,
     _weigh_classes,
     estimate_quality,
     expect_quality,
@@ -138,6 +139,19 @@ def test_the_mix_of_a_night_is_found() -> None:
         assert weights == pytest.approx(np.array(mix) / [0.5, 0.35, 0.15], rel=0.06)
     p, _ = draw_mix((0.0, 0.0, 1.0), 5, 1)
     assert max(_weigh_classes(QualitySums.of(SINGLE, p.argmax(1), p), of_classes)) < 1.4
+
+
+def test_variances_grow_with_the_square_of_the_weights_of_classes() -> None:
+    """A night has three times as many of the third class: its few test documents count for many, and vary as much."""
+    p, _ = draw_mix((0.3, 0.2, 0.5), 2000, 0)
+    now = QualitySums.of(SINGLE, p.argmax(1), p)
+    tested, y = draw_mix((0.5, 0.35, 0.15), 1000, 1)
+    parts = _divide(tested, y, decide(SINGLE))
+    weights = np.array(_weigh_classes(now, [reduce(add, of_class) for of_class in zip(*parts, strict=True)]))
+    right = tested.max(1)
+    assert weights.max() > 2
+    assert _total(now, parts).expected.right == pytest.approx((weights[y] * right).sum())
+    assert _total(now, parts).expected.right_variance == pytest.approx((weights[y] ** 2 * right * (1 - right)).sum())
 
 
 def test_a_class_without_test_documents_is_not_weighed() -> None:
