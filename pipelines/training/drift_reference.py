@@ -35,11 +35,12 @@ def choose_reference(
 
 
 def describe_reference(
-    spin: TrainedClassifier, features: FeatureShards, corpus: Corpus, rows: Rows, words: Floats | None
+    spin: TrainedClassifier, features: FeatureShards, corpus: Corpus, rows: Rows, words: Floats | None, *, learned: bool
 ) -> bytes:
     """The profile of each of the three classifiers over some rows, without and with exits, as safetensors.
 
-    `rows` and `words` are those of `choose_reference`. The documents of one shard are in memory at a time.
+    `rows` and `words` are those of `choose_reference`, and `learned` says whether the heads were fitted on these rows.
+    The documents of one shard are in memory at a time.
     """
     lengths = [count_tokens(spin.backbone, texts) for texts in corpus.text_blocks(rows)]
     tensors: dict[str, NDArray[Any]] = {}
@@ -55,7 +56,7 @@ def describe_reference(
             for name, depth in {choice: None, f"{choice}.early": early}.items():
                 logits = fitted.predict_logits(values, depth, of_words)
                 read = replace(counted, depth=depth)
-                profile = Profile.from_outputs(spin.label_space, fitted, logits, values, read)
+                profile = Profile.from_outputs(spin.label_space, fitted, logits, values, read, learned=learned)
                 profiles[name] = profiles[name] + profile if name in profiles else profile
         for prefix, profile in profiles.items():
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in profile.sums.items()}

@@ -45,9 +45,12 @@ class Profile:
         logits: Floats,
         activations: Floats,
         features: Features,
+        *,
+        learned: bool = False,
     ) -> Profile:
         """The profile of n documents, given their logits (n, K), raw activations (n, p) and token counts.
 
+        Of documents that the heads have `learned`, nothing is kept that follows from the logits: these are too certain.
         Documents whose depth says that their words decided them count for labels, scores and exits alone. The backbone
         has not read them, or where a reference is measured at full depth it need not have.
         """
@@ -63,7 +66,8 @@ class Profile:
             features.n_tokens[read],
             features.n_unknown[read],
         )
-        return cls(_sum_outcomes(outcomes) | _merge(s.sum_documents(documents) for s in drift_statistics.STATISTICS))
+        of_outcomes = {_DOCUMENTS: np.array(len(logits))} if learned else _sum_outcomes(outcomes)
+        return cls(of_outcomes | _merge(s.sum_documents(documents) for s in drift_statistics.STATISTICS))
 
     def under(self, held_out: HeldOutLogits, exits: Sequence[EarlyExit], decision: Decision) -> Profile:
         """The profile of a reference under another decision, by its documents' logits at all `exits`.

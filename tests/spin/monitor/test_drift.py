@@ -120,6 +120,15 @@ def test_a_profile_equals_a_plain_loop() -> None:
     assert counted.sums["scores"][10:12].sum() == sum(share <= 0.6 for share in largest)
 
 
+def test_documents_that_the_heads_learned_are_no_reference_for_predictions() -> None:
+    """The heads are surer of them than of others, which is no drift; what was read of them is compared."""
+    outputs = make_outputs(2000, 1)
+    surer = Profile.from_outputs(BINARY, make_fitted(), **outputs | {"logits": 5 * outputs["logits"]}, learned=True)
+    found = measure(make_profile(make_outputs(2000, 2)), surer, make_fitted().selection, 0.1)
+    assert {drift.name for drift in found} == {"lengths", "unknown", "neurons"}
+    assert not any(drift.drifted for drift in found)
+
+
 def test_a_multilabel_profile_counts_every_label() -> None:
     """One document has both classes and two have none."""
     label_space = LabelSpace(("a", "b"), True)
