@@ -170,16 +170,24 @@ class CandidateFitter:
     def _stack(self, candidate: Candidate, held_out: HeldOut) -> tuple[Stack, int, Mapping[Source, Floats]]:
         """The stack of a candidate, the epochs of its network, and the held-out logits (n, K) by source.
 
-        The epochs are 0 where a network adds nothing, and then it is no source.
+        The epochs are 0 where a network adds nothing, and then it is no source. Nor are words that add nothing to it.
         """
         sources = self.search.sources(held_out.logits, words=candidate.reads_words)
-        if self._has_network(candidate):
-            sources["network"], epochs = self._fit_network(held_out)
-            stack = self.search.fit_stack(sources)
-            if self.group.broadcast_object(stack.share("network", sources) > LEAST_SHARE):
-                return stack, epochs, sources
-            del sources["network"]
-        return candidate.stack, 0, sources
+        if not self._has_network(candidate):
+            return candidate.stack, 0, sources
+        network, epochs = self._fit_network(held_out)
+        joined: dict[Source, Floats] = {**sources, "network": network}
+        stack = self.search.fit_stack(joined)
+        if not self._tells(stack, "network", joined):
+            return candidate.stack, 0, sources
+        if "words" in joined and not self._tells(stack, "words", joined):
+            del joined["words"]
+            stack = self.search.fit_stack(joined)
+        return stack, epochs, joined
+
+    def _tells(self, stack: Stack, source: Source, sources: Mapping[Source, Floats]) -> bool:
+        """Whether a source has more than `LEAST_SHARE` of the spread of the sum."""
+        return self.group.broadcast_object(stack.share(source, sources) > LEAST_SHARE)
 
     def _has_network(self, candidate: Candidate) -> bool:
         """Whether a network is fitted: not on so few labels that the last layer counts in its place."""
