@@ -112,12 +112,18 @@ def resumable_runs(runs: Sequence[NightRun]) -> list[NightRun]:
 def models_to_resume(run: NightRun, runs: Sequence[NightRun]) -> list[str]:
     """The `--model` options with which an unfinished run of a pass goes on, `models:/NAME/N`; none for a run alone.
 
-    They name the models of all runs of the pass that are unfinished. `runs` are all of the output.
+    They name the models of all runs of the pass that are unfinished, without those of whose date and model a later run
+    was published. `runs` are all of the output.
     """
     if run.shared_pass is None:
         return []
-    together = [each for each in runs if each.shared_pass == run.shared_pass and each.state == "unfinished"]
-    return [f"models:/{each.model}/{each.model_version}" for each in together]
+    together: dict[str, NightRun] = {}
+    for each in (each for each in runs if each.date == run.date):
+        if each.state == "unfinished" and each.shared_pass == run.shared_pass:
+            together[each.model] = each
+        elif each.state in ("published", "replaced", "deleted"):
+            together.pop(each.model, None)
+    return [f"models:/{each.model}/{each.model_version}" for each in together.values()]
 
 
 def describe_run(output: str, run: str) -> RunDetails:

@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from functools import partial
 
 from pipelines.nightly.tables.listing import FileGroup, ListingPlan, group_by_runs, read_listing, to_pass_rows
-from pipelines.nightly.tables.night_records import FORMAT, RUNS, Run, find_nights, is_abandoned, now
+from pipelines.nightly.tables.night_records import (
+    FORMAT,
+    RUNS,
+    Run,
+    find_nights,
+    is_abandoned,
+    list_run_names,
+    now,
+)
 from pipelines.nightly.tables.night_tables import PREDICTIONS, NightTables, was_published
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
@@ -87,10 +95,22 @@ def number_driver(out: Store, name: str, claims: Sequence[int]) -> int:
 
 
 def open_runs(tables: NightTables, runs: Sequence[str]) -> list[str]:
-    """The runs of a pass that still need it: they are neither finished, nor published, nor given up."""
+    """The runs of a pass that still need it: they are neither finished, nor published, nor given up, nor superseded.
+
+    A run is superseded once a later one of its date and model was published: no command goes on with it any more.
+    """
     finished, predictions = find_nights(tables.out, runs), tables.open(PREDICTIONS)
     waiting = [run for run in runs if run not in finished and not was_published(predictions, run)]
+    names = list_run_names(tables.out) if waiting else []
+    published = [name for name in names if was_published(predictions, name)]
+    waiting = [run for run in waiting if not any(_is_later(name, run) for name in published)]
     return [run for run in waiting if not is_abandoned(tables.out, run)]
+
+
+def _is_later(name: str, run: str) -> bool:
+    """Whether a name is that of a run of the same date and model as another run, under a higher claim."""
+    (night, _, claim), (own, _, earlier) = name.rpartition("-"), run.rpartition("-")
+    return night == own and int(claim) > int(earlier)
 
 
 def plan_files(out: Store, shared: Pass, number: int) -> list[FileGroup]:

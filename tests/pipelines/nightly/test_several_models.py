@@ -286,6 +286,27 @@ def test_an_unfinished_pass_names_the_models_with_which_it_goes_on(local_nights:
     assert models_to_resume(runs[-1], runs) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("then", [(B,), (A, B)], ids=["the other one", "both"])
+def test_a_pass_goes_on_once_another_run_of_one_of_its_models_is_published(
+    local_nights: FakeNights, then: tuple[FakeRegistry, ...]
+) -> None:
+    """No command goes on with the run that the published one follows, so the pass needs it no more."""
+    local_nights.write("a.jsonl", make_rows(*(f"a{n}" for n in range(9))))
+    with before_call(finish, "write_records", failed(), once=False):
+        local_nights.run_several(A, B)
+    begun = {run.model: run for run in list_output(local_nights.output)}
+    local_nights.run(registry=A)
+    assert run_of(local_nights, A.name) != begun[A.name].run
+    assert models_to_resume(begun[B.name], list_output(local_nights.output)) == ["models:/b's/model/1"]
+
+    computed = list(FakeStep.computed)
+    local_nights.run_several(*then).raise_failures()
+    assert run_of(local_nights, B.name) == begun[B.name].run
+    assert FakeStep.computed == computed
+    assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: sorted(f"a{n}" for n in range(9))}
+
+
 def test_a_run_that_began_alone_goes_on_alone(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a", "b"))
     with before_call(night_driver, "publish_night", failed()), suppress(UnavailableError):
