@@ -39,6 +39,7 @@ from pipelines.nightly.tables.night_tables import (
 )
 from pipelines.nightly.tables.publication import publish_night
 from pipelines.storage.delta_table import DataFile
+from pipelines.storage.filesystem import store_errors
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
 from pipelines.storage.stage_plan import PLAN
@@ -63,7 +64,7 @@ def find_held(tables: NightTables, files: RunFiles, forgotten: ForgottenIds) -> 
 
 
 def _count_held(store: Store, path: str, forgotten: ForgottenIds) -> int:
-    with store.open(path) as source:
+    with store_errors(f"{store.uri}/{path}"), store.open(path) as source:
         batches = pq.ParquetFile(source).iter_batches(columns=["id"])
         return sum(len(forgotten.find(batch["id"].to_pylist())) for batch in batches)
 
@@ -124,7 +125,7 @@ class Rewriting:
     def _write_file(self, table: str, file: DataFile, run: str) -> DataFile:
         """Write the remaining rows of a file of the old run as a file of the new one."""
         store, path = self.tables.store(table), f"{run}/{file.path.rpartition('/')[2]}"
-        with store.open(file.path) as source:
+        with store_errors(f"{store.uri}/{file.path}"), store.open(file.path) as source:
             rows = of_run(pq.ParquetFile(source).read(), run)
         if (table, file.path) in self.held:
             remaining = np.ones(len(rows), bool)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pipelines.data.files.kept_columns import columns_of_type
 from pipelines.nightly.tables.prediction_columns import predictions_schema
 from pipelines.storage.delta_table import LOG, TableSnapshot, create_table, open_table
+from pipelines.storage.filesystem import store_errors
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
 
@@ -313,7 +314,7 @@ def read_night(
     snapshot = tables.open(table)
     files = snapshot.files(partition_of(table, date=date, model=model, run=run))
     for file in sorted(files, key=lambda file: file.path):
-        with snapshot.store.open(file.path) as source:
+        with store_errors(f"{snapshot.store.uri}/{file.path}"), snapshot.store.open(file.path) as source:
             yield from pq.ParquetFile(source).iter_batches(rows, columns=list(columns))
 
 
@@ -322,7 +323,7 @@ def read_rows(snapshot: TableSnapshot, partition: Mapping[str, str]) -> pa.Table
     schema = pa.schema([field for field in snapshot.schema if field.name not in snapshot.partition_columns])
     parts = [schema.empty_table()]
     for file in snapshot.files(partition):
-        with snapshot.store.open(file.path) as source:
+        with store_errors(f"{snapshot.store.uri}/{file.path}"), snapshot.store.open(file.path) as source:
             rows = pq.ParquetFile(source).read()
         parts.append(columns_of_type(rows, schema))
     return pa.concat_tables(parts)

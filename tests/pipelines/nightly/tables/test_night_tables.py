@@ -1,4 +1,4 @@
-"""Files of another program where a table belongs are refused, and left as they are."""
+"""Files of another program where a table belongs are refused and left as they are; reading a table from a store."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from pipelines.nightly.tables.night_tables import TABLES, NightTables, open_output
+from pipelines.nightly.tables.night_tables import PREDICTIONS, TABLES, NightTables, open_output, read_night, read_rows
+from pipelines.service_errors import UnavailableError
 from pipelines.storage.object_store import Store
-from spin.errors import UserError
+from spin.errors import SpinError, UserError
 from tests.support.nights import MODEL, published_ids, run_night
+from tests.support.unreadable_files import READ_ERRORS, UnreadableFile
 
 
 @pytest.fixture
@@ -51,3 +53,20 @@ def test_tables_of_nights_are_not_refused(tmp_path: Path) -> None:
     DeltaTable(f"{out.uri}/predictions").optimize.z_order(["id"])
     assert any(name.startswith("date=") for name in out.list_names("predictions"))
     assert published_ids(open_output(out.uri)) == {(night.date, MODEL): ["a"]}
+
+
+@pytest.mark.parametrize("failure", READ_ERRORS)
+def test_an_error_of_the_store_while_a_table_is_read_is_no_defect(
+    failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is gone once it was opened is not found; otherwise trying again may help."""
+    out = Store(str(tmp_path / "out"))
+    night = run_night(out, ["a"])
+    tables = NightTables(out)
+    predictions = tables.open(PREDICTIONS)
+    monkeypatch.setattr(Store, "open", lambda store, key: UnreadableFile(READ_ERRORS[failure]))
+    expected: type[SpinError] = UserError if failure == "gone" else UnavailableError
+    with pytest.raises(expected, match=f"predictions/{night.name}/"):
+        read_rows(predictions, {})
+    with pytest.raises(expected, match=f"predictions/{night.name}/"):
+        list(read_night(tables, PREDICTIONS, ["id"], date=night.date, model=night.model, run=night.name))
