@@ -46,6 +46,8 @@ _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound,
 FULL = ("QuotaExceeded", "EntityTooLarge", "XMinioStorageFull", "InsufficientStorage")
 """codes of a store that is full"""
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_UNUSABLE_PATH = (errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""errors of a disk that do not pass by themselves"""
 
 _BUSY = ("InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout", "OperationAborted")
 """codes with which a store answers for an object that it may delete later"""
@@ -231,8 +233,9 @@ def _session() -> AioSession:
 def store_errors(what: str) -> Iterator[None]:
     """Turn the errors of storage libraries into SpinErrors of one line; `what` is its first part.
 
-    Raises UserError if credentials are refused or something does not exist, and UnavailableError if trying again may
-    help. What may be a credential in a URI, of `what` or of an error's text, is masked.
+    Raises UserError if credentials are refused, if something does not exist or if a path of a disk cannot be used, and
+    UnavailableError if trying again may help. What may be a credential in a URI, of `what` or of an error's text, is
+    masked.
     """
     what = mask_credentials(what)
     try:
@@ -248,6 +251,8 @@ def store_errors(what: str) -> Iterator[None]:
     except (BotoCoreError, ClientError, Boto3Error, AiohttpError, HTTPError, OSError) as error:
         _log.debug("%s: the store raised an error", what, exc_info=True)
         code = _code(error)
+        if not code and (unusable := _path_error(what, error)):
+            raise unusable from None
         raise store_error(
             what,
             _reason(error),
@@ -258,6 +263,18 @@ def store_errors(what: str) -> Iterator[None]:
             full=code in (*FULL, "507") or getattr(error, "errno", None) in _FULL_DISK,
             refused=isinstance(error, _NO_CREDENTIALS) or code in (*REFUSED, "403"),
         ) from None
+
+
+def _path_error(what: str, error: BaseException) -> UserError | None:
+    """The error for a path of a disk that cannot be used, or not by this user; None if something else is wrong."""
+    number, reason = getattr(error, "errno", None), _reason(error)
+    if isinstance(error, PermissionError) and number is not None:  # one of s3fs may have none
+        return UserError(
+            f"{what}: this user may not read or write it ({reason}); give permission, or name another path"
+        )
+    if number in _UNUSABLE_PATH:
+        return UserError(f"{what}: the path cannot be used ({reason}); put that right, or name another path")
+    return None
 
 
 def store_error(what: str, reason: str, *, full: bool, refused: bool) -> SpinError:

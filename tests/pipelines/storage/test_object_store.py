@@ -450,7 +450,14 @@ def test_an_endpoint_that_does_not_answer_raises_unavailable_error(
 CLIENT_ERROR = ClientError({"Error": {"Code": "ExpiredToken", "Message": "None"}}, "PutObject")
 FAILURES: dict[str, tuple[BaseException, type[SpinError], str]] = {
     "expired token": (CLIENT_ERROR, UserError, "refuses the credentials (An error occurred (ExpiredToken)"),
-    "permission": (PermissionError(13, "Permission denied"), UserError, "refuses the credentials ([Errno 13]"),
+    "permission": (
+        PermissionError(13, "Permission denied"),
+        UserError,
+        "this user may not read or write it ([Errno 13]",
+    ),
+    "permission in a store": (PermissionError("Access Denied"), UserError, "refuses the credentials (Access Denied)"),
+    "read-only disk": (OSError(errno.EROFS, "Read-only file system"), UserError, "path cannot be used ([Errno 30]"),
+    "name too long": (OSError(errno.ENAMETOOLONG, "File name too long"), UserError, "path cannot be used ([Errno 36]"),
     "profile": (ProfileNotFound(profile="night"), UserError, "refuses the credentials (The config profile (night)"),
     "endpoint": (EndpointConnectionError(endpoint_url="http://h:403"), UnavailableError, "does not answer (Could not"),
     "a path with 403": (OSError(errno.EIO, "Input/output error", "/data/403"), UnavailableError, "does not answer"),
@@ -462,12 +469,34 @@ FAILURES: dict[str, tuple[BaseException, type[SpinError], str]] = {
 
 @pytest.mark.parametrize("case", FAILURES)
 def test_store_errors_tells_user_errors_from_outages(case: str) -> None:
-    """Refused credentials are a UserError, everything else an UnavailableError; a 403 in a path is no refusal."""
+    """Refused credentials and paths are UserErrors, all else is an UnavailableError; a 403 in a path is no refusal."""
     failure, error_type, expected = FAILURES[case]
     with pytest.raises(error_type) as error, store_errors("s3://here"):
         raise failure
     assert type(error.value) is error_type
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EROFS])
+def test_an_answer_of_a_store_is_no_error_of_a_disk(number: int) -> None:
+    """s3fs gives some answers the numbers of a disk's errors; nobody can give permission for them there."""
+    failure = OSError(number, "The specified method is not allowed")
+    failure.__cause__ = ClientError({"Error": {"Code": "MethodNotAllowed", "Message": "None"}}, "PutObject")
+    with pytest.raises(SpinError, match="the store (refuses the credentials|does not answer)"), store_errors("s3://b"):
+        raise failure
+
+
+def test_a_path_that_no_disk_can_use_is_a_user_error(tmp_path: Path) -> None:
+    """Trying again would not help: a file in the place of a folder, or the reverse, a link to itself, a long name."""
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder" / "a").mkdir(parents=True)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    cases = [("write", "file"), ("create", "file"), ("read", "folder"), ("write", "folder"), ("read", "loop")]
+    for operation, folder in [*cases, ("write", "n" * 300)]:
+        error = capture_error(operation, str(tmp_path / folder))
+        assert (type(error), error.status) == (UserError, 2), operation
+        assert "the path cannot be used ([Errno " in str(error)
+        assert str(error).endswith("; put that right, or name another path")
 
 
 def test_store_errors_does_not_convert_programming_errors() -> None:
