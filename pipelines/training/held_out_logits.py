@@ -48,9 +48,9 @@ def collect_test_logits(
 def choose_proving(labels: Labels, rows: Rows) -> Rows:
     """The positions of the test documents among `rows` that may prove something, ascending.
 
-    The half by which the gate compares versions is left out. Of near-identical documents, and of those of a group, one
-    is kept, since what is proven by them takes them to be independent. It is any of them: the first document of
-    a thread may be easier than the others.
+    The half by which the gate compares versions is left out. Of near-identical documents, or with `data.group` of
+    those of a group, one is kept, since what is proven by them takes them to be independent. It is any of them: the
+    first document of a thread may be easier than the others.
     """
     groups = None if labels.groups is None else labels.groups[rows]
     units = [labels.ids[row] for row in rows.tolist()] if groups is None else groups.tolist()

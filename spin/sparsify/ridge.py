@@ -86,8 +86,9 @@ def fit_ridge(
     so that wrong labels do not choose neurons.
 
     Each of these rows is also predicted by the regression on all rows of other groups: near-identical documents would
-    vouch for each other. Each further row of none of these groups is predicted by that on all of them. No neuron is
-    chosen for these predictions, since a choice would know the label of the row.
+    vouch for each other. Each further row of none of these groups is predicted by that on all of them, without the rows
+    that were left out for their labels. No neuron is chosen for these predictions, since a choice would know the label
+    of the row.
     """
     group = group or ProcessGroup()
     rows = choose_rows(data)
