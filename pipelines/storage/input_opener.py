@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 import threading
 from typing import Any, BinaryIO, cast
 
@@ -58,11 +60,34 @@ def _open(fs: Any, path: str, uri: str, size: int, version: str) -> Any:
     if isinstance(fs, S3FileSystem):
         return _KnownObject(fs, path, uri, size, version) if size else fs.open(path, "rb")
     if isinstance(fs, LocalFileSystem) and version:
-        info = fs.info(path)
-        if (int(info["size"]), str(info["mtime"])) != (size or int(info["size"]), version):
-            # guarded by test_a_file_that_changes_during_a_night_is_quarantined_alone
-            raise _changed(uri)
+        return io.BufferedReader(_KnownFile(path, uri, size, version))
     return fs.open(path, "rb")
+
+
+class _KnownFile(io.FileIO):
+    """A file of a disk of which no other version is read: it is looked at after each read, since it may be cut then."""
+
+    def __init__(self, path: str, uri: str, size: int, version: str) -> None:
+        super().__init__(path)
+        self.uri, self.size, self.version = uri, size, version
+        self._require_version()
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer)
+        self._require_version()
+        return count
+
+    def readall(self) -> bytes:
+        content = super().readall()
+        self._require_version()
+        return content
+
+    def _require_version(self) -> None:
+        """Raise BadFileError if the file was written since it was listed; without a size, one of any size will do."""
+        found = os.fstat(self.fileno())
+        if (found.st_size, str(found.st_mtime)) != (self.size or found.st_size, self.version):
+            # guarded by test_a_file_that_changes_during_a_night_is_quarantined_alone
+            raise _changed(self.uri)
 
 
 class _KnownObject(S3File):

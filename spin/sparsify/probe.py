@@ -176,7 +176,8 @@ def fit_probes(activations: Mapping[FeatureColumn, Floats], data: TrainingData, 
     (x_i w_k + b_k))) + lam_k |w_k|_1 with class weights s. The penalties are shares of each class's own lam_max, so
     that a rare class keeps its neurons. They fall geometrically from 1 to `min_ratio`, then further while the log loss
     of validation rows falls. With cross-validation the share is the smallest whose mean loss over the folds is within
-    one standard error of the least, and the probe is fitted on all labelled rows at that share. A CPU follows the paths one after another, warm-started; a GPU solves them at once.
+    one standard error of the least, and the probe is fitted on all labelled rows at that share. A CPU follows the paths
+    one after another, warm-started; a GPU solves them at once.
     """
     columns = range(len(activations))
     tolerance = TOLERANCE if len(data.folds) == 1 else _FOLD_TOLERANCE
