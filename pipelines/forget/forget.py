@@ -96,8 +96,9 @@ def forget_documents(
     of_outputs = tuple(forget_in_output(output, ids, dry_run=dry_run) for output in outputs)
     emptied = forget_in_store(settings, ids, dry_run=dry_run)
     names = dict.fromkeys([settings.mlflow.name, *(model for each in of_outputs for model in each.models)])
-    with nullcontext() if dry_run else Lease(Store.of(settings) / "forget"):  # of two at once, one would be undone
-        registries = tuple(_forget_in_registry(Registry(settings, name), forgotten, dry_run=dry_run) for name in names)
+    # of two at once, one would be undone
+    with nullcontext() if dry_run else Lease(Store.of(settings) / "forget") as lease:
+        registries = tuple(_forget_in_registry(Registry(settings, name), forgotten, lease) for name in names)
     return Forgotten(of_outputs, emptied, registries)
 
 
@@ -110,16 +111,19 @@ def _require_signing_keys(settings: Settings, outputs: Sequence[str], forgotten:
             require_signing_key(registry, version.number, NEURONS, rewrite)
 
 
-def _forget_in_registry(registry: Registry, forgotten: ForgottenIds, *, dry_run: bool) -> ForgottenInRegistry:
-    """Remove documents from the evaluation set, the versions and the logged nights of a registered model."""
-    evaluation = replace_evaluation_set(registry, partial(_shorten, forgotten), dry_run=dry_run)
-    nights = replace_night_files(registry, REPORT, partial(_without_causes, forgotten), dry_run=dry_run)
+def _forget_in_registry(registry: Registry, forgotten: ForgottenIds, lease: Lease | None) -> ForgottenInRegistry:
+    """Remove documents from the evaluation set, the versions and the logged nights of a registered model.
+
+    Without a lease, only find what would be removed.
+    """
+    evaluation = replace_evaluation_set(registry, partial(_shorten, forgotten), lease)
+    nights = replace_night_files(registry, REPORT, partial(_without_causes, forgotten), lease)
     rewrite = partial(without_named_documents, forgotten=forgotten)
     changed: list[str] = []
     unreadable: dict[str, str] = {}
     for version in registry.versions():
         try:
-            if replace_version_file(registry, version.number, NEURONS, rewrite, dry_run=dry_run):
+            if replace_version_file(registry, version.number, NEURONS, rewrite, lease):
                 changed.append(version.number)
         except UserError as error:
             _log.warning("version %s of %s: %s", version.number, registry.name, error)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.storage.lease import Lease
 from spin.arrays import Hashes
 from spin.errors import UserError
 from spin.labels.label_space import Label
@@ -115,27 +116,32 @@ def freeze(client: Any, name: str, tags: Mapping[str, str], run_id: str, evaluat
     client.set_registered_model_tag(name, _RUN_TAG, run_id)
 
 
-def replace_frozen(client: Any, name: str, tags: Mapping[str, str], evaluation_set: EvaluationSet) -> None:
+def replace_frozen(
+    client: Any, name: str, tags: Mapping[str, str], evaluation_set: EvaluationSet, lease: Lease
+) -> None:
     """Replace the frozen set of the registered model `name`, from which documents were forgotten.
 
     Its digest is announced first and settled last, so that the set can be read, the old one or the new one, wherever a
     process ends in between. Predictions of former champions that gates have stored are for the old set, and no longer
-    compared with.
+    compared with. Raises HeldError, with nothing more written, once another process has the lease.
     """
     with tempfile.TemporaryDirectory() as folder:
         path, digest = _write(evaluation_set, Path(folder))
+        lease.check()
         client.set_registered_model_tag(name, _NEXT_TAG, digest)
+        lease.check()
         client.log_artifact(tags[_RUN_TAG], str(path), str(Path(_FILE).parent))
-    settle_frozen(client, name, {_NEXT_TAG: digest}, evaluation_set)
+    settle_frozen(client, name, {_NEXT_TAG: digest}, evaluation_set, lease)
 
 
-def settle_frozen(client: Any, name: str, tags: Mapping[str, str], stored: EvaluationSet) -> None:
+def settle_frozen(client: Any, name: str, tags: Mapping[str, str], stored: EvaluationSet, lease: Lease) -> None:
     """End a replacement of the frozen set, if the model's tags say that one was begun, given the set that is stored.
 
-    Where that is the announced one, its digest becomes that of the model.
+    Where that is the announced one, its digest becomes that of the model. Raises as `replace_frozen`.
     """
     if _NEXT_TAG not in tags:
         return
+    lease.check()
     if hashlib.sha256(stored.to_json()).hexdigest() == tags[_NEXT_TAG]:
         client.set_registered_model_tag(name, _DIGEST_TAG, tags[_NEXT_TAG])
     client.delete_registered_model_tag(name, _NEXT_TAG)

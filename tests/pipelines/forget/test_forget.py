@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +18,9 @@ from pipelines.forget import training_store
 from pipelines.forget.forget import forget_documents, read_ids
 from pipelines.forget.training_store import forget_in_store
 from pipelines.nightly.classify import run_classify
+from pipelines.nightly.report.night_report import REPORT
 from pipelines.registry import evaluation_set, file_replacement, packaging, signatures
+from pipelines.registry.file_replacement import replace_night_files
 from pipelines.registry.promotion import promote
 from pipelines.registry.versions import Registry
 from pipelines.service_errors import HeldError
@@ -30,6 +34,7 @@ from spin.settings import Settings
 from tests.support import small_training, tiny
 from tests.support.fake_nights import before_call
 from tests.support.key_pair import write_key_pair
+from tests.support.leases import expire_lease
 from tests.support.object_search import find_in_files
 
 NIGHT = "2026-03-01"
@@ -186,6 +191,64 @@ def test_a_version_loads_wherever_a_process_has_ended(trained: tuple[Path, Setti
     assert not [tag for tag in registry.tags() if tag.endswith(".next")]
     tags = registry.tracking.client.get_model_version(registry.name, "1").tags
     assert not [tag for tag in tags if tag.endswith(".next")]
+
+
+def read_state(registry: Registry, folder: Path) -> tuple[Any, ...]:
+    """The tags of the model and its version, the evaluation set, and the digest of the version's files."""
+    registry.download("1", folder)
+    tags = registry.tracking.client.get_model_version(registry.name, "1").tags
+    return registry.tags(), tags, registry.evaluation_set(), packaging.folder_digest(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
+def test_a_forget_that_is_overtaken_changes_nothing_more(
+    trained: tuple[Path, Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """It is suspended before each step for so long that another one forgets other documents meanwhile."""
+    monkeypatch.setattr(Lease, "_renew", lambda lease: None)
+    _, settings = trained
+    registry = Registry(settings)
+    frozen = registry.evaluation_set()
+    assert frozen is not None
+    named = find_named(registry, tmp_path / "before")
+    first, second = ([frozen.ids[at], sorted({*named} - {*frozen.ids[:2]})[at]] for at in range(2))
+    left: list[tuple[Any, ...]] = []
+    target, name, call = STEPS[step]
+    calls = itertools.count(1)
+
+    def sleep() -> None:
+        if next(calls) == call:
+            expire_lease(Store.of(settings) / "forget")
+            forget_documents(settings, second, [])
+            left.append(read_state(registry, tmp_path / "between"))
+
+    with before_call(target, name, action=sleep, once=False), pytest.raises(HeldError):
+        forget_documents(settings, first, [])
+    assert left == [read_state(registry, tmp_path / "after")]
+    forget_documents(settings, first, [])
+    assert {*first, *second}.isdisjoint(find_named(registry, tmp_path / "again"))
+    shortened = registry.evaluation_set()
+    assert shortened is not None
+    assert {*first, *second}.isdisjoint(shortened.ids)
+
+
+def test_the_report_of_a_night_is_not_replaced_by_a_forget_that_was_overtaken(tmp_path: Path) -> None:
+    """One file is replaced, then another process takes the lease."""
+    store, replaced = Store(str(tmp_path)), list[str]()
+    registry: Any = Mock(search_runs=lambda _: [Mock(info=Mock(run_id="run"))], read_run_file=lambda *_: "old")
+    registry.tracking.session = nullcontext
+
+    def log_text(run: str, text: str, file: str) -> None:
+        replaced.append(file)
+        expire_lease(store)
+        with Lease(store):
+            pass
+
+    registry.tracking.client.log_text = log_text
+    with Lease(store) as lease, pytest.raises(HeldError):
+        replace_night_files(registry, REPORT, lambda _: {"page": "new", REPORT: "new"}, lease)
+    assert replaced == ["page"]
 
 
 @pytest.mark.slow
