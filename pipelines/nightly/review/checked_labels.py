@@ -96,8 +96,13 @@ def add_labels(
             _check_classes(tables, night, own, new_classes, file)
     for own in found:
         _store(tables.out, own)
+    if found:  # `spin forget` stores its hashes before it removes labels: whichever comes last removes them
+        remove_labels(tables.out, read_forgotten(tables.out))
     stored = read_labels(tables.out) if touched else {}
-    scored = [_score(tables, night, stored[night.date, night.model]) for night in touched]
+    labels = [(night, stored.get((night.date, night.model), [])) for night in touched]
+    scored = [
+        _score(tables, night, given) for night, given in labels if any(row.true_labels is not None for row in given)
+    ]
     labelled = [row.id for row in rows if row.true_labels is not None]
     added = sum(id in known for id in labelled)
     return AddedLabels(

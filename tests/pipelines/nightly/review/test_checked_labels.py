@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.data.forgotten_ids import add_forgotten
 from pipelines.nightly.report.night_report import REPORT
-from pipelines.nightly.review.checked_labels import LABELS, add_labels, list_scores
+from pipelines.nightly.review import checked_labels
+from pipelines.nightly.review.checked_labels import LABELS, add_labels, list_scores, read_labels, remove_labels
 from pipelines.nightly.review.label_file import write_review
 from pipelines.nightly.review.review_sample import choose_documents
 from pipelines.nightly.tables.night_records import RUNS
@@ -23,6 +25,7 @@ from pipelines.storage.object_store import Store
 from spin.errors import UserError
 from tests.pipelines.nightly.report.test_run_report import make_report
 from tests.pipelines.nightly.review.test_review_sample import make_rows, publish
+from tests.support.fake_nights import before_call
 from tests.support.nights import DATE, MODEL, prediction, run_night
 
 WRONG = frozenset(f"d{n:05d}" for n in (*range(30), *range(0, 2000, 5)))
@@ -274,6 +277,24 @@ def test_a_score_has_what_the_night_had_estimated(tmp_path: Path) -> None:
     assert score.model_version == "7"
     stored = out.read_json(f"{LABELS}/nights/{night.name}.json")
     assert stored["estimated"] == report["quality"]["accuracy"]
+
+
+@pytest.mark.parametrize("gone", [["b"], ["a", "b"]])
+def test_labels_of_documents_that_are_forgotten_meanwhile_are_not_kept(tmp_path: Path, gone: list[str]) -> None:
+    """The hashes of their ids are stored after they were read, and the labels of then are removed."""
+    out = Store(str(tmp_path / "out"))
+    run_night(out, ["a", "b"])
+    file = write_csv(tmp_path / "labels.csv", [label("a"), label("b")])
+
+    def forget() -> None:
+        assert remove_labels(out, add_forgotten(out, gone)) == 0
+
+    with before_call(checked_labels, "_store", action=forget):
+        added = add_labels(out.uri, file)
+    assert [score.checked for score in added.nights] == [2 - len(gone)] * (len(gone) < 2)
+    assert list_scores(NightTables(out)) == list(added.nights)
+    rows = [row.id for rows in read_labels(out).values() for row in rows]
+    assert set(rows) == {"a", "b"} - {*gone}
 
 
 def test_labels_may_be_separated_by_semicolons(tmp_path: Path) -> None:
