@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -24,8 +25,9 @@ from pipelines.registry.versions import CHAMPION, Registry
 from pipelines.storage.lease import Lease, user_name
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import to_json
-from spin.errors import UserError
+from spin.errors import SpinError, UserError
 
+_logger = logging.getLogger(__name__)
 _GATE = "spin.gate"
 """prefix of the tags with a gate's result, at a version and at the gate's MLflow run"""
 
@@ -185,19 +187,44 @@ def _event(move: Move, number: str, before: _State, why: str, run: str) -> Champ
 def _move_champion(registry: Registry, lease: Lease, before: _State, event: ChampionEvent) -> ChampionEvent:
     """Write the event, then point the champion's alias at the version, so that no champion is without its reason.
 
-    The event is removed again where the state is no longer `before`. Two drivers with different stores each write
-    their event before they look for the other's: at least one sees both, so at most one moves the champion.
+    The event is removed again where the state is no longer `before`, or the move fails. Two drivers with different
+    stores each write their event before they look for the other's: at least one sees both, so at most one moves the
+    champion.
     """
     tag = next_tag(before.events)
     lease.check()
-    registry.set_tag(tag, json.dumps(to_json(event)))
-    now = _state(registry)
-    if now != _State(before.champion, before.events | {tag}):
+    try:
+        registry.set_tag(tag, json.dumps(to_json(event)))
+        now = _state(registry)
+        unchanged = now == _State(before.champion, before.events | {tag})
+        if unchanged:
+            registry.set_alias(CHAMPION, event.to_version)
+    except BaseException:
+        _take_back(registry, tag, event)
+        raise
+    if not unchanged:
         registry.delete_tag(tag)
         raise UserError(
             f"the champion of {registry.name} was moved meanwhile: expected version {before.champion or 'none'}, with "
             f"which version {event.to_version} was compared, found {now.champion or 'none'} or a move under way; see "
             "`spin history`, then run it again"
         )
-    registry.set_alias(CHAMPION, event.to_version)
     return event
+
+
+def _take_back(registry: Registry, tag: str, event: ChampionEvent) -> None:
+    """Remove the event of a move that failed, unless the champion was moved all the same.
+
+    The error of the move is the one to raise: that the event cannot be removed is only logged.
+    """
+    try:
+        if registry.champion() != event.to_version:
+            registry.delete_tag(tag)
+    except SpinError as error:
+        _logger.warning(
+            "%s: the tag %s names a move to version %s that may have failed, and was not removed: %s",
+            registry.name,
+            tag,
+            event.to_version,
+            error,
+        )

@@ -22,6 +22,7 @@ from pipelines.registry.promotion import gate, gate_checks, judged_version, prom
 from pipelines.registry.promotion.gate_checks import CHECKS, Check, CheckResult
 from pipelines.registry.promotion.judged_version import Comparison, JudgedVersion, NoReply
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
+from pipelines.service_errors import UnavailableError
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace
 from spin.labels.splits import certifies
@@ -82,7 +83,7 @@ class MemoryRegistry:
         self.model_tags[name] = value
 
     def delete_tag(self, name: str) -> None:
-        del self.model_tags[name]
+        self.model_tags.pop(name, None)  # as MLflow, which does not mind that there is none
 
     def set_alias(self, alias: str, number: str) -> None:
         self.aliases[alias] = number
@@ -431,3 +432,58 @@ def test_a_check_that_is_added_holds_a_version_back_until_it_is_forced(
     event, _ = attempt(registry, number, force=True)
     assert event is not None
     assert event.forced == ("certainty",)
+
+
+@pytest.mark.parametrize("failing", ["set_tag", "champion", "set_alias"])
+@pytest.mark.parametrize("effect", [False, True], ids=["before it", "after it"])
+def test_a_move_that_failed_is_not_in_the_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, effect: bool
+) -> None:
+    """The registry does not answer a request, which may have had its effect all the same, and answers the next one."""
+    registry: Any = MemoryRegistry(tmp_path)
+    monkeypatch.setattr(promote, "run_gate", lambda *_: gate.GateReport(()))
+    promote.promote(registry, "1", "the first")
+    fail_once(registry, failing, effect=effect, monkeypatch=monkeypatch)
+    with pytest.raises(UnavailableError, match=f"no answer to {failing}"):
+        promote.promote(registry, "2", "the second")
+    moved = failing == "set_alias" and effect
+    assert [event.to_version for event in promote.history(registry)] == ["1", "2"][: 1 + moved]
+    assert registry.champion() == ("2" if moved else "1")
+    if not moved:
+        assert promote.promote(registry, "2", "once more").from_version == "1"
+
+
+def test_the_error_of_a_move_is_shown_though_its_event_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The event that stays is named in the log."""
+    registry: Any = MemoryRegistry(tmp_path)
+    monkeypatch.setattr(promote, "run_gate", lambda *_: gate.GateReport(()))
+    for failing in ("set_alias", "delete_tag"):
+        fail_once(registry, failing, effect=False, monkeypatch=monkeypatch)
+    with pytest.raises(UnavailableError, match="no answer to set_alias"):
+        promote.promote(registry, "1", "the first")
+    [tag] = registry.tags()
+    assert f"the tag {tag} names a move to version 1 that may have failed" in caplog.text
+    assert "no answer to delete_tag" in caplog.text
+
+
+def fail_once(registry: Any, method: str, *, effect: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the first call of a method fail from when an event is written; with `effect`, it does its work before."""
+    original, writing, failed = getattr(registry, method), registry.set_tag, list[str]()
+    started = [method] if method == "set_tag" else list[str]()
+
+    def start(*args: Any) -> None:
+        started.append(method)
+        writing(*args)
+
+    def fail(*args: Any) -> Any:
+        if not started or failed:
+            return original(*args)
+        failed.append(method)
+        if effect:
+            original(*args)
+        raise UnavailableError(f"no answer to {method}")
+
+    monkeypatch.setattr(registry, "set_tag", start)
+    monkeypatch.setattr(registry, method, fail)
