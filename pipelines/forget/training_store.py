@@ -42,7 +42,7 @@ def forget_in_store(settings: Settings, ids: Collection[str], *, dry_run: bool =
         held = {name: leases.enter_context(Lease(store / name)) for name in STAGE_FOLDERS}
         if not _holds(store, forgotten):
             return False
-        store.delete_many(_FILES)
+        delete_objects(store, _FILES, held[MODEL])
         delete_objects(store, [item.key for item in list_stage(store, SPOOL)], held[FEATURES])
         for name in STAGE_FOLDERS:  # the features come last, by which the next call sees what this one has left
             delete_objects(store, [item.key for item in list_stage(store, name)], held[name])

@@ -16,6 +16,7 @@ import pytest
 
 from pipelines.forget import training_store
 from pipelines.forget.forget import forget_documents, read_ids
+from pipelines.forget.purge import STAGE_FOLDERS
 from pipelines.forget.training_store import forget_in_store
 from pipelines.nightly.classify import run_classify
 from pipelines.nightly.report.night_report import REPORT
@@ -375,6 +376,34 @@ def test_a_spool_that_holds_a_document_is_deleted(tmp_path: Path) -> None:
     assert store.list("spool")
     assert forget_in_store(settings, ["Xyzzy-held"])
     assert not store.list("spool")
+
+
+def test_a_forget_that_is_overtaken_deletes_no_report_of_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is suspended once it has found a document, while a training begins anew and writes its own."""
+    monkeypatch.setattr(Lease, "_renew", lambda lease: None)
+    store = Store(str(tmp_path / "store"))
+    store.write("spool/0/000000.parquet", _documents("Xyzzy-held"))
+    with Lease(store / "features"):
+        pass
+
+    holds = training_store._holds
+
+    def find_and_sleep(*args: Any) -> bool:
+        found = holds(*args)
+        for name in STAGE_FOLDERS:
+            expire_lease(store / name)
+            with Lease(store / name):
+                pass
+        store.write("report.json", b"new")
+        return found
+
+    monkeypatch.setattr(training_store, "_holds", find_and_sleep)
+    with pytest.raises(HeldError):
+        forget_in_store(small_training.make_settings(tmp_path, tmp_path / "store"), ["Xyzzy-held"])
+    assert store.read("report.json") == b"new"
+    assert store.list("spool")
 
 
 @pytest.mark.slow
