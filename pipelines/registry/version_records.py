@@ -99,7 +99,7 @@ class Version:
     created: str
     """ISO 8601, UTC, seconds"""
     metrics: Mapping[str, float]
-    """of the run"""
+    """of the run; empty if that no longer exists"""
 
 
 @dataclass(frozen=True)

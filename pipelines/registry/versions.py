@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 import tempfile
@@ -29,6 +30,8 @@ ARTIFACT_TAG, MODEL_TAG = "spin.artifact", "spin.model"
 TAGS: dict[signatures.Part, str] = {"artifact": ARTIFACT_TAG, "model": MODEL_TAG}
 NEXT = ".next"
 """ending of these tags while a file of the version is being replaced"""
+
+_log = logging.getLogger(__name__)
 
 
 def model_name(reference: str) -> str | None:
@@ -348,10 +351,22 @@ class Registry:
                     tuple(sorted(alias for alias, target in aliases.items() if target == number)),
                     v.tags.get("spin.fingerprint", ""),
                     datetime.fromtimestamp(v.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
-                    dict(self._client.get_run(v.run_id).data.metrics),
+                    self._metrics(v.run_id),
                 )
                 for v in self._model_versions()
             ]
+
+    def _metrics(self, run: str) -> dict[str, float]:
+        """The metrics of an MLflow run; empty if it no longer exists."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return dict(self._client.get_run(run).data.metrics)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                _log.debug("%s: run %s, which registered a version, was deleted", self.name, run)
+                return {}
+            raise
 
     def champion(self) -> str | None:
         """The champion's version number."""

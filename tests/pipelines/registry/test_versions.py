@@ -18,6 +18,7 @@ from typing import Any
 import mlflow
 import pytest
 
+from pipelines.forget.forget import forget_documents
 from pipelines.registry import packaging
 from pipelines.registry.mlflow_client import Tracking
 from pipelines.registry.promotion import promote
@@ -204,6 +205,25 @@ def test_a_version_is_resolved_by_number_and_alias(shared_fixture: RegistryFixtu
             registry.resolve(model)
     with pytest.raises(UserError, match=f"/77 does not exist; versions: .*{number} @challenger.*, 1 @champion"):
         registry.resolve(f"models:/{name}/77")
+
+
+def test_a_version_whose_run_was_deleted_for_good_has_no_metrics(tmp_path: Path, sqlite_uri: str) -> None:
+    """As `mlflow gc` does: the other versions are listed as before, and `spin forget` goes on."""
+    name = f"tiny {uuid.uuid4().hex[:8]}"
+    settings = build_settings(tmp_path, sqlite_uri)
+    settings = settings.model_copy(update={"mlflow": settings.mlflow.model_copy(update={"model": name})})
+    registry = Registry(settings)
+    client = registry.tracking.client
+    client.create_registered_model(name)
+    runs = [client.create_run(registry.tracking.experiment()).info.run_id for _ in range(2)]
+    for run in runs:
+        client.log_metric(run, "test_accuracy", 0.5)
+        client.create_model_version(name, f"file://{tmp_path}/model", run)
+    client.delete_run(runs[0])
+    client._tracking_client.store._hard_delete_run(runs[0])
+    assert [(each.number, each.metrics) for each in registry.versions()] == [("2", {"test_accuracy": 0.5}), ("1", {})]
+    [of_model] = forget_documents(settings, ["any"], []).registries
+    assert of_model.unreadable.keys() == {"1", "2"}  # neither has files
 
 
 @pytest.mark.slow
