@@ -16,7 +16,7 @@ from pipelines.nightly.night import Night, NightShare
 from pipelines.nightly.night_pass import enter_pass, form_passes
 from pipelines.nightly.observed_nights import describe_published, log_night
 from pipelines.nightly.report.night_report import REPORT, NightReport
-from pipelines.nightly.tables.night_records import RUNS, Run
+from pipelines.nightly.tables.night_records import RUNS, Run, find_runs, is_later_run, list_run_names
 from pipelines.nightly.tables.passes import find_pass, open_runs
 from pipelines.nightly.tables.publication import publish_night
 from pipelines.service_errors import UnavailableError
@@ -184,7 +184,7 @@ class NightDriver:
     def _show_published(self) -> None:
         """Show the reports of the nights that were published since the last call, and log them to MLflow.
 
-        Then delete the work of their passes, among it texts, before another pass begins.
+        Then delete the work of their passes and of runs that they follow, among it texts, before another pass begins.
         """
         nights = [night for night in self.nights if night.name in self.reports and night.name not in self.shown]
         for night in nights:
@@ -195,16 +195,22 @@ class NightDriver:
                 log_night(night, report, show_reports(night, report))
             end_run(night.run.name)
         for group in form_passes(nights):
-            _delete_work_of_pass(group[0])
+            _delete_work(group)
 
 
-def _delete_work_of_pass(night: Night) -> None:
-    """Delete what the pass of a night has worked with, if no run needs it any more; nothing depends on that."""
-    tables, run = night.tables, night.run.record
+def _delete_work(nights: Sequence[Night]) -> None:
+    """Delete what the published nights of a pass, and the runs that they follow, have worked with.
+
+    The work of a pass stays as long as one of its runs needs it. Nothing depends on the deletion.
+    """
+    out, run = nights[0].tables.out, nights[0].run.record
     try:
-        shared = find_pass(tables.out, run)
-        if shared is not None and not open_runs(tables, shared.runs):
-            delete_work(tables.out / f"{RUNS}/{shared.name}")
+        names = list_run_names(out)
+        earlier = [name for name in names if any(is_later_run(night.run.name, name) for night in nights)]
+        for record in [run, *find_runs(out, earlier).values()]:
+            shared = find_pass(out, record)
+            if shared is not None and not open_runs(nights[0].tables, shared.runs):
+                delete_work(out / f"{RUNS}/{shared.name}")
     except SpinError:
-        _log.warning("%s: what run %s worked with could not be deleted; a vacuum does it", tables.out.uri, run.name)
+        _log.warning("%s: what run %s worked with could not be deleted; a vacuum does it", out.uri, run.name)
         _log.debug("the work of the pass could not be deleted", exc_info=True)

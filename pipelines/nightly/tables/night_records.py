@@ -102,6 +102,12 @@ def is_run_of(name: str, models: Collection[str]) -> bool:
     return is_run_name(name) and name[11:].rpartition("-")[0] in {model_slug(model) for model in models}
 
 
+def is_later_run(name: str, run: str) -> bool:
+    """Whether a name is that of a run of the same date and model as another run, under a higher claim."""
+    (night, _, claim), (own, _, earlier) = name.rpartition("-"), run.rpartition("-")
+    return night == own and int(claim) > int(earlier)
+
+
 def begin_run(
     out: Store,
     *,

@@ -21,6 +21,7 @@ from pipelines.nightly.tables.night_records import (
     Run,
     find_nights,
     is_abandoned,
+    is_later_run,
     list_run_names,
     now,
 )
@@ -103,14 +104,8 @@ def open_runs(tables: NightTables, runs: Sequence[str]) -> list[str]:
     waiting = [run for run in runs if run not in finished and not was_published(predictions, run)]
     names = list_run_names(tables.out) if waiting else []
     published = [name for name in names if was_published(predictions, name)]
-    waiting = [run for run in waiting if not any(_is_later(name, run) for name in published)]
+    waiting = [run for run in waiting if not any(is_later_run(name, run) for name in published)]
     return [run for run in waiting if not is_abandoned(tables.out, run)]
-
-
-def _is_later(name: str, run: str) -> bool:
-    """Whether a name is that of a run of the same date and model as another run, under a higher claim."""
-    (night, _, claim), (own, _, earlier) = name.rpartition("-"), run.rpartition("-")
-    return night == own and int(claim) > int(earlier)
 
 
 def plan_files(out: Store, shared: Pass, number: int) -> list[FileGroup]:

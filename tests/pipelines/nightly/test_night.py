@@ -30,7 +30,7 @@ from pipelines.nightly.nights import list_output, vacuum
 from pipelines.nightly.steps import dedup
 from pipelines.nightly.tables import publication, resume
 from pipelines.nightly.tables.night_history import list_nights, read_predictions
-from pipelines.nightly.tables.night_records import FORMAT, abandon_run, find_night
+from pipelines.nightly.tables.night_records import FORMAT, RUNS, abandon_run, find_night
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS
 from pipelines.service_errors import BadRowsError, HeldError, StalledError, UnavailableError
 from pipelines.storage.lease import Lease
@@ -758,6 +758,17 @@ def test_a_restart_computes_everything_anew(local_nights: FakeNights) -> None:
     assert FakeStep.computed == ["000000", "000000"]
     assert local_nights.ids() == {DATE: ["a", "b"]}
     assert first.run < second.run
+
+
+def test_a_restart_deletes_the_texts_of_the_run_that_it_follows(local_nights: FakeNights) -> None:
+    """Nobody goes on with that run, which was not finished, once the new one is published."""
+    local_nights.write("a.jsonl", make_rows("a"))
+    with before_call(night_driver, "finish_night", fail), pytest.raises(UnavailableError):
+        local_nights.run()
+    assert [key for key in local_nights.out.list(RUNS) if "/spool/" in key]
+    local_nights.run(restart=True)
+    assert not [key for key in local_nights.out.list(RUNS) if "/spool/" in key]
+    assert local_nights.ids() == {DATE: ["a"]}
 
 
 def test_a_restart_that_fails_leaves_the_old_night_and_is_resumed(local_nights: FakeNights) -> None:
