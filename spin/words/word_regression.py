@@ -113,36 +113,16 @@ def predict_with_each(regressions: Sequence[WordRegression], texts: Sequence[str
     """The logits (n, K) of n texts by each of several regressions; terms of equal vocabularies are counted once."""
     logits = [np.empty((len(texts), len(each.intercept)), np.float32) for each in regressions]
     coefs = [np.ascontiguousarray(each.coef.T) for each in regressions]
-    groups = _group_by_vocabularies(regressions)
+    groups: dict[object, list[int]] = {}
+    for index, each in enumerate(regressions):
+        groups.setdefault(tuple((v.unit, v.terms, v.idf.tobytes()) for v in each.vocabularies), []).append(index)
     for start in range(0, len(texts), _PART):
         part = slice(start, start + _PART)
-        for group in groups:
+        for group in groups.values():
             X = _transform(regressions[group[0]].vocabularies, texts[part])
             for index in group:
                 logits[index][part] = X @ coefs[index] + regressions[index].intercept
     return logits
-
-
-def _group_by_vocabularies(regressions: Sequence[WordRegression]) -> list[list[int]]:
-    """The indices of the regressions, those with equal vocabularies together."""
-    groups: list[list[int]] = []
-    for index, each in enumerate(regressions):
-        equal = (group for group in groups if _equal(regressions[group[0]].vocabularies, each.vocabularies))
-        if (group := next(equal, None)) is None:
-            groups.append(group := [])
-        group.append(index)
-    return groups
-
-
-def _equal(some: Sequence[Vocabulary], others: Sequence[Vocabulary]) -> bool:
-    """Whether the vocabularies have the same units, terms and weights."""
-    return some is others or (
-        len(some) == len(others)
-        and all(
-            (a.unit, a.terms) == (b.unit, b.terms) and np.array_equal(a.idf, b.idf)
-            for a, b in zip(some, others, strict=True)
-        )
-    )
 
 
 def _weighted_sum(coef: Floats, found: TermPlaces, weights: Floats) -> Floats:
