@@ -22,7 +22,7 @@ from spin.errors import UserError
 from spin.fit_progress import StartStep, show_steps, start_silently
 from spin.fitted.abstention import refuse_promise
 from spin.fitted.decision import Decision
-from spin.labels.label_space import LabelSpace
+from spin.labels.label_space import LabelSpace, divide_rare_classes
 from spin.labels.label_types import LabelValue, name_labels
 from spin.labels.split_groups import hash_text
 from spin.labels.splits import assign_split
@@ -102,11 +102,12 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
     ) -> SpinClassifier:
         """Fit on n texts and their labels: one class each, or in a multi-label task a list of classes each.
 
-        A hash of a text decides whether it trains or validates the choices (penalty, eta, depth and head). Below 5,000
-        texts cross-validation makes the choices, and of more than `search.documents` texts a sample. Near-identical
-        texts stay on the same side. `progress` shows a bar per step on standard error. Raises UserError for texts that
-        are not text, and for labels that are missing or of several types. Raises it too for a single class, or a class
-        with too few texts that differ.
+        A hash of a text decides whether it trains or validates the choices (penalty, eta, depth and head); of a rare
+        class that would be on one side alone, some texts change sides. Below 5,000 texts cross-validation makes the
+        choices, and of more than `search.documents` texts a sample. Near-identical texts stay on the same side.
+        `progress` shows a bar per step on standard error. Raises UserError for texts that are not text, and for labels
+        that are missing or of several types. Raises it too for a single class, or a class with too few texts that
+        differ.
         """
         with show_steps() if progress else nullcontext(start_silently) as start:
             return self._fit(X, y, valid_fraction, start)
@@ -121,7 +122,8 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         if len(texts) != len(labels):
             raise UserError(f"fit: found {len(texts)} texts and {len(labels)} labels; expected as many of both")
         groups = [hash_text(text) for text in texts]
-        splits = [assign_split(group, parameters.seed, valid_fraction, 0.0) for group in groups]
+        hashed = [assign_split(group, parameters.seed, valid_fraction, 0.0) for group in groups]
+        splits = divide_rare_classes(labels, hashed, groups)
         label_space = LabelSpace.of(labels, splits, groups, label_type)
         Decision.of(label_space, parameters.decision)
         start("backbone", 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -155,6 +155,26 @@ def class_names(label: Label | None) -> Collection[str]:
     if label is None:
         return ()
     return (label,) if isinstance(label, str) else set(label)
+
+
+def divide_rare_classes(labels: Sequence[Label], splits: Sequence[str], groups: Sequence[int]) -> list[str]:
+    """The splits `train` and `valid` of documents, changed so that both have each class: a hash may leave one out.
+
+    Of a class that is on one side alone and has several groups, a whole group changes sides; none where all documents
+    are on one side.
+    """
+    divided, rows_of_group = list(splits), defaultdict[int, list[int]](list)
+    groups_of_class = defaultdict[str, set[int]](set)
+    for row, (label, group) in enumerate(zip(labels, groups, strict=True)):
+        rows_of_group[group].append(row)
+        for name in class_names(label):
+            groups_of_class[name].add(group)
+    for of_class in groups_of_class.values():
+        sides = {divided[rows_of_group[group][0]] for group in of_class}
+        if len(sides) == 1 < len(of_class) and len(set(splits)) > 1:
+            for row in rows_of_group[min(of_class)]:
+                divided[row] = "valid" if sides == {"train"} else "train"
+    return divided
 
 
 def _classes_of_one_group(labels: Sequence[Label], splits: Sequence[str], groups: Sequence[int] | Hashes) -> list[str]:

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from spin.errors import UserError
 from spin.labels.cross_validation import jackknife_rows
-from spin.labels.label_space import Label, LabelSpace
+from spin.labels.label_space import Label, LabelSpace, divide_rare_classes
 from spin.labels.metrics import score
 from spin.labels.splits import CROSS_VALIDATION_BELOW
 from spin.settings import METRICS
@@ -262,3 +262,18 @@ def test_the_jackknife_leaves_out_a_class_without_documents_for_every_candidate(
         for rows in jackknife_rows(len(true))
     ]
     assert max(map(abs, differences)) < 0.2
+
+
+@pytest.mark.parametrize(("side", "other"), [("train", "valid"), ("valid", "train")])
+def test_a_rare_class_that_a_hash_gave_to_one_side_is_divided(side: str, other: str) -> None:
+    """All texts of a group change sides, near-identical ones of other classes among them; what is divided stays."""
+    labels = ["a", "b", "a", "b", "c", "c", "c", "a"]
+    splits = [side, side, other, other, side, side, side, side]
+    groups = [1, 2, 3, 4, 5, 6, 6, 5]
+    divided = divide_rare_classes(labels, splits, groups)
+    assert divided == [side, side, other, other, other, side, side, other]
+    assert divide_rare_classes(labels, divided, groups) == divided
+    several = divide_rare_classes([["c"], ["c", "a"], ["a"]], [side, side, other], [1, 2, 3])
+    assert several == [other, side, other]
+    assert divide_rare_classes(["a", "a", "b"], [side, side, other], [1, 1, 2]) == [side, side, other]
+    assert divide_rare_classes(["a", "a", "b"], [side] * 3, [1, 2, 3]) == [side] * 3
