@@ -28,10 +28,9 @@ from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import Attempt, ShardCounts, ShardOutcome, StepResult
 from pipelines.storage.stage_plan import (
-    MANIFEST,
-    PLAN,
     NothingDerived,
     StagePlan,
+    delete_objects,
     find_manifest,
     fingerprint,
     write_manifest,
@@ -184,21 +183,10 @@ def run_keep(
                 KeepStep, (kept,), settings, source, store, lease, ShardCounts, stage="keep", folder=""
             )
             manifest = write_manifest(store, plan, KeptResults(tuple(outcomes)))
-        _delete_others(folder, name, lease)
+        others = [key for key in folder.list() if not key.startswith(("_lease/", f"{name}/"))]
+        delete_objects(folder, others, lease)  # the passes for other neurons
     shards = tuple(
         KeptShard(required_file(outcome, FEATURES), rows, required_file(outcome, TESTED), tested)
         for outcome, rows, tested in zip(manifest.results.shards, kept.rows, kept.tested, strict=True)
     )
     return replace(features, kept=KeptFeatures(store, shards, selection, frozenset(whole)))
-
-
-def _delete_others(folder: Store, name: str, lease: Lease) -> None:
-    """Delete the passes for other neurons, manifests and plans first: what is left of a pass is never continued.
-
-    They are listed before the lease is confirmed, so that a driver that was suspended in between deletes nothing that
-    its successor has written.
-    """
-    others = [key for key in folder.list() if not key.startswith(("_lease/", f"{name}/"))]
-    lease.check()
-    for key in sorted(others, key=lambda key: not key.endswith((MANIFEST, PLAN))):
-        folder.delete(key)

@@ -26,7 +26,7 @@ from pipelines.storage.shard_log import Attempt, StepResult
 from pipelines.training import extract_features, fit_heads
 from pipelines.training.extract_features import load_features, open_corpus, run_extract
 from pipelines.training.fit_probes import load_probes, run_probe
-from pipelines.training.keep_neurons import KeepStep, KeptColumns, _delete_others, run_keep
+from pipelines.training.keep_neurons import KeepStep, KeptColumns, run_keep
 from pipelines.training.train import TrainReport, run_train
 from pipelines.training.workflow import run_workflow
 from spin import TrainedClassifier
@@ -299,19 +299,6 @@ def test_a_driver_that_wakes_after_its_successor_leaves_its_neurons_alone(
     assert again.results.per_class == report.results.per_class
     [neurons] = folders(store / "kept")
     assert len([key for key in (store / "kept" / neurons / "parts").list() if key.endswith(".json")]) == 9
-
-
-def test_a_driver_that_wakes_while_it_cleans_up_deletes_nothing_of_its_successor(tmp_path: Path) -> None:
-    """It lists what to delete, sleeps, and finds that it no longer holds the lease."""
-    store = Store(str(tmp_path))
-    store.write("old/manifest.json", b"{}")
-    with Lease(store) as lease:
-        expire_lease(store)
-        with Lease(store):
-            store.write("new/manifest.json", b"{}")
-            with pytest.raises(HeldError):
-                _delete_others(store, "mine", lease)
-    assert {"old/manifest.json", "new/manifest.json"} <= set(store.list())
 
 
 @pytest.mark.parametrize("deletions", [0, 1, 2, *range(10, 16)])
