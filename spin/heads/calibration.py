@@ -27,13 +27,13 @@ def log_losses(logits: Floats, y: Targets, label_space: LabelSpace) -> Floats:
     return np.asarray(-log_softmax(logits, axis=1)[has])
 
 
-def fit_temperature(logits: Floats, y: Targets, label_space: LabelSpace) -> float:
+def fit_temperature(logits: Floats, y: Targets, label_space: LabelSpace, repeats: float = 1) -> float:
     """The temperature T, between 1/20 and 20, for which logits / T have the least log loss (Guo et al. 2017).
 
     The targets are smoothed: without it, held-out documents that happen to be all right would make the probabilities of
-    all others certain.
+    all others certain. `repeats` says how often each document stands among them.
     """
-    logits, targets = logits.astype(np.float64), smooth_targets(y, label_space)
+    logits, targets = logits.astype(np.float64), smooth_targets(y, label_space, repeats)
 
     def loss(log_temperature: float) -> float:
         return smoothed_loss(logits / np.exp(log_temperature), targets, label_space) / len(logits)
@@ -42,12 +42,13 @@ def fit_temperature(logits: Floats, y: Targets, label_space: LabelSpace) -> floa
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
-def smooth_targets(y: Targets, label_space: LabelSpace) -> Floats:
+def smooth_targets(y: Targets, label_space: LabelSpace, repeats: float = 1) -> Floats:
     """(n, K) targets from 0 to 1, as if one document more were wrong (after Platt 1999).
 
-    Each gives a share 1 / (n + 2) of itself to all K classes alike, in a multi-label task to both sides.
+    Each gives a share 1 / (n + 2) of itself to all K classes alike, in a multi-label task to both sides. If each stands
+    there `repeats` times, n is the number of different ones.
     """
-    smoothing, sides = 1 / (len(y) + 2), 2 if label_space.multilabel else len(label_space)
+    smoothing, sides = 1 / (len(y) / repeats + 2), 2 if label_space.multilabel else len(label_space)
     smoothed: Floats = (1 - smoothing) * label_space.indicator(y) + smoothing / sides
     return smoothed
 

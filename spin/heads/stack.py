@@ -79,7 +79,7 @@ class Stack:
 SOURCES: tuple[Source, ...] = ("neurons", "words", "network")
 
 
-def fit_stack(sources: Mapping[Source, Floats], y: Targets, label_space: LabelSpace) -> Stack:
+def fit_stack(sources: Mapping[Source, Floats], y: Targets, label_space: LabelSpace, repeats: float = 1) -> Stack:
     """The stack with the least penalised log loss on held-out logits (n, K) of each source.
 
     No source has seen the documents, so a weight measures what its evidence is worth beside that of the others (stacked
@@ -87,24 +87,25 @@ def fit_stack(sources: Mapping[Source, Floats], y: Targets, label_space: LabelSp
     biases match how frequent each class is predicted to how frequent it is, which weights cannot: they scale logits
     around a probability of one half, and do not shift them. The loss is convex; the weights are from 0 to 20, over the
     temperature of each source. Normal priors keep them near those of neurons alone where documents are few. Targets are
-    smoothed (`smooth_targets`).
+    smoothed (`smooth_targets`). `repeats` says how often each document stands among the n, as after repeated
+    cross-validation: it counts once as evidence.
     """
     step = -(-len(y) // _MOST_ROWS)  # every step-th document, so that at most `_MOST_ROWS` are left
     y = y[::step]
-    temperatures = [fit_temperature(values[::step], y, label_space) for values in sources.values()]
+    temperatures = [fit_temperature(values[::step], y, label_space, repeats) for values in sources.values()]
     logits = np.stack(
         [values[::step] / np.float64(t) for values, t in zip(sources.values(), temperatures, strict=True)]
     )
-    targets, count = smooth_targets(y, label_space), len(sources)
+    targets, count = smooth_targets(y, label_space, repeats), len(sources)
     expected = np.array([float(source == "neurons" or count == 1) for source in sources])
 
     def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         weights, bias = values[:count], values[count:]
         joined = np.tensordot(weights, logits, 1) + bias
         off = (weights - expected) / _WEIGHT_SD
-        total = smoothed_loss(joined, targets, label_space) + (off @ off + bias @ bias / _BIAS_SD**2) / 2
+        total = smoothed_loss(joined, targets, label_space) / repeats + (off @ off + bias @ bias / _BIAS_SD**2) / 2
         # the derivative of the log loss by the logits, with softmax and with sigmoid
-        residuals = label_space.probabilities(joined) - targets
+        residuals = (label_space.probabilities(joined) - targets) / repeats
         slope = [(logits * residuals).sum((1, 2)) + off / _WEIGHT_SD, residuals.sum(0) + bias / _BIAS_SD**2]
         # per document, so that the tolerance `gtol` means the same for few and for many
         return float(total / len(y)), np.concatenate(slope) / len(y)

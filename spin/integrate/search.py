@@ -121,6 +121,9 @@ class Search:
         """the features of every candidate, for this process's share of the rows"""
         parts = zip(self.fold_probes, self.data.folds, strict=True)
         self.folds = [FoldSearch(matrix, self.cut, probes, fold) for probes, fold in parts]
+        valid = np.concatenate([fold.valid for fold in self.data.folds])
+        self.repeats = len(valid) / len(np.unique(valid))
+        """how often each document validates: cross-validation is repeated where labels are very few"""
         share_of_odds = 1.0 if self.data.class_weights == "balanced" else 0.0
         self.thresholds = shared_thresholds(self.valid_targets, self.data.label_space, share_of_odds)
         """(K,) those by which candidates are judged; they have the classes' prior log odds where all weigh the same"""
@@ -268,7 +271,7 @@ class Search:
         return LastLayer(selection, strengths[best], *of_strengths[best])
 
     def _fit_temperature(self, held_out: Sequence[Floats]) -> float:
-        temperature = fit_temperature(np.concatenate(held_out), self.valid_targets, self.data.label_space)
+        temperature = fit_temperature(np.concatenate(held_out), self.valid_targets, self.data.label_space, self.repeats)
         return self.matrix.group.broadcast_object(temperature)
 
     def fit_folds(
@@ -328,7 +331,8 @@ class Search:
 
     def fit_stack(self, sources: Mapping[Source, Floats]) -> Stack:
         """The stack of the logits (n, K) of all folds' validation rows, the same for all members of the group."""
-        return self.matrix.group.broadcast_object(fit_stack(sources, self.valid_targets, self.data.label_space))
+        stack = fit_stack(sources, self.valid_targets, self.data.label_space, self.repeats)
+        return self.matrix.group.broadcast_object(stack)
 
     def _add(
         self,

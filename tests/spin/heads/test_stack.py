@@ -92,6 +92,16 @@ def test_few_documents_leave_the_weights_near_those_of_neurons_alone() -> None:
         assert (stack.share("words", sources) > stack.share("neurons", sources)) == words_lead
 
 
+@pytest.mark.parametrize("kind", LABEL_SPACES)
+def test_a_document_that_validates_twice_counts_once(kind: str) -> None:
+    """With its predictions twice, the priors would weigh half as much as they do against as many documents."""
+    label_space = LABEL_SPACES[kind]
+    sources, y = make_evidence(label_space, 48)
+    twice: dict[Source, Floats] = {name: np.repeat(values, 2, axis=0) for name, values in sources.items()}
+    once, again = fit_stack(sources, y, label_space), fit_stack(twice, np.repeat(y, 2, axis=0), label_space, repeats=2)
+    assert [*again.bias, again.neurons, again.words] == pytest.approx([*once.bias, once.neurons, once.words], abs=1e-3)
+
+
 def test_the_scale_of_a_source_does_not_matter() -> None:
     """As little documents as there may be: a strongly regularised head has small logits."""
     sources, y = make_evidence(MULTICLASS, 40)
