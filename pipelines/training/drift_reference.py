@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,28 +20,35 @@ from spin.labels.cross_validation import Fold
 from spin.monitor.profile import Profile
 
 
-def choose_reference(
-    test: Rows, test_words: Floats | None, words: WordFit | None, folds: Sequence[Fold]
-) -> tuple[Rows, Floats | None]:
-    """The rows that nights are compared with, ascending, and their words' logits (m, K), None without words.
+@dataclass(frozen=True)
+class Reference:
+    """The documents that nights are compared with."""
 
-    The test rows with their logits; in a corpus without test rows those that validate, with their held-out logits: the
-    word regression knows by heart what it was fitted on.
+    rows: Rows
+    """(m,) ascending"""
+    words: Floats | None
+    """(m, K) the logits of their words, None without words"""
+    learned: bool
+    """whether the heads were fitted on them, so that predictions for them are too certain"""
+
+
+def choose_reference(test: Rows, test_words: Floats | None, words: WordFit | None, folds: Sequence[Fold]) -> Reference:
+    """The test rows with their logits; in a corpus without test rows those that validate, with their held-out logits.
+
+    The word regression knows by heart what it was fitted on.
     """
     if len(test):
-        return test, test_words
+        return Reference(test, test_words, learned=False)
     rows, first = np.unique(np.concatenate([fold.valid for fold in folds]), return_index=True)
-    return rows, None if words is None else np.concatenate(words.held_out)[first]
+    return Reference(rows, None if words is None else np.concatenate(words.held_out)[first], learned=True)
 
 
-def describe_reference(
-    spin: TrainedClassifier, features: FeatureShards, corpus: Corpus, rows: Rows, words: Floats | None, *, learned: bool
-) -> bytes:
-    """The profile of each of the three classifiers over some rows, without and with exits, as safetensors.
+def describe_reference(spin: TrainedClassifier, features: FeatureShards, corpus: Corpus, reference: Reference) -> bytes:
+    """The profile of each of the three classifiers over the reference, without and with exits, as safetensors.
 
-    `rows` and `words` are those of `choose_reference`, and `learned` says whether the heads were fitted on these rows.
     The documents of one shard are in memory at a time.
     """
+    rows, words = reference.rows, reference.words
     lengths = [count_tokens(spin.backbone, texts) for texts in corpus.text_blocks(rows)]
     tensors: dict[str, NDArray[Any]] = {}
     for choice, fitted in spin.training_result.choices.items():
@@ -56,7 +63,9 @@ def describe_reference(
             for name, depth in {choice: None, f"{choice}.early": early}.items():
                 logits = fitted.predict_logits(values, depth, of_words)
                 read = replace(counted, depth=depth)
-                profile = Profile.from_outputs(spin.label_space, fitted, logits, values, read, learned=learned)
+                profile = Profile.from_outputs(
+                    spin.label_space, fitted, logits, values, read, learned=reference.learned
+                )
                 profiles[name] = profiles[name] + profile if name in profiles else profile
         for prefix, profile in profiles.items():
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in profile.sums.items()}

@@ -245,7 +245,7 @@ def _fit(training: _Training, store: Store, plan: TrainPlan, lease: Lease) -> Tr
         **spin.files(),
         NEURONS: neurons_to_json(describe_neurons(spin, features, labels, texts=texts)),
         CARD: card.encode(),
-        REFERENCE: describe_reference(spin, features, corpus, *reference, learned=not len(test_rows)),
+        REFERENCE: describe_reference(spin, features, corpus, reference),
         HELD_OUT: write_test_logits(test_logits),
     }
     notes = (*figures.notes, *describe_promise(promise), *note_unchecked(training.left_out, data))

@@ -14,7 +14,7 @@ from safetensors.numpy import save as save_tensors
 
 from spin.arrays import Floats, Rows
 from spin.heads.calibration import fit_temperature, log_loss
-from spin.labels.cross_validation import Fold
+from spin.labels.cross_validation import Fold, count_repeats
 from spin.labels.label_space import Targets
 from spin.labels.sampling import sample_rows
 from spin.labels.training_data import TrainingData
@@ -218,4 +218,5 @@ def _fit_one(
 def _loss(held_out: Sequence[Floats], data: TrainingData) -> float:
     """The log loss of the held-out logits of all folds, at the temperature that suits them best."""
     logits, y = np.concatenate(held_out), data.y[np.concatenate([fold.valid for fold in data.folds])]
-    return log_loss(logits / fit_temperature(logits, y, data.label_space), y, data.label_space)
+    temperature = fit_temperature(logits, y, data.label_space, count_repeats(data.folds))
+    return log_loss(logits / temperature, y, data.label_space)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from spin.fitted.candidate import Candidate
 from spin.fitted.fitted_classifier import LeakageCap
-from spin.labels.cross_validation import Fold, confident_margin, standard_error
+from spin.labels.cross_validation import Fold, confident_margin, count_repeats, standard_error
 from spin.settings import Choice, SearchSettings
 
 _CLEARLY = 2.0
@@ -46,7 +46,7 @@ def one_standard_error_choice(candidates: Sequence[Candidate], folds: Sequence[F
     then words, all sites and poolings, a larger eta, a smaller loss. Losses below that of one wrong document,
     log(n) / n for n documents, tell nothing either: where all documents are right, they hardly vary.
     """
-    best, count = best_candidate(candidates), len(np.unique(np.concatenate([fold.valid for fold in folds])))
+    best, count = best_candidate(candidates), sum(len(fold.valid) for fold in folds) / count_repeats(folds)
     excess, error = _excess(candidates, best, folds)
     is_near = (excess <= error) | (excess + best.valid_loss <= np.log(count) / count)
     near = [c for c, near_best in zip(candidates, is_near, strict=True) if near_best]

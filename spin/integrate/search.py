@@ -27,7 +27,7 @@ from spin.integrate.fit_network import fit_network
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import one_standard_error_choice
 from spin.integrate.last_layer import HeldOut, LastLayer, find_last_columns, join_last_layer, select_all
-from spin.labels.cross_validation import Fold, jackknife_rows, score_folds
+from spin.labels.cross_validation import Fold, count_repeats, jackknife_rows, score_folds
 from spin.labels.label_space import Targets
 from spin.settings import SearchSettings
 from spin.sites import FeatureColumn, Site
@@ -121,9 +121,7 @@ class Search:
         """the features of every candidate, for this process's share of the rows"""
         parts = zip(self.fold_probes, self.data.folds, strict=True)
         self.folds = [FoldSearch(matrix, self.cut, probes, fold) for probes, fold in parts]
-        valid = np.concatenate([fold.valid for fold in self.data.folds])
-        self.repeats = len(valid) / len(np.unique(valid))
-        """how often each document validates: cross-validation is repeated where labels are very few"""
+        self.repeats = count_repeats(self.data.folds)
         share_of_odds = 1.0 if self.data.class_weights == "balanced" else 0.0
         self.thresholds = shared_thresholds(self.valid_targets, self.data.label_space, share_of_odds)
         """(K,) those by which candidates are judged; they have the classes' prior log odds where all weigh the same"""

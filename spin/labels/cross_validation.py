@@ -83,6 +83,12 @@ def labelled_rows(folds: Sequence[Fold]) -> Rows:
     return np.sort(np.concatenate([folds[0].train, folds[0].valid]))
 
 
+def count_repeats(folds: Sequence[Fold]) -> float:
+    """How often each document validates: more than once where cross-validation is repeated."""
+    valid = np.concatenate([fold.valid for fold in folds])
+    return len(valid) / len(np.unique(valid))
+
+
 def jackknife_rows(count: int, documents: NDArray[np.generic] | None = None) -> Iterator[Rows]:
     """The positions of `count` validation rows without each of 20 parts in turn; all of them if there are too few.
 

@@ -33,9 +33,12 @@ from sklearn.utils.estimator_checks import (
 )
 from sklearn.utils.validation import check_is_fitted
 
+import spin.estimator
 import spin.fit
 from spin import SpinClassifier, TrainedClassifier
 from spin.errors import UserError
+from spin.labels.split_groups import hash_text
+from spin.labels.splits import assign_split
 from spin.settings import BackboneSettings
 from tests.support import tiny
 
@@ -275,8 +278,25 @@ def test_a_fit_shows_a_bar_per_step_if_asked(unfitted: SpinClassifier, capsys: p
     assert "1/1" in shown
 
 
+@pytest.mark.usefixtures("many_labels")
+def test_a_rare_class_is_not_refused_for_its_hash(unfitted: SpinClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hash has all three of its texts train."""
+    texts = [f"text {number}" for number in range(1_100)]
+    rare = [text for text in texts if assign_split(hash_text(text), unfitted.seed, 0.15, 0.0) == "train"][:3]
+
+    def stop(settings: BackboneSettings) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(spin.estimator, "load_backbone", stop)
+    with pytest.raises(KeyboardInterrupt):  # the labels are checked before
+        clone(unfitted).fit(texts, ["rare" if text in rare else "ab"[len(text) % 2] for text in texts])
+
+
 @pytest.mark.slow
-def test_few_texts_are_fitted_in_one_thread(unfitted: SpinClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", ["fit_ridge", "integrate"])
+def test_few_texts_are_fitted_in_one_thread(
+    unfitted: SpinClassifier, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     """The threads are as many as before afterwards, also where the fit fails."""
     seen, before = [], torch.get_num_threads()
 
@@ -284,7 +304,7 @@ def test_few_texts_are_fitted_in_one_thread(unfitted: SpinClassifier, monkeypatc
         seen.append(torch.get_num_threads())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(spin.fit, "integrate", stop)
+    monkeypatch.setattr(spin.fit, step, stop)
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -103,9 +103,11 @@ def open_runs(tables: NightTables, runs: Sequence[str]) -> list[str]:
     finished, predictions = find_nights(tables.out, runs), tables.open(PREDICTIONS)
     waiting = [run for run in runs if run not in finished and not was_published(predictions, run)]
     names = list_run_names(tables.out) if waiting else []
-    published = [name for name in names if was_published(predictions, name)]
-    waiting = [run for run in waiting if not any(is_later_run(name, run) for name in published)]
-    return [run for run in waiting if not is_abandoned(tables.out, run)]
+
+    def is_superseded(run: str) -> bool:
+        return any(is_later_run(name, run) and was_published(predictions, name) for name in names)
+
+    return [run for run in waiting if not is_superseded(run) and not is_abandoned(tables.out, run)]
 
 
 def plan_files(out: Store, shared: Pass, number: int) -> list[FileGroup]:

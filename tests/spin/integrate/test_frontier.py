@@ -230,6 +230,15 @@ def test_less_compute_is_not_bought_with_a_lucky_metric(folds: list[Fold]) -> No
     assert choose_candidates([FULL, worse], SearchSettings(cheapest_loss=0.06), folds)["cheapest"] is worse
 
 
+def test_a_document_that_validates_twice_is_one_document() -> None:
+    """One wrong one of 100 has a loss of 0.046, one of 200 would have 0.026."""
+    folds = make_folds(LabelSpace(("a", "b")), np.arange(100) % 2, np.arange(80), np.arange(80, 100), 0)
+    assert len(folds) == 10
+    full = replace(FULL, valid_loss=0.036, resampled_losses=(0.036,) * 10)
+    words = replace(full, compute=0.0, depth=0, valid_loss=0.005, resampled_losses=(0.005,) * 10)
+    assert one_standard_error_choice([full, words], folds) is full
+
+
 def test_losses_below_that_of_one_wrong_document_tell_nothing() -> None:
     """Where all documents are right, the fullest candidate is taken although its loss is three times the least."""
     folds = make_folds(LabelSpace(("a", "b")), np.arange(100) % 2, np.arange(80), np.arange(80, 100), 0)

@@ -24,7 +24,7 @@ from spin.heads.calibration import calibration_error, log_loss
 from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
 from spin.heads.selection import Selection
-from spin.heads.stack import Stack, fit_stack
+from spin.heads.stack import Source, Stack, fit_stack
 from spin.integrate.exit_thresholds import READING_COST
 from spin.integrate.feature_matrix import FeatureMatrix, row_weights
 from spin.integrate.fit_words import WordFit
@@ -855,3 +855,12 @@ def test_features_in_files_give_the_same_candidates(kind: str, monkeypatch: pyte
         np.testing.assert_allclose(actual, expected, atol=0.02)
     scores = [max(candidate.valid_score for candidate in search.tried) for search in (in_memory, in_files)]
     assert scores[0] == pytest.approx(scores[1], abs=0.02)
+
+
+def test_a_document_that_validates_twice_counts_once_in_a_stack() -> None:
+    project = build_project(folds=10)
+    search = project.search()
+    sources: dict[Source, Floats] = {"neurons": np.eye(3, dtype=np.float32)[search.valid_targets]}
+    once = fit_stack(sources, search.valid_targets, project.label_space, repeats=2)
+    assert search.fit_stack(sources) == once
+    assert once != fit_stack(sources, search.valid_targets, project.label_space)

@@ -12,6 +12,7 @@ from spin.errors import UserError
 from spin.labels.cross_validation import (
     Fold,
     confident_margin,
+    count_repeats,
     jackknife_error,
     jackknife_rows,
     labelled_rows,
@@ -61,6 +62,7 @@ def test_only_few_labels_are_validated_twice(n: int, repeats: int, grouped: bool
     folds = make_folds(SINGLE_LABEL, np.arange(n) % 3, train, valid, 0, groups if grouped else None)
     assert len(folds) == 5 * repeats
     assert count_validations(folds, n).tolist() == [repeats] * n
+    assert count_repeats(folds) == repeats
 
 
 @settings(max_examples=60, deadline=None)
