@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipelines.data.arrow_strings import ArrowStrings, shared_values
 from pipelines.data.feature_store import FeatureShards
 from spin.arrays import Hashes, Rows
-from spin.labels.label_space import LabelSpace, Targets
+from spin.labels.label_space import Label, LabelSpace, Targets, divide_rare_classes
 from spin.labels.split_groups import hash_text
 from spin.labels.splits import DROPPED, assign_split, rows_in_split
 from spin.labels.training_data import TrainingData
@@ -106,7 +106,7 @@ class Labels:
         ids = ArrowStrings(columns.pop("id"))
         labels, given = (shared_values(columns.pop(name)) for name in ("label", "split"))
         text_hashes, groups = (columns.pop(name).to_numpy() for name in ("text_hash", "group"))
-        splits = split_all(ids, given, text_hashes, groups, settings, frozen=frozen)
+        splits = split_all(ids, labels, given, text_hashes, groups, settings, frozen=frozen)
         label_space = LabelSpace.of(labels, splits, groups)
         overlap = _find_overlap(splits, text_hashes, groups)
         pa.default_memory_pool().release_unused()  # Arrow would keep the memory of the columns
@@ -169,6 +169,7 @@ class Sample:
 
 def split_all(
     ids: Sequence[str],
+    labels: Sequence[Label],
     given: Sequence[str | None],
     text_hashes: Hashes,
     groups: Hashes,
@@ -179,6 +180,8 @@ def split_all(
     """The split of every document: from its split column, else by the hash of its group.
 
     A document whose id is frozen tests. Any other whose text is frozen is `DROPPED` if it would train or validate.
+    Without a split column, a rare class that the hash left without documents to train or to validate gets some; see
+    `divide_rare_classes`.
     """
     data = settings.data
     splits = [
@@ -191,7 +194,7 @@ def split_all(
     for row in np.flatnonzero(known):
         if splits[row] != "test":
             splits[row] = DROPPED
-    return splits
+    return splits if any(given) else divide_rare_classes(labels, splits, groups)
 
 
 def _find_overlap(splits: Sequence[str], text_hashes: Hashes, groups: Hashes) -> SplitOverlap:

@@ -381,13 +381,14 @@ def _choose_sample(settings: Settings, labelled: LabelledCorpus, *, extracts_all
     Raises UserError for classes that cannot be learned, as `LabelSpace.of` does, also from the sample alone.
     """
     text_hashes, groups = np.asarray(labelled.text_hashes, np.uint64), np.asarray(labelled.groups, np.uint64)
-    splits = split_all(labelled.ids, labelled.splits, text_hashes, groups, settings, frozen=NOTHING_FROZEN)
-    label_space = LabelSpace.of(labelled.labels, splits, groups)
+    labels = labelled.labels
+    splits = split_all(labelled.ids, labels, labelled.splits, text_hashes, groups, settings, frozen=NOTHING_FROZEN)
+    label_space = LabelSpace.of(labels, splits, groups)
     train, valid = (rows_in_split(splits, split) for split in ("train", "valid"))
     if extracts_all or len(train) + len(valid) <= settings.search.documents:
         return None
     data = TrainingData.from_splits(
-        label_space.index(labelled.labels),
+        label_space.index(labels),
         splits,
         label_space,
         groups=groups,

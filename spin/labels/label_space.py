@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from spin.arrays import Floats, Hashes
 from spin.errors import UserError
 from spin.labels.label_types import PARSERS, LabelType, LabelValue
-from spin.labels.splits import needs_cross_validation
+from spin.labels.splits import needs_cross_validation, rows_in_split
 
 Label = str | Sequence[str]
 """the class of a document, or in a multi-label corpus its list of classes, which may be empty"""
@@ -157,23 +157,29 @@ def class_names(label: Label | None) -> Collection[str]:
     return (label,) if isinstance(label, str) else set(label)
 
 
-def divide_rare_classes(labels: Sequence[Label], splits: Sequence[str], groups: Sequence[int]) -> list[str]:
-    """The splits `train` and `valid` of documents, changed so that both have each class: a hash may leave one out.
+def divide_rare_classes(labels: Sequence[Label], splits: Sequence[str], groups: Sequence[int] | Hashes) -> list[str]:
+    """The splits of documents, changed so that each class has some that train and some that validate.
 
-    Of a class that is on one side alone and has several groups, a whole group changes sides; none where all documents
-    are on one side.
+    A hash may give all documents of a rare class to one of the two. If they are of several groups, a whole group
+    changes sides. Nothing changes where cross-validation joins the two, or where one of them is empty.
     """
-    divided, rows_of_group = list(splits), defaultdict[int, list[int]](list)
-    groups_of_class = defaultdict[str, set[int]](set)
-    for row, (label, group) in enumerate(zip(labels, groups, strict=True)):
-        rows_of_group[group].append(row)
-        for name in class_names(label):
-            groups_of_class[name].add(group)
-    for of_class in groups_of_class.values():
-        sides = {divided[rows_of_group[group][0]] for group in of_class}
-        if len(sides) == 1 < len(of_class) and len(set(splits)) > 1:
-            for row in rows_of_group[min(of_class)]:
-                divided[row] = "valid" if sides == {"train"} else "train"
+    divided, sides = list(splits), ("train", "valid")
+    if needs_cross_validation(splits) or not set(sides) <= set(splits):
+        return divided
+    used = rows_in_split(splits, *sides)
+    of_side = {side: set[str]() for side in sides}
+    for row in used:
+        of_side[splits[row]].update(class_names(labels[row]))
+    one_sided = of_side["train"] ^ of_side["valid"]
+    rows_of_class = defaultdict[str, list[int]](list)
+    for row in used:
+        for name in one_sided.intersection(class_names(labels[row])):
+            rows_of_class[name].append(row)
+    for rows in rows_of_class.values():
+        own_groups = {int(groups[row]) for row in rows}
+        if len(own_groups) > 1 == len({divided[row] for row in rows}):
+            for row in used[np.asarray(groups, np.uint64)[used] == min(own_groups)]:
+                divided[row] = "valid" if divided[row] == "train" else "train"
     return divided
 
 

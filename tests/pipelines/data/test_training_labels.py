@@ -23,6 +23,7 @@ from pipelines.data.training_labels import (
 )
 from pipelines.storage.object_store import Store
 from spin.activations.feature_table import documents_table
+from spin.errors import UserError
 from spin.labels.split_groups import choose_group, hash_text
 from spin.labels.splits import CROSS_VALIDATION_BELOW, DROPPED
 from spin.settings import DataSettings, Settings, parse_settings
@@ -39,16 +40,17 @@ def read_labels(
     texts: Sequence[str],
     config: Settings,
     *,
+    names: Sequence[str] | None = None,
     splits: Sequence[str | None] | None = None,
     authors: Sequence[str | None] | None = None,
     frozen: FrozenDocuments = NOTHING_FROZEN,
 ) -> Labels:
-    """The labels of a store with these documents, whose classes alternate and whose ids count from d0."""
+    """The labels of a store with these documents, whose ids count from d0, and whose classes alternate by default."""
     n = len(texts)
     hashes = [hash_text(text) for text in texts]
     table = documents_table(
         [f"d{row}" for row in range(n)],
-        ["ab"[row // 2 % 2] for row in range(n)],
+        names or ["ab"[row // 2 % 2] for row in range(n)],
         splits or [None] * n,
         text_hashes=hashes,
         groups=[choose_group(*pair) for pair in zip(hashes, authors or [None] * n, strict=True)],
@@ -168,10 +170,31 @@ def test_more_documents_never_move_one(texts: list[str], data: st.DataObject) ->
     def split(texts: Sequence[str]) -> dict[str, str]:
         hashes = np.array([hash_text(text) for text in texts], np.uint64)
         ids, given = [str(row) for row in range(len(texts))], [None] * len(texts)
-        return dict(zip(texts, split_all(ids, given, hashes, hashes, config, frozen=NOTHING_FROZEN), strict=True))
+        return dict(
+            zip(texts, split_all(ids, texts, given, hashes, hashes, config, frozen=NOTHING_FROZEN), strict=True)
+        )
 
     before, after = split(texts), split(more)
     assert {text: after[text] for text in texts} == before
+
+
+@pytest.mark.usefixtures("many_labels")
+@pytest.mark.parametrize("side", ["train", "valid"])
+def test_a_rare_class_trains_and_validates_whatever_the_hash_says(tmp_path: Path, side: str) -> None:
+    """Its frozen and its test documents stay what they are; a split column is not changed, and refused."""
+    config, texts = make_settings(), [f"text {row}" for row in range(2_000)]
+    by_hash = read_labels(tmp_path, texts, config).splits
+    rare = [by_hash.index("test"), *[row for row, split in enumerate(by_hash) if split == side][:3]]
+    names = ["rare" if row in rare else "ab"[row % 2] for row in range(len(texts))]
+    frozen = FrozenDocuments.of([f"d{rare[1]}"], [])
+    labels = read_labels(tmp_path, texts, config, names=names, frozen=frozen)
+    assert [labels.splits[row] for row in rare[:2]] == ["test", "test"]
+    assert {labels.splits[row] for row in rare[2:]} == {"train", "valid"}
+    changed = [row for row, (one, other) in enumerate(zip(by_hash, labels.splits, strict=True)) if one != other]
+    assert len(changed) == 2
+    assert set(changed) < set(rare)
+    with pytest.raises(UserError, match="class 'rare' has no document in the .* split"):
+        read_labels(tmp_path, texts, config, names=names, splits=by_hash)
 
 
 @given(st.lists(st.integers(0, 9)), st.lists(st.integers(0, 9)))

@@ -265,8 +265,11 @@ def test_the_jackknife_leaves_out_a_class_without_documents_for_every_candidate(
 
 
 @pytest.mark.parametrize(("side", "other"), [("train", "valid"), ("valid", "train")])
-def test_a_rare_class_that_a_hash_gave_to_one_side_is_divided(side: str, other: str) -> None:
+def test_a_rare_class_that_a_hash_gave_to_one_side_is_divided(
+    side: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All texts of a group change sides, near-identical ones of other classes among them; what is divided stays."""
+    monkeypatch.setattr("spin.labels.splits.CROSS_VALIDATION_BELOW", 0)
     labels = ["a", "b", "a", "b", "c", "c", "c", "a"]
     splits = [side, side, other, other, side, side, side, side]
     groups = [1, 2, 3, 4, 5, 6, 6, 5]
@@ -277,3 +280,7 @@ def test_a_rare_class_that_a_hash_gave_to_one_side_is_divided(side: str, other: 
     assert several == [other, side, other]
     assert divide_rare_classes(["a", "a", "b"], [side, side, other], [1, 1, 2]) == [side, side, other]
     assert divide_rare_classes(["a", "a", "b"], [side] * 3, [1, 2, 3]) == [side] * 3
+    tested = divide_rare_classes(["c", "c", "c", "a"], ["test", side, side, other], [1, 1, 2, 3])
+    assert tested == ["test", other, side, other]
+    monkeypatch.setattr("spin.labels.splits.CROSS_VALIDATION_BELOW", 5)
+    assert divide_rare_classes(["c", "c", "a"], [side, side, other], [1, 2, 3]) == [side, side, other]
