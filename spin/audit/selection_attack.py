@@ -11,6 +11,7 @@ from spin.audit.word_recovery import WordAttack
 from spin.errors import UserError
 from spin.integrate.leakage import LeakageAttack, percent_above
 from spin.labels.sampling import sample_rows
+from spin.labels.split_groups import hash_text
 from spin.labels.training_data import TrainingData
 from spin.settings import SearchSettings
 
@@ -34,9 +35,12 @@ def prepare_attack(
     attackable = fold.valid
     if data.groups is not None:
         attackable = attackable[~np.isin(data.groups[attackable], data.groups[known])]
-    judged = _sample(attackable, data)
+    judged, known_texts = _sample(attackable, data), read(known)
+    known_hashes = {hash_text(text) for text in known_texts}
+    texts = {row: text for row, text in zip(judged, read(judged), strict=True) if hash_text(text) not in known_hashes}
+    judged = np.array(list(texts), np.int64)
     try:
-        attack = WordAttack.of(read(known), data.y[known], read(judged), data.label_space)
+        attack = WordAttack.of(known_texts, data.y[known], list(texts.values()), data.label_space)
     except UserError as error:
         raise UserError(f"search.max_leakage: {error}") from None
     by_frequency = attack.recover_by_frequency().every

@@ -160,13 +160,14 @@ def class_names(label: Label | None) -> Collection[str]:
 def divide_rare_classes(labels: Sequence[Label], splits: Sequence[str], groups: Sequence[int] | Hashes) -> list[str]:
     """The splits of documents, changed so that each class has some that train and some that validate.
 
-    A hash may give all documents of a rare class to one of the two. If they are of several groups, a whole group
+    A hash may give all documents of a rare class to one of the two. If they are of several groups, the smallest group
     changes sides. Nothing changes where cross-validation joins the two, or where one of them is empty.
     """
     divided, sides = list(splits), ("train", "valid")
     if needs_cross_validation(splits) or not set(sides) <= set(splits):
         return divided
     used = rows_in_split(splits, *sides)
+    groups_used = np.asarray(groups, np.uint64)[used]
     of_side = {side: set[str]() for side in sides}
     for row in used:
         of_side[splits[row]].update(class_names(labels[row]))
@@ -178,7 +179,8 @@ def divide_rare_classes(labels: Sequence[Label], splits: Sequence[str], groups: 
     for rows in rows_of_class.values():
         own_groups = {int(groups[row]) for row in rows}
         if len(own_groups) > 1 == len({divided[row] for row in rows}):
-            for row in used[np.asarray(groups, np.uint64)[used] == min(own_groups)]:
+            smallest = min(own_groups, key=lambda group: (np.count_nonzero(groups_used == group), group))
+            for row in used[groups_used == smallest]:
                 divided[row] = "valid" if divided[row] == "train" else "train"
     return divided
 

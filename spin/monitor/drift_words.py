@@ -32,7 +32,8 @@ def frequent_words(group: Sequence[Words], others: Sequence[Words], count: int) 
 
     The probability that a word is so frequent in the group by chance is that of Fisher's exact test (The Logic of
     Inductive Inference, 1935). It holds for few documents and for words that the others do not have. It is corrected
-    for the number of words (Bonferroni). A word of fewer than three documents of the group is not named.
+    for the number of words (Bonferroni) that could have been named: those of three documents, whatever their group. A
+    word of fewer than three documents of the group is not named.
     """
     from scipy.stats import hypergeom  # takes a second, and the workers of a night need none of it
 
@@ -41,6 +42,7 @@ def frequent_words(group: Sequence[Words], others: Sequence[Words], count: int) 
     if not shared:
         return ()
     documents, with_word = len(group) + len(others), [here[word] + elsewhere[word] for word in shared]
+    compared = sum(documents >= _LEAST_DOCUMENTS for documents in (here + elsewhere).values())
     p_values = hypergeom.sf([here[word] - 1 for word in shared], documents, with_word, len(group)).tolist()
     ranked = sorted(zip(p_values, shared, strict=True))
-    return tuple(word for p_value, word in ranked[:count] if p_value < _SIGNIFICANCE / len(shared))
+    return tuple(word for p_value, word in ranked[:count] if p_value < _SIGNIFICANCE / compared)

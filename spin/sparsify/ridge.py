@@ -110,7 +110,8 @@ def fit_ridge(
         if len(others):
             features = _tensor(standardizer.transform(read(column, others)), gram.device)
             predicted += features @ (weights * lengths)[:, of_all]
-    intercept = (targets - products[:, of_all]).mean(0)
+    kept = duals[:, of_all].any(1)  # those that were left out for their labels have no part in the weights
+    intercept = (targets - products[:, of_all])[kept].mean(0)
     values = torch.cat([left_out, group.all_reduce(predicted) + intercept]).cpu().numpy()
     every = np.concatenate([rows, others])
     return importances, LeftOutPredictions(np.sort(every), values[np.argsort(every)])

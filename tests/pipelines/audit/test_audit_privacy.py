@@ -85,6 +85,16 @@ def test_a_version_of_other_sites_than_the_settings_is_attacked(trained: Setting
     assert kept.numbers == Registry(trained).load("1").fitted.selection.neuron_count
 
 
+def test_a_version_is_attacked_as_it_reads_texts(trained: Settings) -> None:
+    """However the settings of now say that texts are read."""
+    other = trained.model_copy(update={"backbone": trained.backbone.model_copy(update={"max_tokens": 4})})
+    figures = [
+        audit_privacy(each, Registry(trained), model="models:/tiny/1", documents=100).report.figures
+        for each in (trained, other)
+    ]
+    assert figures[0] == figures[1]
+
+
 def test_too_few_documents_are_refused(trained: Settings) -> None:
     with pytest.raises(UserError, match="found 60 evaluation documents; expected at least 100"):
         audit_privacy(trained, Registry(trained), model="models:/tiny/1", documents=60)

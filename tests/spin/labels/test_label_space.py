@@ -282,5 +282,7 @@ def test_a_rare_class_that_a_hash_gave_to_one_side_is_divided(
     assert divide_rare_classes(["a", "a", "b"], [side] * 3, [1, 2, 3]) == [side] * 3
     tested = divide_rare_classes(["c", "c", "c", "a"], ["test", side, side, other], [1, 1, 2, 3])
     assert tested == ["test", other, side, other]
+    larger = divide_rare_classes(["c", "c", "a", "b"], [side, side, side, other], [1, 2, 1, 3])
+    assert larger == [side, other, side, other], "the smaller of two groups changes sides"
     monkeypatch.setattr("spin.labels.splits.CROSS_VALIDATION_BELOW", 5)
     assert divide_rare_classes(["c", "c", "a"], [side, side, other], [1, 2, 3]) == [side, side, other]

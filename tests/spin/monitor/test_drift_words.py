@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import comb
 
+import numpy as np
 import pytest
 
 from spin.monitor.drift_words import different_words, frequent_words
@@ -50,6 +51,17 @@ def test_chance_is_corrected_for_the_number_of_words() -> None:
     assert frequent_words(*alone, 8) == ("odd",)
     among = make_documents({"odd": 3, "the": 10}, 10), make_documents({"odd": 42, "the": 1000}, 1000)
     assert frequent_words(*among, 8) == ()
+
+
+@pytest.mark.slow
+def test_where_nothing_differs_a_word_is_named_in_one_of_a_hundred_comparisons_at_most() -> None:
+    """Most words are rare, so that few are in three documents of a group; 100 groups of 40 of 1,000 documents."""
+    draw = np.random.default_rng(0)
+    named = 0
+    for _ in range(100):
+        documents = [tuple(map(str, draw.choice(3000, 20, replace=False))) for _ in range(1000)]
+        named += bool(frequent_words(documents[:40], documents[40:], 8))
+    assert named <= 4  # of 1 expected; more has a probability of 0.003
 
 
 @pytest.mark.slow

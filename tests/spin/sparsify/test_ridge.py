@@ -47,10 +47,16 @@ def make_data(n: int = 120, label_space: LabelSpace = THREE) -> TrainingData:
     return TrainingData(y, folds, label_space, "macro_f1")
 
 
+def standardize_all(activations: Mapping[FeatureColumn, Floats], rows: Rows) -> Floats:
+    """All activations, standardised by those of some rows; neurons that are constant on these are only centred."""
+    X = np.concatenate(list(activations.values()), axis=1).astype(np.float64)
+    deviation = X[rows].std(0)
+    return np.asarray((X - X[rows].mean(0)) / np.where(deviation > 1e-3, deviation, 1))
+
+
 def standardize(activations: Mapping[FeatureColumn, Floats], rows: Rows) -> Floats:
-    X = np.concatenate([values[rows] for values in activations.values()], axis=1).astype(np.float64)
-    deviation = X.std(0)
-    return np.asarray((X - X.mean(0)) / np.where(deviation > 1e-3, deviation, 1))
+    """The activations of some rows, standardised by themselves."""
+    return np.asarray(standardize_all(activations, rows)[rows])
 
 
 def expected_importance(X: Floats, targets: Floats, penalty: float) -> Floats:
@@ -83,9 +89,7 @@ def test_left_out_predictions_are_by_all_neurons_and_no_own_label(monkeypatch: p
     activations, used = make_activations(data.y), choose_rows(data)
     _, left_out = fit_ridge(lambda column, rows: activations[column][rows], COLUMNS, data)
     assert left_out.rows.tolist() == list(range(60))
-    raw = np.concatenate(list(activations.values()), axis=1).astype(np.float64)
-    deviation = raw[used].std(0)
-    X = (raw - raw[used].mean(0)) / np.where(deviation > 1e-3, deviation, 1)
+    X = standardize_all(activations, used)
     targets = data.label_space.indicator(data.y).astype(float)
     lam = 0.5 * (X[used] ** 2).sum() / 40
     for row in range(60):
@@ -95,6 +99,21 @@ def test_left_out_predictions_are_by_all_neurons_and_no_own_label(monkeypatch: p
     restored = LeftOutPredictions.from_bytes(left_out.to_bytes())
     np.testing.assert_array_equal(restored.rows, left_out.rows)
     np.testing.assert_array_equal(restored.values, left_out.values)
+
+
+def test_rows_that_are_left_out_for_their_labels_move_no_prediction_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even by the share of their class, which the intercept would hold."""
+    monkeypatch.setattr(spin.sparsify.ridge, "PENALTIES", (0.5,))
+    monkeypatch.setattr(spin.sparsify.ridge, "MOST_ROWS", 40)
+    monkeypatch.setattr(spin.sparsify.ridge, "_trusted", lambda left_out, y: np.arange(len(y)) >= 8)
+    data = make_data(60)
+    activations, used = make_activations(data.y), choose_rows(data)
+    _, left_out = fit_ridge(lambda column, rows: activations[column][rows], COLUMNS, data)
+    X, kept, others = standardize_all(activations, used), used[8:], np.setdiff1d(np.arange(60), used)
+    targets = data.label_space.indicator(data.y).astype(float)
+    lam = 0.5 * ((X[kept] - X[kept].mean(0)) ** 2).sum() / len(kept)
+    expected = Ridge(alpha=lam).fit(X[kept], targets[kept]).predict(X[others])
+    np.testing.assert_allclose(left_out.values[others], expected, atol=1e-4)
 
 
 @pytest.mark.slow
