@@ -134,8 +134,9 @@ def _setting(info: FieldInfo, key: str, explained: set[type[BaseModel]], values:
 def _value_line(info: FieldInfo, key: str, values: Mapping[str, Any]) -> str:
     name, indent = key.rpartition(".")[2], "  " * key.count(".")
     if key in values:
-        return f"{indent}{name}: {values[key]}\n"
-    return f"{indent}#{name}: {_default(info)}\n"
+        return f"{indent}{name}: {_to_yaml(values[key])}\n"
+    default = info.get_default(call_default_factory=True, validated_data={})
+    return f"{indent}#{name}: {_to_yaml(default)}\n"
 
 
 def _comment(text: str, indent: str) -> str:
@@ -144,8 +145,8 @@ def _comment(text: str, indent: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _default(info: FieldInfo) -> str:
-    default = info.get_default(call_default_factory=True, validated_data={})
-    value = list(default) if isinstance(default, tuple) else default
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=1000)
+def _to_yaml(value: Any) -> str:
+    """A value as it stands behind its key, on one line."""
+    value = list(value) if isinstance(value, tuple) else value
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True)
     return text.removesuffix("...\n").strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -48,4 +49,4 @@ def init(
             "spin init: expected the name of a settings file to write, --example, or --schema to print the JSON Schema"
         )
     write_settings(path)
-    terminal.say(f"wrote {path}; set backbone.model, data.train and store.uri, then: spin run {path}")
+    terminal.say(f"wrote {path}; set backbone.model, data.train and store.uri, then: spin run {shlex.quote(str(path))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
@@ -134,7 +135,7 @@ def _describe_night(report: NightReport, output: str, *, named: bool) -> Iterato
     for file in report.quarantined:
         yield f"quarantined: {file.reason}"
     if files.quarantined > len(report.quarantined):
-        command = f"spin nights show {report.run} --output {output} --json"
+        command = shlex.join(["spin", "nights", "show", report.run, "--output", output, "--json"])
         yield f"quarantined: {counted(files.quarantined, 'file')} in all; `{command}` lists them"
     if counts.dead:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.reasons.items()))

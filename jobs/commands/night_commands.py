@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import partial
@@ -91,7 +92,9 @@ def delete(
         verb = "would free" if dry_run else "freed"
         terminal.say(f"{verb} the input files of {counted(done.freed, 'night')} deleted earlier")
     if done.nights and not dry_run:
-        terminal.say(f"`spin nights restore --run RUN --output {output}` brings one back; a vacuum frees the space")
+        terminal.say(
+            f"`spin nights restore --run RUN --output {shlex.quote(output)}` brings one back; a vacuum frees the space"
+        )
 
 
 @app.command(cls=PipelinesCommand)
@@ -133,9 +136,9 @@ def print_runs(runs: Sequence[NightRun], output: str) -> None:
         table.add_row(run.run, run.state, run.model_version or "", *counts, format_minute(run.published))
     terminal.show(table)
     for run in resumable_runs(runs):
-        models = "".join(f" --model {model}" for model in models_to_resume(run, runs))
-        options = f"--output {output} --date {run.date}{' --incremental' if run.incremental else ''}{models}"
-        terminal.say(f"{run.run} is unfinished: `spin classify … {options}` resumes it")
+        options = ["--output", output, "--date", run.date, *(["--incremental"] if run.incremental else [])]
+        options += [word for model in models_to_resume(run, runs) for word in ("--model", model)]
+        terminal.say(f"{run.run} is unfinished: `spin classify … {shlex.join(options)}` resumes it")
 
 
 def print_details(details: Sequence[RunDetails]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ def describe_night(output: str, date: str) -> list[RunDetails]:
             raise UserError(f"{output} has no night of {date}; {_hint(output)}")
         raise UserError(
             f"{output} has no published night of {date}, but unfinished: {', '.join(unfinished)}; "
-            f"`spin nights show {unfinished[-1]} --output {output}` shows the run"
+            f"`spin nights show {unfinished[-1]} --output {shlex.quote(output)}` shows the run"
         )
     return [_details(tables, night) for night in nights]
 
@@ -309,4 +310,4 @@ def _find_restorable(tables: NightTables, output: str, *, date: str | None, run:
 
 
 def _hint(output: str) -> str:
-    return f"`spin nights list --output {output}` lists the runs, `spin classify` makes one"
+    return f"`spin nights list --output {shlex.quote(output)}` lists the runs, `spin classify` makes one"

@@ -36,7 +36,7 @@ class Decision:
         `chosen` are the thresholds that training has chosen for every class, if any. In a multi-label task the default
         of a class is its chosen threshold, or 0.5. Otherwise the classes without a threshold share what the given ones
         leave below 1, in proportion to their chosen thresholds, or equally. Raises UserError for a threshold of an
-        unknown class, or if the given thresholds leave nothing for the others.
+        unknown class, if the given thresholds leave nothing for the others, or if all documents would abstain.
         """
         given: Mapping[str, float] = settings.thresholds
         unknown = sorted(set(given) - set(label_space.classes))
@@ -54,7 +54,15 @@ class Decision:
                 )
             defaults = {name: rest * default / whole for name, default in defaults.items()}
         thresholds = defaults | dict(given)
-        return cls(label_space, np.array([thresholds[name] for name in label_space.classes]), settings.abstain)
+        decision = cls(label_space, np.array([thresholds[name] for name in label_space.classes]), settings.abstain)
+        farthest = np.maximum(decision.thresholds, 1 - decision.thresholds).min()
+        if label_space.multilabel and settings.abstain >= farthest:
+            raise UserError(
+                f"decision.abstain: no document would get a label, since of some class no probability is "
+                f"{settings.abstain:g} away from the threshold; expected less than {farthest:g} for the model's "
+                "thresholds"
+            )
+        return decision
 
     def labels(self, probabilities: Floats) -> list[Label | None]:
         """The labels of n documents by their probabilities (n, K); None where the decision abstains."""

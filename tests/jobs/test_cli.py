@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,16 @@ def test_init_writes_an_example_that_can_be_run(run_spin: Any, tmp_path: Path, m
     batch = [json.loads(line) for line in (tmp_path / "inbox/2026-11-24/batch.jsonl").read_text("utf-8").splitlines()]
     assert {row["text"] for row in batch}.isdisjoint(row["text"] for row in rows)
     assert (settings.mlflow.model, settings.ray.workers) == ("reviews", 0)
+
+
+def test_init_writes_paths_that_yaml_would_read_otherwise(run_spin: Any, tmp_path: Path) -> None:
+    """A # or a colon would end a plain value."""
+    path = tmp_path / "runs #1: of 'é'" / "settings.yaml"
+    path.parent.mkdir()
+    assert shlex.split(run_spin("init", str(path), "--example").splitlines()[-1])[-1] == str(path)
+    settings = load_settings(str(path))
+    assert Path(settings.data.train).is_file()
+    assert Path(settings.store.uri).is_relative_to(path.parent)
 
 
 @pytest.mark.slow

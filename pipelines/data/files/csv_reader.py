@@ -58,9 +58,10 @@ class CsvReader(Reader):
             documents = Documents()
             for field_name in FIELDS:
                 values: Sequence[Any] = texts[names[field_name]] if field_name in names else [None] * len(chunk)
-                getattr(documents, field_name).extend(
-                    values if field_name == "texts" else [value or None for value in values]
-                )
+                if field_name != "texts":
+                    missing = _MISSING | {""} if field_name == "groups" else {""}
+                    values = [None if value in missing else value for value in values]
+                getattr(documents, field_name).extend(values)
             if "labels" in names:
                 _refuse_missing_labels(documents, names["labels"])
             keep_values(documents, {name: texts[name] for name in kept}, data)

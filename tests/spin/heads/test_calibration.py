@@ -227,6 +227,17 @@ def test_the_decision_abstains_near_a_threshold() -> None:
     # thresholds move the border: odds of 0.8/0.4 and 0.2/0.6 are shares of 0.857 and 0.143
     assert decide_labels(BINARY, [[0.8, 0.2], [0.4, 0.6]], thresholds={"a": 0.4}, abstain=0.2) == ["a", None]
     assert decide_labels(MULTILABEL, [[0.45, 0.1, 0.9], [0.3, 0.1, 0.9]], abstain=0.1) == [None, ["c"]]
+
+
+def test_a_distance_that_no_probability_of_a_class_has_is_refused() -> None:
+    """A night would publish no label: 0.6 is a lead that a single class may have, and no distance from one half."""
+    Decision.of(MULTICLASS, DecisionSettings(abstain=0.6))
+    with pytest.raises(UserError, match="no document would get a label.* expected less than 0.5 for"):
+        Decision.of(MULTILABEL, DecisionSettings(abstain=0.5, thresholds={"a": 0.2}))
+    thresholds = {"a": 0.2, "b": 0.7, "c": 0.3}
+    with pytest.raises(UserError, match="expected less than 0.7 for"):
+        Decision.of(MULTILABEL, DecisionSettings(abstain=0.7, thresholds=thresholds))
+    assert decide_labels(MULTILABEL, [[0.9, 0.001, 0.999]], thresholds=thresholds, abstain=0.69) == [["a", "c"]]
     assert decide_labels(MULTILABEL, [[0.45, 0.1, 0.9], [0.75, 0.1, 0.9]], thresholds={"a": 0.8}, abstain=0.1) == [
         ["c"],
         None,

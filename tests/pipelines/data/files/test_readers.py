@@ -580,6 +580,15 @@ def test_documents_have_the_group_of_their_column_or_else_of_their_text(name: st
     assert read_labelled(files, DATA).groups == labelled.text_hashes
 
 
+@pytest.mark.parametrize("missing", ["NA", "NaN", "null", ""])
+def test_what_csv_has_for_a_missing_value_is_no_group(missing: str, tmp_path: Path) -> None:
+    """All documents without an author would be one group, and on one side of every division."""
+    content = f"id,text,label,author\n1,a b,x,{missing}\n2,c d,y,{missing}\n3,e f,x,Nan\n".encode()
+    files = list_files(write_file(tmp_path, "a.csv", content))
+    labelled = read_labelled(files, DataSettings(train="unused", group="author"))
+    assert list(labelled.groups) == [hash_text("a b"), hash_text("c d"), hash_group("Nan")]
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.csv"])
 def test_a_group_column_without_any_value_is_an_error(name: str, tmp_path: Path) -> None:
     """Only a null in every line of JSONL tells a wrong name from a column that has no values."""
