@@ -39,16 +39,17 @@ def lower_bound(
     """The one-sided lower confidence bound of how much higher `candidate` scores than `baseline`.
 
     It is the `significance` quantile of the paired bootstrap (Efron & Tibshirani 1993, chapter 13) over the documents
-    and one more, which `candidate` alone gets wrong: without it, versions that are worse by a margin pass up to twice
-    as often as they may where few documents tell the two apart. A bound of at least -margin shows that `candidate` is
-    not worse by more than the margin. 0 for equal predictions. The samples are always the same ones, so that no seed
-    decides; a smaller `significance` takes more than 10,000, so that 25 lie below the quantile.
+    and one more, or with `groups` one group more, which `candidate` alone gets wrong: without it, versions that are
+    worse by a margin pass up to twice as often as they may where few documents tell the two apart. A bound of at least
+    -margin shows that `candidate` is not worse by more than the margin. 0 for equal predictions. The samples are always
+    the same ones, so that no seed decides; a smaller `significance` takes more than 10,000, so that 25 lie below the
+    quantile.
     """
     if not (candidate != baseline).any():
         return 0.0
-    y, (candidate, baseline) = _with_document_more(y, [candidate], [baseline])
+    y, (candidate, baseline), groups = _with_group_more(y, groups, [candidate], [baseline])
     draws = min(max(_VERDICT_DRAWS, math.ceil(_TAIL / significance)), _MAX_DRAWS)
-    differences = _differences(metric, y, candidate, baseline, 0, draws, _with_group_more(groups))
+    differences = _differences(metric, y, candidate, baseline, 0, draws, groups)
     return float(np.quantile(differences, significance))
 
 
@@ -78,11 +79,12 @@ def score_intervals(
     """The 95 % interval of the score of each of several predictions for the same documents.
 
     It lies between percentiles of the bootstrap (Efron & Tibshirani 1993, chapter 13). The lower end is that of a
-    sample with one document more, of the commonest class and wrong. A small sample with few errors does not show that
-    there are no others; the percentile by itself is too high then.
+    sample with one document more, or with `groups` one group more, of the commonest class and wrong. A small sample
+    with few errors does not show that there are no others; the percentile by itself is too high then.
     """
     draws = math.ceil(_TAIL / OUTSIDE)
-    low = bootstrap_scores(metric, *_with_document_more(y, predictions), seed, draws, _with_group_more(groups))
+    targets, wrong, more = _with_group_more(y, groups, predictions)
+    low = bootstrap_scores(metric, targets, wrong, seed, draws, more)
     high = bootstrap_scores(metric, y, predictions, seed, draws, groups)
     ends = np.quantile(low, OUTSIDE, axis=0), np.quantile(high, 1 - OUTSIDE, axis=0)
     return list(zip(*(end.tolist() for end in ends), strict=True))
@@ -129,24 +131,33 @@ def _units(kind_of: NDArray[np.int64], groups: Hashes | None) -> tuple[NDArray[n
     return units, sparse.csr_array(table.multiply(1 / units[:, None]))
 
 
-def _with_group_more(groups: Hashes | None) -> Hashes | None:
-    """The groups of documents and of one more, which stands for itself."""
-    if groups is None:
-        return None
-    _, group_of = np.unique(groups, return_inverse=True)
-    return np.append(group_of, group_of.max() + 1).astype(np.uint64)
+def _with_group_more(
+    y: Targets, groups: Hashes | None, wrong: Sequence[Targets], right: Sequence[Targets] = ()
+) -> tuple[Targets, list[Targets], Hashes | None]:
+    """Targets, predictions and groups with one group more, which is wrong or right in each of the predictions.
 
-
-def _with_document_more(
-    y: Targets, wrong: Sequence[Targets], right: Sequence[Targets] = ()
-) -> tuple[Targets, list[Targets]]:
-    """Targets and predictions with one document more, of the commonest class; it is wrong or right in each of these."""
+    It has as many documents as groups have on average, one without groups. They are of the commonest class, and the
+    wrong ones are given the next commonest. In a multi-label task they have the commonest classes, and the commonest
+    class of all is wrong. So the order of the classes means nothing.
+    """
     common, occurrences = np.unique(y, axis=0, return_counts=True)
-    document = common[occurrences.argmax()]
-    other = ~document if y.ndim == 2 else np.int64(document == 0)
-    given = [(targets, other) for targets in wrong] + [(targets, document) for targets in right]
-    more = [np.concatenate([targets, [label]]) for targets, label in given]
-    return np.concatenate([y, [document]]), more
+    order = np.argsort(-occurrences, kind="stable")
+    document = common[order[0]]
+    if y.ndim == 2:
+        other = document ^ (np.arange(y.shape[1]) == y.sum(0).argmax())
+    else:
+        other = common[order[1]] if len(common) > 1 else np.int64(document == 0)
+    size = 1
+    if groups is not None:
+        _, group_of = np.unique(groups, return_inverse=True)
+        size = round(len(group_of) / (group_of.max() + 1))
+        groups = np.append(group_of, np.full(size, group_of.max() + 1)).astype(np.uint64)
+    labels = [other] * len(wrong) + [document] * len(right)
+    more = [
+        np.concatenate([targets, np.stack([label] * size)])
+        for targets, label in zip([*wrong, *right], labels, strict=True)
+    ]
+    return np.concatenate([y, np.stack([document] * size)]), more, groups
 
 
 def _differences(

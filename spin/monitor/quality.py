@@ -172,7 +172,8 @@ def estimate_quality(now: QualitySums, probabilities: Floats, y: Targets, decisi
     of_correction = np.maximum((len(parts) - 1) * without.var(0), _label_variance(test.expected, test))
     variance = of_correction + _label_variance(now, test)
     low, high = (np.clip(whole + sign * _QUANTILE * np.sqrt(variance), 0, 1) for sign in (-1, 1))
-    estimates = [Estimate(*(round(float(v), 4) for v in each)) for each in zip(whole, low, high, strict=True)]
+    ends = zip(np.clip(whole, 0, 1), low, high, strict=True)  # the correction may carry a figure beyond them
+    estimates = [Estimate(*(round(float(v), 4) for v in each)) for each in ends]
     count, names = len(now.predicted), decision.label_space.classes
     hits, support = _corrected(now, test)
     precision, recall = hits / np.maximum(now.predicted, 1e-12), np.minimum(hits / np.maximum(support, 1e-12), 1)

@@ -42,7 +42,8 @@ def predict_interval(
     normal with the standard deviation of one document over the square root of `future`, since `future` is large. Where
     documents have `groups` (n,), both are those of whole groups. Costs are never below 0, and neither is the interval.
 
-    The upper end is that of a sample with one document more, which costs `largest`. A sample without an error does not
+    The upper end is that of a sample with one document more, which costs `largest`, or with `groups` one group more, of
+    as many such documents as groups have on average. A sample without an error does not
     show that there are none. Its upper end is then about three such documents in n, as by the rule of three (Hanley &
     Lippman-Hand 1983).
     """
@@ -50,9 +51,10 @@ def predict_interval(
     if groups is not None:
         _, group_of = np.unique(groups, return_inverse=True)
     low = _quantile(costs, weights, group_of, future, seed, tail)
-    more, mean_weight = np.append(costs, largest), float(weights.mean())
-    alone = np.append(group_of, group_of.max() + 1)
-    high = _quantile(more, np.append(weights, mean_weight), alone, future, seed, 1 - tail)
+    size = round(len(costs) / (group_of.max() + 1))
+    more, more_weights = np.append(costs, [largest] * size), np.append(weights, [float(weights.mean())] * size)
+    more_groups = np.append(group_of, [group_of.max() + 1] * size)
+    high = _quantile(more, more_weights, more_groups, future, seed, 1 - tail)
     return Interval(max(0.0, low), high)
 
 

@@ -187,6 +187,47 @@ def test_intervals_and_bounds_hold_for_documents_in_groups(monkeypatch: pytest.M
     assert (missed["documents"] >= 14).all(), missed
 
 
+@pytest.mark.parametrize("kind", ["single", "multilabel"])
+def test_bounds_and_intervals_do_not_depend_on_the_order_of_the_classes(kind: str) -> None:
+    """The document more is of the commonest class, and its wrong label the next commonest, whatever their names."""
+    y = np.repeat([0, 1, 2], [10, 600, 390])
+    version, champion = y.copy(), y.copy()
+    version[100:105], champion[200:205] = 2, 2
+    found = []
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        targets, ours, theirs = (np.array(order)[each] for each in (y, version, champion))
+        if kind == "multilabel":
+            targets, ours, theirs = (each[:, None] == np.arange(3) for each in (targets, ours, theirs))
+        bound = lower_bound("macro_f1", targets, ours, theirs, 0.05)
+        [interval] = score_intervals("macro_f1", targets, [ours], 0)
+        found.append((bound, *interval))
+    np.testing.assert_allclose(found, [found[0]] * 3, atol=0.002)
+    assert found[0][0] > -0.01
+
+
+def test_the_document_more_of_a_multilabel_task_has_one_wrong_class() -> None:
+    """Twenty rare classes: one wrong in each would move the bound by as many documents."""
+    draw = np.random.default_rng(0)
+    y = draw.random((1000, 20)) < 0.02
+    ours, theirs = y.copy(), y.copy()
+    ours[0, 3], theirs[1, 4] = ~ours[0, 3], ~theirs[1, 4]
+    assert lower_bound("macro_f1", y, ours, theirs, 0.05) > -0.02
+    [(low, high)] = score_intervals("macro_f1", y, [y], 0)
+    assert low > 0.98
+    assert high == 1
+
+
+def test_groups_without_an_error_prove_as_much_as_as_many_documents() -> None:
+    """Ten groups of a hundred documents that are all right say little about the next group."""
+    y, groups = np.arange(1000) // 100 % 2, np.arange(1000, dtype=np.uint64) // 100
+    [of_groups] = score_intervals("accuracy", y, [y], 0, groups)
+    [of_documents] = score_intervals("accuracy", y[::100], [y[::100]], 0)
+    assert of_groups == pytest.approx(of_documents, abs=0.03)
+    worse = np.where(groups == 9, 1 - y, y)
+    bound = lower_bound("accuracy", y, y, worse, 0.025, groups)
+    assert bound == pytest.approx(lower_bound("accuracy", y[::100], y[::100], worse[::100], 0.025), abs=0.03)
+
+
 def test_groups_of_one_document_change_nothing_but_the_draws() -> None:
     """Groups of several are drawn whole: a group that is wrong is wrong as often as it is drawn."""
     y, candidate, baseline = make_predictions(30, 10)

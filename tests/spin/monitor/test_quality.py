@@ -195,6 +195,17 @@ def test_few_errors_among_the_test_documents_make_no_certainty() -> None:
     assert estimate_quality(sums, p[:99], np.zeros(99, np.int64), decision) is None
 
 
+def test_a_corrected_figure_is_no_more_than_one() -> None:
+    """The test documents were right more often than their probabilities say, and the night's are still surer."""
+    decision, p = decide(SINGLE), np.tile([0.985, 0.01, 0.005], (300, 1))
+    night = np.tile([0.993, 0.005, 0.002], (2000, 1))
+    found = estimate_quality(
+        QualitySums.of(SINGLE, np.zeros(2000, np.int64), night), p, np.zeros(300, np.int64), decision
+    )
+    assert found is not None
+    assert found.accuracy.low < found.accuracy.value == found.accuracy.high == 1
+
+
 def test_there_is_no_estimate_without_labels_or_without_test_documents() -> None:
     p, y = draw_documents(200, 0, SINGLE)
     decision = decide(SINGLE)

@@ -161,6 +161,9 @@ def test_an_interval_is_that_of_the_normal_approximation_for_many_documents() ->
 def test_a_sample_without_errors_does_not_promise_that_there_are_none(count: int) -> None:
     """The upper end is that of three to four errors, as the rule of three says: 3.7 / n at 97.5 %."""
     interval = predict_interval(np.zeros(count), np.ones(count), 1e12, seed=0, largest=2.0)
+    groups = np.repeat(np.arange(count, dtype=np.uint64), 20)
+    of_groups = predict_interval(np.zeros(20 * count), np.ones(20 * count), 1e12, seed=0, largest=2.0, groups=groups)
+    assert of_groups.high == pytest.approx(interval.high, rel=0.05)
     assert interval.low == 0
     assert 3 * 2.0 / (count + 1) <= interval.high <= 4 * 2.0 / (count + 1)
 
