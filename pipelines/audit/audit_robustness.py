@@ -138,6 +138,7 @@ def _measure(
             audited.texts,
             audited.y,
             settings.metric,
+            groups=audited.groups,
             seed=settings.seed,
             progress=advance,
         )

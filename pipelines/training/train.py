@@ -358,12 +358,13 @@ def _evaluate(
         advance(1)
     [best] = [contender for contender in contenders if contender.name == "spin"]
     assert best.logits is not None
-    probabilities = labels.label_space.probabilities(best.logits)
+    space, groups = labels.label_space, None if labels.groups is None else labels.groups[rows]
+    probabilities = space.probabilities(best.logits)
     return Comparison(
         table=tuple(table),
         per_class=class_figures(y, best.predicted, labels.classes),
-        test_ece=round(calibration_error(probabilities, y, labels.label_space), 4),
-        test_ece_limit=round(calibration_error_limit(probabilities, labels.label_space), 4),
+        test_ece=round(calibration_error(probabilities, y, space), 4),
+        test_ece_limit=round(calibration_error_limit(probabilities, space, y=y, groups=groups), 4),
         notes=tuple(notes),
     )
 

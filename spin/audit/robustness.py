@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spin.arrays import Floats
+from spin.arrays import Floats, Hashes
 from spin.audit import perturbations
 from spin.audit.perturbations import SEVERITIES, Perturbation
 from spin.fitted.decision import Decision
@@ -164,13 +164,14 @@ def measure_robustness(
     y: Targets,
     metric: str,
     *,
+    groups: Hashes | None = None,
     seed: int = 0,
     progress: Callable[[int], object] = lambda documents: None,
 ) -> RobustnessMeasurement:
     """Perturb n texts with true targets `y` in every way, and compare the predictions for them with those before.
 
-    Labels are those without the abstention band. `progress` is called with the numbers of texts that were predicted;
-    they add up to at most `count_predictions(n)`.
+    `groups` (n,) are those of the texts, None if each stands for itself. Labels are those without the abstention band.
+    `progress` is called with the numbers of texts that were predicted; they add up to at most `count_predictions(n)`.
     """
     before = JudgedTexts.of(decision, np.arange(len(texts)), y, predict(texts))
     progress(len(texts))
@@ -185,7 +186,7 @@ def measure_robustness(
                 judged.append(after)
             progress(len(texts))
     score_before = score(metric, y, before.given)
-    limit = calibration_error_limit(before.probabilities, before.label_space)
+    limit = calibration_error_limit(before.probabilities, before.label_space, y=y, groups=groups)
     report = RobustnessReport(metric, len(texts), score_before, before.ece, limit, tuple(figures))
     return RobustnessMeasurement(report, before, tuple(judged))
 

@@ -24,9 +24,10 @@ def prepare_attack(
 ) -> LeakageAttack | None:
     """The attack on the words of validation documents that the search needs; None without `search.max_leakage`.
 
-    The attacker knows training documents of the same fold, the first one. No document that is attacked has a
-    near-identical text, or a document of its group, among those. `read` returns the texts of rows in ascending order.
-    Raises UserError where too few words can be looked for, and for a cap below what is revealed without any neuron.
+    The attacker knows training documents of the same fold, the first one. No two documents have near-identical texts,
+    and none that is attacked has a document of its group among those that are known. `read` returns the texts of rows
+    in ascending order. Raises UserError where too few words can be looked for, and for a cap below what is revealed
+    without any neuron.
     """
     if settings.max_leakage is None:
         return None
@@ -35,12 +36,12 @@ def prepare_attack(
     attackable = fold.valid
     if data.groups is not None:
         attackable = attackable[~np.isin(data.groups[attackable], data.groups[known])]
-    judged, known_texts = _sample(attackable, data), read(known)
-    known_hashes = {hash_text(text) for text in known_texts}
-    texts = {row: text for row, text in zip(judged, read(judged), strict=True) if hash_text(text) not in known_hashes}
-    judged = np.array(list(texts), np.int64)
+    judged = _sample(attackable, data)
+    seen = set[int]()
+    known, known_texts = _distinct(known, read(known), seen)
+    judged, judged_texts = _distinct(judged, read(judged), seen)
     try:
-        attack = WordAttack.of(known_texts, data.y[known], list(texts.values()), data.label_space)
+        attack = WordAttack.of(known_texts, data.y[known], judged_texts, data.label_space)
     except UserError as error:
         raise UserError(f"search.max_leakage: {error}") from None
     by_frequency = attack.recover_by_frequency().every
@@ -55,3 +56,16 @@ def prepare_attack(
 
 def _sample(rows: Rows, data: TrainingData) -> Rows:
     return sample_rows(rows, data.label_space.strata(data.y[rows]), MOST_DOCUMENTS, data.seed)
+
+
+def _distinct(rows: Rows, texts: Sequence[str], seen: set[int]) -> tuple[Rows, list[str]]:
+    """The rows and texts without those that are near-identical to one before them or `seen`, to which they are added.
+
+    Copies among the known texts would vouch for each other where the attack chooses its penalty, and weaken it.
+    """
+    places = []
+    for place, text in enumerate(texts):
+        if (key := hash_text(text)) not in seen:
+            seen.add(key)
+            places.append(place)
+    return rows[places], [texts[place] for place in places]

@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit, log_softmax
 
-from spin.arrays import Floats
+from spin.arrays import Floats, Hashes
 from spin.labels.label_space import LabelSpace, Targets
 
 _BINS = 15
-_DRAWS = 10_000
+_DRAWS, _BLOCKS = 10_000, 10
 
 
 def log_loss(logits: Floats, y: Targets, label_space: LabelSpace) -> float:
@@ -71,15 +71,35 @@ def calibration_error(probabilities: Floats, y: Targets, label_space: LabelSpace
     return _binned_gap(probabilities[given], label_space.indicator(y)[given])
 
 
-def calibration_error_limit(probabilities: Floats, label_space: LabelSpace, significance: float = 0.05) -> float:
+def calibration_error_limit(
+    probabilities: Floats,
+    label_space: LabelSpace,
+    significance: float = 0.05,
+    *,
+    y: Targets | None = None,
+    groups: Hashes | None = None,
+) -> float:
     """The calibration error that perfectly calibrated probabilities (n, K) exceed with probability `significance`.
 
     A small sample shows an error even if its probabilities are exact. The outcomes are drawn 10,000 times from the
     probabilities themselves (consistency resampling, Bröcker & Smith 2007), always the same, so that no seed decides.
+    Documents of a group may be right or wrong together. Where `groups` (n,) are given, and with them the true targets
+    `y`, the limit is at least that of the wild cluster bootstrap (Cameron, Gelbach & Miller 2008): the residuals, right
+    or wrong minus confidence, of a whole group change their sign at random.
     """
-    draw, confidences = np.random.default_rng(0), probabilities[_predicted(probabilities, label_space)]
+    draw, given = np.random.default_rng(0), _predicted(probabilities, label_space)
+    confidences = probabilities[given]
     errors = [_binned_gap(confidences, draw.random(len(confidences)) < confidences) for _ in range(_DRAWS)]
-    return float(np.quantile(errors, 1 - significance))
+    limit = np.quantile(errors, 1 - significance)
+    if groups is not None and y is not None and len(confidences):
+        _, group_of = np.unique(groups, return_inverse=True)
+        right = label_space.indicator(y)[given]
+        sums = np.zeros((group_of.max() + 1, _BINS))
+        np.add.at(sums, (group_of[np.nonzero(given)[0]], _bins(confidences)), right - confidences)
+        signs = (draw.choice([-1.0, 1.0], size=(_DRAWS // _BLOCKS, len(sums))) for _ in range(_BLOCKS))
+        gaps = np.concatenate([np.abs(block @ sums).sum(1) for block in signs])
+        limit = max(limit, np.quantile(gaps / len(confidences), 1 - significance))
+    return float(limit)
 
 
 def _predicted(probabilities: Floats, label_space: LabelSpace) -> NDArray[np.bool_]:
@@ -89,6 +109,9 @@ def _predicted(probabilities: Floats, label_space: LabelSpace) -> NDArray[np.boo
 
 def _binned_gap(confidences: Floats, right: NDArray[np.bool_]) -> float:
     # |accuracy - mean confidence| of a bin, times its share of the labels, is |sum of (right - confidence)| / labels
-    bins = np.minimum((confidences * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, right.astype(float) - confidences, _BINS)
+    gaps = np.bincount(_bins(confidences), right.astype(float) - confidences, _BINS)
     return float(np.abs(gaps).sum() / max(len(confidences), 1))
+
+
+def _bins(confidences: Floats) -> NDArray[np.int64]:
+    return np.minimum((confidences * _BINS).astype(np.int64), _BINS - 1)

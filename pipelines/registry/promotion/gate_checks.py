@@ -282,9 +282,10 @@ class Calibration(Check):
         multilabel = model.multilabel or not all(isinstance(label, str) for label in labels)
         label_space = LabelSpace((*model.classes, *unknown), multilabel)
         probabilities = np.pad(model.probabilities, ((0, 0), (0, len(unknown))))
-        by_chance = calibration_error_limit(probabilities, label_space, limits.significance)
+        y, groups = label_space.index(labels), version.groups
+        by_chance = calibration_error_limit(probabilities, label_space, limits.significance, y=y, groups=groups)
         limit = max(limits.max_ece, by_chance)
-        error = calibration_error(probabilities, label_space.index(labels), label_space)
+        error = calibration_error(probabilities, y, label_space)
         return CheckResult(
             self.name,
             value=error,

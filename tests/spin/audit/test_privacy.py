@@ -135,6 +135,20 @@ def test_membership_is_the_probability_of_a_lower_loss() -> None:
     assert membership.test_loss == pytest.approx(test.mean())
 
 
+def test_copies_of_known_texts_weaken_no_attack() -> None:
+    """The penalty would be chosen by left-out texts whose copies are known: it would be too small for other texts."""
+    texts, y = make_texts(400, 5)
+    draw = np.random.default_rng(0)
+    words = word_presence(texts, sorted({word for text in texts for word in text.split()})).toarray()
+    numbers = (words @ draw.normal(size=(words.shape[1], 60)) + draw.normal(size=(400, 60))).astype(np.float32)
+    twice = np.concatenate([numbers, numbers + 1e-4])
+    alone = measure_privacy(texts, y, SPACE, {"numbers": numbers})
+    copied = measure_privacy([*texts, *texts], np.tile(y, 2), SPACE, {"numbers": twice})
+    assert (copied.known, copied.judged) == (alone.known, 2 * alone.judged)
+    found = [report.figures[1].recovery.every for report in (alone, copied)]
+    assert found[1] == pytest.approx(found[0], abs=0.005)
+
+
 def test_the_attacker_is_judged_on_texts_that_it_does_not_know(browser: Any, tmp_path: Path) -> None:
     """Numbers that name each text, and so hold all of the known ones, reveal no more than the frequency; the page
     shows it."""

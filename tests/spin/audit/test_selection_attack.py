@@ -113,6 +113,6 @@ def test_a_cap_below_the_frequency_of_words_is_refused_with_what_is_possible() -
 
 def test_too_few_words_are_refused_by_the_name_of_the_setting() -> None:
     corpus = Corpus()
-    corpus.texts = ["the same words again"] * 1000
+    corpus.texts = [f"the same words again {number}" for number in range(1000)]
     with pytest.raises(UserError, match=r"search.max_leakage: found \d content words that 5 of 500 texts have"):
         corpus.prepare()

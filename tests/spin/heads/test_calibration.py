@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import log_loss as sklearn_log_loss
 
+import spin.heads.calibration
 from spin.errors import UserError
 from spin.fitted.decision import Decision
 from spin.heads.calibration import (
@@ -111,6 +112,31 @@ def test_the_calibration_error_limit_holds_for_calibrated_probabilities(label_sp
     assert 0.01 <= np.mean(np.array(errors) > limit) <= 0.12
     assert calibration_error_limit(np.tile(probabilities, (9, 1)), label_space, 0.05) < limit / 2
     assert calibration_error_limit(np.eye(len(label_space))[[0, 1] * 20], label_space, 0.05) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 5, 20])
+def test_the_calibration_error_limit_holds_for_groups_that_are_right_or_wrong_together(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if documents stood for themselves, exact probabilities of groups of five exceed it in most sets."""
+    monkeypatch.setattr(spin.heads.calibration, "_DRAWS", 500)
+    draw, exceeded = np.random.default_rng(0), np.zeros(2, int)
+    groups = np.arange(600, dtype=np.uint64) // size
+    for _ in range(100):
+        p = np.repeat(draw.uniform(0.5, 1, 600 // size), size)
+        y = np.repeat(draw.random(600 // size), size) < p
+        probabilities = np.stack([1 - p, p], axis=1)
+        error = calibration_error(probabilities, y.astype(int), BINARY)
+        limits = [
+            calibration_error_limit(probabilities, BINARY),
+            calibration_error_limit(probabilities, BINARY, y=y.astype(int), groups=groups),
+        ]
+        exceeded += error > np.array(limits)
+    assert exceeded[1] <= 15, exceeded
+    assert size == 1 or exceeded[0] > 70, exceeded
+    wrong = calibration_error_limit(probabilities, BINARY, y=1 - y.astype(int), groups=groups)
+    assert wrong < calibration_error(probabilities, 1 - y.astype(int), BINARY), "groups hide no gross error"
 
 
 def test_classes_that_no_document_has_do_not_hide_the_error_of_the_given_labels() -> None:
