@@ -29,7 +29,7 @@ _DELETED = ".deleted"
 """what follows the name of a run in the rows of the inputs that stay taken once its night is deleted"""
 
 _LABELS = pa.list_(pa.string())
-_COLUMNS: Mapping[str, pa.Schema] = {  # those of the predictions are classes of their own
+_COLUMNS: Mapping[str, pa.Schema] = {  # those of the predictions are in `prediction_columns.py`
     DEAD_LETTERS: pa.schema(
         [
             ("id", pa.string()),

@@ -1,14 +1,13 @@
-"""The columns of the predictions: a class for each says its name, its type and its values.
+"""The columns of the predictions: their names, their types, and the functions that fill them.
 
-Another column is a subclass of `Column` and a place in `COLUMNS`.
+Another column is an entry of `COLUMNS`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,130 +28,74 @@ class PredictedRows:
     model_version: str
 
 
-class Column(ABC):
+@dataclass(frozen=True)
+class Column:
     """A column of the predictions. `data.keep` can carry no input column of its name."""
 
-    name: ClassVar[str]
-    type: ClassVar[pa.DataType]
-
-    @abstractmethod
-    def fill(self, rows: PredictedRows) -> Any:
-        """The values of n rows in any form that `pyarrow.array` takes; None where all of them are null."""
+    name: str
+    type: pa.DataType
+    fill: Callable[[PredictedRows], Any]
+    """returns the values of n rows in any form that `pyarrow.array` takes; None where all of them are null"""
 
 
-class _Id(Column):
-    name, type = "id", pa.string()
-
-    def fill(self, rows: PredictedRows) -> Sequence[str | None]:
-        return rows.ids
-
-
-class _Label(Column):
-    """Null without a label, and in a multi-label task."""
-
-    name, type = "label", pa.string()
-
-    def fill(self, rows: PredictedRows) -> Any:
-        return None if rows.label_space.multilabel else rows.predictions.labels
+_WORDS = pa.list_(
+    pa.struct([("word", pa.string()), ("start", pa.int32()), ("end", pa.int32()), ("contribution", pa.float32())])
+)
+_NEURONS = pa.list_(pa.struct([("column", pa.string()), ("neuron", pa.int32()), ("contribution", pa.float32())]))
 
 
-class _Labels(Column):
-    """Null in a task of one class per document."""
-
-    name, type = "labels", pa.list_(pa.string())
-
-    def fill(self, rows: PredictedRows) -> Any:
-        return rows.predictions.labels if rows.label_space.multilabel else None
-
-
-class _Score(Column):
-    name, type = "score", pa.float32()
-
-    def fill(self, rows: PredictedRows) -> np.ndarray:
-        return rows.predictions.score
-
-
-class _Scores(Column):
+def _fill_scores(rows: PredictedRows) -> pa.Array:
     """The probability of each class."""
-
-    name, type = "scores", pa.map_(pa.string(), pa.float32())
-
-    def fill(self, rows: PredictedRows) -> pa.Array:
-        probabilities, classes = rows.predictions.probabilities.astype(np.float32), rows.label_space.classes
-        offsets = pa.array(np.arange(len(probabilities) + 1, dtype=np.int32) * len(classes))
-        names = pa.array(list(classes) * len(probabilities), pa.string())
-        return pa.MapArray.from_arrays(offsets, names, pa.array(probabilities.ravel()))
+    probabilities, classes = rows.predictions.probabilities.astype(np.float32), rows.label_space.classes
+    offsets = pa.array(np.arange(len(probabilities) + 1, dtype=np.int32) * len(classes))
+    names = pa.array(list(classes) * len(probabilities), pa.string())
+    return pa.MapArray.from_arrays(offsets, names, pa.array(probabilities.ravel()))
 
 
-class _Depth(Column):
-    name, type = "depth", pa.int32()
-
-    def fill(self, rows: PredictedRows) -> np.ndarray:
-        return rows.predictions.exit_depth
+def _fill_reason_labels(rows: PredictedRows) -> list[str] | None:
+    reasons = rows.predictions.reasons
+    return None if reasons is None else [rows.label_space.classes[k] for k in reasons.classes.tolist()]
 
 
-class _ModelVersion(Column):
-    name, type = "model_version", pa.string()
-
-    def fill(self, rows: PredictedRows) -> pa.Array:
-        return pa.repeat(rows.model_version, len(rows.ids))
-
-
-class _UnreadTokens(Column):
-    """Null unless `backbone.long_texts` is windows."""
-
-    name, type = "unread_tokens", pa.int32()
-
-    def fill(self, rows: PredictedRows) -> np.ndarray | None:
-        return rows.features.unread_tokens
+def _fill_reason_words(rows: PredictedRows) -> pa.Array | None:
+    if rows.predictions.reasons is None:
+        return None
+    words = rows.predictions.reasons.words
+    return _structs(_WORDS, words.counts, [words.words, words.starts, words.ends, words.contributions])
 
 
-class _ReasonLabel(Column):
-    """Null, as the next two are, unless `classify.reasons` is above 0."""
-
-    name, type = "reason_label", pa.string()
-
-    def fill(self, rows: PredictedRows) -> list[str] | None:
-        reasons = rows.predictions.reasons
-        return None if reasons is None else [rows.label_space.classes[k] for k in reasons.classes.tolist()]
+def _fill_reason_neurons(rows: PredictedRows) -> pa.Array | None:
+    if rows.predictions.reasons is None:
+        return None
+    neurons = rows.predictions.reasons.neurons
+    return _structs(_NEURONS, neurons.counts, [neurons.columns, neurons.neurons, neurons.contributions])
 
 
-class _ReasonWords(Column):
-    name = "reason_words"
-    type = pa.list_(
-        pa.struct([("word", pa.string()), ("start", pa.int32()), ("end", pa.int32()), ("contribution", pa.float32())])
-    )
-
-    def fill(self, rows: PredictedRows) -> pa.Array | None:
-        if rows.predictions.reasons is None:
-            return None
-        words = rows.predictions.reasons.words
-        return _structs(self.type, words.counts, [words.words, words.starts, words.ends, words.contributions])
-
-
-class _ReasonNeurons(Column):
-    name = "reason_neurons"
-    type = pa.list_(pa.struct([("column", pa.string()), ("neuron", pa.int32()), ("contribution", pa.float32())]))
-
-    def fill(self, rows: PredictedRows) -> pa.Array | None:
-        if rows.predictions.reasons is None:
-            return None
-        neurons = rows.predictions.reasons.neurons
-        return _structs(self.type, neurons.counts, [neurons.columns, neurons.neurons, neurons.contributions])
+def _structs(kind: pa.DataType, counts: np.ndarray, values: Sequence[Any]) -> pa.Array:
+    """Lists of structs, by the length of each list and the values of all lists, one sequence per field."""
+    fields = [kind.value_type.field(index) for index in range(kind.value_type.num_fields)]
+    arrays = [pa.array(each).cast(field.type) for each, field in zip(values, fields, strict=True)]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(arrays, fields=fields), type=kind)
 
 
 COLUMNS: tuple[Column, ...] = (
-    _Id(),
-    _Label(),
-    _Labels(),
-    _Score(),
-    _Scores(),
-    _Depth(),
-    _ModelVersion(),
-    _UnreadTokens(),
-    _ReasonLabel(),
-    _ReasonWords(),
-    _ReasonNeurons(),
+    Column("id", pa.string(), lambda rows: rows.ids),
+    # null without a label, and in a multi-label task, which fills `labels` instead
+    Column("label", pa.string(), lambda rows: None if rows.label_space.multilabel else rows.predictions.labels),
+    Column(
+        "labels", pa.list_(pa.string()), lambda rows: rows.predictions.labels if rows.label_space.multilabel else None
+    ),
+    Column("score", pa.float32(), lambda rows: rows.predictions.score),
+    Column("scores", pa.map_(pa.string(), pa.float32()), _fill_scores),
+    Column("depth", pa.int32(), lambda rows: rows.predictions.exit_depth),
+    Column("model_version", pa.string(), lambda rows: pa.repeat(rows.model_version, len(rows.ids))),
+    # null unless `backbone.long_texts` is windows
+    Column("unread_tokens", pa.int32(), lambda rows: rows.features.unread_tokens),
+    # null unless `classify.reasons` is above 0
+    Column("reason_label", pa.string(), _fill_reason_labels),
+    Column("reason_words", _WORDS, _fill_reason_words),
+    Column("reason_neurons", _NEURONS, _fill_reason_neurons),
 )
 """in the order of the table"""
 
@@ -166,11 +109,3 @@ def fill_columns(rows: PredictedRows) -> pa.Table:
     """The predictions of n documents; columns all of whose values are null are left out."""
     filled = {column: column.fill(rows) for column in COLUMNS}
     return pa.table({c.name: pa.array(values, c.type) for c, values in filled.items() if values is not None})
-
-
-def _structs(kind: pa.DataType, counts: np.ndarray, values: Sequence[Any]) -> pa.Array:
-    """Lists of structs, by the length of each list and the values of all lists, one sequence per field."""
-    fields = [kind.value_type.field(index) for index in range(kind.value_type.num_fields)]
-    arrays = [pa.array(each).cast(field.type) for each, field in zip(values, fields, strict=True)]
-    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(arrays, fields=fields), type=kind)

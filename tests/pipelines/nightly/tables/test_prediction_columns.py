@@ -20,13 +20,9 @@ from tests.support.night_project import NightProject
 ROWS: list[dict[str, Any]] = [{name: row[name] for name in ("id", "text")} for row in tiny.make_documents(30)]
 
 
-class SecondScore(Column):
-    """The second largest probability of a document."""
-
-    name, type = "second_score", pa.float32()
-
-    def fill(self, rows: PredictedRows) -> list[float]:
-        return [sorted(row)[-2] for row in rows.predictions.probabilities.tolist()]
+def second_scores(rows: PredictedRows) -> list[float]:
+    """The second largest probability of each document."""
+    return [sorted(row)[-2] for row in rows.predictions.probabilities.tolist()]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +38,7 @@ def test_a_column_that_is_added_is_in_every_night_from_then_on(
 ) -> None:
     project.write("a.jsonl", ROWS)
     project.run_night(date="2026-03-01")
-    monkeypatch.setattr(prediction_columns, "COLUMNS", (*COLUMNS, SecondScore()))
+    monkeypatch.setattr(prediction_columns, "COLUMNS", (*COLUMNS, Column("second_score", pa.float32(), second_scores)))
     project.run_night(date="2026-03-02")
     before, after = (project.read_rows(date=date) for date in ("2026-03-01", "2026-03-02"))
     assert [row["second_score"] for row in before] == [None] * len(ROWS)
