@@ -22,7 +22,7 @@ from pipelines.nightly.tables.publication import publish_night
 from pipelines.service_errors import UnavailableError
 from pipelines.storage.lease import overtaken_first
 from pipelines.telemetry.current_runs import CurrentRun, working_on
-from pipelines.telemetry.observed_runs import add_results, end_run, observe_stage, observe_work
+from pipelines.telemetry.observed_runs import end_run, observe_stage, observe_work, update_run
 from spin.errors import SpinError, UserError
 from spin.pages.number_format import counted
 
@@ -178,7 +178,7 @@ class NightDriver:
             with observe_stage("publish"):
                 night.lease.check()
                 publish_night(night.tables, run, claim=night.claim, kept=night.kept)
-            add_results(run.name, describe_published(night, report, run))
+            update_run(describe_published(night, report, run))
         self.reports[night.name] = report
 
     def _show_published(self) -> None:

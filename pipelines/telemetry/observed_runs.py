@@ -64,9 +64,9 @@ def report_shard(name: str, shard: ShardOutcome[Any]) -> None:
     _current().notify(lambda each: each.shard_ended(name, shard))
 
 
-def add_results(run: str, results: RunRecord) -> None:
-    """Keep what a run has read and written for the end of its work, beside what was kept before."""
-    _current().add_results(run, results)
+def update_run(run: RunRecord) -> None:
+    """Keep a later record of a run, with what it has read and written, to be reported at the end of the work."""
+    _current().update(run)
 
 
 def end_run(run: str, error: BaseException | None = None) -> None:
@@ -123,10 +123,10 @@ class _Observation:
             self.notify(lambda each: each.work_ended(work_error))
             self._nested.pop()
 
-    def add_results(self, run: str, results: RunRecord) -> None:
-        """Update the record of a run, unless it has ended."""
-        if run in self._open:
-            self._open[run] = self._open[run].updated(results)
+    def update(self, run: RunRecord) -> None:
+        """Replace the record of a run, unless it has ended."""
+        if run.run.name in self._open:
+            self._open[run.run.name] = run
 
     def end(self, run: str, error: BaseException | None) -> None:
         """Report the end of a run, unless it has ended."""

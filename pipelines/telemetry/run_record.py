@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipelines.service_errors import HeldError
@@ -82,20 +82,6 @@ class RunRecord:
     def model_version(self) -> str | None:
         """The version of the model that classifies a night, None for a training."""
         return next((use.version for use in self.inputs if use.kind == "model"), None)
-
-    def updated(self, later: RunRecord) -> RunRecord:
-        """This record with what a later one says about the same or other data."""
-        inputs, outputs = _update_uses(self.inputs, later.inputs), _update_uses(self.outputs, later.outputs)
-        return replace(self, inputs=inputs, outputs=outputs)
-
-
-def _update_uses(uses: Sequence[DataUse], later: Sequence[DataUse]) -> tuple[DataUse, ...]:
-    """Uses of data, with the numbers of later ones where they have some."""
-    merged = {(use.kind, use.uri): use for use in uses}
-    for use in later:
-        known = {name: value for name, value in asdict(use).items() if value is not None}
-        merged[use.kind, use.uri] = replace(merged.get((use.kind, use.uri), use), **known)
-    return tuple(merged.values())
 
 
 class Observer:

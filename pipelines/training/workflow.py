@@ -15,7 +15,7 @@ from pipelines.storage.filesystem import normalize_uri
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import finished_fingerprint
 from pipelines.telemetry.current_runs import CurrentRun, working_on
-from pipelines.telemetry.observed_runs import add_results, observe_runs, observe_stage, observe_work
+from pipelines.telemetry.observed_runs import observe_runs, observe_stage, observe_work, update_run
 from pipelines.telemetry.run_record import DataUse, RunRecord
 from pipelines.training.extract_features import ExtractManifest, ExtractResults, run_extract
 from pipelines.training.fit_probes import ProbeManifest, ProbeResults, run_probe
@@ -76,8 +76,8 @@ def run_stages(
     if evaluation_set is not None:
         frozen = FrozenDocuments.of(frozenset(evaluation_set.ids), evaluation_set.texts)
     outcome: ExtractManifest | ProbeManifest | TrainReport | None = None
-    run = CurrentRun(training_name(settings), settings.mlflow.name)
-    with shared_ray_session(), working_on([run]), observe_runs([_describe_training(settings)]), observe_work():
+    training = _describe_training(settings)
+    with shared_ray_session(), working_on([training.run]), observe_runs([training]), observe_work():
         for stage in stages:
             start = time.perf_counter()
             before = finished_fingerprint(Store.of(settings) / STAGES[stage])
@@ -89,7 +89,8 @@ def run_stages(
                 else:
                     assert registry is not None
                     outcome = run_train(settings, registry, frozen=frozen, restart=restart)
-            add_results(run.name, _describe_stage(settings, outcome))
+            training = _add_stage(training, outcome)
+            update_run(training)
             results = outcome if isinstance(outcome, TrainReport) else outcome.results
             on_stage(StageEvent(stage, results, time.perf_counter() - start, before == outcome.fingerprint))
     return outcome if isinstance(outcome, TrainReport) else None
@@ -118,9 +119,8 @@ def _describe_training(settings: Settings) -> RunRecord:
     )
 
 
-def _describe_stage(settings: Settings, end: ExtractManifest | ProbeManifest | TrainReport) -> RunRecord:
+def _add_stage(training: RunRecord, end: ExtractManifest | ProbeManifest | TrainReport) -> RunRecord:
     """The training with the numbers of what a stage has read, and with the version that it has registered."""
-    training = _describe_training(settings)
     [read], [made] = training.inputs, training.outputs
     if isinstance(end, TrainReport):
         read = replace(read, rows=sum(end.results.counts.values()))

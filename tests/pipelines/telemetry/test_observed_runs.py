@@ -1,16 +1,13 @@
-"""Variables and files that switch traces and lineage on, as the SDK and the client read them; errors and results."""
+"""Variables and files that switch traces and lineage on, as the SDK and the client read them; errors."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipelines.storage.object_store import Store
-from pipelines.telemetry.current_runs import CurrentRun
 from pipelines.telemetry.observed_runs import wants_lineage, wants_traces
-from pipelines.telemetry.run_record import DataUse, RunRecord, WorkError
+from pipelines.telemetry.run_record import WorkError
 from spin.errors import SpinError, UserError
 
 
@@ -69,13 +66,3 @@ def test_a_file_of_the_client_switches_lineage_on(place: str, tmp_path: Path, mo
 )
 def test_errors_are_reported_in_one_line(error: BaseException, reported: WorkError) -> None:
     assert WorkError.of(error) == reported
-
-
-def test_later_numbers_of_the_same_data_count(tmp_path: Path) -> None:
-    """A number that is not known later stays."""
-    store = Store(str(tmp_path))
-    first = RunRecord(run=CurrentRun("run", "m"), kind="night", number=1, home=store.uri, records=store)
-    first = replace(first, inputs=(DataUse(uri="a", kind="files", files=2, rows=1),))
-    later = replace(first, inputs=(DataUse(uri="a", kind="files", rows=5), DataUse(uri="b", kind="files")))
-    read = first.updated(later).inputs
-    assert read == (DataUse(uri="a", kind="files", files=2, rows=5), DataUse(uri="b", kind="files"))
