@@ -44,14 +44,3 @@ def shorten_message(message: str, *, keep_end: bool = False) -> str:
     """
     line = " ".join(message.split())
     return line[-_LONGEST:] if keep_end else line[:_LONGEST]
-
-
-def error_types() -> dict[str, type[SpinError]]:
-    """All imported error classes by name, so that an error a worker reports by name can be raised again."""
-    types: dict[str, type[SpinError]] = {}
-    pending: list[type[SpinError]] = [SpinError]
-    while pending:
-        error_type = pending.pop()
-        types[error_type.__name__] = error_type
-        pending += error_type.__subclasses__()
-    return types

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -17,7 +16,6 @@ from pipelines.data.files.shards import Shard
 from pipelines.service_errors import StalledError
 from pipelines.storage.lease import LEASE_CHECK_SECONDS, Lease, LeaseGroup
 from pipelines.storage.object_store import Store
-from pipelines.storage.records import from_json, to_json
 from pipelines.storage.retrying import retry_unavailable
 from pipelines.storage.shard_log import Attempt, LogLayout, ShardCounts, ShardLog, ShardOutcome, StepResult
 from pipelines.telemetry.json_lines import WorkerLog
@@ -46,12 +44,13 @@ from pipelines.workers.stage_counts import (
 )
 from pipelines.workers.stage_metrics import EXPORT_SECONDS, StageMetrics, export_metrics
 from pipelines.workers.worker_faults import WorkerFaults, faults_of_worker
-from spin.errors import SpinError, describe_error, error_types
+from spin.errors import SpinError, describe_error
 from spin.pages.number_format import counted
 from spin.settings import BackboneSettings, RaySettings
 
 _log = logging.getLogger(__name__)
 C = TypeVar("C", bound=ShardCounts)
+T = TypeVar("T")
 _Results = Generator[tuple[str, ShardOutcome[C]], None, None]
 
 
@@ -105,40 +104,6 @@ class ShardWork(Generic[C]):
             if (check := getattr(step, "check", None)) is not None:
                 run_check(check)
             return step
-
-
-@dataclass(frozen=True)
-class WorkerAnswer:
-    """The answer of an actor for one shard, its outcome or an error, as JSON in the one column of a Ray dataset."""
-
-    name: str
-    """of the shard"""
-    outcome: Mapping[str, Any] | None = None
-    """JSON of the ShardOutcome"""
-    failure: Sequence[str] | None = None
-    """class and message of the SpinError that the actor raised"""
-
-    @classmethod
-    def failed(cls, name: str, error: Exception) -> WorkerAnswer:
-        """The answer for a shard that could not be computed; an error that is not SPIN's own is described in a line."""
-        if not isinstance(error, SpinError):
-            error = SpinError(f"a worker raised {describe_error(error)}")
-        return cls(name, failure=(type(error).__name__, str(error)))
-
-    @property
-    def error(self) -> SpinError | None:
-        """The error as the worker raised it."""
-        if self.failure is None:
-            return None
-        kind, message = self.failure
-        return error_types()[kind](message)
-
-    def to_row(self) -> dict[str, str]:
-        return {"answer": json.dumps(asdict(self))}
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, str]) -> WorkerAnswer:
-        return cls(**json.loads(row["answer"]))
 
 
 def map_shards(
@@ -198,17 +163,18 @@ def _run_here(work: ShardWork[C], shards: Sequence[Shard], counts: StageCounts) 
 
 
 def _run_in_actors(work: ShardWork[C], shards: Sequence[Shard], counts: StageCounts) -> _Results[C]:
+    from ray import cloudpickle
+
     with cluster(work.settings), translate_ray_errors(work.stage):
         if work.backbone is not None:  # other steps take a shard in a moment
             reports = start_reports()
             counts.listen(partial(ask_reports, reports))
             work = replace(work, reports=reports)
-        answers = map(WorkerAnswer.from_row, _map_in_ray(work, shards).iter_rows())
-        for answer in _within_stall_limit(answers, work):
-            if answer.error is not None:
-                raise answer.error
-            assert answer.outcome is not None
-            yield answer.name, ShardOutcome.from_json(answer.outcome, work.counts_type)
+        for row in _within_stall_limit(_map_in_ray(work, shards).iter_rows(), work):
+            answer = cloudpickle.loads(row["answer"])
+            if isinstance(answer, SpinError):
+                raise answer
+            yield row["shard"], answer
 
 
 def commit_shard(
@@ -251,8 +217,9 @@ def _describe_shard(shard: Shard) -> str:
 def _map_in_ray(work: ShardWork[Any], shards: Sequence[Shard]) -> Any:
     """The Ray dataset of the answers; actors compute them, in the order in which they end, while it is read."""
     import ray
+    from ray import cloudpickle
 
-    rows = [{"shard": json.dumps(to_json(shard))} for shard in shards]
+    rows = [{"shard": cloudpickle.dumps(shard)} for shard in shards]
     settings = work.settings
     return ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _Worker,
@@ -277,10 +244,10 @@ def _pool(settings: RaySettings, work: int) -> Any:
     return ActorPoolStrategy(min_size=least, max_size=most, initial_size=max(least, now))
 
 
-def _within_stall_limit(answers: Iterator[WorkerAnswer], work: ShardWork[Any]) -> Iterator[WorkerAnswer]:
+def _within_stall_limit(answers: Iterator[T], work: ShardWork[Any]) -> Iterator[T]:
     """The answers; raises StalledError if the next one does not come within `stall_seconds` of the last."""
     seconds, shard_log = work.settings.stall_seconds, work.open_log()
-    waiting: queue.Queue[WorkerAnswer | BaseException | None] = queue.Queue()
+    waiting: queue.Queue[T | BaseException | None] = queue.Queue()
 
     def listen() -> None:
         try:
@@ -337,17 +304,27 @@ class _Worker:
                 _log.debug("the worker cannot start", exc_info=True)
                 self.failure = error
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        shard = from_json(Shard, json.loads(row["shard"]))
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The name of a shard, and its outcome or the SpinError for the driver, pickled."""
+        from ray import cloudpickle
+
+        shard: Shard = cloudpickle.loads(row["shard"])
+        answer: ShardOutcome[Any] | SpinError
         with self.log.entered():
             try:
                 if self.failure is not None:
                     raise self.failure
                 with self.faults.replacing_worker():
-                    outcome = commit_shard(self.step, shard, self.shard_log, self.counts_type, report=self.report)
-                answer = WorkerAnswer(shard.name, outcome.to_json())
+                    answer = commit_shard(self.step, shard, self.shard_log, self.counts_type, report=self.report)
             except Exception as error:
                 _log.debug("shard %s failed", shard.name, exc_info=True)
-                answer = WorkerAnswer.failed(shard.name, error)
+                answer = _error_for_driver(error)
         self.metrics.export()  # the process may end before the next regular export
-        return answer.to_row()
+        return {"shard": shard.name, "answer": cloudpickle.dumps(answer)}
+
+
+def _error_for_driver(error: Exception) -> SpinError:
+    """The error with its class and message alone; one that is not SPIN's own is described in a line."""
+    if isinstance(error, SpinError):
+        return type(error)(str(error))
+    return SpinError(f"a worker raised {describe_error(error)}")

@@ -39,7 +39,7 @@ from pipelines.storage.parquet import to_parquet
 from pipelines.storage.records import to_json
 from pipelines.storage.shard_log import Attempt, ShardCounts, ShardLog, StepResult
 from pipelines.workers.fault_isolation import MAX_CRASHES, IsolatedRows, isolate_failing_rows
-from pipelines.workers.map_shards import ShardWork, WorkerAnswer, _within_stall_limit
+from pipelines.workers.map_shards import ShardWork, _within_stall_limit
 from spin.errors import SpinError, UserError
 from spin.settings import RaySettings
 from tests.pipelines.nightly.tables.test_table_readers import READERS, plain
@@ -1162,12 +1162,12 @@ def test_a_stalled_run_fails_and_names_the_shards_in_progress(tmp_path: Path) ->
         with shard_log.attempt(name):
             pass
 
-    def answers() -> Iterator[WorkerAnswer]:
-        yield WorkerAnswer("000000")
+    def answers() -> Iterator[str]:
+        yield "000000"
         never.wait()
 
     limited = _within_stall_limit(answers(), work)
-    assert next(limited) == WorkerAnswer("000000")
+    assert next(limited) == "000000"
     try:
         with pytest.raises(StalledError, match=r"trial: no shard .* 0\.5 s .*begun and not ended: 000001 in"):
             next(limited)

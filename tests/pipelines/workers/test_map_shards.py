@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +9,17 @@ from typing import Any, NoReturn
 
 import pytest
 import tenacity
+from ray import cloudpickle
 
 from pipelines.data.files.shards import Piece, Shard
 from pipelines.service_errors import UnavailableError, WorkerFaultError
 from pipelines.storage import lease as lease_module
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.records import to_json
 from pipelines.storage.shard_log import Attempt, LogLayout, ShardCounts, ShardLog, ShardOutcome, StepResult
 from pipelines.workers import map_shards as map_shards_module
 from pipelines.workers import worker_faults
-from pipelines.workers.map_shards import ShardWork, WorkerAnswer, _Worker, commit_shard, describe_backbone, map_shards
+from pipelines.workers.map_shards import ShardWork, _Worker, commit_shard, describe_backbone, map_shards
 from pipelines.workers.worker_faults import MAX_DEADLY_STARTS, MAX_REPLACEMENTS
 from spin.errors import SpinError, UserError
 from spin.settings import BackboneSettings, RaySettings
@@ -329,8 +328,12 @@ def make_work(make: Callable[..., Any], folder: Path, claim: int = 1) -> ShardWo
     return ShardWork(make, (), ShardCounts, store, RaySettings(), stage="trial", claim=claim, backbone=backbone)
 
 
-def compute(worker: _Worker, shard: Shard = SHARD) -> WorkerAnswer:
-    return WorkerAnswer.from_row(worker({"shard": json.dumps(to_json(shard))}))
+def compute(worker: _Worker, shard: Shard = SHARD) -> ShardOutcome[ShardCounts] | SpinError:
+    """The answer of a worker for a shard."""
+    row = worker({"shard": cloudpickle.dumps(shard)})
+    assert row["shard"] == shard.name
+    answer: ShardOutcome[ShardCounts] | SpinError = cloudpickle.loads(row["answer"])
+    return answer
 
 
 class Died(BaseException):
@@ -363,9 +366,8 @@ def test_a_worker_that_dies_natively_while_it_loads_the_model_ends_the_run(
     for _ in range(MAX_DEADLY_STARTS):
         with pytest.raises(Died):
             _Worker(make_work(DeadlyStart, tmp_path))
-    answer = compute(_Worker(make_work(DeadlyStart, tmp_path)))
-    error = answer.error
-    assert error is not None
+    error = compute(_Worker(make_work(DeadlyStart, tmp_path)))
+    assert isinstance(error, SpinError)
     assert error.status == 1
     assert str(error).startswith("3 processes of a worker in a row died while they loaded the model (engine openvino, ")
     assert "precision int8)" in str(error)
@@ -391,7 +393,7 @@ def test_deaths_of_other_workers_and_on_lost_nodes_do_not_count(tmp_path: Path, 
 def test_a_worker_that_has_loaded_the_model_clears_its_earlier_deaths(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.write_json("starts/000001/actor.json", ["node"] * (MAX_DEADLY_STARTS - 1))
-    assert compute(_Worker(make_work(TextStep, tmp_path))).error is None
+    assert isinstance(compute(_Worker(make_work(TextStep, tmp_path))), ShardOutcome)
     assert store.read_json("starts/000001/actor.json") == []
 
 
@@ -417,15 +419,14 @@ def test_a_worker_at_fault_is_replaced_and_after_some_replacements_ends_the_run(
 ) -> None:
     """The line names the worker; nothing counts as a crash of the shard."""
 
-    def run_worker() -> WorkerAnswer:
+    def run_worker() -> ShardOutcome[ShardCounts] | SpinError:
         return compute(_Worker(make_work(lambda: BrokenGpu(good_checks), tmp_path)))
 
     for _ in range(MAX_REPLACEMENTS - 1):
         with pytest.raises(Replaced):
             run_worker()
-    answer = run_worker()
-    error = answer.error
-    assert error is not None
+    error = run_worker()
+    assert isinstance(error, SpinError)
     assert (type(error), error.status) == (WorkerFaultError, 1)
     assert f"the worker on {worker_faults.describe_worker()}" in str(error)
     with ShardLog(Store(str(tmp_path)), claim=1).attempt("000000") as attempt:
@@ -461,8 +462,8 @@ def test_an_error_of_a_step_reaches_the_driver_as_one_line(
 
     for at_start in (True, False):
         answer = compute(_Worker(make_work(lambda at_start=at_start: Raising(at_start), tmp_path)))
-        assert type(answer.error) is kind
-        assert str(answer.error).startswith(message)
+        assert type(answer) is kind
+        assert str(answer).startswith(message)
 
 
 def test_the_records_of_a_start_are_retried(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
