@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.section_page import Part, table
 from pipelines.data.spool import SPOOL
-from pipelines.storage.input_opener import InputOpener
-from pipelines.storage.request_counting import CountingFile, Traffic, count_input_reads
+from pipelines.storage.input_opener import CountingFile, InputOpener
+from pipelines.storage.store_requests import PROCESS_REQUESTS, RequestCounter
 from pipelines.training.workflow import run_workflow
 from spin.settings import Settings, parse_settings
 
@@ -48,18 +48,20 @@ class CorpusReads:
 
 
 @contextmanager
-def count_reads() -> Iterator[dict[str, Traffic]]:
-    """Count what is read of input files, which is known at the end, and in this process of the spool."""
-    spool, opened = Traffic(), InputOpener.open
+def count_reads() -> Iterator[dict[str, int]]:
+    """Count the bytes that are read of input files, and in this process of the spool; they are known at the end."""
+    spool, opened = RequestCounter(), InputOpener.open
 
     def open_counted(opener: InputOpener, uri: str, **options: Any) -> BinaryIO:
         source = opened(opener, uri, **options)
         return cast(BinaryIO, CountingFile(source, spool)) if f"/{SPOOL}/" in uri else source
 
-    reads = {"input": Traffic(), SPOOL: spool}
-    with patch.object(InputOpener, "open", open_counted), count_input_reads() as total:
-        yield reads
-    reads["input"].add(total.read - spool.read, total.get - spool.get)
+    read: dict[str, int] = {}
+    before = PROCESS_REQUESTS.totals()
+    with patch.object(InputOpener, "open", open_counted):
+        yield read
+    read[SPOOL] = spool.totals().bytes_read
+    read["input"] = PROCESS_REQUESTS.totals().since(before).bytes_read - read[SPOOL]
 
 
 def measure(folder: Path, *, quick: bool) -> list[CorpusReads]:
@@ -77,10 +79,10 @@ def measure(folder: Path, *, quick: bool) -> list[CorpusReads]:
         file.write_bytes(_WRITERS[name](rows))
         for shards in SHARDS[1:2] if quick else SHARDS:
             settings = make_settings(folder / f"{name}-{shards}", backbone, file, DOCUMENTS // shards)
-            with count_reads() as reads:
+            with count_reads() as read:
                 run_workflow(settings)
             size = file.stat().st_size
-            results.append(CorpusReads(name, shards, size, reads["input"].read, reads[SPOOL].read))
+            results.append(CorpusReads(name, shards, size, read["input"], read[SPOOL]))
             print(results[-1], flush=True)
     return results
 

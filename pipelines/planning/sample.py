@@ -30,8 +30,8 @@ from pipelines.planning.night_worker import as_night_worker
 from pipelines.registry.packaging import REFERENCE
 from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store
-from pipelines.storage.request_counting import count_input_reads
 from pipelines.storage.shard_log import C, ShardLog
+from pipelines.storage.store_requests import PROCESS_REQUESTS
 from pipelines.workers.artifact_copy import ArtifactCopy
 from pipelines.workers.map_shards import Step, commit_shard
 from pipelines.workers.progress import progress
@@ -243,11 +243,10 @@ def _job(run: Store, registry: Registry, version: str, model: Path, settings: Se
 
 def _measure(step: Step[C], shard: Shard, shard_log: ShardLog) -> MeasuredShard[C]:
     """Commit a shard as a worker does, and measure it."""
-    with count_input_reads() as reads:
-        start = time.perf_counter()
-        outcome = commit_shard(step, shard, shard_log)
-        seconds = time.perf_counter() - start
+    before, start = PROCESS_REQUESTS.totals(), time.perf_counter()
+    outcome = commit_shard(step, shard, shard_log)
+    seconds, requests = time.perf_counter() - start, PROCESS_REQUESTS.totals().since(before)
     log_keys = (shard_log.attempt_key(shard.name), shard_log.outcome_key(shard.name))
     files = {"json": b"".join(shard_log.store.read(key) or b"" for key in log_keys)}
     files |= {key.partition(".")[2]: shard_log.store.read(key) or b"" for key in outcome.files}
-    return MeasuredShard(outcome.counts, seconds, reads.read, files)
+    return MeasuredShard(outcome.counts, seconds, requests.bytes_read, files)

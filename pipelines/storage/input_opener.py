@@ -13,19 +13,18 @@ from s3fs import S3File, S3FileSystem
 
 from pipelines.service_errors import BadFileError
 from pipelines.storage.filesystem import locate, open_filesystem
-from pipelines.storage.request_counting import CountingFile, active_traffic
+from pipelines.storage.store_requests import PROCESS_REQUESTS, RequestCounter
 
 
 class InputOpener:
     """Opens input files under exactly the names of the listing, over one file system per kind of store.
 
-    An opener may be used by several threads. What they read counts in the `count_input_reads` that it was made in.
+    An opener may be used by several threads. What is read counts in `PROCESS_REQUESTS`.
     """
 
     def __init__(self) -> None:
         self._filesystems: dict[str, Any] = {}
         self._lock = threading.Lock()
-        self._traffic = active_traffic()
 
     def open(self, uri: str, *, size: int = 0, version: str = "") -> BinaryIO:
         """Open a file for reading ranges of it; every read is one request.
@@ -35,8 +34,7 @@ class InputOpener:
         there is none; in an object store the first read may raise them.
         """
         fs, path = self._filesystem(uri)
-        source = _open(fs, path, uri, size, version)
-        return cast(BinaryIO, source if self._traffic is None else CountingFile(source, self._traffic))
+        return cast(BinaryIO, CountingFile(_open(fs, path, uri, size, version), PROCESS_REQUESTS))
 
     def _filesystem(self, uri: str) -> tuple[Any, str]:
         protocol, path = locate(uri)
@@ -62,6 +60,40 @@ def _open(fs: Any, path: str, uri: str, size: int, version: str) -> Any:
     if isinstance(fs, LocalFileSystem) and version:
         return io.BufferedReader(_KnownFile(path, uri, size, version))
     return fs.open(path, "rb")
+
+
+class CountingFile(io.RawIOBase):
+    """A file whose reads are counted. Each read that returns bytes is one request: files are opened without a cache."""
+
+    def __init__(self, source: Any, counter: RequestCounter) -> None:
+        self.source, self.counter = source, counter
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(self.source.tell())
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self.source.seek(offset, whence))
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self.source.read(size)
+        if data:
+            self.counter.count_read(len(data))
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self.source.close()
+        super().close()
 
 
 class _KnownFile(io.FileIO):

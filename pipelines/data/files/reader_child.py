@@ -28,7 +28,6 @@ from pipelines.data.files.reader import Role
 from pipelines.data.files.readers import open_all, read_piece
 from pipelines.data.files.shards import Piece
 from pipelines.service_errors import WorkerFaultError
-from pipelines.storage.request_counting import count_input_reads
 from pipelines.storage.store_requests import PROCESS_REQUESTS, RequestTotals
 from spin.errors import SpinError, describe_error
 from spin.settings import DataSettings
@@ -58,10 +57,8 @@ class Answer:
     trace: str = ""
     """traceback of an error that no reader expects"""
     ends: Literal["", "piece", "request"] = ""
-    read: tuple[int, int] = (0, 0)
-    """requests and bytes of input since the last answer"""
-    sent: RequestTotals = field(default_factory=RequestTotals)
-    """requests to stores since the last answer"""
+    requests: RequestTotals = field(default_factory=RequestTotals)
+    """requests to stores and reads of input since the last answer"""
 
     def get(self) -> Any:
         """The value. Raises the error."""
@@ -109,14 +106,12 @@ def _read_good_file() -> None:
 
 
 def _count(job: Job) -> Iterator[Answer]:
-    """The answers of a job, each with what was read and sent since the one before."""
-    with count_input_reads() as traffic:
-        read, sent = (0, 0), PROCESS_REQUESTS.totals()
-        for answer in job():
-            now = traffic.get, traffic.read
-            totals = PROCESS_REQUESTS.totals()
-            yield replace(answer, read=(now[0] - read[0], now[1] - read[1]), sent=totals.since(sent))
-            read, sent = now, totals
+    """The answers of a job, each with what was requested and read since the one before."""
+    before = PROCESS_REQUESTS.totals()
+    for answer in job():
+        totals = PROCESS_REQUESTS.totals()
+        yield replace(answer, requests=totals.since(before))
+        before = totals
 
 
 def read_rows(pieces: Sequence[Piece], data: DataSettings, columns: Collection[Role]) -> Iterator[Answer]:

@@ -33,7 +33,6 @@ from pipelines.data.files.reader_child import MEMORY, NO_MEMORY, SECONDS, SECOND
 from pipelines.data.files.readers import find_columns, find_lines
 from pipelines.data.files.shards import Piece
 from pipelines.service_errors import BadFileError, UnavailableError, WorkerFaultError
-from pipelines.storage.request_counting import active_traffic
 from pipelines.storage.store_requests import PROCESS_REQUESTS
 from spin.errors import SpinError, shorten_message
 from spin.settings import DataSettings
@@ -213,17 +212,13 @@ class _Child:
 
     def answer(self, job: Job) -> Iterator[Answer]:
         """The answers to a request. Raises _Death if the child ends before the last one."""
-        traffic = active_traffic()
         try:
             self.connection.send((dict(os.environ), job))  # variables say how to reach a store
         except OSError:
             raise self._death() from None
         while True:
             answer = self._receive()
-            if traffic is not None and any(answer.read):
-                requests, read = answer.read
-                traffic.add(read, requests)
-            PROCESS_REQUESTS.add(answer.sent)
+            PROCESS_REQUESTS.add(answer.requests)
             yield answer
             if answer.ends == "request":
                 return

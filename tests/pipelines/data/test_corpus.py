@@ -18,10 +18,10 @@ from pipelines.data.spool import LostPartError, ReadyPiece, read_texts
 from pipelines.service_errors import HeldError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.request_counting import count_input_reads
 from spin.errors import UserError
 from tests.pipelines.data.files.test_readers import DATA, build_rows, to_jsonl, write_file
 from tests.support.corpora import spool_corpus
+from tests.support.input_reads import count_input_reads
 from tests.support.leases import expire_lease
 
 TEXTS = [f"text {n}, 学び" for n in range(30)]
@@ -66,13 +66,13 @@ def test_a_block_holds_the_texts_of_one_shard(corpus: Corpus) -> None:
 
 def test_the_spool_is_read_once(corpus: Corpus) -> None:
     """It is read at the first use; a second use reads nothing."""
-    with count_input_reads() as traffic:
+    with count_input_reads() as reads:
         assert corpus.read_texts(np.array([], np.int64)) == []
-        assert traffic.read == 0
+        assert reads.bytes == 0
         corpus.read_texts(np.array([3]))
-        assert traffic.read == sum(part.size for part in corpus.parts)
+        assert reads.bytes == sum(part.size for part in corpus.parts)
         assert corpus.read_texts(np.array([29])) == [TEXTS[29]]
-        assert traffic.read == sum(part.size for part in corpus.parts)
+        assert reads.bytes == sum(part.size for part in corpus.parts)
 
 
 def test_a_process_that_is_killed_leaves_no_file_of_texts(

@@ -32,11 +32,11 @@ from pipelines.data.spool import SPOOL, CheckedRows, PartSize, ReadyPiece, Spool
 from pipelines.service_errors import UnavailableError
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_json
-from pipelines.storage.request_counting import Traffic, count_input_reads
 from spin.errors import UserError
 from spin.settings import DataSettings
 from tests.pipelines.data.files import test_readers
 from tests.pipelines.data.files.test_readers import GOOD, Row, divide_files, to_csv, to_jsonl, to_parquet, write_file
+from tests.support.input_reads import InputReads, count_input_reads
 from tests.support.reading import read_in_this_process
 
 DATA = DataSettings(train="unused")
@@ -55,8 +55,8 @@ class Night:
     """ids of every saved part, by task and part"""
     rows: list[CheckedRows] = field(default_factory=list)
     """by shard"""
-    taken: Traffic = field(default_factory=Traffic)
-    classified: Traffic = field(default_factory=Traffic)
+    taken: InputReads = field(default_factory=InputReads)
+    classified: InputReads = field(default_factory=InputReads)
     """reads of the shards, parts of the spool included"""
 
     @property
@@ -423,8 +423,8 @@ def test_small_files_cost_one_request_each(tmp_path: Path) -> None:
         size += Path(write_file(tmp_path, f"{n:04d}.jsonl", to_jsonl(make_rows(5, f"{n}-")))).stat().st_size
         size += Path(write_file(tmp_path, f"{n:04d}.parquet", to_parquet(make_rows(5, f"p{n}-")))).stat().st_size
     night = run_night(tmp_path, 1000)
-    assert (night.taken.get, night.taken.read) == (600, size)
-    assert night.classified.get == sum(len(shard.pieces) for shard in night.plan.shards) <= 12
+    assert (night.taken.count, night.taken.bytes) == (600, size)
+    assert night.classified.count == sum(len(shard.pieces) for shard in night.plan.shards) <= 12
 
 
 @pytest.mark.slow
@@ -443,14 +443,14 @@ def test_large_files_are_read_once(name: str, tmp_path: Path) -> None:
     assert size >= intake.SMALL
     night = run_night(tmp_path, 1000)
     assert night.all_ids == [row["id"] for row in rows]
-    assert size / 2 < night.taken.read <= 1.1 * size
-    assert night.classified.read == sum(piece.size for shard in night.plan.shards for piece in shard.pieces)
-    assert night.taken.get + night.classified.get <= 8 * len(night.plan.shards)
+    assert size / 2 < night.taken.bytes <= 1.1 * size
+    assert night.classified.bytes == sum(piece.size for shard in night.plan.shards for piece in shard.pieces)
+    assert night.taken.count + night.classified.count <= 8 * len(night.plan.shards)
 
 
-def note_progress(traffic: Traffic, read_before: list[float], part: SpoolPart) -> str:
+def note_progress(reads: InputReads, read_before: list[float], part: SpoolPart) -> str:
     """Save no part, and note how many bytes were read before it."""
-    read_before.append(traffic.read)
+    read_before.append(reads.bytes)
     return f"part-{part.number}"
 
 
@@ -460,9 +460,9 @@ def test_a_large_csv_is_saved_while_it_is_read(tmp_path: Path) -> None:
     size = Path(write_file(tmp_path, "a.csv", to_csv(make_random_rows(80)))).stat().st_size
     [task] = plan_intake(list_files(str(tmp_path)), DATA, bad={})
     read_before: list[float] = []
-    with count_input_reads() as traffic:
-        take_in(task, DATA, PartSize(5000), partial(note_progress, traffic, read_before))
-    assert traffic.read == size
+    with count_input_reads() as reads:
+        take_in(task, DATA, PartSize(5000), partial(note_progress, reads, read_before))
+    assert reads.bytes == size
     assert read_before[0] <= size / 2
     assert len(read_before) >= 8
 
@@ -474,9 +474,9 @@ def test_a_large_row_group_is_streamed(tmp_path: Path) -> None:
     size = Path(write_file(tmp_path, "a.parquet", to_parquet(rows, compression="none", use_dictionary=False))).stat()
     [task] = plan_intake(list_files(str(tmp_path)), DATA, bad={})
     read_before: list[float] = []
-    with count_input_reads() as traffic:
-        report = take_in(task, DATA, PartSize(5000), partial(note_progress, traffic, read_before))
-    assert traffic.read <= 1.1 * size.st_size
+    with count_input_reads() as reads:
+        report = take_in(task, DATA, PartSize(5000), partial(note_progress, reads, read_before))
+    assert reads.bytes <= 1.1 * size.st_size
     assert read_before[0] <= size.st_size / 2
     assert sum(ready.piece.documents for ready in report.pieces) == len(rows)
     assert pq.read_metadata(tmp_path / "a.parquet").num_row_groups == 1

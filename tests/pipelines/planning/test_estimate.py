@@ -20,7 +20,6 @@ from safetensors.numpy import save_file
 
 import jobs.commands.planning_commands
 from pipelines.data import intake
-from pipelines.data.files import reader_process
 from pipelines.data.files.formats import MAX_BYTES
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.shards import Piece as SpoolPiece
@@ -33,10 +32,9 @@ from pipelines.nightly.steps.counts import ClassifyCounts, IntakeCounts
 from pipelines.planning import estimate, sample
 from pipelines.planning.estimate import Deadline, Intake, NightEstimate, Rates, estimate_night
 from pipelines.planning.sample import MeasuredShard, NightSample
-from pipelines.storage import input_opener
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
-from pipelines.storage.request_counting import active_traffic
+from pipelines.storage.store_requests import RequestCounter, RequestTotals
 from spin.errors import UserError
 from spin.monitor.profile import Profile
 from spin.settings import Settings, parse_settings
@@ -139,7 +137,7 @@ def add_dead_letters(rows: list[Row]) -> list[Row]:
 def night_bytes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts of the bytes that nights write for their shards, and that they read from JSONL, profiles and ids."""
     counts: Counter[str] = Counter()
-    create, read = Store.create, LocalFileSystem.cat_file
+    create, read, add = Store.create, LocalFileSystem.cat_file, RequestCounter.add
 
     def counted_create(store: Store, key: str, data: bytes) -> bool:
         folders = ("parts/", "attempts/", "spool/", "predictions/", "dead_letters/", "_runs/")
@@ -154,16 +152,13 @@ def night_bytes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             counts["read"] += len(data)
         return data
 
-    class InputReads:
-        """Counts the bytes that are read of input files where nothing else does."""
-
-        def add(self, read: int, requests: int = 1) -> None:
-            counts["read"] += read
+    def counted_add(counter: RequestCounter, totals: RequestTotals) -> None:
+        counts["read"] += totals.bytes_read
+        add(counter, totals)
 
     monkeypatch.setattr(Store, "create", counted_create)
     monkeypatch.setattr(LocalFileSystem, "cat_file", counted_read)
-    for module in (input_opener, reader_process):
-        monkeypatch.setattr(module, "active_traffic", lambda: active_traffic() or InputReads())
+    monkeypatch.setattr(RequestCounter, "add", counted_add)
     return counts
 
 

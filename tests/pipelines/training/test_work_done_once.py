@@ -18,12 +18,12 @@ from pipelines.data.corpus import CorpusSpool
 from pipelines.nightly import classify
 from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store
-from pipelines.storage.request_counting import Traffic, count_input_reads
 from pipelines.training import extract_features, workflow
 from pipelines.workers.map_shards import ShardWork, map_shards
 from spin.backbone import digest
 from spin.settings import Settings, parse_settings
 from tests.support import tiny
+from tests.support.input_reads import InputReads, count_input_reads
 from tests.support.night_project import replace_map_shards
 from tests.support.registry_databases import create_database
 
@@ -36,7 +36,7 @@ class Work:
     """Counts the bytes read from the input, by stage, and how often each file of weights is hashed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.reads: dict[str, Traffic] = {}
+        self.reads: dict[str, InputReads] = {}
         self.hashes: Counter[str] = Counter()
         hash_file = digest.hash_file
 
@@ -132,17 +132,17 @@ def test_spin_run_and_nights_read_and_hash_only_what_they_need(
     with count_reads() as reads:
         workflow.run_workflow(settings)
     spool = spools[-1]
-    assert reads["input"].read == pytest.approx(size, rel=0.01)
-    assert reads["spool"].read == 3 * spool > 0  # by the backbone, by the words in probe, and in train
+    assert reads["input"] == pytest.approx(size, rel=0.01)
+    assert reads["spool"] == 3 * spool > 0  # by the backbone, by the words in probe, and in train
     assert Store.of(settings).list("spool") == []
-    assert work.reads["extract"].read == pytest.approx(size, rel=0.01)
-    assert work.reads["extract step"].read == work.reads["probe"].read == work.reads["train"].read == spool
+    assert work.reads["extract"].bytes == pytest.approx(size, rel=0.01)
+    assert work.reads["extract step"].bytes == work.reads["probe"].bytes == work.reads["train"].bytes == spool
     files = digest.list_model_files(tmp_path / "bert")
     assert work.hashes == {path.name: 1 for path in files}
 
     run_night(work, settings, tmp_path / "nights", "2026-01-31")
-    assert work.reads["classify step"].read < size  # of the spool, which is compressed
-    assert work.reads["intake step"].read == size
+    assert work.reads["classify step"].bytes < size  # of the spool, which is compressed
+    assert work.reads["intake step"].bytes == size
     hashes = dict(work.hashes)
     assert hashes.keys() == {path.name for path in files}
     assert max(hashes.values()) <= (2 if include_backbone else 1)

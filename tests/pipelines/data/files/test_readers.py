@@ -37,11 +37,11 @@ from pipelines.data.spool import find_dead_rows
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import to_json
-from pipelines.storage.request_counting import count_input_reads
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace
 from spin.labels.split_groups import hash_group, hash_text
 from spin.settings import DataSettings
+from tests.support.input_reads import count_input_reads
 from tests.support.reading import read_in_this_process
 
 DATA = DataSettings(train="unused")
@@ -619,10 +619,10 @@ def test_of_parquet_only_the_columns_that_are_wanted_are_read(tmp_path: Path, mo
     rows = [{"id": n, "text": "t", "body": rng.bytes(15_000).hex()} for n in range(40)]
     uri = write_file(tmp_path, "a.parquet", to_parquet(rows))
     monkeypatch.setattr(readers, "BLOCK", 1)  # or a small file is read whole
-    with count_input_reads() as traffic:
+    with count_input_reads() as reads:
         Store(str(tmp_path)).read("a.parquet")
         assert len(read_all(uri, columns=ID_AND_TEXT)) == 40
-    assert 0 < traffic.read < Path(uri).stat().st_size / 10
+    assert 0 < reads.bytes < Path(uri).stat().st_size / 10
 
 
 def test_read_labelled_returns_as_many_texts_as_requested(tmp_path: Path) -> None:
