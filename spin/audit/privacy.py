@@ -14,7 +14,6 @@ from spin.arrays import Floats
 from spin.audit.verbatim import VerbatimLeaks
 from spin.audit.word_recovery import BANDS, Recovery, WordAttack, predict_targets
 from spin.labels.label_space import LabelSpace, Targets
-from spin.labels.sampling import one_per_group
 from spin.labels.split_groups import hash_text
 from spin.pages.rendering import render_report
 
@@ -108,7 +107,7 @@ def measure_privacy(
     _, group = np.unique([hash_text(text) for text in texts], return_inverse=True)
     is_known = np.random.default_rng(seed).permutation(group.max() + 1) < (group.max() + 1) / 2
     known, judged = np.flatnonzero(is_known[group]), np.flatnonzero(~is_known[group])
-    known = one_per_group(known, group[known])
+    known = known[np.sort(np.unique(group[known], return_index=True)[1])]
     known_texts, judged_texts = ([texts[row] for row in rows.tolist()] for rows in (known, judged))
     attack = WordAttack.of(known_texts, y[known], judged_texts, label_space)
     attributes = [attribute_presence(part) for part in (known_texts, judged_texts)]
