@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipelines.nightly.report.night_report import ScoredNight
 
 Name = Annotated[str | None, typer.Option("--model", metavar="NAME", help="registered name; default: the only one")]
+AnyName = Annotated[str | None, typer.Option("--model", metavar="NAME", help="registered name; default: any")]
 
 app = command_group("labels", "Add labels that people have given to documents of nights, and score the nights by them.")
 
@@ -69,7 +70,7 @@ def add(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV or Parquet with the columns id and true_label")],
     output: Output,
     date: Date = None,
-    model: Name = None,
+    model: AnyName = None,
     new_class: Annotated[
         list[str],
         typer.Option(
@@ -95,7 +96,7 @@ def add(
 
 
 @app.command(cls=PipelinesCommand)
-def show(output: Output, model: Name = None, as_json: AsJson = False) -> None:
+def show(output: Output, model: AnyName = None, as_json: AsJson = False) -> None:
     """Print the accuracy of the nights that were checked."""
     from pipelines.nightly.review.checked_labels import list_scores
     from pipelines.nightly.tables.night_tables import NightTables
@@ -115,7 +116,12 @@ def export(
     settings: File,
     output: Output,
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Parquet file to write")],
-    model: Name = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="NAME", help="registered name; default: the only one with labels, else mlflow.model"
+        ),
+    ] = None,
     set: Set = [],  # noqa: B006
 ) -> None:
     """Write the labelled documents of the nights with their texts, as training data.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 
 from pipelines.nightly.report.night_texts import read_texts
 from pipelines.nightly.review.checked_labels import read_labels
+from pipelines.nightly.review.label_file import LabelRow
 from pipelines.nightly.review.review_sample import RANDOM
 from pipelines.nightly.tables.night_history import list_nights
-from pipelines.nightly.tables.night_tables import NightTables
+from pipelines.nightly.tables.night_tables import NightTables, PublishedRun
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
 from spin.labels.split_groups import hash_text
@@ -31,16 +32,18 @@ def export_labels(settings: Settings, output: str, file: Path, *, model: str | N
     a known probability are divided by the hash of their text, as by a training. All others train: they may have been
     chosen because they are difficult, and quality that is measured on them would be too low. A text that validates or
     tests under one id does so under all. A document of several nights is written once, with the label of the latest.
+    The nights are those of one model, by default the only one with labels, else the one of the settings.
     Returns the number of documents written, and of those whose input is not there any more.
-    Raises UserError where there are no labels.
+    Raises UserError where there are no labels, or labels of several models that could be meant.
     """
     tables = NightTables(Store(output))
-    stored = read_labels(tables.out)
+    stored, nights = read_labels(tables.out), list_nights(tables)
+    model = model or _choose_model(stored, nights, settings.mlflow.model)
     labelled: _Labelled = {}
     lost: set[str] = set()
     drawn: set[str] = set()
-    for night in sorted(list_nights(tables), key=lambda night: night.date):
-        if model not in (None, night.model):
+    for night in sorted(nights, key=lambda night: night.date):
+        if night.model != model:
             continue
         rows = stored.get((night.date, night.model), ())
         labels = {row.id: row.true_labels for row in rows if row.true_labels is not None}
@@ -50,9 +53,24 @@ def export_labels(settings: Settings, output: str, file: Path, *, model: str | N
             labelled |= {id: (text, labels[id]) for id, text in texts}
         lost = (lost | set(labels)) - set(labelled)
     if not labelled and not lost:
-        raise UserError(f"{output} has no labels; `spin labels add` stores those that people have given")
+        whose = f" of {model}" if model else ""
+        raise UserError(f"{output} has no labels{whose}; `spin labels add` stores those that people have given")
     _write(settings, labelled, drawn, file)
     return len(labelled), len(lost)
+
+
+def _choose_model(
+    stored: Mapping[tuple[str, str], Sequence[LabelRow]], nights: Sequence[PublishedRun], configured: str | None
+) -> str | None:
+    """The model whose nights have labels, None if none has; of several the one of the settings.
+
+    Raises UserError if that is none of them.
+    """
+    given = {night for night, rows in stored.items() if any(row.true_labels is not None for row in rows)}
+    models = sorted({night.model for night in nights if (night.date, night.model) in given})
+    if len(models) > 1 and configured not in models:
+        raise UserError(f"nights of {', '.join(models)} have labels; choose the model of the training with --model")
+    return configured if configured in models else next(iter(models), None)
 
 
 def _write(settings: Settings, labelled: _Labelled, drawn: Set[str], file: Path) -> None:

@@ -15,6 +15,7 @@ from pipelines.nightly.review.checked_labels import add_labels
 from pipelines.nightly.review.label_file import write_review
 from pipelines.nightly.review.labelled_texts import export_labels
 from pipelines.nightly.review.review_sample import choose_documents
+from spin.errors import UserError
 from spin.labels.split_groups import hash_text
 from spin.labels.splits import assign_split
 from spin.settings import Settings, parse_settings
@@ -27,9 +28,9 @@ def give_texts(data: object, out: object, run: str, ids: Collection[str]) -> Ite
     return ((id, f"text of {id}") for id in ids)
 
 
-def make_settings(**data: object) -> Settings:
+def make_settings(model: str | None = None, **data: object) -> Settings:
     tree = {"train": "t", "valid_fraction": 0.45, "test_fraction": 0.45, **data}
-    return parse_settings({"backbone": {"model": "m"}, "data": tree, "store": "s"})
+    return parse_settings({"backbone": {"model": "m"}, "data": tree, "store": "s", "mlflow": {"model": model}})
 
 
 @pytest.mark.slow
@@ -97,3 +98,28 @@ def test_a_text_lies_on_one_side_of_the_split_under_all_its_ids(
     exported = {row["id"]: row["split"] for row in pq.read_table(tmp_path / "labelled.parquet").to_pylist()}
     assert set(exported.values()) == {"train", "valid", "test"}
     assert all(exported[f"a{n}"] == exported[f"b{n}"] for n in range(40))
+
+
+def test_the_labels_of_one_model_are_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several models, classes with the same documents would be mixed: that of the settings, or one that is named."""
+    monkeypatch.setattr(labelled_texts, "read_texts", give_texts)
+    out, file = str(tmp_path / "out"), tmp_path / "labelled.parquet"
+    for model in ("tones", "topics", "unlabelled"):
+        publish(tmp_path / "out", [prediction("a"), prediction("b")], model=model)
+
+    def export(configured: str | None = None, **options: str) -> list[dict[str, str]]:
+        export_labels(make_settings(configured), out, file, **options)
+        return [{"id": row["id"], "label": row["label"]} for row in pq.read_table(file).to_pylist()]
+
+    (tmp_path / "labels.csv").write_text("id,true_label\na,bad\n")
+    add_labels(out, tmp_path / "labels.csv", model="tones")
+    assert export() == export("unlabelled") == [{"id": "a", "label": "bad"}]
+    (tmp_path / "labels.csv").write_text("id,true_label\nb,good\n")
+    add_labels(out, tmp_path / "labels.csv", model="topics")
+    for configured in (None, "unlabelled"):
+        with pytest.raises(UserError, match=r"nights of tones, topics have labels; choose .* with --model$"):
+            export(configured)
+    assert export("topics") == export(model="topics") == [{"id": "b", "label": "good"}]
+    assert export("topics", model="tones") == [{"id": "a", "label": "bad"}]
+    with pytest.raises(UserError, match=r"has no labels of unlabelled; `spin labels add`"):
+        export(model="unlabelled")
