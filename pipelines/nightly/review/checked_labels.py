@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.forgotten_ids import ForgottenIds, read_forgotten
+from pipelines.nightly.night_date import parse_date
 from pipelines.nightly.report.night_report import ScoredNight, find_report
 from pipelines.nightly.review.given_labels import GivenLabels, read_given
 from pipelines.nightly.review.label_file import LabelRow, read_label_file
@@ -27,6 +28,7 @@ from pipelines.storage.parquet import to_parquet
 from pipelines.storage.records import from_json, to_json
 from spin.errors import UserError
 from spin.monitor.spot_check import CheckedSample, estimate_accuracy
+from spin.pages.number_format import counted
 
 LABELS = "_labels"
 """folder of an output with the labels that were added, and the scores of nights by them"""
@@ -70,12 +72,13 @@ def add_labels(
 ) -> AddedLabels:
     """Store the labels in a CSV or Parquet file, and score the nights that they belong to.
 
-    The file has the columns `id` and `true_label`, and what `spin review` has written beside them. Rows without a date
-    and a model are of the night of `date` and `model`, by default of all published nights that have the document.
-    Adding a file twice changes nothing; of several labels for a document, the last one counts. Raises UserError for a
-    file that cannot be read or lacks a column, and before anything is stored for a class that the model of a night does
-    not have, unless it is among `new_classes`.
+    The file has the columns `id` and `true_label`, and what `spin review` has written beside them. Rows without a run,
+    a date and a model are of the night of `date` and `model`, by default of all published nights that have the
+    document. Adding a file twice changes nothing; of several labels for a document, the last one counts. Raises
+    UserError for a file that cannot be read or lacks a column, and before anything is stored for a class that the model
+    of a night does not have, unless it is among `new_classes`, and if all labels are of documents without a night.
     """
+    date = date and parse_date(date)
     tables, rows = NightTables(Store(output)), read_label_file(file)
     gone = set(read_forgotten(tables.out).find(row.id for row in rows))
     rows = [row for at, row in enumerate(rows) if at not in gone]
@@ -94,6 +97,10 @@ def add_labels(
         if any(row.true_labels is not None for row in own):
             touched.append(night)
             _check_classes(tables, night, own, new_classes, file)
+    labelled = [row for row in rows if row.true_labels is not None]
+    added = sum(row.id in known for row in labelled)
+    if labelled and not added:
+        raise _no_night_of(labelled, output, file, date, model)
     for own in found:
         _store(tables.out, own)
     if found:  # `spin forget` stores its hashes before it removes labels: whichever comes last removes them
@@ -103,14 +110,22 @@ def add_labels(
     scored = [
         _score(tables, night, given) for night, given in labels if any(row.true_labels is not None for row in given)
     ]
-    labelled = [row.id for row in rows if row.true_labels is not None]
-    added = sum(id in known for id in labelled)
     return AddedLabels(
         added=added,
         empty=len(rows) - len(labelled),
         unknown=len(labelled) - added,
         nights=tuple(score for score, _ in scored),
         foreign=tuple(sorted({name for _, names in scored for name in names})),
+    )
+
+
+def _no_night_of(rows: Sequence[LabelRow], output: str, file: Path, date: str | None, model: str | None) -> UserError:
+    """The error for labels none of which is of a document of a night."""
+    night = (rows[0].run,) if rows[0].run else (rows[0].date or date, rows[0].model or model)
+    example = " of ".join([f"'{rows[0].id}'", *filter(None, night)])
+    return UserError(
+        f"{file}: no published night gave a label to any of the {counted(len(rows), 'document')} with a true label, "
+        f"such as {example}; expected ids, dates and models of nights that `spin nights list --output {output}` names"
     )
 
 
@@ -147,8 +162,14 @@ def list_scores(tables: NightTables, model: str | None = None, *, most: int | No
 def _rows_of(night: PublishedRun, rows: Sequence[LabelRow], date: str | None, model: str | None) -> Iterator[LabelRow]:
     """The rows that may be of a night, with its date and model."""
     for row in rows:
-        if (row.date or date) in (None, night.date) and (row.model or model) in (None, night.model):
+        named = (row.date or date) in (None, night.date) and (row.model or model) in (None, night.model)
+        if named if row.run is None else _is_run_of(row.run, night):
             yield replace(row, date=night.date, model=night.model)
+
+
+def _is_run_of(run: str, night: PublishedRun) -> bool:
+    """Whether a run, published or not, is one of the date and model of a night."""
+    return run[:10] == night.date and is_run_of(run, [night.model])
 
 
 def remove_labels(out: Store, forgotten: ForgottenIds, *, dry_run: bool = False) -> int:
@@ -177,7 +198,7 @@ def rescore_nights(tables: NightTables) -> None:
     labels = read_labels(out) if scored else {}
     given_up = {key.split("/")[1] for key in out.read_many([f"{RUNS}/{run}/{ABANDONED}" for run in sorted(scored)])}
     for night in list_nights(tables):
-        former = {run for run in given_up if run[:10] == night.date and is_run_of(run, [night.model])}
+        former = {run for run in given_up if _is_run_of(run, night)}
         outdated = scored & {night.run, *former}
         if not outdated:
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,10 @@ import pyarrow.parquet as pq
 
 from pipelines.data.files.csv_reader import choose_delimiter
 from pipelines.data.files.formats import list_columns
+from pipelines.data.files.text_values import column_to_text, to_text
+from pipelines.nightly.night_date import parse_date
 from pipelines.nightly.review.review_sample import ReviewSample
+from pipelines.nightly.tables.night_records import is_run_name
 from spin.errors import UserError
 
 T = TypeVar("T")
@@ -33,7 +37,7 @@ class LabelRow:
     true_labels: tuple[str, ...] | None
     """its classes, one of them in a task with one class per document; None for a row without a label"""
     date: str | None = None
-    """YYYY-MM-DD of the night that it is from, None if the file does not say"""
+    """YYYY-MM-DD of the night that it is from, None if the file does not say, or says `run`"""
     model: str | None = None
     """registered name of the night's model, None if the file does not say"""
     reason: str | None = None
@@ -44,6 +48,8 @@ class LabelRow:
     """of being drawn; None in files that were written before there were probabilities"""
     seed: int | None = None
     """of the draw"""
+    run: str | None = None
+    """name of a run of the night that it is from, None if the file does not say; never stored"""
 
     @property
     def was_drawn(self) -> bool:
@@ -87,29 +93,45 @@ def write_review(sample: ReviewSample, file: Path, texts: Mapping[str, str] | No
 
 
 def read_label_file(file: Path) -> list[LabelRow]:
-    """The rows of a CSV or Parquet file. Raises UserError if it cannot be read, or has no `id` or `true_label`."""
+    """The rows of a CSV or Parquet file, with ids and classes as nights write them.
+
+    Spreadsheets rewrite dates, so the column `run` says of which night a row is, and `date` only without it. Raises
+    UserError if the file cannot be read, has no `id` or `true_label`, or has a value of another form.
+    """
     try:
         table = pq.read_table(file) if file.suffix == ".parquet" else _read_csv(file)
+        missing = [name for name in _REQUIRED if name not in table.column_names]
+        if missing:
+            there = list_columns(table.column_names)
+            raise UserError(f"{file} has no column '{missing[0]}'; it has {there}, expected {' and '.join(_REQUIRED)}")
+        ids = column_to_text(table["id"])
+        given = table["true_label"]
+        labels = given.to_pylist() if pa.types.is_nested(given.type) else column_to_text(given)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file} cannot be read: {error}; expected CSV or Parquet, as spin review writes it") from None
-    missing = [name for name in _REQUIRED if name not in table.column_names]
-    if missing:
-        there = list_columns(table.column_names)
-        raise UserError(f"{file} has no column '{missing[0]}'; it has {there}, expected {' and '.join(_REQUIRED)}")
     return [
-        LabelRow(
-            id=str(row["id"]),
-            true_labels=_parse_labels(row["true_label"]),
-            date=str(row["date"])[:10] if row.get("date") else None,
-            model=row.get("model") or None,
-            reason=row.get("reason") or None,
-            population=_parse_number(row, "population", int, file),
-            probability=_parse_number(row, "probability", _to_probability, file),
-            seed=_parse_number(row, "seed", int, file),
-        )
-        for row in table.to_pylist()
-        if row["id"] is not None
+        _parse_row(row, id, label, file)
+        for row, id, label in zip(table.drop_columns(_REQUIRED).to_pylist(), ids, labels, strict=True)
+        if id is not None
     ]
+
+
+def _parse_row(row: Mapping[str, Any], id: str, label: Any, file: Path) -> LabelRow:
+    """The row of a document. Raises UserError, naming it, for a value of another form than a review has."""
+    run = row.get("run")
+    run = run if isinstance(run, str) and is_run_name(run) else None
+    dated = run is None and row.get("date")
+    return LabelRow(
+        id=id,
+        true_labels=_parse_labels(label, id, file),
+        date=parse_date(str(row["date"])[:10], option=f"{file}: the row of '{id}': date") if dated else None,
+        model=row.get("model") or None,
+        reason=row.get("reason") or None,
+        population=_parse_number(row, "population", int, file),
+        probability=_parse_number(row, "probability", _to_probability, file),
+        seed=_parse_number(row, "seed", int, file),
+        run=run,
+    )
 
 
 def _read_csv(file: Path) -> pa.Table:
@@ -119,7 +141,7 @@ def _read_csv(file: Path) -> pa.Table:
     """
     with file.open(encoding="utf-8-sig", errors="replace", newline="") as source:
         delimiter = choose_delimiter(source, _REQUIRED)
-    types = dict.fromkeys((*_REQUIRED, "date", "model", "reason"), pa.string())
+    types = dict.fromkeys((*_REQUIRED, "date", "model", "run", "reason"), pa.string())
     table = pyarrow.csv.read_csv(
         file,
         parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
@@ -166,16 +188,17 @@ def _to_probability(value: Any) -> float:
     return probability
 
 
-def _parse_labels(value: Any) -> tuple[str, ...] | None:
+def _parse_labels(value: Any, id: str, file: Path) -> tuple[str, ...] | None:
     """The classes of a cell: a name, a list, or a list as JSON; None for an empty cell."""
-    if value is None or value == "":
-        return None
     if isinstance(value, str) and value.startswith("["):
-        try:
+        with suppress(ValueError):  # the name of a class may begin with a bracket
             value = json.loads(value)
-        except ValueError:  # the name of a class may begin with a bracket
-            return (value,)
-    return tuple(str(each).strip() for each in value) if isinstance(value, list) else (str(value).strip(),)
+    if not isinstance(value, list):
+        return None if value is None else (str(value).strip(),)
+    names = [to_text(each) for each in value]
+    if None in names:
+        raise UserError(f"{file}: the label of '{id}' is a list with a value that is no name; expected only names")
+    return tuple(name.strip() for name in names if name is not None)
 
 
 def _without_lists(table: pa.Table) -> pa.Table:

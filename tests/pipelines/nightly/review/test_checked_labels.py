@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -224,8 +225,43 @@ def test_labels_find_the_nights_that_they_belong_to(tmp_path: Path) -> None:
     assert nights([label("b")]) == [(DATE, MODEL, 1), ("2026-03-02", MODEL, 1)]
     assert nights([label("a")], model="tones") == [(DATE, "tones", 1)]
     assert nights([label("a", model=MODEL, date=DATE)]) == [(DATE, MODEL, 2)]
-    assert nights([label("c")], date=DATE) == []
-    assert add_labels(out.uri, write_csv(tmp_path / "labels.csv", [label("x")])).unknown == 1
+    assert add_labels(out.uri, write_csv(tmp_path / "labels.csv", [label("x"), label("c")])).unknown == 1
+
+
+def test_labels_none_of_which_belongs_to_a_document_are_refused(tmp_path: Path) -> None:
+    """They are lost otherwise, with status 0: as where a spreadsheet has rewritten the ids."""
+    out = Store(str(tmp_path / "out"))
+    run_night(out, ["a"])
+    for options, named in (
+        ({}, r"'b'"),
+        ({"date": "2026-03-02"}, r"'b' of 2026-03-02"),
+        ({"model": "tones"}, r"'b' of tones"),
+    ):
+        rows = [label("b"), label("a" if options else "c")]
+        message = rf"any of the 2 documents with a true label, such as {named}; expected .* `spin nights list --output"
+        with pytest.raises(UserError, match=message):
+            add_labels(out.uri, write_csv(tmp_path / "labels.csv", rows), **options)
+    assert out.list(LABELS) == []
+    assert add_labels(out.uri, write_csv(tmp_path / "labels.csv", [label("b", "")])).added == 0
+
+
+@pytest.mark.parametrize("date", ["11/24/2026", "24.11.2026"])
+def test_a_review_counts_whatever_a_spreadsheet_makes_of_its_dates(tmp_path: Path, date: str) -> None:
+    """The column `run` names its night, also once another run has replaced it."""
+    out = Store(str(tmp_path / "out"))
+    for model in (MODEL, "tones"):
+        publish(tmp_path / "out", make_rows(20), model=model)
+        publish(tmp_path / "out", make_rows(20), model=model, date="2026-03-02")
+    write_review(choose_documents(out.uri, documents=10, date=DATE, model=MODEL), tmp_path / "review.csv")
+    publish(tmp_path / "out", make_rows(20))
+    rows = [row | {"date": date} for row in read_csv(fill_in(tmp_path / "review.csv"))]
+    [score] = add_labels(out.uri, write_csv(tmp_path / "review.csv", rows)).nights
+    assert (score.date, score.model, score.checked) == (DATE, MODEL, 10)
+    without = [{name: value for name, value in row.items() if name != "run"} for row in rows]
+    with pytest.raises(UserError, match=rf"the row of '{rows[0]['id']}': date {date}: expected a day as YYYY-MM-DD"):
+        add_labels(out.uri, write_csv(tmp_path / "review.csv", without))
+    with pytest.raises(UserError, match=f"--date {date}: expected a day as YYYY-MM-DD"):
+        add_labels(out.uri, write_csv(tmp_path / "labels.csv", [label("d00001")]), date=date)
 
 
 def test_labels_of_a_replaced_night_count_for_the_new_one(tmp_path: Path) -> None:
@@ -260,6 +296,25 @@ def test_ids_and_classes_that_look_like_numbers_stay_text(tmp_path: Path) -> Non
     run_night(out, ["007", "010"], columns={"label": "1"})
     [score] = add_labels(out.uri, write_csv(tmp_path / "labels.csv", [label("007", "1"), label("010", "01")])).nights
     assert (score.checked, score.right) == (2, 1)
+
+
+def test_ids_and_classes_of_parquet_are_those_of_nights(tmp_path: Path) -> None:
+    """Of a column of numbers or truth values, the night that read it has written them as `text_values` says."""
+    out, file = Store(str(tmp_path / "out")), tmp_path / "labels.parquet"
+    uuid = UUID("00000000-0000-0000-0000-000000000001")
+    run_night(out, ["1", "2.5", str(uuid)], columns={"label": "true"})
+    run_night(out, ["3"], model="tones", columns={"label": None, "labels": ["1"], "scores": {"1": 0.9}})
+    pq.write_table(pa.table({"id": [1.0, 2.5], "true_label": [True, False]}), file)
+    [score] = add_labels(out.uri, file).nights
+    assert (score.checked, score.right) == (2, 1)
+    pq.write_table(pa.table({"id": pa.array([uuid.bytes], pa.uuid()), "true_label": ["true"]}), file)
+    [score] = add_labels(out.uri, file).nights
+    assert (score.checked, score.right) == (3, 2)
+    pq.write_table(pa.table({"id": [3.0], "true_label": [[1.0]]}), file)
+    assert [score.right for score in add_labels(out.uri, file).nights] == [1]
+    pq.write_table(pa.table({"id": [3.0], "true_label": [[float("nan")]]}), file)
+    with pytest.raises(UserError, match="the label of '3' is a list with a value that is no name; expected only names"):
+        add_labels(out.uri, file)
 
 
 def test_a_score_has_what_the_night_had_estimated(tmp_path: Path) -> None:
