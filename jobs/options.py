@@ -18,16 +18,23 @@ if TYPE_CHECKING:
 
 
 def check_writable(path: Path | None) -> Path | None:
-    """Return the path of a page. Raises UserError, before any work is done, where none could be written."""
+    """Return the path of a file. Raises UserError, before any work is done, where none could be written."""
     if path is None:
         return None
     if path.is_dir():
-        raise UserError(f"{path} is a directory; name a file in it, such as {path / 'page.html'}")
+        raise UserError(f"{path} is a directory; name a file in it")
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: there is no directory {path.parent}; make it first")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UserError(f"{path} cannot be written: permission denied; name another file")
     return path
+
+
+def check_new(path: Path) -> None:
+    """Raise UserError, before any work is done, where a file is there already or none could be written."""
+    if path.is_file():
+        raise UserError(f"{path} exists already; name another file, or delete it")
+    check_writable(path)
 
 
 File = Annotated[str, typer.Argument(metavar="SETTINGS", help="settings file; `spin init` writes one")]

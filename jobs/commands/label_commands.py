@@ -12,7 +12,7 @@ import typer
 from jobs import terminal
 from jobs.extras import PipelinesCommand
 from jobs.figures import format_estimate
-from jobs.options import AsJson, Date, File, Output, Set, command_group
+from jobs.options import AsJson, Date, File, Output, Set, check_new, command_group
 from spin.errors import UserError
 from spin.pages.number_format import counted
 from spin.settings import load_settings
@@ -28,7 +28,7 @@ app = command_group("labels", "Add labels that people have given to documents of
 
 def review(
     output: Output,
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="file to write: .csv or .parquet")] = Path(
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="file to write: .csv or .parquet; a new one")] = Path(
         "review.csv"
     ),
     documents: Annotated[int, typer.Option(min=10, help="number of documents to check")] = 200,
@@ -47,6 +47,7 @@ def review(
     from pipelines.nightly.review.review_sample import choose_documents
     from pipelines.storage.object_store import Store
 
+    check_new(to)
     if to.suffix not in (".csv", ".parquet"):
         raise UserError(f"--to {to}: expected a name that ends with .csv or .parquet")
     sample = choose_documents(output, documents=documents, date=date, model=model, seed=seed)
@@ -115,7 +116,7 @@ def show(output: Output, model: AnyName = None, as_json: AsJson = False) -> None
 def export(
     settings: File,
     output: Output,
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Parquet file to write")],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Parquet file to write; a new one")],
     model: Annotated[
         str | None,
         typer.Option(
@@ -130,6 +131,7 @@ def export(
     """
     from pipelines.nightly.review.labelled_texts import export_labels
 
+    check_new(to)
     loaded = load_settings(settings, set)
     written, lost = export_labels(loaded, output, to, model=model)
     lines = [f"wrote {counted(written, 'labelled document')} to {to}"]

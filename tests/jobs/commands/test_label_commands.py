@@ -104,3 +104,22 @@ def test_another_kind_of_file_is_refused_before_anything_is_read(
 ) -> None:
     error = run_spin(capsys, monkeypatch, "review", "--output", "nowhere", "--to", "review.xlsx", status=2)
     assert "--to review.xlsx: expected a name that ends with .csv or .parquet" in error
+
+
+@pytest.mark.parametrize("command", [("review",), ("labels", "export", "settings.yaml")])
+def test_files_of_people_are_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    """A review that was filled in, or a corpus; a path that cannot be written is named before anything is read, too."""
+    (tmp_path / "done.csv").write_text("id,true_label\na,good\n")
+    for name, message in (
+        ("done.csv", "done.csv exists already; name another file, or delete it"),
+        ("no/review.csv", f"there is no directory {tmp_path / 'no'}"),
+        ("", "is a directory; name a file in it"),
+    ):
+        to = str(tmp_path / name)
+        assert message in run_spin(capsys, monkeypatch, *command, "--output", "nowhere", "--to", to, status=2)
+    assert (tmp_path / "done.csv").read_text() == "id,true_label\na,good\n"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "review.csv").touch()
+    assert "review.csv exists already" in run_spin(capsys, monkeypatch, "review", "--output", "nowhere", status=2)
