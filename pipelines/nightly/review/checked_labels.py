@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipelines.data.forgotten_ids import ForgottenIds, read_forgotten
 from pipelines.nightly.night_date import parse_date
 from pipelines.nightly.report.night_report import ScoredNight, find_report
-from pipelines.nightly.review.given_labels import GivenLabels, read_given
+from pipelines.nightly.review.given_labels import GivenLabels, is_multilabel, read_given
 from pipelines.nightly.review.label_file import LabelRow, read_label_file
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import ABANDONED, RUNS, is_run_of
@@ -76,7 +76,8 @@ def add_labels(
     a date and a model are of the night of `date` and `model`, by default of all published nights that have the
     document. Adding a file twice changes nothing; of several labels for a document, the last one counts. Raises
     UserError for a file that cannot be read or lacks a column, and before anything is stored for a class that the model
-    of a night does not have, unless it is among `new_classes`, and if all labels are of documents without a night.
+    of a night does not have, unless it is among `new_classes`, for no or several classes where it gives one, and if all
+    labels are of documents without a night.
     """
     date = date and parse_date(date)
     tables, rows = NightTables(Store(output)), read_label_file(file)
@@ -96,6 +97,7 @@ def add_labels(
             found.append(own)
         if any(row.true_labels is not None for row in own):
             touched.append(night)
+            check_class_counts(tables, night, own, str(file))
             _check_classes(tables, night, own, new_classes, file)
     labelled = [row for row in rows if row.true_labels is not None]
     added = sum(row.id in known for row in labelled)
@@ -127,6 +129,16 @@ def _no_night_of(rows: Sequence[LabelRow], output: str, file: Path, date: str | 
         f"{file}: no published night gave a label to any of the {counted(len(rows), 'document')} with a true label, "
         f"such as {example}; expected ids, dates and models of nights that `spin nights list --output {output}` names"
     )
+
+
+def check_class_counts(tables: NightTables, night: PublishedRun, rows: Sequence[LabelRow], where: str) -> None:
+    """Raise UserError, with `where` first, for no or several classes where the night gives each document one."""
+    wrong = next((row for row in rows if row.true_labels is not None and len(row.true_labels) != 1), None)
+    if wrong is not None and not is_multilabel(tables, night):
+        raise UserError(
+            f"{where}: the label of '{wrong.id}' is {json.dumps(wrong.true_labels)}; {night.model}, the model of the "
+            f"night of {night.date}, gives every document one class. Give it the name of one by `spin labels add`"
+        )
 
 
 def _check_classes(

@@ -51,6 +51,11 @@ def read_labelled(tables: NightTables, night: PublishedRun) -> Iterator[pa.Table
         yield rows.filter(pc.or_(pc.is_valid(rows["label"]), pc.is_valid(rows["labels"])))
 
 
+def is_multilabel(tables: NightTables, night: PublishedRun) -> bool:
+    """Whether the labels of a night are lists of classes; False if it has none."""
+    return next((rows["labels"].null_count < len(rows) for rows in read_labelled(tables, night) if len(rows)), False)
+
+
 def find_chances(rows: pa.Table) -> Floats:
     """(n,) the chance that a label is right; in a multi-label task that all classes are, taken as independent."""
     if not len(rows) or rows["labels"].null_count == len(rows):

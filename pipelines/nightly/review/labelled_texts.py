@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.nightly.report.night_texts import read_texts
-from pipelines.nightly.review.checked_labels import read_labels
+from pipelines.nightly.review.checked_labels import check_class_counts, read_labels
+from pipelines.nightly.review.given_labels import is_multilabel
 from pipelines.nightly.review.label_file import LabelRow
 from pipelines.nightly.review.review_sample import RANDOM
 from pipelines.nightly.tables.night_history import list_nights
@@ -27,14 +28,15 @@ _Labelled = dict[str, tuple[str, tuple[str, ...]]]
 def export_labels(settings: Settings, output: str, file: Path, *, model: str | None = None) -> tuple[int, int]:
     """Write the labelled documents of published nights to a Parquet file that a training can read.
 
-    Its columns are those that the settings name: id, text and label, a list where any document has none or several
-    classes; and the split, in a column `split` if they name none. The documents that a review drew at random with
-    a known probability are divided by the hash of their text, as by a training. All others train: they may have been
+    Its columns are those that the settings name: id, text and label, a list where a night gives lists of classes; and
+    the split, in a column `split` if they name none. The documents that a review drew at random with a known
+    probability are divided by the hash of their text, as by a training. All others train: they may have been
     chosen because they are difficult, and quality that is measured on them would be too low. A text that validates or
     tests under one id does so under all. A document of several nights is written once, with the label of the latest.
     The nights are those of one model, by default the only one with labels, else the one of the settings.
     Returns the number of documents written, and of those whose input is not there any more.
-    Raises UserError where there are no labels, or labels of several models that could be meant.
+    Raises UserError where there are no labels, or labels of several models that could be meant, and for a label of no
+    or several classes where its night gives each document one.
     """
     tables = NightTables(Store(output))
     stored, nights = read_labels(tables.out), list_nights(tables)
@@ -42,6 +44,7 @@ def export_labels(settings: Settings, output: str, file: Path, *, model: str | N
     labelled: _Labelled = {}
     lost: set[str] = set()
     drawn: set[str] = set()
+    several = False
     for night in sorted(nights, key=lambda night: night.date):
         if night.model != model:
             continue
@@ -49,13 +52,15 @@ def export_labels(settings: Settings, output: str, file: Path, *, model: str | N
         labels = {row.id: row.true_labels for row in rows if row.true_labels is not None}
         drawn |= {row.id for row in rows if row.reason == RANDOM and row.probability is not None}
         if labels:
+            check_class_counts(tables, night, rows, output)
+            several = several or is_multilabel(tables, night)
             texts = read_texts(settings.data, tables.out, night.run, labels)
             labelled |= {id: (text, labels[id]) for id, text in texts}
         lost = (lost | set(labels)) - set(labelled)
     if not labelled and not lost:
         whose = f" of {model}" if model else ""
         raise UserError(f"{output} has no labels{whose}; `spin labels add` stores those that people have given")
-    _write(settings, labelled, drawn, file)
+    _write(settings, labelled, drawn, file, several=several)
     return len(labelled), len(lost)
 
 
@@ -73,9 +78,8 @@ def _choose_model(
     return configured if configured in models else next(iter(models), None)
 
 
-def _write(settings: Settings, labelled: _Labelled, drawn: Set[str], file: Path) -> None:
+def _write(settings: Settings, labelled: _Labelled, drawn: Set[str], file: Path, *, several: bool) -> None:
     data = settings.data
-    several = any(len(labels) != 1 for _, labels in labelled.values())
     hashes = {id: hash_text(text) for id, (text, _) in labelled.items()}
     drawn_hashes = {hashes[id] for id in drawn & hashes.keys()}
     splits = [
@@ -84,11 +88,12 @@ def _write(settings: Settings, labelled: _Labelled, drawn: Set[str], file: Path)
         else "train"
         for value in hashes.values()
     ]
+    classes = [list(labels) if several else labels[0] for _, labels in labelled.values()]
     table = pa.table(
         {
             data.id: pa.array(list(labelled), pa.string()),
             data.text: pa.array([text for text, _ in labelled.values()], pa.string()),
-            data.label: [list(labels) if several else labels[0] for _, labels in labelled.values()],
+            data.label: pa.array(classes, pa.list_(pa.string()) if several else pa.string()),
             data.split or "split": pa.array(splits, pa.string()),
         }
     )

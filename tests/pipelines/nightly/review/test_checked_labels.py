@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -371,6 +372,20 @@ def test_a_class_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None
         add_labels(out.uri, file)
     assert out.list(LABELS) == []
     assert add_labels(out.uri, file, new_classes=["Late"]).added == 2
+
+
+@pytest.mark.parametrize("classes", ["[]", '["good", "bad"]'])
+def test_no_and_several_classes_are_refused_where_a_night_gives_one(tmp_path: Path, classes: str) -> None:
+    out = Store(str(tmp_path / "out"))
+    run_night(out, ["a", "b", "c"])
+    rows = [label("a"), label("b", '["bad"]'), label("c", classes)]
+    message = (
+        rf"labels\.csv: the label of 'c' is {re.escape(classes)}; {MODEL}, the model of the night of {DATE}, gives"
+    )
+    with pytest.raises(UserError, match=message):
+        add_labels(out.uri, write_csv(tmp_path / "labels.csv", rows))
+    assert out.list(LABELS) == []
+    assert add_labels(out.uri, write_csv(tmp_path / "labels.csv", rows[:2])).added == 2
 
 
 @pytest.mark.parametrize(

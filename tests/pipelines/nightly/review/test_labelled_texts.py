@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -123,3 +124,22 @@ def test_the_labels_of_one_model_are_exported(tmp_path: Path, monkeypatch: pytes
     assert export("topics", model="tones") == [{"id": "a", "label": "bad"}]
     with pytest.raises(UserError, match=r"has no labels of unlabelled; `spin labels add`"):
         export(model="unlabelled")
+
+
+def test_labels_are_lists_where_the_night_gives_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training on names would make a task of one class per document of it, even if each label is of one class."""
+    monkeypatch.setattr(labelled_texts, "read_texts", give_texts)
+    out, file = str(tmp_path / "out"), tmp_path / "labelled.parquet"
+    listed = {"label": None, "labels": ["good"]}
+    publish(tmp_path / "out", [prediction("a", label=None), prediction("b", **listed)])
+    (tmp_path / "labels.csv").write_text("id,true_label\nb,bad\n")
+    add_labels(out, tmp_path / "labels.csv")
+    export_labels(make_settings(), out, file)
+    assert pq.read_table(file)["label"].to_pylist() == [["bad"]]
+    (tmp_path / "labels.csv").write_text("id,true_label\nb,[]\n")
+    add_labels(out, tmp_path / "labels.csv")
+    export_labels(make_settings(), out, file)
+    assert pq.read_table(file)["label"].type == pa.list_(pa.string())
+    publish(tmp_path / "out", [prediction("b")])  # by a version that gives one class
+    with pytest.raises(UserError, match=r"out: the label of 'b' is \[\]; topics, .* gives every document one class"):
+        export_labels(make_settings(), out, file)
