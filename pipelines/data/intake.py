@@ -241,11 +241,16 @@ def read_files(files: Sequence[InputFile], data: DataSettings, columns: Collecti
 
 def find_texts(documents: Iterable[Documents], ids: Collection[str]) -> Iterator[tuple[str, str]]:
     """The ids and texts of the first sound row with each of some ids. Ends when all are found."""
+    return ((id, text) for id, text, _ in find_documents(documents, ids))
+
+
+def find_documents(documents: Iterable[Documents], ids: Collection[str]) -> Iterator[tuple[str, str, str | None]]:
+    """The ids, texts and groups of the first sound row with each of some ids. Ends when all are found."""
     waiting = set(ids)
     for part in documents if waiting else ():
-        for id, text in zip(part.ids, part.texts, strict=True):
+        for id, text, group in zip(part.ids, part.texts, part.groups, strict=True):
             if isinstance(id, str) and id in waiting and isinstance(text, str) and text.strip():
                 waiting.discard(id)
-                yield id, text
+                yield id, text, group
         if not waiting:
             return

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.nightly.report.night_texts import read_texts
+from pipelines.nightly.report.night_texts import read_documents
 from pipelines.nightly.review.checked_labels import check_class_counts, read_labels
 from pipelines.nightly.review.given_labels import is_multilabel
 from pipelines.nightly.review.label_file import LabelRow
@@ -17,22 +18,29 @@ from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_tables import NightTables, PublishedRun
 from pipelines.storage.object_store import Store
 from spin.errors import UserError
-from spin.labels.split_groups import hash_text
+from spin.labels.split_groups import choose_group, hash_text
 from spin.labels.splits import assign_split
 from spin.settings import Settings
 
-_Labelled = dict[str, tuple[str, tuple[str, ...]]]
-"""texts and labels of documents by id"""
+
+@dataclass(frozen=True)
+class _Labelled:
+    """A document that people have labelled."""
+
+    text: str
+    group: str | None
+    labels: tuple[str, ...]
 
 
 def export_labels(settings: Settings, output: str, file: Path, *, model: str | None = None) -> tuple[int, int]:
     """Write the labelled documents of published nights to a Parquet file that a training can read.
 
-    Its columns are those that the settings name: id, text and label, a list where a night gives lists of classes; and
-    the split, in a column `split` if they name none. The documents that a review drew at random with a known
-    probability are divided by the hash of their text, as by a training. All others train: they may have been
-    chosen because they are difficult, and quality that is measured on them would be too low. A text that validates or
-    tests under one id does so under all. A document of several nights is written once, with the label of the latest.
+    Its columns are those that the settings name: id, text, group, and label, a list where a night gives lists of
+    classes; and the split, in a column `split` if they name none. The documents that a review drew at random with a
+    known probability are divided by the hash of their group, else of their text, as by a training. All others train:
+    they may have been chosen because they are difficult, and quality that is measured on them would be too low. A group
+    that validates or tests with one document does so with all, and a text under one id under all. A document of several
+    nights is written once, with the label of the latest.
     The nights are those of one model, by default the only one with labels, else the one of the settings.
     Returns the number of documents written, and of those whose input is not there any more.
     Raises UserError where there are no labels, or labels of several models that could be meant, and for a label of no
@@ -41,7 +49,7 @@ def export_labels(settings: Settings, output: str, file: Path, *, model: str | N
     tables = NightTables(Store(output))
     stored, nights = read_labels(tables.out), list_nights(tables)
     model = model or _choose_model(stored, nights, settings.mlflow.model)
-    labelled: _Labelled = {}
+    labelled: dict[str, _Labelled] = {}
     lost: set[str] = set()
     drawn: set[str] = set()
     several = False
@@ -54,8 +62,8 @@ def export_labels(settings: Settings, output: str, file: Path, *, model: str | N
         if labels:
             check_class_counts(tables, night, rows, output)
             several = several or is_multilabel(tables, night)
-            texts = read_texts(settings.data, tables.out, night.run, labels)
-            labelled |= {id: (text, labels[id]) for id, text in texts}
+            documents = read_documents(settings.data, tables.out, night.run, labels)
+            labelled |= {id: _Labelled(text, group, labels[id]) for id, text, group in documents}
         lost = (lost | set(labels)) - set(labelled)
     if not labelled and not lost:
         whose = f" of {model}" if model else ""
@@ -78,23 +86,25 @@ def _choose_model(
     return configured if configured in models else next(iter(models), None)
 
 
-def _write(settings: Settings, labelled: _Labelled, drawn: Set[str], file: Path, *, several: bool) -> None:
+def _write(
+    settings: Settings, labelled: Mapping[str, _Labelled], drawn: Set[str], file: Path, *, several: bool
+) -> None:
     data = settings.data
-    hashes = {id: hash_text(text) for id, (text, _) in labelled.items()}
-    drawn_hashes = {hashes[id] for id in drawn & hashes.keys()}
+    groups = {id: choose_group(hash_text(each.text), each.group) for id, each in labelled.items()}
+    drawn_groups = {groups[id] for id in drawn & groups.keys()}
     splits = [
-        assign_split(value, settings.seed, data.valid_fraction, data.test_fraction)
-        if value in drawn_hashes
+        assign_split(group, settings.seed, data.valid_fraction, data.test_fraction)
+        if group in drawn_groups
         else "train"
-        for value in hashes.values()
+        for group in groups.values()
     ]
-    classes = [list(labels) if several else labels[0] for _, labels in labelled.values()]
-    table = pa.table(
-        {
-            data.id: pa.array(list(labelled), pa.string()),
-            data.text: pa.array([text for text, _ in labelled.values()], pa.string()),
-            data.label: pa.array(classes, pa.list_(pa.string()) if several else pa.string()),
-            data.split or "split": pa.array(splits, pa.string()),
-        }
-    )
-    pq.write_table(table, file)
+    classes = [list(each.labels) if several else each.labels[0] for each in labelled.values()]
+    columns = {
+        data.id: pa.array(list(labelled), pa.string()),
+        data.text: pa.array([each.text for each in labelled.values()], pa.string()),
+        data.label: pa.array(classes, pa.list_(pa.string()) if several else pa.string()),
+        data.split or "split": pa.array(splits, pa.string()),
+    }
+    if data.group:
+        columns[data.group] = pa.array([each.group for each in labelled.values()], pa.string())
+    pq.write_table(pa.table(columns), file)

@@ -11,22 +11,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.data.files.input_files import list_files
+from pipelines.data.labelled_corpus import read_labelled
+from pipelines.nightly.report import night_texts
 from pipelines.nightly.review import labelled_texts
 from pipelines.nightly.review.checked_labels import add_labels
 from pipelines.nightly.review.label_file import write_review
 from pipelines.nightly.review.labelled_texts import export_labels
 from pipelines.nightly.review.review_sample import choose_documents
+from pipelines.nightly.tables.listing import Listing
 from spin.errors import UserError
-from spin.labels.split_groups import hash_text
+from spin.labels.split_groups import choose_group, hash_group, hash_text
 from spin.labels.splits import assign_split
 from spin.settings import Settings, parse_settings
 from tests.pipelines.nightly.review.test_review_sample import publish
 from tests.support.nights import prediction
 
 
-def give_texts(data: object, out: object, run: str, ids: Collection[str]) -> Iterator[tuple[str, str]]:
+def give_texts(data: object, out: object, run: str, ids: Collection[str]) -> Iterator[tuple[str, str, None]]:
     """A text of its own for each document, in place of those of an input."""
-    return ((id, f"text of {id}") for id in ids)
+    return ((id, f"text of {id}", None) for id in ids)
 
 
 def make_settings(model: str | None = None, **data: object) -> Settings:
@@ -39,7 +43,7 @@ def test_documents_that_validate_and_test_measure_the_accuracy_of_the_night(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were those that a review chose for their low scores among them, accuracy would be 7 points lower."""
-    monkeypatch.setattr(labelled_texts, "read_texts", give_texts)
+    monkeypatch.setattr(labelled_texts, "read_documents", give_texts)
     draw = np.random.default_rng(7)
     scores = 0.5 + 0.5 * draw.random(20_000) ** (1 / 3)
     right = dict(zip((f"d{n:05d}" for n in range(len(scores))), draw.random(len(scores)) < scores, strict=True))
@@ -73,7 +77,7 @@ def _split(row: dict[str, str], settings: Settings) -> str:
 
 def test_labels_that_no_review_asked_for_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They may be those of errors that people have come across."""
-    monkeypatch.setattr(labelled_texts, "read_texts", give_texts)
+    monkeypatch.setattr(labelled_texts, "read_documents", give_texts)
     ids = [f"d{n}" for n in range(30)]
     publish(tmp_path / "out", [prediction(id) for id in ids])
     (tmp_path / "labels.csv").write_text("id,true_label\n" + "".join(f"{id},bad\n" for id in ids))
@@ -87,10 +91,10 @@ def test_a_text_lies_on_one_side_of_the_split_under_all_its_ids(
 ) -> None:
     """The second id of each text was labelled on request, and would train on what the first one tests."""
 
-    def give_same_texts(data: object, out: object, run: str, ids: Collection[str]) -> Iterator[tuple[str, str]]:
-        return ((id, f"Text of {id[1:]}{'!' * (id[0] == 'b')}") for id in ids)
+    def give_same_texts(data: object, out: object, run: str, ids: Collection[str]) -> Iterator[tuple[str, str, None]]:
+        return ((id, f"Text of {id[1:]}{'!' * (id[0] == 'b')}", None) for id in ids)
 
-    monkeypatch.setattr(labelled_texts, "read_texts", give_same_texts)
+    monkeypatch.setattr(labelled_texts, "read_documents", give_same_texts)
     publish(tmp_path / "out", [prediction(f"{copy}{n}") for n in range(40) for copy in "ab"])
     rows = "".join(f"{copy}{n},bad,{'random,0.5' * (copy == 'a') or ','}\n" for n in range(40) for copy in "ab")
     (tmp_path / "labels.csv").write_text("id,true_label,reason,probability\n" + rows)
@@ -103,7 +107,7 @@ def test_a_text_lies_on_one_side_of_the_split_under_all_its_ids(
 
 def test_the_labels_of_one_model_are_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several models, classes with the same documents would be mixed: that of the settings, or one that is named."""
-    monkeypatch.setattr(labelled_texts, "read_texts", give_texts)
+    monkeypatch.setattr(labelled_texts, "read_documents", give_texts)
     out, file = str(tmp_path / "out"), tmp_path / "labelled.parquet"
     for model in ("tones", "topics", "unlabelled"):
         publish(tmp_path / "out", [prediction("a"), prediction("b")], model=model)
@@ -128,7 +132,7 @@ def test_the_labels_of_one_model_are_exported(tmp_path: Path, monkeypatch: pytes
 
 def test_labels_are_lists_where_the_night_gives_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training on names would make a task of one class per document of it, even if each label is of one class."""
-    monkeypatch.setattr(labelled_texts, "read_texts", give_texts)
+    monkeypatch.setattr(labelled_texts, "read_documents", give_texts)
     out, file = str(tmp_path / "out"), tmp_path / "labelled.parquet"
     listed = {"label": None, "labels": ["good"]}
     publish(tmp_path / "out", [prediction("a", label=None), prediction("b", **listed)])
@@ -143,3 +147,32 @@ def test_labels_are_lists_where_the_night_gives_lists(tmp_path: Path, monkeypatc
     publish(tmp_path / "out", [prediction("b")])  # by a version that gives one class
     with pytest.raises(UserError, match=r"out: the label of 'b' is \[\]; topics, .* gives every document one class"):
         export_labels(make_settings(), out, file)
+
+
+@pytest.mark.slow
+def test_a_training_with_groups_reads_what_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents of an author stay together, by the hash that divides those of the training; input may lack authors."""
+    authors = {f"d{n}": f"author {n // 2}" for n in range(60)}
+    (tmp_path / "in").mkdir()
+    rows = [{"id": id, "text": f"text of {id}", "author": author} for id, author in authors.items()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in/a.parquet")
+    (tmp_path / "in/b.csv").write_text("id,text\nx,a text without an author\n")
+    files = tuple(list_files(str(tmp_path / "in")))
+    monkeypatch.setattr(night_texts, "read_listing", lambda run: Listing(files, {}))
+    out, file = str(tmp_path / "out"), tmp_path / "labelled.parquet"
+    publish(tmp_path / "out", [prediction(id) for id in [*authors, "x"]])
+    drawn = "".join(f"{id},bad,{'random,0.5' * (n % 2) or ','}\n" for n, id in enumerate(authors))
+    (tmp_path / "labels.csv").write_text(f"id,true_label,reason,probability\nx,good,,\n{drawn}")
+    add_labels(out, tmp_path / "labels.csv")
+
+    settings = make_settings(group="author", split="split")
+    assert export_labels(settings, out, file) == (61, 0)
+    exported = {row["id"]: (row["author"], row["split"]) for row in pq.read_table(file).to_pylist()}
+    fractions = settings.data.valid_fraction, settings.data.test_fraction
+    by_hash = {id: assign_split(hash_group(author), settings.seed, *fractions) for id, author in authors.items()}
+    assert exported == {id: (authors[id], by_hash[id]) for id in authors} | {"x": (None, "train")}
+    assert set(by_hash.values()) == {"train", "valid", "test"}
+    corpus = read_labelled(list_files(str(file)), settings.data)
+    assert dict(zip(corpus.ids, corpus.groups, strict=True)) == {
+        id: choose_group(hash_text(f"text of {id}"), author) for id, author in authors.items()
+    } | {"x": hash_text("a text without an author")}
