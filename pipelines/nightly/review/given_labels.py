@@ -56,6 +56,12 @@ def is_multilabel(tables: NightTables, night: PublishedRun) -> bool:
     return next((rows["labels"].null_count < len(rows) for rows in read_labelled(tables, night) if len(rows)), False)
 
 
+def has_abstained(tables: NightTables, night: PublishedRun) -> bool:
+    """Whether a night left documents without a label."""
+    batches = read_night(tables, PREDICTIONS, ("label", "labels"), date=night.date, model=night.model, run=night.run)
+    return any(pc.any(pc.and_(pc.is_null(each["label"]), pc.is_null(each["labels"]))).as_py() for each in batches)
+
+
 def find_chances(rows: pa.Table) -> Floats:
     """(n,) the chance that a label is right; in a multi-label task that all classes are, taken as independent."""
     if not len(rows) or rows["labels"].null_count == len(rows):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipelines.nightly.report.night_texts import read_documents
 from pipelines.nightly.review.checked_labels import check_class_counts, read_labels
-from pipelines.nightly.review.given_labels import is_multilabel
+from pipelines.nightly.review.given_labels import has_abstained, is_multilabel
 from pipelines.nightly.review.label_file import LabelRow
 from pipelines.nightly.review.review_sample import RANDOM
 from pipelines.nightly.tables.night_history import list_nights
@@ -58,8 +58,9 @@ def export_labels(settings: Settings, output: str, file: Path, *, model: str | N
             continue
         rows = stored.get((night.date, night.model), ())
         labels = {row.id: row.true_labels for row in rows if row.true_labels is not None}
-        drawn |= {row.id for row in rows if row.reason == RANDOM and row.probability is not None}
         if labels:
+            if not has_abstained(tables, night):  # else they are a sample of the easier documents alone
+                drawn |= {row.id for row in rows if row.reason == RANDOM and row.probability is not None}
             check_class_counts(tables, night, rows, output)
             several = several or is_multilabel(tables, night)
             documents = read_documents(settings.data, tables.out, night.run, labels)

@@ -22,7 +22,7 @@ from spin.monitor.spot_check import LEAST_DOUBT, MOST_DOUBT, measure_doubt
 
 UNCERTAIN, DRIFTED, DISPUTED, RANDOM = "uncertain", "drifted", "disputed", "random"
 """why a document was drawn: its label is uncertain, it drives a neuron that drifted, a shadow disagrees, or by chance.
-The random ones alone are a uniform sample"""
+The random ones alone are a uniform sample of the documents with a label"""
 
 
 @dataclass(frozen=True)

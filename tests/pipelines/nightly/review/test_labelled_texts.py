@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +50,7 @@ def test_documents_that_validate_and_test_measure_the_accuracy_of_the_night(
     rows = [prediction(id, score=p, scores={"good": p, "bad": 1 - p}) for id, p in zip(right, scores, strict=True)]
     publish(tmp_path / "out", rows)
     write_review(choose_documents(str(tmp_path / "out"), documents=1500), tmp_path / "review.csv")
-    with (tmp_path / "review.csv").open(newline="") as source:
-        checked = list(csv.DictReader(source))
-    with (tmp_path / "review.csv").open("w", newline="") as sink:
-        writer = csv.DictWriter(sink, list(checked[0]))
-        writer.writeheader()
-        writer.writerows(row | {"true_label": "good" if right[row["id"]] else "bad"} for row in checked)
+    _fill_in(tmp_path / "review.csv", lambda id: "good" if right[id] else "bad")
     add_labels(str(tmp_path / "out"), tmp_path / "review.csv")
 
     settings = make_settings()
@@ -66,6 +61,31 @@ def test_documents_that_validate_and_test_measure_the_accuracy_of_the_night(
     accuracy = np.mean([row["label"] == "good" for row in measuring])
     true = np.mean(list(right.values()))
     assert abs(accuracy - true) < 2.5 * np.sqrt(true * (1 - true) / len(measuring))
+
+
+def test_documents_of_a_night_that_abstained_measure_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A review holds the documents that got a label, the easier ones: quality and promises would look too good."""
+    monkeypatch.setattr(labelled_texts, "read_documents", give_texts)
+    out, settings = tmp_path / "out", make_settings()
+    for date, abstained in (("2026-03-01", []), ("2026-03-02", [prediction("x", label=None)])):
+        publish(out, [prediction(f"{date} {n}") for n in range(40)] + abstained, date=date)
+        write_review(choose_documents(str(out), date=date, documents=40), tmp_path / f"{date}.csv")
+        _fill_in(tmp_path / f"{date}.csv", lambda id: "good")
+        add_labels(str(out), tmp_path / f"{date}.csv")
+    export_labels(settings, str(out), tmp_path / "labelled.parquet")
+    splits = {row["id"]: _split(row, settings) for row in pq.read_table(tmp_path / "labelled.parquet").to_pylist()}
+    assert {split for id, split in splits.items() if id.startswith("2026-03-02")} == {"train"}
+    assert {split for id, split in splits.items() if id.startswith("2026-03-01")} > {"train"}
+
+
+def _fill_in(file: Path, true_label: Callable[[str], str]) -> None:
+    """Fill in the true labels of a review by the ids of its documents."""
+    with file.open(newline="") as source:
+        checked = list(csv.DictReader(source))
+    with file.open("w", newline="") as sink:
+        writer = csv.DictWriter(sink, list(checked[0]))
+        writer.writeheader()
+        writer.writerows(row | {"true_label": true_label(row["id"])} for row in checked)
 
 
 def _split(row: dict[str, str], settings: Settings) -> str:
