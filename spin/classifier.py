@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ class TrainedClassifier:
         """Number of the backbone's blocks that run."""
         return self.fitted.selection.depth
 
-    def features(self, texts: Sequence[str], *, progress: Progress = lambda documents: None) -> Features:
+    def features(self, texts: Iterable[str], *, progress: Progress = lambda documents: None) -> Features:
         """The words' logits, if they count, and the pooled activations of the selected neurons.
 
         The activations of a text are read up to the depth at which it exits. One that its words alone decide is not
@@ -174,19 +174,19 @@ class TrainedClassifier:
         logits = self.fitted.predict_logits(features.values, features.depth, features.words)
         return Predictions.from_logits(logits, depth, self.decision_rule, features.reasons)
 
-    def predict_all(self, texts: Sequence[str], *, progress: Progress = lambda documents: None) -> Predictions:
+    def predict_all(self, texts: Iterable[str], *, progress: Progress = lambda documents: None) -> Predictions:
         """Logits, probabilities, labels, scores and exit depths of n texts."""
         return self.predict_features(self.features(texts, progress=progress))
 
-    def predict_logits(self, texts: Sequence[str]) -> NDArray[np.floating]:
+    def predict_logits(self, texts: Iterable[str]) -> NDArray[np.floating]:
         """(n, K) calibrated logits, classes in the order of `classes`."""
         return self.predict_all(texts).logits
 
-    def predict_proba(self, texts: Sequence[str]) -> NDArray[np.floating]:
+    def predict_proba(self, texts: Iterable[str]) -> NDArray[np.floating]:
         """(n, K) calibrated probabilities: each row sums to 1, or in a multi-label task each class is independent."""
         return self.predict_all(texts).probabilities
 
-    def predict(self, texts: Sequence[str]) -> list[Label | None]:
+    def predict(self, texts: Iterable[str]) -> list[Label | None]:
         """n labels by the thresholds of `decision` and those that training chose, None where it abstains."""
         return self.predict_all(texts).labels
 
@@ -325,7 +325,7 @@ def feature_columns(backbone: Backbone, sites: Sequence[str], poolings: Sequence
     return [FeatureColumn(site, pooling) for site in choose_sites(sites, backbone.sites) for pooling in chosen]
 
 
-def checked_texts(texts: Sequence[str]) -> list[str]:
+def checked_texts(texts: Iterable[str]) -> list[str]:
     """The texts as a list. Raises UserError for a table, or a text that is empty or no text."""
     if isinstance(texts, str):
         raise UserError("found one string; expected a list of texts")
@@ -333,7 +333,8 @@ def checked_texts(texts: Sequence[str]) -> list[str]:
         columns = list(getattr(texts, "columns", ["text"]))
         column = "text" if "text" in columns or not columns else columns[0]
         raise UserError(f"found {describe_table(texts)}; expected one column of texts, such as df[{column!r}]")
+    texts = list(texts)  # a column of pandas, an array or a generator is as good as a list
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"text {row} is {text!r:.40}; expected text that is not empty")
-    return list(texts)  # a column of pandas or an array is as good as a list
+    return texts

@@ -98,7 +98,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         return parameters
 
     def fit(
-        self, X: Sequence[str], y: Iterable[Any], *, valid_fraction: float = 0.15, progress: bool = False
+        self, X: Iterable[str], y: Iterable[Any], *, valid_fraction: float = 0.15, progress: bool = False
     ) -> SpinClassifier:
         """Fit on n texts and their labels: one class each, or in a multi-label task a list of classes each.
 
@@ -112,7 +112,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         with show_steps() if progress else nullcontext(start_silently) as start:
             return self._fit(X, y, valid_fraction, start)
 
-    def _fit(self, X: Sequence[str], y: Iterable[Any], valid_fraction: float, start: StartStep) -> SpinClassifier:
+    def _fit(self, X: Iterable[str], y: Iterable[Any], valid_fraction: float, start: StartStep) -> SpinClassifier:
         # these bring Numba, which predictions do not need
         from spin.audit.selection_attack import prepare_attack
         from spin.fit import fit_classifiers
@@ -193,15 +193,15 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         label_space = self.trained_.label_space
         return np.array([label_space.value(name) for name in label_space.classes])
 
-    def predict_logits(self, X: Sequence[str]) -> Floats:
+    def predict_logits(self, X: Iterable[str]) -> Floats:
         """(n, K) calibrated logits, classes in the order of `classes_`."""
         return self.trained_.predict_logits(X)
 
-    def predict_proba(self, X: Sequence[str]) -> Floats:
+    def predict_proba(self, X: Iterable[str]) -> Floats:
         """(n, K) calibrated probabilities: each row sums to 1, or in a multi-label task each class is independent."""
         return self.trained_.predict_proba(X)
 
-    def predict(self, X: Sequence[str]) -> NDArray[Any] | list[list[LabelValue] | None]:
+    def predict(self, X: Iterable[str]) -> NDArray[Any] | list[list[LabelValue] | None]:
         """(n,) labels in their own type, by the thresholds of `decision` and those that training chose.
 
         Where `decision` abstains from some texts, the array is one of objects, None among them. In a multi-label task
@@ -214,7 +214,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         values = [None if label is None else value(str(label)) for label in labels]
         return np.array(values, object if None in values else self.classes_.dtype)
 
-    def score(self, X: Sequence[str], y: Iterable[Any], sample_weight: Sequence[float] | None = None) -> float:
+    def score(self, X: Iterable[str], y: Iterable[Any], sample_weight: Sequence[float] | None = None) -> float:
         """The share of texts whose label, or list of labels, is right; a text without a label counts as wrong."""
         trained, (labels, label_type) = self.trained_, name_labels(y)
         expected, predicted = trained.label_space.label_type, trained.predict(X)

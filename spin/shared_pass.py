@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from spin.activations.extract import Progress
 from spin.activations.features import Features
@@ -16,7 +16,7 @@ _OF_WINDOWS = frozenset({"window_overlap", "max_windows"})
 """settings of a backbone that count only where long texts are read in windows"""
 
 
-def classify_many(classifiers: Sequence[TrainedClassifier], texts: Sequence[str]) -> list[Predictions]:
+def classify_many(classifiers: Sequence[TrainedClassifier], texts: Iterable[str]) -> list[Predictions]:
     """The predictions of several classifiers for n texts, one for each classifier, in order.
 
     Classifiers with the same backbone and settings of it share a forward pass, as in `SharedPass`. To classify again
@@ -80,7 +80,7 @@ class SharedPass:
             for spin in classifiers if len(classifiers) > 1 else ():
                 spin.share_backbone(deepest)
 
-    def features(self, texts: Sequence[str], *, progress: Progress = lambda documents: None) -> list[Features]:
+    def features(self, texts: Iterable[str], *, progress: Progress = lambda documents: None) -> list[Features]:
         """The features of each classifier, in order, with the values of `TrainedClassifier.features`.
 
         In torch in float32 without exits the values are the same bit for bit. Batches depend on the texts alone, and no
@@ -102,7 +102,7 @@ class SharedPass:
         for forward_pass in self._open_passes():
             forward_pass.features(texts, read_all=True)
 
-    def predict_all(self, texts: Sequence[str]) -> list[Predictions]:
+    def predict_all(self, texts: Iterable[str]) -> list[Predictions]:
         """The predictions of each classifier for n texts, in order."""
         features = self.features(texts)
         return [spin.predict_features(own) for spin, own in zip(self.classifiers, features, strict=True)]

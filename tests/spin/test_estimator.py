@@ -249,6 +249,13 @@ def test_a_classifier_that_has_predicted_can_be_copied(fitted: SpinClassifier, t
     assert copied.get_params().keys() == fitted.get_params().keys()
 
 
+def test_a_generator_gives_the_predictions_of_the_list(fitted: SpinClassifier) -> None:
+    for method in (fitted.predict, fitted.predict_proba, fitted.predict_logits):
+        np.testing.assert_array_equal(method(text for text in TEXTS), method(TEXTS))
+    with pytest.raises(UserError, match="text 1 is ''; expected text that is not empty"):
+        fitted.predict(text for text in ("fine", ""))
+
+
 def test_columns_and_arrays_are_read_and_tables_refused(unfitted: SpinClassifier, fitted: SpinClassifier) -> None:
     y = with_values([2, 10, 30])
     frame = pd.DataFrame({"text": TEXTS, "label": y}, index=range(100, 160))

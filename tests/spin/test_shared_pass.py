@@ -364,6 +364,7 @@ def test_classify_many_predicts_as_each_classifier_alone(settings: BackboneSetti
     classifiers = [draw_classifier(draw, settings, backbone, early=False) for _ in range(3)]
     expected = [each.predict(TEXTS) for each in classifiers]
     assert [predictions.labels for predictions in spin.classify_many(classifiers, TEXTS)] == expected
+    assert [predictions.labels for predictions in classify_many(classifiers, (text for text in TEXTS))] == expected
     assert [len(predictions) for predictions in classify_many(classifiers, [])] == [0, 0, 0]
     assert classify_many([], TEXTS) == []
     with pytest.raises(UserError, match="text 1 is ''"):
