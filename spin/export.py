@@ -118,7 +118,7 @@ def export(spin: TrainedClassifier, folder: str | Path, kind: str) -> list[str]:
         tokenizer.save(str(staged / TOKENIZER_FILE))
         if words is not None:
             np.savez_compressed(staged / WORDS_FILE, **words.to_tensors())  # type: ignore[arg-type]
-        config = json.dumps(asdict(_config(spin, backbone, kind)), indent=2, ensure_ascii=False)
+        config = json.dumps(asdict(_config(spin, backbone, words, kind)), indent=2, ensure_ascii=False)
         (staged / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
         if not exists:
             staged.replace(folder)
@@ -334,7 +334,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[NDArray[np.int64
     return np.array([t.ids for t in tokens], np.int64), np.array([t.attention_mask for t in tokens], np.int64)
 
 
-def _config(spin: TrainedClassifier, backbone: Backbone, kind: str) -> ExportConfig:
+def _config(spin: TrainedClassifier, backbone: Backbone, words: WordRegression | None, kind: str) -> ExportConfig:
     decision, selection = spin.decision_rule, spin.fitted.selection
     packages = ("spin-neurons", "torch", "transformers", *REQUIRED_PACKAGES[kind])
     return ExportConfig(
@@ -350,7 +350,7 @@ def _config(spin: TrainedClassifier, backbone: Backbone, kind: str) -> ExportCon
         pad_id=backbone.pad_id,
         depth=selection.depth,
         neurons=selection.neuron_count,
-        words=UNITS if selection.word_logits else {},
+        words={} if words is None else {each.unit: UNITS[each.unit] for each in words.vocabularies},
         characters_read=CHARACTERS_READ,
         backbone_digest=backbone.digest,
         versions={name: version(name) for name in packages},

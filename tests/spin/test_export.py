@@ -308,6 +308,28 @@ sys.meta_path.insert(0, Refuse())
     assert labels != build_classifier(backbone_folder, words=words).predict(TEXTS), "the thresholds change no label"
 
 
+@pytest.mark.parametrize("unit", [0, 1])
+def test_the_code_of_the_tutorial_runs_where_a_unit_of_words_has_no_terms(
+    backbone_folder: Path, unit: int, tmp_path: Path
+) -> None:
+    """As in Chinese texts, in which no word but only strings of characters recur."""
+    spin = build_classifier(backbone_folder, words=True)
+    regression = spin.training_result.words
+    assert regression is not None
+    first = len(regression.vocabularies[0].terms)
+    kept = replace(
+        regression,
+        vocabularies=regression.vocabularies[unit : unit + 1],
+        coef=regression.coef[:, first:] if unit else regression.coef[:, :first],
+    )
+    spin.training_result = replace(spin.training_result, words=kept)
+    export(spin, tmp_path / "exported", "onnx")
+    code = read_tutorial_code("onnx", TEXTS).replace("exported/", f"{tmp_path}/exported/")
+    exec(code, found := {})
+    np.testing.assert_allclose(found["scores"], spin.predict_proba(TEXTS), atol=1e-3)
+    check_scores(spin, tmp_path / "exported")
+
+
 def test_the_exported_config_has_the_chosen_thresholds(backbone_folder: Path, tmp_path: Path) -> None:
     """The settings replace that of a class."""
     spin = build_classifier(backbone_folder, multilabel=True, decision=DecisionSettings(thresholds={"good": 0.25}))
