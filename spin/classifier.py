@@ -17,9 +17,10 @@ from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
 from spin.explainer import explain_text
 from spin.fitted import persistence
-from spin.fitted.abstention import keep_promise, refuse_promise
+from spin.fitted.abstention import keep_promise, refuse_promise, require_precision
 from spin.fitted.decision import Decision
 from spin.fitted.fitted_classifier import FittedClassifier, TrainingResult
+from spin.fitted.held_out import HeldOutLogits
 from spin.fitted.persistence import ClassifierMetadata
 from spin.labels.label_space import Label, LabelSpace, class_names
 from spin.labels.label_types import describe_table
@@ -40,9 +41,10 @@ class TrainedClassifier:
     is loaded already. `choose` names the one of the three classifiers of a training that is used. A threshold in
     `decision` replaces the one that training chose for its class. With `early`, documents stop at the early exits that
     training offers. `calibration` are some hundred texts that int8 is scaled by. With `reasons` above 0, predictions
-    come with as many words and neurons per text that contribute most to the logit of its class.
+    come with as many words and neurons per text that contribute most to the logit of its class. `held_out` are the test
+    documents of each choice, by which `max_error` of the decision becomes an abstention band.
 
-    Raises UserError for a decision that does not fit the classes.
+    Raises UserError for a decision that does not fit the classes, or a `max_error` that is not proven.
     """
 
     def __init__(
@@ -59,12 +61,18 @@ class TrainedClassifier:
         early: bool = False,
         calibration: Sequence[str] = (),
         reasons: int = 0,
+        held_out: Mapping[Choice, HeldOutLogits] | None = None,
     ) -> None:
         self.settings, self.backbone_digest = settings, digest
         self.label_space, self.training_result, self.metric = label_space, training_result, metric
-        self.choose, self.decision, self.early = choose, decision or DecisionSettings(), early
-        refuse_promise(self.decision, "`load`")
-        Decision.of(label_space, self.decision)
+        self.choose, self.early, self.held_out = choose, early, held_out
+        self.requested = decision or DecisionSettings()
+        """the decision as it was given; `decision` has the band that keeps its `max_error`"""
+        Decision.of(label_space, self.requested)
+        if held_out is None:
+            refuse_promise(self.requested, "`load`")
+        proof = None if held_out is None else held_out.get(choose)
+        self.decision = keep_promise(proof, self.fitted, label_space, self.requested, early=early)
         self.calibration, self.reasons = tuple(calibration), reasons
         self._backbone = backbone
         self._pass: ForwardPass | None = None
@@ -104,7 +112,7 @@ class TrainedClassifier:
     ) -> TrainedClassifier:
         """Another of the three classifiers of the same training, with the same backbone if that is loaded so deep.
 
-        `decision` replaces the present one.
+        `decision` replaces the present one, whose `max_error` is proven anew. Raises UserError where it is not.
         """
         depth, backbone = self.training_result.choices[choose].selection.depth, self._backbone
         return TrainedClassifier(
@@ -115,10 +123,13 @@ class TrainedClassifier:
             self.metric,
             backbone=backbone if backbone is not None and backbone.reaches(depth) else None,
             choose=choose,
-            decision=self.decision if decision is None else decision,
+            # guarded by test_a_promise_is_proven_anew_for_another_decision; broken by:
+            #   decision=self.decision if decision is None else decision,
+            decision=self.requested if decision is None else decision,
             early=early,
             calibration=self.calibration,
             reasons=self.reasons,
+            held_out=self.held_out,
         )
 
     def share_backbone(self, other: TrainedClassifier) -> None:
@@ -268,8 +279,8 @@ class TrainedClassifier:
         if choose not in training_result.choices:
             raise UserError(f"choose '{choose}': expected one of {', '.join(training_result.choices)}")
         label_space = LabelSpace(metadata.classes, metadata.multilabel, metadata.label_type)
-        fitted = training_result.choices[choose]
         given = metadata.decision if decision is None else decision
+        require_precision(given, saved.dtype, settings.dtype)
         return cls(
             settings,
             metadata.backbone_digest,
@@ -277,19 +288,11 @@ class TrainedClassifier:
             training_result,
             metadata.metric,
             choose=choose,
-            decision=keep_promise(
-                Path(folder),
-                choose,
-                fitted,
-                label_space,
-                given,
-                early=early,
-                trained=saved.dtype,
-                precision=settings.dtype,
-            ),
+            decision=given,
             early=early,
             calibration=calibration,
             reasons=reasons,
+            held_out=None if given.max_error is None else HeldOutLogits.read_all(Path(folder)),
         )
 
     @classmethod

@@ -86,16 +86,14 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         self.backbone, self.sites, self.poolings, self.metric, self.seed = backbone, sites, poolings, metric, seed
         self.probe, self.search, self.cascade = probe, search, cascade
         self.choose, self.decision, self.early = choose, decision, early
-        self._validate()
+        refuse_promise(self._validate().decision, "SpinClassifier.load")
 
     def _validate(self) -> _Parameters:
         """The parameters as settings, which the estimator itself keeps as they were given."""
         given = self.get_params(deep=False)
         if isinstance(self.backbone, str):
             given["backbone"] = {"model": self.backbone}
-        parameters = parse_section(_Parameters, given, "SpinClassifier")
-        refuse_promise(parameters.decision, "SpinClassifier.load")
-        return parameters
+        return parse_section(_Parameters, given, "SpinClassifier")
 
     def fit(
         self, X: Iterable[str], y: Iterable[Any], *, valid_fraction: float = 0.15, progress: bool = False
@@ -118,6 +116,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         from spin.fit import fit_classifiers
 
         parameters, texts = self._validate(), checked_texts(X)
+        refuse_promise(parameters.decision, "SpinClassifier.load")
         labels, label_type = name_labels(y)
         if len(texts) != len(labels):
             raise UserError(f"fit: found {len(texts)} texts and {len(labels)} labels; expected as many of both")
@@ -173,12 +172,13 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
     def trained_(self) -> TrainedClassifier:
         """The classifier that predicts, which has the training's result and names classes by strings.
 
-        It is the one that `choose` names now, with the present `decision` and `early`. Raises NotFittedClassifierError
-        before `fit`.
+        It is the one that `choose` names now, with the present `decision` and `early`, for which `max_error` of a
+        loaded classifier is proven anew. Raises NotFittedClassifierError before `fit`, and UserError for a `max_error`
+        that is not proven.
         """
         trained, parameters = self._require_trained(), self._validate()
         choose, decision, early = parameters.choose, parameters.decision, parameters.early
-        if (trained.choose, trained.decision, trained.early) != (choose, decision, early):
+        if (trained.choose, trained.requested, trained.early) != (choose, decision, early):
             self._trained = trained = trained.choosing(choose, decision=decision, early=early)
         return trained
 
@@ -264,8 +264,9 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
             early=early,
             calibration=calibration,
         )
-        spin = cls(trained.settings, metric=trained.metric, choose=choose, decision=trained.decision, early=early)
-        spin._trained = trained
+        spin = cls(trained.settings, metric=trained.metric, choose=choose, early=early)
+        # set here, since `__init__` refuses `max_error`, which it cannot prove
+        spin.decision, spin._trained = trained.requested, trained
         return spin
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -98,11 +98,19 @@ def export(spin: TrainedClassifier, folder: str | Path, kind: str) -> list[str]:
     arrays are in words.npz. `words` is the only input where words decide alone. Where long texts are read in windows, a
     run takes the windows (W, T) of one text and returns its scores (1, K). The mask is 2 for the tokens that a window
     repeats. Returns the sorted file names. Raises UserError for another format, and for one whose packages are not
-    installed. Raises it too for a folder that is not empty or cannot be written, and for a backbone that the format
-    does not compute as torch does. Then no file is written.
+    installed. Raises it too for a folder that is not empty or cannot be written, for a backbone that the format does
+    not compute as torch does, and for `max_error` of a decision that is not proven for the graph. Then no file is
+    written.
     """
     folder = Path(folder).resolve()
     check_target(folder, kind)
+    if spin.requested.max_error is not None and spin.settings.dtype != "float32":
+        raise UserError(
+            "export: found decision.max_error, which is proven for labels in the precision of the training, "
+            f"backbone.dtype {spin.settings.dtype}, and not in float32, in which a graph computes; train with "
+            "backbone.dtype float32, or set decision.abstain"
+        )
+    spin = spin.choosing(spin.choose)  # a graph has no exits, and without them a promise has another band
     on_cpu = {"dtype": "float32", "engine": "torch", "device": "cpu"}
     backbone = load_backbone(spin.settings.model_copy(update=on_cpu), expect_digest=spin.backbone_digest)
     backbone.truncate(spin.depth)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from spin.fitted.early_exit import EarlyExit
 from spin.fitted.fitted_classifier import FittedClassifier
 from spin.fitted.held_out import HeldOutLogits
 from spin.labels.label_space import LabelSpace, differ
-from spin.settings import Choice, DecisionSettings, Precision
+from spin.settings import DecisionSettings, Precision
 
 RISK = 0.05
 """probability that the promise does not hold, over the draws of the test documents"""
@@ -88,34 +87,36 @@ def least_documents(max_error: float) -> int:
     return math.ceil(math.log(RISK) / math.log1p(-max_error))
 
 
-def keep_promise(
-    folder: Path,
-    choice: Choice,
-    fitted: FittedClassifier,
-    label_space: LabelSpace,
-    settings: DecisionSettings,
-    *,
-    early: bool,
-    trained: Precision,
-    precision: Precision,
-) -> DecisionSettings:
-    """Settings of a decision with the abstention band that keeps `max_error`.
+def require_precision(settings: DecisionSettings, trained: Precision, precision: Precision) -> None:
+    """Raise UserError if `max_error` is to hold in another precision than that in which test documents were read.
 
-    `folder` is that of the artifact that the classifier is from, and `early` says whether documents stop at its exits.
-    The band is proven for just this decision: these exits, and the thresholds of `settings`. `trained` and `precision`
-    are the settings `backbone.dtype` of the training and of now. Without `max_error` the settings stay as they are.
-    Raises UserError if the test documents of the artifact allow no band, or were read in another precision.
+    `trained` and `precision` are the settings `backbone.dtype` of the training and of now.
     """
-    if settings.max_error is None:
-        return settings
     # guarded by test_a_promise_is_void_in_another_precision
-    if precision != trained:
+    if settings.max_error is not None and precision != trained:
         raise UserError(
             f"decision.max_error {settings.max_error:g}: the test documents of the version prove it for labels in the "
             f"precision of its training, backbone.dtype {trained}, and not in {precision}; set backbone.dtype "
             f"{trained}, or decision.abstain"
         )
-    held_out = HeldOutLogits.read(folder, choice)
+
+
+def keep_promise(
+    held_out: HeldOutLogits | None,
+    fitted: FittedClassifier,
+    label_space: LabelSpace,
+    settings: DecisionSettings,
+    *,
+    early: bool,
+) -> DecisionSettings:
+    """Settings of a decision with the abstention band that keeps `max_error`.
+
+    `held_out` are the test documents of the classifier, None if it has none, and `early` says whether documents stop at
+    its exits. The band is proven for just this decision: these exits, and the thresholds of `settings`. Without
+    `max_error` the settings stay as they are. Raises UserError if the test documents allow no band.
+    """
+    if settings.max_error is None:
+        return settings
     if held_out is None:
         raise UserError(
             f"decision.max_error {settings.max_error:g}: the version has no test documents to prove it on; train one "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,21 +53,23 @@ class HeldOutLogits:
         return {f"{choice}.logits": np.ascontiguousarray(self.logits, np.float32), "y": np.ascontiguousarray(self.y)}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, NDArray[Any]], choice: Choice) -> Self:
-        """The logits of one of the three classifiers. Raises KeyError if they are missing."""
-        return cls(tensors[f"{choice}.logits"], tensors["y"])
-
-    @classmethod
     def read(cls, folder: Path, choice: Choice) -> Self | None:
-        """The logits of an artifact; None in one without test documents.
+        """The logits of one of the three classifiers of an artifact; None in one without test documents.
 
         Raises UserError for a file that is not whole.
         """
+        return cls.read_all(folder).get(choice)
+
+    @classmethod
+    def read_all(cls, folder: Path) -> dict[Choice, Self]:
+        """The logits of each classifier of an artifact, see `read`; none in one without test documents."""
         path = folder / HELD_OUT
         if not path.exists():
-            return None
+            return {}
         try:
-            held_out = cls.from_tensors(load_tensors(path.read_bytes()), choice)
+            tensors = load_tensors(path.read_bytes())
+            y = tensors["y"]
         except (KeyError, ValueError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read: {error}; expected a file that spin train wrote") from None
-        return held_out if len(held_out) else None
+        names = {choice: f"{choice}.logits" for choice in get_args(Choice)} if len(y) else {}
+        return {choice: cls(tensors[name], y) for choice, name in names.items() if name in tensors}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import onnxruntime
 import openvino
 import pytest
+from safetensors.numpy import save as save_tensors
 from tokenizers import Tokenizer, processors
 
 from examples.export_and_serve import GraphClassifier, WordLogits
@@ -27,7 +29,11 @@ from spin.backbone.loading import load_backbone
 from spin.errors import UserError
 from spin.export import export
 from spin.fitted import persistence
+from spin.fitted.abstention import choose_band
+from spin.fitted.decision import Decision
+from spin.fitted.early_exit import EarlyExit
 from spin.fitted.fitted_classifier import FittedClassifier, TrainingResult
+from spin.fitted.held_out import HELD_OUT, HeldOutLogits
 from spin.heads.linear_head import LinearHead
 from spin.heads.network_head import NetworkHead
 from spin.heads.selection import Selection
@@ -375,6 +381,42 @@ def test_a_graph_is_always_in_float32(backbone_folder: Path, tmp_path: Path) -> 
     in_bfloat16.settings = in_bfloat16.settings.model_copy(update={"dtype": "bfloat16"})
     export(in_bfloat16, tmp_path / "exported", "onnx")
     np.testing.assert_allclose(open_graph(tmp_path / "exported")(TEXTS), spin.predict_proba(TEXTS), atol=1e-5)
+
+
+def save_promising(folder: Path, backbone_folder: Path, dtype: str) -> HeldOutLogits:
+    """Save a classifier with an exit and test documents, and return these."""
+    spin, draw = build_classifier(backbone_folder), np.random.default_rng(0)
+    head = LinearHead(np.zeros((3, len(spin.fitted.selection.up_to(1)))), np.zeros(3))
+    fitted = replace(spin.fitted, exits=(EarlyExit(1, head, 0.9),))
+    spin.settings = spin.settings.model_copy(update={"dtype": dtype})
+    spin.training_result = replace(spin.training_result, choices={"accuracy": fitted})
+    spin.save(folder)
+    logits = 4 * draw.normal(size=(2, 2000, 3))
+    logits[0] = logits[1] + logits[0] / 2
+    y = (spin.label_space.probabilities(logits[1]).cumsum(1) > draw.random((2000, 1))).argmax(1)
+    held_out = HeldOutLogits(logits.astype(np.float32), y)
+    (folder / HELD_OUT).write_bytes(save_tensors(held_out.to_tensors("accuracy")))
+    return held_out
+
+
+def test_a_promise_holds_for_the_graph_or_is_refused(backbone_folder: Path, tmp_path: Path) -> None:
+    """A graph runs at full depth and in float32, whatever the classifier does that is exported."""
+    promise = DecisionSettings(max_error=0.1)
+    held_out = save_promising(tmp_path / "saved", backbone_folder, "float32")
+    spin = TrainedClassifier.load(tmp_path / "saved", decision=promise, early=True)
+    rule = Decision.of(spin.label_space, DecisionSettings())
+    band = choose_band(held_out, (), rule, 0.1)
+    assert band is not None
+    assert 0 < band.abstain != spin.decision.abstain > 0
+    shutil.rmtree(tmp_path / "saved")  # as the folder of a version that was downloaded
+    export(spin, tmp_path / "exported", "onnx")
+    assert json.loads((tmp_path / "exported" / "config.json").read_text())["abstain"] == band.abstain
+    save_promising(tmp_path / "auto", backbone_folder, "auto")
+    with pytest.raises(
+        UserError, match=r"backbone.dtype auto, .* train with backbone.dtype float32, or set decision.a"
+    ):
+        export(TrainedClassifier.load(tmp_path / "auto", decision=promise), tmp_path / "refused", "onnx")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_export_moves_files_into_an_existing_empty_folder(backbone_folder: Path, tmp_path: Path) -> None:

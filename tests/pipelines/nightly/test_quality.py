@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pipelines.storage.object_store import Store
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.estimator import SpinClassifier
+from spin.fitted import persistence
 from spin.fitted.abstention import choose_band
 from spin.fitted.early_exit import EarlyExit
 from spin.fitted.held_out import HELD_OUT, HeldOutLogits
@@ -31,7 +33,7 @@ from tests.support.night_project import NightProject
 
 pytestmark = pytest.mark.slow
 
-SINGLE, SEVERAL, NO_TEST, OTHER, EXIT = "1", "2", "3", "4", "5"
+SINGLE, SEVERAL, NO_TEST, OTHER, EXIT, BFLOAT16 = "1", "2", "3", "4", "5", "6"
 TEST = [row["text"] for row in tiny.make_documents(400, seed=9)]
 ROWS = tiny.make_documents(70, seed=3)
 
@@ -197,6 +199,17 @@ def test_a_shadow_has_a_band_of_its_own(project: NightProject) -> None:
     assert report.shadow.compared - report.shadow.agreed == report.counts.abstained
     with pytest.raises(UserError, match="--shadow: version 3 cannot be compared .* no test documents"):
         project.run_night(shadow=f"models:/tiny/{NO_TEST}", restart=True, set=("decision.max_error=0.2",))
+
+
+def test_a_shadow_is_refused_in_another_precision_than_that_of_its_promise(project: NightProject) -> None:
+    """Its test documents prove the band for the precision of its own training."""
+    folder = project.registry_fixture.folder
+    shutil.copytree(folder / OTHER, folder / BFLOAT16)
+    config = folder / BFLOAT16 / persistence.CONFIG
+    config.write_text(config.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"'))
+    project.run_night(shadow=f"models:/tiny/{BFLOAT16}")
+    with pytest.raises(UserError, match="--shadow: version 6 cannot .* backbone.dtype bfloat16, and not in float32"):
+        project.run_night(shadow=f"models:/tiny/{BFLOAT16}", restart=True, set=("decision.max_error=0.2",))
 
 
 def test_a_night_does_not_begin_where_the_error_cannot_be_promised(project: NightProject) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +15,20 @@ from safetensors.numpy import save as save_tensors
 from scipy.stats import binomtest
 
 from spin.arrays import Floats
+from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.estimator import SpinClassifier
-from spin.fitted.abstention import RISK, choose_band, keep_promise, least_documents
+from spin.fitted.abstention import RISK, choose_band, keep_promise, least_documents, require_precision
 from spin.fitted.decision import Decision
 from spin.fitted.early_exit import EarlyExit
-from spin.fitted.fitted_classifier import FittedClassifier
+from spin.fitted.fitted_classifier import FittedClassifier, TrainingResult
 from spin.fitted.held_out import HELD_OUT, HeldOutLogits
 from spin.heads.linear_head import LinearHead
 from spin.heads.selection import Selection
 from spin.labels.label_space import LabelSpace
 from spin.labels.splits import certifies
 from spin.labels.standardizer import Standardizer
-from spin.settings import DecisionSettings, Precision
+from spin.settings import BackboneSettings, Choice, DecisionSettings, Precision
 from tests.support.summaries import build_choice_summary
 
 SINGLE, SEVERAL = LabelSpace(("a", "b", "c")), LabelSpace(("a", "b", "c"), multilabel=True)
@@ -204,8 +206,8 @@ def make_fitted(exits: tuple[EarlyExit, ...] = ()) -> FittedClassifier:
 def keep(
     folder: Path, settings: DecisionSettings, *, early: bool = False, precision: Precision = "auto"
 ) -> DecisionSettings:
-    fitted = make_fitted(EXITS)
-    return keep_promise(folder, "accuracy", fitted, SINGLE, settings, early=early, trained="auto", precision=precision)
+    require_precision(settings, "auto", precision)
+    return keep_promise(HeldOutLogits.read(folder, "accuracy"), make_fitted(EXITS), SINGLE, settings, early=early)
 
 
 @pytest.mark.slow
@@ -218,6 +220,38 @@ def test_a_promise_becomes_the_band_of_the_classifier_in_use(tmp_path: Path) -> 
         assert keep(tmp_path, promise, early=early) == DecisionSettings(abstain=band.abstain)
     assert keep(tmp_path, promise) != keep(tmp_path, promise, early=True)
     assert keep(tmp_path, DecisionSettings(abstain=0.2)) == DecisionSettings(abstain=0.2)
+
+
+def test_a_promise_is_proven_anew_for_another_decision(tmp_path: Path) -> None:
+    """A classifier that is loaded may be given other exits, another choice and other thresholds."""
+    held_out = {name: draw_documents(2000, 4, sharpness=4.0 + n) for n, name in enumerate(get_args(Choice))}
+    result = TrainingResult({name: make_fitted(EXITS) for name in held_out}, (), 0)
+    TrainedClassifier(BackboneSettings(model="none"), "0" * 64, SINGLE, result, "macro_f1").save(tmp_path)
+    y = held_out["accuracy"].y
+    tensors = {f"{name}.logits": each.logits for name, each in held_out.items()}
+    (tmp_path / HELD_OUT).write_bytes(save_tensors(tensors | {"y": y}))
+    promise = {"max_error": 0.15}
+    spin, bands = SpinClassifier.load(tmp_path, decision=promise), []
+    for changed in ({}, {"early": True}, {"choose": "cheapest"}, {"decision": promise | {"thresholds": {"a": 0.7}}}):
+        trained = spin.set_params(**changed).trained_
+        rule = Decision.of(SINGLE, trained.decision.model_copy(update={"abstain": 0.0}))
+        documents = HeldOutLogits(held_out[trained.choose].logits, y)
+        band = choose_band(documents, EXITS if trained.early else (), rule, 0.15)
+        assert band is not None
+        assert trained.decision.abstain == band.abstain
+        assert pickle.loads(pickle.dumps(spin)).trained_.decision == trained.decision
+        bands.append(band.abstain)
+    assert len(set(bands)) == 4
+    loaded = TrainedClassifier.load(tmp_path, decision=DecisionSettings(max_error=0.15))
+    assert [loaded.choosing("accuracy", early=early).decision.abstain for early in (False, True)] == bands[:2]
+    with pytest.raises(UserError, match=r"max_error 0.001 cannot be promised"):
+        trained.choosing("accuracy", decision=DecisionSettings(max_error=0.001))
+    assert trained.choosing("accuracy", decision=DecisionSettings(abstain=0.2)).decision.abstain == 0.2
+    refused = r"decision.max_error: only the test documents of a version"
+    with pytest.raises(UserError, match=refused):
+        _ = SpinClassifier.load(tmp_path).set_params(decision=promise).trained_
+    with pytest.raises(UserError, match=refused):
+        spin.fit(["fine"], ["a"])
 
 
 def test_a_promise_that_cannot_be_kept_is_refused(tmp_path: Path) -> None:
