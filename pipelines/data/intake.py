@@ -21,7 +21,7 @@ from pipelines.data.files.reader_process import read_pieces
 from pipelines.data.files.readers import reader_of
 from pipelines.data.files.shards import Piece, Shard, even_size
 from pipelines.data.forgotten_ids import NOTHING_FORGOTTEN, ForgottenIds
-from pipelines.data.spool import PartSize, ReadyPiece, Save, SpoolWriter, check_rows
+from pipelines.data.spool import PartSize, ReadyPiece, Save, SpoolWriter, check_rows, find_dead_rows
 from pipelines.service_errors import BadFileError, KeptTypeError
 from spin.settings import DataSettings
 
@@ -240,16 +240,20 @@ def read_files(files: Sequence[InputFile], data: DataSettings, columns: Collecti
 
 
 def find_texts(documents: Iterable[Documents], ids: Collection[str]) -> Iterator[tuple[str, str]]:
-    """The ids and texts of the first sound row with each of some ids. Ends when all are found."""
+    """The ids and texts of the first row with each of some ids that is no dead letter. Ends when all are found."""
     return ((id, text) for id, text, _ in find_documents(documents, ids))
 
 
 def find_documents(documents: Iterable[Documents], ids: Collection[str]) -> Iterator[tuple[str, str, str | None]]:
-    """The ids, texts and groups of the first sound row with each of some ids. Ends when all are found."""
+    """The ids, texts and groups of the first row with each of some ids that is no dead letter.
+
+    Ends when all are found.
+    """
     waiting = set(ids)
     for part in documents if waiting else ():
-        for id, text, group in zip(part.ids, part.texts, part.groups, strict=True):
-            if isinstance(id, str) and id in waiting and isinstance(text, str) and text.strip():
+        dead = find_dead_rows(part)
+        for row, (id, text, group) in enumerate(zip(part.ids, part.texts, part.groups, strict=True)):
+            if id is not None and id in waiting and row not in dead:
                 waiting.discard(id)
                 yield id, text, group
         if not waiting:

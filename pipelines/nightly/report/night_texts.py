@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Sequence
 
-from pipelines.data.files.kept_columns import without_kept
 from pipelines.data.files.reader import ID_AND_TEXT, Documents
 from pipelines.data.files.reader_process import read_pieces
 from pipelines.data.files.shards import Piece
 from pipelines.data.intake import find_documents, plan_intake
-from pipelines.nightly.tables.listing import read_listing
+from pipelines.nightly.tables.listing import Listing, read_run_plan
 from pipelines.nightly.tables.night_records import RUNS
+from pipelines.nightly.tables.night_tables import INPUTS, TAKEN, NightTables, read_rows
 from pipelines.service_errors import BadFileError
 from pipelines.storage.object_store import Store
 from spin.settings import DataSettings
@@ -22,23 +22,27 @@ _log = logging.getLogger(__name__)
 def read_texts(data: DataSettings, out: Store, run: str, ids: Collection[str]) -> Iterator[tuple[str, str]]:
     """The ids and texts of some documents of a run, as far as its input is still there.
 
-    The first sound row with an id is the one that was predicted.
+    The input is read as the run has read it, whatever `data` says of columns, kept columns and formats, without the
+    files that the run has quarantined. So the first sound row with an id is the one that was predicted.
     """
-    ungrouped = data.model_copy(update={"group": None})
-    return ((id, text) for id, text, _ in read_documents(ungrouped, out, run, ids))
+    return ((id, text) for id, text, _ in read_documents(data.model_copy(update={"group": None}), out, run, ids))
 
 
 def read_documents(
     data: DataSettings, out: Store, run: str, ids: Collection[str]
 ) -> Iterator[tuple[str, str, str | None]]:
     """As `read_texts`, with the group of each document: None where it has none, or its file has no such column."""
-    return find_documents(_read_input(without_kept(data), out / f"{RUNS}/{run}"), ids)
+    plan, inputs = read_run_plan(out / f"{RUNS}/{run}"), read_rows(NightTables(out).open(INPUTS), {"run": run})
+    of_run = {name: value for name, value in plan.metadata["data"].items() if name in DataSettings.model_fields}
+    taken = {row["uri"] for row in inputs.to_pylist() if row["status"] == TAKEN}
+    listing = Listing.from_rows(plan.derived.read(out / f"{RUNS}/{run}"))
+    return find_documents(_read_input(data.model_copy(update={**of_run, "group": data.group}), listing, taken), ids)
 
 
-def _read_input(data: DataSettings, run: Store) -> Iterator[Documents]:
-    """The documents of the input of a run, as far as its files can be read."""
-    for task in plan_intake(read_listing(run).files, data, bad={}):
-        yield from _read_files(task.pieces, data)
+def _read_input(data: DataSettings, listing: Listing, taken: Collection[str]) -> Iterator[Documents]:
+    """The documents of the files that were taken, in the order of the intake, as far as they can be read."""
+    for task in plan_intake(listing.files, data, bad={}):
+        yield from _read_files([piece for piece in task.pieces if piece.uri in taken], data)
 
 
 def _read_files(pieces: Sequence[Piece], data: DataSettings) -> Iterator[Documents]:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipelines.data.files.input_files import InputFile
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
-from pipelines.storage.stage_plan import read_plan
+from pipelines.storage.stage_plan import StagePlan, read_plan
 from spin.errors import UserError
 
 _SCHEMA = pa.schema(
@@ -88,12 +88,17 @@ class ListingPlan:
         return rows
 
 
-def read_listing(run: Store) -> Listing:
-    """The files of a run from its folder. Raises UserError if they are not there."""
+def read_run_plan(run: Store) -> StagePlan[ListingPlan]:
+    """The plan of a run from its folder. Raises UserError if it is not there."""
     plan = read_plan(run, ListingPlan)
     if plan is None:
         raise UserError(f"{run.uri} has no plan, so it is unknown what the run has read")
-    return Listing.from_rows(plan.derived.read(run))
+    return plan
+
+
+def read_listing(run: Store) -> Listing:
+    """The files of a run from its folder. Raises UserError if they are not there."""
+    return Listing.from_rows(read_run_plan(run).derived.read(run))
 
 
 def to_pass_rows(listings: Mapping[str, Listing]) -> list[Row]:
