@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 from pipelines.data.files.reader import ID_AND_TEXT, Documents
 from pipelines.data.files.reader_process import read_pieces
@@ -32,11 +33,16 @@ def read_documents(
     data: DataSettings, out: Store, run: str, ids: Collection[str]
 ) -> Iterator[tuple[str, str, str | None]]:
     """As `read_texts`, with the group of each document: None where it has none, or its file has no such column."""
+    of_run, listing, taken = _find_input(out, run)
+    return find_documents(_read_input(data.model_copy(update={**of_run, "group": data.group}), listing, taken), ids)
+
+
+def _find_input(out: Store, run: str) -> tuple[dict[str, Any], Listing, set[str]]:
+    """The data settings by which a run has read its input, the files that it found, and the URIs of those it took."""
     plan, inputs = read_run_plan(out / f"{RUNS}/{run}"), read_rows(NightTables(out).open(INPUTS), {"run": run})
     of_run = {name: value for name, value in plan.metadata["data"].items() if name in DataSettings.model_fields}
     taken = {row["uri"] for row in inputs.to_pylist() if row["status"] == TAKEN}
-    listing = Listing.from_rows(plan.derived.read(out / f"{RUNS}/{run}"))
-    return find_documents(_read_input(data.model_copy(update={**of_run, "group": data.group}), listing, taken), ids)
+    return of_run, Listing.from_rows(plan.derived.read(out / f"{RUNS}/{run}")), taken
 
 
 def _read_input(data: DataSettings, listing: Listing, taken: Collection[str]) -> Iterator[Documents]:

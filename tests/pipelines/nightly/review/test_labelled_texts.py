@@ -178,7 +178,8 @@ def test_a_training_with_groups_reads_what_is_exported(tmp_path: Path, monkeypat
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in/a.parquet")
     (tmp_path / "in/b.csv").write_text("id,text\nx,a text without an author\n")
     files = tuple(list_files(str(tmp_path / "in")))
-    monkeypatch.setattr(night_texts, "read_listing", lambda run: Listing(files, {}))
+    taken = {file.uri for file in files}
+    monkeypatch.setattr(night_texts, "_find_input", lambda out, run: ({}, Listing(files, {}), taken))
     out, file = str(tmp_path / "out"), tmp_path / "labelled.parquet"
     publish(tmp_path / "out", [prediction(id) for id in [*authors, "x"]])
     drawn = "".join(f"{id},bad,{'random,0.5' * (n % 2) or ','}\n" for n, id in enumerate(authors))
