@@ -98,8 +98,8 @@ def _bombs() -> Iterator[HostileFile]:
 
 
 def _rows_of_nothing() -> Iterator[HostileFile]:
-    nulls = pa.table({name: pa.nulls(20_000_000, pa.string()) for name in ("id", "text")})
-    yield bad("rows-20-million.parquet", "20 million rows of nulls", write_parquet(nulls, compression="zstd"))
+    nulls = pa.table({name: pa.nulls(6_000_000, pa.string()) for name in ("id", "text")})
+    yield bad("rows-6-million.parquet", "6 million rows of nulls", write_parquet(nulls, compression="zstd"))
 
 
 def _length(value: int) -> bytes:

@@ -130,12 +130,6 @@ def _json_sizes() -> Iterator[HostileFile]:
     yield bad(
         "blank-lines.jsonl.zst", "33 kB that are 1 GB of blank lines", repeat_zstd(b"\n" * (32 * MEGABYTE), 32, _LINE)
     )
-    yield bad(
-        "blank-lines.jsonl.gz", "1 MB that is 1 GB of blank lines", repeat_gzip(b"\n" * (8 * MEGABYTE), 128, _LINE)
-    )
-    yield bad(
-        "blank-lines.jsonl.bz2", "40 kB that are 1 GB of blank lines", repeat_bz2(b"\n" * (8 * MEGABYTE), 128, _LINE)
-    )
     yield bad("empty-objects.jsonl.zst", "300 MB of empty objects", repeat_zstd(b"{}\n" * MEGABYTE, 100, _LINE))
     yield bad("same-rows.jsonl.zst", "300 MB of the same row", repeat_zstd(_LINE * (MEGABYTE // 4), 35))
     yield bad(
@@ -210,9 +204,6 @@ def csv_files() -> Iterator[HostileFile]:
     )
     yield bad(
         "blank-lines-first.csv.zst", "1 GB of blank lines before the header", repeat_zstd(b"\n" * (32 * MEGABYTE), 32)
-    )
-    yield bad(
-        "blank-lines.csv.gz", "1 MB that is 1 GB of blank lines", repeat_gzip(b"\n" * (8 * MEGABYTE), 128, head + row)
     )
     yield bad("same-rows.csv.bz2", "300 MB of the same row", repeat_bz2(row * (MEGABYTE // 64), 1250, head))
     yield bad("cut.csv", "cut within a row", head + row + b"b,we")
