@@ -8,7 +8,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import pyarrow as pa
@@ -23,43 +22,12 @@ from pipelines.nightly.steps.counts import ClassifyCounts
 from pipelines.nightly.steps.dedup import plan_partitions
 from pipelines.nightly.steps.intake_step import IDS
 from pipelines.nightly.tables.night_tables import reserved_names
-from pipelines.planning.sample import MeasuredShard, NightSample, take_sample
+from pipelines.planning.sample import MeasuredShard, NightSample, SampleFigures, take_sample
 from pipelines.registry.versions import Registry
 from pipelines.storage.parquet import to_parquet
 from pipelines.workers.ray_cluster import cluster, worker_count
 from spin.errors import UserError
 from spin.settings import Settings
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Documents per second of one worker, over the pieces of the sample."""
-
-    median: float
-    lowest: float
-    highest: float
-
-
-@dataclass(frozen=True)
-class SampleFigures:
-    """The measurements of the sample."""
-
-    documents: int
-    whole: bool
-    """whether these are all documents of the source"""
-    pieces: int
-    """parts that were measured one by one"""
-    seconds: float
-    threads: int
-    """torch threads of a worker"""
-    load_seconds: float
-    """until a worker has loaded the model"""
-    documents_per_s: Rates
-    tokens_per_document: float
-    windows_per_document: float
-    """in which the backbone reads a document; 1 where long texts are cut"""
-    dead_share: float
-    """share of the documents that become dead letters"""
 
 
 @dataclass(frozen=True)
@@ -166,7 +134,7 @@ def estimate_night(
         source=source,
         documents=documents,
         shards=count,
-        sample=_sample_figures(sample, ray.cpus_per_worker),
+        sample=sample.figures,
         intake=Intake(_reading_rate(sample), partitions),
         hours=Hours(hours(1), workers, hours(workers)),
         deadline=Deadline(deadline, needed if needed <= count else None),
@@ -183,29 +151,14 @@ def _check_figures(**figures: float) -> None:
         raise UserError(f"--documents {figures['documents']:g}: expected a whole number, such as 5e6")
 
 
-def _sample_figures(sample: NightSample, threads: int) -> SampleFigures:
-    return SampleFigures(
-        documents=sample.rows,
-        whole=sample.whole,
-        pieces=len(sample.pieces),
-        seconds=sum(piece.seconds for piece in sample.pieces),
-        threads=threads,
-        load_seconds=sample.load_seconds,
-        documents_per_s=Rates(median(sample.rates), min(sample.rates), max(sample.rates)),
-        tokens_per_document=sample.tokens_per_document,
-        windows_per_document=sample.windows_per_document,
-        dead_share=sample.dead_share,
-    )
-
-
 def _hours(sample: NightSample, documents: int, shards: int) -> Callable[[int], float]:
     """The function from a number of workers to the hours of the night."""
-    classify_seconds = documents / median(sample.rates)
+    classify_seconds = documents / sample.figures.documents_per_s.median
     intake_seconds = documents / _reading_rate(sample)
 
     def hours(workers: int) -> float:
         share = math.ceil(shards / workers) / shards  # of the busiest worker: a shard is not divided
-        return (sample.load_seconds + (classify_seconds + intake_seconds) * share) / 3600
+        return (sample.figures.load_seconds + (classify_seconds + intake_seconds) * share) / 3600
 
     return hours
 
@@ -232,9 +185,9 @@ def _store_bytes(sample: NightSample, documents: int, shards: int) -> StoreBytes
 
     dead_shards = shards * _share_with_dead(sample.pieces, documents / shards)
     written = profiles + shards * _size(sample.pieces, "json") / len(sample.pieces)
-    written += _size(sample.pieces, SAMPLE) * documents / sample.rows
+    written += _size(sample.pieces, SAMPLE) * documents / sample.figures.documents
     written += _scaled_size(sample.pieces, "predictions.parquet", documents * sample.predicted_share, shards)
-    written += _scaled_size(sample.pieces, "dead.parquet", documents * sample.dead_share, dead_shards)
+    written += _scaled_size(sample.pieces, "dead.parquet", documents * sample.figures.dead_share, dead_shards)
     written += digests + scale * _size(sample.readings, "json") + spool
     return StoreBytes(round(read), round(written))
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise, zip_longest
 from pathlib import Path
+from statistics import median
 from typing import Generic
 
 import pyarrow as pa
@@ -69,17 +70,66 @@ class MeasuredShard(Generic[C]):
 
 
 @dataclass(frozen=True)
+class Rates:
+    """Documents per second of one worker, over the pieces of the sample."""
+
+    median: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class SampleFigures:
+    """The measurements of the sample."""
+
+    documents: int
+    whole: bool
+    """whether these are all documents of the source"""
+    pieces: int
+    """parts that were measured one by one"""
+    seconds: float
+    threads: int
+    """torch threads of a worker"""
+    load_seconds: float
+    """until a worker has loaded the model"""
+    documents_per_s: Rates
+    tokens_per_document: float
+    windows_per_document: float
+    """in which the backbone reads a document; 1 where long texts are cut"""
+    dead_share: float
+    """share of the documents that become dead letters"""
+
+    @classmethod
+    def of(
+        cls, pieces: Sequence[MeasuredShard[ClassifyCounts]], *, whole: bool, threads: int, load_seconds: float
+    ) -> SampleFigures:
+        """The figures of pieces that have rows, at least one of them classified."""
+        counts = [piece.counts for piece in pieces]
+        rates = [piece.rows / piece.seconds for piece in pieces]
+        documents, predicted = sum(c.rows for c in counts), sum(c.predicted for c in counts)
+        return cls(
+            documents=documents,
+            whole=whole,
+            pieces=len(pieces),
+            seconds=sum(piece.seconds for piece in pieces),
+            threads=threads,
+            load_seconds=load_seconds,
+            documents_per_s=Rates(median(rates), min(rates), max(rates)),
+            tokens_per_document=sum(c.tokens for c in counts) / predicted,
+            windows_per_document=sum(c.windows or c.predicted for c in counts) / predicted,
+            dead_share=sum(c.dead for c in counts) / documents,
+        )
+
+
+@dataclass(frozen=True)
 class NightSample:
     """The measurements that an estimate is computed from."""
 
-    load_seconds: float
-    """until a worker has loaded the model"""
+    figures: SampleFigures
     pieces: list[MeasuredShard[ClassifyCounts]]
     """classified"""
     readings: list[MeasuredShard[IntakeCounts]]
     """tasks of the intake"""
-    whole: bool
-    """whether all documents of the input were classified"""
     drift: bool
     """whether the version has a drift reference, so that a night reads its profiles again"""
 
@@ -90,39 +140,9 @@ class NightSample:
         return max(1, MAX_BYTES * sum(part.piece.documents for part in parts) // sum(part.bytes for part in parts))
 
     @property
-    def rows(self) -> int:
-        """Documents of the pieces."""
-        return sum(piece.rows for piece in self.pieces)
-
-    @property
-    def rates(self) -> list[float]:
-        """Documents per second of every piece."""
-        return [piece.rows / piece.seconds for piece in self.pieces]
-
-    @property
     def predicted_share(self) -> float:
         """Share of the documents that is classified."""
-        return self._predicted / max(1, self.rows)
-
-    @property
-    def dead_share(self) -> float:
-        """Share of the documents that become dead letters."""
-        return sum(piece.counts.dead for piece in self.pieces) / max(1, self.rows)
-
-    @property
-    def tokens_per_document(self) -> float:
-        """Mean tokens of a classified document."""
-        return sum(piece.counts.tokens for piece in self.pieces) / max(1, self._predicted)
-
-    @property
-    def windows_per_document(self) -> float:
-        """Mean windows of a classified document, 1 where long texts are cut."""
-        windows = sum(piece.counts.windows or piece.counts.predicted for piece in self.pieces)
-        return windows / max(1, self._predicted)
-
-    @property
-    def _predicted(self) -> int:
-        return sum(piece.counts.predicted for piece in self.pieces)
+        return sum(piece.counts.predicted for piece in self.pieces) / self.figures.documents
 
 
 def take_sample(
@@ -163,8 +183,11 @@ def take_sample(
     if not any(piece.counts.predicted for piece in pieces):
         reasons = {reason for piece in pieces for reason in piece.counts.reasons}
         raise UserError(f"none of the documents that were sampled can be classified: {', '.join(sorted(reasons))}")
+    pieces = [piece for piece in pieces if piece.rows]
     whole = ended and len(chosen) == len(shards) and len(readings) == len(tasks)
-    return NightSample(load, [p for p in pieces if p.rows], readings, whole, drift)
+    threads = settings.ray.for_stage("classify").cpus_per_worker
+    figures = SampleFigures.of(pieces, whole=whole, threads=threads, load_seconds=load)
+    return NightSample(figures, pieces, readings, drift)
 
 
 def _pieces(

@@ -30,8 +30,8 @@ from pipelines.nightly.steps.classify_job import ClassifyJob
 from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.counts import ClassifyCounts, IntakeCounts
 from pipelines.planning import estimate, sample
-from pipelines.planning.estimate import Deadline, Intake, NightEstimate, Rates, estimate_night
-from pipelines.planning.sample import MeasuredShard, NightSample
+from pipelines.planning.estimate import Deadline, Intake, NightEstimate, estimate_night
+from pipelines.planning.sample import MeasuredShard, NightSample, Rates, SampleFigures
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.store_requests import RequestCounter, RequestTotals
@@ -294,11 +294,8 @@ def constructed_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     part = ReadyPiece(SpoolPiece("part", SPOOL, 0, 100, documents=100, size=5000), 0, 5000)
     taken_in = IntakeCounts(rows=100, report=IntakeReport((), (part,), {}), repeated=0)
     reading = MeasuredShard(taken_in, 0.01, 5000, {"ids": b"i" * 2000, "json": b"{}"})
-    monkeypatch.setattr(
-        estimate,
-        "take_sample",
-        lambda *_, **__: NightSample(36, pieces, [reading], whole=True, drift=True),
-    )
+    figures = SampleFigures.of(pieces, whole=True, threads=1, load_seconds=36)
+    monkeypatch.setattr(estimate, "take_sample", lambda *_, **__: NightSample(figures, pieces, [reading], drift=True))
 
 
 @pytest.mark.usefixtures("constructed_sample")
