@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from benchmarks.section_page import Part, table
 from benchmarks.trust.champion import Champion
 from pipelines.planning.operations import measure_operations
+from spin.arrays import Rows
 from spin.labels.label_space import LabelSpace, Targets
 from spin.roi.error_costs import ErrorCosts
 from spin.roi.operating_points import Operation, Prices, weigh_points, with_interval
@@ -73,16 +74,25 @@ def _cover(
         candidates = [
             (point, operation)
             for operation in operations
-            for point in weigh_points(operation.rows(known), y[known], prices)
+            for point in weigh_points(_take(operation, known), y[known], prices)
         ]
         best, operation = min(candidates, key=lambda pair: (pair[0].expected_total, pair[0].reviewed))
         interval = with_interval(
-            best, operation.rows(known), y[known], prices, volume=len(unknown), seed=split
+            best, _take(operation, known), y[known], prices, volume=len(unknown), seed=split
         ).interval
         assert interval is not None
-        others = weigh_points(operation.rows(unknown), y[unknown], prices)
+        others = weigh_points(_take(operation, unknown), y[unknown], prices)
         realised = next(point.total for point in others if point.abstain == best.abstain)
         inside += realised in interval
         widths.append((interval.high - interval.low) / best.total)
         gaps.append(realised / best.total - 1)
     return Coverage(cost_error, cost_review, inside, float(np.mean(widths)), float(np.mean(gaps)))
+
+
+def _take(operation: Operation, rows: Rows) -> Operation:
+    """The operation on some of the documents."""
+    outcomes = (
+        replace(of, given=of.given[rows], abstains=of.abstains[rows], probabilities=of.probabilities[rows])
+        for of in operation.outcomes
+    )
+    return replace(operation, outcomes=tuple(outcomes))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from itertools import chain
 from typing import Any, Self
 
@@ -17,35 +16,13 @@ from spin.attribution.word_sums import WordSums
 
 
 @dataclass(frozen=True)
-class WordReason:
-    """A word of a text, and what it contributes to the logit of the class."""
-
-    word: str
-    start: int
-    """position of the word's first character in the text"""
-    end: int
-    """position behind its last character"""
-    contribution: float
-
-
-@dataclass(frozen=True)
-class NeuronReason:
-    """A neuron under a pooling, and what it contributes to the logit of the class."""
-
-    column: str
-    """the feature column, such as ffn.05.mean"""
-    neuron: int
-    """index within the site"""
-    contribution: float
-
-
-@dataclass(frozen=True)
 class _LargestContributions:
     """The largest contributions to each of n texts, those of a text largest first. Every field but `counts` is (r,)."""
 
     counts: Ints
     """(n,) number of contributions to each text"""
     contributions: Floats
+    """one below 0 speaks against the class"""
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
@@ -55,15 +32,6 @@ class _LargestContributions:
             values = [getattr(part, field.name) for part in parts]
             joined[field.name] = list(chain(*values)) if isinstance(values[0], list) else np.concatenate(values)
         return cls(**joined)
-
-    def of_text(self, row: int) -> range:
-        """The positions of the contributions to a text."""
-        stop = self._stops[row]
-        return range(stop - int(self.counts[row]), stop)
-
-    @cached_property
-    def _stops(self) -> list[int]:
-        return np.cumsum(self.counts).tolist()
 
 
 @dataclass(frozen=True)
@@ -104,21 +72,6 @@ class Reasons:
             TopWords.concatenate([part.words for part in parts]),
             TopNeurons.concatenate([part.neurons for part in parts]),
         )
-
-    def words_of(self, row: int) -> list[WordReason]:
-        """The words of a text, the loudest first; a contribution below 0 speaks against the class."""
-        top = self.words
-        return [
-            WordReason(top.words[i], int(top.starts[i]), int(top.ends[i]), float(top.contributions[i]))
-            for i in top.of_text(row)
-        ]
-
-    def neurons_of(self, row: int) -> list[NeuronReason]:
-        """The neurons of a text, the loudest first; a contribution below 0 speaks against the class."""
-        top = self.neurons
-        return [
-            NeuronReason(top.columns[i], int(top.neurons[i]), float(top.contributions[i])) for i in top.of_text(row)
-        ]
 
 
 def largest_columns(values: Floats, count: int) -> NDArray[np.int64]:

@@ -34,11 +34,6 @@ class Outcome:
     seconds: float
     """seconds per document, with the threads of the operation"""
 
-    def rows(self, rows: NDArray[np.int64]) -> Outcome:
-        """The outcome for some of the documents."""
-        given, abstains, probabilities = self.given[rows], self.abstains[rows], self.probabilities[rows]
-        return replace(self, given=given, abstains=abstains, probabilities=probabilities)
-
 
 @dataclass(frozen=True)
 class Operation:
@@ -51,10 +46,6 @@ class Operation:
     """threads that its speed was measured with"""
     outcomes: tuple[Outcome, ...]
     """one outcome per abstention band"""
-
-    def rows(self, rows: NDArray[np.int64]) -> Operation:
-        """The operation on some of the documents."""
-        return replace(self, outcomes=tuple(outcome.rows(rows) for outcome in self.outcomes))
 
     def outcome(self, abstain: float) -> Outcome:
         """The outcome at one of the bands."""

@@ -35,6 +35,7 @@ from spin.settings import BackboneSettings, DecisionSettings
 from tests.support import tiny
 from tests.support.attribution_loop import Attribution, attribute
 from tests.support.gaps import find_gap
+from tests.support.reason_rows import neurons_of, words_of
 from tests.support.summaries import build_choice_summary
 from tests.support.word_regression import build_word_regression
 
@@ -145,8 +146,8 @@ def check_reasons(spin: TrainedClassifier, texts: Sequence[str] = TEXTS, toleran
         expected_of = attribute(spin, text, k, int(predictions.exit_depth[row]))
         by_word = {(text[start:end], start, end): value for (start, end), value in expected_of.words.items()}
         by_neuron = expected_of.neurons
-        words = [((w.word, w.start, w.end), w.contribution) for w in predictions.reasons.words_of(row)]
-        neurons = [((n.column, n.neuron), n.contribution) for n in predictions.reasons.neurons_of(row)]
+        words = [((w.word, w.start, w.end), w.contribution) for w in words_of(predictions.reasons, row)]
+        neurons = [((n.column, n.neuron), n.contribution) for n in neurons_of(predictions.reasons, row)]
         tied = find_tied_share(spin, text, explanation, k)
         tied_texts += tied > tolerance
         check_explanation(explanation, k, expected_of, tolerance, tolerance + tied)
@@ -237,8 +238,8 @@ def test_reasons_are_those_of_the_exit_at_which_a_text_stops(
     predictions = check_reasons(build_classifier(settings, exits=exits, words=words))
     assert set(predictions.exit_depth) == {*exits, 3}
     for row in np.flatnonzero(predictions.exit_depth == -1):
-        assert predictions.reasons.neurons_of(row) == []
-        assert predictions.reasons.words_of(row) or TEXTS[row] == "?"
+        assert neurons_of(predictions.reasons, row) == []
+        assert words_of(predictions.reasons, row) or TEXTS[row] == "?"
 
 
 @pytest.mark.slow
@@ -272,12 +273,8 @@ def test_reasons_of_long_texts_are_from_all_windows(settings: BackboneSettings, 
     predictions = check_reasons(build_classifier(settings.model_copy(update=windows), exits=exits, words=True))
     assert predictions.reasons is not None
     text = " ".join(["the film was on it of a day and the crew"] * 2 + ["lovely"])
-    assert any(
-        word.start > 40
-        for word in check_reasons(
-            build_classifier(settings.model_copy(update=windows), poolings=["max"]), [text]
-        ).reasons.words_of(0)
-    )
+    spin = build_classifier(settings.model_copy(update=windows), poolings=["max"])
+    assert any(word.start > 40 for word in words_of(check_reasons(spin, [text]).reasons, 0))
 
 
 @pytest.mark.parametrize("engine", ["torch", pytest.param("openvino", marks=pytest.mark.slow)])
@@ -311,7 +308,7 @@ def test_positions_beyond_256_are_exact(tmp_path: Path) -> None:
                 {"model": str(folder), "dtype": dtype, "device": "cpu", "engine": engine, "max_tokens": 400}
             )
             spin = build_classifier(settings, sites=["resid.00"], poolings=["max"])
-            [top] = with_reasons(spin, 1).predict_all([text]).reasons.words_of(0)  # type: ignore[union-attr]
+            [top] = words_of(with_reasons(spin, 1).predict_all([text]).reasons, 0)  # type: ignore[arg-type]
             explanation = spin.explain(text)
             k = explanation.classes.index(explanation.label)
             by_word = {
@@ -326,8 +323,8 @@ def test_the_number_of_reasons_is_at_most_that_of_words_and_neurons(settings: Ba
     spin = with_reasons(build_classifier(settings, sites=["ffn.01"], poolings=["mean"]), 50)
     reasons = spin.predict_all(["fine film", "day"]).reasons
     assert reasons is not None
-    assert [len(reasons.words_of(row)) for row in range(2)] == [2, 1]
-    assert [len(reasons.neurons_of(row)) for row in range(2)] == [spin.fitted.selection.neuron_count] * 2
+    assert [len(words_of(reasons, row)) for row in range(2)] == [2, 1]
+    assert [len(neurons_of(reasons, row)) for row in range(2)] == [spin.fitted.selection.neuron_count] * 2
 
 
 @pytest.mark.slow
@@ -356,7 +353,7 @@ def test_reasons_of_a_classifier_that_reads_words_alone(settings: BackboneSettin
         )
         predictions = check_reasons(spin)
         assert {*predictions.exit_depth.tolist()} == ({0, -1} if exits else {0})
-        assert predictions.reasons.words_of(0)
+        assert words_of(predictions.reasons, 0)
 
 
 @pytest.mark.slow
@@ -389,8 +386,8 @@ def test_reasons_of_parts_are_concatenated(settings: BackboneSettings) -> None:
     assert whole is not None
     for row in range(len(TEXTS)):
         for found, expected in (
-            (joined.words_of(row), whole.words_of(row)),
-            (joined.neurons_of(row), whole.neurons_of(row)),
+            (words_of(joined, row), words_of(whole, row)),
+            (neurons_of(joined, row), neurons_of(whole, row)),
         ):
             np.testing.assert_allclose(
                 [reason.contribution for reason in found], [reason.contribution for reason in expected], atol=1e-4

@@ -24,6 +24,7 @@ from spin.poolings.pooling import Pooling
 from spin.settings import BackboneSettings
 from tests.support import tiny
 from tests.support.attribution_loop import read_tokens
+from tests.support.reason_rows import neurons_of, words_of
 
 DOCUMENTS = tiny.make_documents(40)
 LONG_TEXTS = [
@@ -124,7 +125,7 @@ def test_a_new_pooling_works_from_training_to_explanations(
         assert [each.description for each in layer_map(explanation, k).rows] == [
             f"residual stream, {pooling.description}"
         ]
-        words, neurons = features.reasons.words_of(row), features.reasons.neurons_of(row)
+        words, neurons = words_of(features.reasons, row), neurons_of(features.reasons, row)
         assert len(neurons) == 3
         assert {neuron.column.rpartition(".")[2] for neuron in neurons} == {pooling.name}
         if pooling.shares == "none":
