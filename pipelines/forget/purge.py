@@ -15,7 +15,7 @@ from pipelines.data.spool import SPOOL
 from pipelines.storage.lease import Lease
 from pipelines.storage.local_files import is_temporary
 from pipelines.storage.object_store import Store, StoredObject
-from pipelines.storage.stage_plan import MANIFEST, delete_objects
+from pipelines.storage.stage_plan import MANIFEST, PLAN, delete_objects
 from pipelines.training.suspects import SUSPECTS
 from spin.errors import UserError
 from spin.fitted.persistence import CONFIG
@@ -38,7 +38,7 @@ class StoredWork:
     stage: str
     """folder of the stage, whose lease protects them"""
     keys: tuple[str, ...]
-    """in the store, in the order in which they are deleted"""
+    """in the store"""
     bytes: int
     """size of all"""
     age: timedelta
@@ -81,7 +81,8 @@ def run_purge(settings: Settings, *, older_than: timedelta | None = None, dry_ru
         leases = {stage: stack.enter_context(Lease(store / stage)) for stage in STAGE_FOLDERS}
         plan = plan_purge(store, now=datetime.now(UTC), age=age)  # a stage may have run before its lease was held
         for work in plan.delete:
-            delete_objects(store, work.keys, leases[work.stage])
+            # CONFIG marks fitted heads as complete
+            delete_objects(store, work.keys, leases[work.stage], marks=(MANIFEST, PLAN, CONFIG))
     return plan
 
 
@@ -126,8 +127,7 @@ def _find_model_work(store: Store, now: datetime) -> StoredWork | None:
     objects = list_stage(store, MODEL)
     if not any(item.key == f"{MODEL}/{MANIFEST}" for item in objects):
         return _describe(MODEL, MODEL, objects, objects, now) if objects else None
-    # the file that marks heads as complete goes first
-    heads = sorted((item for item in objects if _is_of_search(item)), key=lambda item: not item.key.endswith(CONFIG))
+    heads = [item for item in objects if _is_of_search(item)]
     return _describe(HEADS, MODEL, heads, objects, now) if heads else None
 
 

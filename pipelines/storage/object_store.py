@@ -30,7 +30,7 @@ from spin.settings import RaySettings, Settings
 _RETRY_SECONDS = RaySettings().retry_seconds
 """for which commands try again that read no settings"""
 _DELETED_AT_ONCE = 1000
-"""keys that one request deletes"""
+"""keys that one request to an object store deletes, at most"""
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,11 @@ class Store:
         if self.private_below is not None or not self.local:
             return self
         return Store(self.uri, self.retry_seconds, private_below=Path(self.root))
+
+    @property
+    def deleted_at_once(self) -> int:
+        """Keys that one request deletes; files on a disk are deleted one by one."""
+        return 1 if self.local else _DELETED_AT_ONCE
 
     def path(self, key: str) -> str:
         """The path of a key on the file system."""

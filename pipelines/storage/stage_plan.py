@@ -169,21 +169,22 @@ def write_manifest(store: Store, plan: StagePlan[Any], results: R) -> StageManif
     return manifest
 
 
-def delete_objects(store: Store, keys: Sequence[str], lease: Lease) -> None:
-    """Delete objects of a stage, manifests first and then plans: what is deleted in part never looks finished.
+def delete_objects(store: Store, keys: Sequence[str], lease: Lease, *, marks: Sequence[str] = (MANIFEST, PLAN)) -> None:
+    """Delete objects of a stage, those named by `marks` first: what is deleted in part never looks finished.
 
-    Call it under the lease of the stage, after the objects were listed. The lease is confirmed again and again: a
-    driver that was suspended meanwhile stops, before it deletes more of what its successor has written. Raises
-    HeldError then.
+    The objects of each mark have requests of their own, since the order within a request is open. Call it under the
+    lease of the stage, after the objects were listed. The lease is confirmed again and again: a driver that was
+    suspended meanwhile stops, before it deletes more of what its successor has written. Raises HeldError then.
     """
     # guarded by test_a_driver_that_sleeps_while_it_plans_a_restart_deletes_nothing_of_its_successor
     lease.check()
     # guarded by test_a_purge_that_dies_leaves_nothing_that_looks_finished; broken by:
-    #   for key in sorted(keys):
-    for key in sorted(keys, key=_deletion_rank):
-        # guarded by test_a_driver_that_sleeps_while_it_clears_a_store_stops_before_it_deletes_more
-        lease.check(max_age=_CONFIRMED_SECONDS)
-        store.delete(key)
+    #   for alike in [sorted(keys)]:
+    for alike in _divide_by_mark(keys, marks):
+        for start in range(0, len(alike), store.deleted_at_once):
+            # guarded by test_a_driver_that_sleeps_while_it_clears_a_store_stops_before_it_deletes_more
+            lease.check(max_age=_CONFIRMED_SECONDS)
+            store.delete_many(alike[start : start + store.deleted_at_once])
 
 
 def _find_plan(
@@ -214,10 +215,13 @@ def _plan_json(plan: StagePlan[Any]) -> dict[str, Any]:
     return {"stage": plan.stage, "metadata": plan.metadata, "derived": to_json(plan.derived)}
 
 
-def _deletion_rank(key: str) -> int:
-    """Manifests have the lowest rank, then come plans, then all other objects."""
-    name = key.rpartition("/")[2]
-    return {MANIFEST: 0, PLAN: 1}.get(name, 2)
+def _divide_by_mark(keys: Sequence[str], marks: Sequence[str]) -> list[list[str]]:
+    """The keys of the objects named by each mark in turn, and at last all others."""
+    by_name: dict[str, list[str]] = {name: [] for name in (*marks, "")}
+    for key in keys:
+        name = key.rpartition("/")[2]
+        by_name[name if name in marks else ""].append(key)
+    return list(by_name.values())
 
 
 def _differences(stage: str, metadata: dict[str, Any], stored: StagePlan[Any]) -> str:

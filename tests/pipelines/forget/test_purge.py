@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -210,16 +210,17 @@ class Crash(BaseException):
     """Stands for the death of the process."""
 
 
-def crash_after(count: int) -> Callable[[Store, str], None]:
-    """Return a `Store.delete` that raises Crash once it has deleted some objects, leases not counted."""
-    delete, remaining = Store.delete, [count]
+def crash_after(count: int) -> Callable[[Store, Sequence[str]], None]:
+    """Return a `Store.delete_many` that raises Crash once it has deleted some objects, leases not counted."""
+    delete, remaining = Store.delete_many, [count]
 
-    def delete_or_crash(store: Store, key: str) -> None:
-        if not key.startswith("_lease/"):
-            if not remaining[0]:
-                raise Crash
-            remaining[0] -= 1
-        delete(store, key)
+    def delete_or_crash(store: Store, keys: Sequence[str]) -> None:
+        for key in keys:
+            if not key.startswith("_lease/"):
+                if not remaining[0]:
+                    raise Crash
+                remaining[0] -= 1
+            delete(store, [key])
 
     return delete_or_crash
 
@@ -230,7 +231,7 @@ def test_a_purge_that_dies_leaves_nothing_that_looks_finished(
 ) -> None:
     """Neither a stage nor the heads of a search. The next purge goes on."""
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "delete", crash_after(deletions))
+        patch.setattr(Store, "delete_many", crash_after(deletions))
         with pytest.raises(Crash):
             purge_now(folder)
     left = set(keys(folder))
@@ -248,24 +249,36 @@ def test_a_purge_that_dies_leaves_nothing_that_looks_finished(
     assert keys(folder) == LEFT
 
 
+def test_what_marks_heads_as_complete_is_deleted_before_the_heads(
+    folder: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the order of their names."""
+    folder.write("model/d/heads/all/a.safetensors", b"values")
+    delete, deleted = Store.delete_many, list[str]()
+    monkeypatch.setattr(Store, "delete_many", lambda store, keys: (deleted.extend(keys), delete(store, keys)))
+    purge_now(folder)
+    of_heads = [key for key in deleted if "/heads/" in key]
+    assert of_heads[:2] == ["model/d/heads/all/config.json", "model/d/heads/config.json"]
+    assert len(of_heads) == len(WORK["model"]) + 1
+
+
 def test_a_purge_that_is_overtaken_deletes_nothing_of_its_successor(
     folder: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is suspended after its second deletion, while a stage begins anew."""
     monkeypatch.setattr(stage_plan, "_CONFIRMED_SECONDS", 0.0)
     monkeypatch.setattr(Lease, "_renew", lambda lease: None)
-    delete, deleted, features = Store.delete, list[str](), folder / "features"
+    delete, deleted, features = Store.delete_many, list[str](), folder / "features"
 
-    def delete_and_sleep(store: Store, key: str) -> None:
-        delete(store, key)
-        if key.startswith("features/"):
-            deleted.append(key)
-        if deleted == ["features/manifest.json", "features/plan.json"] and key == deleted[-1]:
+    def delete_and_sleep(store: Store, keys: Sequence[str]) -> None:
+        delete(store, keys)
+        deleted.extend(key for key in keys if key.startswith("features/"))
+        if deleted == ["features/manifest.json", "features/plan.json"] and keys == deleted[-1:]:
             expire_lease(features)
             with Lease(features):
                 features.write("a/parts/000000.json", b"new")
 
-    monkeypatch.setattr(Store, "delete", delete_and_sleep)
+    monkeypatch.setattr(Store, "delete_many", delete_and_sleep)
     with pytest.raises(HeldError):
         purge_now(folder)
     assert features.read("a/parts/000000.json") == b"new"
@@ -387,7 +400,7 @@ def test_an_extraction_that_was_deleted_in_part_is_done_again(
     column, rows = features.probed[0], np.arange(N)
     before = features.read_rows(column, rows)
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "delete", crash_after(deletions))
+        patch.setattr(Store, "delete_many", crash_after(deletions))
         with pytest.raises(Crash):
             run_purge(settings, older_than=timedelta(0))
     with pytest.raises(UserError, match="extract has not finished"):

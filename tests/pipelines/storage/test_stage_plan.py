@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.service_errors import HeldError
-from pipelines.storage import stage_plan
+from pipelines.storage import object_store, stage_plan
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import (
@@ -24,6 +24,7 @@ from pipelines.storage.stage_plan import (
     StagePlan,
     _differences,
     create_plan,
+    delete_objects,
     find_manifest,
     fingerprint,
     load_finished,
@@ -257,9 +258,9 @@ def test_a_driver_that_sleeps_while_it_clears_a_store_stops_before_it_deletes_mo
     with Lease(folder) as lease:
         deleted, suspended = list[str](), [False, True]
 
-        def delete(store: Store, key: str, *, delete: Any = Store.delete) -> None:
-            delete(store, key)
-            deleted.append(key)
+        def delete(store: Store, keys: Sequence[str], *, delete: Any = Store.delete_many) -> None:
+            delete(store, keys)
+            deleted.extend(keys)
             if len(deleted) == deletions and suspended.pop():
                 expire_lease(folder)
                 with Lease(folder) as next_lease:
@@ -267,13 +268,38 @@ def test_a_driver_that_sleeps_while_it_clears_a_store_stops_before_it_deletes_mo
                     folder.write("parts/4", b"new")
 
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "delete", delete)
+            patch.setattr(Store, "delete_many", delete)
             with pytest.raises(HeldError):
                 write(folder, "extract", {"metric": "accuracy"}, lease=lease, restart=True)
     plan = read(folder)
     assert plan is not None
     assert plan.metadata == {"metric": "f1"}
     assert folder.read("parts/4") == b"new"
+
+
+def test_a_request_deletes_a_thousand_objects_of_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And lists none. Manifests have a request of their own, then plans; before each the lease is confirmed."""
+    store, done = Store("s3://spin/d"), list[Any]()
+
+    def answer(operation: str, *, Delete: dict[str, Any], **_: Any) -> dict[str, Any]:
+        done.append([each["Key"] for each in Delete["Objects"]])
+        return {}
+
+    monkeypatch.setattr(store.fs, "call_s3", answer)
+    monkeypatch.setattr(object_store, "find_files", lambda *_, **__: done.append("listing") or {})
+    lease = cast(Lease, SimpleNamespace(check=lambda max_age=0.0: done.append("check")))
+    parts = [f"parts/{number}" for number in range(2500)]
+    delete_objects(store, ["a/plan.json", *parts, "plan.json", "manifest.json"], lease)
+    assert [of if of in ("check", "listing") else len(of) for of in done] == [
+        "check",
+        *("check", 1),
+        *("check", 2),
+        *("check", 1000),
+        *("check", 1000),
+        *("check", 500),
+    ]
+    assert done[2] == ["d/manifest.json"]
+    assert done[4] == ["d/a/plan.json", "d/plan.json"]
 
 
 def test_parts_without_a_plan_are_deleted_before_a_plan_is_written(folder: Store) -> None:
@@ -287,15 +313,18 @@ class Crash(BaseException):
     """Stands for the death of the process."""
 
 
-def crash_after(count: int, delete: Callable[[Store, str], None]) -> Callable[[Store, str], None]:
-    """Return a `Store.delete` that works `count` times and then raises Crash."""
+Delete = Callable[[Store, Sequence[str]], None]
+
+
+def crash_after(count: int, delete: Delete) -> Delete:
+    """Return a `Store.delete_many` that works `count` times and then raises Crash."""
     remaining = [count]
 
-    def delete_or_crash(store: Store, prefix: str) -> None:
+    def delete_or_crash(store: Store, keys: Sequence[str]) -> None:
         if remaining[0] == 0:
             raise Crash
         remaining[0] -= 1
-        delete(store, prefix)
+        delete(store, keys)
 
     return delete_or_crash
 
@@ -311,7 +340,7 @@ def test_a_crash_during_a_restart_leaves_no_plan_with_missing_parts(
         folder.write(key, b"old")
     write_manifest(folder, old, Results(1.5))
     assert find(folder, old)
-    monkeypatch.setattr(Store, "delete", crash_after(deletes, Store.delete))
+    monkeypatch.setattr(Store, "delete_many", crash_after(deletes, Store.delete_many))
     with pytest.raises(Crash):
         write(folder, "extract", metadata, lambda: Derived(name="new"), restart=True)
     monkeypatch.undo()

@@ -11,7 +11,9 @@ from infra.nodes import free_port
 from pipelines.service_errors import UnavailableError
 from pipelines.storage import filesystem
 from pipelines.storage.input_opener import InputOpener
+from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
+from pipelines.storage.stage_plan import delete_objects
 from pipelines.storage.store_requests import PROCESS_REQUESTS, RequestTotals
 from tests.support.proxy import run_proxy
 
@@ -60,6 +62,22 @@ def test_a_server_that_is_away_is_an_error(s3_server: str, monkeypatch: pytest.M
     with pytest.raises(UnavailableError):
         Store(f"{s3_server}/a").write("a", b"1")
     assert count_since(before).errors == {("PutObject", "unanswered"): 2}
+
+
+@pytest.mark.s3
+def test_the_objects_of_a_stage_are_deleted_by_a_request_per_thousand(s3_server: str) -> None:
+    """In two batches of results and one each of manifests and plans; objects that are gone count too."""
+    store = Store(f"{s3_server}/{uuid.uuid4().hex}")
+    keys = ["manifest.json", "plan.json", *(f"parts/{number}" for number in range(1200))]
+    with Lease(store) as lease:
+        for key in keys[:5]:
+            store.write(key, b"1")
+        before = PROCESS_REQUESTS.totals()
+        delete_objects(store, keys, lease)
+        counted = count_since(before)
+        assert store.list() == ["_lease/000001"]
+    assert counted.requests["DeleteObjects"] == 4
+    assert counted.requests.total() < 30  # others are those of the lease
 
 
 @pytest.mark.s3

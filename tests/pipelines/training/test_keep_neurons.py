@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -318,17 +318,18 @@ def test_a_pass_that_is_deleted_in_part_is_never_continued(
 
     rows = np.flatnonzero(np.array(training.labels.splits) != "dropped")
     before = read_selection(keep(one), one, rows)
-    delete, deleted, folder = Store.delete, [], folders(Store.of(settings) / "kept")
+    delete, deleted, folder = Store.delete_many, [], folders(Store.of(settings) / "kept")
 
-    def die(store: Store, key: str) -> None:
-        if key.split("/")[0] in folder:
-            if len(deleted) == deletions:
-                raise KeyboardInterrupt
-            deleted.append(key)
-        delete(store, key)
+    def die(store: Store, keys: Sequence[str]) -> None:
+        for key in keys:
+            if key.split("/")[0] in folder:
+                if len(deleted) == deletions:
+                    raise KeyboardInterrupt
+                deleted.append(key)
+            delete(store, [key])
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "delete", die)
+        patch.setattr(Store, "delete_many", die)
         with pytest.raises(KeyboardInterrupt):
             keep(other)
     assert len(deleted) == deletions
