@@ -6,7 +6,6 @@ import errno
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -222,15 +221,6 @@ class Store:
         """Open an object for reading ranges of it."""
         with store_errors(f"{self.uri}/{key}"):
             return self.fs.open(self.path(key), "rb")
-
-    def delete(self, prefix: str) -> None:
-        """Delete an object and everything below it as a prefix; neither needs to exist."""
-        with store_errors(f"{self.uri}/{prefix}"):
-            if self.local:
-                with suppress(FileNotFoundError):
-                    self.fs.rm(self.path(prefix), recursive=True)
-            else:
-                self.delete_many([prefix, *(item.key for item in self._find(prefix))])
 
     def read_json(self, key: str) -> Any:
         """The object parsed as JSON, None if there is no object."""

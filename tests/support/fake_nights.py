@@ -223,7 +223,7 @@ class FakeNights:
 
     def expire_lease(self, model: str = "tiny") -> None:
         """Delete the lease on a model, as if its holder had been silent for too long; which may renew it meanwhile."""
-        retry_unavailable(self.out)(self.out.delete, f"{LEASES}/{model}")
+        retry_unavailable(self.out)(lambda: self.out.delete_many(self.out.list(f"{LEASES}/{model}")))
 
 
 def to_bytes(name: str, rows: Sequence[Row]) -> bytes:

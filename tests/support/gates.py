@@ -29,7 +29,7 @@ from spin.errors import SpinError
 from tests.support.reading import read_in_this_process
 
 READING = ("read", "exists", "list", "list_objects", "list_names", "read_many", "open", "download")
-WRITING = ("write", "create", "upload", "delete", "delete_many")
+WRITING = ("write", "create", "upload", "delete_many")
 _TIMEOUT = 120.0
 """seconds after which a driver that neither stops nor ends fails the test"""
 _local = threading.local()

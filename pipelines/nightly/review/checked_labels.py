@@ -196,7 +196,7 @@ def remove_labels(out: Store, forgotten: ForgottenIds, *, dry_run: bool = False)
             if remaining.any():
                 # under a name of its own: the same labels may have been added at another time
                 _write_file(out, labels.filter(pa.array(remaining)), salt=labels.schema.metadata[_ADDED])
-            out.delete(key)
+            out.delete_many([key])
     return removed
 
 

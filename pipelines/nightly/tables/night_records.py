@@ -192,7 +192,7 @@ def mark_deleted(out: Store, runs: Sequence[str]) -> None:
 
 def revive_run(out: Store, run: str) -> None:
     """Take back that a run was given up, once it is complete."""
-    out.delete(f"{RUNS}/{run}/{ABANDONED}")
+    out.delete_many([f"{RUNS}/{run}/{ABANDONED}"])
 
 
 def is_abandoned(out: Store, run: str) -> bool:

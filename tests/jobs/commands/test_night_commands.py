@@ -106,7 +106,7 @@ def test_a_run_after_which_another_was_begun_is_not_named_to_be_resumed(spin: Ru
 def test_a_night_is_listed_after_its_folder_of_records_was_deleted(spin: Run, out: Store) -> None:
     """Readers of the table still see it."""
     night = run_night(out, ["a", "b"])
-    out.delete(f"_runs/{night.name}")
+    out.delete_many(out.list(f"_runs/{night.name}"))
     assert read_runs(spin, out) == {night.name: "published"}
     assert "published" in spin("list", "--output", out.uri)
     assert night.name in spin("show", night.name, "--output", out.uri)
@@ -236,7 +236,7 @@ def test_an_overtaken_restore_says_so(spin: Run, out: Store) -> None:
     run_night(out, ["b"])
 
     def overtake() -> None:
-        out.delete(f"{LEASES}/{MODEL}")
+        out.delete_many(out.list(f"{LEASES}/{MODEL}"))
         successor.__enter__()
         abandon_run(out, first.name)
 
@@ -320,7 +320,7 @@ def test_an_output_without_nights_is_an_error(spin: Run, out: Store) -> None:
 def test_a_run_whose_list_of_files_is_lost_is_not_shown_as_one_that_read_nothing(spin: Run, out: Store) -> None:
     night = run_night(out, ["a"])
     [file] = night.files["inputs"]
-    out.delete(f"inputs/{file.path}")
+    out.delete_many([f"inputs/{file.path}"])
     assert f"inputs/{file.path} is missing" in spin("show", night.name, "--output", out.uri, status=2)
 
 

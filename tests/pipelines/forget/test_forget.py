@@ -311,7 +311,7 @@ def test_a_signed_version_is_not_changed_without_its_key(
     assert find_in_files(folder, [first]) == before
     [of_model] = forget_documents(changed, ["Xyzzy-unknown"], []).registries
     assert not of_model.unreadable
-    Store.of(settings).delete("spool/0/000000.parquet")
+    Store.of(settings).delete_many(["spool/0/000000.parquet"])
 
 
 @pytest.mark.slow

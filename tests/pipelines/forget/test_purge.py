@@ -160,7 +160,7 @@ def test_an_empty_store_is_not_touched(tmp_path: Path) -> None:
 
 def test_a_training_that_has_not_finished_is_deleted_whole(folder: Store) -> None:
     """Files of a model that no manifest names are not those of a version."""
-    folder.delete("model/manifest.json")
+    folder.delete_many(["model/manifest.json"])
     plan = purge_now(folder)
     assert "model" in names(plan)[0]
     assert [key for key in keys(folder) if key.startswith("model/")] == []

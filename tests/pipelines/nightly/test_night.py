@@ -61,7 +61,7 @@ from tests.support.nights import list_unfinished
 from tests.support.power_cut import cut_power, recording_flushes
 from tests.support.repository import ROOT
 
-MUTATING_METHODS = ("write", "create", "delete", "delete_many")
+MUTATING_METHODS = ("write", "create", "delete_many")
 
 
 class Crash(BaseException):
@@ -138,7 +138,7 @@ def test_an_output_with_files_of_another_program_is_refused_and_left_as_it_is(lo
         with pytest.raises(UserError, match=found):
             local_nights.run(restart=restart)
     assert {key: local_nights.out.read(key) for key in local_nights.out.list()} == files
-    local_nights.out.delete("predictions/date=2026-05-04/part.parquet")
+    local_nights.out.delete_many(["predictions/date=2026-05-04/part.parquet"])
     with pytest.raises(UserError, match=r"out/dead_letters holds a\.csv and no Delta table"):
         local_nights.run()
 
@@ -387,7 +387,7 @@ def test_a_file_that_changes_during_a_night_is_quarantined_alone(
     }[change]
 
     def change_file() -> None:
-        nights.store.delete("data/b.jsonl")
+        nights.store.delete_many(["data/b.jsonl"])
         if new:
             nights.write("b.jsonl", make_rows(*new))
 
@@ -792,7 +792,7 @@ def test_a_published_night_that_has_lost_a_file_is_not_reported_as_done(damage: 
     local_nights.write("a.jsonl", make_rows("a"))
     report = local_nights.run()
     [key] = local_nights.out.list(f"predictions/{report.run}")
-    local_nights.out.delete(key)
+    local_nights.out.delete_many([key])
     if damage == "replaced":
         local_nights.out.write(key, b"another file")
     with pytest.raises(UserError, match=rf"{key} (is missing|has 12 bytes).*--restart"):
@@ -842,14 +842,14 @@ def test_a_run_whose_list_of_files_was_changed_is_not_resumed(local_nights: Fake
 def test_a_run_that_has_lost_its_plan_is_not_resumed(local_nights: FakeNights) -> None:
     """What is left of it may be of other files or settings, so a new run begins."""
     leave_unfinished(local_nights)
-    local_nights.out.delete(f"_runs/{DATE}-tiny-000001/plan.json")
+    local_nights.out.delete_many([f"_runs/{DATE}-tiny-000001/plan.json"])
     assert local_nights.run().run == f"{DATE}-tiny-000002"
 
 
 def test_a_published_night_that_has_lost_its_plan_is_done_again_only_on_request(local_nights: FakeNights) -> None:
     local_nights.write("a.jsonl", make_rows("a"))
     report = local_nights.run()
-    local_nights.out.delete(f"_runs/{report.run}/plan.json")
+    local_nights.out.delete_many([f"_runs/{report.run}/plan.json"])
     with pytest.raises(UserError, match="holds no plan.*classify it again with --restart"):
         local_nights.run()
     assert [night.run for night in list_nights(local_nights.tables)] == [report.run]

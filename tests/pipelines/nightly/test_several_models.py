@@ -408,7 +408,7 @@ def test_a_published_run_of_a_pass_that_has_lost_its_report_is_refused(several: 
     local_nights.write("a.jsonl", make_rows("a"))
     local_nights.run_several(A, B).raise_failures()
     run = run_of(local_nights, A.name)
-    local_nights.out.delete(f"{RUNS}/{run}/report.json")
+    local_nights.out.delete_many([f"{RUNS}/{run}/report.json"])
     result = local_nights.run_several(*((A, B) if several else (A,)))
     assert [report.model for report in result.reports] == [B.name] * several
     with pytest.raises(UserError, match=rf"{run} has lost its report \(report.json\); --restart begins a new run"):
@@ -428,7 +428,7 @@ def test_the_report_of_a_run_that_classified_alone_is_made_again(
     report = local_nights.run(registry=A)
     files = local_nights.tables.open(PREDICTIONS).files({"model": A.name})
     for key in ("report.json", f"{RUNS}/{report.run}/report.json"):
-        local_nights.out.delete(key)
+        local_nights.out.delete_many([key])
     result = local_nights.run_several(*then)
     result.raise_failures()
     assert (result.reports[0].run, result.reports[0].counts) == (report.run, report.counts)
@@ -641,7 +641,7 @@ def test_a_missing_record_of_a_pass_begins_new_runs(local_nights: FakeNights) ->
     with before_call(classify_pass, "_share_models", failed()):
         local_nights.run_several(A, B)
     [name] = passes_of(local_nights)
-    local_nights.out.delete(f"{RUNS}/{name}/pass.json")
+    local_nights.out.delete_many([f"{RUNS}/{name}/pass.json"])
     local_nights.run_several(A, B).raise_failures()
     assert local_nights.ids(A.name) == local_nights.ids(B.name) == {DATE: ["a"]}
 

@@ -26,7 +26,7 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
     "create": lambda store: store.create("c", b"new"),
     "exists": lambda store: store.exists("a"),
     "list": lambda store: store.list(),
-    "delete": lambda store: store.delete("a"),
+    "delete": lambda store: store.delete_many(["a"]),
 }
 
 
@@ -166,5 +166,5 @@ def test_an_exhausted_quota_fails_the_night_and_publishes_nothing(
         nights.run()
     assert error.value.status == 5
     assert list_nights(nights.tables) == []
-    ballast.delete("")
-    nights.store.delete("")
+    ballast.delete_many(ballast.list())
+    nights.store.delete_many(nights.store.list())

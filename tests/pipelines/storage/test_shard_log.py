@@ -59,7 +59,7 @@ def test_a_shard_is_committed_once_its_outcome_is_written(shard_log: ShardLog) -
     assert outcome.files["parts/000003-000000-3.a.txt"] == CommittedFile(3, digest)
     assert shard_log.committed() == ["000003"]
     assert shard_log.outcomes(Counts) == {"000003": outcome}
-    shard_log.store.delete("parts/000003.json")
+    shard_log.store.delete_many(["parts/000003.json"])
     assert shard_log.committed() == []
     assert shard_log.outcomes(Counts) == {}
     assert shard_log.store.read("parts/000003-000000-3.a.txt") == b"one"

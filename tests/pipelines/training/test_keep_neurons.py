@@ -294,7 +294,7 @@ def test_a_driver_that_wakes_after_its_successor_leaves_its_neurons_alone(
     [report] = reports
     assert len(folders(store / "kept")) == 2
     monkeypatch.setattr(KeepStep, "__call__", lambda *args: pytest.fail("a shard is computed again"))
-    store.delete("model/manifest.json")
+    store.delete_many(["model/manifest.json"])
     again = run_train(changed, Registry(changed))
     assert again.results.per_class == report.results.per_class
     [neurons] = folders(store / "kept")

@@ -200,7 +200,7 @@ def test_an_artifact_that_another_training_wrote_is_not_registered(
     neurons = store.read("neurons.json")
     for key in store.list():
         if "/registered/" in key:
-            store.delete(key)
+            store.delete_many([key])
     store.write("neurons.json", b"[]")
     registered: list[bytes] = []
 

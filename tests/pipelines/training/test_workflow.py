@@ -137,7 +137,7 @@ def test_words_that_are_wanted_later_leave_the_probes_as_they_are(project: Proje
     assert words is not None
     assert [len(logits) for logits in words.held_out]
     assert run_probe(wanted)[1] == manifest
-    store.delete("words.tfidf")
+    store.delete_many(["words.tfidf"])
 
 
 def test_a_second_run_resumes_and_computes_nothing(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,14 +177,14 @@ def test_lost_shards_and_probes_are_computed_again_with_the_same_bytes(project: 
     assert list(before) == ["features.parquet", "probe"]
     for key in features.list("parts"):
         if key.startswith("parts/000002"):
-            features.delete(key)
-    probes.delete("ffn.02.max.safetensors")
+            features.delete_many([key])
+    probes.delete_many(["ffn.02.max.safetensors"])
     for key in ("features/manifest.json", "probes/manifest.json"):
-        store.delete(key)
+        store.delete_many([key])
     run_workflow(project.without_ray)
     assert read_files() == before
     assert features.read_json("parts/000001.json") == other_shard
-    probes.delete("ffn.02.max.safetensors")  # although the stage has finished
+    probes.delete_many(["ffn.02.max.safetensors"])  # although the stage has finished
     run_stages(project.without_ray, ["probe"])
     assert read_files() == before
 

@@ -35,7 +35,7 @@ def test_a_worker_refuses_a_copy_that_was_changed(copy: ArtifactCopy, tmp_path: 
     if damage == "changed":
         copy.store.write(name, FILES[name] + b" ")
     else:
-        copy.store.delete(name)
+        copy.store.delete_many([name])
     (tmp_path / "fetched").mkdir()
     with pytest.raises(UserError, match=rf"model/{name} is not what the driver of this run wrote: expected digest"):
         copy.fetch(tmp_path / "fetched")

@@ -230,7 +230,7 @@ def test_committed_shards_are_not_computed_again(tmp_path: Path) -> None:
 
     with Lease(store) as lease:
         first = run_here(RecordingStep, store, lease, 3)
-    store.delete("parts/000001.json")
+    store.delete_many(["parts/000001.json"])
     with Lease(store) as lease:
         second = run_here(RecordingStep, store, lease, 3)
     assert computed == ["000000", "000001", "000002", "000001"]

@@ -103,7 +103,7 @@ def test_a_file_that_changed_since_it_was_listed_is_a_bad_file(change: str, name
         if store.local:
             os.utime(store.path(name), (1, 1))
     else:
-        store.delete(name)
+        store.delete_many([name])
     with pytest.raises(BadFileError, match=f"{name}.*(has changed since it was listed|not found)"):
         list(read_piece(file.whole, DATA))
 

@@ -775,7 +775,7 @@ def test_a_file_deleted_after_the_listing_is_a_user_error_that_names_it(name: st
     store = Store(store_uri)
     store.write(name, FORMATS[name](ROWS))
     files = list_files(f"{store.uri}/{name}")
-    store.delete(name)
+    store.delete_many([name])
     with pytest.raises(UserError, match=f"{name}: not found"):
         read_labelled(files, DATA)
 

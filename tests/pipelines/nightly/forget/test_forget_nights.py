@@ -203,7 +203,7 @@ def test_a_night_after_a_crash_leaves_the_documents_out(histories: KeptHistories
 def test_the_same_night_after_a_crash_loses_no_row(histories: KeptHistories, step: str) -> None:
     """Without --restart it finds its night published, also where the input has moved away meanwhile."""
     local_nights = histories.crashed(step)
-    local_nights.store.delete("data/b.jsonl")
+    local_nights.store.delete_many(["data/b.jsonl"])
     run(local_nights, DATE)
     assert set(local_nights.ids()[DATE]) - set(SECRETS) == set(REMAINING[DATE])
     forget_in_output(local_nights.output, SECRETS)

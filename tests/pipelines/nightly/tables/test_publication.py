@@ -344,7 +344,7 @@ def test_a_run_that_lost_a_file_is_not_published(damage: str, table: str, local_
     store, path = local_tables.store(table), night.files[table][-1].path
     before = visible(local_tables)
     if damage == "missing":
-        store.delete(path)
+        store.delete_many([path])
     else:
         store.write(path, (store.read(path) or b"")[:-1])
     with pytest.raises(UserError, match=f"{path}.*--restart"):
@@ -394,7 +394,7 @@ def test_what_was_never_published_is_not_restored(local_tables: NightTables) -> 
 def test_a_night_that_lost_a_file_is_not_restored(local_tables: NightTables) -> None:
     first = run_night(local_tables.out, IDS)
     run_night(local_tables.out, ["b1"])
-    local_tables.store(PREDICTIONS).delete(first.files[PREDICTIONS][0].path)
+    local_tables.store(PREDICTIONS).delete_many([first.files[PREDICTIONS][0].path])
     with pytest.raises(UserError, match="is missing"):
         restore_night(local_tables, first.name, claim=claim_model(local_tables))
     assert published_ids(local_tables) == {(DATE, MODEL): ["b1"]}
@@ -492,7 +492,7 @@ def test_a_lost_file_of_input_rows_is_named_with_the_night_to_do_again(local_tab
     """That night can be done again, since its own rows are not asked for."""
     files = [FileState("a", 1, "v")]
     night = run_night(local_tables.out, IDS, inputs=files)
-    local_tables.store(INPUTS).delete(night.files[INPUTS][0].path)
+    local_tables.store(INPUTS).delete_many([night.files[INPUTS][0].path])
     with pytest.raises(UserError, match=f"run {night.name} has taken.*--date {DATE} --incremental --restart"):
         recorded_files(local_tables, model=MODEL, date=NEXT, files=files)
     assert recorded_files(local_tables, model=MODEL, date=DATE, files=files) == set()

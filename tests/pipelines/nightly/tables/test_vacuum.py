@@ -131,7 +131,7 @@ def test_files_of_unknown_runs_are_deleted_when_they_are_old(local_tables: Night
 
 def test_a_lost_record_does_not_make_a_published_night_garbage(local_tables: NightTables) -> None:
     night = run_night(local_tables.out, ["a"], dead=["d"])
-    local_tables.out.delete(f"_runs/{night.name}")
+    local_tables.out.delete_many(local_tables.out.list(f"_runs/{night.name}"))
     assert vacuum(local_tables, later=timedelta(days=99)) == VacuumPlan((), (), 0)
     assert published_ids(local_tables) == {("2026-03-01", MODEL): ["a"]}
 
@@ -199,5 +199,5 @@ def test_an_age_below_a_day_is_refused(local_tables: NightTables) -> None:
 def test_a_model_whose_records_are_lost_is_claimed_too(local_tables: NightTables) -> None:
     """Without its lease and claim, a vacuum would work next to a night of the model."""
     night = run_night(local_tables.out, ["a"])
-    local_tables.out.delete(f"_runs/{night.name}")
+    local_tables.out.delete_many(local_tables.out.list(f"_runs/{night.name}"))
     assert models_of(local_tables) == [MODEL]
