@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -64,10 +64,19 @@ class NightProfile:
 
 
 def sum_profiles(store: Store, keys: Sequence[str]) -> NightProfile | None:
-    """The sum of the profiles under `keys`; None if there are none."""
+    """The sum of the profiles under `keys`; None if there are no keys. Raises UserError if a profile is missing."""
     profiles = (
         NightProfile.from_bytes(data)
         for start in range(0, len(keys), _READ_AT_ONCE)
-        for data in store.read_many(keys[start : start + _READ_AT_ONCE]).values()
+        for data in _read_all(store, keys[start : start + _READ_AT_ONCE])
     )
     return reduce(add, profiles) if keys else None
+
+
+def _read_all(store: Store, keys: Sequence[str]) -> Iterable[bytes]:
+    """The objects under `keys`. Raises UserError for the first that is missing."""
+    stored = store.read_many(keys)
+    missing = next((key for key in keys if key not in stored), None)
+    if missing is not None:
+        raise UserError(f"{store.uri}/{missing} is missing, so the run cannot go on; start over with --restart")
+    return stored.values()
