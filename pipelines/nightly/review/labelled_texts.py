@@ -40,7 +40,7 @@ def export_labels(settings: Settings, output: str, file: Path, *, model: str | N
     known probability are divided by the hash of their group, else of their text, as by a training. All others train:
     they may have been chosen because they are difficult, and quality that is measured on them would be too low. A group
     that validates or tests with one document does so with all, and a text under one id under all. A document of several
-    nights is written once, with the label of the latest.
+    nights is written once, with the label of the latest and the last text that was given this label and is still there.
     The nights are those of one model, by default the only one with labels, else the one of the settings.
     Returns the number of documents written, and of those whose input is not there any more.
     Raises UserError where there are no labels, or labels of several models that could be meant, and for a label of no
@@ -49,8 +49,8 @@ def export_labels(settings: Settings, output: str, file: Path, *, model: str | N
     tables = NightTables(Store(output))
     stored, nights = read_labels(tables.out), list_nights(tables)
     model = model or _choose_model(stored, nights, settings.mlflow.model)
-    labelled: dict[str, _Labelled] = {}
-    lost: set[str] = set()
+    given: list[tuple[str, dict[str, tuple[str, ...]]]] = []
+    latest: dict[str, tuple[str, ...]] = {}
     drawn: set[str] = set()
     several = False
     for night in sorted(nights, key=lambda night: night.date):
@@ -58,19 +58,24 @@ def export_labels(settings: Settings, output: str, file: Path, *, model: str | N
             continue
         rows = stored.get((night.date, night.model), ())
         labels = {row.id: row.true_labels for row in rows if row.true_labels is not None}
-        if labels:
-            if not has_abstained(tables, night):  # else they are a sample of the easier documents alone
-                drawn |= {row.id for row in rows if row.reason == RANDOM and row.probability is not None}
-            check_class_counts(tables, night, rows, output)
-            several = several or is_multilabel(tables, night)
-            documents = read_documents(settings.data, tables.out, night.run, labels)
-            labelled |= {id: _Labelled(text, group, labels[id]) for id, text, group in documents}
-        lost = (lost | set(labels)) - set(labelled)
-    if not labelled and not lost:
+        if not labels:
+            continue
+        check_class_counts(tables, night, rows, output)
+        several = several or is_multilabel(tables, night)
+        if not has_abstained(tables, night):  # else they are a sample of the easier documents alone
+            drawn |= {row.id for row in rows if row.reason == RANDOM and row.probability is not None}
+        given.append((night.run, labels))
+        latest |= labels
+    if not latest:
         whose = f" of {model}" if model else ""
         raise UserError(f"{output} has no labels{whose}; `spin labels add` stores those that people have given")
+    labelled: dict[str, _Labelled] = {}
+    for run, labels in given:
+        ids = [id for id, names in labels.items() if set(names) == set(latest[id])]
+        documents = read_documents(settings.data, tables.out, run, ids)
+        labelled |= {id: _Labelled(text, group, latest[id]) for id, text, group in documents}
     _write(settings, labelled, drawn, file, several=several)
-    return len(labelled), len(lost)
+    return len(labelled), len(latest) - len(labelled)
 
 
 def _choose_model(

@@ -197,3 +197,33 @@ def test_a_training_with_groups_reads_what_is_exported(tmp_path: Path, monkeypat
     assert dict(zip(corpus.ids, corpus.groups, strict=True)) == {
         id: choose_group(hash_text(f"text of {id}"), author) for id, author in authors.items()
     } | {"x": hash_text("a text without an author")}
+
+
+def test_a_document_of_two_nights_has_the_label_of_the_latest_or_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier text stands in for one that is gone only if it was given the same label, in whatever order."""
+    first, second = "2026-03-01", "2026-03-02"
+    given = {
+        first: {"both": ["bad"], "only second": ["bad"], "changed": ["bad"], "same": ["bad", "good"], "once": ["bad"]},
+        second: {"both": ["good"], "only second": ["good"], "changed": ["good"], "same": ["good", "bad"]},
+    }
+    gone = {first: ["only second"], second: ["changed", "same"]}
+
+    def give_texts_left(data: object, out: object, run: str, ids: Collection[str]) -> Iterator[tuple[str, str, None]]:
+        return ((id, f"text of {run[:10]}", None) for id in ids if id not in gone[run[:10]])
+
+    monkeypatch.setattr(labelled_texts, "read_documents", give_texts_left)
+    for date, labels in given.items():
+        publish(tmp_path / "out", [prediction(id, label=None, labels=["good"]) for id in labels], date=date)
+        table = pa.table({"id": list(labels), "true_label": list(labels.values())})
+        pq.write_table(table, tmp_path / "labels.parquet")
+        add_labels(str(tmp_path / "out"), tmp_path / "labels.parquet", date=date)
+    assert export_labels(make_settings(), str(tmp_path / "out"), tmp_path / "labelled.parquet") == (4, 1)
+    exported = pq.read_table(tmp_path / "labelled.parquet").to_pylist()
+    assert {row["id"]: (row["text"], row["label"]) for row in exported} == {
+        "both": (f"text of {second}", ["good"]),
+        "only second": (f"text of {second}", ["good"]),
+        "same": (f"text of {first}", ["good", "bad"]),
+        "once": (f"text of {first}", ["bad"]),
+    }
