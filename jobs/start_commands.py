@@ -49,4 +49,5 @@ def init(
             "spin init: expected the name of a settings file to write, --example, or --schema to print the JSON Schema"
         )
     write_settings(path)
-    terminal.say(f"wrote {path}; set backbone.model, data.train and store.uri, then: spin run {shlex.quote(str(path))}")
+    required = "backbone.model, data.train, store.uri and mlflow.model"
+    terminal.say(f"wrote {path}; set {required}, then: spin run {shlex.quote(str(path))}")

@@ -44,7 +44,8 @@ def classify(
     incremental: Annotated[
         bool,
         typer.Option(
-            "--incremental", help="skip files that a published night of another date of this output has taken"
+            "--incremental",
+            help="skip files that a night of another date of this output, published or deleted, has taken",
         ),
     ] = False,
     restart: Annotated[
