@@ -189,12 +189,13 @@ def _to_probability(value: Any) -> float:
 
 
 def _parse_labels(value: Any, id: str, file: Path) -> tuple[str, ...] | None:
-    """The classes of a cell: a name, a list, or a list as JSON; None for an empty cell."""
+    """The classes of a cell: a name, a list, or a list as JSON; None for an empty or a blank cell."""
     if isinstance(value, str) and value.startswith("["):
         with suppress(ValueError):  # the name of a class may begin with a bracket
             value = json.loads(value)
     if not isinstance(value, list):
-        return None if value is None else (str(value).strip(),)
+        name = "" if value is None else str(value).strip()
+        return (name,) if name else None
     names = [to_text(each) for each in value]
     if None in names:
         raise UserError(f"{file}: the label of '{id}' is a list with a value that is no name; expected only names")

@@ -43,9 +43,11 @@ def export_labels(settings: Settings, output: str, file: Path, *, model: str | N
     nights is written once, with the label of the latest and the last text that was given this label and is still there.
     The nights are those of one model, by default the only one with labels, else the one of the settings.
     Returns the number of documents written, and of those whose input is not there any more.
-    Raises UserError where there are no labels, or labels of several models that could be meant, and for a label of no
-    or several classes where its night gives each document one.
+    Raises UserError for another kind of file, where there are no labels or no texts of labelled documents, where labels
+    of several models could be meant, and for a label of no or several classes where its night gives each document one.
     """
+    if file.suffix != ".parquet":
+        raise UserError(f"{file}: expected a name that ends with .parquet")
     tables = NightTables(Store(output))
     stored, nights = read_labels(tables.out), list_nights(tables)
     model = model or _choose_model(stored, nights, settings.mlflow.model)
@@ -74,6 +76,8 @@ def export_labels(settings: Settings, output: str, file: Path, *, model: str | N
         ids = [id for id, names in labels.items() if set(names) == set(latest[id])]
         documents = read_documents(settings.data, tables.out, run, ids)
         labelled |= {id: _Labelled(text, group, latest[id]) for id, text, group in documents}
+    if not labelled:
+        raise UserError(f"the input of all {len(latest):,} labelled documents of {output} is gone; nothing is written")
     _write(settings, labelled, drawn, file, several=several)
     return len(labelled), len(latest) - len(labelled)
 

@@ -169,6 +169,21 @@ def test_labels_are_lists_where_the_night_gives_lists(tmp_path: Path, monkeypatc
         export_labels(make_settings(), out, file)
 
 
+def test_nothing_is_written_without_a_text_or_under_another_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, settings = str(tmp_path / "out"), make_settings()
+    publish(tmp_path / "out", [prediction("a"), prediction("b")])
+    (tmp_path / "labels.csv").write_text("id,true_label\na,bad\nb,  \n")
+    assert add_labels(out, tmp_path / "labels.csv").added == 1, "a blank cell is no label"
+    with pytest.raises(UserError, match=r"labelled.csv: expected a name that ends with .parquet"):
+        export_labels(settings, out, tmp_path / "labelled.csv")
+    monkeypatch.setattr(labelled_texts, "read_documents", lambda *_: iter(()))
+    with pytest.raises(UserError, match="the input of all 1 labelled documents of .* is gone"):
+        export_labels(settings, out, tmp_path / "labelled.parquet")
+    assert not list(tmp_path.glob("labelled.*"))
+
+
 @pytest.mark.slow
 def test_a_training_with_groups_reads_what_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Documents of an author stay together, by the hash that divides those of the training; input may lack authors."""
