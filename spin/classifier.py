@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,8 @@ from spin.poolings.registry import find_pooling
 from spin.predictions import Predictions
 from spin.settings import TRAINED_SETTINGS, BackboneSettings, Choice, DecisionSettings, Metric, Settings
 from spin.sites import FeatureColumn, choose_sites
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class TrainedClassifier:
@@ -213,7 +216,8 @@ class TrainedClassifier:
         if deep and self.exits_early:
             predictions = self.predict_all([text])
             stop, label = int(predictions.exit_depth[0]), ", ".join(sorted(class_names(predictions.labels[0])))
-            whole = self.choosing(self.choose).explain(text)
+            # the band as it is: full depth need not prove `max_error`, since an explanation does not abstain
+            whole = self.choosing(self.choose, decision=self.decision).explain(text)
             return replace(whole, passed=(stop, label)) if stop < self.depth else whole
         [text] = checked_texts([text])
         features = self.features([text])
@@ -340,4 +344,8 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
     for row, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"text {row} is {text!r:.40}; expected text that is not empty")
+        if _LONE_SURROGATE.search(text):
+            raise UserError(
+                f"text {row} holds half a character (a lone surrogate): {text!r:.40}; expected Unicode text"
+            )
     return texts

@@ -69,7 +69,7 @@ def explain_text(
         loudest=np.where(loudest < 0, -1, words_read.word_of[loudest]),
         values=fitted.standardizer.transform(features[None])[0, fitted.selection.word_logits :],
         terms=terms,
-        truncated=bool(text[int(words_read.ends.max()) :].strip()),
+        truncated=tokens.cut[0],
         decision=decision,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -14,6 +15,8 @@ from spin.arrays import Floats
 Ints = NDArray[np.int64]
 TokenPlaces = NDArray[np.int32]
 """(T, 3) for each token: the index of its word, -1 for one that is of no word, and (start, end) in its text"""
+_BLACK = re.compile(r"\S+")
+"""what stands between white space"""
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,31 @@ class TextWords:
     """(t,) the word of each token"""
 
 
-def token_places(encoding: Any) -> TokenPlaces:
-    """The places of the tokens of an encoding of a fast tokenizer."""
+def token_places(encoding: Any, text: str) -> TokenPlaces:
+    """The places of the tokens of a text in an encoding of a fast tokenizer.
+
+    A token starts behind the white space that it begins with, as most tokens of decoders do. Some tokenizers, as those
+    of Llama, Mistral and Gemma, do not divide texts into words: all tokens are of the first one. Their words are what
+    stands between white space.
+    """
     count = len(encoding)
     places = np.empty((count, 3), np.int32)
     places[:, 0] = [-1 if word is None else word for word in encoding.word_ids]
     places[:, 1:] = np.fromiter(chain.from_iterable(encoding.offsets), np.int32, 2 * count).reshape(count, 2)
+    spans = np.array([match.span() for match in _BLACK.finditer(text)], np.int32).reshape(-1, 2)
+    if not len(spans):
+        return places
+    _, starts, ends = places.T.copy()
+    next_span = np.minimum(np.searchsorted(spans[:, 1], starts, side="right"), len(spans) - 1)
+    undivided = places[:, 0].max() == 0
+    if undivided:
+        places[:, 0] = np.where(places[:, 0] < 0, -1, next_span)
+    first = np.clip(starts, spans[next_span, 0], spans[-1, 1])
+    is_black = first < np.minimum(ends, spans[next_span, 1])
+    places[:, 1] = np.where(is_black, first, starts)
+    # white space alone takes no place in the word that it begins
+    is_blank = (starts < ends) & ~is_black & (np.append(np.diff(places[:, 0]) == 0, False) | undivided)
+    places[is_blank, 1:] = first[is_blank, None]
     return places
 
 

@@ -199,7 +199,7 @@ class Backbone:
         encodings = self._encode_starts(texts)
         # where the tokenizer adds no special tokens, an empty text has no token to read
         ids = [encoding.ids or [self.pad_id] for encoding in encodings]
-        found = _find_places(encodings) if places else None
+        found = _find_places(encodings, texts) if places else None
         cut = [bool(encoding.overflowing) for encoding in encodings]
         return Tokens(ids, cut, self._count_unknown(ids), places=found)
 
@@ -234,7 +234,8 @@ class Backbone:
         ids = [row or [self.pad_id] for row in ids]
         unknown = windows.sum_by_text(self._count_unknown(ids))
         read = [each for e, count in zip(encodings, windows.counts, strict=True) for each in window_encodings(e, count)]
-        found = _find_places(read) if places else None
+        texts_of = [text for text, count in zip(texts, windows.counts, strict=True) for _ in range(count)]
+        found = _find_places(read, texts_of) if places else None
         return Tokens(ids, [unread > 0 for unread in windows.unread], unknown, windows, found)
 
     def _count_unknown(self, ids: Sequence[list[int]]) -> list[int]:
@@ -345,9 +346,10 @@ class Backbone:
         return any("experts" in name.split(".") for name, _ in self.blocks.named_modules())
 
 
-def _find_places(encodings: Sequence[Any]) -> list[TokenPlaces]:
+def _find_places(encodings: Sequence[Any], texts: Sequence[str]) -> list[TokenPlaces]:
     """The places of the tokens of texts; the padding token of a text of no tokens stands nowhere."""
-    return [token_places(e) if len(e) else np.array([[-1, 0, 0]], np.int32) for e in encodings]
+    nowhere = np.array([[-1, 0, 0]], np.int32)
+    return [token_places(e, text) if len(e) else nowhere for e, text in zip(encodings, texts, strict=True)]
 
 
 def _output_width(module: nn.Module) -> int | None:

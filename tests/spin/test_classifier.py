@@ -133,6 +133,12 @@ def test_no_texts_give_empty_results(fitted: TrainedClassifier) -> None:
     assert fitted.predict_logits([]).shape == (0, len(fitted.classes))
 
 
+def test_half_a_character_is_named(fitted: TrainedClassifier) -> None:
+    """Tokenizers refuse it, and say neither of which text nor why."""
+    with pytest.raises(UserError, match=r"^text 1 holds half a character \(a lone surrogate\): 'so \\ud83d'"):
+        fitted.predict(["fine", "so \ud83d"])
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [

@@ -109,10 +109,12 @@ def tokenize(spin: TrainedClassifier, text: str, read: Any = None) -> list[_Toke
                 repeated -= 1
                 continue
             word = encoding.word_ids[position] if encoding.ids else None
+            start, end = encoding.offsets[position] if encoding.ids else (0, 0)
+            start = end - len(text[start:end].lstrip()) if text[start:end].strip() else start
             tokens.append(
                 _Token(
                     (number, position) if word is None else (-1, word),
-                    encoding.offsets[position] if encoding.ids else (0, 0),
+                    (start, end),
                     backbone.pool_special_tokens or not (special or (backbone.causal and position == 0)),
                     {site: values[position] for site, values in activations.items()},
                 )

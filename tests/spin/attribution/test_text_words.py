@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,8 +78,35 @@ def test_tokens_are_grouped_as_in_a_loop(texts: list[list[Token]]) -> None:
     assert actual == expected
 
 
+@pytest.mark.parametrize("kind", ["metaspace", "normalizer", "bytes"])
+def test_words_stand_between_white_space_where_a_tokenizer_does_not_tell_them_apart(kind: str) -> None:
+    """As those of Llama, Mistral and Gemma; the white space before a word is no part of it."""
+    pieces = ["▁good", "▁film", "▁b", "ad", "▁"] if kind != "bytes" else ["good", "Ġfilm", "Ġb", "ad", "Ġ"]
+    characters = {character for piece in pieces for character in piece}
+    vocabulary = {piece: number for number, piece in enumerate(sorted(characters) + pieces)}
+    merges = [(piece[:cut], piece[cut:]) for piece in pieces for cut in range(1, len(piece))]
+    known = [(a, b) for a, b in merges if a in vocabulary and b in vocabulary]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, known))
+    if kind == "metaspace":
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(split=False)
+    elif kind == "normalizer":
+        parts = [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+        tokenizer.normalizer = tokenizers.normalizers.Sequence(parts)
+    else:
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
+    text = "good film  bad"
+    places = token_places(tokenizer.encode(text), text)
+    words = group_tokens(np.zeros(len(places), np.int64), places)
+    found = [text[start:end] for start, end in zip(words.starts, words.ends, strict=True)]
+    assert [word for word in found if word.strip()] == ["good", "film", "bad"]
+    trailing = token_places(tokenizer.encode(text + " "), text + " ")
+    assert trailing[trailing[:, 0] == places[-1, 0]][:, 2].max() == len(text)
+    assert token_places(tokenizer.encode("good"), "good")[:, 0].tolist() == [0] * len(tokenizer.encode("good"))
+
+
 def test_places_are_those_of_the_tokenizer() -> None:
-    encoding = tiny.build_tokenizer()("the crew was late!").encodings[0]
-    assert token_places(encoding).tolist() == [
+    text = "the crew was late!"
+    encoding = tiny.build_tokenizer()(text).encodings[0]
+    assert token_places(encoding, text).tolist() == [
         [-1, 0, 0], [0, 0, 3], [1, 4, 8], [2, 9, 12], [3, 13, 17], [4, 17, 18], [-1, 0, 0],
     ]  # fmt: skip

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
 from transformers import AutoConfig, LlamaConfig
 
 from spin import SpinClassifier, TrainedClassifier
@@ -340,6 +341,14 @@ def test_words_of_several_windows_are_shown_once_and_as_typed(in_windows: Traine
     assert [word for word in words if word != "(special)"] == read
     assert explanation.truncated
     assert not in_windows.explain(" ".join(read)).truncated
+
+
+def test_a_text_that_ends_with_what_the_tokenizer_drops_is_not_truncated(
+    deep: TrainedClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the variation selector behind many an emoji."""
+    monkeypatch.setattr(deep.backbone.tokenizer.backend_tokenizer, "normalizer", BertNormalizer())
+    assert not deep.explain("a fine film \ufe0f").truncated
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
