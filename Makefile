@@ -6,11 +6,10 @@ SHELL := /bin/bash
 TASK ?= tweets
 MINUTES ?= 60
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # one thread per test process, and the workers of Ray with the priority of the tests that wait for them
 PYTEST := OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
-
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 # what torch and its build bring is in no lock, since it differs by hardware; Linux alone, as pyproject.toml says
 NO_TORCH := awk '/^[a-z]/ {keep = !/^(torch|triton|nvidia-|cuda-)/} keep'

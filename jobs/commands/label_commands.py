@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -62,7 +63,8 @@ def review(
     lines = [f"{counted(len(reasons), 'document')} of {night}: {counts}"]
     if texts is not None and len(texts) < len(reasons):
         lines.append(f"the input of {len(reasons) - len(texts)} of them is not there any more")
-    lines.append(f"wrote {to}; fill in the column true_label, then: spin labels add {to} --output {output}")
+    command = shlex.join(["spin", "labels", "add", str(to), "--output", output])
+    lines.append(f"wrote {to}; fill in the column true_label, then: {command}")
     terminal.say_about("review", lines)
 
 

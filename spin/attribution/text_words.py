@@ -15,7 +15,7 @@ from spin.arrays import Floats
 Ints = NDArray[np.int64]
 TokenPlaces = NDArray[np.int32]
 """(T, 3) for each token: the index of its word, -1 for one that is of no word, and (start, end) in its text"""
-_BLACK = re.compile(r"\S+")
+_NOT_SPACE = re.compile(r"\S+")
 """what stands between white space"""
 
 
@@ -44,7 +44,7 @@ def token_places(encoding: Any, text: str) -> TokenPlaces:
     places = np.empty((count, 3), np.int32)
     places[:, 0] = [-1 if word is None else word for word in encoding.word_ids]
     places[:, 1:] = np.fromiter(chain.from_iterable(encoding.offsets), np.int32, 2 * count).reshape(count, 2)
-    spans = np.array([match.span() for match in _BLACK.finditer(text)], np.int32).reshape(-1, 2)
+    spans = np.array([match.span() for match in _NOT_SPACE.finditer(text)], np.int32).reshape(-1, 2)
     if not len(spans):
         return places
     _, starts, ends = places.T.copy()
@@ -53,11 +53,11 @@ def token_places(encoding: Any, text: str) -> TokenPlaces:
     if undivided:
         places[:, 0] = np.where(places[:, 0] < 0, -1, next_span)
     first = np.clip(starts, spans[next_span, 0], spans[-1, 1])
-    is_black = first < np.minimum(ends, spans[next_span, 1])
-    places[:, 1] = np.where(is_black, first, starts)
-    # white space alone takes no place in the word that it begins
-    is_blank = (starts < ends) & ~is_black & (np.append(np.diff(places[:, 0]) == 0, False) | undivided)
-    places[is_blank, 1:] = first[is_blank, None]
+    has_text = first < np.minimum(ends, spans[next_span, 1])
+    places[:, 1] = np.where(has_text, first, starts)
+    # a token of white space alone takes no place in the word that it begins
+    is_space = (starts < ends) & ~has_text & (np.append(np.diff(places[:, 0]) == 0, False) | undivided)
+    places[is_space, 1:] = first[is_space, None]
     return places
 
 

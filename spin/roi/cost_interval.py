@@ -43,9 +43,8 @@ def predict_interval(
     documents have `groups` (n,), both are those of whole groups. Costs are never below 0, and neither is the interval.
 
     The upper end is that of a sample with one document more, which costs `largest`, or with `groups` one group more, of
-    as many such documents as groups have on average. A sample without an error does not
-    show that there are none. Its upper end is then about three such documents in n, as by the rule of three (Hanley &
-    Lippman-Hand 1983).
+    as many such documents as groups have on average. A sample without an error does not show that there are none. Its
+    upper end is then about three such documents in n, as by the rule of three (Hanley & Lippman-Hand 1983).
     """
     tail, group_of = (1 - CONFIDENCE) / 2, np.arange(len(costs))
     if groups is not None:

@@ -258,6 +258,16 @@ def test_a_deep_explanation_reads_the_model_whatever_decides(spin: TrainedClassi
     assert (spin.explain(TEXTS[depths.index(1)]).exit_note or "").startswith("decided after block 1;")
 
 
+def test_a_deep_explanation_needs_no_proof_for_full_depth(
+    spin: TrainedClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An explanation does not abstain, so that an error that only the exits keep below `max_error` is no obstacle."""
+    expected = spin.explain(TEXTS[0], deep=True)
+    monkeypatch.setattr(spin, "requested", DecisionSettings(max_error=0.1))
+    monkeypatch.setattr(spin, "held_out", {})
+    np.testing.assert_allclose(spin.explain(TEXTS[0], deep=True).logits, expected.logits, atol=1e-5)
+
+
 def test_the_exit_is_saved_and_loaded(spin: TrainedClassifier, tmp_path: Path) -> None:
     spin.save(tmp_path)
     loaded = TrainedClassifier.load(tmp_path, early=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -127,7 +128,8 @@ def _no_night_of(rows: Sequence[LabelRow], output: str, file: Path, date: str | 
     example = " of ".join([f"'{rows[0].id}'", *filter(None, night)])
     return UserError(
         f"{file}: no published night gave a label to any of the {counted(len(rows), 'document')} with a true label, "
-        f"such as {example}; expected ids, dates and models of nights that `spin nights list --output {output}` names"
+        f"such as {example}; expected ids, dates and models of nights that `spin nights list --output "
+        f"{shlex.quote(output)}` names"
     )
 
 
