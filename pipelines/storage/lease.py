@@ -96,8 +96,7 @@ class Lease:
         try:
             self.store.create(_lease_key(self.number), self._content())
             self.check()  # another run may have been first, or gone past this number while we watched
-            for number in numbers:
-                self.store.delete_many([_lease_key(number)])
+            self.store.delete_many([_lease_key(number) for number in numbers])
         except HeldError:
             raise
         except BaseException:  # `__exit__` is not called: a run that is interrupted here must not keep others waiting

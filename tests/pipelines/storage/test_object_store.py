@@ -365,10 +365,24 @@ def test_objects_that_were_not_deleted_are_named(s3_server: str) -> None:
 def test_a_delete_that_fails_for_now_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command ends with status 5. A key without an object is deleted."""
     store = Store("s3://spin/d")
-    errors = [{"Key": "d/x", "Code": "InternalError"}, {"Key": "d/y", "Code": "NoSuchKey"}]
+    errors = [{"Key": "d/x", "Code": "UnknownError"}, {"Key": "d/y", "Code": "NoSuchKey"}]
     monkeypatch.setattr(store.fs, "call_s3", lambda *_, **__: {"Errors": errors})
-    with pytest.raises(UnavailableError, match=r"s3://spin/d: .*1 objects were not deleted, InternalError: spin/d/x"):
+    with pytest.raises(UnavailableError, match=r"s3://spin/d: .*1 objects were not deleted, UnknownError: spin/d/x"):
         store.delete_many(["x", "y"])
+
+
+def test_an_object_that_was_not_deleted_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some servers fail if another client deletes the same object at the same time: two runs that take one lease."""
+    asked = []
+
+    def answer(_: str, *, Delete: dict[str, Any], **__: object) -> dict[str, Any]:
+        asked.append([each["Key"] for each in Delete["Objects"]])
+        return {"Errors": [{"Key": "d/x", "Code": "UnknownError"}]} if len(asked) == 1 else {}
+
+    store = Store("s3://spin/d")
+    monkeypatch.setattr(store.fs, "call_s3", answer)
+    store.delete_many(["w", "x"])
+    assert asked == [["d/w", "d/x"], ["d/x"]]
 
 
 # Errors in one line
