@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,9 +15,9 @@ _FIRST_PORTION, _LARGEST_PORTION = 1024, 4096
 _LEAST_CHOSEN = 0.25
 """share of a portion below which further portions are tokenised with what is chosen of it, so that batches are full"""
 _CHARACTERS_PER_TOKEN = 4
-"""estimate by which the part of a text that is read is found"""
+"""estimate by which the part of a text that is encoded is found"""
 _CHARACTERS = 256
-"""a text counts once more in a portion for every so many that are read of it"""
+"""a text counts once more in a portion for every so many that are encoded of it"""
 
 ChooseRows = Callable[[list[int]], list[int]]
 """takes the indices of some texts and returns those that are to be tokenised; the others are left out"""
@@ -55,8 +56,10 @@ def tokenize_ahead(
 def divide_texts(backbone: Backbone, lengths: Sequence[int]) -> list[list[int]]:
     """The indices of texts, given by their numbers of characters, in portions by size and of growing size."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
-    windows = backbone.max_windows if backbone.reads_windows else 1
-    most = _CHARACTERS_PER_TOKEN * backbone.max_tokens * windows
+    # encodings of long texts take gigabytes, of which little may be read
+    # guarded by test_portions_count_what_is_encoded; broken by:
+    #   most = _CHARACTERS_PER_TOKEN * backbone.max_tokens
+    most = sys.maxsize if backbone.encodes_whole_texts else _CHARACTERS_PER_TOKEN * backbone.max_tokens
     ends = np.cumsum([1 + min(lengths[row], most) // _CHARACTERS for row in order])
     portions: list[list[int]] = []
     start = 0

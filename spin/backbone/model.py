@@ -205,7 +205,7 @@ class Backbone:
 
     def _encode_starts(self, texts: Sequence[str]) -> list[Any]:
         """The encodings of texts that are cut, from their starts where these suffice."""
-        starts = [find_start(text, self.max_tokens) for text in texts] if self._tokenizes_starts else list(texts)
+        starts = list(texts) if self.encodes_whole_texts else [find_start(text, self.max_tokens) for text in texts]
         encodings: list[Any] = self.encode_windows(starts).encodings if starts else []
         longer = [row for row, text in enumerate(texts) if len(starts[row]) < len(text)]
         if whole := [row for row in longer if not suffices(encodings[row])]:
@@ -215,8 +215,9 @@ class Backbone:
         return encodings
 
     @cached_property
-    def _tokenizes_starts(self) -> bool:
-        return can_tokenize_starts(self.tokenizer)
+    def encodes_whole_texts(self) -> bool:
+        """Whether `tokenize` encodes the whole of a text, whatever part of it is read."""
+        return self.reads_windows or not can_tokenize_starts(self.tokenizer)
 
     def encode_windows(self, text: str | Sequence[str]) -> Any:
         """The tokenizer's encoding of a text or of several, each with further windows as its `overflowing`."""

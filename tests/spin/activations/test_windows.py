@@ -214,6 +214,15 @@ def test_values_do_not_depend_on_the_order_of_texts(bert: Path, monkeypatch: pyt
     assert actual.values == pytest.approx(expected.values[order], rel=1e-5, abs=1e-5)
 
 
+def test_portions_count_what_is_encoded(bert: Path) -> None:
+    """All of a text that is read in windows, even if few of them are read; otherwise its start."""
+    lengths = [400_000] * 6
+    cut, windows = load(bert, long_texts="cut"), load(bert, max_windows=2)
+    divide = spin.activations.portions.divide_texts
+    assert [len(portion) for portion in divide(cut, lengths)] == [6]
+    assert max(len(portion) for portion in divide(windows, lengths)) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", [TorchEngine, OpenVinoEngine])
 def test_the_windows_of_a_text_exit_together(bert: Path, engine: Any) -> None:

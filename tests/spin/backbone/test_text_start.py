@@ -90,7 +90,7 @@ def test_a_start_gives_the_tokens_of_the_whole_text(
     tokenizer = build()
     assert can_tokenize_starts(tokenizer)
     of_starts, of_texts = replace(backbone, tokenizer=tokenizer), replace(backbone, tokenizer=tokenizer)
-    monkeypatch.setitem(of_texts.__dict__, "_tokenizes_starts", False)
+    monkeypatch.setitem(of_texts.__dict__, "encodes_whole_texts", True)
     texts = _random_texts(400)
     assert sum(len(find_start(text, TOKENS)) < len(text) for text in texts) > 100
     read, expected = of_starts.tokenize(texts, places=True), of_texts.tokenize(texts, places=True)

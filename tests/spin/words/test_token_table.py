@@ -22,13 +22,13 @@ def analyze(token: str) -> list[Entry]:
 def test_entries_are_those_of_a_loop(calls: list[list[str]], kept: int) -> None:
     """In every call of a sequence of them, whether the table begins anew in between or not."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spin.words.token_table.TOKENS_KEPT", kept)
+        patch.setattr("spin.words.token_table.CHARACTERS_KEPT", kept)
         table = TokenTable(analyze)
         for tokens in calls:
             entries, at = table.look_up(tokens)
             expected = [(index, *entry) for index, token in enumerate(tokens) for entry in analyze(token)]
             assert [(index, *entry) for index, entry in zip(at.tolist(), entries.tolist(), strict=True)] == expected
-            assert len(table) <= kept + len(set(tokens))
+            assert len(table) <= 1 + kept + len(set(tokens))  # one token may be empty
 
 
 def test_a_token_is_analysed_once() -> None:
@@ -44,8 +44,17 @@ def test_a_token_is_analysed_once() -> None:
     assert sorted(analysed) == ["ab", "b", "x"]
 
 
+def test_a_table_is_bounded_by_the_characters_of_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of minified JSON are tokens of many kilobytes, each with thousands of words."""
+    monkeypatch.setattr("spin.words.token_table.CHARACTERS_KEPT", 1000)
+    table = TokenTable(analyze)
+    for number in range(20):
+        table.look_up([f"{number}" * 400])
+        assert len(table) <= 3
+
+
 def test_threads_share_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spin.words.token_table.TOKENS_KEPT", 50)
+    monkeypatch.setattr("spin.words.token_table.CHARACTERS_KEPT", 200)
     table = TokenTable(analyze)
     calls = [[f"{'ab'[n % 2] * (1 + n % 7)}{chr(97 + m % 26)}" for m in range(n, n + 40)] for n in range(200)]
     with ThreadPoolExecutor(8) as pool:

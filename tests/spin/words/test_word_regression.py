@@ -135,7 +135,7 @@ def test_places_have_the_parts_of_the_contributions(regression: WordRegression) 
 def test_kept_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     regression, weights = build_word_regression(TEXTS), np.ones((len(TEXTS), 3))
     expected = regression.places(TEXTS, weights)
-    monkeypatch.setattr("spin.words.token_table.TOKENS_KEPT", 2)
+    monkeypatch.setattr("spin.words.token_table.CHARACTERS_KEPT", 10)
     regression = build_word_regression(TEXTS)
     np.testing.assert_array_equal(regression.places(TEXTS, weights).sums, expected.sums)
     for vocabulary in regression.vocabularies:
