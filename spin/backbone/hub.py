@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,7 +98,7 @@ def _convert_gguf(path: Path) -> Path:
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
         raise UserError(f"backbone: a .gguf file needs the extra; run: {install_command('gguf')}")
     cache.mkdir(parents=True, exist_ok=True)
-    converted = Path(tempfile.mkdtemp(dir=cache))
+    converted = cache / uuid.uuid4().hex
     try:
         with silence_transformers():
             config = GgufConfig(dequantize=True)
@@ -106,6 +106,7 @@ def _convert_gguf(path: Path) -> Path:
             source: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
             AutoModel.from_pretrained(path.parent, quantization_config=config, **source).save_pretrained(converted)
             AutoTokenizer.from_pretrained(path.parent, **source).save_pretrained(converted)
+        _delete_version(converted / "config.json")
         converted.rename(target)
     except OSError:
         if not target.is_dir():  # else another process converted it meanwhile
@@ -113,6 +114,13 @@ def _convert_gguf(path: Path) -> Path:
     finally:
         shutil.rmtree(converted, ignore_errors=True)
     return target
+
+
+def _delete_version(file: Path) -> None:
+    """Take the version of transformers out of a configuration: all versions shall convert to one digest."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config.pop("transformers_version", None)
+    file.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 @contextmanager

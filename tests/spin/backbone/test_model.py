@@ -21,6 +21,8 @@ from tokenizers import processors
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
+    AutoModel,
+    AutoTokenizer,
     BertConfig,
     DistilBertConfig,
     Gemma2Config,
@@ -39,6 +41,7 @@ from transformers import (
 
 from spin.activations.extract import SAFE_FLOAT16, choose_column_types, extract
 from spin.backbone.batching import BATCH_MULTIPLE, token_batches
+from spin.backbone.digest import compute_digest
 from spin.backbone.hooks import capture_sites
 from spin.backbone.hub import locate_model
 from spin.backbone.loading import load_backbone
@@ -681,6 +684,27 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 def test_a_missing_directory_is_refused_without_a_request_to_the_hub(model: str) -> None:
     with pytest.raises(UserError, match=r"no directory .*expected a hub id, a directory"):
         locate_model(model)
+
+
+def test_a_converted_gguf_file_has_one_digest_under_all_versions_of_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And whoever may read the file may read its conversion: the umask decides, as for other files."""
+    tiny.save_bert(tmp_path / "bert")
+    model, tokenizer = AutoModel.from_pretrained(tmp_path / "bert"), AutoTokenizer.from_pretrained(tmp_path / "bert")
+    monkeypatch.setattr("spin.backbone.hub.AutoModel.from_pretrained", lambda *_, **__: model)
+    monkeypatch.setattr("spin.backbone.hub.AutoTokenizer.from_pretrained", lambda *_, **__: tokenizer)
+    monkeypatch.setattr("spin.backbone.hub.importlib.util.find_spec", lambda _: True)
+    digests = set()
+    for version in ("5.0.0", "6.0.0"):
+        monkeypatch.setattr("transformers.configuration_utils.__version__", version)
+        monkeypatch.setenv("SPIN_CACHE", str(tmp_path / version))
+        (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+        folder = locate_model(str(tmp_path / "tiny.gguf"))
+        digests.add(compute_digest(folder))
+        assert folder.stat().st_mode == folder.parent.stat().st_mode
+        assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert len(digests) == 1
 
 
 def test_a_missing_gguf_file_is_refused(tmp_path: Path) -> None:
