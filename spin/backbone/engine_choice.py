@@ -63,7 +63,8 @@ def choose_engine(settings: BackboneSettings, device: str, folder: Path, digest:
         if settings.dtype == "int8":
             raise UserError("backbone.dtype: int8 is computed by openvino; set backbone.engine openvino, or bfloat16")
         return EngineChoice("torch", fast if settings.dtype == "auto" else settings.dtype)
-    request = TrialRequest(settings.model, str(folder), digest, fast, settings.trust_remote_code)
+    code = settings.trust_remote_code
+    request = TrialRequest(settings.model, str(folder), digest, fast, settings.max_tokens, code)
     unquantized = list(dict.fromkeys((fast, "float32")))
     if settings.dtype == "int8":
         precision = _first_passing(request, ["int8"])

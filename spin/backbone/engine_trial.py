@@ -10,8 +10,8 @@ threads}` as JSON. The child writes a `Verdict` as JSON to the file REPORT and e
 otherwise is judged by its exit status. Most signals are a crash of the engine, but a signal from outside, a time limit,
 or any other status say nothing about the engine. Such an inconclusive verdict is not recorded on disk.
 
-A verdict holds for one type of processor, digest of the backbone, precision, set of poolings and versions of the
-packages involved.
+A verdict holds for one type of processor, digest of the backbone, precision, texts up to `SHORT_TEXT` tokens or longer
+ones, set of poolings and versions of the packages involved.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ CHILD_COMMAND = (sys.executable, "-P", "-m", "spin.activations.engines.engine_ch
 """the command of the child process, to which the path of the report is added"""
 TIMEOUT_S = 300.0
 """seconds that a trial may take"""
-_FORMAT = 3
+SHORT_TEXT = 256
+"""tokens, up to which OpenVINO compiles without fused attention, which takes as long there as its parts, or longer"""
+_FORMAT = 4
 """version of the trial's procedure; verdicts of another version are not used"""
 _PACKAGES = ("openvino", "nncf", "torch", "transformers")
 _INSTRUCTION_SETS = ("avx", "amx", "sse", "ssse", "fma", "f16c", "asimd", "sve", "sme", "bf16", "i8mm")
@@ -70,6 +72,8 @@ class TrialRequest:
     """the digest of its files"""
     precision: str
     """float32, bfloat16 or int8"""
+    max_tokens: int = SHORT_TEXT
+    """tokens of a text that are read at most: above `SHORT_TEXT` other code is compiled"""
     trust_remote_code: bool = False
     """whether Python code of the model may run"""
 
@@ -121,6 +125,8 @@ def _dependencies(request: TrialRequest) -> dict[str, object]:
         "processor": processor(),
         "digest": request.digest,
         "precision": request.precision,
+        # guarded by test_longer_texts_have_a_trial_of_their_own
+        "long_texts": request.max_tokens > SHORT_TEXT,
         "poolings": [pooling.name for pooling in POOLINGS],
         "versions": versions,
     }

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spin.activations.engines.encoder import BlockSegment, NeuronEncoder, SegmentOutput, read_tokens
 from spin.activations.engines.neuron_order import order_wanted_first
 from spin.backbone.batching import BATCH_MULTIPLE, token_batches
+from spin.backbone.engine_trial import SHORT_TEXT
 from spin.backbone.hooks import HOOK_LOCK
 from spin.backbone.hub import silence_transformers
 from spin.backbone.model import Backbone
@@ -25,8 +26,6 @@ from spin_neurons import install_command
 _HINT = {"float32": "f32", "bfloat16": "bf16"}
 """OpenVINO's names of the precisions"""
 _CALIBRATION_BATCH_TOKENS = 1024
-_SHORT_TEXT = 256
-"""tokens, up to which fused attention takes as long as its parts, or longer"""
 
 
 class OpenVinoEngine:
@@ -110,7 +109,7 @@ def _compile(graph: Any, precision: str, streams: int, max_tokens: int) -> Any:
         # pinned, every graph, of this process or another, would have its first stream on the first core
         "ENABLE_CPU_PINNING": False,
     }
-    if max_tokens <= _SHORT_TEXT:
+    if max_tokens <= SHORT_TEXT:
         options["SNIPPETS_MODE"] = "DISABLE"  # of fused operations, among which attention is
     return openvino.Core().compile_model(graph, "CPU", options)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from pipelines.workers.weights_cache import with_engine
 from spin.activations.engines import engine_child
 from spin.activations.engines.encoder import BlockSegment
 from spin.activations.engines.engine import TorchEngine, open_engine
-from spin.activations.engines.engine_child import compare_engines, sample_segments
+from spin.activations.engines.engine_child import compare_engines, sample_segments, try_engine
 from spin.activations.engines.openvino_engine import OpenVinoEngine
 from spin.activations.extract import extract, single_segment
 from spin.backbone import engine_choice, engine_trial
@@ -320,6 +320,25 @@ def test_there_is_no_trial_for_torch_or_for_an_unsupported_family(
     monkeypatch.setattr(engine_choice, "OPENVINO_FAMILIES", frozenset())
     assert choose(backbone_folder) == EngineChoice("torch", "bfloat16")
     assert child.starts == 0
+
+
+def test_longer_texts_have_a_trial_of_their_own(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For them OpenVINO fuses attention, which is other code."""
+    compiled: list[int] = []
+
+    def compile_for(_: object, __: str, ___: int, max_tokens: int) -> NoReturn:
+        compiled.append(max_tokens)
+        raise RuntimeError("not compiled")
+
+    monkeypatch.setattr("spin.activations.engines.openvino_engine._compile", compile_for)
+    monkeypatch.setattr(engine_trial, "SHORT_TEXT", 32)
+    monkeypatch.setattr(engine_child, "_LONG", 32)
+    request = replace(build_request(backbone_folder), max_tokens=32)
+    longer = replace(request, max_tokens=64)
+    assert verdict_path(longer) != verdict_path(request) == verdict_path(replace(request, max_tokens=16))
+    for each in (request, longer):
+        assert "not compiled" in try_engine(each).detail
+    assert compiled == [32, 64]
 
 
 def test_the_key_of_a_verdict_is_stable(backbone_folder: Path) -> None:
