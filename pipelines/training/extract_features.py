@@ -67,7 +67,7 @@ from spin.pages.number_format import counted
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 
-FORMAT = 6
+FORMAT = 7
 TWO_PASS_FROM = 5
 """documents, as a multiple of `search.documents`, from which `extract: auto` takes two passes"""
 _SURVEYED = 256

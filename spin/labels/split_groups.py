@@ -12,6 +12,8 @@ import unicodedata
 _LINKS_AND_MENTIONS = re.compile(r"https?://\S+|\bwww\.\S+|(?:\b(?:rt|mt|via)\s+)?(?<!\w)@\w+")
 """links, and mentions of users together with the mark of a forwarded message before them"""
 _SEPARATORS = re.compile(r"[\W_]+")
+_VARIATIONS = range(0xFE00, 0xFE10)
+"""marks that choose how a symbol looks, not what is read"""
 
 
 def hash_text(text: str) -> int:
@@ -27,7 +29,20 @@ def hash_text(text: str) -> int:
 def normalize_text(text: str) -> str:
     """The words and numbers of a text in lower case, with one space between them; if it has none, all of the text."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return _SEPARATORS.sub(" ", _LINKS_AND_MENTIONS.sub(" ", folded)).strip() or " ".join(folded.split())
+    return _SEPARATORS.sub(_keep_marks, _LINKS_AND_MENTIONS.sub(" ", folded)).strip() or " ".join(folded.split())
+
+
+def _keep_marks(separator: re.Match[str]) -> str:
+    """A space in place of a separator, without the marks at its start: vowel signs of many scripts are no letters."""
+    found = separator[0]
+    if found.isascii():
+        return " "
+    marks = next((at for at, character in enumerate(found) if not _is_mark(character)), len(found))
+    return found[:marks] + " " * (marks < len(found))
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character) in ("Mn", "Mc") and ord(character) not in _VARIATIONS
 
 
 def hash_group(value: str) -> int:

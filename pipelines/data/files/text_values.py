@@ -44,7 +44,10 @@ def to_text(value: Any) -> str | None:
             return None
         return str(int(value)) if value == int(value) else str(value)
     if isinstance(value, Decimal):
-        return format(value.normalize(), "f") if value else "0"
+        whole, _, fraction = format(value, "f").partition(".")  # `normalize` rounds to 28 digits
+        fraction = fraction.rstrip("0")
+        text = f"{whole}.{fraction}" if fraction else whole
+        return text if value else "0"
     if isinstance(value, bytes):
         return _binary_text(value)
     if value is None or isinstance(value, (dict, list)):

@@ -19,6 +19,8 @@ SAME = [
     ("ﬁne ＡＢＣ", "fine abc"),
     ("Straße", "STRASSE"),
     ("snake_case_name", "snake case name"),
+    ("I \u2764\ufe0f it", "I \u2764 it"),
+    ("\u0932\u0921\u093c\u0915\u093e, \u0917\u092f\u093e!", "\u0932\u0921\u093c\u0915\u093e \u0917\u092f\u093e"),
 ]
 DIFFERENT = [
     ("flight 12 is late", "flight 13 is late"),
@@ -27,6 +29,11 @@ DIFFERENT = [
     ("@JetBlue", "@united"),
     ("http://t.co/a", "http://t.co/b"),
     ("😀", "😡"),
+    (
+        "\u0932\u0921\u093c\u0915\u093e \u0917\u092f\u093e",
+        "\u0932\u0921\u093c\u0915\u0940 \u0917\u092f\u0940",
+    ),  # Hindi: the boy, the girl went
+    ("\u0e40\u0e2a\u0e37\u0e49\u0e2d", "\u0e40\u0e2a\u0e37\u0e2d"),  # Thai: shirt, tiger
     ("mail me at a@b.example", "mail me at a@c.example"),
 ]
 

@@ -372,6 +372,10 @@ COLUMNS: dict[str, tuple[Any, list[str | None]]] = {
     "floats": ([1.0, 0.1, float("nan")], ["1", "0.1", None]),
     "large floats": ([1e16, -0.0, float("inf")], ["10000000000000000", "0", None]),
     "small floats": (pa.array([0.1, 16777216.0, None], pa.float32()), ["0.1", "16777216", None]),
+    "many digits": (
+        pa.array([Decimal(10**37 + 1), Decimal(-(10**37)), None], pa.decimal128(38, 0)),
+        ["1" + "0" * 36 + "1", "-1" + "0" * 37, None],
+    ),
     "decimals": (pa.array([Decimal("1.00"), Decimal("1.50"), None], pa.decimal128(9, 2)), ["1", "1.5", None]),
     "dates": (pa.array([date(2026, 1, 31), None, None]), ["2026-01-31", None, None]),
     "nulls": (pa.nulls(3), [None, None, None]),
