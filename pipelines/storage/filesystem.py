@@ -158,8 +158,6 @@ def delete_paths(fs: Any, paths: Sequence[str], **options: Any) -> dict[str, str
         return {}
     failed = _delete_from_bucket(fs, paths, options)
     # Ceph answers with UnknownError for an object that another client deletes at the same time
-    # guarded by test_an_object_that_was_not_deleted_is_asked_for_again; broken by:
-    #   return failed
     return _delete_from_bucket(fs, list(failed), options) if failed else {}
 
 

@@ -306,11 +306,12 @@ def _assemble(settings: Settings, labels: Labels, result: TrainingResult) -> Tra
 
 
 def _read_words(result: TrainingResult, corpus: Corpus, rows: Rows) -> Floats | None:
-    """The words' logits (m, K) of some documents; None if no classifier reads words, or without documents."""
+    """The words' logits (m, K) of some documents; None if no classifier reads words."""
     regression = result.words
-    if regression is None or not len(rows):
+    if regression is None:
         return None
-    return np.concatenate([regression.logits(texts) for texts in corpus.text_blocks(rows)])
+    none = np.empty((0, len(regression.intercept)), np.float32)
+    return np.concatenate([none, *(regression.logits(texts) for texts in corpus.text_blocks(rows))])
 
 
 def _columns_to_keep(

@@ -57,8 +57,6 @@ def divide_texts(backbone: Backbone, lengths: Sequence[int]) -> list[list[int]]:
     """The indices of texts, given by their numbers of characters, in portions by size and of growing size."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     # encodings of long texts take gigabytes, of which little may be read
-    # guarded by test_portions_count_what_is_encoded; broken by:
-    #   most = _CHARACTERS_PER_TOKEN * backbone.max_tokens
     most = sys.maxsize if backbone.encodes_whole_texts else _CHARACTERS_PER_TOKEN * backbone.max_tokens
     ends = np.cumsum([1 + min(lengths[row], most) // _CHARACTERS for row in order])
     portions: list[list[int]] = []

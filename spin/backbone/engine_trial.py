@@ -125,7 +125,6 @@ def _dependencies(request: TrialRequest) -> dict[str, object]:
         "processor": processor(),
         "digest": request.digest,
         "precision": request.precision,
-        # guarded by test_longer_texts_have_a_trial_of_their_own
         "long_texts": request.max_tokens > SHORT_TEXT,
         "poolings": [pooling.name for pooling in POOLINGS],
         "versions": versions,

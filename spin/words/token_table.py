@@ -34,8 +34,6 @@ class TokenTable:
     def look_up(self, tokens: Sequence[str]) -> tuple[Ints, Ints]:
         """The entries (m, 3) of tokens, one token after the other, and the position (m,) of the token of each."""
         with self._lock:
-            # guarded by test_a_table_is_bounded_by_the_characters_of_its_tokens; broken by:
-            #   if len(self) > CHARACTERS_KEPT:
             if self._characters > CHARACTERS_KEPT:
                 self._clear()
             self._add(list(set(tokens).difference(self._numbers)))

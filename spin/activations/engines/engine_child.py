@@ -54,8 +54,6 @@ def try_engine(request: TrialRequest) -> Verdict:
     Lack of memory, a missing package and the backbone's files are no errors of the engine.
     """
     code = request.trust_remote_code
-    # guarded by test_longer_texts_have_a_trial_of_their_own; broken by:
-    #   most = _LONG
     most = max(_LONG, request.max_tokens)
     settings = BackboneSettings(model=request.model, max_tokens=most, device="cpu", trust_remote_code=code)
     try:

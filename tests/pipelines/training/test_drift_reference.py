@@ -53,7 +53,7 @@ def test_predictions_are_compared_with_those_for_test_documents_alone(tmp_path: 
         tmp_path,
         tmp_path / "store",
         data={"train": str(tmp_path / "train.parquet"), "test_fraction": test_fraction},
-        search={"etas": [0.9], "strengths": [1], "network": "off", "words": "off"},
+        search={"etas": [0.9], "strengths": [1], "network": "off"},
         train={"baselines": False},
     )
     run_workflow(settings)
