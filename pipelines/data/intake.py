@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
 from pipelines.data.files import formats
 from pipelines.data.files.formats import MAX_BYTES
@@ -83,11 +84,9 @@ class NightPlan:
     """the kept columns by name, each with its type as text"""
 
     def with_tasks(self, tasks: Container[int]) -> NightPlan:
-        """The plan of what some tasks of the intake have read: all shards, of which those of other tasks are empty."""
+        """The plan with the shards of some tasks of the intake alone, which keep their indices."""
         taken = [any(key.task in tasks for key in keys) for keys in self.parts]
-        shards = (shard if own else replace(shard, pieces=()) for shard, own in zip(self.shards, taken, strict=True))
-        parts = (keys if own else () for keys, own in zip(self.parts, taken, strict=True))
-        return replace(self, shards=tuple(shards), parts=tuple(parts))
+        return replace(self, shards=tuple(compress(self.shards, taken)), parts=tuple(compress(self.parts, taken)))
 
 
 def plan_intake(files: Sequence[InputFile], data: DataSettings, *, bad: dict[str, str] | None = None) -> list[Shard]:

@@ -50,8 +50,8 @@ def classify_pass(shared: NightPass, waiting: Collection[str]) -> Mapping[str, N
     errors = refused | check_intake(shares, intake)
     if errors.keys() >= set(waiting):
         return {model: errors[model] for model in waiting}
-    shards = [shard for shard in plan.shards if any(share.takes(shard) for share in shares)]
-    duplicates = _find_all_duplicates(shared, plan, shares, intake)
+    shards = [shard for shard in plan.shards if any(shard.index in share.shards for share in shares)]
+    duplicates = _find_all_duplicates(shared, shares, intake)
     work = shared.work(
         "classify",
         ClassifyStep,
@@ -68,41 +68,37 @@ def classify_pass(shared: NightPass, waiting: Collection[str]) -> Mapping[str, N
     return refused | {share.night.name: _with_outcomes(shared, share, by_name) for share in shares}
 
 
-def _find_all_duplicates(
-    shared: NightPass, plan: NightPlan, shares: Sequence[NightShare], intake: PassIntake
-) -> list[DuplicateRows]:
+def _find_all_duplicates(shared: NightPass, shares: Sequence[NightShare], intake: PassIntake) -> list[DuplicateRows]:
     """For each night the rows whose id another row of it has; nights that take the same files are asked about once."""
     found: dict[frozenset[int], DuplicateRows] = {}
     for share in shares:
         if share.tasks in found:
             continue
-        stage, whole = REPEATS, share.shards is None
-        if not whole:  # named after the first run that takes these files
+        stage = REPEATS
+        if len(share.tasks) < len(intake.takers):  # named after the first run that takes these files
             first = next(n for n, run in enumerate(shared.record.runs) if intake.tasks_of(run) == share.tasks)
             stage = f"{REPEATS}-{first}"
-        own = plan if whole else plan.with_tasks(share.tasks)
-        found[share.tasks] = _find_duplicates(shared, stage, own, intake)
+        found[share.tasks] = _find_duplicates(shared, stage, share, intake)
     return [found[share.tasks] for share in shares]
 
 
-def _find_duplicates(shared: NightPass, stage: str, plan: NightPlan, intake: PassIntake) -> DuplicateRows:
+def _find_duplicates(shared: NightPass, stage: str, share: NightShare, intake: PassIntake) -> DuplicateRows:
     """The rows whose id another row has; none where ids are trusted."""
-    store, shards = shared.store, len(plan.shards)
-    if shared.settings.data.ids == "trusted" or not shards:
+    store, documents = shared.store, share.documents
+    if shared.settings.data.ids == "trusted" or not share.shards:
         return DuplicateRows.none(store)
-    documents = sum(shard.documents for shard in plan.shards)
     partitions, keys = plan_partitions(documents), [outcome.file_key(IDS) for outcome in intake.outcomes]
     work = shared.work(
         stage,
         DuplicateStep,
         store / "intake",
         keys,
-        replace(plan, files=()),
+        replace(share.plan, files=()),
         len(partitions),
         counts_type=ShardCounts,
     )
     outcomes = map_shards(work, partitions, shared.lease, documents=documents, here=documents <= FEW_IDS)
-    return collect_duplicates(store, outcomes, shards, shared.number, stage)
+    return collect_duplicates(store, outcomes, max(share.shards) + 1, shared.number, stage)
 
 
 def _share_models(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
 
 from pipelines.data.files.kept_columns import schema_of
-from pipelines.data.files.shards import Shard
 from pipelines.data.intake import FileOutcome, NightPlan
 from pipelines.nightly.night_models import NightModel
 from pipelines.nightly.steps.counts import ClassifyCounts
@@ -62,13 +61,11 @@ class NightShare:
     night: Night
     """the night"""
     plan: NightPlan
-    """its shards and files"""
-    rejected: Mapping[str, str]
-    """reasons by URI of its files that the intake did not read"""
+    """its shards, with their indices in the pass"""
+    input_files: Sequence[FileOutcome]
+    """the findings in every input file that the run was to read"""
     tasks: frozenset[int]
     """tasks of the intake with its files"""
-    shards: frozenset[int] | None
-    """indices of its shards, None if it takes all of the pass"""
     outcomes: Outcomes = ()
     """of its shards, once all are classified"""
 
@@ -77,25 +74,15 @@ class NightShare:
         """Number of documents in its shards."""
         return sum(shard.documents for shard in self.plan.shards)
 
-    def takes(self, shard: Shard) -> bool:
-        """Whether the night takes the files of a shard."""
-        return self.shards is None or shard.index in self.shards
-
     @cached_property
-    def quarantined(self) -> Mapping[str, str]:
+    def shards(self) -> frozenset[int]:
+        """The indices of its shards."""
+        return frozenset(shard.index for shard in self.plan.shards)
+
+    @property
+    def quarantined(self) -> dict[str, str]:
         """The reason for each file that could not be read, by URI, in order of URI."""
-        unreadable = {file.uri: file.reason for file in self.plan.files if file.reason is not None}
-        return dict(sorted({**self.rejected, **unreadable}.items()))
-
-    @cached_property
-    def input_files(self) -> list[FileOutcome]:
-        """The findings in every input file that the run was to read."""
-        listed = {file.uri: file for file in self.night.run.listing.files}
-        files = list(self.plan.files)
-        for uri, reason in self.rejected.items():
-            size, version = (listed[uri].size, listed[uri].version) if uri in listed else (0, "")
-            files.append(FileOutcome(uri, size, version, 0, reason))
-        return files
+        return dict(sorted((file.uri, file.reason) for file in self.input_files if file.reason is not None))
 
     def keys(self, ending: str) -> list[str]:
         """The keys in the output of the files of its shards that have an ending."""

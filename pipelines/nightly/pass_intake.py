@@ -11,7 +11,7 @@ from pipelines.data.files.input_files import InputFile
 from pipelines.data.files.kept_columns import schema_of, type_text
 from pipelines.data.files.reader_process import describe_columns
 from pipelines.data.files.shards import Shard
-from pipelines.data.intake import NightPlan, plan_intake, plan_night
+from pipelines.data.intake import FileOutcome, NightPlan, plan_intake, plan_night
 from pipelines.data.spool import PartSize
 from pipelines.nightly.finish import check_files, check_rows
 from pipelines.nightly.night import KEPT, Night, NightShare
@@ -80,21 +80,13 @@ def take_in(shared: NightPass) -> PassIntake:
 
 def share_of(night: Night, plan: NightPlan, intake: PassIntake) -> NightShare:
     """The share of a night in the plan of its pass."""
-    listing = night.run.listing
-    listed = {file.uri: file for file in listing.files}
-    rejected = {**listing.rejected, **{uri: reason for uri, reason in intake.empty.items() if uri in listed}}
+    listed = {file.uri: file for file in night.run.listing.files}
+    files = [file for file in plan.files if file.uri in listed]
+    files += [FileOutcome(uri, 0, "", 0, reason) for uri, reason in night.run.listing.rejected.items()]
+    empty = {uri: reason for uri, reason in intake.empty.items() if uri in listed}
+    files += [FileOutcome(uri, 0, listed[uri].version, 0, reason) for uri, reason in empty.items()]
     tasks = intake.tasks_of(night.run.name)
-    if len(tasks) == len(intake.takers):
-        return NightShare(night, plan, rejected, tasks, None)
-    own = plan.with_tasks(tasks)
-    taken = [(shard, keys) for shard, keys in zip(own.shards, own.parts, strict=True) if shard.pieces]
-    restricted = replace(
-        plan,
-        shards=tuple(shard for shard, _ in taken),
-        parts=tuple(keys for _, keys in taken),
-        files=tuple(file for file in plan.files if file.uri in listed),
-    )
-    return NightShare(night, restricted, rejected, tasks, frozenset(shard.index for shard, _ in taken))
+    return NightShare(night, plan.with_tasks(tasks), files, tasks)
 
 
 def plan_shards(shared: NightPass, intake: PassIntake) -> tuple[NightPlan | None, dict[str, SpinError]]:

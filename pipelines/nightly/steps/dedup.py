@@ -201,7 +201,7 @@ def collect_duplicates(
 ) -> DuplicateRows:
     """Write the duplicates of all partitions, sorted by shard, to one object in the folder of the run.
 
-    `stage` is the folder in it in which the partitions were compared.
+    `shards` is the index after that of the last shard, `stage` the folder in which the partitions were compared.
     """
     keys = [key for outcome in outcomes for key in outcome.files]
     stored = (run / stage).read_many(keys)
