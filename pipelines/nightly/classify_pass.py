@@ -111,7 +111,7 @@ def _share_models(
         driver = f"{shared.number:06d}-{shared.record.runs.index(night.run.name)}"
         artifact, shadow = night.model.share(shared.store, driver, calibration)
         sampled = share_to_sample(shared.settings.classify, share.documents)
-        jobs.append(ModelJob(night.run.record, artifact, rows, shadow, share.shards, sampled, night.model.decision))
+        jobs.append(ModelJob(night.run.record, artifact, night.model.decision, rows, shadow, share.shards, sampled))
     return ClassifyJob(tuple(jobs), schema_of(plan.types), shared.record, shared.forgotten)
 
 

@@ -67,10 +67,10 @@ class NightModel:
     """folder that contains `model/` and, if there is a shadow, `shadow/`"""
     settings: Settings
     """settings of the night, with an engine and with the backbone of the model"""
+    decision: DecisionSettings
+    """how the model decides, with the band that keeps a promised error"""
     shadow: ShadowSpec | None = None
     """the shadow, None without one"""
-    decision: DecisionSettings | None = None
-    """how the model decides, with the band that keeps a promised error; None: as `settings` say"""
 
     @cached_property
     def artifact(self) -> str:
@@ -86,7 +86,7 @@ class NightModel:
             #   "model": {"name": registry.name},
             "model": {"name": registry.name, "version": version, "backbone": digest},
             "choose": settings.choose,
-            "decision": (self.decision or settings.decision).model_dump(exclude_none=True),
+            "decision": self.decision.model_dump(exclude_none=True),
             "backbone": weights_cache.activation_settings(settings.backbone),
             "data": {
                 **settings.data.model_dump(include={"id", "text", "ids", "keep"}),
@@ -164,7 +164,7 @@ def download_model(chosen: ChosenVersion, folder: Path, given: Settings, night: 
     if chosen.shadow is not None:
         shadow_folder = _download(chosen.registry, chosen.shadow, folder / "shadow")
         shadow = choose_shadow(chosen.shadow, shadow_folder, metadata, settings)
-    return NightModel(chosen.registry, chosen.version, metadata, folder, settings, shadow, decision)
+    return NightModel(chosen.registry, chosen.version, metadata, folder, settings, decision, shadow)
 
 
 def _download(registry: Registry, version: str, folder: Path) -> Path:

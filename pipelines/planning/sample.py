@@ -259,7 +259,7 @@ def _job(run: Store, registry: Registry, version: str, model: Path, settings: Se
     )
     copy = ArtifactCopy.write(run / "model", files)
     decision = TrainedClassifier.open(model, settings).decision
-    job = ModelJob(record, copy, DuplicateRows.none(run), sampled=sampled, decision=decision)
+    job = ModelJob(record, copy, decision, DuplicateRows.none(run), sampled=sampled)
     alone = Pass(name=_RUN, runs=(_RUN,), begun=record.begun)
     return ClassifyJob((job,), pa.schema([]), alone)
 

@@ -122,7 +122,7 @@ def pretend_to_download(chosen: ChosenVersion, folder: Path, given: Settings, ni
         (folder / "model" / name).write_bytes(b"{}")
     digest = getattr(chosen.registry, "backbone", "0") * 64
     metadata = ClassifierMetadata.model_construct(classes=("good", "bad"), multilabel=False, backbone_digest=digest)
-    return NightModel(chosen.registry, chosen.version, metadata, folder, night)
+    return NightModel(chosen.registry, chosen.version, metadata, folder, night, night.decision)
 
 
 class FakeNights:

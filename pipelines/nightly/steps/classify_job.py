@@ -52,6 +52,8 @@ class ModelJob:
     """run of the model"""
     artifact: ArtifactCopy
     """artifact of the model"""
+    decision: DecisionSettings
+    """how the model decides, with the band that keeps a promised error"""
     duplicates: DuplicateRows
     """rows whose id another row of the run has"""
     shadow: ShadowJob | None = None
@@ -60,8 +62,6 @@ class ModelJob:
     """indices of the shards with files of the run, None if these are all"""
     sampled: float = 0.0
     """share of the documents that are kept as a sample for the causes of drift"""
-    decision: DecisionSettings | None = None
-    """how the model decides; None: as the settings of the night say"""
 
 
 @dataclass(frozen=True)

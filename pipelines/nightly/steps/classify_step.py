@@ -60,8 +60,8 @@ class ClassifyStep:
         self.classifiers: list[TrainedClassifier] = []
         for number, model in enumerate(job.models):
             with self._naming(number):
-                decision = settings.decision if model.decision is None else model.decision
-                self.classifiers.append(_load(model.artifact, settings.model_copy(update={"decision": decision})))
+                own = settings.model_copy(update={"decision": model.decision})
+                self.classifiers.append(_load(model.artifact, own))
         self.shadowed = next((number for number, model in enumerate(job.models) if model.shadow is not None), None)
         self.shadow = None if self.shadowed is None else _load_shadow(job.models[self.shadowed].shadow, settings)
         # the backbone is loaded once, before the first shard

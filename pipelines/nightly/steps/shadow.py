@@ -41,15 +41,14 @@ class ShadowSpec:
     """digest of its backbone"""
     backbone: BackboneSettings | None
     """settings of its backbone, None if it is the backbone of the model"""
-    decision: DecisionSettings | None = None
-    """how it decides, with a band of its own that keeps a promised error; None: as the model"""
+    decision: DecisionSettings
+    """how it decides, with a band of its own that keeps a promised error"""
 
     def settings(self, night: Settings) -> Settings:
         """Return the settings of the night with the backbone of the shadow, which gives no reasons."""
         classify = night.classify.model_copy(update={"reasons": 0})
         backbone = night.backbone if self.backbone is None else self.backbone
-        decision = night.decision if self.decision is None else self.decision
-        return night.model_copy(update={"classify": classify, "backbone": backbone, "decision": decision})
+        return night.model_copy(update={"classify": classify, "backbone": backbone, "decision": self.decision})
 
     def metadata(self) -> dict[str, str]:
         """Return what the plan of a night records of its shadow."""
