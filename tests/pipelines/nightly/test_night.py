@@ -859,7 +859,7 @@ def test_a_published_night_that_has_lost_its_plan_is_done_again_only_on_request(
     ("target", "step", "message"),
     [
         (finish, "find_newest_night", "the night is published, but its reports could not be written"),
-        (Store, "delete_many", "worked with could not be deleted; a vacuum does it"),
+        (night_driver, "delete_work", "worked with could not be deleted; a vacuum does it"),
     ],
 )
 def test_a_night_is_published_though_the_store_is_away_for_what_follows(
