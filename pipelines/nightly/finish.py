@@ -11,11 +11,11 @@ from pipelines.data.spool import FORGOTTEN
 from pipelines.nightly.assess import assess_night
 from pipelines.nightly.night import Night, NightShare, Outcomes
 from pipelines.nightly.report.dead_letters import name_dead_letters
-from pipelines.nightly.report.night_report import REPORT, NightReport, create_report, find_report
-from pipelines.nightly.report.run_report import render_reports
+from pipelines.nightly.report.night_report import NightReport, create_report, find_report
+from pipelines.nightly.report.run_report import PAGE, render_reports, show_newest_report
 from pipelines.nightly.steps.classify_job import ENDINGS, SAMPLE
 from pipelines.nightly.steps.classify_step import work_digest
-from pipelines.nightly.tables.night_history import FileState, find_newest_night, list_nights, recorded_files
+from pipelines.nightly.tables.night_history import FileState, recorded_files
 from pipelines.nightly.tables.night_records import Run, find_night, finish_run
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, DISAGREEMENTS, INPUTS, PREDICTIONS, QUARANTINED
 from pipelines.nightly.tables.publication import (
@@ -158,16 +158,11 @@ def show_reports(night: Night, report: NightReport) -> Mapping[str, bytes]:
     They are in the folder of the run, and at the top of the output if no later night is there.
     """
     reports = render_reports(report)
-    out, run = night.tables.out, night.run
     try:
-        newest = find_newest_night(list_nights(night.tables))
-        for name, data in reports.items():
-            if name != REPORT:
-                run.store.write(name, data)
-            if newest is not None and newest.run == run.name:
-                out.write(name, data)
+        night.run.store.write(PAGE, reports[PAGE])
+        show_newest_report(night.tables)
     except UnavailableError:
-        _log.warning("%s: the night is published, but its reports could not be written", out.uri)
+        _log.warning("%s: the night is published, but its reports could not be written", night.tables.out.uri)
         _log.debug("the reports could not be written", exc_info=True)
     return reports
 

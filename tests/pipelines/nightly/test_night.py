@@ -858,7 +858,7 @@ def test_a_published_night_that_has_lost_its_plan_is_done_again_only_on_request(
 @pytest.mark.parametrize(
     ("target", "step", "message"),
     [
-        (finish, "find_newest_night", "the night is published, but its reports could not be written"),
+        (finish, "show_newest_report", "the night is published, but its reports could not be written"),
         (night_driver, "delete_work", "worked with could not be deleted; a vacuum does it"),
     ],
 )
