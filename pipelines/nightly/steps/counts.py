@@ -61,15 +61,6 @@ class ClassifyCounts(DocumentCounts, ShardCounts):
     shadow: AgreementCounts | None = None
     """agreement with the shadow, None without one"""
 
-    @property
-    def dead_letters(self) -> int:
-        return self.dead
-
-    @property
-    def tally(self) -> ShardTally:
-        """Count the shard as it ends."""
-        return ShardTally(documents=self.rows, tokens=self.tokens, dead_letters=self.reasons, exits=self.depths)
-
 
 @dataclass(frozen=True, kw_only=True)
 class PassCounts(ShardCounts):
@@ -88,7 +79,12 @@ class PassCounts(ShardCounts):
         return max((counts.dead for counts in self.models.values()), default=0)
 
     def tallies(self) -> Mapping[str | None, ShardTally]:
-        return {run: counts.tally for run, counts in self.models.items()}
+        return {
+            run: ShardTally(
+                documents=counts.rows, tokens=counts.tokens, dead_letters=counts.reasons, exits=counts.depths
+            )
+            for run, counts in self.models.items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
