@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,13 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-import pyarrow.parquet as pq
-
 from pipelines.nightly.night_date import parse_date
 from pipelines.nightly.report.night_report import REPORT, QuarantinedFile
 from pipelines.nightly.report.run_report import PAGE, show_newest_report
 from pipelines.nightly.tables.deletion import DeletedNights, delete_nights, models_before, plan_deletion
-from pipelines.nightly.tables.night_history import list_nights
+from pipelines.nightly.tables.night_history import list_nights, read_inputs
 from pipelines.nightly.tables.night_records import (
     ABANDONED,
     RUNS,
@@ -261,26 +258,17 @@ def _states(tables: NightTables, runs: Sequence[str], without_night: Collection[
 
 def _details(tables: NightTables, night: NightRun) -> RunDetails:
     record = find_night(tables.out, night.run)
-    files = [] if record is None else _read_inputs(tables, record)
+    # not from the table: a replaced run has its own files too
+    files = () if record is None else record.files.get(INPUTS, ())
+    inputs = [row for file in files for row in read_inputs(tables.store(INPUTS), file, ["uri", "status", "reason"])]
     report = f"{RUNS}/{night.run}/{PAGE}"
     return RunDetails(
         night=night,
         rows={} if record is None else {table: record.count_rows(table) for table in TABLES},
-        files_taken=None if record is None else sum(status == TAKEN for _, status, _ in files),
-        quarantined=tuple(QuarantinedFile(uri, reason) for uri, status, reason in files if status == QUARANTINED),
+        files_taken=None if record is None else sum(row["status"] == TAKEN for row in inputs),
+        quarantined=tuple(QuarantinedFile(row["uri"], row["reason"]) for row in inputs if row["status"] == QUARANTINED),
         report=f"{tables.out.uri}/{report}" if tables.out.exists(report) else None,
     )
-
-
-def _read_inputs(tables: NightTables, night: Run) -> list[tuple[str, str, str]]:
-    """URI, status and reason of the input files of a run: from its own files, which a replaced run has too."""
-    inputs, rows = tables.store(INPUTS), []
-    for file in night.files.get(INPUTS, ()):
-        data = inputs.read(file.path)
-        if data is None:
-            raise UserError(f"{inputs.uri}/{file.path} is missing, so it is unknown what {night.name} has read")
-        rows += pq.ParquetFile(io.BytesIO(data)).read(columns=["uri", "status", "reason"]).to_pylist()
-    return [(row["uri"], row["status"], row["reason"] or "") for row in rows]
 
 
 def _find_restorable(tables: NightTables, output: str, *, date: str | None, run: str | None) -> NightRun:

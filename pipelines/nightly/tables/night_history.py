@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import pyarrow.parquet as pq
 
@@ -142,6 +142,12 @@ def read_predictions(output: str, count: int | None = None, *, model: str | None
 
 def _read_files(store: Store, file: DataFile, status: str) -> set[FileState]:
     """The files that a file of the table of inputs lists with a status."""
+    rows = read_inputs(store, file, ["uri", "size", "version", "status"])
+    return {FileState(row["uri"], row["size"], row["version"]) for row in rows if row["status"] == status}
+
+
+def read_inputs(store: Store, file: DataFile, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Some columns of a file of the table of inputs, by row. Raises UserError if the file is missing."""
     data = store.read(file.path)
     if data is None:
         run = file.path.partition("/")[0]
@@ -149,5 +155,5 @@ def _read_files(store: Store, file: DataFile, status: str) -> set[FileState]:
             f"{store.uri}/{file.path} is missing, so it is unknown which files run {run} has taken; put it back, or do "
             f"its night again with `spin classify --date {run[:10]} --incremental --restart`"
         )
-    rows = pq.ParquetFile(io.BytesIO(data)).read(columns=["uri", "size", "version", "status"])
-    return {FileState(row["uri"], row["size"], row["version"]) for row in rows.to_pylist() if row["status"] == status}
+    rows: list[dict[str, Any]] = pq.ParquetFile(io.BytesIO(data)).read(columns=list(columns)).to_pylist()
+    return rows
