@@ -18,7 +18,6 @@ class NightFailure:
     model: str
     """name of the registered model"""
     error: Exception
-    """the error"""
 
     @property
     def status(self) -> int:

@@ -28,15 +28,11 @@ class Night:
     """The night of one model, and what the command holds while it works on it."""
 
     model: NightModel
-    """the model"""
     tables: NightTables
-    """tables of the output"""
     lease: Lease
-    """lease on the nights of the model"""
     claim: int
     """number of the claim of the model"""
     run: ChosenRun
-    """the run of this command"""
 
     @property
     def name(self) -> str:
@@ -59,7 +55,6 @@ class NightShare:
     """The share of a night in its pass."""
 
     night: Night
-    """the night"""
     plan: NightPlan
     """its shards, with their indices in the pass"""
     input_files: Sequence[FileOutcome]

@@ -29,7 +29,6 @@ class RequestedModel:
     """A registered model that a command is to classify with."""
 
     registry: Registry
-    """the registered model"""
     model: str | None = None
     """`models:/NAME@ALIAS` or `models:/NAME/N`, the champion if it is None"""
     shadow: str | None = None
@@ -46,9 +45,7 @@ class ChosenVersion:
     """The version of a registered model that classifies a night."""
 
     registry: Registry
-    """the registered model"""
     version: str
-    """version of the model"""
     shadow: str | None
     """version of its shadow, None without one"""
 
@@ -60,9 +57,7 @@ class NightModel:
     registry: Registry
     """registry of both versions"""
     version: str
-    """version of the model"""
     metadata: ClassifierMetadata
-    """metadata of the model"""
     folder: Path
     """folder that contains `model/` and, if there is a shadow, `shadow/`"""
     settings: Settings
@@ -70,7 +65,6 @@ class NightModel:
     decision: DecisionSettings
     """how the model decides, with the band that keeps a promised error"""
     shadow: ShadowSpec | None = None
-    """the shadow, None without one"""
 
     @cached_property
     def artifact(self) -> str:

@@ -32,7 +32,6 @@ class NightPass:
     nights: tuple[Night, ...]
     """in order of model; of a pass that goes on, those that are not finished"""
     record: Pass
-    """the pass"""
     number: int
     """number of this driver of the pass"""
     forgotten: ForgottenIds

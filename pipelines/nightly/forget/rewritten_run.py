@@ -74,7 +74,6 @@ class Rewriting:
     """A night that is written again."""
 
     tables: NightTables
-    """tables of the output"""
     night: PublishedRun
     """the night, with the run that is published"""
     files: RunFiles

@@ -49,7 +49,6 @@ class QuarantinedFile:
     """An input file that could not be read; none of its documents is classified."""
 
     uri: str
-    """URI of the file"""
     reason: str
     """why it cannot be read"""
 
@@ -63,7 +62,6 @@ class EarlierNight:
     model_version: str
     """version of the model that classified it"""
     counts: NightCounts
-    """its counts"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,6 @@ class ScoredNight:
     model: str
     """registered name of the model"""
     model_version: str
-    """version of the model"""
     run: str
     """name of the run"""
     checked: int

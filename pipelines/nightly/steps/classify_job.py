@@ -39,9 +39,7 @@ class ShadowJob:
     """The shadow of a run, as its workers need it."""
 
     spec: ShadowSpec
-    """the shadow"""
     artifact: ArtifactCopy
-    """its artifact"""
 
 
 @dataclass(frozen=True)
@@ -49,15 +47,12 @@ class ModelJob:
     """One of a pass's models, as its workers need it."""
 
     run: Run
-    """run of the model"""
     artifact: ArtifactCopy
-    """artifact of the model"""
     decision: DecisionSettings
     """how the model decides, with the band that keeps a promised error"""
     duplicates: DuplicateRows
     """rows whose id another row of the run has"""
     shadow: ShadowJob | None = None
-    """the shadow, None without one"""
     shards: frozenset[int] | None = None
     """indices of the shards with files of the run, None if these are all"""
     sampled: float = 0.0
@@ -73,7 +68,6 @@ class ClassifyJob:
     kept: pa.Schema
     """kept columns with their types"""
     record: Pass
-    """the pass"""
     forgotten: ForgottenIds = field(default_factory=ForgottenIds)
     """ids of documents of which nothing is read or written but their place in the input"""
 

@@ -176,9 +176,7 @@ class DuplicateRows:
     """The rows with duplicate ids of every shard, in one object of which a shard reads only its range."""
 
     store: Store
-    """where the object is"""
     key: str
-    """its key"""
     offsets: tuple[int, ...]
     """number of its first row by shard, and that after the last"""
 

@@ -56,7 +56,6 @@ class FileGroup:
     """Input files of a pass that the same runs take."""
 
     runs: tuple[str, ...]
-    """names of the runs"""
     files: tuple[InputFile, ...]
     """in the order of the list"""
 

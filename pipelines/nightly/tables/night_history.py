@@ -31,7 +31,6 @@ class FileState(NamedTuple):
     """A state of an input file. A file that changes has another state, and its documents are new."""
 
     uri: str
-    """URI of the file"""
     size: int
     """bytes"""
     version: str
@@ -42,7 +41,6 @@ class PredictionRow(TypedDict):
     """A row of the published predictions, without the kept columns."""
 
     id: str
-    """id of the document"""
     label: str | None
     """class; None without a label and in a multi-label task"""
     labels: list[str] | None

@@ -38,7 +38,6 @@ class Run:
     """
 
     name: str
-    """name of the run"""
     date: str
     """date of the night, YYYY-MM-DD"""
     model: str

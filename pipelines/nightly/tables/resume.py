@@ -71,9 +71,7 @@ class ChosenRun:
     store: Store
     """its folder"""
     plan: StagePlan[ListingPlan]
-    """its plan"""
     listing: Listing
-    """its files"""
     published: bool
     """whether readers see it as the night of its date"""
     late: tuple[str, ...] = ()
@@ -95,7 +93,6 @@ class RefusedRun:
     """The run of a night with which the command cannot go on, for example because it is one of another version."""
 
     name: str
-    """name of the run"""
     error: UserError
     """why the command cannot go on with it, and what to do"""
 
