@@ -17,7 +17,7 @@ import yaml
 
 from pipelines.nightly import classify_pass
 from pipelines.nightly.classify import run_classify
-from pipelines.nightly.report.night_gauges import NIGHT_GAUGES
+from pipelines.nightly.night_outcomes import NIGHT_GAUGES
 from pipelines.nightly.report.night_report import NightReport
 from pipelines.storage.object_store import Store
 from spin.settings import parse_settings
