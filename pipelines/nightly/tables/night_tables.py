@@ -279,24 +279,24 @@ def _fill_column(rows: pa.Table, name: str, value: object) -> pa.Table:
     return rows.set_column(at, rows.field(at), pa.repeat(pa.scalar(value, rows.field(at).type), len(rows)))
 
 
-def merge_schemas(committed: pa.Schema, night: pa.Schema, where: str) -> pa.Schema:
-    """The columns of a table and those of a night together, those of the table first.
+def merge_schemas(snapshot: TableSnapshot, table: str, kept: pa.Schema) -> pa.Schema:
+    """The columns of a table, and after them those that a night with some kept columns adds.
 
-    Raises UserError, with `where` as its first part, for a column that the table has with another type or spelling.
+    Raises UserError for a column that the table has with another type or spelling.
     """
-    known = {field.name.lower(): field for field in committed}
+    known = {field.name.lower(): field for field in snapshot.schema}
     added = []
-    for column in night:
+    for column in table_schema(table, kept):
         before = known.get(column.name.lower())
         if before is None:
             added.append(column)
         elif (before.name, before.type) != (column.name, column.type):
             raise UserError(
-                f"{where}: the table has a column '{before.name}' of type {before.type}, this night has "
+                f"{snapshot.store.uri}: the table has a column '{before.name}' of type {before.type}, this night has "
                 f"'{column.name}' of type {column.type}; a column keeps its type. Keep it under another name, or use "
                 "another output"
             )
-    return pa.schema([*committed, *added])
+    return pa.schema([*snapshot.schema, *added])
 
 
 def check_kept_columns(tables: NightTables, kept: pa.Schema) -> None:
@@ -304,18 +304,18 @@ def check_kept_columns(tables: NightTables, kept: pa.Schema) -> None:
     for table in _CARRYING:
         snapshot = tables.find(table)
         if snapshot is not None:
-            merge_schemas(snapshot.schema, table_schema(table, kept), snapshot.store.uri)
+            merge_schemas(snapshot, table, kept)
 
 
 def read_night(
-    tables: NightTables, table: str, columns: Sequence[str], *, date: str, model: str, run: str, rows: int = 1 << 16
+    tables: NightTables, table: str, columns: Sequence[str], *, date: str, model: str, run: str
 ) -> Iterator[pa.RecordBatch]:
-    """Some columns of the files that a run has in a table, in the order of their names, so many rows at a time."""
+    """Some columns of the files that a run has in a table, in the order of their names, some rows at a time."""
     snapshot = tables.open(table)
     files = snapshot.files(partition_of(table, date=date, model=model, run=run))
     for file in sorted(files, key=lambda file: file.path):
         with store_errors(f"{snapshot.store.uri}/{file.path}"), snapshot.store.open(file.path) as source:
-            yield from pq.ParquetFile(source).iter_batches(rows, columns=list(columns))
+            yield from pq.ParquetFile(source).iter_batches(columns=list(columns))
 
 
 def read_rows(snapshot: TableSnapshot, partition: Mapping[str, str]) -> pa.Table:

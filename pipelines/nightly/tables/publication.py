@@ -252,7 +252,7 @@ def _commit_side_rows(tables: NightTables, table: str, night: Run, claim: int, k
     side.replace_partition(
         partition,
         files,
-        schema=_merged_schema(side, table, kept),
+        schema=merge_schemas(side, table, kept),
         transactions={app: claim},
         metadata=_metadata(night, claim),
     )
@@ -269,7 +269,7 @@ def _commit_predictions(tables: NightTables, night: Run, claim: int, kept: pa.Sc
     predictions.replace_partition(
         partition,
         night.files[PREDICTIONS],
-        schema=_merged_schema(predictions, PREDICTIONS, kept),
+        schema=merge_schemas(predictions, PREDICTIONS, kept),
         transactions={model_app(night.model): claim, run_app(night.name): 1},
         metadata=_metadata(night, claim),
     )
@@ -278,10 +278,6 @@ def _commit_predictions(tables: NightTables, night: Run, claim: int, kept: pa.Sc
 def _is_published(tables: NightTables, night: Run) -> bool:
     partition = partition_of(PREDICTIONS, date=night.date, model=night.model, run=night.name)
     return tables.open(PREDICTIONS).files(partition) == list(night.files[PREDICTIONS])
-
-
-def _merged_schema(snapshot: TableSnapshot, table: str, kept: pa.Schema) -> pa.Schema:
-    return merge_schemas(snapshot.schema, table_schema(table, kept), snapshot.store.uri)
 
 
 def _write_file(tables: NightTables, table: str, run: Run, name: str, rows: pa.Table, kept: pa.Schema) -> DataFile:
