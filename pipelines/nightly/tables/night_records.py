@@ -199,12 +199,6 @@ def is_abandoned(out: Store, run: str) -> bool:
     return out.exists(f"{RUNS}/{run}/{ABANDONED}")
 
 
-def require_not_abandoned(out: Store, run: str) -> None:
-    """Raise UserError if a run was given up."""
-    if is_abandoned(out, run):
-        raise UserError(f"run {run} was given up by `spin nights vacuum` or `spin forget`; start over with --restart")
-
-
 def now() -> str:
     """The time of a record, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")

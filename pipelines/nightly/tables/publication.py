@@ -14,11 +14,7 @@ import pyarrow as pa
 
 from pipelines.data.intake import FileOutcome
 from pipelines.nightly.tables.night_history import require_not_taken
-from pipelines.nightly.tables.night_records import (
-    Run,
-    find_night,
-    require_not_abandoned,
-)
+from pipelines.nightly.tables.night_records import Run, find_night, is_abandoned
 from pipelines.nightly.tables.night_tables import (
     INPUTS,
     NO_COLUMNS,
@@ -110,13 +106,7 @@ def write_empty_predictions(tables: NightTables, run: Run, claim: int, kept: pa.
     return _write_file(tables, PREDICTIONS, run, f"empty-{claim:06d}", empty, kept)
 
 
-def publish_night(
-    tables: NightTables,
-    night: Run,
-    *,
-    claim: int,
-    kept: pa.Schema = NO_COLUMNS,
-) -> None:
+def publish_night(tables: NightTables, night: Run, *, claim: int, kept: pa.Schema = NO_COLUMNS) -> None:
     """Publish a finished run as the night of its date and model, in place of the run that was there.
 
     Readers of the predictions see the old night or the new one. A run that is there already is done. `claim` is that of
@@ -159,7 +149,8 @@ def require_complete(tables: NightTables, run: str, files: Mapping[str, Sequence
 
     One listing per table, no request per file.
     """
-    require_not_abandoned(tables.out, run)
+    if is_abandoned(tables.out, run):
+        raise UserError(f"run {run} was given up by `spin nights vacuum` or `spin forget`; start over with --restart")
     for table, each in files.items():
         sizes = {item.key: item.size for item in tables.store(table).list_objects(run)} if each else {}
         for file in each:
