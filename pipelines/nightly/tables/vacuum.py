@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import (
     ABANDONED,
     DELETION,
@@ -50,9 +51,7 @@ class VacuumPlan:
 
 def models_of(tables: NightTables) -> list[str]:
     """The models that have a night or a run in an output. A vacuum needs the lease and a claim of each."""
-    predictions = tables.find(PREDICTIONS)
-    nights = [] if predictions is None else published_runs(predictions)
-    return sorted({run.model for run in list_runs(tables.out)} | {night.model for night in nights})
+    return sorted({run.model for run in list_runs(tables.out)} | {night.model for night in list_nights(tables)})
 
 
 def plan_vacuum(tables: NightTables, *, now: datetime, age: timedelta) -> VacuumPlan:
@@ -79,7 +78,7 @@ def plan_vacuum(tables: NightTables, *, now: datetime, age: timedelta) -> Vacuum
         # guarded by test_a_replaced_run_can_be_restored_until_it_is_old; broken by:
         #   if run in contents.named:
         if run in contents.named or (not marked and contents.is_restorable(run, before, own)):
-            wanted = contents.recorded_keys(run)
+            wanted = contents.nights[run].keys() if run in contents.nights else set()
             old = [item for item in objects if item.modified < before]
             unused = [item for item in old if item.key not in wanted and not _is_record(item.key)]
         elif marked or run in contents.published or changed < before:
@@ -156,10 +155,6 @@ class _Contents:
         """
         night = self.nights.get(run)
         return night is not None and self.changed.get((night.date, night.model), own) >= before
-
-    def recorded_keys(self, run: str) -> set[str]:
-        """The keys in the output of the files of a published run."""
-        return self.nights[run].keys() if run in self.nights else set()
 
 
 def _read_contents(tables: NightTables, objects_by_run: Mapping[str, Sequence[StoredObject]]) -> _Contents:
