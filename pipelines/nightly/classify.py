@@ -161,7 +161,7 @@ def _choose_nights(
     tables: NightTables, models: Sequence[NightModel], leases: Sequence[Lease], requests: Sequence[NightRequest]
 ) -> tuple[list[Night], list[NightFailure]]:
     """The nights to work on, and the failures of the models whose runs cannot go on."""
-    with overtaken_first(leases[0] if len(leases) == 1 else LeaseGroup(leases)):
+    with overtaken_first(LeaseGroup(leases)):
         runs = choose_runs(tables, requests)
     nights: list[Night] = []
     refused: list[NightFailure] = []

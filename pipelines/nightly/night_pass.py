@@ -15,7 +15,7 @@ from pipelines.nightly.night import Night
 from pipelines.nightly.tables.night_records import RUNS
 from pipelines.nightly.tables.night_tables import NightTables
 from pipelines.nightly.tables.passes import Pass, find_pass, number_driver
-from pipelines.storage.lease import Lease, LeaseGroup
+from pipelines.storage.lease import LeaseGroup
 from pipelines.storage.object_store import Store
 from pipelines.storage.shard_log import LogLayout, ShardCounts
 from pipelines.workers.map_shards import ShardWork, Step
@@ -48,10 +48,9 @@ class NightPass:
         return self.nights[0].tables
 
     @cached_property
-    def lease(self) -> Lease | LeaseGroup:
-        """The lease that this driver must hold to go on: of any one of the models."""
-        leases = [night.lease for night in self.nights]
-        return leases[0] if len(leases) == 1 else LeaseGroup(leases)
+    def lease(self) -> LeaseGroup:
+        """The leases of which this driver must hold any one to go on."""
+        return LeaseGroup([night.lease for night in self.nights])
 
     @property
     def store(self) -> Store:
