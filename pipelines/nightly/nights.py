@@ -14,15 +14,7 @@ from pipelines.nightly.report.night_report import REPORT, QuarantinedFile
 from pipelines.nightly.report.run_report import PAGE, show_newest_report
 from pipelines.nightly.tables.deletion import DeletedNights, delete_nights, models_before, plan_deletion
 from pipelines.nightly.tables.night_history import list_nights, read_inputs
-from pipelines.nightly.tables.night_records import (
-    ABANDONED,
-    RUNS,
-    Run,
-    find_night,
-    find_nights,
-    lease_model,
-    list_runs,
-)
+from pipelines.nightly.tables.night_records import ABANDONED, RUNS, Run, find_night, find_nights, lease_model, list_runs
 from pipelines.nightly.tables.night_tables import (
     DEAD_LETTERS,
     INPUTS,
