@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pipelines.data.intake import FileOutcome
 from pipelines.data.spool import FORGOTTEN
@@ -140,14 +140,11 @@ def write_records(night: Night, share: NightShare, report: NightReport) -> tuple
     Each is created only if there is none, and returned as it is stored.
     """
     tables, run, claim = night.tables, night.run.record, night.claim
-    kept = night.kept
     night.lease.check()
     report = create_report(night.run.store, report)
-    files: dict[str, list[DataFile]] = {}
-    for table, file in _data_files(share.outcomes):
-        files.setdefault(table, []).append(file)
+    files = _data_files(share.outcomes)
     if PREDICTIONS not in files:
-        files[PREDICTIONS] = [write_empty_predictions(tables, run, claim, kept)]
+        files[PREDICTIONS] = [write_empty_predictions(tables, run, claim, night.kept)]
     files[INPUTS] = [write_inputs(tables, run, claim, share.input_files)]
     return report, finish_run(tables.out, run, files)
 
@@ -177,8 +174,9 @@ def is_work(key: str) -> bool:
     return key.startswith(_WORK) or "/attempts/" in key or key.endswith((".ids", f".{SAMPLE}"))
 
 
-def _data_files(outcomes: Outcomes) -> Iterator[tuple[str, DataFile]]:
-    """The files of shards with their tables."""
+def _data_files(outcomes: Outcomes) -> dict[str, list[DataFile]]:
+    """The files of shards by table."""
+    files: dict[str, list[DataFile]] = {}
     for outcome in outcomes:
         counts = outcome.counts
         differing = 0 if counts.shadow is None else counts.shadow.compared - counts.shadow.agreed
@@ -186,4 +184,5 @@ def _data_files(outcomes: Outcomes) -> Iterator[tuple[str, DataFile]]:
         for key, file in outcome.files.items():
             table, _, path = key.partition("/")
             if table in ENDINGS:
-                yield table, DataFile(path, file.bytes, rows[table])
+                files.setdefault(table, []).append(DataFile(path, file.bytes, rows[table]))
+    return files
