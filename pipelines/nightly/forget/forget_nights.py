@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from pipelines.data.forgotten_ids import FOLDER, ForgottenIds, add_forgotten
-from pipelines.nightly.forget.rewritten_run import WITH_IDS, HeldRows, Rewriting, RunFiles, find_held
+from pipelines.nightly.forget.rewritten_run import WITH_IDS, Rewriting, RunFiles, find_held
 from pipelines.nightly.forget.unused_objects import find_unused
 from pipelines.nightly.report.night_report import REPORT
 from pipelines.nightly.report.run_report import PAGE, show_newest_report
@@ -110,14 +110,15 @@ def _forget(
     tables: NightTables, forgotten: ForgottenIds, claims: Mapping[str, int], *, dry_run: bool = False
 ) -> ForgottenRows:
     """Remove the documents under the claims of all models; with `dry_run`, only find what would be removed."""
-    removed: list[HeldRows] = []
+    rows: Counter[str] = Counter()
     rewritten: dict[str, str] = {}
     for night in [night for night in list_nights(tables) if night.model in claims]:
         files = published_files(tables, date=night.date, model=night.model, run=night.run)
         held = find_held(tables, files, forgotten)
         if held:
             rewriting = Rewriting(tables, night, files, held, forgotten)
-            removed.append(held)
+            for (table, _), count in held.items():
+                rows[table] += count
             rewritten[night.run] = "" if dry_run else rewriting.publish(claims[night.model]).name
     give_up = _runs_to_give_up if dry_run else _give_up_and_delete
     given_up = give_up(tables, forgotten, claims)
@@ -132,7 +133,7 @@ def _forget(
         by=user_name(),
         models=tuple(sorted(claims)),
         ids=len(forgotten),
-        rows=_count_rows(removed),
+        rows=dict(rows),
         rewritten=rewritten,
         given_up=tuple(run for run in given_up if run not in rewritten),
         labels=labels,
@@ -180,12 +181,3 @@ def _give_up_and_delete(tables: NightTables, forgotten: ForgottenIds, claims: Ma
     clean_side_tables(tables, claims)
     retry_unavailable(tables.out)(tables.out.delete_many, unused)
     return given_up
-
-
-def _count_rows(held: Collection[HeldRows]) -> dict[str, int]:
-    """The number of rows by table."""
-    counts: Counter[str] = Counter()
-    for each in held:
-        for (table, _), rows in each.items():
-            counts[table] += rows
-    return dict(counts)
