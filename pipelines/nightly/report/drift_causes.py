@@ -31,8 +31,6 @@ def name_causes(
     `samples` are the keys in the output of the sampled documents, `selection` is that of the model. Only neurons that
     moved by more than chance and more than is allowed have causes.
     """
-    if not samples or not any(_moved(drift) for drift in drifts):
-        return list(drifts)
     return [_explain(drift, out, samples, feature_names(selection), named) for drift in drifts]
 
 
@@ -46,7 +44,7 @@ def _explain(
 ) -> Drift:
     """The drift with causes of its neurons; `names` are those of the features, in order."""
     moved = _moved(drift)
-    if not moved:
+    if not moved or not samples:
         return drift
     features = [names.index((shift.column, shift.neuron)) for shift in moved]
     sample = DocumentSample.concatenate(_read_samples(out, samples), features)
