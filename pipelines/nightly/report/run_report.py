@@ -29,10 +29,7 @@ Shares = Mapping[str, float]
 
 def render_reports(report: NightReport) -> dict[str, bytes]:
     """The files of the report by name."""
-    return {
-        REPORT: to_bytes(report),
-        PAGE: report_page(report).encode(),
-    }
+    return {REPORT: to_bytes(report), PAGE: report_page(report).encode()}
 
 
 def show_newest_report(tables: NightTables) -> None:
@@ -64,10 +61,8 @@ def report_page(report: NightReport) -> str:
         shadow=report.shadow,
         classes_listed=_CLASSES,
         disagreements_listed=_DISAGREEMENTS,
-        drifts=report.drift,
         properties={statistic.name: statistic.description for statistic in drift_statistics.STATISTICS},
         reasons=sorted(counts.reasons.items(), key=lambda item: (-item[1], item[0])),
-        slowest=report.slowest,
     )
 
 
