@@ -109,11 +109,11 @@ def choose_runs(tables: NightTables, requests: Sequence[NightRequest]) -> list[C
     if the run of another model is waiting for it in the same pass.
     """
     found = [_find_run(tables, request) for request in requests]
-    _require_whole_passes(tables, requests, found)
+    _require_whole_passes(tables, found)
     found = _leave_divided_passes(tables, found)
     beginning = [request for request, run in zip(requests, found, strict=True) if run is None]
-    begun = {request.model: run for request, run in zip(beginning, _begin_runs(tables, beginning), strict=True)}
-    return [begun[request.model] if run is None else run for request, run in zip(requests, found, strict=True)]
+    begun = iter(_begin_runs(tables, beginning))
+    return [next(begun) if run is None else run for run in found]
 
 
 def _find_run(tables: NightTables, request: NightRequest) -> ChosenRun | RefusedRun | None:
@@ -127,7 +127,7 @@ def _find_run(tables: NightTables, request: NightRequest) -> ChosenRun | Refused
         run = _open_run(tables, name, request, published=published)
         # guarded by test_a_failed_night_that_is_resumed_after_its_successor_takes_no_file_twice; broken by:
         #   if run is not None:
-        if run is not None and (published or not _some_taken(tables, run, request)):
+        if run is not None and (published or not _taken(tables, request, run.listing.files)):
             return replace(run, late=_late_files(tables, run, request)) if published else run
     except UserError as error:
         return RefusedRun(name, error)
@@ -140,16 +140,13 @@ def _find_run(tables: NightTables, request: NightRequest) -> ChosenRun | Refused
     return None
 
 
-def _require_whole_passes(
-    tables: NightTables, requests: Sequence[NightRequest], found: Sequence[ChosenRun | RefusedRun | None]
-) -> None:
+def _require_whole_passes(tables: NightTables, runs: Sequence[ChosenRun | RefusedRun | None]) -> None:
     """Raise UserError if a run that is refused is not finished, and a run that goes on shares its pass.
 
     A new run for the other model instead would leave what the pass has computed, which nobody asked for.
     """
-    runs = dict(zip([request.model for request in requests], found, strict=True))
-    refused = {run.name: (model, run) for model, run in runs.items() if isinstance(run, RefusedRun)}
-    for model, run in runs.items():
+    refused = {run.name: run.error for run in runs if isinstance(run, RefusedRun)}
+    for run in runs:
         if not refused or not isinstance(run, ChosenRun) or run.published:
             continue
         shared = find_pass(tables.out, run.record)
@@ -157,13 +154,13 @@ def _require_whole_passes(
         missing = [name for name in waiting if name in refused]
         if run.name not in waiting or not missing:
             continue
-        other, lacking = refused[missing[0]]
-        version = f"models:/{other}/{find_runs(tables.out, [lacking.name])[lacking.name].model_version}"
+        lacking, error = find_runs(tables.out, missing[:1])[missing[0]], refused[missing[0]]
+        model, other = run.record.model, lacking.model
         raise UserError(
-            f"model {other}: {lacking.error}. Model {model} shares the unfinished pass {run.record.pass_name} with "
-            f"this run; to resume both, name the version with which it began (--model {version}); to begin a new run "
-            f"of {model}, leave {other} out"
-        ) from lacking.error
+            f"model {other}: {error}. Model {model} shares the unfinished pass {run.record.pass_name} with this run; "
+            f"to resume both, name the version with which it began (--model models:/{other}/{lacking.model_version}); "
+            f"to begin a new run of {model}, leave {other} out"
+        ) from error
 
 
 def _leave_divided_passes(
@@ -198,12 +195,11 @@ def _warn_of_new_run(tables: NightTables, name: str, why: str) -> None:
 
 def _begin_runs(tables: NightTables, requests: Sequence[NightRequest]) -> list[ChosenRun]:
     """New runs. Those whose models read the same backbone share a pass, whose record is written first."""
-    names = {request.model: run_name(request.date, request.model, request.claim) for request in requests}
     passes: dict[str, str] = {}
     for backbone in dict.fromkeys(request.backbone for request in requests):
         together = [request for request in requests if request.backbone == backbone]
         if len(together) > 1:
-            runs = [names[request.model] for request in together]
+            runs = [run_name(request.date, request.model, request.claim) for request in together]
             shared = begin_pass(tables.out, together[0].date, runs).name
             passes |= {request.model: shared for request in together}
     return [_begin_run(tables, request, passes.get(request.model)) for request in requests]
@@ -295,7 +291,7 @@ def _plan_run(tables: NightTables, run: Run, request: NightRequest, *, published
 
 def _list_files(tables: NightTables, store: Store, request: NightRequest) -> ListingPlan:
     """Write the list of files of a new run and return what its plan says about it."""
-    taken = _taken(tables, request, request.files) if request.incremental else set()
+    taken = _taken(tables, request, request.files)
     files = tuple(file for file in request.files if _state(file) not in taken)
     rows = Listing(files, request.rejected).to_rows()
     return ListingPlan.write(store, request.claim, rows, skipped=len(request.files) - len(files))
@@ -308,19 +304,17 @@ def _late_files(tables: NightTables, run: ChosenRun, request: NightRequest) -> t
     if not others:
         return ()
     try:
-        taken = _taken(tables, request, others) if request.incremental else set()
+        taken = _taken(tables, request, others)
     except UserError:  # of another night, which does not concern this one
         _log.debug("it is not known which files came later", exc_info=True)
         return ()
     return tuple(file.uri for file in others if _state(file) not in taken)
 
 
-def _some_taken(tables: NightTables, run: ChosenRun, request: NightRequest) -> bool:
-    """Whether another night has classified a file of an incremental run since the run was planned."""
-    return request.incremental and bool(_taken(tables, request, run.listing.files))
-
-
 def _taken(tables: NightTables, request: NightRequest, files: Sequence[InputFile]) -> set[FileState]:
+    """Those of some files that other nights have classified; none for a night that takes them all the same."""
+    if not request.incremental:
+        return set()
     return recorded_files(tables, model=request.model, date=request.date, files=[_state(file) for file in files])
 
 
