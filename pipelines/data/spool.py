@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -51,23 +51,23 @@ class LostPartError(UserError):
     """A part of the spool is gone."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class CheckedRows:
     """The rows of a shard in order, each sound or known to be a dead letter. The lists are of equal length."""
 
-    ids: list[str | None] = field(default_factory=list)
+    ids: list[str | None]
     """with lone surrogates replaced, which only dead letters have"""
-    texts: list[str | None] = field(default_factory=list)
+    texts: list[str | None]
     """None if the row holds no text"""
-    files: list[str] = field(default_factory=list)
+    files: list[str]
     """URIs of the input files that the rows come from"""
-    firsts: list[int] = field(default_factory=list)
+    firsts: list[int]
     """byte from which the rows are counted: 0, or in a large plain JSONL file that of a line"""
-    rows: list[int] = field(default_factory=list)
+    rows: list[int]
     """number of the row after that"""
-    dead: dict[int, tuple[str, str]] = field(default_factory=dict)
+    dead: dict[int, tuple[str, str]]
     """reason and message for each row that cannot be classified; no message contains a document's text"""
-    kept: pa.Table = field(default_factory=lambda: pa.table({}))
+    kept: pa.Table
     """kept columns, with a row per row"""
 
     def __len__(self) -> int:
@@ -83,13 +83,13 @@ def read_rows(shard: Shard, kept: pa.Schema, forgotten: ForgottenIds = NOTHING_F
 
     `kept` are the kept columns of the night with their types. Forgotten documents are dead letters.
     """
-    rows, opener, tables = CheckedRows(), InputOpener(), []
-    for piece in shard.pieces:
-        table = hide_forgotten(read_part(piece, opener), forgotten)
-        _append(rows, table)
-        tables.append(columns_of_type(table, kept))
-    rows.kept = pa.concat_tables(tables) if tables else kept.empty_table()
-    return rows
+    opener = InputOpener()
+    tables = [hide_forgotten(read_part(piece, opener), forgotten) for piece in shard.pieces]
+    table = pa.concat_tables([_SCHEMA.empty_table(), *(each.select(_SCHEMA.names) for each in tables)])
+    ids, texts, files, firsts, rows, reasons, messages = (column.to_pylist() for column in table.columns)
+    dead = {row: (reason, messages[row]) for row, reason in enumerate(reasons) if reason is not None}
+    kept_rows = pa.concat_tables([kept.empty_table(), *(columns_of_type(each, kept) for each in tables)])
+    return CheckedRows(ids, texts, files, firsts, rows, dead, kept_rows)
 
 
 def read_texts(shard: Shard) -> list[str]:
@@ -108,16 +108,6 @@ def read_part(
         except FileNotFoundError:
             raise LostPartError(f"{piece.uri} is missing, so the run cannot go on; {remedy}") from None
     return pq.read_table(io.BytesIO(content), columns=columns).slice(piece.start, piece.stop - piece.start)
-
-
-def _append(rows: CheckedRows, table: pa.Table) -> None:
-    reasons, messages = table["reason"].to_pylist(), table["message"].to_pylist()
-    rows.dead |= {len(rows) + row: (reason, messages[row]) for row, reason in enumerate(reasons) if reason is not None}
-    rows.ids.extend(table["id"].to_pylist())
-    rows.texts.extend(table["text"].to_pylist())
-    rows.files.extend(table["file"].to_pylist())
-    rows.firsts.extend(table["first"].to_pylist())
-    rows.rows.extend(table["row"].to_pylist())
 
 
 def check_rows(documents: Documents, file: str) -> pa.Table:
