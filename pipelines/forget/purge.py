@@ -89,12 +89,13 @@ def run_purge(settings: Settings, *, older_than: timedelta | None = None, dry_ru
 def plan_purge(store: Store, *, now: datetime, age: timedelta) -> PurgePlan:
     """Plan a purge: it deletes the work of stages that have not changed for `age`."""
     found = (
-        _find_folder(store, FEATURES, FEATURES, now),
-        _find_folder(store, SPOOL, FEATURES, now),  # the extract stage writes it, and the end of a training deletes it
-        _find_folder(store, KEPT, KEPT, now),
-        _find_folder(store, PROBES, PROBES, now),
+        _describe(FEATURES, FEATURES, list_stage(store, FEATURES), now),
+        # the extract stage writes the spool, and the end of a training deletes it
+        _describe(SPOOL, FEATURES, list_stage(store, SPOOL), now),
+        _describe(KEPT, KEPT, list_stage(store, KEPT), now),
+        _describe(PROBES, PROBES, list_stage(store, PROBES), now),
         _find_model_work(store, now),
-        _find_suspects(store, now),
+        _describe(SUSPECTS, MODEL, store.list_objects(SUSPECTS), now),  # the train stage writes them
     )
     work = [each for each in found if each is not None]
     return PurgePlan(
@@ -112,12 +113,6 @@ def _choose_age(settings: Settings, older_than: timedelta | None) -> timedelta:
     return timedelta(days=settings.store.retention)
 
 
-def _find_folder(store: Store, folder: str, stage: str, now: datetime) -> StoredWork | None:
-    """All that a stage has stored in a folder, None if there is nothing."""
-    objects = list_stage(store, folder)
-    return _describe(folder, stage, objects, objects, now) if objects else None
-
-
 def _find_model_work(store: Store, now: datetime) -> StoredWork | None:
     """The files of the train stage besides the model; all of them if it has not finished.
 
@@ -126,15 +121,9 @@ def _find_model_work(store: Store, now: datetime) -> StoredWork | None:
     """
     objects = list_stage(store, MODEL)
     if not any(item.key == f"{MODEL}/{MANIFEST}" for item in objects):
-        return _describe(MODEL, MODEL, objects, objects, now) if objects else None
+        return _describe(MODEL, MODEL, objects, now)
     heads = [item for item in objects if _is_of_search(item)]
-    return _describe(HEADS, MODEL, heads, objects, now) if heads else None
-
-
-def _find_suspects(store: Store, now: datetime) -> StoredWork | None:
-    """The table of suspects, which the train stage writes; None if there is none."""
-    table = store.list_objects(SUSPECTS)
-    return _describe(SUSPECTS, MODEL, table, table, now) if table else None
+    return _describe(HEADS, MODEL, heads, now, objects)
 
 
 def list_stage(store: Store, stage: str) -> list[StoredObject]:
@@ -149,10 +138,12 @@ def _is_of_search(item: StoredObject) -> bool:
 
 
 def _describe(
-    name: str, stage: str, objects: Sequence[StoredObject], of_stage: Sequence[StoredObject], now: datetime
-) -> StoredWork:
-    """The work that consists of some objects, as old as the newest of `of_stage`."""
-    newest = max(item.modified for item in of_stage)
+    name: str, stage: str, objects: Sequence[StoredObject], now: datetime, of_stage: Sequence[StoredObject] = ()
+) -> StoredWork | None:
+    """The work that consists of some objects, as old as the newest of them, or of `of_stage`; None without objects."""
+    if not objects:
+        return None
+    newest = max(item.modified for item in of_stage or objects)
     return StoredWork(
         name=name,
         stage=stage,
