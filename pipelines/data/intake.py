@@ -238,11 +238,6 @@ def read_files(files: Sequence[InputFile], data: DataSettings, columns: Collecti
             yield from parts
 
 
-def find_texts(documents: Iterable[Documents], ids: Collection[str]) -> Iterator[tuple[str, str]]:
-    """The ids and texts of the first row with each of some ids that is no dead letter. Ends when all are found."""
-    return ((id, text) for id, text, _ in find_documents(documents, ids))
-
-
 def find_documents(documents: Iterable[Documents], ids: Collection[str]) -> Iterator[tuple[str, str, str | None]]:
     """The ids, texts and groups of the first row with each of some ids that is no dead letter.
 

@@ -17,7 +17,7 @@ from pipelines.data.feature_store import FeatureShards
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.reader import ID_AND_TEXT
 from pipelines.data.forgotten_ids import ForgottenIds
-from pipelines.data.intake import find_texts, read_files
+from pipelines.data.intake import find_documents, read_files
 from pipelines.data.training_labels import Labels
 from pipelines.registry.versions import Registry
 from pipelines.storage.records import from_json, to_json
@@ -218,7 +218,8 @@ def read_drivers(rows: Collection[NeuronRow], settings: Settings) -> Drivers:
     texts = {document.id: document.text for document in documents if document.text is not None}
     missing = {document.id for document in documents} - texts.keys()
     if missing:
-        texts |= find_texts(read_files(list_files(settings.data.train), settings.data, ID_AND_TEXT), missing)
+        corpus = read_files(list_files(settings.data.train), settings.data, ID_AND_TEXT)
+        texts |= {id: text for id, text, _ in find_documents(corpus, missing)}
     return {
         (FeatureColumn.parse(row.column), row.neuron): [
             Driver(document.id, _name(document.label), texts[document.id], document.value)
