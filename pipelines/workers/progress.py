@@ -78,9 +78,9 @@ class Pace:
 
 
 @contextmanager
-def progress(stage: str, total: float, unit: str, *, done: float = 0.0) -> Iterator[Advance]:
-    """Show progress towards `total` units, of which `done` are done before; call the yielded function for more."""
-    pace = Pace(total, done)
+def progress(stage: str, total: float, unit: str) -> Iterator[Advance]:
+    """Show progress towards `total` units; call the yielded function with further ones."""
+    pace = Pace(total)
     with show_pace(stage, unit, pace):
         yield pace.advance
 
