@@ -111,12 +111,14 @@ class JobServer:
         """
         number = self._next(name, once)
         id = name if number == 1 else f"{name}-{number}"
-        with _copied(files) as folder, self._one_line_errors(), _refuse_existing(id):
-            self._send(
-                entrypoint=entrypoint,
-                submission_id=id,
-                runtime_env={"working_dir": folder, "env_vars": dict(environment)},
-            )
+        with _copied(files) as folder, self._one_line_errors():
+            runtime = {"working_dir": folder, "env_vars": dict(environment)}
+            try:
+                self._send(entrypoint=entrypoint, submission_id=id, runtime_env=runtime)
+            except RuntimeError as error:
+                if "already exists" in str(error):  # another command has submitted it in the meantime
+                    raise _held(id) from None
+                raise
         return id
 
     def jobs(self) -> list[Job]:
@@ -259,17 +261,6 @@ def _copied(files: Mapping[str, Path]) -> Iterator[str]:
             except OSError as error:
                 raise UserError(f"{name} cannot be sent: {error.strerror}") from None
         yield folder
-
-
-@contextmanager
-def _refuse_existing(id: str) -> Iterator[None]:
-    """Raise HeldError if another command has submitted a job with this id in the meantime."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "already exists" in str(error):
-            raise _held(id) from None
-        raise
 
 
 def _held(id: str) -> HeldError:
