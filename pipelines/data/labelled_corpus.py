@@ -91,6 +91,8 @@ class _Block:
     """byte from which rows are counted"""
     row: int
     """number of the first row, counted from there"""
+    start: int
+    """its number in the corpus"""
 
 
 @dataclass
@@ -101,8 +103,6 @@ class _Reader:
     keep_texts: int | None
     spool: SpoolWriter | None
     blocks: list[_Block] = field(default_factory=list)
-    block_rows: list[int] = field(default_factory=list)
-    """first row of each block in the corpus"""
     id_chunks: list[pa.Array] = field(default_factory=list)
     id_hashes: array[int] = field(default_factory=lambda: array("q"))
     labels: list[Label] = field(default_factory=list)
@@ -123,8 +123,7 @@ class _Reader:
         """Add the documents of a piece."""
         try:
             for documents in parts:
-                self.blocks.append(_Block(piece, documents.first, documents.row))
-                self.block_rows.append(len(self.id_hashes))
+                self.blocks.append(_Block(piece, documents.first, documents.row, len(self.id_hashes)))
                 self._add_rows(documents)
                 if self.spool is not None:
                     self.spool.add(check_rows(documents, piece.uri))
@@ -208,9 +207,8 @@ class _Reader:
         rows: dict[tuple[Piece, int], list[int]] = {}
         for mistake in mistakes:
             if mistake.reason == reason:
-                at = bisect_right(self.block_rows, mistake.row) - 1
-                block = self.blocks[at]
-                rows.setdefault((block.piece, block.first), []).append(block.row + mistake.row - self.block_rows[at])
+                block = self.blocks[bisect_right(self.blocks, mistake.row, key=lambda block: block.start) - 1]
+                rows.setdefault((block.piece, block.first), []).append(block.row + mistake.row - block.start)
         places: dict[tuple[str, str], list[int]] = {}
         for (piece, first), numbers in rows.items():
             lines = locate_rows(piece, numbers, self.data, first)
