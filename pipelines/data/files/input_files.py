@@ -79,7 +79,7 @@ def check_output_outside(source: str, output: str) -> None:
     if protocol != output_protocol:
         return
     wanted, parts = path.rstrip("/").split("/"), output_path.rstrip("/").split("/")
-    if _is_within(parts, wanted) or (glob.has_magic(path) and may_match_below(wanted, parts)):
+    if parts[: len(wanted)] == wanted or (glob.has_magic(path) and may_match_below(wanted, parts)):
         raise UserError(f"the output {output} lies within the input {source}; name an output elsewhere")
 
 
@@ -107,10 +107,6 @@ def _resolve_folders(path: str) -> str:
 def _fixed_part(path: str) -> str:
     """The part of a glob before its first wildcard."""
     return "/".join(takewhile(lambda part: not glob.has_magic(part), path.split("/")))
-
-
-def _is_within(parts: list[str], folder: list[str]) -> bool:
-    return parts[: len(folder)] == folder
 
 
 def _find(uri: str) -> tuple[Mapping[str, Any], bool]:
