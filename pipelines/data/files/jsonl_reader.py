@@ -67,18 +67,16 @@ def read_lines(source: BinaryIO, uri: str, data: DataSettings) -> Iterator[bytes
             yield line
 
 
-def read_lines_between(
-    source: BinaryIO, piece: Piece, data: DataSettings, block: int = BLOCK
-) -> Iterator[tuple[int, bytes]]:
+def read_lines_between(source: BinaryIO, piece: Piece, data: DataSettings) -> Iterator[tuple[int, bytes]]:
     """The lines of a file that begin within a piece of it, each with its first byte; blank ones are left out.
 
-    The bytes of the piece are read in requests of `block` bytes at most, the rest of the last line in small ones.
+    The bytes of the piece are read in requests of `BLOCK` bytes at most, the rest of the last line in small ones.
     Raises BadFileError as `read_lines` does.
     """
     position = max(0, piece.start - 1)
     source.seek(position)
     window = _Window(source, position, piece.stop)
-    lines = io.BufferedReader(window, min(block, max(1, piece.stop - position)))
+    lines = io.BufferedReader(window, min(BLOCK, max(1, piece.stop - position)))
     most = data.max_row_bytes
     if piece.start > 0:
         position += len(_read_line(lines, piece.uri, most))  # the rest of the line before
