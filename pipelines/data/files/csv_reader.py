@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 from pipelines.data.files.formats import (
     BAD_ROWS,
     MAX_BYTES,
-    buffered,
     check_column_count,
     check_columns,
     decompressed,
@@ -49,7 +48,7 @@ class CsvReader(Reader):
     def read(
         self, source: BinaryIO, piece: Piece, data: DataSettings, columns: Collection[Role]
     ) -> Iterator[Documents]:
-        numbered = read_csv(decompressed(buffered(source), piece.uri, data), piece.uri, data)
+        numbered = read_csv(decompressed(source, piece.uri, data), piece.uri, data)
         (_, header), names = next(numbered), names_by_field(data, columns)
         check_columns(header, list(names.values()), piece.uri, header=True)
         kept = [name for name in data.keep if name in header]
@@ -68,11 +67,11 @@ class CsvReader(Reader):
             yield documents
 
     def column_names(self, source: BinaryIO, uri: str, data: DataSettings) -> Sequence[str]:
-        _, header = next(read_csv(decompressed(buffered(source), uri, data), uri, data))
+        _, header = next(read_csv(decompressed(source, uri, data), uri, data))
         return header
 
     def lines(self, source: BinaryIO, uri: str, data: DataSettings, first: int) -> Iterator[int]:
-        rows = read_csv(decompressed(buffered(source), uri, data), uri, data)
+        rows = read_csv(decompressed(source, uri, data), uri, data)
         next(rows)  # the header
         return (line for line, _ in rows)
 

@@ -37,11 +37,6 @@ def compression_codec(uri: str) -> str | None:
     return next((codec for ending, codec in COMPRESSIONS.items() if uri.lower().endswith(ending)), None)
 
 
-def buffered(source: BinaryIO) -> BinaryIO:
-    """A file that is read in requests of `BLOCK` bytes."""
-    return source if isinstance(source, io.BytesIO) else _BlockReader(source, BLOCK)  # type: ignore[arg-type]
-
-
 class _BlockReader(io.BufferedReader):
     """A file that is read in whole blocks, also by `read1`, by which text is decoded a few kilobytes at a time."""
 
@@ -51,12 +46,14 @@ class _BlockReader(io.BufferedReader):
 
 
 def decompressed(source: BinaryIO, uri: str, data: DataSettings) -> BinaryIO:
-    """A file from its beginning, decompressed if its name says that it is compressed.
+    """A file from its beginning in requests of `BLOCK` bytes, decompressed if its name says that it is compressed.
 
     Raises BadFileError if a compressed file is empty, and while it is read as `DecodedBytes` does; the intake refuses
     other files without a byte.
     """
     codec = compression_codec(uri)
+    if not isinstance(source, io.BytesIO):
+        source = _BlockReader(source, BLOCK)  # type: ignore[arg-type]
     if codec is None:
         return source
     decoded = DecodedBytes(uri, source.seek(0, io.SEEK_END), data)

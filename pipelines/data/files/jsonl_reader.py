@@ -11,7 +11,6 @@ from typing import Any, BinaryIO
 from pipelines.data.files.formats import (
     BLOCK,
     MAX_BYTES,
-    buffered,
     compression_codec,
     decompressed,
     long_row,
@@ -38,19 +37,19 @@ class JsonLinesReader(Reader):
         if compression_codec(piece.uri) is None:
             lines = read_lines_between(source, piece, data)
         else:
-            content = decompressed(buffered(source), piece.uri, data)
+            content = decompressed(source, piece.uri, data)
             lines = ((0, line) for line in read_lines(content, piece.uri, data))
         for chunk in in_chunks(lines, lambda line: len(line[1])):
             documents = _parse_lines([line for _, line in chunk], piece.uri, data, columns)
             yield replace(documents, first=chunk[0][0] if piece.start else 0)
 
     def column_names(self, source: BinaryIO, uri: str, data: DataSettings) -> Sequence[str]:
-        line = next(read_lines(decompressed(buffered(source), uri, data), uri, data))
+        line = next(read_lines(decompressed(source, uri, data), uri, data))
         return list(_parse_line(line, uri, data, {}, 0))
 
     def lines(self, source: BinaryIO, uri: str, data: DataSettings, first: int) -> Iterator[int]:
         position = 0
-        content = decompressed(buffered(source), uri, data)
+        content = decompressed(source, uri, data)
         for number, line in enumerate(iter(lambda: _read_line(content, uri, data.max_row_bytes), b""), 1):
             if position >= first and line.strip():
                 yield number

@@ -82,7 +82,7 @@ class Reader(ABC):
             name, title, endings = "tab", "tab-separated text", (".tab",)
 
             def read(self, source, piece, data, columns):
-                content = decompressed(buffered(source), piece.uri, data)
+                content = decompressed(source, piece.uri, data)
                 lines = io.TextIOWrapper(content, encoding=text_codec(data.encoding))
                 names = next(lines, "").rstrip("\\n").split("\\t")
                 for chunk in in_chunks(lines, len):

@@ -1052,7 +1052,7 @@ class CardReader(Reader):
     name, title, endings = "card", "cards", (".card",)
 
     def read(self, source: Any, piece: Piece, data: DataSettings, columns: Collection[Role]) -> Iterator[Documents]:
-        content = formats.decompressed(formats.buffered(source), piece.uri, data)
+        content = formats.decompressed(source, piece.uri, data)
         lines = io.TextIOWrapper(content, encoding=formats.text_codec(data.encoding))
         names = next(lines, "").rstrip("\n").split(": ")
         for chunk in reader.in_chunks(lines, len):
