@@ -150,8 +150,7 @@ def _is_on_this_node(backbone: BackboneSettings, digest: str) -> bool:
     if not backbone.model.startswith("package:") and not (path.is_absolute() and path.exists()):
         return False
     try:
-        code = backbone.trust_remote_code
-        return cached_digest(locate_model(backbone.model, include_code=code), include_code=code) == digest
+        return local_digest(backbone) == digest
     except UserError:
         _log.debug("the weights of %s are not on this node", backbone.model, exc_info=True)
         return False
