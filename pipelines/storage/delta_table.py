@@ -81,8 +81,10 @@ class DataFile:
 class TableSnapshot:
     """A version of a table. It never changes; `open_table` returns a newer one.
 
-    It commits once. The snapshot that `open_table` then returns in its place takes over its handle of the table; from
-    then on its own methods raise StaleSnapshotError.
+    It commits once. A commit raises StaleSnapshotError if another process has committed; after any other
+    UnavailableError it may be in the table. Its `transactions` are numbers by application. The snapshot that
+    `open_table` then returns in its place takes over its handle of the table; from then on its own methods raise
+    StaleSnapshotError.
     """
 
     store: Store
@@ -140,13 +142,9 @@ class TableSnapshot:
         files = rows.select(["path", "size", "rows"]).sort_by("path").to_pylist()
         return [DataFile(**file) for file in files]
 
-    def commit_transaction(self, app: str, number: int, *, metadata: Mapping[str, str] | None = None) -> int:
-        """Commit a number for an application and no change of rows; return the new version of the table.
-
-        Raises StaleSnapshotError if another process has committed. After any other UnavailableError the commit may be
-        in the table.
-        """
-        return self._commit([], mode="append", transactions={app: number}, metadata=metadata)
+    def commit_transaction(self, app: str, number: int, *, metadata: Mapping[str, str] | None = None) -> None:
+        """Commit a number for an application and no change of rows."""
+        self._commit([], transactions={app: number}, metadata=metadata)
 
     def replace_partition(
         self,
@@ -156,21 +154,18 @@ class TableSnapshot:
         schema: pa.Schema | None = None,
         transactions: Mapping[str, int] | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> int:
-        """Commit that one partition consists of these files; return the new version of the table.
+    ) -> None:
+        """Commit that one partition consists of these files, which the caller has checked to exist.
 
-        `schema` replaces the schema of the table and must contain it. `transactions` are numbers by application. Files
-        are not looked at: the caller has checked that they exist. Raises StaleSnapshotError if another process has
-        committed. After any other UnavailableError the commit may be in the table.
+        `schema` replaces the schema of the table and must contain it.
         """
         if set(partition) != set(self.partition_columns):
             raise ValueError(f"expected a value for each of {self.partition_columns}, got {partition}")
         now = int(time.time() * 1000)
         actions = [_add_action(file, partition, now) for file in files]
         filters = [(name, "=", value) for name, value in partition.items()]
-        return self._commit(
+        self._commit(
             actions,
-            mode="overwrite",
             # guarded by test_replacing_a_partition_leaves_the_others
             filters=filters,
             schema=schema,
@@ -178,14 +173,10 @@ class TableSnapshot:
             metadata=metadata,
         )
 
-    def add_files(self, files: Iterable[tuple[Mapping[str, str], DataFile]]) -> int:
-        """Commit that files, each with its partition, belong to the table too; return the new version of the table.
-
-        Raises StaleSnapshotError if another process has committed. After any other UnavailableError the commit may be
-        in the table.
-        """
+    def add_files(self, files: Iterable[tuple[Mapping[str, str], DataFile]]) -> None:
+        """Commit that files, each with its partition, belong to the table too."""
         now = int(time.time() * 1000)
-        return self._commit([_add_action(file, partition, now) for partition, file in files], mode="append")
+        self._commit([_add_action(file, partition, now) for partition, file in files])
 
     def remove_partitions(
         self,
@@ -193,30 +184,25 @@ class TableSnapshot:
         *,
         transactions: Mapping[str, int] | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> int:
-        """Commit that partitions have no files; return the new version of the table. The files stay in the store.
-
-        `transactions` are numbers by application. Raises StaleSnapshotError if another process has committed. After any
-        other UnavailableError the commit may be in the table.
-        """
+    ) -> None:
+        """Commit that partitions have no files. The files stay in the store."""
         now = int(time.time() * 1000)
         actions = [
             RemoveAction(file.path, True, now, file.size, dict(partition))
             for partition in partitions
             for file in self.files(partition)
         ]
-        return self._commit(actions, mode="append", transactions=transactions, metadata=metadata)
+        self._commit(actions, transactions=transactions, metadata=metadata)
 
     def _commit(
         self,
         actions: Sequence[AddAction | RemoveAction],
         *,
-        mode: str,
         filters: list[tuple[str, str, str]] | None = None,
         schema: pa.Schema | None = None,
         transactions: Mapping[str, int] | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> int:
+    ) -> None:
         properties = CommitProperties(
             custom_metadata=dict(metadata or {}) or None,
             # guarded by test_a_stale_writer_is_refused_where_nothing_was_removed
@@ -228,14 +214,13 @@ class TableSnapshot:
         with _table_errors(self.store.uri):
             table.create_write_transaction(
                 list(actions),
-                mode=mode,
+                mode="append" if filters is None else "overwrite",
                 schema=table.schema() if schema is None else Schema.from_arrow(schema),
                 partition_by=list(self.partition_columns),
                 partition_filters=filters,
                 commit_properties=properties,
             )
         _flush_log(self.store, self.version + 1)
-        return self.version + 1
 
 
 def open_table(store: Store, last: TableSnapshot | None = None) -> TableSnapshot | None:
