@@ -33,17 +33,13 @@ class ArtifactCopy:
 
     def fetch(self, folder: Path) -> None:
         """Write the files to a folder. Raises UserError, before any is written, if one is not what the driver wrote."""
-        files = {name: self._read(name) for name in self.sha256}
+        files = self.store.read_many(list(self.sha256))
+        for name, expected in self.sha256.items():
+            actual = hashlib.sha256(files[name]).hexdigest() if name in files else "none"
+            if actual != expected:
+                raise UserError(
+                    f"{self.store.uri}/{name} is not what the driver of this run wrote: expected digest "
+                    f"{expected[:12]}, found {actual[:12]}; run the command again, which writes it anew"
+                )
         for name, data in files.items():
             (folder / name).write_bytes(data)
-
-    def _read(self, name: str) -> bytes:
-        """The content of a file, checked against its digest."""
-        data = self.store.read(name)
-        actual = "none" if data is None else hashlib.sha256(data).hexdigest()
-        if data is None or actual != self.sha256[name]:
-            raise UserError(
-                f"{self.store.uri}/{name} is not what the driver of this run wrote: expected digest "
-                f"{self.sha256[name][:12]}, found {actual[:12]}; run the command again, which writes it anew"
-            )
-        return data
