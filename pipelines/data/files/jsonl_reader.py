@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, BinaryIO
 
 from pipelines.data.files.formats import (
@@ -40,8 +39,11 @@ class JsonLinesReader(Reader):
             content = decompressed(source, piece.uri, data)
             lines = ((0, line) for line in read_lines(content, piece.uri, data))
         for chunk in in_chunks(lines, lambda line: len(line[1])):
-            documents = _parse_lines([line for _, line in chunk], piece.uri, data, columns)
-            yield replace(documents, first=chunk[0][0] if piece.start else 0)
+            malformed: dict[int, str] = {}
+            records = [_parse_line(line, piece.uri, data, malformed, row) for row, (_, line) in enumerate(chunk)]
+            documents = to_documents(records, data, columns, malformed=malformed, noun="line")
+            documents.first = chunk[0][0] if piece.start else 0
+            yield documents
 
     def column_names(self, source: BinaryIO, uri: str, data: DataSettings) -> Sequence[str]:
         line = next(read_lines(decompressed(source, uri, data), uri, data))
@@ -109,15 +111,11 @@ class _Window(io.RawIOBase):
         return len(data)
 
 
-def _parse_lines(lines: Sequence[bytes], uri: str, data: DataSettings, columns: Collection[Role]) -> Documents:
-    """The documents of lines. Raises BadFileError if the last one has no line end and is not JSON: the file was cut."""
-    malformed: dict[int, str] = {}
-    records = [_parse_line(line, uri, data, malformed, row) for row, line in enumerate(lines)]
-    return to_documents(records, data, columns, malformed=malformed, noun="line")
-
-
 def _parse_line(line: bytes, uri: str, data: DataSettings, malformed: dict[int, str], row: int) -> dict[str, Any]:
-    """The object in a line; an empty one, and a reason in `malformed`, if there is none."""
+    """The object in a line; an empty one, and a reason in `malformed`, if there is none.
+
+    Raises BadFileError for a line without an end that is not JSON: the file was cut.
+    """
     try:
         record = json.loads(line.removesuffix(b"\n").decode(text_codec(data.encoding)))
         if not isinstance(record, dict):
