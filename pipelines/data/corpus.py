@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from pipelines.data.files.formats import MAX_BYTES
 from pipelines.data.files.input_files import InputFile
-from pipelines.data.files.reader import Role
 from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.intake import read_files
 from pipelines.data.labelled_corpus import read_labelled
@@ -140,8 +139,7 @@ class Corpus:
 
     def _read_files(self) -> Iterator[pa.Array]:
         """The texts of each part from the files, which were checked when they were taken in."""
-        columns: tuple[Role, ...] = ("text",)
-        texts = (text for documents in read_files(self.files, self.data, columns) for text in documents.texts)
+        texts = (text for documents in read_files(self.files, self.data, ["text"]) for text in documents.texts)
         for part in self.parts:
             yield pa.array(islice(texts, part.documents), pa.large_string())
 
