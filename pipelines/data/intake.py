@@ -146,7 +146,7 @@ def take_in(
             except KeptTypeError as error:
                 return IntakeReport((), (), {}, conflict=str(error))
             outcomes.append(FileOutcome(piece.uri, piece.size, piece.version, rows))
-    spool.finish()
+    spool.flush()
     return IntakeReport(tuple(outcomes), tuple(spool.ready), spool.types)
 
 

@@ -163,7 +163,7 @@ class _Reader:
         """The corpus of all pieces that were read."""
         self._raise_for_mistakes()
         if self.spool is not None:
-            self.spool.finish()
+            self.spool.flush()
         if self.data.group and self.labels and not self.grouped:
             raise UserError(
                 f"data.group: '{self.data.group}' is null in all {len(self.labels):,} documents; expected a column "

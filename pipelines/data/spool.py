@@ -256,9 +256,20 @@ class SpoolWriter:
             del self.ready[self._checkpoint :]
         self._begin_file()
 
-    def finish(self) -> None:
-        """Save what is left."""
-        self._flush()
+    def flush(self) -> None:
+        """Save the rows that wait as a part; called once more at the end, for what is left."""
+        if not self._rows:
+            return
+        table = pa.concat_tables(self._buffer, promote_options="default")
+        sound, parquet = pc.is_null(table["reason"]), to_parquet(table)
+        # guarded by test_texts_of_large_parquet_files_decide_which_row_is_first; broken by:
+        #   ids = table["id"].to_pylist()
+        ids = pc.if_else(sound, table["id"], pa.scalar(None, pa.string())).to_pylist()
+        uri = self._save(SpoolPart(self._number, ids, parquet))
+        piece = Piece(uri, SPOOL, 0, len(table), documents=len(table), size=len(parquet))
+        self.ready.append(ReadyPiece(piece, self._number, self._bytes))
+        self._number += 1
+        self._buffer, self._rows, self._bytes = [], 0, 0
 
     def _begin_file(self) -> None:
         self._held, self._held_bytes, self._file_types, self._checkpoint = [], 0, {}, None
@@ -266,7 +277,7 @@ class SpoolWriter:
     def _begin_to_save(self) -> None:
         """From here on parts hold rows of the current file alone, so that they can be forgotten."""
         if self._checkpoint is None:
-            self._flush()
+            self.flush()
             self._checkpoint = len(self.ready)
 
     def _pour(self) -> None:
@@ -280,7 +291,7 @@ class SpoolWriter:
                     self._buffer.append(table.slice(start, rows))
                     self._rows, self._bytes, start = self._rows + rows, int(ends[rows - 1]), start + rows
                 if not rows or self._rows >= self._size.documents:
-                    self._flush()
+                    self.flush()
         self._held, self._held_bytes = [], 0
 
     def _count_fitting(self, ends: NDArray[np.float64]) -> int:
@@ -288,20 +299,6 @@ class SpoolWriter:
         most = int(np.searchsorted(ends, MAX_BYTES, side="right"))
         even = int(np.searchsorted(ends, self._size.even_bytes, side="right"))
         return min(most, max(even, LEAST_DOCUMENTS - self._rows))
-
-    def _flush(self) -> None:
-        if not self._rows:
-            return
-        table = pa.concat_tables(self._buffer, promote_options="default")
-        sound, parquet = pc.is_null(table["reason"]), to_parquet(table)
-        # guarded by test_texts_of_large_parquet_files_decide_which_row_is_first; broken by:
-        #   ids = table["id"].to_pylist()
-        ids = pc.if_else(sound, table["id"], pa.scalar(None, pa.string())).to_pylist()
-        uri = self._save(SpoolPart(self._number, ids, parquet))
-        piece = Piece(uri, SPOOL, 0, len(table), documents=len(table), size=len(parquet))
-        self.ready.append(ReadyPiece(piece, self._number, self._bytes))
-        self._number += 1
-        self._buffer, self._rows, self._bytes = [], 0, 0
 
 
 def _row_bytes(table: pa.Table) -> NDArray[np.float64]:
