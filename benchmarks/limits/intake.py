@@ -106,7 +106,7 @@ def _rate(folder: Path, documents: int) -> float:
     """Documents per second of taking a folder in, without writing the spool."""
     files, data = list_files(str(folder)), DataSettings(train="unused")
     size, start, rows = PartSize.of(sum(file.size for file in files), 8192), time.perf_counter(), 0
-    for task in plan_intake(files, data):
+    for task in plan_intake(files):
         rows += sum(file.rows for file in take_in(task, data, size, lambda part: "part").files)
     assert rows == documents
     return documents / (time.perf_counter() - start)

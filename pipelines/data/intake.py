@@ -89,8 +89,8 @@ class NightPlan:
         return replace(self, shards=tuple(compress(self.shards, taken)), parts=tuple(compress(self.parts, taken)))
 
 
-def plan_intake(files: Sequence[InputFile], data: DataSettings, *, bad: dict[str, str] | None = None) -> list[Shard]:
-    """The tasks of the intake: a pure function of the listing and the settings.
+def plan_intake(files: Sequence[InputFile], *, bad: dict[str, str] | None = None) -> list[Shard]:
+    """The tasks of the intake: a pure function of the listing.
 
     Small files are joined to tasks of about 64 MB, and a large file is divided as its format allows. Raises
     BadFileError for an empty file; if `bad` is given, such files are added to it, each with the reason.
@@ -233,7 +233,7 @@ def _fits(shard: Sequence[ReadyPiece], ready: ReadyPiece, documents: int) -> boo
 def read_files(files: Sequence[InputFile], data: DataSettings, columns: Collection[Role]) -> Iterator[Documents]:
     """Some columns of input files in order, some rows at a time. Raises BadFileError for a file that cannot be read."""
     data = without_kept(data)
-    for task in plan_intake(files, data):
+    for task in plan_intake(files):
         for _, parts in read_pieces(task.pieces, data, columns):
             yield from parts
 

@@ -67,7 +67,7 @@ def read_labelled(
     place.
     """
     reader = _Reader(without_kept(data), keep_texts, spool)
-    for task in plan_intake(files, reader.data):
+    for task in plan_intake(files):
         for piece, parts in read_pieces(task.pieces, reader.data, ALL_COLUMNS):
             reader.read(piece, parts)
     return reader.finish()

@@ -58,7 +58,7 @@ def take_in(shared: NightPass) -> PassIntake:
     empty: dict[str, str] = {}
     groups = plan_files(shared.tables.out, shared.record, shared.number)
     for group in groups:
-        planned = plan_intake(group.files, shared.settings.data, bad=empty)
+        planned = plan_intake(group.files, bad=empty)
         tasks += [replace(task, index=len(tasks) + n) for n, task in enumerate(planned)]
         takers += [group.runs] * len(planned)
     files = [file for group in groups for file in group.files]

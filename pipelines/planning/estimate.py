@@ -112,7 +112,7 @@ def estimate_night(
     check_kept_names(settings.data, reserved_names())
     version = registry.resolve(model)
     rejected: dict[str, str] = {}
-    tasks = plan_intake(list_files(source, bad=rejected), settings.data, bad=rejected)
+    tasks = plan_intake(list_files(source, bad=rejected), bad=rejected)
     if not tasks:
         why = f" that can be read: {next(iter(rejected.values()))}" if rejected else ""
         raise UserError(f"{source} holds no documents{why}; name some to sample with --input")

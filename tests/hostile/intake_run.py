@@ -56,7 +56,7 @@ def take_folder(folder: Path, data: DataSettings = DATA) -> Taken:
     taken = Taken()
     bad: dict[str, str] = {}
     files = list_files(str(folder), bad=bad)
-    tasks = plan_intake(files, data, bad=bad)
+    tasks = plan_intake(files, bad=bad)
     parts: dict[str, pq.ParquetFile] = {}
 
     def save(task: int, part: SpoolPart) -> str:

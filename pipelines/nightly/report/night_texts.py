@@ -47,7 +47,7 @@ def _find_input(out: Store, run: str) -> tuple[dict[str, Any], Listing, set[str]
 
 def _read_input(data: DataSettings, listing: Listing, taken: Collection[str]) -> Iterator[Documents]:
     """The documents of the files that were taken, in the order of the intake, as far as they can be read."""
-    for task in plan_intake(listing.files, data, bad={}):
+    for task in plan_intake(listing.files, bad={}):
         yield from _read_files([piece for piece in task.pieces if piece.uri in taken], data)
 
 

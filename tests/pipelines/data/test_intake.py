@@ -76,7 +76,7 @@ def run_night(folder: Path | str, documents: int = 10, data: DataSettings = DATA
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(scratch)
         files = list_files(str(folder), bad=bad, allow_empty=True)
-        tasks = plan_intake(files, data, bad=bad)
+        tasks = plan_intake(files, bad=bad)
         ids: dict[tuple[int, int], Sequence[str | None]] = {}
 
         def save(task: Shard, part: SpoolPart) -> str:
@@ -402,7 +402,7 @@ def test_a_file_that_is_replaced_or_moved_away_before_it_is_read_is_a_bad_file(t
     """The others are taken."""
     for n in range(3):
         write_file(tmp_path, f"{n}.jsonl", to_jsonl(make_rows(2, f"{n}-")))
-    [task] = plan_intake(list_files(str(tmp_path)), DATA, bad={})
+    [task] = plan_intake(list_files(str(tmp_path)), bad={})
     write_file(tmp_path, "1.jsonl", to_jsonl(make_rows(3, "other")))
     (tmp_path / "2.jsonl").unlink()
     report = take_in(task, DATA, PartSize(10), lambda _: "part")
@@ -458,7 +458,7 @@ def note_progress(reads: InputReads, read_before: list[float], part: SpoolPart) 
 def test_a_large_csv_is_saved_while_it_is_read(tmp_path: Path) -> None:
     """It is never held as a whole, and it is read once, from its beginning to its end."""
     size = Path(write_file(tmp_path, "a.csv", to_csv(make_random_rows(80)))).stat().st_size
-    [task] = plan_intake(list_files(str(tmp_path)), DATA, bad={})
+    [task] = plan_intake(list_files(str(tmp_path)), bad={})
     read_before: list[float] = []
     with count_input_reads() as reads:
         take_in(task, DATA, PartSize(5000), partial(note_progress, reads, read_before))
@@ -472,7 +472,7 @@ def test_a_large_row_group_is_streamed(tmp_path: Path) -> None:
     """Parts are saved before the whole row group has been read."""
     rows = make_random_rows(80)
     size = Path(write_file(tmp_path, "a.parquet", to_parquet(rows, compression="none", use_dictionary=False))).stat()
-    [task] = plan_intake(list_files(str(tmp_path)), DATA, bad={})
+    [task] = plan_intake(list_files(str(tmp_path)), bad={})
     read_before: list[float] = []
     with count_input_reads() as reads:
         report = take_in(task, DATA, PartSize(5000), partial(note_progress, reads, read_before))
@@ -488,7 +488,7 @@ def test_small_parquet_files_are_read_in_bounded_memory(tmp_path: Path) -> None:
     rows = pa.table({"id": [str(row) for row in range(60_000)], "text": ["word " * 400] * 60_000})
     pq.write_table(rows, tmp_path / "a.parquet", compression="zstd")
     assert (tmp_path / "a.parquet").stat().st_size < 1_000_000
-    [task] = plan_intake(list_files(str(tmp_path)), DATA, bad={})
+    [task] = plan_intake(list_files(str(tmp_path)), bad={})
     before = pa.total_allocated_bytes()
     held: list[int] = []
     take_in(task, DATA, PartSize(5000), lambda part: held.append(pa.total_allocated_bytes() - before) or "uri")
@@ -499,7 +499,7 @@ def test_small_parquet_files_are_read_in_bounded_memory(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_kept_columns_count_for_the_size_of_a_part(tmp_path: Path) -> None:
     write_file(tmp_path, "a.csv", to_csv([{"id": str(row), "text": "t", "body": "x" * 200_000} for row in range(700)]))
-    [task] = plan_intake(list_files(str(tmp_path)), DataSettings(train="unused", keep=["body"]), bad={})
+    [task] = plan_intake(list_files(str(tmp_path)), bad={})
     report = take_in(task, DataSettings(train="unused", keep=["body"]), PartSize(5000), lambda part: "uri")
     assert len(report.pieces) == 3
     assert sum(ready.piece.documents for ready in report.pieces) == 700
@@ -618,7 +618,7 @@ def test_a_file_that_holds_too_much_is_not_decoded_to_its_end(
     rows = convert([{"id": str(row), "text": "x" * 1000} for row in range(100_000)])
     with pa.CompressedOutputStream(str(tmp_path / name), COMPRESSIONS[name[name.rindex(".") :]]) as file:
         file.write(rows)
-    [task] = plan_intake(list_files(str(tmp_path)), DATA)
+    [task] = plan_intake(list_files(str(tmp_path)))
     [file] = take_in(task, DATA.model_copy(update={limit: value}), PartSize(10), lambda _: "part").files
     most = value if limit == "max_decoded_bytes" else 2**26 + file.size
     assert f"and holds more than {most:,}, which data.{limit} allows" in (file.reason or "")

@@ -430,7 +430,7 @@ def test_the_sample_of_the_intake_has_rows(settings: Settings, tmp_path: Path, m
     (tmp_path / "data").mkdir()
     for name, rows in (("a", ""), ("b", "1,a fine film\n")):
         (tmp_path / "data" / f"{name}.csv").write_text(f"id,text\n{rows}")
-    tasks = intake.plan_intake(list_files(str(tmp_path / "data")), settings.data, bad={})
+    tasks = intake.plan_intake(list_files(str(tmp_path / "data")), bad={})
     for order in (tasks, tasks[::-1]):
         readings = sample._readings(Store(f"{tmp_path}/{order[0].index}"), order, settings, 0)
         assert readings[-1].rows == 1

@@ -216,7 +216,7 @@ def test_a_child_that_is_killed_is_not_the_fault_of_its_file(tmp_path: Path) -> 
 @pytest.mark.usefixtures("misbehaving")
 def test_none_of_the_rows_of_a_file_that_ends_its_readers_is_taken(tmp_path: Path) -> None:
     write_files(tmp_path, "a", "abort", "z")
-    [task] = plan_intake(list_files(str(tmp_path)), DATA)
+    [task] = plan_intake(list_files(str(tmp_path)))
     parts: list[int] = []
     report = take_in(task, DATA, PartSize(500), lambda part: parts.append(len(part.ids)) or "uri")
     assert [file.rows for file in report.files] == [ROWS, 0, ROWS]

@@ -87,7 +87,7 @@ def write_file(folder: Path, name: str, data: bytes) -> str:
 def read_all(uri: str, data: DataSettings = DATA, *, columns: Sequence[Role] = ALL_COLUMNS) -> Documents:
     """Read the documents of all files of a URI, in order."""
     documents = Documents()
-    for task in plan_intake(list_files(uri), data):
+    for task in plan_intake(list_files(uri)):
         for part in (part for piece in task.pieces for part in read_piece(piece, data, columns=columns)):
             documents.malformed |= {len(documents) + row: reason for row, reason in part.malformed.items()}
             documents.absent |= {len(documents) + row: reason for row, reason in part.absent.items()}
@@ -212,7 +212,7 @@ def check_rows(name: str, data: bytes, rows: Sequence[Row], window: int) -> None
         unlabelled = read_all(uri, columns=ID_AND_TEXT)
         assert (unlabelled.ids, unlabelled.texts) == (documents.ids, documents.texts)
         assert unlabelled.labels == [None] * len(rows)
-        pieces = [piece for task in plan_intake(list_files(uri), DATA) for piece in task.pieces]
+        pieces = [piece for task in plan_intake(list_files(uri)) for piece in task.pieces]
         parts = [part for piece in pieces for part in read_piece(piece, DATA)]
         first = done = 0
         for part in parts:

@@ -40,7 +40,7 @@ ROWS = st.lists(
 def find_duplicates(folder: Path | str, run: Store, *, documents: int, partitions: int) -> list[tuple[Any, bool, bool]]:
     """Take a folder in and look for duplicates, as workers do; id, soundness and duplicate of all rows in order."""
     bad: dict[str, str] = {}
-    tasks = plan_intake(list_files(str(folder)), DATA, bad=bad)
+    tasks = plan_intake(list_files(str(folder)), bad=bad)
     step = IntakeStep(run, DATA, PartSize(documents), 1)
     taken_in = [commit_shard(step, task, ShardLog(run / "intake")) for task in tasks]
     plan = plan_night([outcome.counts.report for outcome in taken_in], DATA, documents)
@@ -150,7 +150,7 @@ def test_a_task_that_is_done_twice_writes_its_parts_under_two_names(tmp_path: Pa
     """Both may be under way at once, and each reports the content of its own parts."""
     (tmp_path / "data").mkdir()
     write_rows(tmp_path / "data", "a.jsonl", [("x", "t")])
-    [task] = plan_intake(list_files(str(tmp_path / "data")), DATA, bad={})
+    [task] = plan_intake(list_files(str(tmp_path / "data")), bad={})
     run = Store(str(tmp_path / "run"))
     step = IntakeStep(run, DATA, PartSize(10), 1)
     reports = [step(task, Attempt(run, "attempt")).counts.report for _ in range(2)]
