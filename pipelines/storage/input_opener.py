@@ -34,7 +34,14 @@ class InputOpener:
         there is none; in an object store the first read may raise them.
         """
         fs, path = self._filesystem(uri)
-        return cast(BinaryIO, CountingFile(_open(fs, path, uri, size, version), PROCESS_REQUESTS))
+        source: Any
+        if isinstance(fs, S3FileSystem) and size:
+            source = _KnownObject(fs, path, uri, size, version)
+        elif isinstance(fs, LocalFileSystem) and version:
+            source = io.BufferedReader(_KnownFile(path, uri, size, version))
+        else:
+            source = fs.open(path, "rb")
+        return cast(BinaryIO, CountingFile(source, PROCESS_REQUESTS))
 
     def _filesystem(self, uri: str) -> tuple[Any, str]:
         protocol, path = locate(uri)
@@ -52,14 +59,6 @@ class InputOpener:
         """Return the content of a file of known size, in one request."""
         with self.open(uri, size=size, version=version) as file:
             return file.read(size)
-
-
-def _open(fs: Any, path: str, uri: str, size: int, version: str) -> Any:
-    if isinstance(fs, S3FileSystem):
-        return _KnownObject(fs, path, uri, size, version) if size else fs.open(path, "rb")
-    if isinstance(fs, LocalFileSystem) and version:
-        return io.BufferedReader(_KnownFile(path, uri, size, version))
-    return fs.open(path, "rb")
 
 
 class CountingFile(io.RawIOBase):
