@@ -93,7 +93,8 @@ def _read_groups(
     source: BinaryIO, parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]
 ) -> Iterator[pa.Table]:
     """The columns of row groups, a few rows at a time. Small groups are requested together, large ones in pieces."""
-    rows = max(1, min(_ROWS, _ROWS_BYTES * parquet.metadata.num_rows // max(1, column_bytes(parquet, columns))))
+    size = sum(column_bytes(parquet, columns, group) for group in range(parquet.num_row_groups))
+    rows = max(1, min(_ROWS, _ROWS_BYTES * parquet.metadata.num_rows // max(1, size)))
     for small, together in _join_groups(parquet, groups, columns):
         with _open(source, stream=not small, metadata=parquet.metadata) as file:
             for batch in file.iter_batches(rows, row_groups=together, columns=list(columns), use_threads=False):
@@ -154,21 +155,14 @@ def _join_groups(
         yield size <= BLOCK, joined
 
 
-def column_bytes(parquet: pq.ParquetFile, columns: Sequence[str], group: int | None = None) -> int:
-    """The bytes of columns before compression, in all row groups or in one."""
-    total = 0
-    for each in range(parquet.num_row_groups) if group is None else (group,):
-        total += sum(column.total_uncompressed_size for column in _column_chunks(parquet, columns, each))
-    return total
-
-
-def _column_chunks(parquet: pq.ParquetFile, columns: Sequence[str], group: int) -> Iterator[pq.ColumnChunkMetaData]:
-    """The metadata of columns, and of what is nested in them, in a row group."""
+def column_bytes(parquet: pq.ParquetFile, columns: Sequence[str], group: int) -> int:
+    """The bytes of columns, and of what is nested in them, in a row group before compression."""
     metadata = parquet.metadata.row_group(group)
-    for at in range(metadata.num_columns):
-        column = metadata.column(at)
-        if any(column.path_in_schema == name or column.path_in_schema.startswith(f"{name}.") for name in columns):
-            yield column
+    total = 0
+    for chunk in map(metadata.column, range(metadata.num_columns)):
+        if any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns):
+            total += chunk.total_uncompressed_size
+    return total
 
 
 def _table_documents(
