@@ -138,8 +138,7 @@ def find_manifest(store: Store, plan: StagePlan[Any], results_type: type[R]) -> 
     stored = store.read_json(MANIFEST)
     if stored is None or stored["fingerprint"] != plan.fingerprint:
         return None
-    results = {name: value for name, value in stored.items() if name not in ("stage", "fingerprint")}
-    return StageManifest(stored["stage"], stored["fingerprint"], from_json(results_type, results))
+    return StageManifest(stored["stage"], stored["fingerprint"], from_json(results_type, stored))
 
 
 def finished_fingerprint(store: Store) -> str | None:
