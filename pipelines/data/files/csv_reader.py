@@ -86,8 +86,6 @@ def _weigh(uri: str, most: int, row: Sequence[str]) -> int:
 
 def _refuse_missing_labels(documents: Documents, column: str) -> None:
     """Make rows malformed whose label is what other programs write in place of none."""
-    if _MISSING.isdisjoint(documents.labels):
-        return
     for row, label in enumerate(documents.labels):
         if label in _MISSING:
             documents.malformed[row] = (
