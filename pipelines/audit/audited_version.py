@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from pipelines.registry.versions import Registry
 from spin.arrays import Hashes
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
-from spin.labels.label_space import Label, LabelSpace, Targets
+from spin.labels.label_space import Targets
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,10 @@ def open_audited(
     spin = Registry(settings.model_copy(update={"classify": classify}), registry.name).load(number)
     rows = draw_rows(len(frozen), documents, settings.seed)
     drawn = frozen.take(rows)
-    y = _index(registry, spin.label_space, drawn.labels)
+    try:
+        y = spin.label_space.index(drawn.labels)
+    except UserError as error:
+        raise UserError(f"the evaluation set of {registry.name}: {error}") from None
     return AuditedVersion(number, spin, frozen, list(drawn.texts), y, drawn.group_hashes)
 
 
@@ -63,10 +65,3 @@ def draw_rows(count: int, documents: int | None, seed: int) -> list[int]:
         return list(range(count))
     rows: list[int] = np.sort(np.random.default_rng(seed).choice(count, documents, replace=False)).tolist()
     return rows
-
-
-def _index(registry: Registry, label_space: LabelSpace, labels: Sequence[Label]) -> Targets:
-    try:
-        return label_space.index(labels)
-    except UserError as error:
-        raise UserError(f"the evaluation set of {registry.name}: {error}") from None
