@@ -9,10 +9,10 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.registry import evaluation_set, packaging, signatures
 from pipelines.registry.evaluation_set import EvaluationSet
@@ -31,6 +31,7 @@ TAGS: dict[signatures.Part, str] = {"artifact": ARTIFACT_TAG, "model": MODEL_TAG
 NEXT = ".next"
 """ending of these tags while a file of the version is being replaced"""
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -232,17 +233,14 @@ class Registry:
 
     def read_run_file(self, run: str, file: str) -> str | None:
         """The text of a file of an MLflow run, such as one of `log_run`; None if either no longer exists."""
-        from mlflow.exceptions import MlflowException
 
-        with self.tracking.session(), tempfile.TemporaryDirectory() as folder:
-            try:
-                if not any(logged.path == file for logged in self._client.list_artifacts(run)):
-                    return None
+        def read() -> str | None:
+            if not any(logged.path == file for logged in self._client.list_artifacts(run)):
+                return None
+            with tempfile.TemporaryDirectory() as folder:
                 return Path(self._client.download_artifacts(run, file, folder)).read_text(encoding="utf-8")
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return None
-                raise
+
+        return self._find(read)
 
     def search_runs(self, condition: str) -> list[Any]:
         """MLflow's records of all runs of the model that meet a condition, also of those that were deleted there."""
@@ -358,15 +356,8 @@ class Registry:
 
     def _metrics(self, run: str) -> dict[str, float]:
         """The metrics of an MLflow run; empty if it no longer exists."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return dict(self._client.get_run(run).data.metrics)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                _log.debug("%s: run %s, which registered a version, was deleted", self.name, run)
-                return {}
-            raise
+        found: Any = self._find(lambda: self._client.get_run(run))
+        return {} if found is None else dict(found.data.metrics)
 
     def champion(self) -> str | None:
         """The champion's version number."""
@@ -374,9 +365,8 @@ class Registry:
 
     def tags(self) -> dict[str, str]:
         """The tags of the registered model."""
-        with self.tracking.session():
-            model = self._model()
-            return {} if model is None else dict(model.tags)
+        model = self._model()
+        return {} if model is None else dict(model.tags)
 
     def set_tag(self, name: str, value: str) -> None:
         with self.tracking.session():
@@ -397,17 +387,22 @@ class Registry:
 
     def _aliases(self) -> dict[str, str]:
         """Version number by alias."""
-        with self.tracking.session():
-            model = self._model()
-            return {} if model is None else {alias: str(number) for alias, number in model.aliases.items()}
+        model = self._model()
+        return {} if model is None else {alias: str(number) for alias, number in model.aliases.items()}
 
     def _model(self) -> Any:
         """MLflow's record of the registered model; None before the first version."""
+        return self._find(lambda: self._client.get_registered_model(self.name))
+
+    def _find(self, read: Callable[[], T]) -> T | None:
+        """What a function reads of MLflow; None where MLflow no longer has it, or never had."""
         from mlflow.exceptions import MlflowException
 
-        try:
-            return self._client.get_registered_model(self.name)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
+        with self.tracking.session():
+            try:
+                return read()
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    _log.debug("%s: %s", self.name, error)
+                    return None
+                raise
