@@ -27,7 +27,7 @@ from pipelines.registry.promotion.subprocess_predict import PredictionReply
 from spin.heads.calibration import calibration_error, calibration_error_limit
 from spin.integrate.bootstrap import score_intervals
 from spin.labels.label_space import LabelSpace, class_names
-from spin.labels.metrics import score
+from spin.labels.metrics import class_figures, score
 from spin.pages.number_format import counted
 
 
@@ -250,15 +250,11 @@ class ClassFloors(Check):
     name = "class_floors"
 
     def judge(self, version: JudgedVersion) -> CheckResult | None:
-        from sklearn.metrics import f1_score
-
         floors, comparison = version.settings.promote.class_floors, version.comparison
         if not floors:
             return None
-        y, space = comparison.y, comparison.label_space
-        every_f1 = f1_score(y, comparison.predicted, labels=np.arange(len(space)), average=None, zero_division=0.0)
-        occurs = np.any(space.indicator(y), axis=0)
-        measured = {name: float(every_f1[k]) for k, name in enumerate(space.classes) if occurs[k]}
+        figures = class_figures(comparison.y, comparison.predicted, comparison.label_space.classes)
+        measured = {name: each.f1 for name, each in figures.items() if each.support}
         f1 = {name: measured.get(name, math.nan) for name in floors}
         shown = (f"{name} " + ("has no document" if f != f else f"{100 * f:.1f}") for name, f in f1.items())
         return CheckResult(
