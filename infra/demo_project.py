@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from rich.console import Console
 
@@ -64,9 +62,7 @@ class DemoProject:
         (folder / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
     def _write(self, key: str, frame: pd.DataFrame) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink, row_group_size=200)
-        Store(self.base).write(key, sink.getvalue().to_pybytes())
+        Store(self.base).write(key, frame.to_parquet(index=False, row_group_size=200))
 
     def spin(self, *arguments: str) -> None:
         """Run a command in the working directory and show its output. Raises CalledProcessError if it fails."""

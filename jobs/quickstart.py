@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
@@ -99,10 +98,14 @@ def _prepare(folder: Path, full: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     parts = {"train": train, "valid": valid, "test": test}
     whole = pd.concat([part.assign(split=name) for name, part in parts.items()])
-    _write(whole, folder / "tweets.parquet")
-    _write(test[["id", "text", "label"]], folder / "test.parquet")
-    _write(night[["id", "text"]], folder / "tonight.parquet")
-    _write(night[["id", "label"]], folder / _TRUTH)
+    files = {
+        "tweets.parquet": whole,
+        "test.parquet": test[["id", "text", "label"]],
+        "tonight.parquet": night[["id", "text"]],
+        _TRUTH: night[["id", "label"]],
+    }
+    for name, frame in files.items():
+        frame.to_parquet(folder / name, index=False, row_group_size=1000)
     settings = {
         "backbone": {"model": BACKBONE},
         "data": {"train": str(folder / "tweets.parquet"), "split": "split"},
@@ -137,10 +140,6 @@ def read_tweets() -> pd.DataFrame:
     tweets = tweets.drop_duplicates("text").rename(columns={"sentiment": "label"})
     tweets["id"] = [hashlib.blake2b(text.encode(), digest_size=8).hexdigest() for text in tweets["text"]]
     return tweets
-
-
-def _write(frame: pd.DataFrame, path: Path) -> None:
-    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), path, row_group_size=1000)
 
 
 def _compare_with_truth(quality: QualityEstimate | None, truth: Path, output: Path) -> str:
