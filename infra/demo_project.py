@@ -22,9 +22,11 @@ from pipelines.nightly.steps.counts import ClassifyCounts
 from pipelines.nightly.tables.night_history import read_predictions
 from pipelines.nightly.tables.night_records import RUNS, run_name
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import LogLayout, ShardLog, ShardOutcome
+from pipelines.storage.shard_log import LogLayout, ShardLog
 from pipelines.workers.job_client import JobServer
 
+TRAIN, NIGHT = 2_000, 3_000
+"""number of documents"""
 _BEFORE_THE_LOSS = 4
 """shards of the night to finish before a node is lost"""
 out = Console(highlight=False)
@@ -37,18 +39,16 @@ class DemoProject:
     directory, which is sent to them.
     """
 
-    def __init__(
-        self, folder: Path, address: str, tracking_uri: str, train: int, night: int, backbone: str = BACKBONE
-    ) -> None:
+    def __init__(self, folder: Path, address: str, tracking_uri: str, backbone: str = BACKBONE) -> None:
         self.folder, self.address = folder, address
         self.base = f"s3://spin/demo-{uuid.uuid4().hex[:8]}"
         self.nights = f"{self.base}/nights"
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # has `spin`, as if activated
         self.environment = {**os.environ, "PATH": path, "RAY_API_SERVER_ADDRESS": address, "COLUMNS": "100"}
-        tweets = read_tweets().sample(train + night, random_state=0)
-        self._write("train.parquet", tweets[:train])
-        self._write("inbox/tweets.parquet", tweets[train:][["id", "text"]])
-        self.ids = Counter(tweets[train:]["id"])
+        tweets = read_tweets().sample(TRAIN + NIGHT, random_state=0)
+        self._write("train.parquet", tweets[:TRAIN])
+        self._write("inbox/tweets.parquet", tweets[TRAIN:][["id", "text"]])
+        self.ids = Counter(tweets[TRAIN:]["id"])
         settings = {
             "backbone": {"model": backbone, "max_tokens": 64},
             "data": {"train": f"{self.base}/train.parquet"},
@@ -69,10 +69,8 @@ class DemoProject:
         out.print(f"\n[bold]$ spin {' '.join(arguments)}[/bold]")
         subprocess.run(["spin", *arguments], cwd=self.folder, env=self.environment, check=True)
 
-    def night(
-        self, lose: Callable[[], object], *, workers: int, options: Sequence[str] = ()
-    ) -> list[ShardOutcome[ClassifyCounts]]:
-        """Classify a night, call `lose` in the middle of it, and return the outcomes of its shards.
+    def night(self, lose: Callable[[], object], *, workers: int, options: Sequence[str] = ()) -> None:
+        """Classify a night, call `lose` in the middle of it, and print how many of its shards were tried twice.
 
         It is called once some shards are finished and all workers have begun another. `options` are those of
         `spin submit`. Every id must occur once in the published predictions, which are read from here.
@@ -96,7 +94,9 @@ class DemoProject:
         self.spin("logs", job, "--follow")
         assert Counter(row["id"] for row in read_predictions(self.nights)) == self.ids
         self.spin("nights", "list", "--output", self.nights)
-        return list(shard_log.outcomes(ClassifyCounts).values())
+        shards = shard_log.outcomes(ClassifyCounts).values()
+        tried = sum(shard.tries > 1 for shard in shards)
+        out.print(f"          every id occurs once; {tried} of {len(shards)} shards were tried twice")
 
 
 class Steps:
