@@ -13,15 +13,13 @@ import typer
 from typer.core import TyperGroup
 
 from jobs import terminal
-from jobs.log_setup import PACKAGES
 from jobs.signals import StopOnSignals, Stopped
 from spin.errors import SpinError, describe_error
+from spin_neurons import PACKAGES, ROOT
 
 _log = logging.getLogger(__name__)
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 """the base of all errors of the command line; Typer exports only classes that are derived from it"""
-_ROOT = Path(__file__).parents[1]
-"""folder of the packages whose files a line about a defect names"""
 
 
 class CommandGroup(TyperGroup):
@@ -88,6 +86,6 @@ def _describe_defect(error: Exception) -> str:
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):
         file = Path(frame.filename)
-        if file.is_relative_to(_ROOT) and file.relative_to(_ROOT).parts[0] in PACKAGES:
-            place = f" in {file.relative_to(_ROOT)}:{frame.lineno}"
+        if file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in PACKAGES:
+            place = f" in {file.relative_to(ROOT)}:{frame.lineno}"
     return f"{describe_error(error)}{place}; this is a defect, SPIN_LOG=debug shows more"

@@ -13,9 +13,8 @@ from pipelines.telemetry.json_lines import JsonFormatter
 from spin.control_characters import show_controls_within_lines
 from spin.errors import UserError
 from spin.settings import mask_credentials
+from spin_neurons import PACKAGES
 
-PACKAGES = ("spin", "pipelines", "jobs")
-"""each has a logger of its name, the parent of those of its modules"""
 RETRYING_LIBRARIES = ("urllib3",)
 """each warns of every request that it retries, while SPIN's error after the last one reports it in one line"""
 NOTICES = "spin.engine"
@@ -40,7 +39,7 @@ def configure_logging(*, as_json: bool = False) -> None:
     for previous in [other for other in root.handlers if isinstance(other, _StderrHandler)]:
         root.removeHandler(previous)
     root.addHandler(handler)
-    for package in PACKAGES:
+    for package in PACKAGES:  # each has a logger of its name, the parent of those of its modules
         logging.getLogger(package).setLevel(level.upper())
     logging.getLogger(NOTICES).setLevel(logging.INFO)
     for library in RETRYING_LIBRARIES:

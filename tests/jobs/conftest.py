@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.log_setup import PACKAGES
 from spin import SpinClassifier
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
+from spin_neurons import PACKAGES
 from tests.support import tiny
 
 
