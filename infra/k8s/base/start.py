@@ -43,11 +43,9 @@ def call(name: str = "", body: dict | None = None) -> dict | None:
     namespace = (ACCOUNT / "namespace").read_text()
     url = f"https://{host}:{port}/apis/ray.io/v1/namespaces/{namespace}/rayjobs" + (f"/{name}" if name else "")
     while True:
-        request = urllib.request.Request(url, None if body is None else json.dumps(body).encode())
-        request.add_header(
-            "Authorization", f"Bearer {(ACCOUNT / 'token').read_text()}"
-        )  # read each time, since the file is renewed
-        request.add_header("Content-Type", "application/json")
+        token = (ACCOUNT / "token").read_text()  # read each time, since the file is renewed
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
         try:
             context = ssl.create_default_context(cafile=ACCOUNT / "ca.crt")
             with urllib.request.urlopen(request, timeout=30, context=context) as response:
