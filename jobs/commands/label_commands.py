@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +19,7 @@ from spin.settings import load_settings
 
 if TYPE_CHECKING:
     from pipelines.nightly.report.night_report import ScoredNight
+    from pipelines.nightly.review.checked_labels import AddedLabels
 
 Name = Annotated[str | None, typer.Option("--model", metavar="NAME", help="registered name; default: the only one")]
 AnyName = Annotated[str | None, typer.Option("--model", metavar="NAME", help="registered name; default: any")]
@@ -86,16 +86,7 @@ def add(
     from pipelines.nightly.review.checked_labels import add_labels
 
     added = add_labels(output, file, date=date, model=model, new_classes=new_class)
-    if as_json:
-        terminal.plain(asdict(added))
-        return
-    lines = [f"{added.added:,} added, {counted(added.empty, 'row')} without a label"]
-    if added.unknown:
-        lines.append(f"{added.unknown:,} of documents to which no published night gave a label")
-    if added.foreign:
-        lines.append(f"classes that the model does not have, whose labels count as wrong: {', '.join(added.foreign)}")
-    terminal.say_about("labels", lines)
-    print_scores(added.nights)
+    terminal.show_result(added, as_json, print_added)
 
 
 @app.command(cls=PipelinesCommand)
@@ -106,12 +97,9 @@ def show(output: Output, model: AnyName = None, as_json: AsJson = False) -> None
     from pipelines.storage.object_store import Store
 
     scores = list_scores(NightTables(Store(output)), model)
-    if as_json:
-        terminal.plain([asdict(score) for score in scores])
-    elif not scores:
+    if not scores and not as_json:
         terminal.say(f"{output} has no labels; `spin review` draws documents, `spin labels add` takes their labels")
-    else:
-        print_scores(scores)
+    terminal.show_result(scores, as_json, print_scores)
 
 
 @app.command(cls=PipelinesCommand)
@@ -142,6 +130,17 @@ def export(
     if lost:
         lines.append(f"the input of {lost:,} more is not there any more")
     terminal.say_about("labels", lines)
+
+
+def print_added(added: AddedLabels) -> None:
+    """Print what was added of a file, and the accuracy of the nights that predicted its documents."""
+    lines = [f"{added.added:,} added, {counted(added.empty, 'row')} without a label"]
+    if added.unknown:
+        lines.append(f"{added.unknown:,} of documents to which no published night gave a label")
+    if added.foreign:
+        lines.append(f"classes that the model does not have, whose labels count as wrong: {', '.join(added.foreign)}")
+    terminal.say_about("labels", lines)
+    print_scores(added.nights)
 
 
 def print_scores(scores: Sequence[ScoredNight]) -> None:
