@@ -119,7 +119,7 @@ def _extract(settings: Settings) -> float:
     from pipelines.nightly.report.night_report import span
     from pipelines.training.extract_features import run_extract
 
-    _, manifest = run_extract(settings)
+    manifest = run_extract(settings)
     return span(manifest.results.shards)
 
 

@@ -147,8 +147,8 @@ class ExtractStep:
         return StepResult({FEATURES: to_feature_file(features_table(features))}, counts)
 
 
-def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPlan, ExtractManifest]:
-    """Write the feature shards of the corpus and return the plan and the manifest; a finished stage is not repeated.
+def run_extract(settings: Settings, *, restart: bool = False) -> ExtractManifest:
+    """Write the feature shards of the corpus and return the manifest; a finished stage is not repeated.
 
     Raises UserError for a mistake in backbone, sites or data, HeldError if another run uses the store.
     """
@@ -160,14 +160,14 @@ def run_extract(settings: Settings, *, restart: bool = False) -> tuple[ExtractPl
         plan = _write_plan(settings, files, store, lease, restart=restart)
         open_corpus(settings, plan).spool.delete(lease, others=True)  # what killed runs with other corpora have left
         if manifest := find_manifest(store, plan, ExtractResults):
-            return plan, manifest
+            return manifest
         announce_workers(given, settings, "extract")
         outcomes = read_corpus(
             ExtractStep, (), settings, plan, store, lease, ExtractCounts, stage="extract", folder=plan.folder
         )
         counts = _sum_counts([outcome.counts for outcome in outcomes])
         seconds = round(time.perf_counter() - start, 1)
-        return plan, write_manifest(store, plan, ExtractResults(seconds, tuple(files), counts, tuple(outcomes)))
+        return write_manifest(store, plan, ExtractResults(seconds, tuple(files), counts, tuple(outcomes)))
 
 
 def read_corpus(

@@ -20,7 +20,6 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import (
     NothingDerived,
     StageManifest,
-    StagePlan,
     find_manifest,
     load_finished,
     write_manifest,
@@ -58,17 +57,11 @@ class ProbeResults:
     """one per feature column"""
 
 
-ProbePlan = StagePlan[NothingDerived]
 ProbeManifest = StageManifest[ProbeResults]
 
 
-def run_probe(
-    settings: Settings,
-    *,
-    frozen: FrozenDocuments = NOTHING_FROZEN,
-    restart: bool = False,
-) -> tuple[ProbePlan, ProbeManifest]:
-    """Fit one probe per feature column, a ridge regression on all and the word regression; return plan and manifest.
+def run_probe(settings: Settings, *, frozen: FrozenDocuments = NOTHING_FROZEN, restart: bool = False) -> ProbeManifest:
+    """Fit one probe per feature column, a ridge regression on all and the word regression; return the manifest.
 
     What is fitted already is kept. A probe is fitted on the training documents, and its penalty is chosen on the
     validation documents. `frozen` are the documents of a registered model's evaluation set, which no fit and no choice
@@ -86,7 +79,7 @@ def run_probe(
         keys |= {_LEFT_OUT, *([_WORDS] if _reads_words(settings) else [])}
         lacks = keys - set(fitted.list())
         if manifest and not lacks:  # words may be wanted later than probes, and files may be lost
-            return plan, manifest
+            return manifest
         if lacks:
             _fit_all(settings, features, labels, open_corpus(settings, source), fitted, keys)
         lease.check()
@@ -94,7 +87,7 @@ def run_probe(
         seconds = round(time.perf_counter() - start, 1)
         summaries = tuple(probe.summary() for probe in probes)
         warn_of_inexact_probes(summaries)
-        return plan, write_manifest(store, plan, ProbeResults(seconds, tuple(labels.classes), summaries))
+        return write_manifest(store, plan, ProbeResults(seconds, tuple(labels.classes), summaries))
 
 
 def load_probes(

@@ -83,9 +83,9 @@ def run_stages(
             before = finished_fingerprint(Store.of(settings) / STAGES[stage])
             with observe_stage(stage):
                 if stage == "extract":
-                    _, outcome = run_extract(settings, restart=restart)
+                    outcome = run_extract(settings, restart=restart)
                 elif stage == "probe":
-                    _, outcome = run_probe(settings, frozen=frozen, restart=restart)
+                    outcome = run_probe(settings, frozen=frozen, restart=restart)
                 else:
                     assert registry is not None
                     outcome = run_train(settings, registry, frozen=frozen, restart=restart)

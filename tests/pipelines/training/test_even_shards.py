@@ -56,7 +56,8 @@ def test_a_small_corpus_has_several_shards_by_default(
         search={"documents": 300},
         extract=extract,
     )
-    plan, manifest = run_extract(settings)
+    manifest = run_extract(settings)
+    plan, _, _ = load_features(settings)
     assert [outcome.counts.rows for outcome in manifest.results.shards] == 12 * [50]
     extracted = sum(outcome.counts.extracted for outcome in manifest.results.shards)
     assert extracted == (N if extract == "all" else 300)

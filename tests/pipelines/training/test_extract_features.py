@@ -74,7 +74,7 @@ def test_the_labels_and_the_backbone_of_the_plan_are_not_in_memory_while_shards_
     monkeypatch.setattr(extract_features, "load_backbone", note(extract_features.load_backbone))
     monkeypatch.setattr(extract_features, "read_labelled", note(extract_features.read_labelled))
     monkeypatch.setattr(extract_features, "map_shards", check_and_map)
-    _, manifest = run_extract(make_settings(folder, tmp_path / "store"))
+    manifest = run_extract(make_settings(folder, tmp_path / "store"))
     assert manifest.results.counts.rows == 300
 
 
@@ -124,7 +124,7 @@ def test_a_corpus_whose_listing_fails_for_a_moment_is_listed_again(
     settings = make_settings(tmp_path, tmp_path / "store", **write_rows(tmp_path / "in" / "corpus.parquet"))
     data = settings.data.model_copy(update={"train": str(tmp_path / "in")})
     break_listing(monkeypatch, tmp_path / "in", errno.ESTALE, times=1)
-    _, manifest = run_extract(settings.model_copy(update={"data": data}))
+    manifest = run_extract(settings.model_copy(update={"data": data}))
     assert manifest.results.counts.rows == 300
 
 

@@ -342,12 +342,12 @@ def test_auto_takes_two_passes_from_five_times_the_sample_on(
 ) -> None:
     """A store keeps the number of passes that it began with."""
     settings = make_settings(folder, tmp_path / "store", extract="auto", search={**SEARCH, "documents": documents})
-    _, manifest = run_extract(settings)
+    manifest = run_extract(settings)
     assert manifest.results.counts.extracted == extracted
     assert load_features(settings)[1] == manifest
     if extracted == N:
         fewer = make_settings(folder, tmp_path / "store", extract="auto", search={**SEARCH, "documents": 150})
-        assert run_extract(fewer)[1] == manifest
+        assert run_extract(fewer) == manifest
 
 
 def test_a_sample_of_another_size_is_refused(in_two_passes: Training, folder: Path) -> None:
@@ -380,7 +380,8 @@ def test_a_sample_that_cannot_be_learned_from_is_refused_before_the_backbone_run
 
 def test_two_passes_over_few_documents_are_one(folder: Path, tmp_path: Path) -> None:
     settings = make_settings(folder, tmp_path / "store", search={**SEARCH, "documents": N})
-    plan, manifest = run_extract(settings)
+    manifest = run_extract(settings)
+    plan, _, _ = load_features(settings)
     assert plan.derived.sample is None
     assert manifest.results.counts.extracted == N
 
@@ -408,7 +409,8 @@ def test_a_shard_full_of_the_sample_fits_in_memory(
     settings = make_settings(
         folder, tmp_path / "store", data={"train": str(tmp_path / "split.parquet"), "split": "split"}
     )
-    plan, manifest = run_extract(settings)
+    manifest = run_extract(settings)
+    plan, _, _ = load_features(settings)
     assert plan.derived.sample is not None
     assert sum(map(len, plan.derived.sample)) == SAMPLED
     assert max(map(len, plan.derived.sample)) <= 1.25 * most
@@ -418,8 +420,8 @@ def test_a_shard_full_of_the_sample_fits_in_memory(
 def load_sample(folder: Path, store: Path) -> list[str]:
     """The ids of the documents that an extraction takes into its sample."""
     settings = make_settings(folder, store)
-    plan, _ = run_extract(settings)
-    features = load_features(settings)[2]
+    run_extract(settings)
+    plan, _, features = load_features(settings)
     assert features.extracted is not None
     rows = [FeatureColumn.parse("ffn.01.mean")], features.extracted
     assert len(features.read_rows(rows[0][0], rows[1])) == SAMPLED

@@ -32,7 +32,7 @@ def test_features_of_a_corpus_are_merged_and_windows_counted(folder: Path, tmp_p
     windows = {"max_tokens": 7, "long_texts": "windows", "window_overlap": 2, "max_windows": 2}
     backbone = {"model": str(folder / "bert"), "dtype": "float32", "device": "cpu"}
     settings = make_settings(folder, tmp_path / "store", backbone={**backbone, **windows})
-    _, manifest = run_extract(settings)
+    manifest = run_extract(settings)
     texts = pq.read_table(folder / "train.parquet")["text"].to_pylist()
     lengths = [len(text.split()) for text in texts]
     counts = manifest.results.counts

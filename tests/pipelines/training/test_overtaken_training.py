@@ -148,10 +148,10 @@ def test_a_probe_of_an_overtaken_stage_is_not_among_those_of_its_successor(
 
     with monkeypatch.context() as patch:
         patch.setattr(fit_probes, "fit_probes", fit_and_sleep)
-        _, manifest = overtake(suspended, Store.of(settings) / "probes", lambda: run_probe(changed, restart=True))
+        manifest = overtake(suspended, Store.of(settings) / "probes", lambda: run_probe(changed, restart=True))
     clean = make_settings(folder, tmp_path / "clean", metric="accuracy", probe={"penalties": 3})
     run_stages(clean, ["extract"])
-    _, expected = run_probe(clean)
+    expected = run_probe(clean)
     assert manifest.results.probes == expected.results.probes
 
 

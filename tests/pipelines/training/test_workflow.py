@@ -131,12 +131,12 @@ def test_words_that_are_wanted_later_leave_the_probes_as_they_are(project: Proje
     wanted = project.make_settings(search={**SEARCH, "words": "auto"}, ray=WITHOUT_RAY)
     with pytest.raises(UserError, match="run the probe stage again, which keeps them, or set search.words: off"):
         run_train(wanted, project.registry)
-    _, manifest = run_probe(wanted)
+    manifest = run_probe(wanted)
     assert {key: store.read(key) for key in before} == before
     words = read_words(store)
     assert words is not None
     assert [len(logits) for logits in words.held_out]
-    assert run_probe(wanted)[1] == manifest
+    assert run_probe(wanted) == manifest
     store.delete_many(["words.tfidf"])
 
 
