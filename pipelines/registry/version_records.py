@@ -90,8 +90,6 @@ class Version:
     """One version of the registered model."""
 
     number: str
-    run_id: str
-    """the MLflow run of the training"""
     aliases: tuple[str, ...]
     """`champion`, `challenger` and any other, sorted"""
     fingerprint: str
@@ -99,7 +97,7 @@ class Version:
     created: str
     """ISO 8601, UTC, seconds"""
     metrics: Mapping[str, float]
-    """of the run; empty if that no longer exists"""
+    """of the training's MLflow run; empty if that no longer exists"""
 
 
 @dataclass(frozen=True)

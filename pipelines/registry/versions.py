@@ -345,7 +345,6 @@ class Registry:
             return [
                 Version(
                     number := str(v.version),
-                    v.run_id,
                     tuple(sorted(alias for alias, target in aliases.items() if target == number)),
                     v.tags.get("spin.fingerprint", ""),
                     datetime.fromtimestamp(v.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
