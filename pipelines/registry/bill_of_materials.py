@@ -7,7 +7,6 @@ import json
 import logging
 from importlib.metadata import metadata
 from pathlib import Path
-from typing import Any
 
 import yaml
 from cyclonedx.contrib.license.factories import LicenseFactory
@@ -92,13 +91,14 @@ def _data(record: TrainingRecord) -> list[Component]:
     for part in record.evaluation_set.json_parts():
         test.update(part)
     hashes = [HashType(alg=HashAlgorithm.SHA_256, content=test.hexdigest())]
-    found = [Component(name="test documents", type=ComponentType.DATA, bom_ref="data:test", hashes=hashes)]
-    if (data := record.data) is not None:
-        facts: dict[str, Any] = {"source": mask_credentials(data.source), "digest": data.digest}
-        facts["documents"] = data.profile.get("documents")
-        properties = [Property(name=f"spin:{name}", value=str(value)) for name, value in facts.items()]
-        found.append(Component(name=data.name, type=ComponentType.DATA, bom_ref="data:corpus", properties=properties))
-    return found
+    data = record.data
+    documents = data.profile.get("documents")
+    facts = {"source": mask_credentials(data.source), "digest": data.digest, "documents": documents}
+    properties = [Property(name=f"spin:{name}", value=str(value)) for name, value in facts.items()]
+    return [
+        Component(name="test documents", type=ComponentType.DATA, bom_ref="data:test", hashes=hashes),
+        Component(name=data.name, type=ComponentType.DATA, bom_ref="data:corpus", properties=properties),
+    ]
 
 
 def _library(name: str) -> Component:

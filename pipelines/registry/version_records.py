@@ -69,7 +69,7 @@ class TrainingRecord:
     """the test rows; the first version of a model freezes them for all later ones"""
     fingerprint: str
     """of the training's plan"""
-    data: LoggedData | None = None
+    data: LoggedData
     """what it was trained, validated and tested on"""
 
 

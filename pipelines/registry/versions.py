@@ -96,8 +96,7 @@ class Registry:
             with mlflow.start_run(experiment_id=self.tracking.experiment()) as run:
                 mlflow.log_params(dict(record.params))
                 mlflow.log_text(record.report, "report.json")
-                if record.data is not None:
-                    self._client.log_inputs(run.info.run_id, [record.data.to_input("training")])
+                self._client.log_inputs(run.info.run_id, [record.data.to_input("training")])
                 model = self._create_model(run.info, record)
                 folder = Path(scratch) / "model"
                 # saved, then logged: the digest is taken of exactly what is uploaded

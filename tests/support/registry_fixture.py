@@ -20,6 +20,7 @@ from tests.support import tiny
 
 TEXTS = [row["text"] for row in tiny.make_documents(20, seed=3)]
 CARD = "# Model card\n\n" + "\n".join(f"- fact {number} of the corpus" for number in range(300)) + "\n"
+DATA = LoggedData(name="reviews", source="reviews.csv", digest="0123456789abcdef", profile={"documents": 120})
 
 
 class RegistryFixture:
@@ -95,7 +96,7 @@ def build_training_record(
     *,
     params: Mapping[str, float] | None = None,
     metrics: Mapping[str, float] | None = None,
-    data: LoggedData | None = None,
+    data: LoggedData = DATA,
 ) -> TrainingRecord:
     """Build the record that training registers with its artifact, with placeholder values."""
     return TrainingRecord(
