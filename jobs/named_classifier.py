@@ -37,7 +37,6 @@ _URI = "MLFLOW_TRACKING_URI"
 class RegisteredVersion:
     """The version of a settings file that a classifier was loaded from."""
 
-    settings: Settings
     registry: Registry
     number: str
 
@@ -56,7 +55,7 @@ def open_named(
         require_pipelines(f"{command} with a registered model")
         registry = open_registry(settings)
         number = registry.resolve(model)
-        yield registry.load(number), RegisteredVersion(settings, registry, number)
+        yield registry.load(number), RegisteredVersion(registry, number)
         return
     if model is not None or overrides:
         given = f"--model {model}" if model is not None else f"--set {overrides[0]}"

@@ -165,9 +165,9 @@ def _read_own_drivers(explanation: Explanation, version: RegisteredVersion | Non
     from pipelines.training.neurons import load_neurons
     from spin.pages.explanation_page import shown_neurons
 
-    shown = shown_neurons(explanation)
-    rows = [neuron.row for neuron in load_neurons(version.registry, version.number, version.settings.choose)]
-    return _read_drivers([row for row in rows if (row.column, row.neuron) in shown], version.settings)
+    shown, settings = shown_neurons(explanation), version.registry.settings
+    rows = [neuron.row for neuron in load_neurons(version.registry, version.number, settings.choose)]
+    return _read_drivers([row for row in rows if (row.column, row.neuron) in shown], settings)
 
 
 def _read_drivers(rows: Sequence[NeuronRow], settings: Settings) -> Drivers:

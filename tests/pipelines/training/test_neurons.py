@@ -49,7 +49,7 @@ from spin.labels.label_space import Label, LabelSpace
 from spin.labels.standardizer import Standardizer
 from spin.pages.explanation import Explanation
 from spin.pages.explanation_page import Driver
-from spin.settings import BackboneSettings, DataSettings, ProbeSettings, SearchSettings, parse_settings
+from spin.settings import BackboneSettings, DataSettings, ProbeSettings, SearchSettings, Settings, parse_settings
 from spin.sites import FeatureColumn
 from tests.support import tiny
 from tests.support.command_line import run_spin
@@ -200,6 +200,7 @@ class RegistryFixture:
     """A registry with one version, whose files are in a folder."""
 
     folder: Path
+    settings: Settings | None = None
     name: str = "tiny"
 
     def resolve(self, model: str | None = None) -> str:
@@ -296,9 +297,10 @@ class Project:
 
     def spin(self, *words: str, fails: bool = False) -> str:
         """Run `spin COMMAND settings.yaml …`; returns its output, or its error message if it is expected to fail."""
-        fixture = RegistryFixture(self.folder / "model")
         for module in (model_commands, named_classifier):
-            self.monkeypatch.setattr(module, "open_registry", lambda settings: fixture)
+            self.monkeypatch.setattr(
+                module, "open_registry", lambda settings: RegistryFixture(self.folder / "model", settings)
+            )
         words = (words[0], str(self.folder / "settings.yaml"), *words[1:])
         return run_spin(self.capsys, self.monkeypatch, *words, status=2 if fails else 0)
 
