@@ -15,8 +15,6 @@ from spin.errors import UserError
 from spin.settings import mask_credentials
 from spin_neurons import PACKAGES
 
-RETRYING_LIBRARIES = ("urllib3",)
-"""each warns of every request that it retries, while SPIN's error after the last one reports it in one line"""
 NOTICES = "spin.engine"
 """logger of what a command says at every level, of the engine that runs"""
 LEVELS = ("warning", "info", "debug")
@@ -42,8 +40,8 @@ def configure_logging(*, as_json: bool = False) -> None:
     for package in PACKAGES:  # each has a logger of its name, the parent of those of its modules
         logging.getLogger(package).setLevel(level.upper())
     logging.getLogger(NOTICES).setLevel(logging.INFO)
-    for library in RETRYING_LIBRARIES:
-        logging.getLogger(library).setLevel(logging.ERROR)
+    # it warns of every request that it retries, while SPIN's error after the last one reports it in one line
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
 class LineFormatter(logging.Formatter):
