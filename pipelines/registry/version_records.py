@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.packaging import DESCRIPTION_LIMIT, cut_card
 from spin.settings import mask_credentials
-
-if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput
 
 _CONTEXT = "mlflow.data.context"
 """tag of MLflow for what the data is used for"""
@@ -37,8 +34,8 @@ class LoggedData:
     columns: Mapping[str, str] = field(default_factory=dict)
     """types of MLflow by column, such as `string`"""
 
-    def to_input(self, context: Literal["training", "inference"]) -> DatasetInput:
-        """The data as an input of a run. `mlflow.data.get_source` returns the source of what is logged."""
+    def to_input(self, context: Literal["training", "inference"]) -> Any:
+        """The data as a `DatasetInput` of a run. `mlflow.data.get_source` returns the source of what is logged."""
         # an entity of MLflow: what `mlflow.data` makes of data computes digests and profiles by reading it
         from mlflow.entities import Dataset, DatasetInput, InputTag
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
@@ -34,9 +34,6 @@ from spin.classifier import TrainedClassifier
 from spin.errors import SpinError, UserError, describe_error
 from spin.labels.label_space import Label
 from spin.settings import BackboneSettings, Choice, DecisionSettings, Settings
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # -P: it imports what this process would, and nothing from the working directory
 # -B: it leaves no compiled code beside that of the version, which is refused there
