@@ -243,17 +243,13 @@ class Registry:
 
     def search_runs(self, condition: str) -> list[Any]:
         """MLflow's records of all runs of the model that meet a condition, also of those that were deleted there."""
-        from mlflow.entities import ViewType
+        import mlflow
 
+        every = mlflow.entities.ViewType.ALL
         with self.tracking.session():
-            experiment, found, token = self._client.get_experiment_by_name(self.name), [], None
-            while experiment is not None:
-                runs = self._client.search_runs([experiment.experiment_id], condition, ViewType.ALL, page_token=token)
-                found += runs
-                token = runs.token
-                if not token:
-                    break
-            return found
+            return mlflow.search_runs(
+                filter_string=condition, run_view_type=every, output_format="list", experiment_names=[self.name]
+            )
 
     def training_report(self, number: str) -> Mapping[str, Any]:
         """The manifest of the train stage that a version was registered with; empty if its run no longer exists."""

@@ -14,10 +14,10 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 import yaml
@@ -229,7 +229,7 @@ def test_gates_keep_predictions_and_count_attempts(
             promote.promote(registry, "3", "", on_checks=shown_checks.append)
     [tag] = [name for name in registry.tags() if name.startswith("spin.history.")]
     # one run on each page
-    monkeypatch.setattr(client, "search_runs", partial(client.search_runs, max_results=1))
+    monkeypatch.setattr(mlflow.tracking.fluent, "NUM_RUNS_PER_PAGE_PANDAS", 1)
     gates = f"tags.`spin.gate.after` = '{tag}'"
     failed = registry.search_runs(f"{gates} and tags.`spin.gate.passed` = 'false'")
     assert [run.data.tags["spin.version"] for run in failed] == ["3", "3"]
