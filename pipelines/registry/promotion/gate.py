@@ -17,7 +17,6 @@ from pipelines.registry.versions import Registry
 from pipelines.service_errors import StalledError
 from pipelines.workers.weights_cache import with_engine
 from spin.audit.perturbations import mix_perturbations
-from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.settings import Settings
 
@@ -101,13 +100,10 @@ def settle_promise(registry: Registry, number: str) -> tuple[Settings, str | Non
     settings = registry.settings
     if settings.decision.max_error is None:
         return settings, None
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        try:
-            registry.download(number, folder)
-            decision, reason = TrainedClassifier.open(folder, settings).decision, None
-        except UserError as error:
-            decision, reason = settings.decision.without_promise(), str(error)
+    try:
+        decision, reason = registry.load(number).decision, None
+    except UserError as error:
+        decision, reason = settings.decision.without_promise(), str(error)
     return settings.model_copy(update={"decision": decision}), reason
 
 

@@ -18,6 +18,7 @@ from pipelines.registry.promotion.gate import run_gate, settle_promise
 from pipelines.registry.promotion.gate_checks import CheckResult, judge
 from pipelines.registry.promotion.judged_version import JudgedVersion
 from pipelines.registry.promotion.subprocess_predict import PredictionReply
+from spin.classifier import TrainedClassifier
 from spin.fitted import persistence
 from spin.fitted.abstention import choose_band
 from spin.fitted.decision import Decision
@@ -70,12 +71,11 @@ def check(folder: Path, documents: HeldOutLogits, max_error: float | None = 0.1)
     decision = {} if max_error is None else {"max_error": max_error}
     settings = parse_settings({"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s", "decision": decision})
 
-    def download(number: str, target: Path) -> None:
+    def load(number: str) -> TrainedClassifier:
         assert number == "7"
-        for file in folder.iterdir():
-            (target / file.name).write_bytes(file.read_bytes())
+        return TrainedClassifier.open(folder, settings)
 
-    registry: Any = SimpleNamespace(settings=settings, download=download)
+    registry: Any = SimpleNamespace(settings=settings, load=load)
     settled, reason = settle_promise(registry, "7")
     probabilities = SPACE.probabilities(documents.logits[-1])
     given = Decision.of(SPACE, settled.decision).labels(probabilities)
@@ -132,17 +132,16 @@ def test_each_version_predicts_with_its_own_band(tmp_path: Path, monkeypatch: py
         given = Decision.of(SPACE, settings.decision).labels(probabilities)
         return PredictionReply({"text": "string"}, SPACE.classes, False, given, probabilities, 1.0)
 
-    def download(number: str, target: Path) -> None:
-        for file in (tmp_path / number).iterdir():
-            (target / file.name).write_bytes(file.read_bytes())
-
     monkeypatch.setattr(gate, "predict_in_subprocess", predict)
     monkeypatch.setattr(gate, "with_engine", lambda settings, _: settings)
     settings = parse_settings(
         {"backbone": {"model": "m"}, "data": {"train": "t"}, "store": "s", "decision": {"max_error": 0.1}}
     )
     registry: Any = SimpleNamespace(
-        settings=settings, name="tiny", download=download, download_model=lambda number, folder: folder / number
+        settings=settings,
+        name="tiny",
+        load=lambda number: TrainedClassifier.open(tmp_path / number, settings),
+        download_model=lambda number, folder: folder / number,
     )
     rows = [str(row) for row in range(len(documents))]
     report = run_gate(registry, "7", "6", EvaluationSet(rows, rows, SPACE.names(documents.y)), EarlierGates())
