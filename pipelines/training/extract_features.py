@@ -24,7 +24,7 @@ from pipelines.data.files.shards import Shard, even_size
 from pipelines.data.forgotten_ids import read_forgotten
 from pipelines.data.labelled_corpus import LabelledCorpus, read_labelled
 from pipelines.data.spool import PartSize, ReadyPiece, read_texts
-from pipelines.data.training_labels import NOTHING_FROZEN, split_all
+from pipelines.data.training_labels import NOTHING_FROZEN, Labels, split_all
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
@@ -62,7 +62,6 @@ from spin.classifier import feature_columns
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace
 from spin.labels.splits import rows_in_split
-from spin.labels.training_data import TrainingData
 from spin.pages.number_format import counted
 from spin.settings import Settings
 from spin.sites import FeatureColumn
@@ -384,19 +383,9 @@ def _choose_sample(settings: Settings, labelled: LabelledCorpus, *, extracts_all
     labels = labelled.labels
     splits = split_all(labelled.ids, labels, labelled.splits, text_hashes, groups, settings, frozen=NOTHING_FROZEN)
     label_space = LabelSpace.of(labels, splits, groups)
-    train, valid = (rows_in_split(splits, split) for split in ("train", "valid"))
-    if extracts_all or len(train) + len(valid) <= settings.search.documents:
+    if extracts_all or len(rows_in_split(splits, "train", "valid")) <= settings.search.documents:
         return None
-    data = TrainingData.from_splits(
-        label_space.index(labels),
-        splits,
-        label_space,
-        groups=groups,
-        metric=settings.metric,
-        seed=settings.seed,
-        documents=settings.search.documents,
-    )
-    return data.rows
+    return Labels(labelled.ids, label_space, label_space.index(labels), splits, groups).training_data(settings).rows
 
 
 def _largest_share(rows: Rows, shards: Sequence[Shard]) -> float:
