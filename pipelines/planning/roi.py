@@ -11,7 +11,6 @@ from pipelines.planning.roi_terms import RoiTerms, weigh_classes
 from pipelines.registry.version_records import AuditRecord
 from pipelines.registry.versions import Registry
 from spin.arrays import Floats
-from spin.labels.label_space import LabelSpace, Targets
 from spin.pages.number_format import significant
 from spin.roi.error_costs import ErrorCosts
 from spin.roi.operating_points import THOUSAND, OperatingPoint, Prices, best_point, weigh_points, with_interval
@@ -32,14 +31,15 @@ def estimate_roi(
     """Weigh every classifier of a version, by default the champion, with and without early exits, and log the report.
 
     `documents` are the number of evaluation documents that are drawn, by default all of the half that the gate does not
-    read. Speed is measured from text to
-    label with the threads of one worker; reading and writing documents, which `spin plan` measures, is not in it.
-    Raises UserError where no evaluation set is frozen, or for terms that do not fit the classes.
+    read. Speed is measured from text to label with the threads of one worker; reading and writing documents, which
+    `spin plan` measures, is not in it. Raises UserError where no evaluation set is frozen, or for terms that do not fit
+    the classes.
     """
     audited = open_audited(registry, model, documents, certificate=True)
     label_space, y = audited.spin.label_space, audited.y
     prices = Prices(ErrorCosts.of(label_space, terms.cost_error, terms.pairs), terms.cost_review, terms.cpu_hour)
     mix = weigh_classes(terms.label_mix, label_space, y)
+    shares = label_space.indicator(y).mean(axis=0) if mix is None else mix
     points: list[OperatingPoint] = []
     bests: list[OperatingPoint] = []
     for operation in measure_operations(settings, registry, audited.number, audited.texts):
@@ -48,14 +48,7 @@ def estimate_roi(
         best = best_point(weighed)
         bests.append(
             with_interval(
-                best,
-                operation,
-                y,
-                prices,
-                volume=terms.volume,
-                mix=mix,
-                seed=settings.seed,
-                groups=audited.groups,
+                best, operation, y, prices, volume=terms.volume, mix=mix, seed=settings.seed, groups=audited.groups
             )
         )
     training = registry.training_report(audited.number)
@@ -70,24 +63,16 @@ def estimate_roi(
         labelling=None if counts is None else sum(counts.values()) * cost_label,
         points=tuple(points),
         bests=tuple(bests),
-        alternatives=tuple(_alternatives(training, terms, prices, _shares(label_space, y, mix), threads)),
+        alternatives=tuple(_alternatives(training, terms, prices, shares, threads)),
     )
     registry.log_audit(audited.number, _record(report))
     return report
 
 
-def _shares(label_space: LabelSpace, y: Targets, mix: Floats | None) -> Floats:
-    """(K,) the shares of the classes among the documents to come."""
-    if mix is not None:
-        return mix
-    shares: Floats = label_space.indicator(y).mean(axis=0)
-    return shares
-
-
 def _alternatives(
     training: Mapping[str, Any], terms: RoiTerms, prices: Prices, shares: Floats, threads: int
 ) -> Iterator[Alternative]:
-    """The baselines of the training, a language model at its price, and people."""
+    """The baselines of the training, a language model at its price, and people; `shares` (K,) are those of classes."""
     per_error = THOUSAND * prices.errors.mean(shares)
     for row in training.get("table", ()):
         if row["name"] in _BASELINES:
