@@ -212,7 +212,9 @@ def _fit_all(
     settings: Settings, features: FeatureShards, labels: Labels, corpus: Corpus, store: Store, keys: Set[str]
 ) -> None:
     """Fit what is missing of the keys of the store: probes, ridge regressions and the word regression."""
-    sites = tuple(tuple(columns) for columns in _wide_sites_first(features))
+    by_site = map(tuple, group_by_site(features.probed).values())
+    # wide sites first, so that the workers end together
+    sites = tuple(sorted(by_site, key=lambda columns: (-features.columns[columns[0]], columns)))
     sample = Sample.of(labels.training_data(settings))
     run_group(
         "probe",
@@ -226,11 +228,6 @@ def _fit_all(
         unit="fits",
         count_done=lambda: len(keys & set(store.list())),
     )
-
-
-def _wide_sites_first(features: FeatureShards) -> list[list[FeatureColumn]]:
-    """The columns of each site, wide sites first, so that the workers end together."""
-    return sorted(group_by_site(features.probed).values(), key=lambda columns: (-features.columns[columns[0]], columns))
 
 
 def _key(column: FeatureColumn) -> str:
