@@ -139,7 +139,8 @@ def _fit(part: str, folder: Path) -> None:
     columns = {FeatureColumn.parse(name): width for name, width in shape["widths"].items()}
     features = FeatureShards(Store(str(folder / "features")), tuple(shards), columns)
     splits = [assign_split(row, 0, 0.15, 0.0) for row in range(len(y))]
-    sample = Sample.of(Labels([], LabelSpace(tuple("abc"[:CLASSES])), y, splits).training_data(settings))
+    groups = np.arange(len(y), dtype=np.uint64)
+    sample = Sample.of(Labels([], LabelSpace(tuple("abc"[:CLASSES])), y, splits, groups).training_data(settings))
     probes, heads = Store(str(folder / "probes")), Store(str(folder / "heads"))
     sites = group_by_site(list(columns))
     if part == "probes":

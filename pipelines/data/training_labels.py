@@ -84,8 +84,8 @@ class Labels:
     """class indices (n,), or in a multi-label task the classes of each document (n, K)"""
     splits: list[str]
     """train, valid or test, or `DROPPED`"""
-    groups: Hashes | None = None
-    """(n,) of the documents, which cross-validation does not divide; None if each stands for itself"""
+    groups: Hashes
+    """(n,) of the documents, which cross-validation does not divide"""
     overlap: SplitOverlap = SplitOverlap()
     extracted: Rows | None = None
     """the rows with all feature columns, from which samples are drawn; None if all rows have them"""
@@ -125,7 +125,7 @@ class Labels:
             rows = slice(first, first + _HASHED)
             total.update(json.dumps([list(self.ids[rows]), self.splits[rows]]).encode())
         total.update(np.ascontiguousarray(self.y).data)
-        total.update(b"" if self.groups is None else np.ascontiguousarray(self.groups).data)
+        total.update(np.ascontiguousarray(self.groups).data)
         return total.hexdigest()
 
     def training_data(self, settings: Settings) -> TrainingData:

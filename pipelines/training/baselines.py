@@ -210,7 +210,7 @@ def tabulate(
     speeds = _speeds(contenders, sample, notes)
     total = sum(features.columns[column] for column in features.probed)
     contenders = [contender for contender in contenders if contender.name in speeds]
-    groups = None if labels.groups is None else labels.groups[rows]
+    groups = labels.groups[rows]
     intervals = [_find_intervals(metric, y, contenders, seed, groups) for metric in ("accuracy", "macro_f1")]
     return [
         ContenderResult(
@@ -232,7 +232,7 @@ def tabulate(
 
 
 def _find_intervals(
-    metric: str, y: Targets, contenders: Sequence[Contender], seed: int, groups: Hashes | None
+    metric: str, y: Targets, contenders: Sequence[Contender], seed: int, groups: Hashes
 ) -> list[ScoreInterval]:
     """The intervals of each contender's score, and of its difference to the score of the row `spin`."""
     predictions = [contender.predicted for contender in contenders]

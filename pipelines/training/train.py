@@ -359,7 +359,7 @@ def _evaluate(
         advance(1)
     [best] = [contender for contender in contenders if contender.name == "spin"]
     assert best.logits is not None
-    space, groups = labels.label_space, None if labels.groups is None else labels.groups[rows]
+    space, groups = labels.label_space, labels.groups[rows]
     probabilities = space.probabilities(best.logits)
     return Comparison(
         table=tuple(table),
@@ -417,7 +417,7 @@ def _register(training: _Training, registry: Registry, store: Store, manifest: T
     rows, y = labels.part("test")
     ids = ArrowStrings.of(labels.ids[row] for row in rows.tolist())
     texts = ArrowStrings.of(text for block in corpus.text_blocks(rows) for text in block)
-    groups = () if labels.groups is None else ArrowStrings.of(f"{group:016x}" for group in labels.groups[rows].tolist())
+    groups = ArrowStrings.of(f"{group:016x}" for group in labels.groups[rows].tolist())
     evaluation_set = EvaluationSet(ids, texts, labels.label_space.names(y), groups)
     best = manifest.results.choice.choices["accuracy"]
     metrics = {"valid_score": best.valid_score, "valid_ece": best.valid_ece}

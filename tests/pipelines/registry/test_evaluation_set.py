@@ -54,7 +54,7 @@ def test_the_gate_reads_no_document_that_proves_a_promise(tmp_path: Path, monkey
         settings=parse_settings({**TREE, "store": str(tmp_path)}),
         tags=dict,
         champion=lambda: None,
-        evaluation_set=lambda: build_evaluation_set(IDS),
+        evaluation_set=lambda: replace(build_evaluation_set(IDS), groups=[f"{number:016x}" for number in range(2000)]),
     )
     promote.promote(registry, "1", "the first")
     [gate] = read
@@ -67,7 +67,8 @@ def test_the_gate_reads_no_document_that_proves_a_promise(tmp_path: Path, monkey
         return np.zeros((1, len(rows), classes), np.float32)
 
     monkeypatch.setattr(held_out_logits, "_logits_at_stops", logits)
-    labels = Labels(IDS, LabelSpace(("a", "b")), np.zeros(2000, np.int64), ["test"] * 2000)
+    groups = np.arange(2000, dtype=np.uint64)
+    labels = Labels(IDS, LabelSpace(("a", "b")), np.zeros(2000, np.int64), ["test"] * 2000, groups)
     training_result = SimpleNamespace(choices={"accuracy": SimpleNamespace(exits=())})
     spin: Any = SimpleNamespace(training_result=training_result, classes=["a", "b"])
     features: Any = None

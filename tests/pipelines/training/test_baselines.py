@@ -233,7 +233,8 @@ def test_a_large_corpus_is_sampled_for_the_baselines(
 
 
 def make_labels(rows: list[dict[str, Any]], y: Any, splits: list[str], classes: tuple[str, ...]) -> Labels:
-    return Labels([row["id"] for row in rows], LabelSpace(classes, multilabel=y.ndim == 2), y, splits)
+    groups = np.arange(len(rows), dtype=np.uint64)
+    return Labels([row["id"] for row in rows], LabelSpace(classes, multilabel=y.ndim == 2), y, splits, groups)
 
 
 def make_data(labels: Labels, folds: int = 1) -> TrainingData:

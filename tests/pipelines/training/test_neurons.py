@@ -112,7 +112,7 @@ def build_random_classifier(label_space: LabelSpace) -> tuple[TrainedClassifier,
     )
     splits = [("train", "train", "valid", "test")[i] for i in draw.integers(4, size=40)]
     spin = TrainedClassifier(BackboneSettings(model="none"), "digest", label_space, training_result, "accuracy")
-    return spin, Labels([f"d{i}" for i in range(40)], label_space, y, splits), values
+    return spin, Labels([f"d{i}" for i in range(40)], label_space, y, splits, np.arange(40, dtype=np.uint64)), values
 
 
 LABEL_SPACES = [LabelSpace(("bad", "good")), LabelSpace(("a", "b", "c")), LabelSpace(("a", "b", "c"), multilabel=True)]
@@ -313,7 +313,8 @@ def train(folder: Path, backbone: BackboneSettings, texts: Sequence[str], labels
     spin.save(folder / "model")
     ids = [f"d{i}" for i in range(len(texts))]
     y = spin.label_space.index(labels)
-    split_labels = Labels(ids, spin.label_space, y, ["train" if i % 4 else "test" for i in range(len(texts))])
+    splits = ["train" if i % 4 else "test" for i in range(len(texts))]
+    split_labels = Labels(ids, spin.label_space, y, splits, np.arange(len(texts), dtype=np.uint64))
     values = extract(spin.backbone, texts, feature_columns(spin.backbone, sites, None)).columns
     rows = describe_neurons(spin, write_features(folder / "store", split_labels, values), split_labels)
     (folder / "model" / NEURONS).write_bytes(neurons_to_json(rows))
