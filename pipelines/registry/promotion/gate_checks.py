@@ -235,10 +235,8 @@ class Robustness(_ScoreLoss):
             return self.result(version.comparison, math.nan, f"the version does not predict: {model.reason}")
         if isinstance(champion, NoReply):
             return self.result(version.comparison, math.nan, f"the champion does not predict: {champion.reason}")
-        settings = version.settings
-        given, of_champion = (decided_labels(settings, reply) for reply in (model, champion))
-        attempts, champions = version.comparison.attempts, {THE_CHAMPION: of_champion}
-        comparison = Comparison.of(settings, version.labels, given, champions, attempts, version.groups)
+        given, of_champion = (decided_labels(version.settings, reply) for reply in (model, champion))
+        comparison = version.compare(given, {THE_CHAMPION: of_champion})
         difference, bound = comparison.differences[THE_CHAMPION]
         figures = {"difference_perturbed": difference, "difference_perturbed_at_least": bound}
         return self.result(comparison, bound, _describe_difference(difference, bound), figures)

@@ -50,23 +50,6 @@ class Comparison:
     groups: Hashes | None = None
     """(n,) of the documents; None if each stands for itself"""
 
-    @classmethod
-    def of(
-        cls,
-        settings: Settings,
-        labels: Sequence[Label],
-        given: Sequence[Label],
-        champions: Mapping[str, Sequence[Label]],
-        attempts: int,
-        groups: Hashes | None = None,
-    ) -> Comparison:
-        """Compare the labels `given` by a version, and those by champions, with the true `labels`."""
-        every = [*labels, *given, *(label for of_one in champions.values() for label in of_one)]
-        classes = sorted({name for label in every for name in class_names(label)})
-        space = LabelSpace(tuple(classes), not all(isinstance(label, str) for label in every))
-        targets = {name: space.index(of_one) for name, of_one in champions.items()}
-        return cls(settings, space, space.index(labels), space.index(given), targets, attempts, groups)
-
     @property
     def significance(self) -> float:
         """The risk of passing a version that is worse by exactly the margin, in this attempt.
@@ -135,8 +118,17 @@ class JudgedVersion:
     @cached_property
     def comparison(self) -> Comparison:
         """The comparison with the champion and the former ones, as far as their predictions are known."""
+        return self.compare(self.given, self._champion_labels())
+
+    def compare(self, given: Sequence[Label], champions: Mapping[str, Sequence[Label]]) -> Comparison:
+        """Compare labels that the version has `given`, and those by champions, with the true ones."""
+        every = [*self.labels, *given, *(label for of_one in champions.values() for label in of_one)]
+        classes = sorted({name for label in every for name in class_names(label)})
+        space = LabelSpace(tuple(classes), not all(isinstance(label, str) for label in every))
+        y, predicted = space.index(self.labels), space.index(given)
+        targets = {name: space.index(of_one) for name, of_one in champions.items()}
         attempts = self.earlier.with_others + len(self.earlier.tried - {self.labels_digest})
-        return Comparison.of(self.settings, self.labels, self.given, self._champion_labels(), attempts, self.groups)
+        return Comparison(self.settings, space, y, predicted, targets, attempts, self.groups)
 
     def _champion_labels(self) -> dict[str, Sequence[Label]]:
         labels: dict[str, Sequence[Label]] = {}
