@@ -33,5 +33,5 @@ def open_champion(folder: Path) -> Champion:
     settings = load_settings(folder / "settings.yaml")
     registry = Registry(settings)
     evaluation_set = registry.evaluation_set()
-    assert evaluation_set is not None, "the quickstart freezes its test documents"
+    assert evaluation_set, "the quickstart freezes its test documents"
     return Champion(settings, registry, registry.resolve(), evaluation_set)

@@ -40,7 +40,7 @@ def open_audited(
     """
     number = registry.resolve(model)
     frozen = registry.evaluation_set()
-    if frozen is not None and certificate:
+    if certificate:
         frozen = frozen.certificate_half
     if not frozen:
         raise UserError(

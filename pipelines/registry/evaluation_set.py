@@ -87,13 +87,13 @@ class EvaluationSet:
         return (*columns, self.groups) if self.groups else columns
 
 
-def read_frozen(client: Any, name: str, tags: Mapping[str, str]) -> EvaluationSet | None:
-    """Return the frozen set of the registered model `name` by the model's tags; None before the first version.
+def read_frozen(client: Any, name: str, tags: Mapping[str, str]) -> EvaluationSet:
+    """Return the frozen set of the registered model `name` by the model's tags; an empty one before the first version.
 
     `client` is an MlflowClient. Raises UserError when the stored file is not the one that was frozen.
     """
     if _RUN_TAG not in tags:
-        return None
+        return EvaluationSet()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(client.download_artifacts(tags[_RUN_TAG], _FILE, folder)).read_bytes()
     digest, expected = hashlib.sha256(data).hexdigest(), tags[_DIGEST_TAG]

@@ -88,8 +88,6 @@ def replace_evaluation_set(
     Without a lease, nothing is changed. Raises HeldError once another process has the lease.
     """
     frozen, client = registry.evaluation_set(), registry.tracking.client
-    if frozen is None:
-        return 0
     left = rewrite(frozen)
     removed = len(frozen) - len(left)
     if lease is not None:

@@ -64,8 +64,8 @@ class Registry:
         """Distinguishes this registered model from others in the name of an object."""
         return hashlib.sha256(f"{self.tracking.uri} {self.name}".encode()).hexdigest()[:16]
 
-    def evaluation_set(self) -> EvaluationSet | None:
-        """The frozen evaluation set; None before the first version.
+    def evaluation_set(self) -> EvaluationSet:
+        """The frozen evaluation set; an empty one before the first version.
 
         Raises UserError when its content is not what was frozen.
         """

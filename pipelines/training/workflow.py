@@ -71,10 +71,10 @@ def run_stages(
     if "train" in stages and settings.registry.sign is not None:
         signatures.require_keys(settings.registry.sign, settings.registry.verify)
     registry = Registry(settings) if set(stages) - {"extract"} else None
-    evaluation_set = None if registry is None else registry.evaluation_set()
     frozen = NOTHING_FROZEN
-    if evaluation_set is not None:
-        frozen = FrozenDocuments.of(frozenset(evaluation_set.ids), evaluation_set.texts)
+    if registry is not None:
+        evaluation_set = registry.evaluation_set()
+        frozen = FrozenDocuments.of(evaluation_set.ids, evaluation_set.texts)
     outcome: ExtractManifest | ProbeManifest | TrainReport | None = None
     training = _describe_training(settings)
     with shared_ray_session(), working_on([training.run]), observe_runs([training]), observe_work():

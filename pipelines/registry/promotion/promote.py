@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pipelines.registry.champion_history import ChampionEvent, Move, event_tags, next_tag, read_events
-from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.promotion.earlier_gates import (
     AFTER,
     LABELS,
@@ -67,8 +66,8 @@ def promote(
         before = _state(registry)
         _check_not_champion(registry, before, number)
         # guarded by test_the_gate_reads_no_document_that_proves_a_promise; broken by:
-        #   evaluation_set = registry.evaluation_set() or EvaluationSet()
-        evaluation_set = (registry.evaluation_set() or EvaluationSet()).gate_half
+        #   evaluation_set = registry.evaluation_set()
+        evaluation_set = registry.evaluation_set().gate_half
         key = evaluation_key(registry.settings, evaluation_set)
         earlier = read_earlier_gates(registry, history(registry), before.last_move, key)
         report = run_gate(registry, number, before.champion, evaluation_set, earlier)

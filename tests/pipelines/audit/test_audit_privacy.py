@@ -57,7 +57,6 @@ def test_each_kind_of_stored_numbers_is_attacked(trained: Settings) -> None:
     assert sizes[SCORES] == 2
     assert sizes[EVERY] > neurons
     frozen = registry.evaluation_set()
-    assert frozen is not None
     assert report.known + report.judged == len(frozen)
     recovered = {figure.name: figure.recovery.every for figure in report.figures}
     assert recovered[EVERY] > recovered[FREQUENCY]

@@ -74,7 +74,6 @@ def choose_ids(folder: Path, registry: Registry) -> list[str]:
     registry.download("1", artifact)
     neurons = json.loads((artifact / NEURONS).read_text())
     frozen = registry.evaluation_set()
-    assert frozen is not None
     (artifact / NEURONS).unlink()
     return [suspects[0], neurons[0]["top"][0]["id"], neurons[-1]["top"][-1]["id"], *frozen.ids[:2]]
 
@@ -165,7 +164,6 @@ def test_a_version_loads_wherever_a_process_has_ended(trained: tuple[Path, Setti
     folder, settings = trained
     registry = Registry(settings)
     frozen = registry.evaluation_set()
-    assert frozen is not None
     registry.download("1", folder / f"before-{place}")
     rows = json.loads((folder / f"before-{place}" / NEURONS).read_text())
     ids = [frozen.ids[0], next(row["top"][0]["id"] for row in rows if row["top"])]
@@ -175,7 +173,7 @@ def test_a_version_loads_wherever_a_process_has_ended(trained: tuple[Path, Setti
         forget_documents(settings, ids, [])
     registry.download("1", folder / f"between-{place}")
     registry.download_model("1", folder / f"between-{place}")
-    assert registry.evaluation_set() is not None
+    assert registry.evaluation_set()
     forget_documents(settings, ["Xyzzy-unknown"], [])
     registry.download("1", folder / f"other-{place}")
     registry.download_model("1", folder / f"other-{place}")
@@ -186,7 +184,6 @@ def test_a_version_loads_wherever_a_process_has_ended(trained: tuple[Path, Setti
     after = json.loads((folder / f"after-{place}" / NEURONS).read_text())
     named = {document["id"] for row in after for document in row["top"]}
     left = registry.evaluation_set()
-    assert left is not None
     assert named.isdisjoint(ids)
     assert set(left.ids) == set(frozen.ids) - set(ids)
     assert not [tag for tag in registry.tags() if tag.endswith(".next")]
@@ -211,7 +208,6 @@ def test_a_forget_that_is_overtaken_changes_nothing_more(
     _, settings = trained
     registry = Registry(settings)
     frozen = registry.evaluation_set()
-    assert frozen is not None
     named = find_named(registry, tmp_path / "before")
     first, second = ([frozen.ids[at], sorted({*named} - {*frozen.ids[:2]})[at]] for at in range(2))
     left: list[tuple[Any, ...]] = []
@@ -230,7 +226,6 @@ def test_a_forget_that_is_overtaken_changes_nothing_more(
     forget_documents(settings, first, [])
     assert {*first, *second}.isdisjoint(find_named(registry, tmp_path / "again"))
     shortened = registry.evaluation_set()
-    assert shortened is not None
     assert {*first, *second}.isdisjoint(shortened.ids)
 
 

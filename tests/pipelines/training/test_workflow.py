@@ -366,7 +366,6 @@ def test_the_registered_model_loads_in_mlflow(project: Project) -> None:
 def test_the_second_version_is_judged_on_the_evaluation_set_of_the_first(project: Project) -> None:
     """The documents of the evaluation set never serve for training; a version below a limit is refused."""
     evaluation_set = project.registry.evaluation_set()
-    assert evaluation_set is not None
     assert evaluation_set.ids
     assert list(evaluation_set.groups) == [f"{hash_text(text):016x}" for text in evaluation_set.texts]
     second = project.make_settings(store=f"{project.base}/second", seed=7, ray=WITHOUT_RAY)
