@@ -53,25 +53,25 @@ def _fit_together(
 ) -> list[list[LinearHead]]:
     """The heads of each of one or more designs, of which several must be in memory."""
     first = designs[0]
-    space = _RowSpace if all(_is_wide(design, len(strengths)) for design in designs) else _FeatureSpace
-    problems = [space.of(design) for design in designs]
-    stack = problems[0] if len(problems) == 1 else _Stack.of(problems)
-    width = stack.scales.shape[-3] - 1
+    are_wide = all(_is_wide(design, len(strengths)) for design in designs)
+    spaces = [_Space.of_rows(design) if are_wide else _Space.of_features(design) for design in designs]
+    blocks, scales, basis = _join(spaces)
+    width = scales.shape[-3] - 1
     targets, weights = (
         pad_sequence([design.tensor(getattr(design, name))[:, None] for design in designs], batch_first=True)
         for name in ("has", "weights")
     )
     l2 = first.tensor(np.array([[1 / (strength * design.count) for strength in strengths] for design in designs]))
     regressions = Regressions(
-        stack.blocks,
+        blocks,
         targets,
         weights,
-        stack.scales,
+        scales,
         torch.zeros_like(l2),
         l2,
         exclusive=first.exclusive,
         group=first.group,
-        basis=stack.basis,
+        basis=basis,
     )
     share = first.group.all_reduce((weights * targets).sum(1)).clamp(1e-6, 1 - 1e-6)
     start = torch.zeros(len(designs), width + 1, len(strengths), targets.shape[-1], device=first.device)
@@ -81,47 +81,7 @@ def _fit_together(
         solutions = solve_under_bound(regressions, start, tolerances, STEPS * max_checks)
     else:
         solutions = regressions.solve(start, tolerances, max_checks)
-    return [_heads(problem, solution) for problem, solution in zip(problems, solutions, strict=True)]
-
-
-def _heads(problem: _RowSpace | _FeatureSpace, solution: torch.Tensor) -> list[LinearHead]:
-    """The B heads of a solution (width + 1, B, K), whose width may be padded."""
-    coefs = problem.coefs(solution[: len(problem.scales) - 1]).permute(1, 2, 0).cpu().numpy()
-    intercepts = solution[-1].cpu().numpy()
-    return [
-        LinearHead(np.ascontiguousarray(coef), np.ascontiguousarray(intercept))
-        for coef, intercept in zip(coefs, intercepts, strict=True)
-    ]
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """P problems whose features are in memory, padded with zeros to the most rows and the largest width."""
-
-    blocks: list[torch.Tensor]
-    """(P, n, width + 1)"""
-    scales: torch.Tensor
-    """(P, width + 1, 1, 1)"""
-    basis: torch.Tensor | None
-    """(P, p, width), if the problems have one"""
-
-    @classmethod
-    def of(cls, problems: Sequence[_RowSpace | _FeatureSpace]) -> _Stack:
-        designs = [block[0] for problem in problems for block in problem.blocks]
-        rows, width = (max(design.shape[axis] for design in designs) for axis in (0, 1))
-        blocks = designs[0].new_zeros(len(problems), rows, width)
-        scales = designs[0].new_ones(len(problems), width, 1, 1)
-        blocks[:, :, -1] = 1
-        for index, (problem, design) in enumerate(zip(problems, designs, strict=True)):
-            own = design.shape[1] - 1
-            blocks[index, : len(design), :own], scales[index, :own] = design[:, :-1], problem.scales[:-1]
-        bases = [problem.basis for problem in problems if problem.basis is not None]
-        if not bases:
-            return cls([blocks], scales, None)
-        basis = blocks.new_zeros(len(bases), max(map(len, bases)), width - 1)
-        for index, of_problem in enumerate(bases):
-            basis[index, : len(of_problem), : of_problem.shape[1]] = of_problem
-        return cls([blocks], scales, basis)
+    return [space.heads(solution) for space, solution in zip(spaces, solutions, strict=True)]
 
 
 def _is_wide(design: Design, heads: int) -> bool:
@@ -136,52 +96,68 @@ def _is_wide(design: Design, heads: int) -> bool:
 
 
 @dataclass(frozen=True)
-class _FeatureSpace:
-    """The problem in the weights of the features."""
+class _Space:
+    """The coordinates in which the weights of a design are found: those of its features, or of the space of its rows.
 
-    blocks: Iterable[torch.Tensor]
-    """(1, m, p + 1) each"""
-    scales: torch.Tensor
-    """(p + 1, 1, 1)"""
-    basis: None = None
-
-    @classmethod
-    def of(cls, design: Design) -> _FeatureSpace:
-        p = design.features.shape[1]
-        scales = torch.full((p + 1, 1, 1), design.unit, device=design.device)
-        scales[p] = 1
-        return cls(design.blocks(), scales)
-
-    def coefs(self, solution: torch.Tensor) -> torch.Tensor:
-        """The coefficients (p, B, K) of a solution."""
-        return solution * self.scales[:-1]
-
-
-@dataclass(frozen=True)
-class _RowSpace:
-    """The same problem in coordinates of the space that the scaled rows span.
-
-    Under a ridge penalty alone the best weights lie in it (the representer theorem: Kimeldorf & Wahba 1971). A part
-    that is orthogonal to all rows would only add to their length.
+    Under a ridge penalty alone the best weights lie in the space that the scaled rows span (the representer theorem:
+    Kimeldorf & Wahba 1971). A part that is orthogonal to all rows would only add to their length.
     """
 
-    blocks: list[torch.Tensor]
-    """(1, n, n + 1)"""
+    blocks: Iterable[torch.Tensor]
+    """(1, m, width + 1) each"""
     scales: torch.Tensor
-    """(n + 1, 1, 1) ones"""
-    basis: torch.Tensor
-    """(p, n) orthonormal"""
+    """(width + 1, 1, 1)"""
     unit: float
     """the scale of the features"""
+    basis: torch.Tensor | None = None
+    """(p, width) orthonormal, of the space of the rows; None: the coordinates are those of the features"""
 
     @classmethod
-    def of(cls, design: Design) -> _RowSpace:
+    def of_features(cls, design: Design) -> _Space:
+        scales = torch.full((design.features.shape[1] + 1, 1, 1), design.unit, device=design.device)
+        scales[-1] = 1
+        return cls(design.blocks(), scales, design.unit)
+
+    @classmethod
+    def of_rows(cls, design: Design) -> _Space:
         [block] = design.blocks()
         basis, coordinates = torch.linalg.qr((block[0, :, :-1] * design.unit).T)
         ones = torch.ones(len(coordinates), 1, device=design.device)
         scales = torch.ones(len(coordinates) + 1, 1, 1, device=design.device)
-        return cls([torch.cat([coordinates.T, ones], 1)[None]], scales, basis, design.unit)
+        return cls([torch.cat([coordinates.T, ones], 1)[None]], scales, design.unit, basis)
 
-    def coefs(self, solution: torch.Tensor) -> torch.Tensor:
-        """The coefficients (p, B, K) of a solution."""
-        return (self.basis @ solution.flatten(1)).unflatten(1, solution.shape[1:]) * self.unit
+    def heads(self, solution: torch.Tensor) -> list[LinearHead]:
+        """The B heads of a solution (width + 1, B, K), whose width may be padded."""
+        weights = solution[: len(self.scales) - 1]
+        if self.basis is not None:
+            weights = (self.basis @ weights.flatten(1)).unflatten(1, weights.shape[1:])
+        coefs = (weights * self.unit).permute(1, 2, 0).cpu().numpy()
+        intercepts = solution[-1].cpu().numpy()
+        return [
+            LinearHead(np.ascontiguousarray(coef), np.ascontiguousarray(intercept))
+            for coef, intercept in zip(coefs, intercepts, strict=True)
+        ]
+
+
+def _join(spaces: Sequence[_Space]) -> tuple[Iterable[torch.Tensor], torch.Tensor, torch.Tensor | None]:
+    """The blocks (P, n, width + 1), scales (P, width + 1, 1, 1) and basis (P, p, width), if any, of P spaces.
+
+    Several, whose features are in memory, are padded with zeros to the most rows and the largest width.
+    """
+    if len(spaces) == 1:
+        return spaces[0].blocks, spaces[0].scales, spaces[0].basis
+    designs = [block[0] for space in spaces for block in space.blocks]
+    rows, width = (max(design.shape[axis] for design in designs) for axis in (0, 1))
+    blocks = designs[0].new_zeros(len(spaces), rows, width)
+    scales = designs[0].new_ones(len(spaces), width, 1, 1)
+    blocks[:, :, -1] = 1
+    for index, (space, design) in enumerate(zip(spaces, designs, strict=True)):
+        own = design.shape[1] - 1
+        blocks[index, : len(design), :own], scales[index, :own] = design[:, :-1], space.scales[:-1]
+    bases = [space.basis for space in spaces if space.basis is not None]
+    if not bases:
+        return [blocks], scales, None
+    basis = blocks.new_zeros(len(bases), max(map(len, bases)), width - 1)
+    for index, of_space in enumerate(bases):
+        basis[index, : len(of_space), : of_space.shape[1]] = of_space
+    return [blocks], scales, basis
