@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats, Rows
 from spin.fitted.decision import apply_thresholds
+from spin.labels.cross_validation import JACKKNIFE_PARTS, jackknife_error, jackknife_rows
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
 
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """how much of the classes' prior log odds the thresholds take, from the most probable class to equally frequent ones"""
-_PARTS = 20
-"""parts of the documents; thresholds chosen without a part are judged on it"""
 
 
 def choose_class_thresholds(
@@ -52,12 +51,9 @@ def choose_class_thresholds(
         scores = [score(metric, y[rows], given[rows]) for given in labels]
         return max(range(len(tried)), key=lambda index: (scores[index], index == stays, -index))
 
-    rows = np.arange(len(y))
-    index = best(rows)
-    if index != stays:
-        parts = np.unique(rows if documents is None else documents, return_inverse=True)[1] % _PARTS
-        if not _is_better(labels, stays, best, y, metric, parts):
-            index = stays
+    index = best(np.arange(len(y)))
+    if index != stays and not _is_better(labels, stays, best, y, metric, list(jackknife_rows(len(y), documents))):
+        index = stays
     return None if index == 0 else tried[index]
 
 
@@ -79,21 +75,21 @@ def _half_best_f1(probabilities: Floats) -> Floats:
 
 
 def _is_better(
-    labels: list[Targets], stays: int, best: Callable[[Rows], int], y: Targets, metric: str, parts: Rows
+    labels: list[Targets], stays: int, best: Callable[[Rows], int], y: Targets, metric: str, without: list[Rows]
 ) -> bool:
     """Whether labels by thresholds that other parts choose beat those that stay by more than one standard error.
 
-    Too few documents to fill all parts show nothing.
+    `without` are the rows without each part. Too few documents to fill all parts show nothing.
     """
-    if parts.max() + 1 < _PARTS:
+    if len(without) < JACKKNIFE_PARTS:
         return False
-    crossed = labels[stays].copy()
-    for part in range(parts.max() + 1):
-        own = np.flatnonzero(parts == part)
-        crossed[own] = labels[best(np.flatnonzero(parts != part))][own]
+    rows, crossed = np.arange(len(y)), labels[stays].copy()
+    for others in without:
+        own = np.setdiff1d(rows, others)
+        crossed[own] = labels[best(others)][own]
 
     def difference(rows: Rows) -> float:
         return score(metric, y[rows], crossed[rows]) - score(metric, y[rows], labels[stays][rows])
 
-    without = np.array([difference(np.flatnonzero(parts != part)) for part in range(parts.max() + 1)])
-    return difference(np.arange(len(y))) > np.sqrt((len(without) - 1) * without.var())
+    error = jackknife_error(np.array([difference(others) for others in without]))
+    return bool(difference(rows) > error)

@@ -19,7 +19,7 @@ from spin.labels.splits import CROSS_VALIDATION_BELOW, VERY_FEW_LABELS
 _SPLITS, _REPEATS = 5, 2
 _TRIES = 50
 """random divisions into folds that are tried until each fold trains on every class"""
-_JACKKNIFE_PARTS, _FEWEST_PARTS = 20, 5
+JACKKNIFE_PARTS, _FEWEST_PARTS = 20, 5
 """parts of the validation rows of a single fold; each is left out once to estimate a standard error"""
 
 
@@ -96,7 +96,7 @@ def jackknife_rows(count: int, documents: NDArray[np.generic] | None = None) -> 
     by repeated cross-validation. Rows of a group are alike, so that parts of it would hide how much groups differ.
     """
     numbers = np.arange(count) if documents is None else np.unique(documents, return_inverse=True)[1]
-    parts = min(_JACKKNIFE_PARTS, int(numbers.max()) + 1)
+    parts = min(JACKKNIFE_PARTS, int(numbers.max()) + 1)
     for part in range(parts):
         yield np.flatnonzero(numbers % parts != part) if parts > 1 else np.arange(count)
 
