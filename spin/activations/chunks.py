@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from spin.activations.engines.encoder import SegmentOutput
 from spin.activations.engines.host_copy import copy_to_device
-from spin.activations.feature_buffer import FeatureBuffer
+from spin.activations.feature_buffer import FeatureBuffer, store_counts
 from spin.activations.merge_windows import WindowShares
 from spin.activations.portions import ChooseRows, tokenize_ahead
 from spin.attribution.token_sums import TokenReadings
@@ -87,7 +87,7 @@ def make_chunks(
     """
     batches: list[Batch] = []
     for rows, tokens in tokenize_ahead(backbone, texts, places=buffer.words is not None, choose_rows=choose_rows):
-        buffer.counts.store(rows, tokens)
+        store_counts(buffer.filled, rows, tokens)
         if buffer.words is not None:
             buffer.words.store_places(rows, tokens)
         whole = [(text, span.start) for text, span in enumerate(tokens.spans) if len(span) == 1]

@@ -25,7 +25,7 @@ from spin.activations.chunks import (
 )
 from spin.activations.engines.encoder import BlockSegment
 from spin.activations.engines.engine import Engine, open_engine
-from spin.activations.feature_buffer import FeatureBuffer, StoreValues, TokenCounts
+from spin.activations.feature_buffer import FeatureBuffer, StoreValues, begin_features, store_counts
 from spin.activations.features import Features
 from spin.activations.portions import ChooseRows, tokenize_ahead
 from spin.activations.word_reader import WordReader, WordSink
@@ -110,10 +110,10 @@ def count_tokens(backbone: Backbone, texts: Sequence[str], choose_rows: ChooseRo
 
     `choose_rows` is as in `read_activations`.
     """
-    counts = TokenCounts(backbone, len(texts))
+    counts = begin_features(backbone, len(texts), {})
     for rows, tokens in tokenize_ahead(backbone, texts, choose_rows=choose_rows):
-        counts.store(rows, tokens)
-    return counts.features({})
+        store_counts(counts, rows, tokens)
+    return counts
 
 
 def _run_streams(work: Callable[[Chunk], int], chunks: Iterable[Chunk], streams: int) -> Iterator[int]:

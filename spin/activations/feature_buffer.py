@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,34 +21,18 @@ StoreValues = Callable[[int, NDArray[np.int64], Floats], None]
 """takes the index of a segment, the indices (n,) of some texts and the values (n, p) of its columns side by side"""
 
 
-class TokenCounts:
-    """The tokenizer's counts of the texts, as in `Features`; they are filled portion by portion."""
+def begin_features(backbone: Backbone, count: int, columns: dict[FeatureColumn, NDArray[np.floating]]) -> Features:
+    """The features of `count` texts whose tokens are not counted yet; `store_counts` does so portion by portion."""
+    n_tokens, n_unknown, windows, unread = (np.zeros(count, np.int32) for _ in range(4))
+    features = Features(columns, n_tokens, n_unknown, np.zeros(count, np.bool_))
+    return replace(features, windows=windows, unread_tokens=unread) if backbone.reads_windows else features
 
-    def __init__(self, backbone: Backbone, count: int) -> None:
-        self.n_tokens, self.n_unknown = np.zeros(count, np.int32), np.zeros(count, np.int32)
-        self.cut = np.zeros(count, np.bool_)
-        self.windows = np.zeros(count, np.int32) if backbone.reads_windows else None
-        self.unread = np.zeros(count, np.int32) if backbone.reads_windows else None
 
-    def store(self, rows: list[int], tokens: Tokens) -> None:
-        """Store the counts of the texts `rows`."""
-        self.n_tokens[rows], self.n_unknown[rows], self.cut[rows] = tokens.lengths, tokens.unknown, tokens.cut
-        if tokens.windows is not None and self.windows is not None and self.unread is not None:
-            self.windows[rows], self.unread[rows] = tokens.windows.counts, tokens.windows.unread
-
-    def features(
-        self, columns: dict[FeatureColumn, NDArray[np.floating]], depth: NDArray[np.int32] | None = None
-    ) -> Features:
-        """The features with these counts."""
-        return Features(
-            columns,
-            self.n_tokens,
-            self.n_unknown,
-            self.cut,
-            depth,
-            windows=self.windows,
-            unread_tokens=self.unread,
-        )
+def store_counts(features: Features, rows: list[int], tokens: Tokens) -> None:
+    """Store the tokenizer's counts of the texts `rows` in features that `begin_features` returned."""
+    features.n_tokens[rows], features.n_unknown[rows], features.cut[rows] = tokens.lengths, tokens.unknown, tokens.cut
+    if tokens.windows is not None and features.windows is not None and features.unread_tokens is not None:
+        features.windows[rows], features.unread_tokens[rows] = tokens.windows.counts, tokens.windows.unread
 
 
 class FeatureBuffer:
@@ -62,12 +47,12 @@ class FeatureBuffer:
         words: WordReader | None = None,
     ) -> None:
         self.segments, self.store, self.words = engine.segments, store, words
-        self.columns: dict[FeatureColumn, NDArray[np.floating]] = {}
+        columns: dict[FeatureColumn, NDArray[np.floating]] = {}
         self.slices = [list(segment.slices(engine.backbone).items()) for segment in engine.segments]
         """slice of each column among the values of a segment, for each segment"""
         for column, part in (each for slices in self.slices for each in slices if store is None):
-            self.columns[column] = np.full((count, part.stop - part.start), np.nan, types.get(column, np.float32))
-        self.counts, self.depth = TokenCounts(engine.backbone, count), np.full(count, BY_WORDS, np.int32)
+            columns[column] = np.full((count, part.stop - part.start), np.nan, types.get(column, np.float32))
+        self.filled, self.depth = begin_features(engine.backbone, count, columns), np.full(count, BY_WORDS, np.int32)
 
     def store_values(self, rows: NDArray[np.int64], index: int, values: NDArray[np.floating]) -> None:
         """Store the values (B, p) of the texts `rows` (B,) from segment `index`, after checking them."""
@@ -79,7 +64,7 @@ class FeatureBuffer:
             self.store(index, rows, values)
             return
         for column, part in self.slices[index]:
-            target, column_values = self.columns[column], values[:, part]
+            target, column_values = self.filled.columns[column], values[:, part]
             is_half = target.dtype == np.float16
             if is_half and (largest := float(np.abs(column_values).max(initial=0))) > 65504:
                 raise UserError(
@@ -92,4 +77,4 @@ class FeatureBuffer:
 
     def features(self, *, exits_early: bool) -> Features:
         """All that was stored; with the depth of each text if texts may exit early."""
-        return self.counts.features(self.columns, self.depth if exits_early else None)
+        return replace(self.filled, depth=self.depth) if exits_early else self.filled
