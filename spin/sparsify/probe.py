@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from spin.labels.standardizer import Standardizer
 from spin.labels.training_data import TrainingData
 from spin.settings import ProbeSettings
 from spin.sites import FeatureColumn
+from spin.sparsify.solvers.batched_l1_path import BatchedPaths
 from spin.sparsify.solvers.l1_path import TOLERANCE, LassoPaths, kkt_violation
 
 _log = logging.getLogger(__name__)
@@ -221,12 +222,6 @@ def _choose_penalties(losses: Floats, folds: Sequence[Fold]) -> NDArray[np.int64
     return np.where(near.any(0), len(mean) - 1 - near[::-1].argmax(0), best)
 
 
-class _Solver(Protocol):
-    lam_max: NDArray[np.float64]
-
-    def solve(self, lams: Floats) -> tuple[Floats, Floats]: ...
-
-
 class _ColumnPaths:
     """The regularisation paths of all columns and classes on some training rows, as far as they have been solved."""
 
@@ -253,11 +248,9 @@ class _ColumnPaths:
         self.ratios: Floats = np.empty(0)
         self.solutions: list[tuple[Floats, Floats]] = []
 
-    def _open_solver(self, tolerance: float) -> _Solver:
+    def _open_solver(self, tolerance: float) -> LassoPaths | BatchedPaths:
         if self.data.device == "cpu":
             return LassoPaths(self.designs, self.targets, self.weights, tolerance)
-        from spin.sparsify.solvers.batched_l1_path import BatchedPaths
-
         return BatchedPaths(self.designs, self.targets, self.weights, tolerance, device=self.data.device)
 
     def extend(self, ratios: Floats) -> _ColumnPaths:
