@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from spin.arrays import Floats
 from spin.attribution.reasons import Reasons
 from spin.sites import FeatureColumn
 
-_Value = TypeVar("_Value", bound=np.generic)
+_COUNTS = ("n_tokens", "n_unknown", "cut", "windows", "unread_tokens")
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,9 @@ class Features:
         reasons = [part.reasons for part in parts if part.reasons is not None]
         return cls(
             columns={column: np.concatenate([part.columns[column] for part in parts]) for column in parts[0].columns},
-            n_tokens=np.concatenate([part.n_tokens for part in parts]),
-            n_unknown=np.concatenate([part.n_unknown for part in parts]),
-            cut=np.concatenate([part.cut for part in parts]),
-            depth=_join("depth", [part.depth for part in parts]),
-            words=_join("words", [part.words for part in parts]),
             head_reads_words=parts[0].head_reads_words,
-            windows=_join("windows", [part.windows for part in parts]),
-            unread_tokens=_join("unread_tokens", [part.unread_tokens for part in parts]),
             reasons=Reasons.concatenate(reasons) if reasons else None,
+            **{name: _join(name, parts) for name in (*_COUNTS, "depth", "words")},
         )
 
     def count_only(self, mask: NDArray[np.bool_]) -> Features:
@@ -83,15 +77,14 @@ class Features:
     @property
     def _counts(self) -> dict[str, Any]:
         """The counts by name, without those that are None."""
-        names = ("n_tokens", "n_unknown", "cut", "windows", "unread_tokens")
-        return {name: counts for name in names if (counts := getattr(self, name)) is not None}
+        return {name: counts for name in _COUNTS if (counts := getattr(self, name)) is not None}
 
 
-def _join(name: str, arrays: Sequence[NDArray[_Value] | None]) -> NDArray[_Value] | None:
-    """The arrays of all parts one after the other; None if no part has one."""
-    given = [array for array in arrays if array is not None]
+def _join(name: str, parts: Sequence[Features]) -> Any:
+    """The arrays of this name of all parts, one after the other; None if no part has one."""
+    given = [array for part in parts if (array := getattr(part, name)) is not None]
     if not given:
         return None
-    if len(given) < len(arrays):
+    if len(given) < len(parts):
         raise ValueError(f"found parts with and without {name}; expected parts of one classifier")
     return np.concatenate(given)
