@@ -46,11 +46,6 @@ class BlockSegment:
         """Whether there is an output of the projections of tokens."""
         return self.directions is not None and len(self.directions.by_column) > 0
 
-    @property
-    def locates(self) -> bool:
-        """Whether there is an output of the positions of tokens whose values are taken."""
-        return self.directions is not None and any(map(is_located, self.neurons))
-
     @cached_property
     def located(self) -> NDArray[np.bool_]:
         """(p,) which of the neurons have positions, of a segment whose neurons are all given by their indices."""
@@ -294,7 +289,7 @@ def read_tokens(segment: BlockSegment, outputs: Sequence[NDArray[Any]], width: i
     nothing = np.zeros((len(values), width, segment.directions.width), np.float32)
     projections = others.pop(0) if segment.projects else nothing
     located = values[:, segment.located]
-    positions = others.pop(0).astype(np.int64) if segment.locates else np.empty(located.shape, np.int64)
+    positions = others.pop(0).astype(np.int64) if others else np.empty(located.shape, np.int64)
     return TokenReadings(projections, positions, located)
 
 
