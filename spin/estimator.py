@@ -176,16 +176,13 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         loaded classifier is proven anew. Raises NotFittedClassifierError before `fit`, and UserError for a `max_error`
         that is not proven.
         """
-        trained, parameters = self._require_trained(), self._validate()
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedClassifierError("the classifier is not fitted; call fit(texts, labels) or load a folder")
+        trained, parameters = self._trained, self._validate()
         choose, decision, early = parameters.choose, parameters.decision, parameters.early
         if (trained.choose, trained.requested, trained.early) != (choose, decision, early):
             self._trained = trained = trained.choosing(choose, decision=decision, early=early)
         return trained
-
-    def _require_trained(self) -> TrainedClassifier:
-        if not self.__sklearn_is_fitted__():
-            raise NotFittedClassifierError("the classifier is not fitted; call fit(texts, labels) or load a folder")
-        return self._trained
 
     @property
     def classes_(self) -> NDArray[Any]:
