@@ -86,7 +86,8 @@ def choose_under_cap(search: Search, attack: LeakageAttack, max_leakage: float) 
     leakage, tried = Leakage(search, attack, max_leakage), list(search.tried)
     chosen = uncapped = choose_candidates(tried, search.settings, search.data.folds)
     if any(map(leakage.is_above, uncapped.values())):
-        tried += _search_below(search, leakage)
+        eta = _find_eta(search, leakage)
+        tried += [] if eta is None else search.below(eta).run()
         chosen = _choose_within(tried, search, leakage)
     frontier = best_per_depth(leave_out(tried, best_per_depth, leakage.is_above))
     measured = {id(c): replace(c, leakage=leakage.of(c)) for c in (*chosen.values(), *frontier)}
@@ -139,12 +140,6 @@ def _choose_within(tried: Sequence[Candidate], search: Search, leakage: Leakage)
             "or search.words to auto, so that words can decide without neurons"
         )
     return choose_candidates(within, settings, folds)
-
-
-def _search_below(search: Search, leakage: Leakage) -> list[Candidate]:
-    """The candidates of another run of the search, with etas up to the largest within the cap."""
-    eta = _find_eta(search, leakage)
-    return [] if eta is None else search.below(eta).run()
 
 
 def _find_eta(search: Search, leakage: Leakage) -> float | None:
