@@ -143,9 +143,8 @@ class CandidateFitter:
         logits = stack.logits(sources)
         thresholds = self._choose_thresholds(logits)
         decision = Decision.of(label_space, self.decision, thresholds)
-        selection = self._select(candidate)
         of_head = HeadRecipe(candidate.strength, stack, epochs, held_out.last_layer)
-        head = self.fitter.fit(selection, of_head)
+        head = self.fitter.fit(self.search.select(candidate.subset), of_head)
         reads_words = stack.words > 0
         exits = self._choose_exits(candidate, held_out, head.selection, logits, decision, reads_words=reads_words)
         kind = NetworkHead if epochs else LinearHead
@@ -200,10 +199,6 @@ class CandidateFitter:
         logits, epochs = zip(*(fold.fit_network(selection) for fold, selection in folds), strict=True)
         return np.concatenate(logits), max(1, round(float(np.mean(epochs))))
 
-    def _select(self, candidate: Candidate) -> Selection:
-        """The neurons that the head of a candidate is fitted on."""
-        return self.search.select(candidate.subset) if candidate.reads_neurons else Selection({}, {}, 0.0)
-
     def _choose_thresholds(self, logits: Floats) -> dict[str, float] | None:
         """The threshold of every class by calibrated logits (n, K) of validation rows; None for the plain decision.
 
@@ -222,9 +217,9 @@ class CandidateFitter:
             class_weights=self.data.class_weights,
             documents=rows if groups is None else groups[rows],
         )
-        if chosen is None:
-            return self.group.broadcast_object(None)
-        named = {name: float(f"{t:.6g}") for name, t in zip(label_space.classes, chosen, strict=True)}
+        named = None
+        if chosen is not None:
+            named = {name: float(f"{t:.6g}") for name, t in zip(label_space.classes, chosen, strict=True)}
         return self.group.broadcast_object(named)
 
     def _choose_exits(
