@@ -269,8 +269,8 @@ class CandidateFitter:
             parts = [of_fold.up_to(depth) for of_fold in held_out.selections]
             if depth < shallowest or not all(map(len, parts)):
                 continue
-            of_neurons = [logits for [(_, logits)] in self.search.fit_folds(parts, [candidate.strength])]
-            sources = self.search.sources(of_neurons, words=reads_words)
+            [of_neurons] = self.search.fit_folds(parts, [candidate.strength])
+            sources = self.search.sources(of_neurons.logits, words=reads_words)
             stack = self.search.fit_stack(sources)
             cost = READING_COST + self.search.compute[Site(depth, "resid")]
             offer = ExitOffer(stack.logits(sources), cost, PASSING_COST * candidate.compute)

@@ -42,19 +42,6 @@ class HeldOut:
     """how the last layer was joined to the selected neurons; None if it was not"""
 
 
-@dataclass(frozen=True)
-class LastLayer:
-    """Heads on all neurons of one feature column, one per fold."""
-
-    selection: Selection
-    """all neurons of the column"""
-    strength: float
-    """of `search.strengths`, the one whose held-out logits have the least log loss"""
-    heads: tuple[LinearHead, ...]
-    held_out: tuple[Floats, ...]
-    """(m, K) the logits of each fold's validation rows"""
-
-
 def find_last_columns(
     columns: Sequence[FeatureColumn], data: TrainingData, settings: SearchSettings
 ) -> dict[int, FeatureColumn]:

@@ -26,7 +26,7 @@ from spin.integrate.fit_linear import fit_folds
 from spin.integrate.fit_network import fit_network
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import one_standard_error_choice
-from spin.integrate.last_layer import HeldOut, LastLayer, find_last_columns, join_last_layer, select_all
+from spin.integrate.last_layer import HeldOut, find_last_columns, join_last_layer, select_all
 from spin.labels.cross_validation import Fold, count_repeats, jackknife_rows, score_folds
 from spin.labels.label_space import Targets
 from spin.settings import SearchSettings
@@ -114,8 +114,8 @@ class Search:
         self.largest_eta = max(settings.etas)
         largest = [self.select(Subset(self.largest_eta, self.depth), index) for index in (*folds, _FINAL)]
         self.last_columns = find_last_columns(list(self.final_probes), self.data, settings)
-        self._last_layers: dict[int, LastLayer] = {}
-        """by depth, each fitted when it is first needed"""
+        self._last_layers: dict[int, tuple[float, HeldOut]] = {}
+        """heads on all neurons of the last layer and their strength, by depth; each fitted when it is first needed"""
         last = [select_all(column, self.final_probes) for column in self.last_columns.values()]
         self.cut = matrix.cut(Selection.merge([*largest, *last]), self.data.rows)
         """the features of every candidate, for this process's share of the rows"""
@@ -229,12 +229,8 @@ class Search:
 
     def _fit_neurons(self, subset: Subset, strengths: Sequence[float]) -> list[HeldOut]:
         """For each strength the heads of all folds on a subset, joined with the last layer where labels are few."""
-        selections = tuple(self.fold_selections(subset))
-        fits = self.fit_folds(selections, strengths)
-        of_strengths = [zip(*of_strength, strict=True) for of_strength in zip(*fits, strict=True)]
-        return [
-            self._join_last_layer(HeldOut(logits, heads, selections), subset.depth) for heads, logits in of_strengths
-        ]
+        fits = self.fit_folds(self.fold_selections(subset), strengths)
+        return [self._join_last_layer(held_out, subset.depth) for held_out in fits]
 
     def _join_last_layer(self, held_out: HeldOut, depth: int) -> HeldOut:
         """The heads and held-out logits averaged with those of the last layer, if it counts at this depth.
@@ -245,43 +241,40 @@ class Search:
             return held_out
         if depth not in self._last_layers:
             self._last_layers[depth] = self._fit_last_layer(self.last_columns[depth])
-        last = self._last_layers[depth]
-        weights = 0.5 / self._fit_temperature(held_out.logits), 0.5 / self._fit_temperature(last.held_out)
-        joined = [
-            join_last_layer(selection, head, last.selection, last_head, weights)
-            for selection, head, last_head in zip(held_out.selections, held_out.heads, last.heads, strict=True)
-        ]
-        selections, heads = zip(*joined, strict=True)
+        strength, last = self._last_layers[depth]
+        weights = 0.5 / self._fit_temperature(held_out.logits), 0.5 / self._fit_temperature(last.logits)
+        both = zip(held_out.selections, held_out.heads, last.selections, last.heads, strict=True)
+        selections, heads = zip(*(join_last_layer(*of_fold, weights) for of_fold in both), strict=True)
         ours, others = map(np.float32, weights)
-        logits = tuple(ours * a + others * b for a, b in zip(held_out.logits, last.held_out, strict=True))
-        return HeldOut(logits, heads, selections, LastLayerRecipe(self.last_columns[depth], last.strength, weights))
+        logits = tuple(ours * a + others * b for a, b in zip(held_out.logits, last.logits, strict=True))
+        return HeldOut(logits, heads, selections, LastLayerRecipe(self.last_columns[depth], strength, weights))
 
-    def _fit_last_layer(self, column: FeatureColumn) -> LastLayer:
+    def _fit_last_layer(self, column: FeatureColumn) -> tuple[float, HeldOut]:
         """The heads of all folds on all neurons of a column, of the strength with the least held-out log loss."""
         selection, strengths = select_all(column, self.final_probes), sorted(self.settings.strengths)
         fits = self.fit_folds([selection] * len(self.folds), strengths)
-        of_strengths = [tuple(zip(*of_strength, strict=True)) for of_strength in zip(*fits, strict=True)]
+        y, label_space = self.valid_targets, self.data.label_space
         losses = [
-            log_loss(np.concatenate(logits) / self._fit_temperature(logits), self.valid_targets, self.data.label_space)
-            for _, logits in of_strengths
+            log_loss(np.concatenate(each.logits) / self._fit_temperature(each.logits), y, label_space) for each in fits
         ]
         best = self.matrix.group.broadcast_object(int(np.argmin(losses)))
-        return LastLayer(selection, strengths[best], *of_strengths[best])
+        return strengths[best], fits[best]
 
     def _fit_temperature(self, held_out: Sequence[Floats]) -> float:
         temperature = fit_temperature(np.concatenate(held_out), self.valid_targets, self.data.label_space, self.repeats)
         return self.matrix.group.broadcast_object(temperature)
 
-    def fit_folds(
-        self, selections: Sequence[Selection], strengths: Sequence[float]
-    ) -> list[list[tuple[LinearHead, Floats]]]:
-        """Fit one head per strength on each fold's selection; return each with its validation logits (m, K)."""
+    def fit_folds(self, selections: Sequence[Selection], strengths: Sequence[float]) -> list[HeldOut]:
+        """For each strength the heads on each fold's selection, and what they predict of its validation rows."""
         folds = list(zip(self.folds, selections, strict=True))
         fitted = fit_folds((fold.design(selection) for fold, selection in folds), strengths)
-        return [
-            list(zip(heads, fold.predict(selection, heads), strict=True))
-            for (fold, selection), heads in zip(folds, fitted, strict=True)
-        ]
+        heads: list[list[LinearHead]] = []
+        logits: list[Floats] = []
+        for (fold, selection), of_fold in zip(folds, fitted, strict=True):
+            heads.append(of_fold)
+            logits.append(fold.predict(selection, of_fold))
+        of_strengths = zip(zip(*logits, strict=True), zip(*heads, strict=True), strict=True)
+        return [HeldOut(*of_strength, tuple(selections)) for of_strength in of_strengths]
 
     def held_out(self, candidate: Candidate) -> HeldOut:
         """The predictions of a candidate's neurons, fitted again, for each fold's validation rows.
