@@ -223,8 +223,8 @@ def merge_one_text(encoder: NeuronEncoder, ids: Tensor, mask: Tensor, values: Te
 def _export_tokenizer(backbone: Backbone) -> Tokenizer:
     """A tokenizer without transformers, which truncates and pads as the methods of `Backbone` do."""
     tokenizer = Tokenizer.from_str(backbone.tokenizer.backend_tokenizer.to_str())
-    overlap = backbone.window_overlap if backbone.reads_windows else 0
-    tokenizer.enable_truncation(backbone.max_tokens, stride=overlap, direction=backbone.tokenizer.truncation_side)
+    side = backbone.tokenizer.truncation_side
+    tokenizer.enable_truncation(backbone.max_tokens, stride=backbone.window_overlap, direction=side)
     name = tokenizer.id_to_token(backbone.pad_id) or "[PAD]"
     tokenizer.enable_padding(direction="right", pad_id=backbone.pad_id, pad_token=name)
     return tokenizer
@@ -353,8 +353,8 @@ def _config(spin: TrainedClassifier, backbone: Backbone, words: WordRegression |
         abstain=decision.abstain,
         max_tokens=backbone.max_tokens,
         long_texts=backbone.long_texts,
-        window_overlap=backbone.window_overlap if backbone.reads_windows else 0,
-        max_windows=backbone.max_windows if backbone.reads_windows else 1,
+        window_overlap=backbone.window_overlap,
+        max_windows=backbone.max_windows,
         pad_id=backbone.pad_id,
         depth=selection.depth,
         neurons=selection.neuron_count,

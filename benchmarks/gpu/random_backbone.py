@@ -15,6 +15,7 @@ from benchmarks.gpu.shapes import Shape
 from spin.backbone.batching import bytes_per_token, choose_batch_tokens, tokens_that_fit
 from spin.backbone.hub import silence_transformers
 from spin.backbone.model import Backbone, Tokens
+from spin.backbone.windows import Windows
 
 
 @dataclass
@@ -31,7 +32,9 @@ class LookupBackbone(Backbone):
     def tokenize(self, texts: Sequence[str], *, places: bool = False) -> Tokens:
         """The ids of texts that were learned. Texts without token places alone, as classification needs them."""
         assert not places
-        return Tokens([self.token_ids[text] for text in texts], [False] * len(texts), [0] * len(texts))
+        count = len(texts)
+        windows = Windows([1] * count, [slice(0, 0)] * count, [0] * count)
+        return Tokens([self.token_ids[text] for text in texts], [0] * count, windows)
 
 
 def random_model(shape: Shape, seed: int = 0) -> Any:

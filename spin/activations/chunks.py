@@ -90,7 +90,7 @@ def make_chunks(
         store_counts(buffer.filled, rows, tokens)
         if buffer.words is not None:
             buffer.words.store_places(rows, tokens)
-        whole = [(text, span.start) for text, span in enumerate(tokens.spans) if len(span) == 1]
+        whole = [(text, span.start) for text, span in enumerate(tokens.windows.spans) if len(span) == 1]
         for batch in token_batches([len(tokens.ids[first]) for _, first in whole], backbone.batch_tokens):
             own, windows = zip(*(whole[index] for index in batch), strict=True)
             batches.append(Batch(np.array(rows)[list(own)], *backbone.pad_tokens(tokens, windows)))
@@ -107,7 +107,7 @@ def _long_text_groups(tokens: Tokens, budget: int) -> Iterator[list[int]]:
     """The texts of several windows, in groups of at most `budget` tokens but of at least one text."""
     group: list[int] = []
     total = 0
-    for text, (span, length) in enumerate(zip(tokens.spans, tokens.lengths, strict=True)):
+    for text, (span, length) in enumerate(zip(tokens.windows.spans, tokens.lengths, strict=True)):
         if len(span) == 1:
             continue
         if group and total + length > budget:
@@ -121,8 +121,7 @@ def _long_text_groups(tokens: Tokens, budget: int) -> Iterator[list[int]]:
 
 def _long_text_chunk(backbone: Backbone, rows: NDArray[np.int64], tokens: Tokens, texts: Sequence[int]) -> Chunk:
     """A chunk of some texts of several windows."""
-    all_spans = tokens.spans
-    spans = [all_spans[text] for text in texts]
+    spans = [tokens.windows.spans[text] for text in texts]
     windows = [window for span in spans for window in span]
     own, content = np.zeros(len(windows), np.int64), np.zeros(len(windows), np.int64)
     batches = []

@@ -31,7 +31,7 @@ def begin_features(backbone: Backbone, count: int, columns: dict[FeatureColumn, 
 def store_counts(features: Features, rows: list[int], tokens: Tokens) -> None:
     """Store the tokenizer's counts of the texts `rows` in features that `begin_features` returned."""
     features.n_tokens[rows], features.n_unknown[rows], features.cut[rows] = tokens.lengths, tokens.unknown, tokens.cut
-    if tokens.windows is not None and features.windows is not None and features.unread_tokens is not None:
+    if features.windows is not None and features.unread_tokens is not None:
         features.windows[rows], features.unread_tokens[rows] = tokens.windows.counts, tokens.windows.unread
 
 

@@ -52,7 +52,7 @@ class WordReader:
     def store_places(self, rows: Sequence[int], tokens: Tokens) -> None:
         """Keep where the tokens of the texts `rows` stand, until the texts are read."""
         assert tokens.places is not None
-        for row, span in zip(rows, tokens.spans, strict=True):
+        for row, span in zip(rows, tokens.windows.spans, strict=True):
             self._places[row] = tokens.places[span.start : span.stop]
 
     def read(
@@ -101,10 +101,9 @@ def words_of(tokens: Tokens) -> TextWords:
     if not tokens.places:
         return group_tokens(np.empty(0, np.int64), np.empty((0, 3), np.int32))
     own = [np.ones(len(places), bool) for places in tokens.places]
-    if tokens.windows is not None:
-        for is_own, context in zip(own, tokens.windows.contexts, strict=True):
-            is_own[context] = False
-    texts = np.repeat(np.arange(len(tokens.spans)), list(map(len, tokens.spans)))
+    for is_own, context in zip(own, tokens.windows.contexts, strict=True):
+        is_own[context] = False
+    texts = np.repeat(np.arange(len(tokens.windows.counts)), tokens.windows.counts)
     owners = np.repeat(texts, list(map(len, tokens.places)))
     chosen = np.concatenate(own)
     return group_tokens(owners[chosen], np.concatenate(tokens.places)[chosen])

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from spin.attribution.text_words import TokenPlaces, token_places
 from spin.backbone.batching import choose_batch_tokens
 from spin.backbone.text_start import can_tokenize_starts, find_start, suffices
-from spin.backbone.windows import CONTEXT, OWN, Windows, split_windows, window_encodings
+from spin.backbone.windows import CONTEXT, OWN, Windows, split_windows
 from spin.errors import UserError
 from spin.sites import Site
 
@@ -29,26 +29,23 @@ class Tokens:
     """Token ids of n texts, special tokens included, cut to the backbone's `max_tokens` or in windows of as many."""
 
     ids: list[list[int]]
-    """n lists, one per text, each of one token or more; of texts that are read in windows one list per window"""
-    cut: list[bool]
-    """n flags: whether something of each text is not read"""
+    """one list per window, each of one token or more; a text that is cut is one window"""
     unknown: list[int]
     """n counts: the unknown tokens of each text, in all of its windows"""
-    windows: Windows | None = None
-    """which texts the windows are from; None where texts are cut"""
+    windows: Windows
+    """which texts the windows are from; of what is cut off, `unread` may count a part"""
     places: list[TokenPlaces] | None = None
     """places of the tokens of each list of `ids` in its text, if they were asked for"""
 
     @property
-    def spans(self) -> list[range]:
-        """The rows of `ids` that are windows of each text: one of a text that is cut."""
-        return [range(row, row + 1) for row in range(len(self.ids))] if self.windows is None else self.windows.spans
+    def cut(self) -> list[bool]:
+        """n flags: whether something of each text is not read."""
+        return [unread > 0 for unread in self.windows.unread]
 
     @property
     def lengths(self) -> list[int]:
         """The number of tokens of each text that are read, in all of its windows: those of overlaps count twice."""
-        lengths = list(map(len, self.ids))
-        return lengths if self.windows is None else self.windows.sum_by_text(lengths)
+        return self.windows.sum_by_text(list(map(len, self.ids)))
 
 
 @dataclass
@@ -73,9 +70,9 @@ class Backbone:
     long_texts: str = "cut"
     """cut: a text of more than `max_tokens` is truncated; windows: it is read in windows of as many tokens"""
     window_overlap: int = 0
-    """with windows, the tokens at the end of a window that the next one reads again as context"""
+    """the tokens at the end of a window that the next one reads again as context; 0 where texts are cut"""
     max_windows: int = 1
-    """with windows, the number of windows of a text that are read"""
+    """the number of windows of a text that are read; 1 where texts are cut"""
     engine: str = "torch"
     """engine that runs the model: torch or openvino"""
     precision: str = "float32"
@@ -99,6 +96,8 @@ class Backbone:
             self.forward_options.setdefault("use_cache", False)
         if self.reads_windows:
             self._check_windows()
+        else:
+            self.window_overlap, self.max_windows = 0, 1
         self.causal = self._is_causal()
         self._special = self._special_tokens()
         self._special_on_cpu = self._special.cpu()
@@ -194,17 +193,17 @@ class Backbone:
 
     def tokenize(self, texts: Sequence[str], *, places: bool = False) -> Tokens:
         """Token ids of texts, with `places` also where they stand. A text of no tokens gets the padding token."""
-        if self.reads_windows:
-            return self._tokenize_windows(texts, places)
-        encodings = self._encode_starts(texts)
+        read, windows = split_windows(self._encode(texts), self.window_overlap, self.max_windows)
         # where the tokenizer adds no special tokens, an empty text has no token to read
-        ids = [encoding.ids or [self.pad_id] for encoding in encodings]
-        found = _find_places(encodings, texts) if places else None
-        cut = [bool(encoding.overflowing) for encoding in encodings]
-        return Tokens(ids, cut, self._count_unknown(ids), places=found)
+        ids = [window.ids or [self.pad_id] for window in read]
+        found = None
+        if places:
+            texts_of = [text for text, count in zip(texts, windows.counts, strict=True) for _ in range(count)]
+            found = _find_places(read, texts_of)
+        return Tokens(ids, windows.sum_by_text(self._count_unknown(ids)), windows, found)
 
-    def _encode_starts(self, texts: Sequence[str]) -> list[Any]:
-        """The encodings of texts that are cut, from their starts where these suffice."""
+    def _encode(self, texts: Sequence[str]) -> list[Any]:
+        """The encodings of texts, from their starts where these suffice."""
         starts = list(texts) if self.encodes_whole_texts else [find_start(text, self.max_tokens) for text in texts]
         encodings: list[Any] = self.encode_windows(starts).encodings if starts else []
         longer = [row for row, text in enumerate(texts) if len(starts[row]) < len(text)]
@@ -225,22 +224,12 @@ class Backbone:
             text,
             truncation=True,
             max_length=self.max_tokens,
-            stride=self.window_overlap if self.reads_windows else 0,
+            stride=self.window_overlap,
             return_attention_mask=False,
         )
 
-    def _tokenize_windows(self, texts: Sequence[str], places: bool) -> Tokens:
-        encodings = self.encode_windows(list(texts)).encodings if texts else []
-        ids, windows = split_windows(encodings, self.window_overlap, self.max_windows)
-        ids = [row or [self.pad_id] for row in ids]
-        unknown = windows.sum_by_text(self._count_unknown(ids))
-        read = [each for e, count in zip(encodings, windows.counts, strict=True) for each in window_encodings(e, count)]
-        texts_of = [text for text, count in zip(texts, windows.counts, strict=True) for _ in range(count)]
-        found = _find_places(read, texts_of) if places else None
-        return Tokens(ids, [unread > 0 for unread in windows.unread], unknown, windows, found)
-
     def _count_unknown(self, ids: Sequence[list[int]]) -> list[int]:
-        """The unknown tokens of each text.
+        """The unknown tokens of each window.
 
         A tokenizer of bytes knows everything; some name as unknown the token that begins or ends a text: those have 0.
         """
@@ -272,7 +261,7 @@ class Backbone:
         0 for padding.
         """
         ids, mask = self.pad_batch([tokens.ids[row] for row in rows])
-        if tokens.windows is None:
+        if not self.reads_windows:
             return ids, mask
         mask = mask.long() * OWN
         for index, row in enumerate(rows):

@@ -36,29 +36,22 @@ class Windows:
         return [sum(values[span.start : span.stop]) for span in self.spans]
 
 
-def split_windows(encodings: Sequence[Any], overlap: int, limit: int) -> tuple[list[list[int]], Windows]:
-    """Token ids of the windows of texts, at most `limit` per text, from the encodings of a fast tokenizer.
+def split_windows(encodings: Sequence[Any], overlap: int, limit: int) -> tuple[list[Any], Windows]:
+    """The encodings of the windows of texts, at most `limit` per text, from those of a fast tokenizer.
 
     An encoding's `overflowing` are its further windows; each begins with the last `overlap` tokens of the one before.
     """
-    ids: list[list[int]] = []
+    read: list[Any] = []
     contexts: list[slice] = []
     counts, unread = [], []
     for encoding in encodings:
         further = encoding.overflowing
-        counts.append(1 + min(limit - 1, len(further)))
-        ids.append(encoding.ids)
-        contexts.append(slice(0, 0))
-        for window in further[: limit - 1]:
-            ids.append(window.ids)
-            contexts.append(context_of(window, overlap))
-        unread.append(sum(window.special_tokens_mask.count(0) - overlap for window in further[limit - 1 :]))
-    return ids, Windows(counts, contexts, unread)
-
-
-def window_encodings(encoding: Any, count: int) -> list[Any]:
-    """The encodings of the first `count` windows of a text, cut from the encoding of the text."""
-    return [encoding, *encoding.overflowing[: count - 1]] if count > 1 else [encoding]
+        others, beyond = further[: limit - 1], further[limit - 1 :]
+        read += [encoding, *others]
+        counts.append(1 + len(others))
+        contexts += [slice(0, 0), *(context_of(window, overlap) for window in others)]
+        unread.append(sum(window.special_tokens_mask.count(0) - overlap for window in beyond))
+    return read, Windows(counts, contexts, unread)
 
 
 def context_of(window: Any, overlap: int) -> slice:

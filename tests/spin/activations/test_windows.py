@@ -342,8 +342,8 @@ def test_the_own_tokens_of_windows_are_those_of_the_text(post_processor: Any, ov
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
     expected = tokenizer(text, add_special_tokens=False)["input_ids"]
     encodings = tokenizer([text], truncation=True, max_length=12, stride=overlap).encodings
-    ids, windows = split_windows(encodings, overlap, 1000)
-    own = []
+    read, windows = split_windows(encodings, overlap, 1000)
+    ids, own = [window.ids for window in read], []
     for row, context in zip(ids, windows.contexts, strict=True):
         positions = [index for index in range(len(row)) if not context.start <= index < context.stop]
         own += [row[index] for index in positions if row[index] > 1]
