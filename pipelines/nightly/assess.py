@@ -77,7 +77,7 @@ def _measure(night: Night, share: NightShare) -> tuple[list[Drift], _Quality]:
     profile = sum_profiles(out, share.keys(PROFILE))
     if profile is None:
         return [], (None, ())
-    spin, held_out = TrainedClassifier.open(model, settings), HeldOutLogits.read(model, settings.choose)
+    spin, held_out = TrainedClassifier.open(model, settings), HeldOutLogits.read_all(model).get(settings.choose)
     drift = _measure_drift(profile, model, spin, held_out, settings.classify.max_psi)
     drift = name_causes(drift, out, share.keys(SAMPLE), spin.fitted.selection, settings.classify)
     return drift, _estimate_quality(profile.quality, spin, held_out, drift)

@@ -53,16 +53,11 @@ class HeldOutLogits:
         return {f"{choice}.logits": np.ascontiguousarray(self.logits, np.float32), "y": np.ascontiguousarray(self.y)}
 
     @classmethod
-    def read(cls, folder: Path, choice: Choice) -> Self | None:
-        """The logits of one of the three classifiers of an artifact; None in one without test documents.
+    def read_all(cls, folder: Path) -> dict[Choice, Self]:
+        """The logits of each of the three classifiers of an artifact; none in one without test documents.
 
         Raises UserError for a file that is not whole.
         """
-        return cls.read_all(folder).get(choice)
-
-    @classmethod
-    def read_all(cls, folder: Path) -> dict[Choice, Self]:
-        """The logits of each classifier of an artifact, see `read`; none in one without test documents."""
         path = folder / HELD_OUT
         if not path.exists():
             return {}

@@ -81,7 +81,7 @@ def project(project: NightProject) -> NightProject:
 
 def load(project: NightProject, number: str) -> tuple[TrainedClassifier, HeldOutLogits]:
     folder = project.registry_fixture.folder / number
-    held_out = HeldOutLogits.read(folder, "accuracy")
+    held_out = HeldOutLogits.read_all(folder).get("accuracy")
     assert held_out is not None
     return TrainedClassifier.load(folder), held_out
 
@@ -98,7 +98,7 @@ def add_exit(folder: Path, spin: TrainedClassifier) -> None:
     digest = spin.backbone_digest
     leaving = TrainedClassifier(spin.settings, digest, spin.label_space, result, spin.metric, early=True)
     leaving.save(folder)
-    held_out = HeldOutLogits.read(folder.parent / SINGLE, "accuracy")
+    held_out = HeldOutLogits.read_all(folder.parent / SINGLE).get("accuracy")
     assert held_out is not None
     logits = np.stack([np.tile(constant.intercept, (len(TEST), 1)), held_out.logits[-1]])
     tensors = HeldOutLogits(logits, held_out.y).to_tensors("accuracy")

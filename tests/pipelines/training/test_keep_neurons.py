@@ -187,7 +187,7 @@ def test_the_held_out_logits_are_those_of_the_test_documents_that_prove_promises
     texts = pq.read_table(training.settings.data.train)["text"].to_pylist()
     tested = [texts[row] for row in rows]
     for choice in get_args(Choice):
-        held_out = HeldOutLogits.read(Path(training.settings.store.uri) / "model", choice)
+        held_out = HeldOutLogits.read_all(Path(training.settings.store.uri) / "model").get(choice)
         assert held_out is not None
         np.testing.assert_array_equal(held_out.y, y)
         for early in (False, True):

@@ -207,7 +207,9 @@ def keep(
     folder: Path, settings: DecisionSettings, *, early: bool = False, precision: Precision = "auto"
 ) -> DecisionSettings:
     require_precision(settings, "auto", precision)
-    return keep_promise(HeldOutLogits.read(folder, "accuracy"), make_fitted(EXITS), SINGLE, settings, early=early)
+    return keep_promise(
+        HeldOutLogits.read_all(folder).get("accuracy"), make_fitted(EXITS), SINGLE, settings, early=early
+    )
 
 
 @pytest.mark.slow
