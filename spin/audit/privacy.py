@@ -116,7 +116,7 @@ def measure_privacy(
         found = probe_attributes((values[known], attributes[0]), (values[judged], attributes[1]))
         figures.append(LeakFigures(name, values.shape[1], attack.recover(values[known], values[judged]), found))
         progress(1)
-    return PrivacyReport(len(known), len(judged), len(attack.vocabulary), tuple(figures), membership, verbatim)
+    return PrivacyReport(len(known), len(judged), len(attack.words), tuple(figures), membership, verbatim)
 
 
 def attribute_presence(texts: Sequence[str]) -> NDArray[np.bool_]:

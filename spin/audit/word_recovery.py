@@ -34,42 +34,6 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 @dataclass(frozen=True)
-class SoughtWords:
-    """The words that an attack looks for, and the documents of the attacker that have them."""
-
-    words: tuple[str, ...]
-    documents: NDArray[np.int64]
-    """(v,) documents of the attacker in which each word occurs"""
-
-    @classmethod
-    def of(cls, texts: Sequence[str], y: Targets, label_space: LabelSpace) -> SoughtWords:
-        """The most frequent content words of the attacker's texts, without those that depend most on the class.
-
-        Content words have three letters or more and are no English stop words. How much a word depends on the class is
-        measured by the chi-square statistic of its presence; the names of the classes are left out too. Raises
-        UserError where fewer than 50 words are left.
-        """
-        counts = Counter(word for text in texts for word in content_words(text))
-        names = {word for name in label_space.classes for word in content_words(name)}
-        listed = [w for w, n in counts.most_common(_MOST_WORDS + _CLASS_WORDS) if n >= LEAST_DOCUMENTS]
-        listed = [word for word in listed if word not in names]
-        class_words = min(_CLASS_WORDS, len(listed) // 4)
-        if len(listed) - class_words < _LEAST_WORDS:
-            raise UserError(
-                f"found {len(listed) - class_words} content words that {LEAST_DOCUMENTS} of {len(texts):,} texts have; "
-                f"expected at least {_LEAST_WORDS}: take more documents, in a language that puts spaces between words"
-            )
-        indicator = label_space.indicator(y)
-        statistics, _ = chi2(word_presence(texts, listed), indicator[:, indicator.any(axis=0)])
-        of_class = set(np.argsort(-statistics, kind="stable")[:class_words].tolist())
-        kept = [word for k, word in enumerate(listed) if k not in of_class][:_MOST_WORDS]
-        return cls(tuple(kept), np.array([counts[word] for word in kept], np.int64))
-
-    def __len__(self) -> int:
-        return len(self.words)
-
-
-@dataclass(frozen=True)
 class Recovery:
     """The success of an attack on texts that it has not seen: shares of the words that occur, from 0 to 1."""
 
@@ -84,7 +48,8 @@ class Recovery:
 class WordAttack:
     """An attack on the words of some texts, by someone who knows other texts with the same kinds of numbers."""
 
-    vocabulary: SoughtWords
+    words: Sequence[str]
+    """the v words that are looked for"""
     known: csr_matrix
     """(n, v) which words occur in each of the attacker's texts"""
     judged: csr_matrix
@@ -94,10 +59,15 @@ class WordAttack:
     def of(cls, known: Sequence[str], y: Targets, judged: Sequence[str], label_space: LabelSpace) -> WordAttack:
         """The attack on the words of the judged texts; `y` are the targets of the known ones.
 
-        Raises UserError as `SoughtWords.of` does.
+        Raises UserError as `choose_words` does.
         """
-        vocabulary = SoughtWords.of(known, y, label_space)
-        return cls(vocabulary, *(word_presence(texts, vocabulary.words) for texts in (known, judged)))
+        words = choose_words(known, y, label_space)
+        return cls(words, *(word_presence(texts, words) for texts in (known, judged)))
+
+    @property
+    def documents(self) -> NDArray[np.int64]:
+        """(v,) documents of the attacker in which each word occurs."""
+        return np.asarray(self.known.sum(axis=0), np.int64).ravel()
 
     def recover(self, known: Floats, judged: Floats) -> Recovery:
         """The recovery from numbers of the judged texts (m, d), given those of the attacker's texts (n, d)."""
@@ -109,7 +79,7 @@ class WordAttack:
 
     def recover_by_frequency(self) -> Recovery:
         """The recovery without any numbers: the most frequent words are named in every text."""
-        return self._count_hits(np.broadcast_to(self.vocabulary.documents.astype(np.float32), self.judged.shape))
+        return self._count_hits(np.broadcast_to(self.documents.astype(np.float32), self.judged.shape))
 
     def _count_hits(self, scores: Floats) -> Recovery:
         """The recovery by the predicted presence (m, v) of the words in the judged texts.
@@ -117,7 +87,7 @@ class WordAttack:
         Of a text with k words the attack names the k words with the largest presence. It is given their number, which
         the length of a text roughly shows.
         """
-        documents, truth = self.vocabulary.documents, self.judged.toarray() > 0
+        documents, truth = self.documents, self.judged.toarray() > 0
         ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1, kind="stable")
         hits = truth & (ranks < truth.sum(axis=1, keepdims=True))
         by_band = {}
@@ -126,6 +96,29 @@ class WordAttack:
             if truth[:, band].any():
                 by_band[name] = float(hits[:, band].sum() / truth[:, band].sum())
         return Recovery(float(hits.sum() / max(1, truth.sum())), by_band, int(truth.sum()))
+
+
+def choose_words(texts: Sequence[str], y: Targets, label_space: LabelSpace) -> list[str]:
+    """The most frequent content words of the attacker's texts, without those that depend most on the class.
+
+    Content words have three letters or more and are no English stop words. How much a word depends on the class is
+    measured by the chi-square statistic of its presence; the names of the classes are left out too. Raises UserError
+    where fewer than 50 words are left.
+    """
+    counts = Counter(word for text in texts for word in content_words(text))
+    names = {word for name in label_space.classes for word in content_words(name)}
+    listed = [w for w, n in counts.most_common(_MOST_WORDS + _CLASS_WORDS) if n >= LEAST_DOCUMENTS]
+    listed = [word for word in listed if word not in names]
+    class_words = min(_CLASS_WORDS, len(listed) // 4)
+    if len(listed) - class_words < _LEAST_WORDS:
+        raise UserError(
+            f"found {len(listed) - class_words} content words that {LEAST_DOCUMENTS} of {len(texts):,} texts have; "
+            f"expected at least {_LEAST_WORDS}: take more documents, in a language that puts spaces between words"
+        )
+    indicator = label_space.indicator(y)
+    statistics, _ = chi2(word_presence(texts, listed), indicator[:, indicator.any(axis=0)])
+    of_class = set(np.argsort(-statistics, kind="stable")[:class_words].tolist())
+    return [word for k, word in enumerate(listed) if k not in of_class][:_MOST_WORDS]
 
 
 def content_words(text: str) -> set[str]:

@@ -17,7 +17,7 @@ from spin.audit.privacy import (
     privacy_page,
     probe_attributes,
 )
-from spin.audit.word_recovery import SoughtWords, WordAttack, content_words, predict_targets, word_presence
+from spin.audit.word_recovery import WordAttack, content_words, predict_targets, word_presence
 from spin.labels.label_space import LabelSpace
 from tests.support.browser import open_page
 from tests.support.hostile_text import HOSTILE_TEXTS
@@ -58,10 +58,10 @@ def test_content_words_are_no_stop_words_and_have_three_letters() -> None:
 
 def test_the_vocabulary_leaves_out_the_words_of_the_classes() -> None:
     texts, y = make_texts(400, 0)
-    vocabulary = SoughtWords.of([*texts, "good " * 9], np.append(y, 1), SPACE)
-    assert not {"dreadful", "lovely", "good", "the"} & set(vocabulary.words)
-    counts = {word: sum(word in text.split() for text in texts) for word in vocabulary.words}
-    assert vocabulary.documents.tolist() == list(counts.values())
+    attack = WordAttack.of([*texts, "good " * 9], np.append(y, 1), texts, SPACE)
+    assert not {"dreadful", "lovely", "good", "the"} & set(attack.words)
+    counts = {word: sum(word in text.split() for text in texts) for word in attack.words}
+    assert attack.documents.tolist() == list(counts.values())
     assert min(counts.values()) >= 5
 
 
@@ -72,7 +72,7 @@ def attack() -> WordAttack:
 
 
 def test_numbers_that_hold_the_words_give_them_away(attack: WordAttack) -> None:
-    mixing = np.random.default_rng(2).normal(size=(len(attack.vocabulary), 400))
+    mixing = np.random.default_rng(2).normal(size=(len(attack.words), 400))
     recovery = attack.recover(attack.known @ mixing, attack.judged @ mixing)
     assert recovery.every > 0.95
     assert recovery.words == attack.judged.sum()
@@ -80,18 +80,18 @@ def test_numbers_that_hold_the_words_give_them_away(attack: WordAttack) -> None:
 
 def test_numbers_that_hold_nothing_give_no_more_than_the_frequency(attack: WordAttack) -> None:
     """And the frequency gives what a plain loop counts."""
-    vocabulary, judged, draw = attack.vocabulary, attack.judged, np.random.default_rng(3)
+    documents, judged, draw = attack.documents, attack.judged, np.random.default_rng(3)
     noise = attack.recover(draw.normal(size=(400, 50)), draw.normal(size=(300, 50)))
     frequency = attack.recover_by_frequency()
     assert noise.every <= frequency.every + 0.02
-    ranked = np.argsort(-vocabulary.documents, kind="stable")
+    ranked = np.argsort(-documents, kind="stable")
     hits = by_rare = rare_words = 0
     for row in judged.toarray() > 0:
         named = ranked[: row.sum()]
         hits += row[named].sum()
-        is_rare = vocabulary.documents < 50
-        by_rare += sum(row[k] and 10 <= vocabulary.documents[k] < 50 for k in named)
-        rare_words += (row & is_rare & (vocabulary.documents >= 10)).sum()
+        is_rare = documents < 50
+        by_rare += sum(row[k] and 10 <= documents[k] < 50 for k in named)
+        rare_words += (row & is_rare & (documents >= 10)).sum()
     assert frequency.every == pytest.approx(hits / judged.sum())
     assert frequency.by_band["common"] == pytest.approx(by_rare / rare_words)
 

@@ -84,12 +84,12 @@ def test_it_recovers_what_the_audit_recovers() -> None:
     attack = pickle.loads(pickle.dumps(corpus.prepare()))
     known, judged = ([corpus.texts[row] for row in rows.tolist()] for rows in (TRAIN, VALID))
     by_audit = WordAttack.of(known, corpus.y[TRAIN], judged, SPACE)
-    vocabulary, presence = by_audit.vocabulary, (by_audit.known, by_audit.judged)
-    mixing = np.random.default_rng(2).normal(size=(len(vocabulary), 40))
+    presence = by_audit.known, by_audit.judged
+    mixing = np.random.default_rng(2).normal(size=(len(by_audit.words), 40))
     values = [words @ mixing for words in presence]
     expected = by_audit.recover(*values).every
     assert attack.recover(*values) == expected > attack.by_frequency + 0.1
-    ranked = np.argsort(-vocabulary.documents, kind="stable")
+    ranked = np.argsort(-by_audit.documents, kind="stable")
     hits = sum(row[ranked[: int(row.sum())]].sum() for row in presence[1].toarray())
     assert attack.by_frequency == pytest.approx(hits / presence[1].sum())
 

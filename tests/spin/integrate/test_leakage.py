@@ -15,7 +15,7 @@ from sklearn.linear_model import Ridge
 
 from spin.arrays import Floats
 from spin.audit.selection_attack import prepare_attack
-from spin.audit.word_recovery import SoughtWords, content_words
+from spin.audit.word_recovery import choose_words, content_words
 from spin.errors import UserError
 from spin.fitted import persistence
 from spin.fitted.candidate import Candidate, Subset
@@ -96,7 +96,7 @@ def same_heads(one: TrainingResult, other: TrainingResult) -> bool:
 def attack_plainly(project: Project, selection: Selection) -> float:
     """The share of words that a ridge regression recovers, with its penalty by the leave-one-out error of all words."""
     texts, fold = write_texts(project), project.folds[0]
-    words = SoughtWords.of([texts[row] for row in fold.train], project.y[fold.train], project.label_space).words
+    words = choose_words([texts[row] for row in fold.train], project.y[fold.train], project.label_space)
     presence = np.array([[word in content_words(text) for word in words] for text in texts], float)
     raw = project.read(selection, np.arange(len(texts))).astype(float)
     X = (raw - raw[fold.train].mean(0)) / raw[fold.train].std(0)
