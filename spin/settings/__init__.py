@@ -8,8 +8,7 @@ from __future__ import annotations
 from spin.settings.backbone_settings import TRAINED_SETTINGS, BackboneSettings, Precision
 from spin.settings.credentials import holds_password, holds_secret, holds_user_part, mask_credentials
 from spin.settings.data_settings import DataSettings
-from spin.settings.metrics_settings import MetricsSettings
-from spin.settings.night_settings import ClassifySettings
+from spin.settings.night_settings import ClassifySettings, MetricsSettings
 from spin.settings.project_settings import METRICS, Choice, ClassifierSettings, Metric, Settings
 from spin.settings.registry_settings import MlflowSettings, PromoteSettings, RegistrySettings
 from spin.settings.settings_file import load_settings, parse_section, parse_settings

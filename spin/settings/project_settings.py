@@ -9,8 +9,7 @@ from pydantic import AfterValidator, Field
 from spin.poolings import registry
 from spin.settings.backbone_settings import BackboneSettings
 from spin.settings.data_settings import DataSettings
-from spin.settings.metrics_settings import MetricsSettings
-from spin.settings.night_settings import ClassifySettings
+from spin.settings.night_settings import ClassifySettings, MetricsSettings
 from spin.settings.registry_settings import MlflowSettings, PromoteSettings, RegistrySettings
 from spin.settings.section import Section, known_name, not_empty
 from spin.settings.store_settings import StoreSettings
