@@ -95,19 +95,11 @@ class LogisticPaths:
 
 
 class LassoPaths:
-    """The paths of P designs and K problems, one design after another on a CPU; `BatchedPaths` does so on a GPU."""
-
-    lam_max: NDArray[np.float64]
-    """(P, K) the smallest penalty of each design and problem at which every coefficient is zero"""
+    """The paths of P designs and K problems as those of `BatchedPaths`, one design after another on a CPU."""
 
     def __init__(
         self, designs: Sequence[Floats], targets: Floats, weights: Floats, tolerance: float = TOLERANCE
     ) -> None:
-        """Start at zero coefficients for P `designs` (n, width), float32, standardised; `targets` (K, n) are -1 or 1.
-
-        Each row of `weights` (K, n) sums to 1. `tolerance` is the relative KKT violation at which a solution is
-        accepted.
-        """
         self._paths = [LogisticPaths(X, targets, weights, tolerance) for X in designs]
         self.lam_max = np.stack([paths.lam_max for paths in self._paths])
 
