@@ -38,11 +38,10 @@ class Predictions:
         label_space = decision.label_space
         probabilities = label_space.probabilities(logits)
         labels = decision.labels(probabilities)
-        position = {name: k for k, name in enumerate(label_space.classes)}
-        columns = [position[label] if isinstance(label, str) else -1 for label in labels]
         score = probabilities.max(axis=1, initial=0.0)
-        named = np.flatnonzero(np.array(columns, np.int64) >= 0)
-        score[named] = probabilities[named, np.array(columns, np.int64)[named]]
+        y, abstains = decision.decide(probabilities)
+        if not label_space.multilabel:
+            score = np.where(abstains, score, probabilities[np.arange(len(y)), y])
         return cls(logits, probabilities, labels, score, exit_depth, reasons)
 
     def __len__(self) -> int:
