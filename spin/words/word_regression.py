@@ -85,13 +85,10 @@ class WordRegression:
         """The regression as arrays by name; `coef` as float16, in which `fit_words` has rounded it."""
         tensors: dict[str, NDArray[Any]] = {"coef": self.coef.astype(np.float16), "intercept": self.intercept}
         for vocabulary in self.vocabularies:
-            text = "\n".join(vocabulary.terms).encode(
-                errors="surrogatepass"
-            )  # no term holds a line break, as both units end at white space
-            tensors |= {
-                f"{vocabulary.unit}.terms": np.frombuffer(text, np.uint8),
-                f"{vocabulary.unit}.idf": vocabulary.idf,
-            }
+            # no term holds a line break, as both units end at white space
+            text = "\n".join(vocabulary.terms).encode(errors="surrogatepass")
+            tensors[f"{vocabulary.unit}.terms"] = np.frombuffer(text, np.uint8)
+            tensors[f"{vocabulary.unit}.idf"] = vocabulary.idf
         return tensors
 
     @classmethod
