@@ -221,19 +221,14 @@ def _compare(
 
 def _by_class(before: JudgedTexts, after: JudgedTexts) -> dict[str, GroupFigures]:
     has, given, given_after = (before.label_space.indicator(t) for t in (before.y, before.given, after.given))
+    flips = given != given_after
+    if not before.label_space.multilabel:  # a document that leaves another class for a third one counts too
+        flips[:] = differ(before.given, after.given)[:, None]
     return {
-        name: _group(given[:, k], given_after[:, k], _flips_of_class(before, after, k), has[:, k])
+        name: _group(given[:, k], given_after[:, k], flips[:, k], has[:, k])
         for k, name in enumerate(before.label_space.classes)
         if has[:, k].any()
     }
-
-
-def _flips_of_class(before: JudgedTexts, after: JudgedTexts, k: int) -> NDArray[np.bool_]:
-    """(n,) which documents change their label; in a multi-label task, which gain or lose class k."""
-    if before.given.ndim == 1:
-        return differ(before.given, after.given)
-    flips: NDArray[np.bool_] = before.given[:, k] != after.given[:, k]
-    return flips
 
 
 def _group(
