@@ -96,11 +96,9 @@ def count_agreement(
     model: Sequence[Label | None], shadow: Sequence[Label | None], multilabel: bool, *, failed: int = 0
 ) -> AgreementCounts:
     """The counts of n documents, given the labels of the model (n,) and of the shadow (n,)."""
-    cells: Counter[tuple[str, str]] = Counter()
-    for model_label, shadow_label in zip(model, shadow, strict=True):
-        cells.update(_cells(model_label, shadow_label, multilabel))
-    agreed = sum(a == b for a, b in zip(model, shadow, strict=True))
-    return AgreementCounts(len(model), agreed, _nested(cells), failed)
+    pairs = list(zip(model, shadow, strict=True))
+    cells = Counter(cell for pair in pairs for cell in _cells(*pair, multilabel))
+    return AgreementCounts(len(model), sum(a == b for a, b in pairs), _nested(cells), failed)
 
 
 def total_agreement(version: str, multilabel: bool, shards: Sequence[AgreementCounts]) -> ShadowAgreement:
