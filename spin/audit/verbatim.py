@@ -46,16 +46,12 @@ def find_verbatim(
     found: dict[str, tuple[str, ...]] = {}
     leaked, by_chance = set[str](), set[str]()
     for name, content in files.items():
-        present = _words(_ESCAPE.sub(_unescape, content.decode("utf-8", errors="replace")))
+        present = _words(_ESCAPE.sub(lambda code: chr(int(code[1], 16)), content.decode("utf-8", errors="replace")))
         by_chance |= present & control
         leaked |= present & canaries
         if hits := present & canaries:
             found[name] = tuple(sorted(hits)[:MOST_NAMED])
     return VerbatimLeaks(len(canaries), len(leaked), found, len(control), len(by_chance))
-
-
-def _unescape(match: re.Match[str]) -> str:
-    return chr(int(match[1], 16))
 
 
 def _words(text: str) -> set[str]:
