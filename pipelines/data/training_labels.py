@@ -45,12 +45,10 @@ NOTHING_FROZEN = FrozenDocuments()
 
 @dataclass(frozen=True)
 class SplitOverlap:
-    """Near-identical texts, and groups, that would have been or are on both sides of a split."""
+    """Near-identical texts that would have been on both sides of a split, and groups that are."""
 
     dropped: int = 0
-    """documents to train or validate that are left out: a near-identical text is in the frozen evaluation set"""
-    test_texts: int = 0
-    """test documents with a near-identical text among those that train or validate"""
+    """documents to train or validate that are left out: a near-identical text tests, or is frozen"""
     test_groups: int = 0
     """test documents with their group among those that train or validate"""
 
@@ -60,17 +58,14 @@ class SplitOverlap:
         if self.dropped:
             documents = counted(self.dropped, "document is", "documents are")
             notes.append(
-                f"{documents} left out of training: a near-identical text is in the model's frozen evaluation set"
+                f"{documents} left out of training: a near-identical text is among the test documents, or in the "
+                "model's frozen evaluation set"
             )
-        shared = [(self.test_texts, "a near-identical text")]
-        if data.group:
-            shared.append((self.test_groups, f"the same {data.group}"))
-        notes += [
-            f"warning: {count:,} of {counted(test, 'test document')} ({100 * count / test:.1f} %) have {what} among "
-            "those that trained, so the figures may be too good"
-            for count, what in shared
-            if count
-        ]
+        if data.group and self.test_groups:
+            share = f"{self.test_groups:,} of {counted(test, 'test document')} ({100 * self.test_groups / test:.1f} %)"
+            notes.append(
+                f"warning: {share} have the same {data.group} among those that trained, so the figures may be too good"
+            )
         return notes
 
 
@@ -108,7 +103,7 @@ class Labels:
         text_hashes, groups = (columns.pop(name).to_numpy() for name in ("text_hash", "group"))
         splits = split_all(ids, labels, given, text_hashes, groups, settings, frozen=frozen)
         label_space = LabelSpace.of(labels, splits, groups)
-        overlap = _find_overlap(splits, text_hashes, groups)
+        overlap = _find_overlap(splits, groups)
         pa.default_memory_pool().release_unused()  # Arrow would keep the memory of the columns
         return cls(ids, label_space, label_space.index(labels), splits, groups, overlap, features.extracted)
 
@@ -179,7 +174,8 @@ def split_all(
 ) -> list[str]:
     """The split of every document: from its split column, else by the hash of its group.
 
-    A document whose id is frozen tests. Any other whose text is frozen is `DROPPED` if it would train or validate.
+    A document whose id is frozen tests. Any other whose text is frozen, or tests under another id, is `DROPPED` if it
+    would train or validate. That is the same before and after these documents are frozen.
     Without a split column, a rare class that the hash left without documents to train or to validate gets some; see
     `divide_rare_classes`.
     """
@@ -190,18 +186,18 @@ def split_all(
         else named or assign_split(group, settings.seed, data.valid_fraction, data.test_fraction)
         for id, named, group in zip(ids, given, map(int, groups), strict=True)
     ]
-    known = np.isin(text_hashes, np.array(list(frozen.text_hashes), np.uint64))
+    tested = set(text_hashes[rows_in_split(splits, "test")].tolist())
+    known = np.isin(text_hashes, np.array(list(frozen.text_hashes | tested), np.uint64))
     for row in np.flatnonzero(known):
         if splits[row] != "test":
             splits[row] = DROPPED
     return splits if any(given) else divide_rare_classes(labels, splits, groups)
 
 
-def _find_overlap(splits: Sequence[str], text_hashes: Hashes, groups: Hashes) -> SplitOverlap:
-    """Count what the splits leave out, and what they have in common."""
+def _find_overlap(splits: Sequence[str], groups: Hashes) -> SplitOverlap:
+    """Count what the splits leave out, and the groups that they have in common."""
     trained, tested = rows_in_split(splits, "train", "valid"), rows_in_split(splits, "test")
-    texts, own_groups = (_count_shared(keys[tested], keys[trained]) for keys in (text_hashes, groups))
-    return SplitOverlap(splits.count(DROPPED), texts, own_groups)
+    return SplitOverlap(splits.count(DROPPED), _count_shared(groups[tested], groups[trained]))
 
 
 def _count_shared(hashes: Hashes, others: Hashes) -> int:
