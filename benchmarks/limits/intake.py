@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
-from benchmarks.limits.many_files import prepare
 from benchmarks.limits.process_memory import Watch
+from benchmarks.limits.tiny_night import night_command, prepare
 from benchmarks.section_page import Part, table
 from pipelines.data.files import reader_child, reader_process
 from pipelines.data.files.input_files import list_files
@@ -187,8 +186,7 @@ def _measure_night(folder: Path, *, quick: bool) -> HostileNight:
 
 def _run_night(folder: Path, output: str) -> tuple[float, int, Watch]:
     """Classify in a fresh process: the seconds, the status, and the memory of the command and of its readers."""
-    out = str(folder / output)
-    command = [sys.executable, "-m", "benchmarks.limits.many_files", str(folder), str(folder / "in"), out]
+    command = night_command(folder, str(folder / "in"), str(folder / output))
     start = time.perf_counter()
     with subprocess.Popen(command) as process, Watch(process.pid, _is_reader) as watch:
         status = process.wait()

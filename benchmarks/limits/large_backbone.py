@@ -7,7 +7,6 @@ from which the whole is extrapolated: probes are fitted layer by layer, and the 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.limits.process_memory import Watch
+from benchmarks.limits.process_memory import run_watched
 from benchmarks.section_page import Part, table
 from pipelines.data.corpus import Corpus, CorpusSpool
 from pipelines.data.feature_store import FeatureShard, FeatureShards
@@ -65,9 +64,7 @@ def measure(folder: Path, *, quick: bool) -> LargeBackboneCost:
     for part in ("probes", "heads"):
         command = [sys.executable, "-m", "benchmarks.limits.large_backbone", part, str(folder)]
         start = time.perf_counter()
-        with subprocess.Popen(command) as process, Watch(process.pid) as watch:
-            if process.wait():
-                raise SystemExit(f"{part} of the large backbone failed")
+        watch = run_watched(command, f"{part} of the large backbone")
         seconds[part] = time.perf_counter() - start
         peak[part], own[part] = watch.peak["driver"], watch.own["driver"]
     stored = sum(file.stat().st_size for file in (folder / "features").iterdir())

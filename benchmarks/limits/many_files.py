@@ -7,7 +7,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,23 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.limits.delay_proxy import DelayProxy, Traffic, run_delay_proxy
+from benchmarks.limits.tiny_night import DAY, SHARD, WORKERS, night_command, prepare, read_night
 from benchmarks.section_page import Part, Verdict, table
 from pipelines.nightly.report.night_report import busy_seconds
-from pipelines.nightly.steps.classify_job import pass_layout
-from pipelines.nightly.steps.counts import PassCounts
-from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import begin_run, finish_run, lease_model
 from pipelines.nightly.tables.night_tables import INPUTS, PREDICTIONS, NightTables, file_rows, table_schema
-from pipelines.nightly.tables.passes import Pass
 from pipelines.nightly.tables.publication import claim_nights, publish_night, write_inputs
 from pipelines.storage.delta_table import DataFile
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import ShardLog
 
 LATENCY = 0.02
 """seconds that every request waits"""
-WORKERS, SHARD = 2, 1_000
-DAY = "2026-01-31"
 _MODEL = "limits"
 _WORDS = "the crew was fine and the day was warm "
 _DOCUMENT = 20_000
@@ -196,32 +189,17 @@ def _measure_nights(folder: Path, endpoint: str, sizes: Sizes) -> list[NightCost
     return costs
 
 
-def prepare(folder: Path) -> None:
-    """Register a classifier on a tiny random backbone."""
-    from tests.support import tiny
-    from tests.support.registry_fixture import RegistryFixture
-
-    folder.mkdir(parents=True, exist_ok=True)
-    ray = {"workers": WORKERS, "shard_documents": SHARD}
-    backbone = tiny.save_bert(folder / "backbone")
-    fixture = RegistryFixture(folder, backbone, f"sqlite:///{folder}/mlflow.db", ray=ray)
-    (folder / "settings.json").write_text(fixture.settings.model_dump_json(), encoding="utf-8")
-
-
 def _run_night(folder: Path, endpoint: str, proxy: DelayProxy, number: int, name: str) -> NightCost:
     """Classify an input in a fresh process, through the proxy."""
     source, output = f"s3://spin/limits/in/{number}", f"s3://spin/limits/out/{number}"
-    command = [sys.executable, "-m", "benchmarks.limits.many_files", str(folder), source, output]
     proxy.reset()
     start = time.perf_counter()
-    subprocess.run(command, check=True, env={**os.environ, "AWS_ENDPOINT_URL": endpoint})
+    subprocess.run(night_command(folder, source, output), check=True, env={**os.environ, "AWS_ENDPOINT_URL": endpoint})
     return _cost(name, Store(source), Store(output), proxy.traffic, time.perf_counter() - start)
 
 
 def _cost(name: str, source: Store, out: Store, traffic: Traffic, seconds: float) -> NightCost:
-    [night] = list_nights(NightTables(out))
-    layout = pass_layout(Pass(name=night.run, runs=(night.run,), begun=""))
-    shards = list(ShardLog(out, layout=layout).outcomes(PassCounts).values())
+    night, shards = read_night(out)
     objects = source.list_objects()
     return NightCost(
         name=name,
@@ -293,21 +271,3 @@ def _write_large_parquet(store: Store, folder: Path, size: int) -> None:
     pq.write_table(table, path, row_group_size=len(table), compression="none", use_dictionary=False)
     store.upload(path.name, path)
     path.unlink()
-
-
-def _classify(folder: Path, source: str, output: str) -> None:
-    """Run a night; this is what the fresh process does."""
-    from jobs.cli import configure_libraries
-
-    configure_libraries()
-    from pipelines.nightly.classify import run_classify
-    from pipelines.registry.versions import Registry
-    from spin.settings import Settings
-
-    settings = Settings.model_validate_json((folder / "settings.json").read_text(encoding="utf-8"))
-    registry = Registry(settings)
-    run_classify(settings, registry, source, output, model=f"models:/{registry.name}/1", night=DAY)
-
-
-if __name__ == "__main__":
-    _classify(Path(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ class Watch:
                 status = _read_status(process.pid)
                 for maximum, field in ((self.peak, "VmHWM"), (self.own, "RssAnon")):
                     maximum[kind] = max(maximum[kind], status.get(field, 0.0))
+
+
+def run_watched(
+    command: Sequence[str], name: str, is_worker: Callable[[psutil.Process], bool] = lambda process: True
+) -> Watch:
+    """Run a command to its end, and return the memory that it took. Raises SystemExit if it fails."""
+    with subprocess.Popen(command) as process, Watch(process.pid, is_worker) as watch:
+        if process.wait():
+            raise SystemExit(f"{name} failed")
+    return watch
 
 
 def _read_status(pid: int) -> dict[str, float]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +13,16 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.limits.process_memory import Watch
+from benchmarks.limits.process_memory import run_watched
+from benchmarks.limits.tiny_night import SHARD, WIDE, WORKERS, night_command, read_night
+from benchmarks.limits.tiny_night import prepare as prepare_classifier
 from benchmarks.section_page import Part, Verdict, table
 from pipelines.nightly.report.night_report import span
-from pipelines.nightly.steps.classify_job import pass_layout
-from pipelines.nightly.steps.counts import PassCounts
-from pipelines.nightly.tables.night_history import list_nights
-from pipelines.nightly.tables.night_tables import NightTables
-from pipelines.nightly.tables.passes import Pass
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import ShardLog, ShardOutcome
+from pipelines.storage.shard_log import ShardOutcome
 
 FILE = 10_000
 """documents per file of the corpus; the texts are the same in every file, the ids are not"""
-SHARD = 1_000
-WORKERS = 2
-_WIDE = 192
-"""width of the backbone: small, yet large enough for a shard to take much longer than the clock's resolution"""
-DAY = "2026-01-31"
 
 
 @dataclass(frozen=True)
@@ -112,13 +102,8 @@ _FLAT = 1.1
 def prepare(folder: Path, most: int) -> None:
     """Register a classifier on a tiny random backbone and write a corpus of `most` documents."""
     from tests.support import tiny
-    from tests.support.registry_fixture import RegistryFixture
 
-    folder.mkdir(parents=True, exist_ok=True)
-    backbone = tiny.save_bert(folder / "backbone", width=_WIDE, neurons=4 * _WIDE)
-    ray = {"workers": WORKERS, "shard_documents": SHARD}
-    registry_fixture = RegistryFixture(folder, backbone, f"sqlite:///{folder}/mlflow.db", ray=ray)
-    (folder / "settings.json").write_text(registry_fixture.settings.model_dump_json(), encoding="utf-8")
+    prepare_classifier(folder, WIDE, 4 * WIDE)
     texts = [row["text"] for row in tiny.make_documents(FILE)]
     for first in range(0, most, FILE):
         ids = [f"d{number:08d}" for number in range(first, min(first + FILE, most))]
@@ -129,15 +114,14 @@ def prepare(folder: Path, most: int) -> None:
 
 def night(folder: Path, documents: int) -> Scale:
     """Classify the first documents of the corpus, in whole files, in a fresh process, and measure it."""
-    command = [sys.executable, "-m", "benchmarks.limits.scale", str(folder), str(documents)]
-    with subprocess.Popen(command) as process, Watch(process.pid, _is_worker) as watch:
-        if process.wait():
-            raise SystemExit(f"the night of {documents:,} documents failed")
-    out = Store(str(_output(folder, documents)))
-    [night] = list_nights(NightTables(out))
+    batch, output = folder / f"batch-{documents}", str(folder / f"nights-{documents}")
+    batch.mkdir()
+    for file in sorted((folder / "corpus").iterdir())[: -(-documents // FILE)]:
+        (batch / file.name).hardlink_to(file)
+    command = night_command(folder, str(batch), output)
+    watch = run_watched(command, f"the night of {documents:,} documents", _is_worker)
+    night, shards = read_night(Store(output))
     assert night.rows == documents
-    layout = pass_layout(Pass(name=night.run, runs=(night.run,), begun=""))
-    shards = list(ShardLog(out, layout=layout).outcomes(PassCounts).values())
     return Scale(
         documents,
         _speed(shards),
@@ -155,32 +139,6 @@ def _speed(outcomes: Sequence[ShardOutcome[Any]]) -> float:
     return float(WORKERS * statistics.median(outcome.counts.rows / outcome.seconds for outcome in warm))
 
 
-def _classify(folder: Path, documents: int) -> None:
-    """Run a night; this is what the fresh process does."""
-    from jobs.cli import configure_libraries
-
-    configure_libraries()
-    from pipelines.nightly.classify import run_classify
-    from pipelines.registry.versions import Registry
-    from spin.settings import Settings
-
-    settings = Settings.model_validate_json((folder / "settings.json").read_text(encoding="utf-8"))
-    registry, batch = Registry(settings), folder / f"batch-{documents}"
-    batch.mkdir(exist_ok=True)
-    for file in sorted((folder / "corpus").iterdir())[: -(-documents // FILE)]:
-        (batch / file.name).hardlink_to(file)
-    output = str(_output(folder, documents))
-    run_classify(settings, registry, str(batch), output, model=f"models:/{registry.name}/1", night=DAY)
-
-
-def _output(folder: Path, documents: int) -> Path:
-    return folder / f"nights-{documents}"
-
-
 def _is_worker(process: psutil.Process) -> bool:
     """Whether a process is an actor of a stage, by the title that Ray gives it."""
     return any("_Worker" in word for word in process.cmdline()[:1])
-
-
-if __name__ == "__main__":
-    _classify(Path(sys.argv[1]), int(sys.argv[2]))

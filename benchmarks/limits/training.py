@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.limits.process_memory import Watch
+from benchmarks.limits.process_memory import run_watched
 from benchmarks.section_page import Part, table
 from spin.settings import Settings, parse_settings
 
@@ -46,9 +45,7 @@ def train(name: str, settings: Settings, folder: Path, documents: int) -> Traini
     """Train in a fresh process and measure it."""
     (folder / "settings.json").write_text(settings.model_dump_json(), encoding="utf-8")
     command = [sys.executable, "-m", "benchmarks.limits.training", str(folder)]
-    with subprocess.Popen(command) as process, Watch(process.pid) as watch:
-        if process.wait():
-            raise SystemExit(f"the training on {documents:,} documents failed")
+    watch = run_watched(command, f"the training on {documents:,} documents")
     store = Path(settings.store.uri)
     plan = json.loads((store / "features" / "plan.json").read_text(encoding="utf-8"))["derived"]
     row = sum(width * np.dtype(plan["types"][column]).itemsize for column, width in plan["widths"].items())

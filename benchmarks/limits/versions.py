@@ -14,14 +14,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.limits import tiny_night
+from benchmarks.limits.tiny_night import DAY, WIDE
 from benchmarks.section_page import Part, table
 
 FILES = 10
-DAY = "2026-01-31"
 THIS, OTHER = "this version", "the other version"
-_WORKERS, _SHARD = 2, 1_000
-_WIDE = 192
-"""width of the backbone, as in the measurement of memory"""
 _TEXTS = 10_000
 """different texts; the ids of all documents differ"""
 _ROUNDS = 3
@@ -67,12 +65,9 @@ _AS_FAST = 0.95
 def prepare(folder: Path, documents: int) -> str:
     """Register a classifier on a tiny random backbone and write the corpus; returns the name of the model."""
     from tests.support import tiny
-    from tests.support.registry_fixture import RegistryFixture
 
     (folder / "in").mkdir(parents=True)
-    backbone = tiny.save_bert(folder / "backbone", width=_WIDE, neurons=4 * _WIDE)
-    ray = {"workers": _WORKERS, "shard_documents": _SHARD}
-    fixture = RegistryFixture(folder, backbone, f"sqlite:///{folder}/mlflow.db", ray=ray)
+    fixture = tiny_night.prepare(folder, WIDE, 4 * WIDE)
     settings = fixture.settings.model_dump(mode="json", exclude_unset=True)  # the other version may not know them all
     settings["store"] = fixture.settings.store.uri  # nor that it may be a section
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
