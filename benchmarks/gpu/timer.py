@@ -42,12 +42,6 @@ def time_once(device: torch.device, work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def time_repeatedly(device: torch.device, work: Callable[[], object], repeats: int) -> Times:
-    """The times of some work by the clock, after a call that does not count."""
-    work()
-    return Times(tuple(time_once(device, work) for _ in range(repeats)))
-
-
 def time_queued(device: torch.device, works: Sequence[Callable[[], object]], repeats: int) -> Times:
     """Seconds per call of short work that the device queues, by its own events, in rounds through all of `works`.
 
