@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from benchmarks.gpu.deviations import BFLOAT16_FACTOR, LIMITS, SAME_LABELS
 from benchmarks.gpu.documents import TOPICS
-from benchmarks.gpu.goals import judge
 from benchmarks.gpu.plain_pass import FIXED_BATCH
-from benchmarks.gpu.results import Results
+from benchmarks.gpu.results import Results, judge
 from benchmarks.gpu.solver_times import LIMITS as SOLVER_LIMITS
 from benchmarks.gpu.speed_rounds import ALL_NEURONS, EXITS, FROM_TEXT, IN_ORDER, SAME_SPIN, SORTED, SPIN, WorkloadSpeed
 from benchmarks.gpu.spin_pass import SELECTED

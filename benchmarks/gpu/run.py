@@ -22,13 +22,12 @@ import torch
 from benchmarks.gpu.deviations import Expected, measure_deviation
 from benchmarks.gpu.documents import LONG, SHORT, Documents, Workload, draw_documents
 from benchmarks.gpu.gemm import SIZES, SMALL_SIZES, ceiling, measure_gemm
-from benchmarks.gpu.goals import judge
 from benchmarks.gpu.gpu_page import render
 from benchmarks.gpu.operations import count_operations
 from benchmarks.gpu.plain_pass import PlainPass
 from benchmarks.gpu.random_backbone import LookupBackbone, open_random_backbone, place_model, random_model
 from benchmarks.gpu.reference import reference_features
-from benchmarks.gpu.results import GpuMachine, Results
+from benchmarks.gpu.results import GpuMachine, Results, judge
 from benchmarks.gpu.shapes import Shape, full_shapes, tiny_shapes
 from benchmarks.gpu.solver_times import Problem, full_problems, measure_solver, small_problems
 from benchmarks.gpu.speed_rounds import IN_ORDER, SORTED, SPIN, Rivals, WorkloadSpeed, measure_speed
