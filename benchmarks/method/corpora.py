@@ -122,14 +122,28 @@ class Exam:
     """The input of every contender: documents to learn from, and test documents."""
 
     corpus: Corpus
-    y: Targets
-    """targets of all documents, those of the training documents possibly flipped"""
     train: Rows
     valid: Rows
     test: Rows
     data: TrainingData
     """the labelled documents and the folds of validation"""
-    seed: int
+
+    @classmethod
+    def of(cls, corpus: Corpus, y: Targets, train: Rows, valid: Rows, test: Rows, seed: int) -> Exam:
+        """The exam of a division, by targets `y` of all documents."""
+        folds = make_folds(corpus.label_space, y, train, valid, seed, corpus.groups)
+        data = TrainingData(y, folds, corpus.label_space, METRIC, seed=seed, groups=corpus.groups)
+        return cls(corpus, train, valid, test, data)
+
+    @property
+    def y(self) -> Targets:
+        """Targets of all documents, those of the training documents possibly flipped."""
+        return self.data.y
+
+    @property
+    def seed(self) -> int:
+        """By which the documents were drawn."""
+        return self.data.seed
 
     @property
     def folds(self) -> tuple[Fold, ...]:
@@ -145,18 +159,16 @@ def draw_exam(corpus: Corpus, setting: str, seed: int) -> Exam:
     among training, validation and test nor among folds. A multi-label corpus is divided in proportion to the rarest
     classes of the documents, and has no setting `noisy`.
     """
-    few, plan, groups = setting.startswith("few"), corpus.plan, corpus.groups
+    few, plan = setting.startswith("few"), corpus.plan
     strata = corpus.label_space.strata(corpus.y)
-    train, valid, test = divide(strata, groups, (plan.train, plan.valid, plan.test), 0 if few else seed)
+    train, valid, test = divide(strata, corpus.groups, (plan.train, plan.valid, plan.test), 0 if few else seed)
     y = corpus.y
     if few:
         pool = np.setdiff1d(np.arange(len(corpus.y)), test)
         train, valid = _few(corpus, pool, int(setting.removeprefix("few")), seed)
     elif setting == "noisy":
         y = _flipped(corpus, train, seed)
-    folds = make_folds(corpus.label_space, y, train, valid, seed, groups)
-    data = TrainingData(y, folds, corpus.label_space, METRIC, seed=seed, groups=groups)
-    return Exam(corpus, y, train, valid, test, data, seed)
+    return Exam.of(corpus, y, train, valid, test, seed)
 
 
 def _few(corpus: Corpus, pool: Rows, count: int, seed: int) -> tuple[Rows, Rows]:

@@ -25,9 +25,7 @@ from benchmarks.method.tasks.manual_page import PageSource, read_sources, render
 from benchmarks.method.tasks.manuals import MANUALS, PACKAGES
 from benchmarks.section_page import table, write_page
 from spin.arrays import Rows
-from spin.labels.cross_validation import make_folds
 from spin.labels.metrics import score
-from spin.labels.training_data import TrainingData
 
 PAGE = Path("benchmarks/method-languages.md")
 ENGLISH = "English"
@@ -114,9 +112,7 @@ def divide(corpus: Corpus, languages: Sequence[str], seed: int, *, english_alone
     learn = np.flatnonzero((places >= _TEST_SHARE) & ((of_rows == ENGLISH) | (not english_alone)))
     is_valid = places[learn] >= 1 - _VALID_SHARE * (1 - _TEST_SHARE)
     train, valid = learn[~is_valid], learn[is_valid]
-    folds = make_folds(corpus.label_space, corpus.y, train, valid, seed, corpus.groups)
-    data = TrainingData(corpus.y, folds, corpus.label_space, METRIC, seed=seed, groups=corpus.groups)
-    return Exam(corpus, corpus.y, train, valid, test, data, seed)
+    return Exam.of(corpus, corpus.y, train, valid, test, seed)
 
 
 def answers(exam: Exam) -> Iterator[Answer]:

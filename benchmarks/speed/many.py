@@ -26,7 +26,6 @@ from benchmarks.speed.trial import Sides, Trial, make_trial
 from spin import SharedPass, TrainedClassifier
 from spin.backbone.loading import load_backbone
 from spin.labels.label_space import LabelSpace
-from spin.labels.training_data import TrainingData
 from spin.settings import BackboneSettings
 
 TITLE = "Many classifiers"
@@ -93,13 +92,12 @@ def task_of(corpus: Corpus, tag: int) -> Corpus:
 
 def fit_task(trial: Trial, corpus: Corpus, name: str) -> tuple[TrainedClassifier, float]:
     """The classifier of a task, on the documents of the trial, and the seconds that it took to fit it."""
-    exam = trial.exam
     settings = BackboneSettings(model=corpus.plan.model, max_tokens=corpus.plan.max_tokens, device="cpu")
-    data = TrainingData(corpus.y, exam.folds, corpus.label_space, METRIC, groups=corpus.groups)
+    data = replace(trial.exam.data, y=corpus.y, label_space=corpus.label_space)
 
     def train(folder: Path) -> None:
         start = time.perf_counter()
-        result = fit_spin(replace(exam, corpus=corpus, y=corpus.y, data=data)).training_result
+        result = fit_spin(replace(trial.exam, corpus=corpus, data=data)).training_result
         seconds = time.perf_counter() - start
         spin = TrainedClassifier(settings, load_backbone(settings).digest, corpus.label_space, result, METRIC)
         spin.save(folder / "classifier")

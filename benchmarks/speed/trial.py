@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.method.contenders import STRENGTHS
-from benchmarks.method.corpora import METRIC, Corpus, Exam, Plan
+from benchmarks.method.corpora import Corpus, Exam, Plan
 from benchmarks.method.division import divide
 from benchmarks.speed.parts import Parts
 from benchmarks.speed.role import LOSSES
@@ -25,9 +25,7 @@ from spin.arrays import Floats, Rows
 from spin.backbone.hub import locate_model
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
-from spin.labels.cross_validation import make_folds
 from spin.labels.label_space import LabelSpace, Targets
-from spin.labels.training_data import TrainingData
 from spin.settings import BackboneSettings
 
 
@@ -153,9 +151,7 @@ def make_trial(
 def divide_corpus(corpus: Corpus, sides: Sides) -> tuple[Exam, Rows]:
     """What the contenders learn from, with the test documents, and the rows of the validation documents."""
     train, tune, valid, test = divide(corpus.y, corpus.groups, sides, seed=0)
-    folds = make_folds(corpus.label_space, corpus.y, train, tune, 0, corpus.groups)
-    data = TrainingData(corpus.y, folds, corpus.label_space, METRIC, groups=corpus.groups)
-    return Exam(corpus, corpus.y, train, tune, test, data, seed=0), valid
+    return Exam.of(corpus, corpus.y, train, tune, test, seed=0), valid
 
 
 def flops(backbone: Backbone, lengths: Sequence[int] | NDArray[np.integer]) -> float:

@@ -154,7 +154,7 @@ def test_it_learns_from_all_labelled_documents_and_from_no_label_of_the_test(
     assert len(fits) == 1 + len(exam.folds)
     hidden = exam.y.copy()
     hidden[exam.test] = hidden[exam.test[0]]
-    again, _ = fine_tune(replace(exam, y=hidden, data=replace(exam.data, y=hidden)), RATE)
+    again, _ = fine_tune(replace(exam, data=replace(exam.data, y=hidden)), RATE)
     np.testing.assert_allclose(again.logits, answer.logits, rtol=1e-4, atol=1e-4)
 
 

@@ -137,7 +137,7 @@ def test_nothing_is_learned_from_test_documents(
     settings, y = windows(backbone_folder), corpus.y.copy()
     y[exam.test] = 1 - y[exam.test]
     for name, targets in (("one", corpus.y), ("other", y)):
-        relabelled = replace(exam, y=targets, corpus=replace(corpus, y=targets))
+        relabelled = replace(exam, corpus=replace(corpus, y=targets), data=replace(exam.data, y=targets))
         whole_documents.train(relabelled, settings, ["resid.03"], tmp_path / name)
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "other"))
     assert one == other
