@@ -36,6 +36,11 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (heads, rule, *rows)) + "\n"
 
 
+def word_of(holds: bool) -> str:
+    """Whether a promise or claim holds, as the pages say it."""
+    return "holds" if holds else "**does not hold**"
+
+
 def _read_sections(path: Path) -> dict[str, str]:
     """The sections of a page by title; none if there is no page."""
     if not path.exists():
@@ -46,7 +51,7 @@ def _read_sections(path: Path) -> dict[str, str]:
 
 def _section(title: str, part: Part) -> str:
     text, verdicts = part
-    lines = [f"- {'holds' if holds else '**does not hold**'}: {promise}." for holds, promise in verdicts]
+    lines = [f"- {word_of(holds)}: {promise}." for holds, promise in verdicts]
     return "\n".join([f"{_RULE}{title}\n", f"{_machine()}\n", text, *lines]).rstrip() + "\n"
 
 

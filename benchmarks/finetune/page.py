@@ -22,9 +22,10 @@ from benchmarks.finetune.run import RATE, plan_fits
 from benchmarks.machine import processor, versions
 from benchmarks.method.regret import TaskResults
 from benchmarks.method.run import Experiment, read_result, read_results
-from benchmarks.method.table import SPIN, Difference, Result, label_text, markdown, spread, values_of
+from benchmarks.method.table import SPIN, Difference, Result, label_text, spread, values_of
 from benchmarks.method.tasks.task import ENCODER, Task
 from benchmarks.method.tasks.tweets import TWEETS
+from benchmarks.section_page import table
 from spin.labels.splits import CROSS_VALIDATION_BELOW, VERY_FEW_LABELS
 
 
@@ -68,7 +69,7 @@ def _table(settings: dict[str, list[Result]]) -> str:
         cells = [spread(values, 1) if len(values) else "–" for values in (*percents, *of_spin)]
         lines.append([_labels(runs), str(len(runs)), *cells[:4], *costs, *cells[4:]])
     titles = ["labels", "draws", "macro-F1", "accuracy", "ECE, %", "by chance up to", "epochs", "seconds to fit"]
-    return markdown([*titles, f"{SPIN}: macro-F1", "accuracy", "ECE, %"], lines)
+    return table([*titles, f"{SPIN}: macro-F1", "accuracy", "ECE, %"], lines)
 
 
 def _verdict(runs: Sequence[Result]) -> str:

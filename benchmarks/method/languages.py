@@ -20,11 +20,11 @@ import numpy as np
 from benchmarks.method.contenders import Answer, fit_spin, last_layer, spin_choice, tfidf_characters, words
 from benchmarks.method.corpora import METRIC, Corpus, Documents, Exam, extract_corpus, load
 from benchmarks.method.run import FOLDER
+from benchmarks.method.table import spread
 from benchmarks.method.tasks.apt import PrivateApt, unpack
 from benchmarks.method.tasks.manual_page import PageSource, read_sources, render_page
 from benchmarks.method.tasks.manuals import MANUALS, PACKAGES
 from benchmarks.section_page import table, write_page
-from spin.arrays import Rows
 from spin.labels.metrics import score
 
 PAGE = Path("benchmarks/method-languages.md")
@@ -152,8 +152,8 @@ def describe(found: Mapping[tuple[str, str], Sequence[Mapping[str, float]]], lan
     tested = (ENGLISH, *TRANSLATIONS)
     rows = []
     for (learned, name), draws in found.items():
-        cells = [np.array([draw[language] for draw in draws]) for language in tested]
-        rows.append([f"{name}, from {learned}", *(f"{cell.mean():.1f} ± {_sd(cell):.1f}" for cell in cells)])
+        cells = [spread(np.array([draw[language] for draw in draws]), 1) for language in tested]
+        rows.append([f"{name}, from {learned}", *cells])
     counts = ", ".join(f"{list(languages).count(language):,} {language}" for language in tested)
     draws = len(next(iter(found.values())))
     return (
@@ -161,10 +161,6 @@ def describe(found: Mapping[tuple[str, str], Sequence[Mapping[str, float]]], lan
         f"{MANUALS.encoder.max_tokens} tokens. Pages: {counts}. A page and its translations are on one side.\n\n"
         + table(["learned from", *tested], rows)
     )
-
-
-def _sd(values: Rows) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def main() -> None:

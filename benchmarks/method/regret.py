@@ -18,9 +18,10 @@ import numpy as np
 
 from benchmarks.machine import processor
 from benchmarks.method.run import FOLDER, experiments, read_results
-from benchmarks.method.table import SPIN, Result, Section, corpus_title, label_text, markdown, sections
+from benchmarks.method.table import SPIN, Result, corpus_title, label_text, sections
 from benchmarks.method.tasks.catalogue import TASKS
 from benchmarks.method.tasks.task import Task
+from benchmarks.section_page import table, word_of
 
 PAGE = Path("benchmarks/regret.md")
 ROWS = ("all neurons", "SPIN, neurons", "words", "SPIN, neurons + words", "best single site", "last layer")
@@ -106,14 +107,13 @@ def measure(results: Sequence[Result]) -> Regret:
 
 def measure_all(stored: Sequence[TaskResults]) -> list[Regret]:
     """The regrets of all tables with enough draws, by task and number of labels."""
-    tables = [
-        table
+    return [
+        measure(draws)
         for task_results in stored
         for setting in (*COUNTED, *REPORTED)
-        for key, table in sorted(task_results.results.items())
-        if key.endswith(f"-{setting}") and len(table) >= FEWEST_DRAWS
+        for key, draws in sorted(task_results.results.items())
+        if key.endswith(f"-{setting}") and len(draws) >= FEWEST_DRAWS
     ]
-    return [measure(table) for table in tables]
 
 
 def report(stored: Sequence[TaskResults]) -> str:
@@ -143,7 +143,7 @@ def regret_table(regrets: Sequence[Regret]) -> str:
         for regret in regrets
     ]  # fmt: skip
     titles = ["", "labels", "draws", "best row", "its macro-F1", "SPIN", "difference", "regret"]
-    return markdown(titles, lines)
+    return table(titles, lines)
 
 
 def limits(counted: Sequence[Regret]) -> str:
@@ -151,8 +151,8 @@ def limits(counted: Sequence[Regret]) -> str:
     median, worst = (float(f([regret.points for regret in counted])) for f in (np.median, np.max))
     tables = _count(len(counted), "table")
     return (
-        f"- {_holds(median <= MEDIAN)}: the median regret is at most {MEDIAN} points ({median:.2f}, of {tables}).\n"
-        f"- {_holds(worst <= WORST)}: the worst regret is at most {WORST} points ({worst:.2f}).\n"
+        f"- {word_of(median <= MEDIAN)}: the median regret is at most {MEDIAN} points ({median:.2f}, of {tables}).\n"
+        f"- {word_of(worst <= WORST)}: the worst regret is at most {WORST} points ({worst:.2f}).\n"
     )
 
 
@@ -167,14 +167,10 @@ def failures(counted: Sequence[Regret], stored: Sequence[TaskResults]) -> str:
     lines += [
         f"- {section.title}, does not hold: {claim}"
         for task_results in stored
-        for section in _sections(task_results)
+        for section in sections(task_results.results)
         for claim in section.failed
     ]
     return "\n".join(lines or ["- Nothing."]) + "\n"
-
-
-def _sections(task_results: TaskResults) -> list[Section]:
-    return sections(dict(task_results.results))
 
 
 def _missing(stored: Sequence[TaskResults]) -> str:
@@ -216,10 +212,6 @@ how rows are computed.
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' if number != 1 else ''}"
-
-
-def _holds(holds: bool) -> str:
-    return "holds" if holds else "**does not hold**"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from benchmarks.method.siren import ETAS as SIREN_ETAS
 from benchmarks.method.siren import RATES, WIDTHS
 from benchmarks.method.tasks.task import Task
 from benchmarks.method.tasks.tweets import TWEETS
+from benchmarks.section_page import table, word_of
 
 Result = dict[str, Any]
 SPIN, BALANCED, HALF = "SPIN, accuracy", "SPIN, balanced", "SPIN, lower half"
@@ -63,11 +64,11 @@ class Section:
     @property
     def failed(self) -> list[str]:
         """The claims that do not hold, without the mark."""
-        mark = f"- {_holds(False)}: "
+        mark = f"- {word_of(False)}: "
         return [line.removeprefix(mark) for line in self.claims.splitlines() if line.startswith(mark)]
 
 
-def sections(results: dict[str, list[Result]]) -> list[Section]:
+def sections(results: Mapping[str, list[Result]]) -> list[Section]:
     """The tables of a task's results by corpus and setting, in the order of the page."""
     full = {key: runs for key, runs in results.items() if key.endswith("-full")}
     found = [
@@ -105,7 +106,7 @@ def full_table(results: Sequence[Result]) -> str:
         f"for validation, {test:,} for the test; {results[0]['neurons']:,} neurons, counted once per pooling, in "
         f"{results[0]['depth']} blocks.\n"
     )
-    return markdown(["", *(title for title, _ in columns)], lines) + "\n" + below
+    return table(["", *(title for title, _ in columns)], lines) + "\n" + below
 
 
 def full_claims(results: Sequence[Result]) -> str:
@@ -114,16 +115,16 @@ def full_claims(results: Sequence[Result]) -> str:
     share = 100 * _mean(results, SPIN, "neurons") / results[0]["neurons"]
     ece, limit = (100 * _mean(results, SPIN, key) for key in ("ece", "ece_limit"))
     lines = [
-        f"- {_holds(gain.mean >= GAIN and gain.lower >= 0 and share <= MOST_NEURONS)}: `accuracy` gains at least "
+        f"- {word_of(gain.mean >= GAIN and gain.lower >= 0 and share <= MOST_NEURONS)}: `accuracy` gains at least "
         f"{GAIN} points of macro-F1 on {ALL}, and no loss is within the 90 % interval over the draws, with at most "
         f"{MOST_NEURONS:.0f} % of the neurons ({gain.interval}, {share:.1f} %).",
         _words_claim(results),
-        f"- {_holds(ece <= limit)}: `accuracy` has an ECE that exact probabilities would show by chance ({ece:.1f} %; "
+        f"- {word_of(ece <= limit)}: `accuracy` has an ECE that exact probabilities would show by chance ({ece:.1f} %; "
         f"they exceed {limit:.1f} % in 5 % of such test sets).",
     ]
     for name in (n for n in _names(results) if not n.startswith("SPIN") and n != ALL):
         ahead = Difference.of(results, name)
-        lines.append(f"- {_holds(ahead.mean > 0)}: `accuracy` has a higher macro-F1 than {name} ({ahead.interval}).")
+        lines.append(f"- {word_of(ahead.mean > 0)}: `accuracy` has a higher macro-F1 than {name} ({ahead.interval}).")
     return "\n".join([*lines, *_cost_claims(results)]) + "\n"
 
 
@@ -141,7 +142,7 @@ def _cost_claims(results: Sequence[Result]) -> list[str]:
     gain = 100 * (_mean(results, HALF, "macro_f1") - _mean(results, LAST, "macro_f1"))
     return [
         *lines,
-        f"- {_holds(gain > 0)}: SPIN on the lower half of the blocks has a higher macro-F1 than the {LAST} of the "
+        f"- {word_of(gain > 0)}: SPIN on the lower half of the blocks has a higher macro-F1 than the {LAST} of the "
         f"whole model ({gain:+.2f} points at {100 * _mean(results, HALF, 'compute'):.0f} % of its compute).",
     ]
 
@@ -155,7 +156,7 @@ def few_claims(counts: dict[int, list[Result]]) -> str:
         rows = " nor ".join(f"{gain.name} ({gain})" for gain in gains)
         where = f"{count} per class, "
         lines += [
-            f"- {_holds(all(gain.mean >= 0 for gain in gains))}: {where}`accuracy` is in the mean not below {rows}.",
+            f"- {word_of(all(gain.mean >= 0 for gain in gains))}: {where}`accuracy` is in the mean not below {rows}.",
             _words_claim(results, where),
             _others_claim(results, [WORDS, *named], where),
         ]
@@ -166,7 +167,7 @@ def noisy_claims(results: Sequence[Result]) -> str:
     """The claims with flipped labels, as a Markdown list."""
     gain = Difference.of(results, ALL)
     lines = [
-        f"- {_holds(gain.near)}: `accuracy` is not below {ALL} by more than one standard error ({gain}).",
+        f"- {word_of(gain.near)}: `accuracy` is not below {ALL} by more than one standard error ({gain}).",
         _words_claim(results),
         _others_claim(results, [WORDS, ALL]),
     ]
@@ -176,7 +177,7 @@ def noisy_claims(results: Sequence[Result]) -> str:
 def _words_claim(results: Sequence[Result], where: str = "") -> str:
     """The claim of every table."""
     gain = Difference.of(results, WORDS)
-    return f"- {_holds(gain.near)}: {where}`accuracy` is not below {WORDS} by more than one standard error ({gain})."
+    return f"- {word_of(gain.near)}: {where}`accuracy` is not below {WORDS} by more than one standard error ({gain})."
 
 
 def _others_claim(results: Sequence[Result], named: Sequence[str], where: str = "") -> str:
@@ -185,7 +186,7 @@ def _others_claim(results: Sequence[Result], named: Sequence[str], where: str = 
     below = [gain for gain in (Difference.of(results, name) for name in others) if not gain.near]
     exceptions = f", except {', '.join(f'{gain.name} ({gain})' for gain in below)}" if below else ""
     claim = f"{where}`accuracy` is below no other row by more than one standard error{exceptions}"
-    return f"- {_holds(not below)}: {claim}."
+    return f"- {word_of(not below)}: {claim}."
 
 
 def _paired_section(key: str, title: str, shown: dict[str, list[Result]], claims: str) -> Section:
@@ -214,7 +215,7 @@ def paired_table(shown: dict[str, list[Result]]) -> str:
         f"as mean ± standard error{''.join(f'; {words}' for words in sorted(fewer))}; "
         f"{first[0]['documents'][2]:,} test documents.\n"
     )
-    return markdown(titles, lines) + "\n" + below
+    return table(titles, lines) + "\n" + below
 
 
 def _paired_cells(results: Sequence[Result], name: str) -> tuple[str, str]:
@@ -417,15 +418,5 @@ def spread(values: Any, digits: int) -> str:
     return mean if float(sd.replace(",", "")) == 0 else f"{mean} ± {sd}"
 
 
-def _holds(holds: bool) -> str:
-    return "holds" if holds else "**does not hold**"
-
-
 def _list(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.3g}" for value in values)
-
-
-def markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are figures."""
-    rule = ["---", *["---:"] * (len(titles) - 1)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [titles, rule, *lines])

@@ -18,9 +18,10 @@ import numpy as np
 
 from benchmarks.method.contenders import fit_spin
 from benchmarks.method.corpora import METRIC, Corpus
+from benchmarks.section_page import table
 from benchmarks.speed.graphs import graph_peers
 from benchmarks.speed.interval import speed_ratio
-from benchmarks.speed.page import Conditions, describe_run, markdown
+from benchmarks.speed.page import Conditions, describe_run
 from benchmarks.speed.rounds import Ready, make_ready
 from benchmarks.speed.trial import Sides, Trial, make_trial
 from spin import SharedPass, TrainedClassifier
@@ -125,14 +126,14 @@ def section(result: ManyClassifiers, conditions: Conditions) -> str:
         ratio = speed_ratio(theirs, ours)
         speeds = (f"{result.documents / float(np.median(seconds)):,.0f}" for seconds in (ours, theirs))
         lines.append([str(count), *speeds, f"{ratio.estimate:.2f} × [{ratio.low:.2f}–{ratio.high:.2f}]"])
-    table = markdown(["classifiers", "SPIN, docs/s", "one model per task, docs/s", "ratio"], lines)
+    titles = ["classifiers", "SPIN, docs/s", "one model per task, docs/s", "ratio"]
     return (
         f"## {TITLE}\n\n{describe_run(conditions)} The tasks are the {TASKS} most frequent tags of Debian packages, "
         "each with a classifier that says whether a package has the tag. SPIN classifies by all of them in one pass, "
         f"as shipped; the alternative runs {result.peer}, the fastest transformer peer, once for each "
-        f"task.\n\n{table}\n{result.documents:,} documents; {len(result.peer_seconds)} rounds. From labels to a "
-        f"classifier: {result.read_s:,.0f} s to read the activations of {result.labelled:,} labelled documents once, "
-        f"and {result.fit_s:,.0f} s, in one process, to fit each classifier on them.\n"
+        f"task.\n\n{table(titles, lines)}\n{result.documents:,} documents; {len(result.peer_seconds)} rounds. "
+        f"From labels to a classifier: {result.read_s:,.0f} s to read the activations of {result.labelled:,} labelled "
+        f"documents once, and {result.fit_s:,.0f} s, in one process, to fit each classifier on them.\n"
     )
 
 

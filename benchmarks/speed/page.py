@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks import machine
-from benchmarks.method.table import markdown
+from benchmarks import machine, section_page
 from benchmarks.speed.interval import CONFIDENCE, speed_ratio
 from benchmarks.speed.role import OurSetting, Role, TransformerPeer, WordPeer
 from benchmarks.speed.row import Row, fastest, transformer_peers
@@ -135,7 +134,7 @@ def table(rows: Sequence[Row], trial: Trial, peaks: Mapping[str, float], price: 
         _line(row, best, trial, peaks, price)
         for row in sorted(rows, key=lambda row: (order.index(type(row.role)), -row.median))
     ]
-    return markdown(_TITLES, lines)
+    return section_page.table(_TITLES, lines)
 
 
 def _line(row: Row, best: Row | None, trial: Trial, peaks: Mapping[str, float], price: float) -> list[str]:
@@ -181,7 +180,7 @@ def equal_table(pairs: Sequence[Equal], trial: Trial) -> str:
         speed = f"{len(trial.test) / pair.ours.median:,.0f}"
         both = f"{100 * pair.ours.valid_score:.1f} / {scores}"
         lines.append([*line, pair.ours.key, speed, times(pair.ratio), points(pair.difference), both])
-    return f"At the macro-F1 of each peer on validation:\n\n{markdown(_EQUAL_TITLES, lines)}"
+    return f"At the macro-F1 of each peer on validation:\n\n{section_page.table(_EQUAL_TITLES, lines)}"
 
 
 def format_peaks(peaks: Mapping[str, float]) -> str:

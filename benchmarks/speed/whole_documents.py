@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks.method.contenders import fit_spin
 from benchmarks.method.corpora import METRIC, Corpus, Exam
-from benchmarks.method.table import markdown
+from benchmarks.section_page import table
 from benchmarks.speed.contender import Answers, Classify, Contender
 from benchmarks.speed.interval import Interval, score_difference
 from benchmarks.speed.our_settings import classify_with
@@ -120,8 +120,8 @@ def section(comparison: Comparison, conditions: Conditions, threads: int) -> str
     return "\n".join(
         [
             f"## {TITLE}\n\n{describe_run(conditions)}\n\n{_about(comparison)}\n",
-            markdown(_TITLES, lines),
-            f"Windows against cut:\n\n{markdown(('', 'docs/s', 'macro-F1', 'accuracy'), differences)}",
+            table(_TITLES, lines),
+            f"Windows against cut:\n\n{table(('', 'docs/s', 'macro-F1', 'accuracy'), differences)}",
             _documents(comparison),
         ]
     )
