@@ -67,7 +67,7 @@ def _table(settings: dict[str, list[Result]]) -> str:
         costs = [spread(values_of(runs, NAME, key), 0) for key in ("epochs", "seconds")]
         of_spin = [100 * values_of(runs, SPIN, key) for key in ("macro_f1", "accuracy", "ece")]
         cells = [spread(values, 1) if len(values) else "–" for values in (*percents, *of_spin)]
-        lines.append([_labels(runs), str(len(runs)), *cells[:4], *costs, *cells[4:]])
+        lines.append([label_text(runs), str(len(runs)), *cells[:4], *costs, *cells[4:]])
     titles = ["labels", "draws", "macro-F1", "accuracy", "ECE, %", "by chance up to", "epochs", "seconds to fit"]
     return table([*titles, f"{SPIN}: macro-F1", "accuracy", "ECE, %"], lines)
 
@@ -76,19 +76,14 @@ def _verdict(runs: Sequence[Result]) -> str:
     """The paired difference of the macro-F1, SPIN minus the fine-tuned"""
     paired = [run for run in runs if len(run["rows"]) > 1]
     if not paired:
-        return f"{_labels(runs)}: `make bench-method` has stored no result of SPIN."
+        return f"{label_text(runs)}: `make bench-method` has stored no result of SPIN."
     gain = Difference.of(paired, NAME)
     figures = str(gain) if len(paired) > 1 else f"{gain.mean:+.2f}, no standard error of a single draw"
     ahead = "SPIN is ahead" if gain.mean > 0 else "fine-tuning is ahead"
     beyond = "by more than two standard errors" if abs(gain.mean) > 2 * gain.error else "within two standard errors"
     verdict = f": {ahead}, {beyond}" if len(paired) > 1 else ""
     draws = f"{len(paired)} of {len(runs)} draws"
-    return f"{_labels(runs)}, {draws}: {SPIN} − {NAME} {figures} points of macro-F1{verdict}."
-
-
-def _labels(runs: Sequence[Result]) -> str:
-    setting = runs[0]["experiment"]["setting"]
-    return label_text(runs) if setting == "full" else f"{setting.removeprefix('few')} per class"
+    return f"{label_text(runs)}, {draws}: {SPIN} − {NAME} {figures} points of macro-F1{verdict}."
 
 
 def _head() -> str:

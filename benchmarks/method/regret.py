@@ -92,11 +92,10 @@ def measure(results: Sequence[Result]) -> Regret:
     best = max(ROWS, key=lambda name: scores[name].mean())
     difference = scores[best] - scores[SPIN]
     error = float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else np.inf
-    setting = results[0]["experiment"]["setting"]
     return Regret(
         corpus_title(results),
-        label_text(results) if setting == "full" else f"{setting.removeprefix('few')} per class",
-        setting in COUNTED,
+        label_text(results),
+        results[0]["experiment"]["setting"] in COUNTED,
         len(results),
         best,
         float(scores[best].mean()),

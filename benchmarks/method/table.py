@@ -385,8 +385,10 @@ def corpus_title(results: Sequence[Result]) -> str:
 
 
 def label_text(results: Sequence[Result]) -> str:
-    """How many labels an experiment learns from: all that the plan gives, or their number where it is a subset."""
-    first = results[0]
+    """How many labels an experiment learns from: all that the plan gives, their number where it is a subset, or few."""
+    first, setting = results[0], results[0]["experiment"]["setting"]
+    if setting.startswith("few"):
+        return f"{setting.removeprefix('few')} per class"
     whole = first["experiment"]["plan"]["documents"] is None
     count = sum(first["documents"][:2])
     return f"all labels ({count:,})" if whole else f"{count:,} labels"
