@@ -21,8 +21,8 @@ from benchmarks.method.contenders import Answer, fit_spin, last_layer, spin_choi
 from benchmarks.method.corpora import METRIC, Corpus, Documents, Exam, extract_corpus, load
 from benchmarks.method.run import FOLDER
 from benchmarks.method.table import spread
-from benchmarks.method.tasks.apt import PrivateApt, unpack
-from benchmarks.method.tasks.manual_page import PageSource, read_sources, render_page
+from benchmarks.method.tasks.apt import PrivateApt
+from benchmarks.method.tasks.manual_page import download_sources, render_page
 from benchmarks.method.tasks.manuals import MANUALS, PACKAGES
 from benchmarks.section_page import table, write_page
 from spin.labels.metrics import score
@@ -65,9 +65,9 @@ def read_pages(folder: Path, sizes: Sizes) -> Pages:
     """A random part of the pages in every language, which are downloaded into the folder."""
     apt = PrivateApt(folder / "apt")
     apt.update()
-    sources = {ENGLISH: _read_sources(apt, folder, PACKAGES, "")}
+    sources = {ENGLISH: download_sources(apt, folder, PACKAGES)}
     for language, (code, packages) in TRANSLATIONS.items():
-        sources[language] = _read_sources(apt, folder, packages, code)
+        sources[language] = download_sources(apt, folder, packages, code)
     draw = np.random.default_rng(0)
     texts, sections, names, languages = [], [], [], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -90,16 +90,6 @@ def keep_sections(sections: Sequence[str], languages: Sequence[str], least: int)
     """The rows of the sections with enough English pages."""
     english = [section for section, language in zip(sections, languages, strict=True) if language == ENGLISH]
     return [row for row, section in enumerate(sections) if english.count(section) >= least]
-
-
-def _read_sources(apt: PrivateApt, folder: Path, packages: Sequence[str], code: str) -> list[PageSource]:
-    """The distinct pages of packages in a language."""
-    distinct: dict[bytes, PageSource] = {}
-    for name, package in zip(packages, apt.download(packages), strict=True):
-        unpack(package, unpacked := folder / "apt/unpacked" / name)
-        for source in read_sources(unpacked, code):
-            distinct.setdefault(source.roff, source)
-    return list(distinct.values())
 
 
 def divide(corpus: Corpus, languages: Sequence[str], seed: int, *, english_alone: bool) -> Exam:

@@ -6,9 +6,11 @@ import gzip
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.method.tasks.apt import PrivateApt, unpack
 from spin.errors import UserError
 
 _GROFF = (
@@ -55,6 +57,20 @@ def read_sources(folder: Path, language: str = "") -> list[PageSource]:
             if not roff.lstrip().startswith(b".so "):
                 sources.append(PageSource(match["section"], roff, file.name.removesuffix(".gz")))
     return sources
+
+
+def download_sources(apt: PrivateApt, folder: Path, packages: Sequence[str], language: str = "") -> list[PageSource]:
+    """The pages of packages in English or a language such as `de`, each once, downloaded into a folder.
+
+    FreeBSD's manual has a copy of a page for each of its names.
+    """
+    distinct: dict[bytes, PageSource] = {}
+    for name, package in zip(packages, apt.download(packages), strict=True):
+        unpacked = folder / "apt/unpacked" / name
+        unpack(package, unpacked)
+        for source in read_sources(unpacked, language):
+            distinct.setdefault(source.roff, source)
+    return list(distinct.values())
 
 
 def render_page(source: PageSource) -> ManualPage:

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from benchmarks.method.corpora import Documents
 from benchmarks.method.groups import group_similar
-from benchmarks.method.tasks.apt import PrivateApt, unpack
-from benchmarks.method.tasks.manual_page import ManualPage, PageSource, read_sources, render_page
+from benchmarks.method.tasks.apt import PrivateApt
+from benchmarks.method.tasks.manual_page import ManualPage, download_sources, render_page
 from benchmarks.method.tasks.task import MANY_CLASSES, ON_TWEETS, Size, Task
 
 PACKAGES = (
@@ -48,14 +48,9 @@ def read(folder: Path) -> Documents:
     """The pages of all packages, which are downloaded into the folder. Raises UserError without groff."""
     apt = PrivateApt(folder / "apt")
     apt.update()
-    distinct: dict[bytes, PageSource] = {}
-    for name, package in zip(PACKAGES, apt.download(PACKAGES), strict=True):
-        unpacked = folder / "apt/unpacked" / name
-        unpack(package, unpacked)
-        for source in read_sources(unpacked):
-            distinct.setdefault(source.roff, source)  # FreeBSD's manual has a copy of a page for each of its names
+    sources = download_sources(apt, folder, PACKAGES)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return documents_by_section(list(pool.map(render_page, distinct.values())), apt.release())
+        return documents_by_section(list(pool.map(render_page, sources)), apt.release())
 
 
 def documents_by_section(pages: Sequence[ManualPage], origin: str = "", least: int = LEAST_PAGES) -> Documents:
