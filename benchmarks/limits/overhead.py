@@ -42,10 +42,15 @@ WAYS = (PLAIN, ONE, TWO, PLAIN_WIDE, ONE_WIDE)
 
 
 def measure(folder: Path, *, quick: bool) -> list[dict[Way, float]]:
-    """Seconds by way, in rounds in which the ways take turns."""
+    """Seconds by way, in rounds in which all ways take turns."""
+    return race(folder, WAYS, 1 if quick else 3, quick=quick)
+
+
+def race(folder: Path, ways: Sequence[Way], count: int, *, quick: bool) -> list[dict[Way, float]]:
+    """Seconds by way, in rounds in which some ways take turns; on two shards at least, since Ray adds between them."""
     settings, rounds = prepare(folder, (2 if quick else 10) * SHARD), []
-    for number in range(1 if quick else 3):
-        order = WAYS if number % 2 == 0 else WAYS[::-1]
+    for number in range(count):
+        order = ways if number % 2 == 0 else ways[::-1]
         rounds.append({way: seconds(way, settings, folder) for way in order})
         print(" | ".join(f"{way}: {time:.1f} s" for way, time in rounds[-1].items()), flush=True)
     return rounds
