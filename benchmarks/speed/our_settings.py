@@ -1,4 +1,4 @@
-"""The contenders of SPIN: one training in several engines and precisions, with and without early exits."""
+"""The contenders of SPIN: one search, early exits for several losses, and several engines and precisions."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
+from unittest.mock import patch
 
 import numpy as np
 
+from benchmarks.method.contenders import FittedSpin, fit_spin, reader
+from benchmarks.method.corpora import METRIC
 from benchmarks.speed.choice import distinct
 from benchmarks.speed.contender import Answers, Classify, Contender
 from benchmarks.speed.role import SHIPPED, OurSetting, Precision
-from benchmarks.speed.training import train_classifiers
 from benchmarks.speed.trial import Trial
 from spin import TrainedClassifier
 from spin.activations.engines.engine import CALIBRATION_TEXTS
 from spin.arrays import Floats
 from spin.backbone.engine_choice import choose_engine
-from spin.backbone.loading import find_backbone
+from spin.backbone.loading import find_backbone, load_backbone
 from spin.errors import UserError
-from spin.settings import BackboneSettings, Choice
+from spin.fitted.fitted_classifier import TrainingResult
+from spin.integrate.integrate import integrate
+from spin.settings import BackboneSettings, CascadeSettings, Choice, SearchSettings
 from spin.sites import Site
 
 _ENGINES: tuple[tuple[str, Precision], ...] = (
@@ -72,6 +76,43 @@ class OurSettings:
     def contender(self, setting: OurSetting) -> Contender:
         """The contender of a setting; SPIN is trained at first use."""
         return Contender(setting, lambda: load(self.trial, setting))
+
+
+def train_classifiers(trial: Trial) -> Path:
+    """The folder of the classifiers, each in a folder with the loss that its early exits may cost as its name.
+
+    They are fitted with the default settings on the documents to learn from, and differ in their early exits alone.
+    """
+
+    def train(folder: Path) -> None:
+        fitted = fit_spin(trial.exam)
+        settings = BackboneSettings(model=trial.plan.model, max_tokens=trial.plan.max_tokens, device="cpu")
+        digest = load_backbone(settings).digest
+        for loss in trial.losses:
+            result = fitted.training_result if loss == SHIPPED else with_exits(trial, fitted, loss)
+            spin = TrainedClassifier(settings, digest, trial.label_space, result, METRIC)
+            spin.save(folder / str(loss))
+
+    return trial.parts.get("-".join(["spin", *map(str, trial.losses)]), train)
+
+
+def with_exits(trial: Trial, fitted: FittedSpin, loss: float) -> TrainingResult:
+    """The same training with early exits that may cost another loss; the search is not repeated."""
+    search = fitted.search
+    with (
+        patch("spin.integrate.integrate.Search", lambda *_, **__: search),
+        patch.object(search, "run", lambda: search.tried),
+    ):
+        return integrate(
+            fitted.probes,
+            [],
+            reader(trial.exam),
+            trial.exam.data,
+            settings=SearchSettings(),
+            compute=trial.exam.corpus.flops,
+            cascade=CascadeSettings(max_loss=loss),
+            words=fitted.words,
+        )
 
 
 def load(trial: Trial, setting: OurSetting) -> Classify:
