@@ -19,6 +19,7 @@ from spin.classifier import TrainedClassifier
 from spin.labels.metrics import score
 
 SCORES = ("1 − probability", "conflict", "drift")
+_PACKAGES = Path("runs/bench/trust/packages")
 _BINS = 10
 """bins of equal probability, each with as many of all texts"""
 
@@ -43,7 +44,7 @@ class _Scored:
     predicted: NDArray[np.int64]
 
 
-def measure(champion: Champion, folder: Path, *, quick: bool = False) -> dict[str, Detection]:
+def measure(champion: Champion, *, quick: bool = False) -> dict[str, Detection]:
     """Errors on clean texts, and perturbed and foreign texts among clean ones, at full depth."""
     spin = champion.classifier(exits=False)
     limit = 300 if quick else None
@@ -57,7 +58,7 @@ def measure(champion: Champion, folder: Path, *, quick: bool = False) -> dict[st
     for severity, name in zip(SEVERITIES, ("slightly", "moderately", "strongly"), strict=True):
         perturbed = _score(spin, mix_perturbations(texts, severity))
         detections[f"{name} perturbed texts"] = _detect(clean, perturbed, everything, everything)
-    packages = read_packages(folder).texts
+    packages = read_packages(_PACKAGES).texts
     draw = np.random.default_rng(0).choice(len(packages), len(texts), replace=False)
     foreign = _score(spin, [packages[row] for row in draw])
     detections["foreign texts (Debian packages)"] = _detect(clean, foreign, everything, everything)

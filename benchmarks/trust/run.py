@@ -7,33 +7,25 @@ that page.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from benchmarks.section_page import Part, write_page
+from benchmarks.section_page import write_page
 from benchmarks.trust import conflict, costs, privacy, quality, robustness
-from benchmarks.trust.champion import Champion, open_champion
+from benchmarks.trust.champion import open_champion
 
 _FOLDER = Path("runs/bench/trust")
 _REPORT = Path("benchmarks/trust.md")
 
-_PARTS: Mapping[str, tuple[str, Callable[[Champion, bool], Part]]] = {
-    "privacy": (
-        "What can be read back", lambda champion, quick: privacy.section(privacy.measure(champion, quick=quick))
-    ),
-    "robustness": (
-        "Perturbed texts", lambda champion, quick: robustness.section(robustness.measure(champion, quick=quick))
-    ),
-    "conflict": (
-        "Conflict among layers",
-        lambda champion, quick: conflict.section(conflict.measure(champion, _FOLDER / "packages", quick=quick)),
-    ),
-    "costs": ("Predicted costs", lambda champion, quick: costs.section(costs.measure(champion, quick=quick))),
-    "quality": (
-        "Quality without labels", lambda champion, quick: quality.section(quality.measure(champion, quick=quick))
-    ),
-}  # fmt: skip
-"""title of every part of the page, and what measures it"""
+_PARTS: Mapping[str, tuple[str, Any]] = {
+    "privacy": ("What can be read back", privacy),
+    "robustness": ("Perturbed texts", robustness),
+    "conflict": ("Conflict among layers", conflict),
+    "costs": ("Predicted costs", costs),
+    "quality": ("Quality without labels", quality),
+}
+"""title of every part of the page, and the module with its `measure` and `section`"""
 
 
 def main() -> None:
@@ -43,8 +35,8 @@ def main() -> None:
     options = parser.parse_args()
     champion = open_champion(_FOLDER / "quickstart")
     measured = {
-        title: measure(champion, options.quick)
-        for name, (title, measure) in _PARTS.items()
+        title: part.section(part.measure(champion, quick=options.quick))
+        for name, (title, part) in _PARTS.items()
         if options.only in (None, name)
     }
     path = _FOLDER / "trust.md" if options.quick else _REPORT
