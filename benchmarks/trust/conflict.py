@@ -13,15 +13,18 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.method.tasks.debian import read as read_packages
 from benchmarks.section_page import Part, table
 from benchmarks.trust.champion import Champion
-from benchmarks.trust.layer_conflict import layer_conflict
+from spin.arrays import Floats
 from spin.audit.perturbations import SEVERITIES, mix_perturbations
 from spin.classifier import TrainedClassifier
+from spin.fitted.fitted_classifier import FittedClassifier
 from spin.labels.metrics import score
 
 SCORES = ("1 − probability", "conflict", "drift")
 _PACKAGES = Path("runs/bench/trust/packages")
 _BINS = 10
 """bins of equal probability, each with as many of all texts"""
+_WORDS = -1
+"""the place of the words' logits, which count as one more layer"""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,30 @@ def _score(spin: TrainedClassifier, texts: Sequence[str]) -> _Scored:
         np.square(values).mean(axis=1),
     )
     return _Scored(dict(zip(SCORES, scores, strict=True)), predictions.probabilities.argmax(axis=1))
+
+
+def layer_conflict(fitted: FittedClassifier, features: Floats) -> Floats:
+    """(n,) the share, from 0 to 1, of the layers' sums that speaks against the predicted class of n documents.
+
+    `features` (n, p) are raw, of documents that ran to full depth. The margin of the best class over the second best is
+    the bias plus a sum per layer of what its neurons contribute; with s the sums of the layers, the conflict is
+    sum(max(-s, 0)) / sum(|s|). Under a network head the contributions are integrated gradients.
+    """
+    values = fitted.standardizer.transform(features)
+    second, first = np.argsort(fitted.head.logits(values), axis=1)[:, -2:].T
+    slopes = fitted.head.slopes_of(values, first) - fitted.head.slopes_of(values, second)
+    layers = _layers(fitted)
+    sums = np.stack([(values * slopes)[:, layers == layer].sum(axis=1) for layer in np.unique(layers)], axis=1)
+    against = np.maximum(-sums, 0).sum(axis=1)
+    conflict: Floats = against / np.maximum(np.abs(sums).sum(axis=1), 1e-12)
+    return conflict
+
+
+def _layers(fitted: FittedClassifier) -> Floats:
+    """(p,) the layer of every feature."""
+    columns = fitted.selection.neurons.items()
+    counts = [fitted.selection.word_logits, *(len(neurons) for _, neurons in columns)]
+    return np.repeat([_WORDS, *(column.site.layer for column, _ in columns)], counts)
 
 
 def _detect(common: _Scored, sought: _Scored, common_rows: NDArray[np.int64], rows: NDArray[np.int64]) -> Detection:

@@ -7,7 +7,6 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.trust import conflict, costs, privacy, robustness
-from benchmarks.trust.layer_conflict import layer_conflict
 from spin.audit.privacy import FREQUENCY, LeakFigures, Membership, PrivacyReport
 from spin.audit.verbatim import VerbatimLeaks
 from spin.audit.word_recovery import Recovery
@@ -32,7 +31,7 @@ def test_conflict_is_the_share_of_layers_against_the_class_by_a_plain_loop() -> 
         for j, layer in enumerate(layers):
             sums[layer] += row[j] * (fitted.head.coef[first, j] - fitted.head.coef[second, j])
         expected.append(sum(-s for s in sums.values() if s < 0) / sum(abs(s) for s in sums.values()))
-    assert layer_conflict(fitted, features) == pytest.approx(np.array(expected), rel=1e-4)
+    assert conflict.layer_conflict(fitted, features) == pytest.approx(np.array(expected), rel=1e-4)
     assert 0 < np.mean(expected) < 1
 
 
