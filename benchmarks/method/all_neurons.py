@@ -10,13 +10,9 @@ from scipy.linalg import cholesky, solve_triangular
 
 from benchmarks.method.contenders import Answer, choose_strength, choose_targets, final_logits
 from benchmarks.method.corpora import Exam
+from benchmarks.method.layers import fit_heads
 from spin.arrays import Floats, Rows
-from spin.heads.design import Design
-from spin.heads.feature_rows import FeatureRows
-from spin.integrate.feature_matrix import row_weights
-from spin.integrate.fit_linear import fit_linear
 from spin.labels.standardizer import Standardizer
-from spin.process_group import ProcessGroup
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 """prior variance of a logit"""
@@ -62,17 +58,7 @@ def _ridge(X: Floats, Z: Floats, exam: Exam, rows: Rows, strengths: Sequence[flo
     gram = (X @ X.T).astype(np.float64)
     gram[np.diag_indices(n)] += 1e-6 * gram.trace() / n
     L = cholesky(gram, lower=True)
-    indicator = exam.corpus.label_space.indicator(exam.y[rows])
-    weights = row_weights(indicator, "none", exam.corpus.label_space)
-    exclusive = not exam.corpus.label_space.multilabel
-    design = Design(
-        FeatureRows(L.astype(np.float32)),
-        indicator,
-        weights,
-        exclusive=exclusive,
-        group=ProcessGroup(),
-    )
-    heads = fit_linear(design, [strength * n / p for strength in strengths])
+    heads = fit_heads(exam, L.astype(np.float32), rows, [strength * n / p for strength in strengths])
     logits = []
     for head in heads:
         dual = solve_triangular(L, head.coef.T, lower=True, trans="T").astype(np.float32)  # (n, K)

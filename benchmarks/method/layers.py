@@ -87,7 +87,7 @@ def gate_per_document(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     of_layers = []
     for layer in layers:
         place = _places(chosen).get(layer.block, slice(0, 0))
-        [head] = fit_heads(exam, all_rows[:, place], exam.data.rows, [layer.strength])
+        [head] = fit_heads(exam, np.ascontiguousarray(all_rows[:, place]), exam.data.rows, [layer.strength])
         of_layers.append(head.logits(test[:, place]))
     logits, shares = gate.predict(np.stack(of_layers))
     return _answer(
@@ -137,7 +137,8 @@ def fit_layers(exam: Exam, selection: Selection, X: Floats, Z: Floats) -> list[L
     """A head on each layer's neurons alone, at the strength with the least held-out log loss."""
     [fold], layers = exam.folds, []
     for block, place in _places(selection).items():
-        held_out = [head.logits(Z[:, place]) for head in fit_heads(exam, X[:, place], fold.train, STRENGTHS)]
+        heads = fit_heads(exam, np.ascontiguousarray(X[:, place]), fold.train, STRENGTHS)
+        held_out = [head.logits(Z[:, place]) for head in heads]
         losses = [_loss(exam, logits) for logits in held_out]
         best = int(np.argmin(losses))
         layers.append(Layer(block, place, STRENGTHS[best], held_out[best], losses[best]))
@@ -145,12 +146,11 @@ def fit_layers(exam: Exam, selection: Selection, X: Floats, Z: Floats) -> list[L
 
 
 def fit_heads(exam: Exam, X: Floats, rows: Rows, strengths: Sequence[float]) -> list[LinearHead]:
-    """Linear heads on features (n, p)."""
+    """Linear heads on standardised features (n, p) of some rows, one per strength."""
     label_space = exam.corpus.label_space
     has = label_space.indicator(exam.y[rows])
     weights = row_weights(has, "none", label_space)
-    features = FeatureRows(np.ascontiguousarray(X))
-    return fit_linear(Design(features, has, weights, not label_space.multilabel, ProcessGroup()), strengths)
+    return fit_linear(Design(FeatureRows(X), has, weights, not label_space.multilabel, ProcessGroup()), strengths)
 
 
 def weigh_layers(exam: Exam, layers: Sequence[Layer]) -> Floats:
