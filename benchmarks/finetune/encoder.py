@@ -16,17 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.method.attention import draw_batches, load_exact
 from benchmarks.method.contenders import Answer, choose_targets, temperature
 from benchmarks.method.corpora import METRIC, Corpus, Exam
 from benchmarks.method.paper import ROUND
 from spin.arrays import Floats
 from spin.backbone.batching import token_batches
-from spin.backbone.loading import load_backbone
 from spin.labels.cross_validation import Fold
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
 from spin.labels.splits import VERY_FEW_LABELS
-from spin.settings import BackboneSettings
 
 NAME = "fine-tuned"
 BATCH = 16
@@ -38,7 +37,7 @@ EPOCHS, PATIENCE = 10, 2
 STEPS, PATIENT_STEPS = 100, 20
 """the same in batches, of which few documents have only some per epoch; whichever is more"""
 _POOL = 32
-"""batches that are made of documents of similar length together, so that there is little padding"""
+"""batches that are made of documents of similar length together"""
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,7 @@ class Encoder:
     """A pretrained encoder with a linear head."""
 
     def __init__(self, corpus: Corpus) -> None:
-        plan = corpus.plan
-        self.backbone = load_backbone(
-            BackboneSettings(
-                model=plan.model, device="cpu", engine="torch", dtype="float32", max_tokens=plan.max_tokens
-            )
-        )
+        self.backbone = load_exact(corpus.plan)
         self.model: Any = self.backbone.model.requires_grad_(True)
         self.head = nn.Linear(self.model.config.hidden_size, len(corpus.label_space))
 
@@ -77,7 +71,7 @@ class Encoder:
         while True:
             self.model.train()
             total = 0.0
-            for rows in draw_batches([len(row) for row in ids]):
+            for rows in draw_batches([len(row) for row in ids], BATCH, _POOL):
                 optimiser.zero_grad()
                 loss = loss_of(self._logits([ids[row] for row in rows]), targets[rows])
                 loss.backward()
@@ -102,15 +96,6 @@ class Encoder:
         mean = (hidden * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True)
         logits: Tensor = self.head(mean)
         return logits
-
-
-def draw_batches(lengths: Sequence[int]) -> list[list[int]]:
-    """The rows of an epoch in batches: drawn at random, then sorted by length within every few batches."""
-    order = torch.randperm(len(lengths)).tolist()
-    pools = (order[start : start + _POOL * BATCH] for start in range(0, len(order), _POOL * BATCH))
-    ordered = [row for pool in pools for row in sorted(pool, key=lambda row: lengths[row])]
-    batches = [ordered[start : start + BATCH] for start in range(0, len(ordered), BATCH)]
-    return [batches[i] for i in torch.randperm(len(batches)).tolist()]
 
 
 def find_best_epoch(corpus: Corpus, y: Targets, fold: Fold, rate: float, seed: int) -> BestEpoch:

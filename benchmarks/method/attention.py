@@ -6,6 +6,7 @@ and query; the weighted means of all layers are added up to the logits. It reads
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import process_time
 
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.method.contenders import Answer, FittedSpin, choose_targets, temperature
-from benchmarks.method.corpora import Exam
+from benchmarks.method.corpora import Exam, Plan
 from spin.arrays import Floats, Rows
 from spin.backbone.batching import token_batches
 from spin.backbone.loading import load_backbone
+from spin.backbone.model import Backbone
 from spin.heads.calibration import log_loss
 from spin.settings import BackboneSettings
 
@@ -47,10 +49,10 @@ class TokenStates:
         mask = nn.utils.rnn.pad_sequence([torch.ones(len(each), dtype=torch.bool) for each in tokens], True)
         return (nn.utils.rnn.pad_sequence(tokens, True).float() - mean) / scale, mask
 
-    def order(self, rows: Rows) -> Rows:
-        """The places of rows by the number of their tokens, so that batches of neighbours have little padding."""
+    def lengths(self, rows: Rows) -> Rows:
+        """(n,) the numbers of tokens of rows."""
         at = np.array([self.places[row] for row in rows.tolist()])
-        return np.argsort(self.starts[at + 1] - self.starts[at], kind="stable")
+        return self.starts[at + 1] - self.starts[at]
 
     def measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (layers, width) over the tokens of some rows."""
@@ -65,9 +67,7 @@ class TokenStates:
 def read_tokens(exam: Exam) -> TokenStates:
     """Run the backbone over all documents of an exam."""
     plan, rows = exam.corpus.plan, np.sort(np.concatenate([exam.data.rows, exam.test]))
-    backbone = load_backbone(
-        BackboneSettings(model=plan.model, device="cpu", engine="torch", dtype="float32", max_tokens=plan.max_tokens)
-    )
+    backbone = load_exact(plan)
     ids = backbone.tokenize([exam.corpus.texts[row] for row in rows]).ids
     lengths = [len(tokens) for tokens in ids]
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -133,10 +133,10 @@ def _fit(
         targets, best, best_loss, best_epoch = torch.from_numpy(exam.y), None, np.inf, epochs
         for epoch in range(1, epochs + 1):
             head.train()
-            for batch in _draw_batches(states, rows):
+            for places in draw_batches(states.lengths(rows).tolist(), BATCH, _POOL):
                 optimiser.zero_grad()
-                logits = head(*states.batch(batch, mean, scale))
-                nn.functional.cross_entropy(logits, targets[batch], label_smoothing=SMOOTHING).backward()
+                logits = head(*states.batch(rows[places], mean, scale))
+                nn.functional.cross_entropy(logits, targets[rows[places]], label_smoothing=SMOOTHING).backward()
                 optimiser.step()
             if y is None:
                 continue
@@ -153,15 +153,26 @@ def _predict(head: AttentionHead, states: TokenStates, rows: Rows, mean: Tensor,
     head.eval()
     logits = np.empty((len(rows), len(head.bias)), np.float32)
     with torch.no_grad():
-        for places in np.array_split(states.order(rows), 1 + len(rows) // BATCH):
+        by_length = np.argsort(states.lengths(rows), kind="stable")  # so that batches have little padding
+        for places in np.array_split(by_length, 1 + len(rows) // BATCH):
             logits[places] = head(*states.batch(rows[places], mean, scale)).numpy()
     return logits
 
 
-def _draw_batches(states: TokenStates, rows: Rows) -> list[Rows]:
-    """The rows of an epoch in batches: drawn at random, then sorted by length within every few batches."""
-    order = rows[torch.randperm(len(rows)).numpy()]
-    pools = [order[start : start + _POOL * BATCH] for start in range(0, len(order), _POOL * BATCH)]
-    pools = [pool[states.order(pool)] for pool in pools]
-    batches = [pool[start : start + BATCH] for pool in pools for start in range(0, len(pool), BATCH)]
+def load_exact(plan: Plan) -> Backbone:
+    """The backbone of a plan in PyTorch and float32."""
+    return load_backbone(
+        BackboneSettings(model=plan.model, device="cpu", engine="torch", dtype="float32", max_tokens=plan.max_tokens)
+    )
+
+
+def draw_batches(lengths: Sequence[int], batch: int, pool: int) -> list[list[int]]:
+    """The places of n documents in batches: drawn at random, then sorted by length within every `pool` batches.
+
+    So there is little padding.
+    """
+    order = torch.randperm(len(lengths)).tolist()
+    pools = (order[start : start + pool * batch] for start in range(0, len(order), pool * batch))
+    ordered = [place for places in pools for place in sorted(places, key=lambda place: lengths[place])]
+    batches = [ordered[start : start + batch] for start in range(0, len(ordered), batch)]
     return [batches[i] for i in torch.randperm(len(batches)).tolist()]

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from benchmarks.finetune import encoder, page, run
-from benchmarks.finetune.encoder import Encoder, draw_batches, find_best_epoch, fine_tune, judge
+from benchmarks.finetune.encoder import Encoder, find_best_epoch, fine_tune, judge
 from benchmarks.finetune.run import RATES, FineTuning, choose_rate, development_rows, plan_fits, run_missing
+from benchmarks.method.attention import draw_batches
 from benchmarks.method.contenders import Answer
 from benchmarks.method.corpora import Corpus, Exam, draw_exam
 from benchmarks.method.run import Experiment, read_result, write_result
@@ -84,12 +85,12 @@ def test_logits_are_those_of_single_texts_averaged_over_their_tokens(corpus: Cor
 def test_an_epoch_has_every_document_once_in_batches_of_similar_length() -> None:
     torch.manual_seed(0)
     lengths = torch.randint(1, 100, (1000,)).tolist()
-    batches = draw_batches(lengths)
+    batches = draw_batches(lengths, 16, 32)
     assert sorted(row for rows in batches for row in rows) == list(range(1000))
     assert {len(rows) for rows in batches} == {16, 1000 % 16}
     padded = sum(len(rows) * max(lengths[row] for row in rows) for rows in batches)
     assert padded < 1.1 * sum(lengths)
-    assert batches != draw_batches(lengths)
+    assert batches != draw_batches(lengths, 16, 32)
 
 
 def test_the_early_end_takes_the_best_epoch_and_its_logits(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from benchmarks.method.attention import AttentionHead, TokenStates, _draw_batches, _predict
+from benchmarks.method.attention import BATCH, AttentionHead, TokenStates, _predict, draw_batches
 from benchmarks.method.layers import Gate, _places, _spread
 from spin.heads.selection import Selection
 from spin.sites import FeatureColumn
@@ -75,8 +75,8 @@ def test_logits_are_those_of_their_rows_whatever_the_order_of_the_batches() -> N
     logits = _predict(head, states, rows, mean, scale)
     alone = [head(*states.batch(rows[at : at + 1], mean, scale)).detach().numpy()[0] for at in range(200)]
     np.testing.assert_allclose(logits, alone, atol=1e-4)
-    drawn = _draw_batches(states, rows)
-    assert sorted(np.concatenate(drawn).tolist()) == rows.tolist()
+    drawn = draw_batches(states.lengths(rows).tolist(), BATCH, 16)
+    assert sorted(np.concatenate(drawn).tolist()) == list(range(200))
     assert max(map(len, drawn)) == 64
 
 
