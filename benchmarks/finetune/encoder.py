@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.method.attention import draw_batches, load_exact
-from benchmarks.method.contenders import Answer, choose_targets, temperature
+from benchmarks.method.contenders import Answer, calibrate
 from benchmarks.method.corpora import METRIC, Corpus, Exam
 from benchmarks.method.paper import ROUND
 from spin.arrays import Floats
@@ -26,6 +26,7 @@ from spin.labels.cross_validation import Fold
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
 from spin.labels.splits import VERY_FEW_LABELS
+from spin.sites import Site
 
 NAME = "fine-tuned"
 BATCH = 16
@@ -140,10 +141,10 @@ def fine_tune(exam: Exam, rate: float) -> tuple[Answer, int]:
     best = [find_best_epoch(corpus, exam.y, fold, rate, exam.seed) for fold in folds]
     epochs, held_out = round(float(np.mean([each.number for each in best]))), [each.logits for each in best]
     encoder = _refit(exam, rate, epochs)
-    seconds = process_time() - start
-    logits = encoder.logits([exam.corpus.texts[row] for row in exam.test]) / temperature(exam, held_out)
-    choice, targets = f"learning rate {rate:g}, {epochs} epochs", choose_targets(exam, held_out, logits)
-    return Answer(NAME, logits, 0, corpus.depth, 1.0, seconds, choice, targets), epochs
+    seconds, choice = process_time() - start, f"learning rate {rate:g}, {epochs} epochs"
+    logits = encoder.logits([corpus.texts[row] for row in exam.test])
+    deepest = Site(corpus.depth, "final")
+    return calibrate(exam, NAME, logits, held_out, seconds, choice, site=deepest), epochs
 
 
 def _refit(exam: Exam, rate: float, epochs: int) -> Encoder:

@@ -8,7 +8,7 @@ from time import process_time
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
 
-from benchmarks.method.contenders import Answer, choose_strength, choose_targets, final_logits
+from benchmarks.method.contenders import Answer, calibrate, choose_strength
 from benchmarks.method.corpora import Exam
 from benchmarks.method.layers import fit_heads
 from spin.arrays import Floats, Rows
@@ -27,12 +27,10 @@ def all_neurons(exam: Exam) -> Answer:
         return _ridge(X, Z, exam, rows, strengths)
 
     chosen = choose_strength(exam, fit, STRENGTHS)
-    logits = final_logits(exam, fit, chosen)
+    [logits] = fit(exam.data.rows, exam.test, [chosen.strength])
     deepest = max(c.site for c in exam.corpus.sites)
-    return Answer(
-        "all neurons", logits, exam.corpus.neurons, deepest.layer, exam.corpus.compute(deepest),
-        process_time() - start, f"strength {chosen.strength:g}", choose_targets(exam, chosen.held_out, logits),
-    )  # fmt: skip
+    seconds, choice = process_time() - start, f"strength {chosen.strength:g}"
+    return calibrate(exam, "all neurons", logits, chosen.held_out, seconds, choice, exam.corpus.neurons, deepest)
 
 
 def _everything(exam: Exam, rows: Rows, out: Rows) -> tuple[Floats, Floats]:

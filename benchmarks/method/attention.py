@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.method.contenders import Answer, FittedSpin, choose_targets, temperature
+from benchmarks.method.contenders import Answer, FittedSpin, calibrate, temperature
 from benchmarks.method.corpora import Exam, Plan
 from spin.arrays import Floats, Rows
 from spin.backbone.batching import token_batches
@@ -23,6 +23,7 @@ from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.heads.calibration import log_loss
 from spin.settings import BackboneSettings
+from spin.sites import Site
 
 RATE, DROPOUT, SMOOTHING = 1e-3, 0.2, 0.05
 BATCH, MOST_EPOCHS, PATIENCE = 64, 30, 3
@@ -112,13 +113,9 @@ def attention_pooling(exam: Exam, _: FittedSpin) -> Answer:
     start = process_time()
     held_out, epochs = _fit(exam, states, fold.train, fold.valid, exam.y[fold.valid])
     logits, _ = _fit(exam, states, exam.data.rows, exam.test, epochs=epochs)
-    seconds, corpus = process_time() - start, exam.corpus
+    seconds, deepest = process_time() - start, Site(exam.corpus.depth, "final")
     read = states.values.shape[1] * states.values.shape[2]
-    logits = logits / temperature(exam, [held_out])
-    return Answer(
-        "attention pooling", logits, read, corpus.depth, 1.0, seconds, f"{epochs} epochs",
-        choose_targets(exam, [held_out], logits),
-    )  # fmt: skip
+    return calibrate(exam, "attention pooling", logits, [held_out], seconds, f"{epochs} epochs", read, deepest)
 
 
 def _fit(

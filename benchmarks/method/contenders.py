@@ -148,9 +148,23 @@ def choose_targets(exam: Exam, held_out: Sequence[Floats], logits: Floats) -> Ta
     return None if thresholds is None else apply_thresholds(label_space, label_space.probabilities(logits), thresholds)
 
 
-def final_logits(exam: Exam, fit: Fit[Strength], chosen: ChosenStrength[Strength]) -> Floats:
-    """Logits of the test documents by the chosen model, fitted on all labelled documents, over the temperature."""
-    return fit(exam.data.rows, exam.test, [chosen.strength])[0] / temperature(exam, chosen.held_out)
+def calibrate(
+    exam: Exam,
+    name: str,
+    logits: Floats,
+    held_out: Sequence[Floats],
+    seconds: float,
+    choice: str,
+    neurons: int = 0,
+    site: Site | None = None,
+) -> Answer:
+    """The answer of logits (m, K) by the temperature and the thresholds of held-out logits.
+
+    It reads `neurons`, the deepest at `site`; without one, words alone.
+    """
+    logits = logits / temperature(exam, held_out)
+    depth, compute = (0, 0.0) if site is None else (site.layer, exam.corpus.compute(site))
+    return Answer(name, logits, neurons, depth, compute, seconds, choice, choose_targets(exam, held_out, logits))
 
 
 def tfidf(exam: Exam) -> Answer:
@@ -180,9 +194,8 @@ def tfidf_characters(exam: Exam) -> Answer:
 def _tfidf(name: str, exam: Exam, vectorizer: TfidfVectorizer, longest: int | None = None) -> Answer:
     start, fit = process_time(), _fit_tfidf(exam, vectorizer, longest)
     chosen = choose_strength(exam, fit, TFIDF_STRENGTHS)
-    logits = final_logits(exam, fit, chosen)
-    seconds, targets = process_time() - start, choose_targets(exam, chosen.held_out, logits)
-    return Answer(name, logits, 0, 0, 0.0, seconds, f"C {chosen.strength:.3g}", targets)
+    [logits] = fit(exam.data.rows, exam.test, [chosen.strength])
+    return calibrate(exam, name, logits, chosen.held_out, process_time() - start, f"C {chosen.strength:.3g}")
 
 
 def _fit_tfidf(exam: Exam, vectorizer: TfidfVectorizer, longest: int | None = None) -> Fit[float]:
@@ -215,11 +228,10 @@ def last_layer(exam: Exam) -> Answer:
     columns = [c for c in exam.corpus.features if c.site.kind == "final"]
     chosen = {c: choose_strength(exam, fit_of(exam.corpus.features[c]), STRENGTHS) for c in columns}
     best = max(columns, key=lambda c: (chosen[c].valid_score, c))
-    values = exam.corpus.features[best]
-    logits = final_logits(exam, fit_of(values), chosen[best])
-    choice = f"{best.pooling}, C {chosen[best].strength:.3g}"
-    seconds, targets = process_time() - start, choose_targets(exam, chosen[best].held_out, logits)
-    return Answer("last layer", logits, values.shape[1], exam.corpus.depth, 1.0, seconds, choice, targets)
+    values, held_out, strength = exam.corpus.features[best], chosen[best].held_out, chosen[best].strength
+    [logits] = fit_of(values)(exam.data.rows, exam.test, [strength])
+    seconds, choice = process_time() - start, f"{best.pooling}, C {strength:.3g}"
+    return calibrate(exam, "last layer", logits, held_out, seconds, choice, values.shape[1], best.site)
 
 
 def regression_logits(X: Any, y: Targets, Z: Any, strength: float, label_space: LabelSpace) -> Floats:
@@ -320,9 +332,8 @@ def words(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     """The word regression of SPIN alone."""
     fit = fitted_spin.words
     assert fit is not None
-    logits = fit.regression.logits([exam.corpus.texts[row] for row in exam.test]) / temperature(exam, fit.held_out)
-    targets = choose_targets(exam, fit.held_out, logits)
-    return Answer("words", logits, 0, 0, 0.0, fitted_spin.word_seconds, f"C {fit.strength:.3g}", targets)
+    logits = fit.regression.logits([exam.corpus.texts[row] for row in exam.test])
+    return calibrate(exam, "words", logits, fit.held_out, fitted_spin.word_seconds, f"C {fit.strength:.3g}")
 
 
 def spin_choice(exam: Exam, fitted_spin: FittedSpin, choice: Choice) -> Answer:
@@ -415,13 +426,9 @@ def best_site(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     values = exam.corpus.features[probe.column]
     held_out = [probe.for_fold(i).decision(values[fold.valid]) for i, fold in enumerate(exam.folds)]
     final_probe = probe if probe.folds else _refitted(exam, probe, values, exam.data.rows)
-    logits = final_probe.decision(values[exam.test]) / temperature(exam, held_out)
-    site = probe.column.site
-    seconds = sum(fitted_spin.probing.values()) + process_time() - start
-    neurons, targets = int((final_probe.importance > 0).sum()), choose_targets(exam, held_out, logits)
-    return Answer(
-        "best single site", logits, neurons, site.layer, exam.corpus.compute(site), seconds, str(probe.column), targets
-    )
+    logits, neurons = final_probe.decision(values[exam.test]), int((final_probe.importance > 0).sum())
+    seconds, column = sum(fitted_spin.probing.values()) + process_time() - start, probe.column
+    return calibrate(exam, "best single site", logits, held_out, seconds, str(column), neurons, column.site)
 
 
 def _refitted(exam: Exam, probe: Probe, values: Floats, rows: Rows) -> Probe:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.method.contenders import Answer, FittedSpin, choose_targets, temperature
+from benchmarks.method.contenders import Answer, FittedSpin, calibrate, temperature
 from benchmarks.method.corpora import Exam
 from spin.arrays import Floats, Rows
 from spin.heads.calibration import log_loss
@@ -67,11 +67,10 @@ def penalty_per_layer(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     all_rows, test = (features_of(exam, chosen, final, rows) for rows in (exam.data.rows, exam.test))
     of_final = _spread(weights, selection, chosen)
     [head] = fit_heads(exam, all_rows * of_final, exam.data.rows, [STRENGTHS[best]])
-    logits = head.logits(test * of_final) / temperature(exam, [held_out[best]])
-    scales = ", ".join(f"{weights[layer.features][0]:.2f}" for layer in layers)
-    return _answer(
-        "penalty per layer", exam, chosen, logits, [held_out[best]], process_time() - start, f"scales {scales}"
-    )
+    logits, seconds = head.logits(test * of_final), process_time() - start
+    choice = "scales " + ", ".join(f"{weights[layer.features][0]:.2f}" for layer in layers)
+    neurons, deepest = chosen.neuron_count, max(column.site for column in chosen.neurons)
+    return calibrate(exam, "penalty per layer", logits, [held_out[best]], seconds, choice, neurons, deepest)
 
 
 def gate_per_document(exam: Exam, fitted_spin: FittedSpin) -> Answer:
@@ -90,15 +89,10 @@ def gate_per_document(exam: Exam, fitted_spin: FittedSpin) -> Answer:
         [head] = fit_heads(exam, np.ascontiguousarray(all_rows[:, place]), exam.data.rows, [layer.strength])
         of_layers.append(head.logits(test[:, place]))
     logits, shares = gate.predict(np.stack(of_layers))
-    return _answer(
-        "gate per document",
-        exam,
-        chosen,
-        logits,
-        [],
-        process_time() - start,
-        f"mean shares {np.round(shares.mean(1), 2).tolist()}",
-    )
+    seconds, choice = process_time() - start, f"mean shares {np.round(shares.mean(1), 2).tolist()}"
+    deepest = max(column.site for column in chosen.neurons)
+    compute = exam.corpus.compute(deepest)
+    return Answer("gate per document", logits, chosen.neuron_count, deepest.layer, compute, seconds, choice)
 
 
 def _select(fitted_spin: FittedSpin, *, final: bool = False) -> tuple[Selection, Probes]:
@@ -206,17 +200,3 @@ class Gate(nn.Module):
         with torch.no_grad():
             joined, shares = self(torch.from_numpy(logits))
         return joined.numpy(), shares.numpy()
-
-
-def _answer(
-    name: str,
-    exam: Exam,
-    selection: Selection,
-    logits: Floats,
-    held_out: Sequence[Floats],
-    seconds: float,
-    choice: str,
-) -> Answer:
-    deepest = max(column.site for column in selection.neurons)
-    compute, targets = exam.corpus.compute(deepest), choose_targets(exam, held_out, logits)
-    return Answer(name, logits, selection.neuron_count, deepest.layer, compute, seconds, choice, targets)

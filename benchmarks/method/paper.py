@@ -9,7 +9,7 @@ from time import process_time
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.method.contenders import Answer, choose_targets, falling, temperature
+from benchmarks.method.contenders import Answer, calibrate, falling
 from benchmarks.method.corpora import METRIC, Exam
 from spin.arrays import Floats, Rows
 from spin.labels.cross_validation import Fold, labelled_rows
@@ -131,17 +131,14 @@ def paper(exam: Exam) -> Answer:
                 candidates += _fit_heads(recipe, columns[:k], eta)
     best = max(candidates, key=lambda candidate: candidate.valid_score)
     held_out = best.held_out(recipe)
-    logits = best.final_logits(recipe) / temperature(exam, held_out)
+    logits = best.final_logits(recipe)
     neurons = recipe.features(best.columns, best.eta, -1, exam.test[:1]).shape[1]
     site = best.columns[-1].site
     choice = (
         f"{best.columns[0].pooling}, first {len(best.columns)}, eta {best.eta}, C {best.strength:g}; "
         f"{recipe.unreached} of {recipe.requested} models not reached"
     )
-    seconds, targets = process_time() - start, choose_targets(exam, held_out, logits)
-    return Answer(
-        "the paper's recipe", logits, neurons, site.layer, exam.corpus.compute(site), seconds, choice, targets
-    )
+    return calibrate(exam, "the paper's recipe", logits, held_out, process_time() - start, choice, neurons, site)
 
 
 @dataclass(frozen=True)

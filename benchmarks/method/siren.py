@@ -40,7 +40,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.method.contenders import Answer, FittedSpin, choose_targets, temperature
+from benchmarks.method.contenders import Answer, FittedSpin, calibrate
 from benchmarks.method.corpora import METRIC, Exam
 from benchmarks.method.paper import ROUND, most_important, order
 from spin.arrays import Floats, Rows
@@ -89,15 +89,12 @@ def siren(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     best = _search(exam, probes)
     X = join_layers(exam, probes, best.trial.eta, exam.data.rows)
     network, _ = fit_network(X, exam.y[exam.data.rows], best.trial, exam, best.epochs)
-    logits = network(join_layers(exam, probes, best.trial.eta, exam.test)) / temperature(exam, best.held_out)
+    logits = network(join_layers(exam, probes, best.trial.eta, exam.test))
     deepest = max(probe.column.site for probe in probes)
     seconds = sum(fitted_spin.probing[probe.column.site] for probe in probes) + process_time() - start
     eta, rate, widths = best.trial
     choice = f"eta {eta}, learning rate {rate:g}, widths {list(widths)}, {best.epochs} epochs"
-    return Answer(
-        "SIREN's recipe", logits, X.shape[1], deepest.layer, exam.corpus.compute(deepest), seconds, choice,
-        choose_targets(exam, best.held_out, logits),
-    )  # fmt: skip
+    return calibrate(exam, "SIREN's recipe", logits, best.held_out, seconds, choice, X.shape[1], deepest)
 
 
 def _search(exam: Exam, probes: Sequence[Probe]) -> Candidate:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.method.contenders import Answer, Fit, choose_strength, choose_targets, final_logits
+from benchmarks.method.contenders import Answer, Fit, calibrate, choose_strength
 from benchmarks.method.corpora import Exam
 from spin.arrays import Floats, Rows
 from spin.labels.label_space import LabelSpace, Targets
@@ -49,10 +49,9 @@ def fast_text(exam: Exam) -> Answer:
     texts = {row: prepare(exam.corpus.texts[row]) for row in (*exam.data.rows, *exam.test)}
     fit = _fit_of(exam, texts)
     chosen = choose_strength(exam, fit, TRIALS)
-    logits = final_logits(exam, fit, chosen)
+    [logits] = fit(exam.data.rows, exam.test, [chosen.strength])
     choice = f"{chosen.strength.epochs} epochs, learning rate {chosen.strength.rate:g}"
-    seconds, targets = process_time() - start, choose_targets(exam, chosen.held_out, logits)
-    return Answer("fastText", logits, 0, 0, 0.0, seconds, choice, targets)
+    return calibrate(exam, "fastText", logits, chosen.held_out, process_time() - start, choice)
 
 
 def choose_model(exam: Exam) -> Any:

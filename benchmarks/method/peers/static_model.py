@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from benchmarks.method.contenders import Answer, choose_targets, temperature
+from benchmarks.method.contenders import Answer, calibrate
 from benchmarks.method.corpora import Exam
 from benchmarks.method.peers.libraries import silence
 from spin.arrays import Floats, Rows
@@ -33,9 +33,8 @@ def static_model(exam: Exam) -> Answer:
     start = process_time()
     model = distill(exam.corpus.plan.model)
     held_out = [_logits(model, exam, fold.train, fold.valid) for fold in exam.folds[:FOLDS]]
-    logits = _logits(model, exam, exam.data.rows, exam.test) / temperature(exam, held_out)
-    seconds, targets = process_time() - start, choose_targets(exam, held_out, logits)
-    return Answer("model2vec", logits, 0, 0, 0.0, seconds, "default settings", targets)
+    logits = _logits(model, exam, exam.data.rows, exam.test)
+    return calibrate(exam, "model2vec", logits, held_out, process_time() - start, "default settings")
 
 
 @cache
