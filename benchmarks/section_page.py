@@ -26,7 +26,8 @@ def write_page(path: Path, title: str, command: str, parts: Mapping[str, Part]) 
     `command` is the command line that writes the page.
     """
     head = f"# {title}\n\nWritten by `{command}`; a part that is measured alone replaces its section.\n"
-    sections = _read_sections(path) | {title: _section(title, part) for title, part in parts.items()}
+    _, sections = split_sections(path.read_text(encoding="utf-8") if path.exists() else "")
+    sections |= {title: _section(title, part) for title, part in parts.items()}
     path.write_text("\n".join([head, *sections.values()]), encoding="utf-8")
 
 
@@ -41,12 +42,11 @@ def word_of(holds: bool) -> str:
     return "holds" if holds else "**does not hold**"
 
 
-def _read_sections(path: Path) -> dict[str, str]:
-    """The sections of a page by title; none if there is no page."""
-    if not path.exists():
-        return {}
-    _, *sections = path.read_text(encoding="utf-8").split(f"\n{_RULE}")
-    return {text.partition("\n")[0]: f"{_RULE}{text.rstrip()}\n" for text in sections}
+def split_sections(page: str) -> tuple[str, dict[str, str]]:
+    """What stands before the sections of a page, and these by title."""
+    first, *sections = page.split(f"\n{_RULE}")
+    by_title = {text.partition("\n")[0]: f"{_RULE}{text.rstrip()}\n" for text in sections}
+    return f"{first.rstrip()}\n", by_title
 
 
 def _section(title: str, part: Part) -> str:

@@ -27,9 +27,8 @@ _TITLES = (
 )  # fmt: skip
 _EQUAL_TITLES = ("peer", "docs/s", "the fastest of ours", "docs/s", "× peer", "macro-F1, difference", "on validation")
 TITLE = "# Speed\n\n"
-_RULE = "\n## "
-"""what a section begins with"""
-HOW_TO_READ = f"""## How to read it
+_LAST = "How to read it"
+HOW_TO_READ = f"""## {_LAST}
 
 - Every row classifies the same test documents, from text to class, tokenising and the head included; transformers get
   them sorted by length. Rows are timed in turn, once per round, and their order is reversed from round to round. Two
@@ -93,23 +92,12 @@ def describe_run(conditions: Conditions) -> str:
     )
 
 
-def find_section(page: str, title: str) -> str:
-    """The section of a page with a title, empty if there is none."""
-    _, *sections = page.split(_RULE)
-    return next((f"## {text.rstrip()}\n" for text in sections if text.partition("\n")[0] == title), "")
-
-
-def with_section(page: str, section: str) -> str:
+def with_section(page: str, title: str, section: str) -> str:
     """The page with a section in the place of the one with its title, or else before `HOW_TO_READ`."""
-    first, *sections = page.rstrip().split(_RULE)
-    own = section.removeprefix("## ").rstrip()
-    titles = [text.partition("\n")[0] for text in sections]
-    if (title := own.partition("\n")[0]) in titles:
-        sections[titles.index(title)] = own
-    else:
-        last = HOW_TO_READ.partition("\n")[0].removeprefix("## ")
-        sections.insert(titles.index(last) if last in titles else len(titles), own)
-    return _RULE.join([text.rstrip() + "\n" for text in [first, *sections]])
+    first, sections = section_page.split_sections(page)
+    sections[title] = section
+    last = [sections.pop(_LAST)] if _LAST in sections else []
+    return "\n".join([first, *sections.values(), *last])
 
 
 def section(rows: Sequence[Row], trial: Trial, peaks: Mapping[str, float], price: float) -> str:

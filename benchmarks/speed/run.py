@@ -31,6 +31,7 @@ from benchmarks.method.tasks.debtags import DEBTAGS
 from benchmarks.method.tasks.manuals import MANUALS
 from benchmarks.method.tasks.task import DECODER, Task
 from benchmarks.method.tasks.tweets import TWEETS
+from benchmarks.section_page import split_sections
 from benchmarks.speed import many, verdicts, whole_documents
 from benchmarks.speed.measurement import Measurement
 from benchmarks.speed.page import (
@@ -38,7 +39,6 @@ from benchmarks.speed.page import (
     TITLE,
     Conditions,
     equal_table,
-    find_section,
     head,
     section,
     verdict_list,
@@ -101,9 +101,10 @@ def _write_rows(
         parts.append(f"## Ray\n\n{verdict_list(judged[-1:])}")
     seconds = time.perf_counter() - start
     conditions = Conditions(_command(task), load_before, seconds, options.price)
-    text, before = "\n".join([head(conditions), *parts, HOW_TO_READ]), _read(page)
-    for kept in filter(None, (find_section(before, title) for title in (whole_documents.TITLE, many.TITLE))):
-        text = with_section(text, kept)
+    text, (_, before) = "\n".join([head(conditions), *parts, HOW_TO_READ]), split_sections(_read(page))
+    for title in (whole_documents.TITLE, many.TITLE):
+        if title in before:
+            text = with_section(text, title, before[title])
     page.write_text(text, encoding="utf-8")
     print("\n".join(parts), f"written to {page} after {seconds:.0f} s", sep="\n", flush=True)
     return judged
@@ -144,7 +145,7 @@ def _write_whole_documents(page: Path, plan: Plan, folder: Path, options: argpar
     seconds = time.perf_counter() - start
     conditions = Conditions(_command(MANUALS), load_before, seconds, options.price)
     text = whole_documents.section(comparison, conditions, machine.threads())
-    page.write_text(with_section(_read(page) or TITLE, text), encoding="utf-8")
+    page.write_text(with_section(_read(page) or TITLE, whole_documents.TITLE, text), encoding="utf-8")
     print(text, f"written to {page} after {seconds:.0f} s", sep="\n", flush=True)
 
 
@@ -170,7 +171,7 @@ def _write_many_classifiers(page: Path, options: argparse.Namespace) -> None:
     )
     conditions = Conditions(_command(TWEETS), load_before, time.perf_counter() - start, options.price)
     text = many.section(result, conditions)
-    page.write_text(with_section(_read(page) or TITLE, text), encoding="utf-8")
+    page.write_text(with_section(_read(page) or TITLE, many.TITLE, text), encoding="utf-8")
     print(text, f"written to {page}", sep="\n", flush=True)
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.section_page import split_sections
 from benchmarks.speed.page import (
     HOW_TO_READ,
     TITLE,
     cores,
     cost_per_million,
     equal_table,
-    find_section,
     table,
     verdict_list,
     with_section,
@@ -92,11 +92,11 @@ def test_verdicts_name_floor_and_goal() -> None:
 def test_a_section_replaces_that_of_its_title_and_leaves_the_others() -> None:
     """A new one comes before the one on how to read the page."""
     page = "# Speed\n\nhead\n\n## One\n\nfirst\n\n## How to read it\n\n- so\n"
-    added = with_section(page, "## Two\n\nsecond\n")
+    added = with_section(page, "Two", "## Two\n\nsecond\n")
     assert added == "# Speed\n\nhead\n\n## One\n\nfirst\n\n## Two\n\nsecond\n\n## How to read it\n\n- so\n"
-    assert find_section(added, "Two") == "## Two\n\nsecond\n"
-    assert find_section(page, "Two") == ""
-    assert with_section(added, "## Two\n\nthird\n") == added.replace("second", "third")
-    assert with_section(added, find_section(added, "Two")) == added
-    assert with_section(TITLE, "## Two\n\nsecond\n") == "# Speed\n\n## Two\n\nsecond\n"
+    assert split_sections(added)[1]["Two"] == "## Two\n\nsecond\n"
+    assert list(split_sections(page)[1]) == ["One", "How to read it"]
+    assert with_section(added, "Two", "## Two\n\nthird\n") == added.replace("second", "third")
+    assert with_section(added, "Two", split_sections(added)[1]["Two"]) == added
+    assert with_section(TITLE, "Two", "## Two\n\nsecond\n") == "# Speed\n\n## Two\n\nsecond\n"
     assert HOW_TO_READ.startswith("## How to read it\n")
