@@ -15,14 +15,12 @@ from benchmarks.speed.trial import Trial
 
 
 def word_contenders(trial: Trial) -> list[Contender]:
-    """All of them, trained as in the benchmark of the method; what was trained is kept."""
-    contenders = [
+    """All of them, trained as in the benchmark of the method; what was trained is kept. model2vec needs an encoder."""
+    return [
         Contender(WordPeer("TF-IDF + logistic regression", cores=1), lambda: tfidf(trial)),
         Contender(WordPeer("fastText", cores=1), lambda: fast(trial)),
+        Contender(WordPeer("model2vec"), lambda: static(trial)),
     ]
-    if not trial.causal:  # it is distilled from the encoder
-        contenders.append(Contender(WordPeer("model2vec"), lambda: static(trial)))
-    return contenders
 
 
 def tfidf(trial: Trial) -> Classify:
