@@ -52,7 +52,7 @@ def section(rounds: Sequence[Mapping[str, float]]) -> Part:
         "Parquet files on a disk, a tiny random backbone, 2 workers, the check for duplicate ids; seconds of the whole "
         "command. The versions take turns.\n",
     ]
-    ratio = median_ratio(rounds)
+    ratio = statistics.median(times[OTHER] / times[THIS] for times in rounds)
     return "\n".join(text), [
         (ratio >= _AS_FAST, f"this version is {ratio:.2f} × as fast as the other, expected at least {_AS_FAST} ×")
     ]
@@ -78,11 +78,6 @@ def prepare(folder: Path, documents: int) -> str:
         table = pa.table({"id": ids, "text": (texts * (size // _TEXTS + 1))[:size]})
         pq.write_table(table, folder / f"in/{number}.parquet", row_group_size=_TEXTS)
     return fixture.registry.name
-
-
-def median_ratio(rounds: Sequence[Mapping[str, float]]) -> float:
-    """How many times as fast as the other version this one is: the median of the ratios within the rounds."""
-    return sorted(round[OTHER] / round[THIS] for round in rounds)[len(rounds) // 2]
 
 
 def _classify(folder: Path, python: str, model: str) -> float:
