@@ -7,10 +7,8 @@ pass. What each further task costs in training is measured too, since it reads n
 
 from __future__ import annotations
 
-import gc
 import json
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from benchmarks.section_page import table
 from benchmarks.speed.graphs import graph_peers
 from benchmarks.speed.interval import speed_ratio
 from benchmarks.speed.page import Conditions, describe_run
-from benchmarks.speed.rounds import Ready, make_ready
+from benchmarks.speed.rounds import Ready, make_ready, seconds_of
 from benchmarks.speed.trial import Sides, Trial, make_trial
 from spin import SharedPass, TrainedClassifier
 from spin.backbone.loading import load_backbone
@@ -75,8 +73,8 @@ def measure(
     )
     for number in range(rounds):
         for count in COUNTS if number % 2 else COUNTS[::-1]:
-            result.our_seconds[count].append(_time(passes[count].predict_all, texts))
-        result.peer_seconds.append(_time(lambda some: peer.classify(some, peer.batch), texts))
+            result.our_seconds[count].append(seconds_of(passes[count].predict_all, texts))
+        result.peer_seconds.append(seconds_of(peer.classify, texts, peer.batch))
         print(f"  round {number + 1} of {rounds}", flush=True)
     return result
 
@@ -115,7 +113,7 @@ def fastest_peer(trial: Trial, folder: Path) -> Ready:
     graphs = folder / "graphs"
     graphs.mkdir(parents=True, exist_ok=True)
     ready = [make_ready(contender, texts) for contender in graph_peers(trial, graphs)]
-    return min(ready, key=lambda one: min(_time(lambda some: one.classify(some, one.batch), texts) for _ in range(2)))
+    return min(ready, key=lambda one: min(seconds_of(one.classify, texts, one.batch) for _ in range(2)))
 
 
 def section(result: ManyClassifiers, conditions: Conditions) -> str:
@@ -135,10 +133,3 @@ def section(result: ManyClassifiers, conditions: Conditions) -> str:
         f"From labels to a classifier: {result.read_s:,.0f} s to read the activations of {result.labelled:,} labelled "
         f"documents once, and {result.fit_s:,.0f} s, in one process, to fit each classifier on them.\n"
     )
-
-
-def _time(classify: Callable[[Sequence[str]], object], texts: Sequence[str]) -> float:
-    gc.collect()
-    start = time.perf_counter()
-    classify(texts)
-    return time.perf_counter() - start

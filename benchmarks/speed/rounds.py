@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -102,7 +102,7 @@ def race(contenders: Sequence[Ready], texts: Sequence[str], rounds: int) -> Race
             results.peaks[precision] = max(peak, results.peaks.get(precision, 0.0))
         timed = contenders if number < _SETTLED else _without_slow(contenders, results.seconds)
         for ready in timed[:: -1 if number % 2 else 1]:
-            results.seconds[ready.key].append(_seconds(ready.classify, texts, ready.batch))
+            results.seconds[ready.key].append(seconds_of(ready.classify, texts, ready.batch))
         speeds = ", ".join(f"{ready.key} {len(texts) / results.seconds[ready.key][-1]:,.0f}" for ready in timed)
         print(f"  round {number + 1} of {rounds}, documents per second: {speeds}", flush=True)
     return results
@@ -133,12 +133,13 @@ def _fastest_batch(classify: Classify, texts: Sequence[str], batches: Sequence[i
     """The fastest batch size on every tenth text, each tried twice since the first try compiles; 0 without sizes."""
     if len(batches) < 2:
         return batches[0] if batches else 0
-    seconds = {batch: min(_seconds(classify, texts[::10], batch) for _ in range(2)) for batch in batches}
+    seconds = {batch: min(seconds_of(classify, texts[::10], batch) for _ in range(2)) for batch in batches}
     return min(seconds, key=lambda batch: seconds[batch])
 
 
-def _seconds(classify: Classify, texts: Sequence[str], batch: int) -> float:
+def seconds_of(call: Callable[..., object], *arguments: object) -> float:
+    """Seconds of a call, without the garbage of those before."""
     gc.collect()
     start = time.perf_counter()
-    classify(texts, batch)
+    call(*arguments)
     return time.perf_counter() - start
