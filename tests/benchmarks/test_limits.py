@@ -30,7 +30,7 @@ from benchmarks.limits import (
 )
 from benchmarks.limits.delay_proxy import run_delay_proxy
 from benchmarks.limits.large_backbone import LargeBackboneCost
-from benchmarks.limits.many_files import FileCosts, NightCost, Publication
+from benchmarks.limits.many_files import FileCosts, NightCost
 from benchmarks.limits.overhead import WAYS, Way
 from benchmarks.limits.recipe import Race, Races
 from benchmarks.limits.scale import WORKERS, Scale, _speed
@@ -278,10 +278,10 @@ def test_requests_and_bytes_above_their_budgets_do_not_hold(night: int, change: 
     )
     costs = [base, COST, csv, parquet]
     costs[night] = replace(costs[night], **change)  # type: ignore[arg-type]
-    text, verdicts = many_files.section(FileCosts(costs, Publication(10_000, 9.0)))
+    text, verdicts = many_files.section(FileCosts(costs, 10_000, 9.0))
     assert [verdict[: len(missed)] for holds, verdict in verdicts if not holds] == [missed] * bool(missed)
     assert "| 2,000 × small JSONL files |" in text
-    assert not many_files.section(FileCosts(costs, Publication(10_000, 11.0)))[1][-1][0]
+    assert not many_files.section(FileCosts(costs, 10_000, 11.0))[1][-1][0]
 
 
 def test_nights_of_a_full_output_are_compared_with_early_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
