@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.machine import processor
 from benchmarks.method.run import FOLDER, experiments, read_results
-from benchmarks.method.table import SPIN, Result, corpus_title, label_text, sections
+from benchmarks.method.table import SPIN, Difference, Result, corpus_title, label_text, mean_of, sections
 from benchmarks.method.tasks.catalogue import TASKS
 from benchmarks.method.tasks.task import Task
 from benchmarks.section_page import table, word_of
@@ -88,19 +88,17 @@ def read_task(task: Task, base: Path) -> TaskResults:
 
 def measure(results: Sequence[Result]) -> Regret:
     """The regret of the draws of one table."""
-    scores = {name: np.array([_score(result, name) for result in results]) for name in (*ROWS, SPIN)}
-    best = max(ROWS, key=lambda name: scores[name].mean())
-    difference = scores[best] - scores[SPIN]
-    error = float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else np.inf
+    scores = {name: 100 * mean_of(results, name, "macro_f1") for name in (*ROWS, SPIN)}
+    best = max(ROWS, key=lambda name: scores[name])
     return Regret(
         corpus_title(results),
         label_text(results),
         results[0]["experiment"]["setting"] in COUNTED,
         len(results),
         best,
-        float(scores[best].mean()),
-        float(scores[SPIN].mean()),
-        error,
+        scores[best],
+        scores[SPIN],
+        Difference.of(results, best).error,
     )
 
 
@@ -180,11 +178,6 @@ def _missing(stored: Sequence[TaskResults]) -> str:
         if task_results.missing
     ]
     return "\n".join(["**Not finished, and not on this page:**\n", *lines, ""]) if lines else ""
-
-
-def _score(result: Result, name: str) -> float:
-    """Macro-F1 of a row in percent."""
-    return next(100 * float(row["macro_f1"]) for row in result["rows"] if row["name"] == name)
 
 
 def _head() -> str:

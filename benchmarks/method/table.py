@@ -112,8 +112,8 @@ def full_table(results: Sequence[Result]) -> str:
 def full_claims(results: Sequence[Result]) -> str:
     """The claims with all labels, as a Markdown list."""
     gain = Difference.of(results, ALL)
-    share = 100 * _mean(results, SPIN, "neurons") / results[0]["neurons"]
-    ece, limit = (100 * _mean(results, SPIN, key) for key in ("ece", "ece_limit"))
+    share = 100 * mean_of(results, SPIN, "neurons") / results[0]["neurons"]
+    ece, limit = (100 * mean_of(results, SPIN, key) for key in ("ece", "ece_limit"))
     lines = [
         f"- {word_of(gain.mean >= GAIN and gain.lower >= 0 and share <= MOST_NEURONS)}: `accuracy` gains at least "
         f"{GAIN} points of macro-F1 on {ALL}, and no loss is within the 90 % interval over the draws, with at most "
@@ -130,7 +130,7 @@ def full_claims(results: Sequence[Result]) -> str:
 
 def _cost_claims(results: Sequence[Result]) -> list[str]:
     """What less of the backbone costs."""
-    compute = _mean(results, SPIN, "compute"), _mean(results, BALANCED, "compute")
+    compute = mean_of(results, SPIN, "compute"), mean_of(results, BALANCED, "compute")
     loss = -Difference.of(results, BALANCED).mean
     saved = 100 * (1 - compute[1] / compute[0])
     lines = [
@@ -139,11 +139,11 @@ def _cost_claims(results: Sequence[Result]) -> list[str]:
     ]
     if HALF not in _names(results):
         return lines
-    gain = 100 * (_mean(results, HALF, "macro_f1") - _mean(results, LAST, "macro_f1"))
+    gain = 100 * (mean_of(results, HALF, "macro_f1") - mean_of(results, LAST, "macro_f1"))
     return [
         *lines,
         f"- {word_of(gain > 0)}: SPIN on the lower half of the blocks has a higher macro-F1 than the {LAST} of the "
-        f"whole model ({gain:+.2f} points at {100 * _mean(results, HALF, 'compute'):.0f} % of its compute).",
+        f"whole model ({gain:+.2f} points at {100 * mean_of(results, HALF, 'compute'):.0f} % of its compute).",
     ]
 
 
@@ -407,7 +407,8 @@ def values_of(results: Sequence[Result], name: str, key: str) -> Any:
     return np.array([row[key] for result in results for row in result["rows"] if row["name"] == name], float)
 
 
-def _mean(results: Sequence[Result], name: str, key: str) -> float:
+def mean_of(results: Sequence[Result], name: str, key: str) -> float:
+    """The mean of a row over the draws that have it."""
     return float(values_of(results, name, key).mean())
 
 
