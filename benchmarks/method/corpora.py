@@ -228,8 +228,9 @@ def load(plan: Plan, folder: Path) -> Corpus:
     labels = [label if isinstance(label, str) else list(label) for label in documents["label"]]
     multilabel = not isinstance(labels[0], str)
     label_space = LabelSpace(tuple(sorted({name for label in labels for name in class_names(label)})), multilabel)
-    columns = {
-        FeatureColumn.parse(name): np.load(folder / f"{name}.npy", mmap_mode="r") for name in metadata["columns"]
+    features = {
+        FeatureColumn.parse(name): np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
+        for name in metadata["columns"]
     }
     texts = documents["text"].tolist()
     return Corpus(
@@ -238,7 +239,7 @@ def load(plan: Plan, folder: Path) -> Corpus:
         join_groups(texts, documents["group"].tolist() if "group" in documents else ()),
         label_space.index(labels),
         label_space,
-        {column: np.asarray(values) for column, values in columns.items()},
+        features,
         {Site.parse(name): share for name, share in metadata["flops"].items()},
         metadata["depth"],
         metadata.get("origin", ""),

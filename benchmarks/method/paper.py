@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.method.contenders import Answer, calibrate, falling
 from benchmarks.method.corpora import METRIC, Exam
 from spin.arrays import Floats, Rows
-from spin.labels.cross_validation import Fold, labelled_rows
+from spin.labels.cross_validation import Fold
 from spin.labels.metrics import score
 from spin.sites import FeatureColumn
 from spin.sparsify.probe import signs
@@ -111,7 +111,7 @@ class Recipe:
             models = [self.paths(values[f.train], f.train, PROBE_STRENGTHS[:1], np.inf) for f in self.folds]
         chosen = [fold_models[best] for fold_models in models]
         if len(self.folds) > 1:
-            rows = labelled_rows(self.exam.folds)
+            rows = self.exam.data.rows
             chosen += self.paths(values[rows], rows, [PROBE_STRENGTHS[best]], np.inf)
         else:  # as in SPIN, the probe of a single division also selects for the final head
             chosen += chosen
@@ -160,7 +160,7 @@ class Candidate:
 
     def final_logits(self, recipe: Recipe) -> Floats:
         """Logits of the test documents by the head fitted on all labelled ones."""
-        exam, rows = recipe.exam, labelled_rows(recipe.exam.folds)
+        exam, rows = recipe.exam, recipe.exam.data.rows
         X = recipe.features(self.columns, self.eta, -1, rows)
         [model] = recipe.paths(X, rows, [self.strength], np.inf)
         assert model is not None

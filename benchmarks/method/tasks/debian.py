@@ -23,8 +23,7 @@ LEAST_PACKAGES, LEAST_SOURCES = 100, 50
 
 def read(folder: Path) -> Documents:
     """The descriptions and sections in Debian's indices, which are downloaded into the folder."""
-    packages, origin = read_packages(folder)
-    return documents_by_section(packages, origin)
+    return documents_by_section(*read_packages(folder))
 
 
 def documents_by_section(

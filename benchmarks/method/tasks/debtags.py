@@ -24,8 +24,7 @@ _PLACEHOLDER = "TODO"
 
 def read(folder: Path) -> Documents:
     """The descriptions and tags in Debian's indices, which are downloaded into the folder."""
-    packages, origin = read_packages(folder)
-    return documents_by_tag(packages, origin)
+    return documents_by_tag(*read_packages(folder))
 
 
 def documents_by_tag(packages: Sequence[Package], origin: str = "", least: int = LEAST_PACKAGES) -> Documents:
