@@ -123,7 +123,8 @@ def section(results: Sequence[CorpusReads]) -> Part:
     ]
 
 
-def _to_jsonl(rows: Rows) -> bytes:
+def to_jsonl(rows: Rows) -> bytes:
+    """Rows as lines of JSON."""
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
@@ -144,7 +145,7 @@ def _to_parquet(rows: Rows) -> bytes:
 _WRITERS: dict[str, Callable[[Rows], bytes]] = {
     "a.csv": _to_csv,
     "a.csv.gz": lambda rows: gzip.compress(_to_csv(rows)),
-    "a.jsonl.zst": lambda rows: bytes(pa.compress(_to_jsonl(rows), codec="zstd", asbytes=True)),
-    "a.jsonl": _to_jsonl,
+    "a.jsonl.zst": lambda rows: bytes(pa.compress(to_jsonl(rows), codec="zstd", asbytes=True)),
+    "a.jsonl": to_jsonl,
     "a.parquet": _to_parquet,
 }

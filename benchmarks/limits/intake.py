@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
+from benchmarks.limits.input_reads import Rows, to_jsonl
 from benchmarks.limits.process_memory import Watch
 from benchmarks.limits.tiny_night import night_command, prepare
 from benchmarks.section_page import Part, table
@@ -39,7 +39,6 @@ _LEAST = 0.9
 """promise: documents per second in a child, per document per second in the process of the command"""
 _MEMORY = 2_000
 """promise: MB of a process that reads files"""
-Rows = Sequence[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -118,17 +117,13 @@ def _make_rows(documents: int) -> Rows:
     return [{"id": f"d{row:07d}", "text": " ".join(text)} for row, text in enumerate(texts)]
 
 
-def _to_jsonl(rows: Rows) -> bytes:
-    return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
-
-
 def _to_csv(rows: Rows) -> bytes:
     return "".join(["id,text\n", *(f"{row['id']},{row['text']}\n" for row in rows)]).encode()
 
 
 def _write_small(folder: Path, rows: Rows) -> None:
     for start in range(0, len(rows), SMALL):
-        (folder / f"{start:07d}.jsonl").write_bytes(_to_jsonl(rows[start : start + SMALL]))
+        (folder / f"{start:07d}.jsonl").write_bytes(to_jsonl(rows[start : start + SMALL]))
 
 
 def _write_zstd(path: Path, content: bytes) -> None:
@@ -137,8 +132,8 @@ def _write_zstd(path: Path, content: bytes) -> None:
 
 
 _CORPORA: dict[str, Callable[[Path, Rows], object]] = {
-    "one JSONL file": lambda folder, rows: (folder / "a.jsonl").write_bytes(_to_jsonl(rows)),
-    "one JSONL file in zstd": lambda folder, rows: _write_zstd(folder / "a.jsonl.zst", _to_jsonl(rows)),
+    "one JSONL file": lambda folder, rows: (folder / "a.jsonl").write_bytes(to_jsonl(rows)),
+    "one JSONL file in zstd": lambda folder, rows: _write_zstd(folder / "a.jsonl.zst", to_jsonl(rows)),
     "one CSV file": lambda folder, rows: (folder / "a.csv").write_bytes(_to_csv(rows)),
     "one Parquet file": lambda folder, rows: pq.write_table(pa.Table.from_pylist(list(rows)), folder / "a.parquet"),
     f"JSONL files of {SMALL} documents": _write_small,
