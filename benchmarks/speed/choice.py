@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.speed.role import OurSetting
+from benchmarks.speed.contender import OurSetting
 
 
 @dataclass(frozen=True)

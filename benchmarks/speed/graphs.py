@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.speed.contender import Contender
+from benchmarks.speed.contender import Contender, TransformerPeer
 from benchmarks.speed.peers import Embed, by_length, hugging_face, peer
-from benchmarks.speed.role import TransformerPeer
 from benchmarks.speed.trial import Trial
 from spin.arrays import Floats
 

@@ -11,11 +11,10 @@ import numpy as np
 
 from benchmarks.method.corpora import METRIC
 from benchmarks.speed.choice import Validation, chosen_settings, frontier
-from benchmarks.speed.contender import Contender
+from benchmarks.speed.contender import Contender, OurSetting, Role, WordPeer
 from benchmarks.speed.graphs import graph_peers
 from benchmarks.speed.our_settings import OurSettings
 from benchmarks.speed.peers import torch_peers
-from benchmarks.speed.role import OurSetting, Role, WordPeer
 from benchmarks.speed.rounds import Race, Ready, make_ready, race, validate
 from benchmarks.speed.row import Row
 from benchmarks.speed.trial import Trial

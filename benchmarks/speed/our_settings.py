@@ -13,8 +13,7 @@ import numpy as np
 from benchmarks.method.contenders import FittedSpin, fit_spin, reader
 from benchmarks.method.corpora import METRIC
 from benchmarks.speed.choice import distinct
-from benchmarks.speed.contender import Answers, Classify, Contender
-from benchmarks.speed.role import SHIPPED, OurSetting, Precision
+from benchmarks.speed.contender import SHIPPED, Answers, Classify, Contender, OurSetting, Precision
 from benchmarks.speed.trial import Trial
 from spin import TrainedClassifier
 from spin.activations.engines.engine import CALIBRATION_TEXTS

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks import machine, section_page
+from benchmarks.speed.contender import OurSetting, Role, TransformerPeer, WordPeer
 from benchmarks.speed.interval import CONFIDENCE, speed_ratio
-from benchmarks.speed.role import OurSetting, Role, TransformerPeer, WordPeer
 from benchmarks.speed.row import Row, fastest, transformer_peers
 from benchmarks.speed.trial import Trial
 from benchmarks.speed.verdicts import Equal, Verdict, points, times

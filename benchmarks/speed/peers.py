@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.speed.contender import Answers, Classify, Contender
-from benchmarks.speed.role import TransformerPeer
+from benchmarks.speed.contender import Answers, Classify, Contender, TransformerPeer
 from benchmarks.speed.trial import Trial
 from spin.arrays import Floats
 from spin.backbone.hub import silence_transformers

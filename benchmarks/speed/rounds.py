@@ -12,8 +12,7 @@ import numpy as np
 from benchmarks.machine import peaks
 from benchmarks.method.corpora import METRIC
 from benchmarks.speed.choice import Validation
-from benchmarks.speed.contender import Answers, Classify, Contender
-from benchmarks.speed.role import OurSetting, TransformerPeer
+from benchmarks.speed.contender import Answers, Classify, Contender, OurSetting, TransformerPeer
 from spin.labels.label_space import Targets
 from spin.labels.metrics import score
 

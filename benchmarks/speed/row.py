@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.speed.role import OurSetting, Role, TransformerPeer, WordPeer
+from benchmarks.speed.contender import OurSetting, Role, TransformerPeer, WordPeer
 from spin.labels.label_space import Targets
 
 

@@ -33,6 +33,7 @@ from benchmarks.method.tasks.task import DECODER, Task
 from benchmarks.method.tasks.tweets import TWEETS
 from benchmarks.section_page import split_sections
 from benchmarks.speed import many, verdicts, whole_documents
+from benchmarks.speed.contender import LOSSES, SHIPPED
 from benchmarks.speed.measurement import Measurement
 from benchmarks.speed.page import (
     HOW_TO_READ,
@@ -44,7 +45,6 @@ from benchmarks.speed.page import (
     verdict_list,
     with_section,
 )
-from benchmarks.speed.role import LOSSES, SHIPPED
 from benchmarks.speed.trial import DECODER_SIDES, QUICK_DECODER_SIDES, QUICK_SIDES, SIDES, Trial, make_trial
 from benchmarks.speed.verdicts import Verdict, at_equal_scores
 

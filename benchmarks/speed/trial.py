@@ -19,8 +19,8 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.method.contenders import STRENGTHS
 from benchmarks.method.corpora import Corpus, Exam, Plan
 from benchmarks.method.division import divide
+from benchmarks.speed.contender import LOSSES
 from benchmarks.speed.parts import Parts
-from benchmarks.speed.role import LOSSES
 from spin.arrays import Floats, Rows
 from spin.backbone.hub import locate_model
 from spin.backbone.loading import load_backbone

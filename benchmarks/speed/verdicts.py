@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.speed.choice import Validation, fastest_reaching
+from benchmarks.speed.contender import OurSetting, TransformerPeer, WordPeer
 from benchmarks.speed.interval import Interval, score_difference, speed_ratio
-from benchmarks.speed.role import OurSetting, TransformerPeer, WordPeer
 from benchmarks.speed.row import Row, fastest, full_depth, transformer_peers, word_peers
 from spin.labels.label_space import Targets
 

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from benchmarks.method.contenders import fit_spin
 from benchmarks.method.corpora import METRIC, Corpus, Exam
 from benchmarks.section_page import table
-from benchmarks.speed.contender import Answers, Classify, Contender
+from benchmarks.speed.contender import SHIPPED, Answers, Classify, Contender, OurSetting, Precision
 from benchmarks.speed.interval import Interval, score_difference
 from benchmarks.speed.our_settings import classify_with
 from benchmarks.speed.page import Conditions, cost_per_million, describe_run
 from benchmarks.speed.parts import Parts
-from benchmarks.speed.role import SHIPPED, OurSetting, Precision
 from benchmarks.speed.rounds import Ready, make_ready, race
 from benchmarks.speed.row import Row
 from benchmarks.speed.trial import Sides, divide_corpus

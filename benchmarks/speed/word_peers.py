@@ -9,8 +9,7 @@ import joblib
 
 from benchmarks.method.contenders import choose_tfidf_model
 from benchmarks.method.peers import fast_text, static_model
-from benchmarks.speed.contender import Answers, Classify, Contender
-from benchmarks.speed.role import WordPeer
+from benchmarks.speed.contender import Answers, Classify, Contender, WordPeer
 from benchmarks.speed.trial import Trial
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.speed.choice import Validation
-from benchmarks.speed.role import SHIPPED, OurSetting, Role, TransformerPeer, WordPeer
+from benchmarks.speed.contender import SHIPPED, OurSetting, Role, TransformerPeer, WordPeer
 from benchmarks.speed.row import Row
 from benchmarks.speed.verdicts import Equal, at_equal_scores
 

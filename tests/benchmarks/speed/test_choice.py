@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from benchmarks.speed.choice import Validation, best_setting, chosen_settings, distinct, fastest_reaching, frontier
-from benchmarks.speed.role import OurSetting
+from benchmarks.speed.contender import OurSetting
 
 FULL = OurSetting("openvino", "bfloat16")
 SMALL_LOSS = OurSetting("openvino", "bfloat16", max_loss=0.005)

@@ -15,11 +15,10 @@ from benchmarks.method import contenders
 from benchmarks.method.contenders import fit_spin
 from benchmarks.method.corpora import Corpus, Documents, Plan, extract_corpus, load
 from benchmarks.method.peers import fast_text, static_model
-from benchmarks.speed.contender import Contender
+from benchmarks.speed.contender import REASONS, SHIPPED, Contender, OurSetting, TransformerPeer, WordPeer
 from benchmarks.speed.measurement import Measurement, reference_key
 from benchmarks.speed.our_settings import OurSettings, train_classifiers, with_exits
 from benchmarks.speed.peers import by_length, loop, torch_peers
-from benchmarks.speed.role import REASONS, SHIPPED, OurSetting, TransformerPeer, WordPeer
 from benchmarks.speed.trial import Sides, Trial, divide_corpus, flops, make_trial
 from benchmarks.speed.word_peers import word_contenders
 from spin import TrainedClassifier

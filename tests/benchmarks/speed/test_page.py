@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.section_page import split_sections
+from benchmarks.speed.contender import OurSetting, TransformerPeer, WordPeer
 from benchmarks.speed.page import (
     HOW_TO_READ,
     TITLE,
@@ -20,7 +21,6 @@ from benchmarks.speed.page import (
     verdict_list,
     with_section,
 )
-from benchmarks.speed.role import OurSetting, TransformerPeer, WordPeer
 from benchmarks.speed.verdicts import verdicts
 from tests.benchmarks.speed.made_rows import DEFAULT, GRAPH, PEERS, ROWS, SCALED, TFIDF, pairs
 

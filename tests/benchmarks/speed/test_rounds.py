@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.speed import rounds
-from benchmarks.speed.contender import Answers, Contender
-from benchmarks.speed.role import OurSetting, Role, TransformerPeer, WordPeer
+from benchmarks.speed.contender import Answers, Contender, OurSetting, Role, TransformerPeer, WordPeer
 from benchmarks.speed.rounds import make_ready, race, validate
 
 TEXTS = ["x"] * 10

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.speed import verdicts as module
+from benchmarks.speed.contender import OurSetting
 from benchmarks.speed.interval import Interval
-from benchmarks.speed.role import OurSetting
 from benchmarks.speed.row import Row
 from benchmarks.speed.verdicts import Limits, Verdict, equal_score, full_depth_in_16_bits, ray, reasons, shipped
 from tests.benchmarks.speed.made_rows import (

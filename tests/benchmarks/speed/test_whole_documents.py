@@ -13,8 +13,8 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from benchmarks.method.corpora import Corpus, Documents, Exam, Plan, extract_corpus, load
 from benchmarks.speed import whole_documents
+from benchmarks.speed.contender import SHIPPED, OurSetting
 from benchmarks.speed.page import Conditions
-from benchmarks.speed.role import SHIPPED, OurSetting
 from benchmarks.speed.trial import Sides, divide_corpus
 from benchmarks.speed.whole_documents import Comparison, measure, section
 from spin import TrainedClassifier
