@@ -30,8 +30,6 @@ class TransformerPeer:
 
     name: str
     precision: Precision
-    calibrated: bool = False
-    """whether its int8 is calibrated on documents that the user must supply"""
 
     @property
     def key(self) -> str:

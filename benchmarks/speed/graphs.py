@@ -34,7 +34,7 @@ def graph_peers(trial: Trial, folder: Path) -> list[Contender]:
     for streams in (1, 2):
         name = "OpenVINO" if streams == 1 else f"OpenVINO, {streams} streams"
         float32, bfloat16 = (TransformerPeer(name, p) for p in ("float32", "bfloat16"))
-        int8 = TransformerPeer(f"{name}, nncf", "int8", calibrated=True)
+        int8 = TransformerPeer(f"{name}, nncf", "int8")
         contenders += [
             peer(trial, float32, lambda s=streams: openvino(trial, graph.openvino, s, "f32")),
             peer(trial, bfloat16, lambda s=streams: openvino(trial, graph.openvino, s, "bf16")),

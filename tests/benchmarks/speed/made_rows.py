@@ -22,7 +22,7 @@ def make_row(role: Role, seconds: float | tuple[float, ...], score: float, valid
 
 LOOP = make_row(TransformerPeer("loop", "float32"), 12.0, 0.75)
 GRAPH = make_row(TransformerPeer("graph", "bfloat16"), 5.0, 0.76)
-SCALED = make_row(TransformerPeer("graph, scaled", "int8", calibrated=True), 3.0, 0.74)
+SCALED = make_row(TransformerPeer("graph, scaled", "int8"), 3.0, 0.74)
 TFIDF = make_row(WordPeer("TF-IDF", cores=1), 0.5, 0.70)
 EXACT = make_row(OurSetting("openvino", "float32"), 8.0, 0.80)
 FULL = make_row(OurSetting("openvino", "bfloat16"), 5.0, 0.80)
