@@ -27,10 +27,9 @@ def main() -> None:
         notebook = nbformat.read(path, as_version=4)
         client = NotebookClient(notebook, timeout=None, record_timing=False, coalesce_streams=True)
         client.execute(cwd=str(NOTEBOOKS))
-        for cell in (
-            cell for cell in notebook.cells if cell.cell_type == "code"
-        ):  # progress and warnings are of this machine
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for cell in notebook.cells:
+            if cell.cell_type == "code":  # progress and warnings are of this machine
+                cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         notebook.metadata["code"] = digest_code(notebook)
         nbformat.write(notebook, path)
 

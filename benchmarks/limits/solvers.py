@@ -160,7 +160,7 @@ def warm_up() -> None:
     compare(X, draw_classes(X, FEW), rounds=1)
 
 
-def compare(X: Floats, targets: Floats, rounds: int = ROUNDS, limit: float = LIMIT) -> Times:
+def compare(X: Floats, targets: Floats, rounds: int, limit: float = LIMIT) -> Times:
     """Time all solvers on a standardised design (n, p) and targets (K, n); they take turns."""
     path = _default_path(X, targets)
     fortran = np.asfortranarray(X, np.float64)
@@ -173,7 +173,7 @@ def compare(X: Floats, targets: Floats, rounds: int = ROUNDS, limit: float = LIM
     return Times(*X.shape, seconds)
 
 
-def time_classes(X: Floats, rounds: int = ROUNDS) -> dict[int, list[float]]:
+def time_classes(X: Floats, rounds: int) -> dict[int, list[float]]:
     """Processor seconds of SPIN by number of classes, of each round."""
     targets = {K: draw_classes(X, K) for K in (FEW, MANY)}
     solvers = {K: solve_by_spin(X, y, _default_path(X, y))[0] for K, y in targets.items()}

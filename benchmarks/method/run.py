@@ -111,7 +111,7 @@ def experiments(task: Task, plans: tuple[Plan, Plan], quick: bool) -> list[Exper
     ]
 
 
-def run_all(wanted: list[Experiment], folder: Path, *, again: bool = False) -> int:
+def run_all(wanted: list[Experiment], folder: Path, *, again: bool) -> int:
     """Run the experiments without a result, and `again` those of other code of SPIN; return how many failed."""
     code = digest_code()
     results = {e: read_result(folder, e) for e in wanted}
