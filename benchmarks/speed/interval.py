@@ -25,11 +25,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def inverse(self) -> Interval:
-        """The interval of the inverse ratio."""
-        return Interval(1 / self.estimate, 1 / self.high, 1 / self.low if self.low else float("inf"))
-
 
 def speed_ratio(peer_seconds: Sequence[float], seconds: Sequence[float]) -> Interval:
     """How many times as fast as a peer a contender is, by the seconds of each in the same rounds.
