@@ -24,7 +24,6 @@ from benchmarks.method.regret import TaskResults
 from benchmarks.method.run import Experiment, read_result, read_results
 from benchmarks.method.table import SPIN, Difference, Result, label_text, spread, values_of
 from benchmarks.method.tasks.task import ENCODER, Task
-from benchmarks.method.tasks.tweets import TWEETS
 from benchmarks.section_page import table
 from spin.labels.splits import CROSS_VALIDATION_BELOW, VERY_FEW_LABELS
 
@@ -45,13 +44,14 @@ def report(stored: Sequence[TaskResults]) -> str:
 
 
 def _section(stored: TaskResults) -> str:
-    command = "make bench-finetune" + ("" if stored.task.name == TWEETS.name else f" TASK={stored.task.name}")
     settings = {key.rpartition("-")[2]: runs for key, runs in stored.results.items()}
     [chosen] = settings.pop(RATE, [None])
     parts = [f"## {stored.task.subject[0].upper()}{stored.task.subject[1:]}\n"]
     if stored.missing:
         names = ", ".join(name.removeprefix(f"{ENCODER}-") for name in stored.missing)
-        parts.append(f"**Not finished: {names}.** `{command}` computes what is missing.\n")
+        parts.append(
+            f"**Not finished: {names}.** `{stored.task.command('bench-finetune')}` computes what is missing.\n"
+        )
     if settings:
         parts += [_table(settings), *(f"- {_verdict(runs)}" for runs in settings.values()), ""]
     if chosen is not None:

@@ -363,10 +363,9 @@ L1 one-vs-rest logistic regression on raw hidden states with C from {_list(PROBE
 
 
 def _head(task: Task) -> str:
-    command = "make bench-method" if task.name == TWEETS.name else f"make bench-method TASK={task.name}"
     return (
         f"# {task.heading}\n\n{datetime.date.today().isoformat()}; {processor()}, {os.cpu_count()} cores; "
-        f"Python {platform.python_version()}, {versions(_LIBRARIES)}. Written by `{command}`.\n"
+        f"Python {platform.python_version()}, {versions(_LIBRARIES)}. Written by `{task.command('bench-method')}`.\n"
     )
 
 

@@ -100,7 +100,7 @@ def _write_rows(
         judged.append(_ray(folder, options.quick))
         parts.append(f"## Ray\n\n{verdict_list(judged[-1:])}")
     seconds = time.perf_counter() - start
-    conditions = Conditions(_command(task), load_before, seconds, options.price)
+    conditions = Conditions(task.command("bench"), load_before, seconds, options.price)
     text, (_, before) = "\n".join([head(conditions), *parts, HOW_TO_READ]), split_sections(_read(page))
     for title in (whole_documents.TITLE, many.TITLE):
         if title in before:
@@ -143,7 +143,7 @@ def _write_whole_documents(page: Path, plan: Plan, folder: Path, options: argpar
         sites=_FEW_SITES[False] if options.quick else whole_documents.SITES,
     )
     seconds = time.perf_counter() - start
-    conditions = Conditions(_command(MANUALS), load_before, seconds, options.price)
+    conditions = Conditions(MANUALS.command("bench"), load_before, seconds, options.price)
     text = whole_documents.section(comparison, conditions, machine.threads())
     page.write_text(with_section(_read(page) or TITLE, whole_documents.TITLE, text), encoding="utf-8")
     print(text, f"written to {page} after {seconds:.0f} s", sep="\n", flush=True)
@@ -169,7 +169,7 @@ def _write_many_classifiers(page: Path, options: argparse.Namespace) -> None:
         _QUICK_ROUNDS if options.quick else options.rounds,
         json.loads((folder / plan.name / "corpus.json").read_text(encoding="utf-8"))["docs_per_s"],
     )
-    conditions = Conditions(_command(TWEETS), load_before, time.perf_counter() - start, options.price)
+    conditions = Conditions(TWEETS.command("bench"), load_before, time.perf_counter() - start, options.price)
     text = many.section(result, conditions)
     page.write_text(with_section(_read(page) or TITLE, many.TITLE, text), encoding="utf-8")
     print(text, f"written to {page}", sep="\n", flush=True)
@@ -179,10 +179,6 @@ def _has(part: str, task: Task, options: argparse.Namespace) -> bool:
     """Whether the run measures a further section of its page: not one of some rows, or of the decoder, alone."""
     of_all = options.part in (None, part) and options.only == "*" and options.model != DECODER
     return task.name == _PARTS[part] and of_all
-
-
-def _command(task: Task) -> str:
-    return "make bench" if task.name == TWEETS.name else f"make bench TASK={task.name}"
 
 
 def _read(page: Path) -> str:

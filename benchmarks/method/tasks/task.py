@@ -85,6 +85,10 @@ class Task:
         """The page of results: benchmarks/method.md for tweets, the others beside it, named as on the command line."""
         return Path("benchmarks") / ("method.md" if self.name == "tweets" else f"method-{self.name}.md")
 
+    def command(self, target: str) -> str:
+        """The command line that measures the task by a target of the Makefile, such as `bench`."""
+        return f"make {target}" + ("" if self.name == "tweets" else f" TASK={self.name}")
+
     def rows_left_out(self, plan: Plan) -> Mapping[str, str]:
         """The rows that the tables of a plan do not have, with the reason."""
         return {**self.left_out, **(self.decoder_left_out if plan.name == DECODER else {})}
