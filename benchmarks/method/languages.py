@@ -69,20 +69,17 @@ def read_pages(folder: Path, sizes: Sizes) -> Pages:
     for language, (code, packages) in TRANSLATIONS.items():
         sources[language] = download_sources(apt, folder, packages, code)
     draw = np.random.default_rng(0)
-    texts, sections, names, languages = [], [], [], []
+    pages = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for language, of_language in sources.items():
             count = min(len(of_language), sizes.english if language == ENGLISH else sizes.translated)
             drawn = [of_language[place] for place in draw.permutation(len(of_language))[:count]]
             for source, page in zip(drawn, pool.map(render_page, drawn), strict=True):
                 if page.text:
-                    texts.append(page.text)
-                    sections.append(page.section)
-                    names.append(source.name)
-                    languages.append(language)
-    kept = keep_sections(sections, languages, LEAST_PAGES)
-    columns = ([values[row] for row in kept] for values in (texts, sections, names, languages))
-    texts, sections, names, languages = columns
+                    pages.append((page.text, page.section, source.name, language))
+    _, all_sections, _, all_languages = zip(*pages, strict=True)
+    kept = [pages[row] for row in keep_sections(all_sections, all_languages, LEAST_PAGES)]
+    texts, sections, names, languages = (list(column) for column in zip(*kept, strict=True))
     return Pages(Documents(texts, sections, apt.release(), names), languages)
 
 
