@@ -292,12 +292,11 @@ class FittedSpin:
 def fit_spin(exam: Exam) -> FittedSpin:
     """Fit SPIN with its default settings."""
     start = process_time()
-    recorded = (
-        _recorded(spin.fit, "fit_probes"),
-        _recorded(spin.fit, "fit_words"),
-        _recorded(spin.integrate.integrate, "Search"),
-    )
-    with recorded[0] as probing, recorded[1] as wording, recorded[2] as searching:
+    with (
+        _recorded(spin.fit, "fit_probes") as probing,
+        _recorded(spin.fit, "fit_words") as wording,
+        _recorded(spin.integrate.integrate, "Search") as searching,
+    ):
         probes, _, training_result = spin.fit.fit_classifiers(
             exam.corpus.sites, exam.data, compute=exam.corpus.flops, texts=exam.corpus.texts
         )
