@@ -45,19 +45,22 @@ class TokenStates:
 
     def batch(self, rows: Rows, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """The standardised states (m, longest, layers, width) of some rows, and which are tokens (m, longest)."""
-        at = [self.places[row] for row in rows.tolist()]
-        tokens = [torch.from_numpy(self.values[self.starts[i] : self.starts[i + 1]]) for i in at]
+        tokens = [torch.from_numpy(values) for values in self.documents(rows)]
         mask = nn.utils.rnn.pad_sequence([torch.ones(len(each), dtype=torch.bool) for each in tokens], True)
         return (nn.utils.rnn.pad_sequence(tokens, True).float() - mean) / scale, mask
 
-    def lengths(self, rows: Rows) -> Rows:
-        """(n,) the numbers of tokens of rows."""
-        at = np.array([self.places[row] for row in rows.tolist()])
-        return self.starts[at + 1] - self.starts[at]
+    def documents(self, rows: Rows) -> list[NDArray[np.float16]]:
+        """The states (tokens, layers, width) of each of some rows."""
+        at = [self.places[row] for row in rows.tolist()]
+        return [self.values[self.starts[i] : self.starts[i + 1]] for i in at]
+
+    def lengths(self, rows: Rows) -> list[int]:
+        """The number of tokens of each of some rows."""
+        return list(map(len, self.documents(rows)))
 
     def measure(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (layers, width) over the tokens of some rows."""
-        of_rows = [self.values[self.starts[i] : self.starts[i + 1]] for i in (self.places[r] for r in rows.tolist())]
+        of_rows = self.documents(rows)
         count = sum(map(len, of_rows))
         mean = sum(part.sum(0, dtype=np.float64) for part in of_rows) / count
         square = sum(np.square(part, dtype=np.float64).sum(0) for part in of_rows) / count
@@ -130,7 +133,7 @@ def _fit(
         targets, best, best_loss, best_epoch = torch.from_numpy(exam.y), None, np.inf, epochs
         for epoch in range(1, epochs + 1):
             head.train()
-            for places in draw_batches(states.lengths(rows).tolist(), BATCH, _POOL):
+            for places in draw_batches(states.lengths(rows), BATCH, _POOL):
                 optimiser.zero_grad()
                 logits = head(*states.batch(rows[places], mean, scale))
                 nn.functional.cross_entropy(logits, targets[rows[places]], label_smoothing=SMOOTHING).backward()

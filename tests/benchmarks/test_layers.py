@@ -75,7 +75,7 @@ def test_logits_are_those_of_their_rows_whatever_the_order_of_the_batches() -> N
     logits = _predict(head, states, rows, mean, scale)
     alone = [head(*states.batch(rows[at : at + 1], mean, scale)).detach().numpy()[0] for at in range(200)]
     np.testing.assert_allclose(logits, alone, atol=1e-4)
-    drawn = draw_batches(states.lengths(rows).tolist(), BATCH, 16)
+    drawn = draw_batches(states.lengths(rows), BATCH, 16)
     assert sorted(np.concatenate(drawn).tolist()) == list(range(200))
     assert max(map(len, drawn)) == 64
 
