@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.method.contenders import Answer, FittedSpin, calibrate, temperature
+from benchmarks.method.contenders import Answer, calibrate, temperature
 from benchmarks.method.corpora import Exam, Plan
 from spin.arrays import Floats, Rows
 from spin.backbone.batching import token_batches
@@ -109,7 +109,7 @@ class AttentionHead(nn.Module):
         return logits
 
 
-def attention_pooling(exam: Exam, _: FittedSpin) -> Answer:
+def attention_pooling(exam: Exam) -> Answer:
     """A head with attention over the tokens of every layer; validation chooses its epochs."""
     [fold] = exam.folds
     states = read_tokens(exam)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -394,6 +395,12 @@ def test_a_table_without_the_lower_half_makes_no_claim_about_it() -> None:
         result["rows"] = [row for row in result["rows"] if row["name"] != "SPIN, lower half"]
     assert "lower half" not in full_claims(results)
     assert "runs 100 %" in full_claims(results)
+
+
+@pytest.mark.parametrize("row", lineup.ROWS, ids=lambda row: row.name)
+def test_every_row_takes_what_the_lineup_gives_it(row: lineup.Row) -> None:
+    """The exam, and what SPIN has fitted only if the row says that it reads that."""
+    signature(row.answer).bind(*["exam", "fitted"][: 1 + row.reads_spin])
 
 
 def test_results_of_another_version_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
