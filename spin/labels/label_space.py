@@ -160,28 +160,40 @@ def class_names(label: Label | None) -> Collection[str]:
 def divide_rare_classes(labels: Sequence[Label], splits: Sequence[str], groups: Sequence[int] | Hashes) -> list[str]:
     """The splits of documents, changed so that each class has some that train and some that validate.
 
-    A hash may give all documents of a rare class to one of the two. If they are of several groups, the smallest group
-    changes sides. Nothing changes where cross-validation joins the two, or where one of them is empty.
+    A hash may give all documents of a rare class to one of the two. If they are of several groups, one of them changes
+    sides: the smallest of those that leave other documents of all their classes behind. Nothing changes where
+    cross-validation joins the two, or where one of them is empty.
     """
     divided, sides = list(splits), ("train", "valid")
     if needs_cross_validation(splits) or not set(sides) <= set(splits):
         return divided
     used = rows_in_split(splits, *sides)
     groups_used = np.asarray(groups, np.uint64)[used]
-    of_side = {side: set[str]() for side in sides}
+    of_side = {side: Counter[str]() for side in sides}
     for row in used:
         of_side[splits[row]].update(class_names(labels[row]))
-    one_sided = of_side["train"] ^ of_side["valid"]
+    one_sided = of_side["train"].keys() ^ of_side["valid"].keys()
     rows_of_class = defaultdict[str, list[int]](list)
     for row in used:
         for name in one_sided.intersection(class_names(labels[row])):
             rows_of_class[name].append(row)
     for rows in rows_of_class.values():
         own_groups = {int(groups[row]) for row in rows}
-        if len(own_groups) > 1 == len({divided[row] for row in rows}):
-            smallest = min(own_groups, key=lambda group: (np.count_nonzero(groups_used == group), group))
-            for row in used[groups_used == smallest]:
-                divided[row] = "valid" if divided[row] == "train" else "train"
+        if len(own_groups) == 1 or len({divided[row] for row in rows}) > 1:
+            continue
+        side = divided[rows[0]]
+        other = "valid" if side == "train" else "train"
+        choices = []
+        for group in own_groups:
+            moved = used[groups_used == group]
+            leaving = Counter(name for row in moved for name in class_names(labels[row]))
+            last = any(of_side[side][name] == count for name, count in leaving.items())
+            choices.append((last, len(moved), group, moved, leaving))
+        *_, moved, leaving = min(choices, key=lambda choice: choice[:3])
+        for row in moved:
+            divided[row] = other
+        of_side[side].subtract(leaving)
+        of_side[other].update(leaving)
     return divided
 
 

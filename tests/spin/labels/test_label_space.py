@@ -284,5 +284,9 @@ def test_a_rare_class_that_a_hash_gave_to_one_side_is_divided(
     assert tested == ["test", other, side, other]
     larger = divide_rare_classes(["c", "c", "a", "b"], [side, side, side, other], [1, 2, 1, 3])
     assert larger == [side, other, side, other], "the smaller of two groups changes sides"
+    last = divide_rare_classes([["c", "b"], ["c"], ["c"], ["b"]], [side, side, side, other], [1, 2, 2, 3])
+    assert last == [side, other, other, other], (
+        "a larger group, since the smallest has the last document of another class"
+    )
     monkeypatch.setattr("spin.labels.splits.CROSS_VALIDATION_BELOW", 5)
     assert divide_rare_classes(["c", "c", "a"], [side, side, other], [1, 2, 3]) == [side, side, other]
