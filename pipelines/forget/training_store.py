@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 from pipelines.data.feature_store import LABELS
 from pipelines.data.forgotten_ids import ForgottenIds, add_forgotten
 from pipelines.data.spool import SPOOL
-from pipelines.forget.purge import FEATURES, MODEL, STAGE_FOLDERS, list_stage
+from pipelines.forget.purge import FEATURES, KEPT, MODEL, STAGE_FOLDERS, list_stage
 from pipelines.storage.lease import Lease
 from pipelines.storage.local_files import is_temporary
 from pipelines.storage.object_store import Store
-from pipelines.storage.stage_plan import delete_objects, finished_fingerprint
+from pipelines.storage.stage_plan import PLAN, delete_objects, finished_fingerprint
 from pipelines.training.neurons import NEURONS, without_named_documents
 from pipelines.training.suspects import SUSPECTS
 from spin.settings import Settings
@@ -29,8 +29,8 @@ def forget_in_store(settings: Settings, ids: Collection[str], *, dry_run: bool =
     Features follow from all documents of a shard, and heads from all features, so nothing of the training is kept but
     the versions that it has registered; the next training begins anew. Its extraction refuses a corpus that still holds
     one of the documents. Values whose documents are not known may be of any: those of an extraction that has not
-    finished, and those that outlive the features. With `dry_run`, nothing is changed. Raises HeldError while a training
-    is at work in the store.
+    finished, those that outlive the features, and second passes over an earlier corpus. With `dry_run`, nothing is
+    changed. Raises HeldError while a training is at work in the store.
     """
     store = Store.of(settings)
     if dry_run:
@@ -59,13 +59,23 @@ def _holds(store: Store, forgotten: ForgottenIds) -> bool:
         return True
     keys = [item.key for name in STAGE_FOLDERS for item in list_stage(store, name)]
     values = [key for key in keys if not key.startswith(f"{MODEL}/") or "/heads/" in key]
-    if values and finished_fingerprint(store / FEATURES) is None:
+    current = finished_fingerprint(store / FEATURES)
+    if values and current is None:
+        return True
+    passes = {"/".join(key.split("/")[:2]) for key in values if key.startswith(f"{KEPT}/")}
+    if any(_features_of(store / folder) != current for folder in passes):
         return True
     spooled = [item.key for item in list_stage(store, SPOOL)]
     if any(is_temporary(key.rpartition("/")[2]) for key in spooled):  # a killed write has left a part of a part
         return True
     documents = (store.read(key) for key in [*spooled, *values] if key in spooled or key.endswith(f"/{LABELS}"))
     return any(_find_in(data, forgotten) for data in documents if data is not None)
+
+
+def _features_of(kept: Store) -> str | None:
+    """The extraction whose documents a second pass has read; None where that is not known."""
+    plan = kept.read_json(PLAN)
+    return None if plan is None else plan["metadata"]["features"]
 
 
 def _find_in(parquet: bytes, forgotten: ForgottenIds) -> bool:

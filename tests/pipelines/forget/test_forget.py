@@ -27,6 +27,7 @@ from pipelines.registry.versions import Registry
 from pipelines.service_errors import HeldError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
+from pipelines.storage.stage_plan import StagePlan
 from pipelines.training import extract_features
 from pipelines.training.neurons import NEURONS
 from pipelines.training.workflow import run_workflow
@@ -358,6 +359,23 @@ def test_values_that_outlive_their_documents_are_deleted(tmp_path: Path, left: s
     store.write("model/model.safetensors", b"weights")
     assert not forget_in_store(settings, ["any"])
     assert store.exists("model/model.safetensors")
+
+
+@pytest.mark.parametrize(("read", "held"), [("F", False), ("before F", True), (None, True)])
+def test_a_second_pass_over_an_earlier_corpus_is_deleted(tmp_path: Path, read: str | None, held: bool) -> None:
+    """It may hold a document that the corpus of the features no longer has."""
+    store = Store(str(tmp_path / "store"))
+    store.write("features/0/labels.parquet", _documents("another"))
+    plan = StagePlan("extract", {}, None)
+    store.write_json("features/plan.json", {"stage": "extract", "metadata": {}, "derived": {}})
+    store.write_json("features/manifest.json", {"stage": "extract", "fingerprint": plan.fingerprint, "results": {}})
+    store.write("kept/0/features.parquet", b"values")
+    if read is not None:
+        features = plan.fingerprint if read == "F" else read
+        store.write_json("kept/0/plan.json", {"stage": "keep", "metadata": {"features": features}, "derived": {}})
+    settings = small_training.make_settings(tmp_path, tmp_path / "store")
+    assert forget_in_store(settings, ["Xyzzy-held"]) == held
+    assert store.exists("kept/0/features.parquet") != held
 
 
 def test_a_spool_that_holds_a_document_is_deleted(tmp_path: Path) -> None:
