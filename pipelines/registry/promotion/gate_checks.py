@@ -211,7 +211,7 @@ class BestChampion(_ScoreLoss):
     def judge(self, version: JudgedVersion) -> CheckResult | None:
         comparison = version.comparison
         best = comparison.best
-        if version.champion is None or best is None:
+        if best is None:
             return None
         difference, bound = comparison.differences[best]
         best_score, earlier = comparison.score(comparison.champions[best]), version.earlier

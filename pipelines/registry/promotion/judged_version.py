@@ -112,8 +112,12 @@ class JudgedVersion:
 
     @property
     def labels_digest(self) -> str:
-        """Digest of the version's labels; empty where they are compared with no champion."""
-        return fingerprint(self.given)[:16] if self.labels and self.champion is not None else ""
+        """Digest of the version's labels; empty where they are compared with no champion.
+
+        Where the champion's version was deleted, they are compared with the former champions.
+        """
+        compared = self.champion is not None or bool(self.earlier.champions)
+        return fingerprint(self.given)[:16] if self.labels and compared else ""
 
     @cached_property
     def comparison(self) -> Comparison:

@@ -107,9 +107,10 @@ def rollback(registry: Registry, why: str, to: str | None = None) -> ChampionEve
             if event.to_version == before.champion and event.move == "promote"
         ]
         target = to or (replaced[-1] if replaced else None)
-        if before.champion is None or target is None:
+        if target is None:
             raise UserError(
-                f"{registry.name} has no earlier champion to go back to; `spin promote` of another version makes one"
+                f"{registry.name} has no earlier champion to go back to; `spin promote` of another version makes one, "
+                "and --to names a version"
             )
         number = registry.resolve(f"models:/{registry.name}/{target}")
         _check_not_champion(registry, before, number)

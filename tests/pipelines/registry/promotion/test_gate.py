@@ -131,6 +131,16 @@ def test_the_best_champion_is_the_one_with_the_highest_score() -> None:
     assert -0.13 < report.figures["difference_best_at_least"] < -0.1
 
 
+def test_former_champions_count_also_when_the_version_of_the_champion_was_deleted() -> None:
+    """MLflow deletes the alias with the version, so there is no champion, and the attempt counts for later ones."""
+    earlier = EarlierGates({"3": build_reply(range(20)), "5": build_reply(range(4))})
+    report = judge(build_settings(), TRUTH, build_reply(range(40)), None, earlier)
+    assert list_failed_checks(report) == ["best_champion"]
+    assert find_check(report, "best_champion").measured.endswith(" against version 5, 99.0")
+    assert report.labels_digest
+    assert not judge(build_settings(), TRUTH, build_reply(range(40)), None).labels_digest
+
+
 def test_stored_predictions_are_decided_by_the_settings() -> None:
     """Stored probabilities count, under these thresholds, and not stored labels; unusable predictions are named."""
     stored = replace(CALIBRATED, labels=[WRONG_LABEL[str(label)] for label in CALIBRATED.labels])
