@@ -154,7 +154,7 @@ def load_finished(
 
     Raises UserError if it has not finished, or, naming the differences, if it finished with other metadata.
     """
-    plan = _find_plan(store, stage, metadata, derived_type)
+    plan = _find_plan(store, stage, metadata, derived_type, remedy=f"run `spin {stage} --restart` first")
     manifest = None if plan is None else find_manifest(store, plan, results_type)
     if plan is None or manifest is None:
         raise UserError(f"{stage} has not finished in {store.uri}; run `spin {stage}` first")
@@ -187,11 +187,17 @@ def delete_objects(store: Store, keys: Sequence[str], lease: Lease, *, marks: Se
 
 
 def _find_plan(
-    store: Store, stage: str, metadata: dict[str, Any], derived_type: type[D], *, restart: bool = False
+    store: Store,
+    stage: str,
+    metadata: dict[str, Any],
+    derived_type: type[D],
+    *,
+    restart: bool = False,
+    remedy: str = "start over with --restart",
 ) -> StagePlan[D] | None:
     """The plan in a store, None if there is none.
 
-    One that cannot be read, or has other metadata, is refused, or with `restart` ignored.
+    One that cannot be read, or has other metadata, is refused, or with `restart` ignored. The error names the `remedy`.
     """
     try:
         plan = read_plan(store, derived_type)
@@ -205,7 +211,7 @@ def _find_plan(
             return None
         raise UserError(
             f"{stage}: {store.uri} was made with other settings or data: {_differences(stage, metadata, plan)}. "
-            "Put them back, name another folder for the results, or start over with --restart"
+            f"Put them back, name another folder for the results, or {remedy}"
         )
     return plan
 

@@ -391,7 +391,8 @@ def test_load_finished_returns_plan_and_manifest_of_a_finished_stage(folder: Sto
         load(METADATA)
     manifest = write_manifest(folder, plan, Results(2.5))
     assert load({**METADATA, "sites": ("ffn",)}) == (plan, manifest)
-    with pytest.raises(UserError, match='metric is "accuracy", was "macro_f1"'):
+    differences = r'metric is "accuracy", was "macro_f1"\. Put them back, .*, or run `spin extract --restart` first$'
+    with pytest.raises(UserError, match=differences):
         load({**METADATA, "metric": "accuracy"})
 
 
