@@ -106,8 +106,11 @@ def read_frozen(client: Any, name: str, tags: Mapping[str, str]) -> EvaluationSe
 
 
 def freeze(client: Any, name: str, tags: Mapping[str, str], run_id: str, evaluation_set: EvaluationSet) -> None:
-    """Store the set with an MLflow run and tag the registered model with it, unless a set is frozen already."""
-    if _RUN_TAG in tags:
+    """Store the set with an MLflow run and tag the registered model with it, unless a set is frozen already.
+
+    One without documents is not frozen: the first version that has test documents freezes its own.
+    """
+    if _RUN_TAG in tags or not len(evaluation_set):
         return
     with tempfile.TemporaryDirectory() as folder:
         path, digest = _write(evaluation_set, Path(folder))

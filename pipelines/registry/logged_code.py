@@ -20,7 +20,7 @@ _LOADED_BY = {"loader_module": "mlflow.pyfunc.loaders.code_model", "model_code_p
 _HARMLESS = {"cloudpickle_version", "config", "env", "python_version"}
 """keys that name no code; one that is not listed here might name a pickle, a folder of modules or another function"""
 _ARTIFACTS = {"spin": SPIN, "backbone": BACKBONE}
-_REMEDY = "it is not run: find out who registered it, and train again to register one"
+_REMEDY = "it is not run: find out who registered it, and delete it in MLflow; `spin run` registers it again"
 
 
 def require_known_code(model: Path) -> None:

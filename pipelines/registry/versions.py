@@ -30,6 +30,7 @@ ARTIFACT_TAG, MODEL_TAG = "spin.artifact", "spin.model"
 TAGS: dict[signatures.Part, str] = {"artifact": ARTIFACT_TAG, "model": MODEL_TAG}
 NEXT = ".next"
 """ending of these tags while a file of the version is being replaced"""
+_REPLACEMENT = "promote another version, or delete this one in MLflow, and `spin run` registers it again"
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -70,7 +71,14 @@ class Registry:
         Raises UserError when its content is not what was frozen.
         """
         with self.tracking.session():
-            return evaluation_set.read_frozen(self._client, self.name, self.tags())
+            tags = self.tags()
+            frozen = self._find(lambda: evaluation_set.read_frozen(self._client, self.name, tags))
+        if frozen is None:
+            raise UserError(
+                f"the frozen evaluation set of {self.name} is lost: MLflow no longer has the run that holds it, which "
+                "the model's tag spin.evaluation.run names; restore this run, or train under another mlflow.model"
+            )
+        return frozen
 
     def calibration(self) -> list[str]:
         """Texts that calibrate int8, the same for all versions. Raises UserError if none are frozen."""
@@ -127,6 +135,14 @@ class Registry:
                 )
             self.set_alias(CHALLENGER, str(version.version))
         return RegisteredVersion(self.name, str(version.version), run.info.run_id)
+
+    def holds(self, number: str, fingerprint: str) -> bool:
+        """Whether a version exists that was registered by this fingerprint, and signed if the settings sign."""
+        with self.tracking.session(), tempfile.TemporaryDirectory() as scratch:
+            version: Any = self._find(lambda: self._client.get_model_version(self.name, number))
+            if version is None or version.tags.get("spin.fingerprint") != fingerprint:
+                return False
+            return self.settings.registry.sign is None or self.fetch_signatures(number, Path(scratch)) is not None
 
     def fetch_signatures(self, number: str, scratch: Path) -> Path | None:
         """Download the signatures of a version, not checked, into a folder of `scratch`; None where it has none."""
@@ -297,8 +313,8 @@ class Registry:
             expected = tags.get(tag)
             if expected is None:
                 raise UserError(
-                    f"{version} has no tag {tag}, so its files cannot be checked against what was registered; promote "
-                    "another version, or train again"
+                    f"{version} has no tag {tag}, so its files cannot be checked against what was registered; "
+                    f"{_REPLACEMENT}"
                 )
             place = signatures.PARTS[part]
             uri = f"{self._client.get_model_version_download_uri(self.name, number)}/{place}".rstrip("/")
@@ -316,8 +332,7 @@ class Registry:
             if digest not in (expected, tags.get(tag + NEXT)):
                 raise UserError(
                     f"{version} was changed since it was registered: expected digest {expected[:12]} of its "
-                    f"{part}, found {digest[:12]}; promote another version, or "
-                    "train again"
+                    f"{part}, found {digest[:12]}; {_REPLACEMENT}"
                 )
             return folder
 
@@ -329,9 +344,7 @@ class Registry:
             folder = self.fetch_signatures(number, Path(scratch)) or Path(scratch)
             fault = signatures.find_fault(part, files, folder, key)
         if fault is not None:
-            raise UserError(
-                f"version {number} of {self.name} {fault}; promote another version, or train again with registry.sign"
-            )
+            raise UserError(f"version {number} of {self.name} {fault}; {_REPLACEMENT}, with registry.sign")
 
     def versions(self) -> list[Version]:
         """All versions, newest first."""

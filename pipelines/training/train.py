@@ -202,12 +202,24 @@ def run_train(
         if manifest is None or _read_artifact(store, manifest) is None:
             manifest = _fit(training, store, plan, lease)
         lease.check()
+        _check_frozen(training, registry, frozen)
         registered = _register_once(training, registry, store, plan, manifest)
         report = TrainReport(manifest.fingerprint, manifest.results, registered, settings.choose)
         lease.check()
         Store.of(settings).write_json("report.json", report.to_json(training.extracted, training.probed))
         _delete_spool(training.corpus)
         return report
+
+
+def _check_frozen(training: _Training, registry: Registry, frozen: FrozenDocuments) -> None:
+    """Raise UserError if another training has frozen documents meanwhile from which this one has learned."""
+    evaluation_set = registry.evaluation_set()
+    now = FrozenDocuments.of(evaluation_set.ids, evaluation_set.texts)
+    if now != frozen and Labels.of(training.features, training.settings, now).digest != training.labels.digest:
+        raise UserError(
+            f"another training of {registry.name} has frozen its test documents meanwhile, and this one has learned "
+            "from some of them; run it again with --restart"
+        )
 
 
 def _delete_spool(corpus: Corpus) -> None:
@@ -382,11 +394,16 @@ def _read_artifact(store: Store, manifest: TrainManifest) -> dict[str, bytes] | 
 def _register_once(
     training: _Training, registry: Registry, store: Store, plan: TrainPlan, manifest: TrainManifest
 ) -> RegisteredVersion:
-    """The version that the artifact in the store is registered as; it is registered now if that was not done yet."""
+    """The version that the artifact in the store is registered as.
+
+    It is registered now if that was not done yet, or the version is gone, or unsigned where the settings sign.
+    """
     key = f"{plan.folder}/registered/{registry.key}.json"
     stored = store.read_json(key)
     if stored is not None:
-        return from_json(RegisteredVersion, stored)
+        known = from_json(RegisteredVersion, stored)
+        if registry.holds(known.version, manifest.fingerprint):
+            return known
     registered = _register(training, registry, store, manifest)
     store.write_json(key, to_json(registered))
     return registered

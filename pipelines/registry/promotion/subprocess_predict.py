@@ -204,7 +204,8 @@ def _check_answers(loaded: Any, classifier: TrainedClassifier, texts: list[str])
     expected = classifier.predict_all(texts)
     if labels != expected.labels or not np.allclose(answer["score"], expected.score, atol=_TOLERANCE):
         raise UserError(
-            "its logged code does not give the labels and scores of its own classifier; register the version again"
+            "its logged code does not give the labels and scores of its own classifier; delete the version in MLflow, "
+            "and `spin run` registers it again"
         )
 
 
