@@ -94,6 +94,8 @@ class TableSnapshot:
     partition_columns: tuple[str, ...]
     """columns whose values the log holds, not the files"""
     _handle: DeltaTable = field(repr=False, compare=False)
+    _options: Mapping[str, str] | None = field(repr=False, compare=False)
+    """with which the handle was opened; deltalake does not renew credentials that expire"""
     _committed: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
     """set once a commit was made, or may have been made, on top of this version"""
 
@@ -265,13 +267,14 @@ def _create_table(store: Store, schema: pa.Schema, partition_columns: Sequence[s
     require_hard_links(store)
     try:
         with _table_errors(store.uri):
+            options = _storage_options(store)
             table = DeltaTable.create(
                 _table_uri(store),
                 Schema.from_arrow(schema),
                 mode="ignore",
                 partition_by=list(partition_columns),
                 configuration=_PROPERTIES,
-                storage_options=_storage_options(store),
+                storage_options=options,
                 # a retry would commit a second creation on top of the first, with the schema of a new table
                 commit_properties=CommitProperties(max_commit_retries=0),
             )
@@ -282,24 +285,27 @@ def _create_table(store: Store, schema: pa.Schema, partition_columns: Sequence[s
         _log.debug("%s: another process created the table", store.uri, exc_info=True)
         return created
     _flush_log(store, 0)
-    return _snapshot(store, table)
+    return _snapshot(store, table, options)
 
 
 def _open_table(store: Store) -> TableSnapshot | None:
     with _table_errors(store.uri):
+        options = _storage_options(store)
         try:
-            table = DeltaTable(_table_uri(store), storage_options=_storage_options(store))
+            table = DeltaTable(_table_uri(store), storage_options=options)
         except TableNotFoundError:
             return None
-        return _snapshot(store, table)
+        return _snapshot(store, table, options)
 
 
-def _snapshot(store: Store, table: DeltaTable) -> TableSnapshot:
-    return TableSnapshot(store, table.version(), tuple(table.metadata().partition_columns), table)
+def _snapshot(store: Store, table: DeltaTable, options: Mapping[str, str] | None) -> TableSnapshot:
+    return TableSnapshot(store, table.version(), tuple(table.metadata().partition_columns), table, options)
 
 
 def _reopen(last: TableSnapshot) -> TableSnapshot | None:
     """The current version of a table that was opened before; None if it has to be read from its beginning."""
+    if _storage_options(last.store) != last._options:
+        return None
     if not last._committed.is_set():
         return last if _latest_version(last.store) == last.version else None
     try:
@@ -308,7 +314,7 @@ def _reopen(last: TableSnapshot) -> TableSnapshot | None:
     except UserError:
         _log.debug("%s: the snapshot could not be brought up to date", last.store.uri, exc_info=True)
         return None
-    return _snapshot(last.store, last._handle)
+    return _snapshot(last.store, last._handle, last._options)
 
 
 def _latest_version(store: Store) -> int:

@@ -223,6 +223,22 @@ def test_a_snapshot_that_is_brought_up_to_date_equals_a_fresh_one(store_uri: str
         last = updated
 
 
+def test_a_table_is_opened_anew_once_its_credentials_are_not_the_current_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Temporary ones expire during a night, and its commits come at the end."""
+    store, token = create(str(tmp_path / "table")), ["first"]
+    monkeypatch.setattr(delta_table, "_storage_options", lambda _: {"aws_session_token": token[0]})
+    last = snapshot_of(store)
+    assert open_table(store, last) is last
+    token[0] = "second"
+    renewed = open_table(store, last)
+    assert renewed is not None
+    assert renewed == last
+    assert renewed._handle is not last._handle
+    assert open_table(store, renewed) is renewed
+
+
 def test_nothing_is_committed_to_a_table_that_was_deleted(tmp_path: Path) -> None:
     """A log that begins with a later commit could be opened by nobody."""
     store = create(str(tmp_path / "table"))
