@@ -195,6 +195,8 @@ def test_jsonl_and_csv_values_have_the_declared_type(kind: str, name: str, tmp_p
         ("int8", "1000"),
         ("int64", "1.5"),
         ("date", "yesterday"),
+        ("date", "20260131"),
+        ("timestamp", "1712011500000"),
         ("bool", "maybe"),
         ("list<int8>", "7"),
         ("int8", "hush"),
@@ -216,6 +218,16 @@ def test_a_parquet_column_is_cast_to_the_declared_type(tmp_path: Path) -> None:
     night = run_night(tmp_path, data=keep({"x": "int8"}))
     assert (night.plan.types, kept_values(night)) == ({"x": "int8"}, {"x": [7]})
     assert "the kept column 'x' is int64; expected int8" in night.reasons["b.parquet"]
+
+
+@pytest.mark.parametrize("kind", ["timestamp", "date"])
+def test_a_parquet_column_of_numbers_holds_no_times(kind: str, tmp_path: Path) -> None:
+    """They may count seconds, milliseconds or the digits of a date; Arrow would take microseconds, or days."""
+    write_file(tmp_path, "a.parquet", to_parquet([{"id": "1", "text": "t", "x": 20260131}]))
+    write_file(tmp_path, "b.parquet", to_parquet([{"id": "2", "text": "t", "x": None}]))
+    night = run_night(tmp_path, data=keep({"x": kind}))
+    assert f"the kept column 'x' is int64; expected {kind}" in night.reasons["a.parquet"]
+    assert kept_values(night) == {"x": [None]}
 
 
 def test_files_without_a_kept_column_have_nulls(tmp_path: Path) -> None:
