@@ -187,9 +187,12 @@ def locate(uri: str) -> tuple[str, str]:
     """The protocol of a URI, and the path on its file system: absolute on a disk, without slashes at its end.
 
     Names come from outside, so they are taken literally: `::`, `?`, `&` and `%` are characters of a name. Raises
-    UserError for a URI of an object store without a bucket or with credentials.
+    UserError for an empty one, and for one of an object store without a bucket or with credentials. `s3a://`, as Spark
+    writes it, is `s3://`.
     """
     protocol, separator, path = uri.partition("://")
+    if not uri or (protocol == "file" and separator and not path):
+        raise UserError("found an empty path; expected a folder, a file or an s3:// URI ('.' is the current folder)")
     if uri.startswith("/") or not separator:
         return "file", os.path.abspath(os.path.expanduser(uri))
     if protocol == "file":
@@ -199,7 +202,8 @@ def locate(uri: str) -> tuple[str, str]:
     path = path.rstrip("/")
     if not path:
         raise UserError(f"'{uri}' names no bucket; expected s3://BUCKET/PREFIX")
-    return protocol.lower(), path
+    protocol = protocol.lower()
+    return "s3" if protocol == "s3a" else protocol, path
 
 
 def normalize_uri(uri: str) -> str:

@@ -106,7 +106,8 @@ def _resolve_folders(path: str) -> str:
 
 def _fixed_part(path: str) -> str:
     """The part of a glob before its first wildcard."""
-    return "/".join(takewhile(lambda part: not glob.has_magic(part), path.split("/")))
+    fixed = "/".join(takewhile(lambda part: not glob.has_magic(part), path.split("/")))
+    return fixed or ("/" if path.startswith("/") else "")
 
 
 def _find(uri: str) -> tuple[Mapping[str, Any], bool]:

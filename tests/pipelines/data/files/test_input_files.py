@@ -14,6 +14,7 @@ from s3fs import S3FileSystem
 from pipelines.data.files.input_files import check_output_outside, list_files
 from pipelines.data.files.readers import read_piece
 from pipelines.service_errors import BadFileError, UnavailableError
+from pipelines.storage.filesystem import locate
 from pipelines.storage.object_store import Store
 from spin.errors import SpinError, UserError
 from spin.settings import DataSettings
@@ -106,6 +107,22 @@ def test_a_file_that_changed_since_it_was_listed_is_a_bad_file(change: str, name
         store.delete_many([name])
     with pytest.raises(BadFileError, match=f"{name}.*(has changed since it was listed|not found)"):
         list(read_piece(file.whole, DATA))
+
+
+def test_a_glob_whose_first_folder_is_a_wildcard_is_read_from_the_root(tmp_path: Path) -> None:
+    """From any working directory: it is not looked for below that one."""
+    (tmp_path / "a.csv").write_text("id,text\n")
+    first, _, rest = str(tmp_path.resolve()).lstrip("/").partition("/")
+    [found] = list_files(f"/{first[:-1]}?/{rest}/*.csv")
+    assert found.uri == str(tmp_path.resolve() / "a.csv")
+
+
+def test_an_empty_path_is_refused() -> None:
+    """It would be the current directory, such as for a variable of the shell that is not set."""
+    for uri in ("", "file://"):
+        with pytest.raises(UserError, match="found an empty path; expected a folder"):
+            locate(uri)
+    assert locate("s3a://bucket/x") == locate("s3://bucket/x") == ("s3", "bucket/x")
 
 
 def test_an_empty_folder_is_an_empty_input_only_where_that_is_allowed(tmp_path: Path) -> None:

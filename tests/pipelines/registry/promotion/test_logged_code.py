@@ -107,7 +107,9 @@ def test_a_version_that_names_other_code_is_refused(bundle: Path, tmp_path: Path
     model = Path(shutil.copytree(bundle, tmp_path / "model"))
     require_known_code(model)
     change_flavor(model, **changes)
-    with pytest.raises(UserError, match=r"^its MLmodel .*; it is not run: find out who registered it, and delete it in MLflow"):
+    with pytest.raises(
+        UserError, match=r"^its MLmodel .*; it is not run: find out who registered it, and delete it in MLflow"
+    ):
         require_known_code(model)
 
 
