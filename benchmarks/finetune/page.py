@@ -30,11 +30,11 @@ from spin.labels.splits import CROSS_VALIDATION_BELOW, VERY_FEW_LABELS
 
 def read_task(task: Task, base: Path) -> TaskResults:
     """The stored results of a task, with the rows of `make bench-method` on the same draws where they are stored."""
-    folder, fits = task.folder(base), plan_fits(task)
-    results, missing = read_results(fits, folder / "finetune")
+    fits = plan_fits(task)
+    results, missing = read_results(fits, base / "finetune" / task.name)
     for run in (run for setting, runs in results.items() if not setting.endswith(RATE) for run in runs):
         experiment = Experiment(fits[0].plan, run["experiment"]["setting"], run["experiment"]["seed"], task.name)
-        run["rows"] += (read_result(folder, experiment) or {"rows": []})["rows"]
+        run["rows"] += (read_result(base / task.name, experiment) or {"rows": []})["rows"]
     return TaskResults(task, results, missing)
 
 

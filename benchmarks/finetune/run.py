@@ -1,9 +1,9 @@
 """`make bench-finetune`: fine-tune all weights of the backbone on the divisions of `make bench-method`.
 
 It writes benchmarks/finetune.md, which has the figures of SPIN beside it where `make bench-method` has stored them.
-Each fit is one division, and its result a file of finetune/results below the folder of the task. So a run that was
-ended resumes, and `--hours` or `--fits` end one early. A result holds a digest of the format, the documents and the
-learning rates; one with another digest is computed again. The first fit of a task chooses its learning rate.
+Each fit is one division, and its result a file of benchmarks/results/finetune/TASK. So a run that was ended resumes,
+and `--hours` or `--fits` end one early. A result holds a digest of the format, the documents and the learning rates;
+one with another digest is computed again. The first fit of a task chooses its learning rate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.finetune.encoder import find_best_epoch, fine_tune
 from benchmarks.method.corpora import Corpus, draw_exam, extract_corpus, load
 from benchmarks.method.division import divide
-from benchmarks.method.run import FOLDER, Experiment, experiments, read_result, write_result
+from benchmarks.method.run import FOLDER, RESULTS, Experiment, experiments, read_result, write_result
 from benchmarks.method.tasks.catalogue import TASKS
 from benchmarks.method.tasks.task import ENCODER, Task
 from spin.arrays import Rows
@@ -62,8 +62,8 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=inf, help="begin no fit after so many hours")
     parser.add_argument("--fits", type=int, help="end after so many fits; 0 only writes the page")
     arguments = parser.parse_args()
-    run_missing(TASKS[arguments.task], FOLDER, arguments.hours, arguments.fits)
-    PAGE.write_text(report([read_task(task, FOLDER) for task in TASKS.values()]), encoding="utf-8")
+    run_missing(TASKS[arguments.task], FOLDER, RESULTS / "finetune", arguments.hours, arguments.fits)
+    PAGE.write_text(report([read_task(task, RESULTS) for task in TASKS.values()]), encoding="utf-8")
     print(f"written to {PAGE}")
 
 
@@ -79,15 +79,18 @@ def plan_fits(task: Task) -> list[FineTuning]:
     return [FineTuning(plans[0], RATE, 0, task.name), *sorted(wanted, key=lambda fit: fit.seed)]
 
 
-def run_missing(task: Task, base: Path, hours: float = inf, fits: int | None = None) -> None:
-    """Run the fits of a task without a result, one after another, until the time or the number is reached."""
+def run_missing(task: Task, base: Path, stored: Path, hours: float = inf, fits: int | None = None) -> None:
+    """Run the fits of a task without a stored result, one after another, until the time or the number is reached.
+
+    The corpus is kept below `base`.
+    """
     start, folder, wanted = time.perf_counter(), task.folder(base), plan_fits(task)
-    results = folder / "finetune"
+    results = stored / task.name
     missing = [fit for fit in wanted if read_result(results, fit) is None]
     print(f"{len(wanted)} fits, {len(wanted) - len(missing)} already finished", flush=True)
     if not missing[:fits]:
         return
-    (results / "results").mkdir(parents=True, exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     plan = wanted[0].plan
     extract_corpus(plan, partial(task.read, base), folder / plan.name)
     corpus = load(plan, folder / plan.name)

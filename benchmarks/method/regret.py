@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import processor
-from benchmarks.method.run import FOLDER, experiments, read_results
+from benchmarks.method.run import RESULTS, experiments, read_results
 from benchmarks.method.table import SPIN, Difference, Result, corpus_title, label_text, mean_of, sections
 from benchmarks.method.tasks.catalogue import TASKS
 from benchmarks.method.tasks.task import Task
@@ -76,13 +76,13 @@ class TaskResults:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    PAGE.write_text(report([read_task(task, FOLDER) for task in TASKS.values()]), encoding="utf-8")
+    PAGE.write_text(report([read_task(task, RESULTS) for task in TASKS.values()]), encoding="utf-8")
     print(f"written to {PAGE}")
 
 
 def read_task(task: Task, base: Path) -> TaskResults:
     """The stored results of a task below a folder."""
-    results, missing = read_results(experiments(task, task.plans(quick=False), quick=False), task.folder(base))
+    results, missing = read_results(experiments(task, task.plans(quick=False), quick=False), base / task.name)
     return TaskResults(task, results, missing)
 
 

@@ -1,11 +1,11 @@
 """`make bench-method`: compare the method with simpler ones on real text; writes benchmarks/method.md.
 
 `make bench-method TASK=debian` takes other texts than the tweets, and writes the page of that task. Each experiment is
-one division of one corpus. Its result is a file of runs/bench/results, for other tasks than the tweets of
-runs/bench/TASK/results, so that a run that was ended resumes. A result also holds a digest of what it depends on: the
-format in benchmarks/method/lineup.py, the documents, the names of the rows, their grids, and the default settings of
-SPIN. One with another digest is not shown; the next run computes it again. After a change of SPIN's code, `--again`
-computes the rows that depend on it again, and keeps those of other libraries.
+one division of one corpus. Its result is a file of benchmarks/results/TASK, so that a run that was ended resumes, and
+the page can be written without measuring anew. A result also holds a digest of what it depends on: the format in
+benchmarks/method/lineup.py, the documents, the names of the rows, their grids, and the default settings of SPIN. One
+with another digest is not shown; the next run computes it again. After a change of SPIN's code, `--again` computes the
+rows that depend on it again, and keeps those of other libraries.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from benchmarks.method.tasks.catalogue import TASKS
 from benchmarks.method.tasks.task import Task
 from benchmarks.method.tasks.tweets import TWEETS
 
-FOLDER = Path("runs/bench")
+FOLDER, RESULTS = Path("runs/bench"), Path("benchmarks/results")
 _DRAWS, _NOISY_DRAWS = 5, 3
 """five draws at least for the regret; with fewer of the flipped labels, a run ends within 90 minutes"""
 _PROCESSES = 2
@@ -77,22 +77,23 @@ def main() -> None:
     if not arguments.report:
         require_peers()
     folder = task.folder(FOLDER / "quick" if arguments.quick else FOLDER)
+    stored = folder / "results" if arguments.quick else RESULTS / task.name
     if arguments.fresh:
-        shutil.rmtree(folder / "results", ignore_errors=True)
-    (folder / "results").mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(stored, ignore_errors=True)
+    stored.mkdir(parents=True, exist_ok=True)
     plans = task.plans(arguments.quick)
     wanted = experiments(task, plans, arguments.quick)
     page = folder / task.page.name if arguments.quick else task.page
     if arguments.report:
-        write_report(wanted, folder, page)
+        write_report(wanted, stored, page)
         return
     read = cache(partial(task.read, FOLDER))  # once for both corpora
     for plan in plans:
         extract_corpus(plan, read, folder / plan.name)
-    failed = run_all(wanted, folder, again=arguments.again)
+    failed = run_all(wanted, folder, stored, again=arguments.again)
     if failed:
         raise SystemExit(f"{failed} of {len(wanted)} experiments failed; the next run computes only what is missing")
-    write_report(wanted, folder, page)
+    write_report(wanted, stored, page)
 
 
 def experiments(task: Task, plans: tuple[Plan, Plan], quick: bool) -> list[Experiment]:
@@ -111,16 +112,19 @@ def experiments(task: Task, plans: tuple[Plan, Plan], quick: bool) -> list[Exper
     ]
 
 
-def run_all(wanted: list[Experiment], folder: Path, *, again: bool) -> int:
-    """Run the experiments without a result, and `again` those of other code of SPIN; return how many failed."""
+def run_all(wanted: list[Experiment], folder: Path, stored: Path, *, again: bool = False) -> int:
+    """Run the experiments without a stored result, and `again` those of other code of SPIN; return how many failed.
+
+    The corpora are in `folder`.
+    """
     code = digest_code()
-    results = {e: read_result(folder, e) for e in wanted}
+    results = {e: read_result(stored, e) for e in wanted}
     missing = [e for e, result in results.items() if result is None or (again and result.get("code") != code)]
     print(f"{len(wanted)} experiments, {len(wanted) - len(missing)} already finished", flush=True)
     os.environ.update(dict.fromkeys(_THREADS, "1"))  # a spawned process reads it before it loads numpy
     failed, start = 0, time.perf_counter()
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn"), initializer=warm_up) as pool:
-        running = {pool.submit(run_one, experiment, folder, code): experiment for experiment in missing}
+        running = {pool.submit(run_one, experiment, folder, stored, code): experiment for experiment in missing}
         for done, future in enumerate(as_completed(running), 1):
             experiment = running[future]
             try:
@@ -142,7 +146,7 @@ def digest_code() -> str:
     return total.hexdigest()
 
 
-def run_one(experiment: Experiment, folder: Path, code: str) -> str:
+def run_one(experiment: Experiment, folder: Path, stored: Path, code: str) -> str:
     """Measure every contender, write the result of this `code` of SPIN, and return a summary in one line.
 
     If there is a result, it is of other code: its rows that do not depend on this are kept.
@@ -151,7 +155,7 @@ def run_one(experiment: Experiment, folder: Path, code: str) -> str:
     corpus = load(experiment.plan, folder / experiment.plan.name)
     exam = draw_exam(corpus, experiment.setting, experiment.seed)
     reads_spin = {row.name: row.reads_spin for row in rows_of(experiment.setting, experiment.left_out, exam.seed)}
-    earlier = read_result(folder, experiment) or {"rows": []}
+    earlier = read_result(stored, experiment) or {"rows": []}
     known = {row["name"]: row for row in earlier["rows"] if not reads_spin[row["name"]]}
     new = answers(exam, experiment.setting, experiment.left_out, known)
     rows = known | {answer.name: answer.row(exam) for answer in new}
@@ -167,27 +171,27 @@ def run_one(experiment: Experiment, folder: Path, code: str) -> str:
         "rows": [rows[name] for name in reads_spin],
         "wall_seconds": time.perf_counter() - start,
     }
-    write_result(folder, experiment, result)
+    write_result(stored, experiment, result)
     figures = ", ".join(f"{row['name']} {100 * row['macro_f1']:.1f}" for row in result["rows"])
     return f"{result['wall_seconds']:.0f} s; macro-F1 {figures}"
 
 
-def write_report(wanted: list[Experiment], folder: Path, path: Path) -> None:
+def write_report(wanted: list[Experiment], stored: Path, path: Path) -> None:
     """Write the page from the results so far; it lists the experiments that are missing."""
     from benchmarks.method.table import report
 
-    results, missing = read_results(wanted, folder)
+    results, missing = read_results(wanted, stored)
     task = TASKS[wanted[0].task]
     path.write_text(report(results, missing, task), encoding="utf-8")
     print(f"written to {path}")
 
 
-def read_results(wanted: list[Experiment], folder: Path) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+def read_results(wanted: list[Experiment], stored: Path) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
     """The results by corpus and setting, such as `minilm-full`, and the keys of experiments without one."""
     results: dict[str, list[dict[str, Any]]] = {}
     missing = []
     for experiment in wanted:
-        result = read_result(folder, experiment)
+        result = read_result(stored, experiment)
         if result is None:
             missing.append(experiment.key)
         else:
@@ -195,22 +199,22 @@ def read_results(wanted: list[Experiment], folder: Path) -> tuple[dict[str, list
     return results, missing
 
 
-def read_result(folder: Path, experiment: Experiment) -> dict[str, Any] | None:
+def read_result(stored: Path, experiment: Experiment) -> dict[str, Any] | None:
     """The result of an experiment, or None if there is none of its digest."""
-    file = _result(folder, experiment)
+    file = _result(stored, experiment)
     result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return result if result.get("digest") == experiment.digest else None
 
 
-def write_result(folder: Path, experiment: Experiment, result: dict[str, Any]) -> None:
+def write_result(stored: Path, experiment: Experiment, result: dict[str, Any]) -> None:
     """Store the result of an experiment, whole or not at all."""
-    file = _result(folder, experiment)
+    file = _result(stored, experiment)
     file.with_suffix(".tmp").write_text(json.dumps(result, indent=1), encoding="utf-8")
     file.with_suffix(".tmp").replace(file)
 
 
-def _result(folder: Path, experiment: Experiment) -> Path:
-    return folder / "results" / f"{experiment.key}.json"
+def _result(stored: Path, experiment: Experiment) -> Path:
+    return stored / f"{experiment.key}.json"
 
 
 def warm_up() -> None:

@@ -224,17 +224,17 @@ def stub_fits(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_stored_fit_is_not_run_again(stub_fits: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run resumes after the last fit; time, a number, and a new format decide which fits it runs."""
-    run_missing(TWEETS, tmp_path, fits=2)
+    run_missing(TWEETS, tmp_path, tmp_path / "results", fits=2)
     assert stub_fits == ["rate", "48 with 5e-05, seed 0"]
-    run_missing(TWEETS, tmp_path, hours=0.0)
-    run_missing(TWEETS, tmp_path, fits=0)
+    run_missing(TWEETS, tmp_path, tmp_path / "results", hours=0.0)
+    run_missing(TWEETS, tmp_path, tmp_path / "results", fits=0)
     assert len(stub_fits) == 2
-    run_missing(TWEETS, tmp_path, hours=inf, fits=1)
+    run_missing(TWEETS, tmp_path, tmp_path / "results", hours=inf, fits=1)
     assert stub_fits[2:] == ["192 with 5e-05, seed 0"]
-    files = sorted(file.name for file in (tmp_path / "finetune" / "results").iterdir())
+    files = sorted(file.name for file in (tmp_path / "results/tweets").iterdir())
     assert files == ["minilm-few16-0.json", "minilm-few64-0.json", "minilm-rate-0.json"]
     monkeypatch.setattr(run, "FORMAT", run.FORMAT + 1)
-    run_missing(TWEETS, tmp_path, fits=1)
+    run_missing(TWEETS, tmp_path, tmp_path / "results", fits=1)
     assert stub_fits[3:] == ["rate"]
 
 
@@ -281,9 +281,9 @@ def test_the_difference_to_spin_is_that_of_the_draws_that_both_have(
     call_main()
     stored = make_results({"words": [0.0] * 3})
     experiments = [Experiment(TWEETS.plans(quick=False)[0], "few16", draw) for draw in range(3)]
-    (tmp_path / "runs/bench/results").mkdir()
+    (tmp_path / "benchmarks/results/tweets").mkdir()
     for experiment, result in zip(experiments, stored, strict=True):
-        write_result(tmp_path / "runs/bench", experiment, result | {"digest": experiment.digest})
+        write_result(tmp_path / "benchmarks/results/tweets", experiment, result | {"digest": experiment.digest})
     spin = [row["macro_f1"] for result in stored for row in result["rows"] if row["name"] == "SPIN, accuracy"]
     differences = [100 * value - 100 for value in spin]
     mean, error = statistics.mean(differences), statistics.stdev(differences) / 3**0.5
@@ -292,7 +292,7 @@ def test_the_difference_to_spin_is_that_of_the_draws_that_both_have(
     assert f"{expected}: fine-tuning is ahead, by more than two standard errors.\n" in text
     assert f"| {100 + mean:.1f} ± 2.0 | 70.0 | 1.0 |\n" in text
     for experiment in experiments[1:]:
-        (tmp_path / "runs/bench/results" / f"{experiment.key}.json").unlink()
+        (tmp_path / "benchmarks/results/tweets" / f"{experiment.key}.json").unlink()
     assert "1 of 5 draws: SPIN, accuracy − fine-tuned -30.00, no standard error of a single draw points" in call_main()
 
 
@@ -312,7 +312,7 @@ def test_a_verdict_says_which_is_ahead_and_whether_by_chance(gains: list[float],
 def test_a_result_is_stored_with_its_epochs_and_its_digest(call_main: Callable[..., str], tmp_path: Path) -> None:
     call_main("--fits", "2")
     fit = plan_fits(TWEETS)[1]
-    stored = read_result(tmp_path / "runs/bench/finetune", fit)
+    stored = read_result(tmp_path / "benchmarks/results/finetune/tweets", fit)
     assert stored is not None
     assert json.loads(json.dumps(stored))["rows"][0] | {"choice": ""} == {
         "name": "fine-tuned", "accuracy": 1.0, "macro_f1": 1.0, "ece": stored["rows"][0]["ece"],

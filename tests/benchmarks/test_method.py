@@ -407,8 +407,7 @@ def test_results_of_another_version_are_ignored(tmp_path: Path, monkeypatch: pyt
     """A result counts only if format, documents, rows and grids are those of the present code."""
     experiment = Experiment(PLAN, "full", 0)
     [result] = make_results({"all neurons": [0.5]})
-    file = tmp_path / "results" / f"{experiment.key}.json"
-    file.parent.mkdir()
+    file = tmp_path / f"{experiment.key}.json"
     assert read_result(tmp_path, experiment) is None
     file.write_text(json.dumps(result))
     assert read_result(tmp_path, experiment) is None  # of the time before digests
@@ -446,9 +445,8 @@ def test_after_a_change_of_code_only_rows_of_spin_are_computed_again(
     monkeypatch.setattr(lineup, "ROWS", rows)
     monkeypatch.setattr(contenders, "fit_spin", lambda exam: None)
     monkeypatch.setattr(run, "load", lambda *_: corpus)
-    (tmp_path / "results").mkdir()
     for code in ("one", "other"):
-        run.run_one(experiment, tmp_path, code)
+        run.run_one(experiment, tmp_path, tmp_path, code)
         stored = read_result(tmp_path, experiment)
         assert stored is not None
         assert stored["code"] == code

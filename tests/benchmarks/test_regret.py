@@ -116,7 +116,7 @@ def test_the_command_reads_the_stored_results_of_every_task(tmp_path: Path, monk
     Path("benchmarks").mkdir()
     regret.main()
     assert "What does not hold" not in Path("benchmarks/regret.md").read_text(encoding="utf-8")
-    folder = Path("runs/bench/manuals/results")
+    folder = Path("benchmarks/results/manuals")
     folder.mkdir(parents=True)
     for draw, result in enumerate(make_results({"words": [-0.7] * 5})):
         experiment = run.Experiment(encoder, "full", draw, "manuals")

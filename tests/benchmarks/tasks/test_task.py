@@ -270,7 +270,7 @@ def call_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., 
         monkeypatch.chdir(tmp_path)
         (tmp_path / "benchmarks").mkdir(exist_ok=True)
         monkeypatch.setattr(run, "extract_corpus", extract)
-        monkeypatch.setattr(run, "run_all", lambda wanted, folder, *, again: 0)
+        monkeypatch.setattr(run, "run_all", lambda wanted, folder, stored, *, again: 0)
         monkeypatch.setattr(sys, "argv", ["benchmarks.method", *arguments])
         run.main()
         return extracted
