@@ -204,12 +204,11 @@ def _gate(patch: pytest.MonkeyPatch, owner: Any, name: str, *, lossy: bool) -> N
 def _note_commits(patch: pytest.MonkeyPatch) -> None:
     original = TableSnapshot._commit
 
-    def commit(snapshot: TableSnapshot, *args: Any, **options: Any) -> int:
-        version = original(snapshot, *args, **options)
+    def commit(snapshot: TableSnapshot, *args: Any, **options: Any) -> None:
+        original(snapshot, *args, **options)
         driver = current_driver()
         if driver is not None:
-            driver.commits.append((snapshot.store.uri, version))
-        return version
+            driver.commits.append((snapshot.store.uri, snapshot.version + 1))
 
     patch.setattr(TableSnapshot, "_commit", commit)
 
