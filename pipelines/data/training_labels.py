@@ -175,7 +175,7 @@ def split_all(
     """The split of every document: from its split column, else by the hash of its group.
 
     A document whose id is frozen tests. Any other whose text is frozen, or tests under another id, is `DROPPED` if it
-    would train or validate. That is the same before and after these documents are frozen.
+    would train or validate. The splits are the same before and after the test documents are frozen.
     Without a split column, a rare class that the hash left without documents to train or to validate gets some; see
     `divide_rare_classes`.
     """
@@ -186,8 +186,8 @@ def split_all(
         else named or assign_split(group, settings.seed, data.valid_fraction, data.test_fraction)
         for id, named, group in zip(ids, given, map(int, groups), strict=True)
     ]
-    tested = set(text_hashes[rows_in_split(splits, "test")].tolist())
-    known = np.isin(text_hashes, np.array(list(frozen.text_hashes | tested), np.uint64))
+    known = np.isin(text_hashes, np.fromiter(frozen.text_hashes, np.uint64))
+    known |= np.isin(text_hashes, text_hashes[rows_in_split(splits, "test")])
     for row in np.flatnonzero(known):
         if splits[row] != "test":
             splits[row] = DROPPED

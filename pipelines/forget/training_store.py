@@ -74,8 +74,10 @@ def _holds(store: Store, forgotten: ForgottenIds) -> bool:
 
 def _features_of(kept: Store) -> str | None:
     """The extraction whose documents a second pass has read; None where that is not known."""
-    plan = kept.read_json(PLAN)
-    return None if plan is None else plan["metadata"]["features"]
+    try:
+        return str(kept.read_json(PLAN)["metadata"]["features"])
+    except (KeyError, TypeError, ValueError):  # a plan that is missing, damaged or of another version
+        return None
 
 
 def _find_in(parquet: bytes, forgotten: ForgottenIds) -> bool:

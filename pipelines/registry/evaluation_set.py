@@ -28,7 +28,7 @@ _FIELDS = ("id", "text", "label", "group")
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The test documents of the first version, kept unchanged for all later ones; none where its corpus had none."""
+    """The test documents of the first version that has some, kept unchanged for all later ones."""
 
     ids: Sequence[str] = ()
     """as in the corpus; the documents are left out of later trainings, and so are near-identical texts"""

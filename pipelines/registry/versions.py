@@ -124,6 +124,12 @@ class Registry:
                 mlflow.log_metrics(dict(record.metrics), model_id=model.model_id)
                 if self._model() is None:
                     self._client.create_registered_model(self.name)
+                if len(record.evaluation_set) and not len(self.evaluation_set()) and self._model_versions():
+                    _log.warning(
+                        "%s: the first version with test documents. Earlier ones may have learned from them, so the "
+                        "gate may prefer these: promote it with --force and --why",
+                        self.name,
+                    )
                 evaluation_set.freeze(self._client, self.name, self.tags(), run.info.run_id, record.evaluation_set)
                 version = self._client.create_model_version(
                     self.name,
@@ -137,7 +143,7 @@ class Registry:
         return RegisteredVersion(self.name, str(version.version), run.info.run_id)
 
     def holds(self, number: str, fingerprint: str) -> bool:
-        """Whether a version exists that was registered by this fingerprint, and signed if the settings sign."""
+        """Whether a version exists that was registered with this fingerprint, and is signed if the settings sign."""
         with self.tracking.session(), tempfile.TemporaryDirectory() as scratch:
             version: Any = self._find(lambda: self._client.get_model_version(self.name, number))
             if version is None or version.tags.get("spin.fingerprint") != fingerprint:

@@ -57,6 +57,8 @@ _FULL = re.compile("|".join((*FULL, r"\b507\b", r"\(os error (28|122)\)")))
 _MISSING = re.compile(r"NoSuchBucket")
 _UNANSWERED = re.compile(r"Generic S3 error")
 """a request that failed after all its attempts, also while a checkpoint is read, where it is no OSError"""
+_CREDENTIALS_SECONDS = 300.0
+"""age of a handle from which its credentials are compared with the current ones: to ask for these may take a request"""
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -96,6 +98,8 @@ class TableSnapshot:
     _handle: DeltaTable = field(repr=False, compare=False)
     _options: Mapping[str, str] | None = field(repr=False, compare=False)
     """with which the handle was opened; deltalake does not renew credentials that expire"""
+    _opened: float = field(repr=False, compare=False)
+    """when it was, by `time.monotonic`"""
     _committed: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
     """set once a commit was made, or may have been made, on top of this version"""
 
@@ -298,13 +302,17 @@ def _open_table(store: Store) -> TableSnapshot | None:
         return _snapshot(store, table, options)
 
 
-def _snapshot(store: Store, table: DeltaTable, options: Mapping[str, str] | None) -> TableSnapshot:
-    return TableSnapshot(store, table.version(), tuple(table.metadata().partition_columns), table, options)
+def _snapshot(
+    store: Store, table: DeltaTable, options: Mapping[str, str] | None, opened: float | None = None
+) -> TableSnapshot:
+    opened = time.monotonic() if opened is None else opened
+    return TableSnapshot(store, table.version(), tuple(table.metadata().partition_columns), table, options, opened)
 
 
 def _reopen(last: TableSnapshot) -> TableSnapshot | None:
     """The current version of a table that was opened before; None if it has to be read from its beginning."""
-    if _storage_options(last.store) != last._options:
+    expired = time.monotonic() - last._opened > _CREDENTIALS_SECONDS
+    if expired and _storage_options(last.store) != last._options:
         return None
     if not last._committed.is_set():
         return last if _latest_version(last.store) == last.version else None
@@ -314,7 +322,7 @@ def _reopen(last: TableSnapshot) -> TableSnapshot | None:
     except UserError:
         _log.debug("%s: the snapshot could not be brought up to date", last.store.uri, exc_info=True)
         return None
-    return _snapshot(last.store, last._handle, last._options)
+    return _snapshot(last.store, last._handle, last._options, last._opened)
 
 
 def _latest_version(store: Store) -> int:

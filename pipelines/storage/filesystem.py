@@ -49,6 +49,8 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _UNUSABLE_PATH = (errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 """errors of a disk that do not pass by themselves"""
 
+_PERMANENT = ("InvalidRequest", "MethodNotAllowed", "NoSuchBucket")
+"""further codes with which a store refuses to delete an object, now and later"""
 _NAMED = 10
 """objects that an error names"""
 
@@ -172,9 +174,9 @@ def _delete_from_bucket(fs: S3FileSystem, paths: Sequence[str], options: Mapping
 def undeleted_error(uri: str, failed: Mapping[str, str]) -> SpinError:
     """The error for objects of a store that were not deleted, given by path with the codes of its answers.
 
-    UserError if the store refuses the credentials for one of them, else UnavailableError: it may delete them later.
+    UserError if the store refuses to delete one of them, else UnavailableError: it may delete them later.
     """
-    refused = {path: code for path, code in failed.items() if code in REFUSED}
+    refused = {path: code for path, code in failed.items() if code in (*REFUSED, *_PERMANENT)}
     [code, *_] = (refused or failed).values()
     named = ", ".join(list(refused or failed)[:_NAMED])
     reason = f"{len(failed):,} objects were not deleted, {code}: {named}"

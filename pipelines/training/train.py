@@ -98,7 +98,7 @@ class TrainResults(Comparison, NullsWritten):
     suspects: int
     """documents in `suspects.parquet`: those that train or validate and whose label the others contradict"""
     overlap: SplitOverlap
-    """near-identical texts on both sides of a split, and how many were left out"""
+    """documents that were left out for a near-identical text, and groups on both sides of a split"""
     seconds: TrainSeconds
     artifact: Mapping[str, str]
     """sha256 of its files by name, in hexadecimal digits"""
@@ -215,7 +215,8 @@ def _check_frozen(training: _Training, registry: Registry, frozen: FrozenDocumen
     """Raise UserError if another training has frozen documents meanwhile from which this one has learned."""
     evaluation_set = registry.evaluation_set()
     now = FrozenDocuments.of(evaluation_set.ids, evaluation_set.texts)
-    if now != frozen and Labels.of(training.features, training.settings, now).digest != training.labels.digest:
+    added = not (now.ids <= frozen.ids and now.text_hashes <= frozen.text_hashes)
+    if added and Labels.of(training.features, training.settings, now).digest != training.labels.digest:
         raise UserError(
             f"another training of {registry.name} has frozen its test documents meanwhile, and this one has learned "
             "from some of them; run it again with --restart"

@@ -98,7 +98,7 @@ def _convert_gguf(path: Path) -> Path:
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
         raise UserError(f"backbone: a .gguf file needs the extra; run: {install_command('gguf')}")
     cache.mkdir(parents=True, exist_ok=True)
-    converted = cache / uuid.uuid4().hex
+    converted = cache / f"tmp-{uuid.uuid4().hex}"
     try:
         with silence_transformers():
             config = GgufConfig(dequantize=True)

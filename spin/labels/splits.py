@@ -12,7 +12,7 @@ from spin.arrays import Rows
 
 SPLITS = ("train", "valid", "test")
 DROPPED = "dropped"
-"""stands in place of a split: the document serves for nothing, as its text is in a frozen evaluation set"""
+"""stands in place of a split: the document serves for nothing, as its text tests under another id, or is frozen"""
 CROSS_VALIDATION_BELOW = 5_000
 """number of labelled documents to train and validate below which cross-validation makes the choices"""
 FEW_LABELS = 1_000

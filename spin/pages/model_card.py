@@ -81,7 +81,7 @@ class Comparison:
     test_ece_limit: float | None = None
     """the error that exact probabilities exceed by chance in 5 % of such test sets; None without test documents"""
     notes: tuple[str, ...] = ()
-    """sentences on the results: near-identical texts on both sides of a split, baselines that are missing from the
+    """sentences on the results: documents left out for a near-identical text, baselines that are missing from the
     table or were fitted on a sample, labels that were not checked"""
 
 

@@ -246,8 +246,10 @@ def keep_column(column: pa.ChunkedArray, name: str, declared: str | None, uri: s
             column = pa.chunked_array([column_to_text(column)], kind)
         column = pc.cast(column, kind, safe=False)  # nanoseconds are cut off
         if declared:
-            wanted = parse_type(declared)
-            if pa.types.is_temporal(wanted) and pa.types.is_integer(column.type):
+            wanted, inner, found = parse_type(declared), parse_type(declared), column.type
+            while pa.types.is_list(inner) and pa.types.is_list(found):
+                inner, found = inner.value_type, found.value_type
+            if pa.types.is_temporal(inner) and pa.types.is_integer(found):
                 raise ValueError("Arrow takes a whole number for microseconds or days, whatever it counts")
             column = pc.cast(column, wanted)
         column.validate(full=True)
@@ -308,7 +310,7 @@ def _as_number_or_text(value: Any) -> str | None:
 
 
 def _parse_time(text: str) -> datetime:
-    if text[4:5] != "-":  # Python reads the digits of a number of milliseconds as a date
+    if text.isdecimal():  # Python reads the digits of a number of milliseconds as a date
         raise ValueError("no time in the form 2026-01-31T12:00:00")
     time = datetime.fromisoformat(text)
     return time if time.tzinfo else time.replace(tzinfo=UTC)

@@ -145,7 +145,8 @@ def _read_csv(file: Path) -> pa.Table:
     types = dict.fromkeys((*_REQUIRED, "date", "model", "run", "reason"), pa.string())
     table = pyarrow.csv.read_csv(
         file,
-        read_options=pyarrow.csv.ReadOptions(block_size=max(1 << 20, file.stat().st_size)),  # a row lies in one block
+        # a row must lie in one block, whose size is a number of 32 bits
+        read_options=pyarrow.csv.ReadOptions(block_size=min(max(1 << 20, file.stat().st_size), (1 << 31) - 1)),
         parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""]),
     )

@@ -38,7 +38,7 @@ _TEXT = (
     'the paper twice (it was late, dull and awful), and asked: "What does it cost, 12.50 or 1,300 pounds?" '
 )
 _SHORT, _LONG = 3, 256
-"""tokens of the texts; a backbone that has no room for as many gets shorter ones"""
+"""tokens of the texts, twice as many where longer ones are read; a backbone without room for them gets shorter ones"""
 _BLOCKS = 2
 """blocks that are loaded and run: the code that OpenVINO generates for a block is that of all blocks of its kind, and
 families that alternate have two kinds"""
@@ -124,7 +124,7 @@ def sample_batches(backbone: Backbone) -> list[tuple[Tensor, Tensor]]:
     """
     ids = backbone.tokenize([_TEXT * 9]).ids[0]
     nine = [ids[: 2 + row % 7] for row in range(9)]
-    return [backbone.pad_batch(batch) for batch in ([ids[:_SHORT]], [ids[:_SHORT], ids[:_LONG]], nine)]
+    return [backbone.pad_batch(batch) for batch in ([ids[:_SHORT]], [ids[:_SHORT], ids[: 2 * _LONG]], nine)]
 
 
 def _largest_errors(batches: Sequence[dict[str, Floats]], expected: Sequence[dict[str, Floats]]) -> dict[str, float]:

@@ -232,6 +232,8 @@ def test_a_table_is_opened_anew_once_its_credentials_are_not_the_current_ones(
     last = snapshot_of(store)
     assert open_table(store, last) is last
     token[0] = "second"
+    assert open_table(store, last) is last, "new credentials for each session say nothing of the old ones"
+    monkeypatch.setattr(delta_table, "_CREDENTIALS_SECONDS", -1)
     renewed = open_table(store, last)
     assert renewed is not None
     assert renewed == last

@@ -16,6 +16,7 @@ import pytest
 from pipelines.data.files.input_files import list_files
 from pipelines.data.files.kept_columns import (
     check_kept_names,
+    keep_column,
     parse_type,
     settle_types,
     table_type,
@@ -23,6 +24,7 @@ from pipelines.data.files.kept_columns import (
     unify_types,
 )
 from pipelines.data.files.reader_process import describe_columns
+from pipelines.service_errors import BadFileError
 from spin.errors import UserError
 from spin.settings import DataSettings, parse_settings
 from tests.pipelines.data.files.test_readers import to_csv, to_jsonl, to_parquet, write_file
@@ -228,6 +230,9 @@ def test_a_parquet_column_of_numbers_holds_no_times(kind: str, tmp_path: Path) -
     night = run_night(tmp_path, data=keep({"x": kind}))
     assert f"the kept column 'x' is int64; expected {kind}" in night.reasons["a.parquet"]
     assert kept_values(night) == {"x": [None]}
+    column = pa.chunked_array([pa.array([[1]], pa.list_(pa.int64()))])
+    with pytest.raises(BadFileError):
+        keep_column(column, "x", f"list<{kind}>", "a.parquet")
 
 
 def test_files_without_a_kept_column_have_nulls(tmp_path: Path) -> None:
