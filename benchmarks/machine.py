@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -70,6 +71,12 @@ def flags() -> list[str]:
 def versions(names: Iterable[str]) -> str:
     """Installed distributions with their versions, in one line."""
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+
+
+def describe_run(libraries: Iterable[str]) -> str:
+    """Today, the processor and its cores, and the versions of Python and of some libraries, in one line."""
+    cores, python = os.cpu_count(), platform.python_version()
+    return f"{date.today().isoformat()}; {processor()}, {cores} cores; Python {python}, {versions(libraries)}"
 
 
 def peaks() -> dict[str, float]:

@@ -37,9 +37,9 @@ class Predictions:
         """The predictions that follow from logits (n, K) under a decision."""
         label_space = decision.label_space
         probabilities = label_space.probabilities(logits)
-        labels = decision.labels(probabilities)
-        score = probabilities.max(axis=1, initial=0.0)
         y, abstains = decision.decide(probabilities)
+        labels = decision.name_labels(y, abstains)
+        score = probabilities.max(axis=1, initial=0.0)
         if not label_space.multilabel:
             score = np.where(abstains, score, probabilities[np.arange(len(y)), y])
         return cls(logits, probabilities, labels, score, exit_depth, reasons)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,10 +17,9 @@ from benchmarks.finetune.encoder import (
     WEIGHT_DECAY,
 )
 from benchmarks.finetune.run import RATE, plan_fits
-from benchmarks.machine import processor, versions
 from benchmarks.method.regret import TaskResults
 from benchmarks.method.run import Experiment, read_result, read_results
-from benchmarks.method.table import SPIN, Difference, Result, label_text, spread, values_of
+from benchmarks.method.table import SPIN, Difference, Result, describe_runs, label_text, spread, values_of
 from benchmarks.method.tasks.task import ENCODER, Task
 from benchmarks.section_page import table
 from spin.labels.splits import CROSS_VALIDATION_BELOW, VERY_FEW_LABELS
@@ -40,7 +37,7 @@ def read_task(task: Task, base: Path) -> TaskResults:
 
 def report(stored: Sequence[TaskResults]) -> str:
     """The page: a section per task, with the fits that are missing."""
-    return "\n".join([_head(), *map(_section, stored), _rules()])
+    return "\n".join([_head(stored), *map(_section, stored), _rules()])
 
 
 def _section(stored: TaskResults) -> str:
@@ -86,13 +83,13 @@ def _verdict(runs: Sequence[Result]) -> str:
     return f"{label_text(runs)}, {draws}: {SPIN} − {NAME} {figures} points of macro-F1{verdict}."
 
 
-def _head() -> str:
+def _head(stored: Sequence[TaskResults]) -> str:
+    results = {f"{each.task.name} {key}": runs for each in stored for key, runs in each.results.items()}
     return (
         "# SPIN and the fine-tuned encoder\n\n"
         "The backbone of SPIN, MiniLM, with all of its weights fine-tuned on the documents of `make bench-method`: the "
         "same draws, the same test documents.\n\n"
-        f"{datetime.date.today().isoformat()}; {processor()}, {os.cpu_count()} cores; "
-        f"{versions(('torch', 'transformers'))}. Written by `make bench-finetune TASK=…` from the results so far.\n"
+        f"{describe_runs(results)} Written by `make bench-finetune TASK=…` from the results so far.\n"
     )
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.finetune.encoder import find_best_epoch, fine_tune
+from benchmarks.machine import describe_run
 from benchmarks.method.corpora import Corpus, draw_exam, extract_corpus, load
 from benchmarks.method.division import divide
 from benchmarks.method.run import FOLDER, RESULTS, Experiment, experiments, read_result, write_result
@@ -38,6 +39,7 @@ DRAWS = {"debian": 2, "manuals": 1}
 """of the tasks whose fits take longest; of others all that `make bench-method` has"""
 RATES = (2e-5, 5e-5, 1e-4)
 """learning rates of the backbone"""
+_LIBRARIES = ("torch", "transformers")
 RATE = "rate"
 """the setting that stands for the choice of the learning rate"""
 MOST_DOCUMENTS = 1000
@@ -98,7 +100,8 @@ def run_missing(task: Task, base: Path, stored: Path, hours: float = inf, fits: 
         if time.perf_counter() - start > 3600 * hours:
             break
         result = choose_rate(corpus, wanted[1:]) if fit.setting == RATE else run_one(corpus, fit, results)
-        write_result(results, fit, {"digest": fit.digest, "experiment": asdict(fit), **result})
+        described = {"digest": fit.digest, "measured": describe_run(_LIBRARIES), "experiment": asdict(fit)}
+        write_result(results, fit, described | result)
         print(f"[{time.perf_counter() - start:.0f} s] {fit.key}: {result['summary']}", flush=True)
 
 

@@ -9,16 +9,24 @@ that measure it: this makes regrets larger, not smaller.
 from __future__ import annotations
 
 import argparse
-import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.machine import processor
 from benchmarks.method.run import RESULTS, experiments, read_results
-from benchmarks.method.table import SPIN, Difference, Result, corpus_title, label_text, mean_of, sections
+from benchmarks.method.table import (
+    SPIN,
+    Difference,
+    Result,
+    corpus_title,
+    describe_runs,
+    label_text,
+    mean_of,
+    sections,
+    values_of,
+)
 from benchmarks.method.tasks.catalogue import TASKS
 from benchmarks.method.tasks.task import Task
 from benchmarks.section_page import table, word_of
@@ -87,7 +95,10 @@ def read_task(task: Task, base: Path) -> TaskResults:
 
 
 def measure(results: Sequence[Result]) -> Regret:
-    """The regret of the draws of one table."""
+    """The regret of the draws of one table, two or more. Raises ValueError where a draw lacks a row."""
+    for name in (*ROWS, SPIN):
+        if len(values_of(results, name, "macro_f1")) != len(results) or len(results) < 2:
+            raise ValueError(f"{corpus_title(results)}: expected the row '{name}' in each of several draws")
     scores = {name: 100 * mean_of(results, name, "macro_f1") for name in (*ROWS, SPIN)}
     best = max(ROWS, key=lambda name: scores[name])
     return Regret(
@@ -118,7 +129,7 @@ def report(stored: Sequence[TaskResults]) -> str:
     regrets = measure_all(stored)
     counted = [regret for regret in regrets if regret.counted]
     few = [regret for regret in regrets if not regret.counted]
-    parts = [_head(), _missing(stored)]
+    parts = [_head(stored), _missing(stored)]
     if counted:
         parts += [regret_table(counted), limits(counted)]
     if few:
@@ -173,20 +184,20 @@ def failures(counted: Sequence[Regret], stored: Sequence[TaskResults]) -> str:
 def _missing(stored: Sequence[TaskResults]) -> str:
     """Which experiments have no result yet, by task."""
     lines = [
-        f"- `make bench-method TASK={task_results.task.name}`: {_count(len(task_results.missing), 'experiment')}"
+        f"- `{task_results.task.command('bench-method')}`: {_count(len(task_results.missing), 'experiment')}"
         for task_results in stored
         if task_results.missing
     ]
     return "\n".join(["**Not finished, and not on this page:**\n", *lines, ""]) if lines else ""
 
 
-def _head() -> str:
+def _head(stored: Sequence[TaskResults]) -> str:
+    results = {f"{each.task.name} {key}": runs for each in stored for key, runs in each.results.items()}
     return (
         "# The regret of the default\n\n"
         "What is lost by leaving every setting as it is: the best of the rows that training could have chosen instead, "
         "minus SPIN with its default settings, on the same draws.\n\n"
-        f"{datetime.date.today().isoformat()}; {processor()}. Written by `make bench-regret` from the results of "
-        "`make bench-method TASK=…`.\n"
+        f"{describe_runs(results)} Written by `make bench-regret` from the results of `make bench-method TASK=…`.\n"
     )
 
 

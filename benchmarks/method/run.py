@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import spin
+from benchmarks.machine import describe_run
 from benchmarks.method.corpora import Plan, draw_exam, extract_corpus, load
 from benchmarks.method.lineup import answers, digest, rows_of
 from benchmarks.method.peers.libraries import require_peers
@@ -38,6 +39,7 @@ _DRAWS, _NOISY_DRAWS = 5, 3
 """five draws at least for the regret; with fewer of the flipped labels, a run ends within 90 minutes"""
 _PROCESSES = 2
 """of one thread each; on two cores faster than one process of two threads"""
+_LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "numba")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -162,6 +164,7 @@ def run_one(experiment: Experiment, folder: Path, stored: Path, code: str) -> st
     result: dict[str, Any] = {
         "digest": experiment.digest,
         "code": code,
+        "measured": describe_run(_LIBRARIES),
         "experiment": asdict(experiment),
         "neurons": corpus.neurons,
         "depth": corpus.depth,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +9,6 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from benchmarks.machine import processor, versions
 from benchmarks.method.all_neurons import STRENGTHS as ALL_STRENGTHS
 from benchmarks.method.contenders import LONGEST_TEXT, STRENGTHS, TFIDF_STRENGTHS
 from benchmarks.method.corpora import FLIPPED
@@ -29,7 +25,6 @@ Result = dict[str, Any]
 SPIN, BALANCED, HALF = "SPIN, accuracy", "SPIN, balanced", "SPIN, lower half"
 ALL, LAST, WORDS, PAPER = "all neurons", "last layer", "TF-IDF", "the paper's recipe"
 HEAD_ALONE = "SetFit, head alone"
-_LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "numba")
 GAIN, MOST_NEURONS = 0.3, 10.0
 """limits of the claims with all labels: points of macro-F1 above all neurons, percent of the neurons"""
 ENOUGH_LABELS = 256
@@ -40,7 +35,11 @@ _CONFIDENCE = 0.9
 
 def report(results: dict[str, list[Result]], missing: Sequence[str] = (), task: Task = TWEETS) -> str:
     """The whole page of a task's results by corpus and setting; it names the experiments that are missing."""
-    parts = [_head(task), _about(results, task)]
+    parts = [
+        f"# {task.heading}\n",
+        f"{describe_runs(results)} Written by `{task.command('bench-method')}`.\n",
+        _about(results, task),
+    ]
     if missing:
         parts.append(f"**Not finished: {', '.join(missing)}.** Their results are missing on this page.\n")
     for section in sections(results):
@@ -362,11 +361,10 @@ L1 one-vs-rest logistic regression on raw hidden states with C from {_list(PROBE
   after a time limit; {missed:,} of {requested:,} models of all tables were not reached for this reason."""
 
 
-def _head(task: Task) -> str:
-    return (
-        f"# {task.heading}\n\n{datetime.date.today().isoformat()}; {processor()}, {os.cpu_count()} cores; "
-        f"Python {platform.python_version()}, {versions(_LIBRARIES)}. Written by `{task.command('bench-method')}`.\n"
-    )
+def describe_runs(results: Mapping[str, Sequence[Result]]) -> str:
+    """When, on which processors and with which libraries results were measured, a sentence for each."""
+    measured = sorted({result["measured"] for runs in results.values() for result in runs})
+    return " ".join(f"Measured {each}." for each in measured) or "Nothing is measured yet."
 
 
 def _about(results: dict[str, list[Result]], task: Task) -> str:

@@ -73,10 +73,10 @@ def _holds(store: Store, forgotten: ForgottenIds) -> bool:
 
 
 def _features_of(kept: Store) -> str | None:
-    """The extraction whose documents a second pass has read; None where that is not known."""
+    """The fingerprint of the extraction that a second pass continues; None if its plan is missing or damaged."""
     try:
         return str(kept.read_json(PLAN)["metadata"]["features"])
-    except (KeyError, TypeError, ValueError):  # a plan that is missing, damaged or of another version
+    except (KeyError, TypeError, ValueError):
         return None
 
 

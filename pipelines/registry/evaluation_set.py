@@ -105,18 +105,20 @@ def read_frozen(client: Any, name: str, tags: Mapping[str, str]) -> EvaluationSe
     return EvaluationSet.from_json(data)
 
 
-def freeze(client: Any, name: str, tags: Mapping[str, str], run_id: str, evaluation_set: EvaluationSet) -> None:
+def freeze(client: Any, name: str, tags: Mapping[str, str], run_id: str, evaluation_set: EvaluationSet) -> bool:
     """Store the set with an MLflow run and tag the registered model with it, unless a set is frozen already.
 
-    One without documents is not frozen: the first version that has test documents freezes its own.
+    Returns whether it was frozen by this call. One without documents is not: the first version that has test documents
+    freezes its own.
     """
     if _RUN_TAG in tags or not len(evaluation_set):
-        return
+        return False
     with tempfile.TemporaryDirectory() as folder:
         path, digest = _write(evaluation_set, Path(folder))
         client.log_artifact(run_id, str(path), str(Path(_FILE).parent))
     client.set_registered_model_tag(name, _DIGEST_TAG, digest)
     client.set_registered_model_tag(name, _RUN_TAG, run_id)
+    return True
 
 
 def replace_frozen(

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -124,13 +125,15 @@ class Registry:
                 mlflow.log_metrics(dict(record.metrics), model_id=model.model_id)
                 if self._model() is None:
                     self._client.create_registered_model(self.name)
-                if len(record.evaluation_set) and not len(self.evaluation_set()) and self._model_versions():
+                first = evaluation_set.freeze(
+                    self._client, self.name, self.tags(), run.info.run_id, record.evaluation_set
+                )
+                if first and self._model_versions():
                     _log.warning(
                         "%s: the first version with test documents. Earlier ones may have learned from them, so the "
                         "gate may prefer these: promote it with --force and --why",
                         self.name,
                     )
-                evaluation_set.freeze(self._client, self.name, self.tags(), run.info.run_id, record.evaluation_set)
                 version = self._client.create_model_version(
                     self.name,
                     model.model_uri,
@@ -270,7 +273,11 @@ class Registry:
         every = mlflow.entities.ViewType.ALL
         with self.tracking.session():
             return mlflow.search_runs(
-                filter_string=condition, run_view_type=every, output_format="list", experiment_names=[self.name]
+                filter_string=condition,
+                run_view_type=every,
+                max_results=sys.maxsize,
+                output_format="list",
+                experiment_names=[self.name],
             )
 
     def training_report(self, number: str) -> Mapping[str, Any]:

@@ -84,7 +84,7 @@ class TableSnapshot:
     """A version of a table. It never changes; `open_table` returns a newer one.
 
     It commits once. A commit raises StaleSnapshotError if another process has committed; after any other
-    UnavailableError it may be in the table. Its `transactions` are numbers by application. The snapshot that
+    UnavailableError it may be in the table. `transactions` are numbers by application. The snapshot that
     `open_table` then returns in its place takes over its handle of the table; from then on its own methods raise
     StaleSnapshotError.
     """

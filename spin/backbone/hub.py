@@ -19,6 +19,9 @@ from spin.backbone.local_cache import cache_folder
 from spin.errors import UserError
 from spin_neurons import install_command
 
+_CONVERSION = 2
+"""raised when a file converts to another digest; conversions of before are not used"""
+
 
 def locate_model(model: str, revision: str | None = None, *, include_code: bool = False) -> Path:
     """The local directory of a model given as a hub id, a directory, a .gguf file or `package:IMPORT_NAME/path`.
@@ -92,7 +95,7 @@ def _convert_gguf(path: Path) -> Path:
     """The directory of a GGUF file's model as safetensors, named after the file's hash; converted if it is missing."""
     cache = cache_folder() / "gguf"
     [(_, sha256)] = cached_hashes(path.parent, [path])
-    target = cache / sha256[:32]
+    target = cache / f"{sha256[:32]}-{_CONVERSION}"
     if target.is_dir():
         return target
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:

@@ -33,7 +33,8 @@ class Tokens:
     unknown: list[int]
     """n counts: the unknown tokens of each text, in all of its windows"""
     windows: Windows
-    """which texts the windows are from; of what is cut off, `unread` may count a part"""
+    """which texts the windows are from; where texts are cut, `unread` is above 0 if something was cut off, and counts
+    perhaps only a part of it"""
     places: list[TokenPlaces] | None = None
     """places of the tokens of each list of `ids` in its text, if they were asked for"""
 

@@ -66,7 +66,10 @@ class Decision:
 
     def labels(self, probabilities: Floats) -> list[Label | None]:
         """The labels of n documents by their probabilities (n, K); None where the decision abstains."""
-        y, abstains = self.decide(probabilities)
+        return self.name_labels(*self.decide(probabilities))
+
+    def name_labels(self, y: Targets, abstains: NDArray[np.bool_]) -> list[Label | None]:
+        """The labels of n documents by what `decide` returns for them."""
         return [None if none else label for label, none in zip(self.label_space.names(y), abstains, strict=True)]
 
     def decide(self, probabilities: Floats) -> tuple[Targets, NDArray[np.bool_]]:

@@ -161,8 +161,8 @@ def divide_rare_classes(labels: Sequence[Label], splits: Sequence[str], groups: 
     """The splits of documents, changed so that each class has some that train and some that validate.
 
     A hash may give all documents of a rare class to one of the two. If they are of several groups, one of them changes
-    sides: the smallest of those that leave other documents of all their classes behind. Nothing changes where
-    cross-validation joins the two, or where one of them is empty.
+    sides: the smallest of those that leave other documents of all their classes behind, or of all if none does.
+    Nothing changes where cross-validation joins the two, or where one of them is empty.
     """
     divided, sides = list(splits), ("train", "valid")
     if needs_cross_validation(splits) or not set(sides) <= set(splits):

@@ -261,6 +261,9 @@ def test_sirens_network_is_the_best_of_its_epochs_and_ends_ten_after_it(corpus: 
     assert not np.array_equal(siren.fit_network(X, y, trial, other, 3)[0](X), seen[2])
 
 
+MEASURED = "2026-01-31; a processor"
+
+
 def make_results(gains: dict[str, list[float]], setting: str = "full", **spin: float) -> list[dict[str, Any]]:
     """Results in which SPIN is better than each row by these points of macro-F1, one per draw."""
     same: dict[str, Any] = {"accuracy": 0.7, "ece": 0.01, "depth": 6, "compute": 1.0, "seconds": 9.0, "choice": ""}
@@ -275,7 +278,13 @@ def make_results(gains: dict[str, list[float]], setting: str = "full", **spin: f
             own = {"neurons": 100, **(spin if name == "SPIN, accuracy" else {})}
             rows.append({"name": name, "macro_f1": 0.70 + draw / 50 - gain / 100, **same, **own})
         experiment = {"plan": {"title": "tweets", "documents": None}, "setting": setting, "seed": draw}
-        sizes = {"neurons": 1000, "classes": 3, "depth": 6, "documents": [6, 2, 4]}
+        sizes = {
+            "neurons": 1000,
+            "classes": 3,
+            "depth": 6,
+            "documents": [6, 2, 4],
+            "measured": MEASURED,
+        }
         results.append({"experiment": experiment, "rows": rows, **sizes})
     return results
 
@@ -414,7 +423,9 @@ def test_results_of_another_version_are_ignored(tmp_path: Path, monkeypatch: pyt
     file.write_text(json.dumps(result | {"digest": experiment.digest}))
     assert read_result(tmp_path, experiment) is not None
     write_report([experiment], tmp_path, tmp_path / "page.md")
-    assert "Not finished" not in (tmp_path / "page.md").read_text(encoding="utf-8")
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "Not finished" not in page
+    assert f"\nMeasured {MEASURED}. Written by" in page, "not where and when the page is written"
     assert read_result(tmp_path, replace(experiment, plan=replace(PLAN, test=201))) is None
     for owner, name, value in (
         (lineup, "FORMAT", lineup.FORMAT + 1),

@@ -98,7 +98,7 @@ def test_the_page_lists_what_does_not_hold_and_what_is_missing() -> None:
     stored = [TaskResults(TWEETS, {"minilm-full": losing}, ["smollm2-full-0"])]
     page = report(stored)
     assert page.startswith("# The regret of the default\n")
-    assert "- `make bench-method TASK=tweets`: 1 experiment\n" in page
+    assert "- `make bench-method`: 1 experiment\n" in page
     assert "| Tweets | all labels (8) | 5 | SPIN, neurons |" in page
     listed = page[page.index("## What does not hold") : page.index("## How regret")]
     assert "- Tweets, all labels (8): SPIN, neurons is better by 1.00 ± 0.00 points, a regret of 1.00." in listed
@@ -124,7 +124,7 @@ def test_the_command_reads_the_stored_results_of_every_task(tmp_path: Path, monk
     regret.main()
     page = Path("benchmarks/regret.md").read_text(encoding="utf-8")
     assert "| 5 | words |" in page
-    assert "TASK=tweets`: 28 experiments" in page
+    assert "`make bench-method`: 28 experiments" in page
     (folder / "minilm-full-4.json").write_text("{}")
     regret.main()
     assert "| 5 | words |" not in Path("benchmarks/regret.md").read_text(encoding="utf-8")

@@ -138,8 +138,7 @@ def count_block_rows(backbone: Backbone) -> Counter[int]:
 
 def count_windows(backbone: Backbone) -> np.ndarray:
     """Return the number of windows of each text, one where texts are cut."""
-    windows = backbone.tokenize(TEXTS).windows
-    return np.ones(len(TEXTS), np.int64) if windows is None else np.array(windows.counts)
+    return np.array(backbone.tokenize(TEXTS).windows.counts)
 
 
 @pytest.mark.slow

@@ -33,13 +33,18 @@ def render_reports(report: NightReport) -> dict[str, bytes]:
 
 
 def show_newest_report(tables: NightTables) -> None:
-    """Copy the reports of the newest night, as far as there are any, to the top of the output."""
+    """Copy the reports of the newest night to the top of the output, once it has both.
+
+    So what is there is of one night. Its page is missing until the driver that has published it has written it.
+    """
     newest = find_newest_night(list_nights(tables))
     if newest is None:
         return
-    folder = f"{RUNS}/{newest.run}/"
-    for key, report in tables.out.read_many([f"{folder}{name}" for name in (REPORT, PAGE)]).items():
-        tables.out.write(key.removeprefix(folder), report)
+    names = (REPORT, PAGE)
+    reports = tables.out.read_many([f"{RUNS}/{newest.run}/{name}" for name in names])
+    if len(reports) == len(names):
+        for name, report in zip(names, reports.values(), strict=True):
+            tables.out.write(name, report)
 
 
 def report_page(report: NightReport) -> str:

@@ -54,7 +54,7 @@ class ModelJob:
     """rows whose id another row of the run has"""
     shadow: ShadowJob | None = None
     shards: frozenset[int] | None = None
-    """indices of the shards with files of the run, None if these are all"""
+    """indices of the shards with files of the run; None: all"""
     sampled: float = 0.0
     """share of the documents that are kept as a sample for the causes of drift"""
 

@@ -195,11 +195,11 @@ class DuplicateRows:
 
 
 def collect_duplicates(
-    run: Store, outcomes: Sequence[ShardOutcome[ShardCounts]], shards: int, claim: int, stage: str = REPEATS
+    run: Store, outcomes: Sequence[ShardOutcome[ShardCounts]], stop: int, claim: int, stage: str = REPEATS
 ) -> DuplicateRows:
     """Write the duplicates of all partitions, sorted by shard, to one object in the folder of the run.
 
-    `shards` is the index after that of the last shard, `stage` the folder in which the partitions were compared.
+    `stop` is the index after that of the last shard, `stage` the folder in which the partitions were compared.
     """
     keys = [key for outcome in outcomes for key in outcome.files]
     stored = (run / stage).read_many(keys)
@@ -211,7 +211,7 @@ def collect_duplicates(
     )
     if not len(table):
         return DuplicateRows.none(run)
-    counts = np.bincount(table["shard"].to_numpy(), minlength=shards)
+    counts = np.bincount(table["shard"].to_numpy(), minlength=stop)
     key = f"{stage}/rows-{claim:06d}"
     run.write(key, table["row"].to_numpy().astype("<i4").tobytes())
     return DuplicateRows(run, key, (0, *np.cumsum(counts).tolist()))

@@ -95,7 +95,7 @@ class LogisticPaths:
 
 
 class LassoPaths:
-    """The paths of P designs and K problems as those of `BatchedPaths`, one design after another on a CPU."""
+    """Solves what `BatchedPaths` solves, one design after another on a CPU; its arguments are described there."""
 
     def __init__(
         self, designs: Sequence[Floats], targets: Floats, weights: Floats, tolerance: float = TOLERANCE

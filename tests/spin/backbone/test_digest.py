@@ -247,7 +247,7 @@ def test_a_gguf_file_is_hashed_once(tmp_path: Path, cache: Path, hashed_files: l
     """The digest of the file names the folder of the converted weights."""
     file = tmp_path / "tiny.gguf"
     file.write_bytes(b"GGUF")
-    converted = cache / "gguf" / hashlib.sha256(b"GGUF").hexdigest()[:32]
+    converted = cache / "gguf" / (hashlib.sha256(b"GGUF").hexdigest()[:32] + "-2")
     converted.mkdir(parents=True)
     for _ in range(2):
         assert locate_model(str(file)) == converted
