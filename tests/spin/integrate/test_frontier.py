@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
@@ -131,7 +132,8 @@ def test_choices_have_the_least_compute_within_their_loss(
         expected = accurate
         for candidate in falling:
             error = standard_error(accurate.resampled, candidate.resampled, ONE_FOLD)
-            lost = accurate.valid_score - candidate.valid_score + 1.73 * error
+            quantile = scipy.stats.t.ppf(0.95, len(candidate.resampled) - 1)
+            lost = accurate.valid_score - candidate.valid_score + quantile * error
             if lost > limit + 1e-9 or not is_within(candidate, accurate, folds, 2):
                 break
             expected = candidate
