@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from spin.fitted.candidate import Candidate
 from spin.heads.stack import Stack
@@ -132,7 +131,7 @@ def test_choices_have_the_least_compute_within_their_loss(
         expected = accurate
         for candidate in falling:
             error = standard_error(accurate.resampled, candidate.resampled, ONE_FOLD)
-            quantile = scipy.stats.t.ppf(0.95, len(candidate.resampled) - 1)
+            quantile = t.ppf(0.95, len(candidate.resampled) - 1)
             lost = accurate.valid_score - candidate.valid_score + quantile * error
             if lost > limit + 1e-9 or not is_within(candidate, accurate, folds, 2):
                 break
