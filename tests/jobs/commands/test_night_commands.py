@@ -188,7 +188,8 @@ def test_a_replaced_night_is_restored_with_its_side_rows(spin: Run, out: Store, 
 def test_the_report_at_the_top_is_that_of_the_newest_night_after_a_restore(spin: Run, out: Store) -> None:
     old = [run_night(out, [id], date=date) for date in (DATE, NEXT) for id in "ab"]
     for night in old:
-        out.write(f"_runs/{night.name}/report.html", night.name.encode())
+        for report in ("report.json", "report.html"):
+            out.write(f"_runs/{night.name}/{report}", night.name.encode())
     out.write("report.html", old[-1].name.encode())
     spin("restore", "--date", DATE, "--output", out.uri)
     assert out.read("report.html") == old[-1].name.encode(), "a later night is there"

@@ -233,7 +233,7 @@ def test_the_bundle_holds_all_backbone_files_and_no_others(
     monkeypatch.setenv("SPIN_CACHE", str(tmp_path / "cache"))
     gguf = tmp_path / "weights.gguf"
     gguf.write_bytes(b"converted already")
-    converted = tmp_path / "cache" / "gguf" / hashlib.sha256(gguf.read_bytes()).hexdigest()[:32]
+    converted = tmp_path / "cache" / "gguf" / (hashlib.sha256(gguf.read_bytes()).hexdigest()[:32] + "-2")
     tiny.save_bert(converted)
     AutoModel.from_pretrained(converted).save_pretrained(converted, max_shard_size="8KB")
     (converted / "model.safetensors").unlink()

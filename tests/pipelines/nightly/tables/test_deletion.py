@@ -11,6 +11,7 @@ from pipelines.nightly import nights
 from pipelines.nightly.forget.forget_nights import forget_in_output
 from pipelines.nightly.nights import list_output
 from pipelines.nightly.report.night_report import REPORT
+from pipelines.nightly.report.run_report import PAGE
 from pipelines.nightly.tables import deletion, publication
 from pipelines.nightly.tables.deletion import delete_nights, models_before
 from pipelines.nightly.tables.night_history import FileState, recorded_files
@@ -204,18 +205,19 @@ def test_forgotten_documents_of_a_deleted_night_are_removed(local_tables: NightT
 def test_an_operator_sees_and_restores_deleted_nights(local_tables: NightTables) -> None:
     """A run that was begun for a deleted date and not finished is not named as unfinished."""
     runs, output = fill(local_tables), local_tables.out.uri
-    local_tables.out.write_json(f"_runs/{runs[FIRST].name}/{REPORT}", {"report": "of the night"})
-    local_tables.out.write_json(REPORT, {"report": "of a newer night"})
+    for report in (REPORT, PAGE):
+        local_tables.out.write(f"_runs/{runs[FIRST].name}/{report}", b"of the night")
+        local_tables.out.write(report, b"of a newer night")
     assert [night.run for night in nights.delete(output, before=FOURTH, dry_run=True).nights] == sorted(
         run.name for run in runs.values()
     )
     assert len(published_ids(local_tables)) == 3
     nights.delete(output, before=FOURTH)
     assert [run.state for run in list_output(output)] == ["deleted"] * 3
-    assert not local_tables.out.exists(REPORT), "it names a night that is not there"
+    assert not any(map(local_tables.out.exists, (REPORT, PAGE))), "they name a night that is not there"
     assert find_unfinished(local_tables, MODEL, FOURTH) == []
     assert nights.restore(output, date=FIRST).name == runs[FIRST].name
-    assert local_tables.out.read_json(REPORT) == {"report": "of the night"}
+    assert {local_tables.out.read(report) for report in (REPORT, PAGE)} == {b"of the night"}
     assert [run.state for run in list_output(output)] == ["published", "deleted", "deleted"]
     with pytest.raises(UserError, match="--before 2999-01-01 is in the future"):
         nights.delete(output, before="2999-01-01")
