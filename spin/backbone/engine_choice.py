@@ -109,10 +109,16 @@ def announce_engine(wanted: str, engine: str, precision: str | None, device: str
 
 
 def fast_precision(device: str) -> str:
-    """bfloat16 if the hardware of the device computes in it, else float32."""
-    on_gpu = device.startswith("cuda")
-    fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return "bfloat16" if fast else "float32"
+    """bfloat16 if the hardware of the device multiplies faster in it, else float32.
+
+    Intel's cores have a fast bfloat16 in AMX alone: a Xeon whose AMX is switched off computes 168 billion operations
+    per second in float32 with AVX-512, and 84 billion in bfloat16. An EPYC has its double rate in AVX-512.
+    """
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    processor = torch.cpu.get_capabilities()
+    fast_avx = processor.get("avx512_bf16", False) and "Intel" not in str(processor.get("cpu_name"))
+    return "bfloat16" if fast_avx or processor.get("amx_bf16", False) else "float32"
 
 
 def _first_passing(request: TrialRequest, precisions: Sequence[str]) -> str:

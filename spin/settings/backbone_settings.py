@@ -29,7 +29,7 @@ class BackboneSettings(Section):
     )
     dtype: Precision = Field(
         "auto",
-        description="Precision in which the model computes. auto: bfloat16 where the hardware computes in it, else "
+        description="Precision in which the model computes. auto: bfloat16 where the hardware is faster in it, else "
         "float32. int8 is for `spin classify` alone and needs the extra `openvino`.",
     )
     engine: Literal["auto", "torch", "openvino"] = Field(

@@ -1,4 +1,4 @@
-"""What is said of the engine that runs, and of a faster one that could be installed."""
+"""The precision that a processor is fast in, and what is said of the engine that runs or could be installed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from pipelines.workers.weights_cache import announce_workers, with_engine
 from spin.backbone import engine_choice
-from spin.backbone.engine_choice import announce_engine
+from spin.backbone.engine_choice import announce_engine, fast_precision
 from spin.settings import parse_settings
 
 HINT = "OpenVINO usually runs this model faster: pip install openvino"
@@ -47,3 +48,20 @@ def test_a_driver_names_what_its_workers_run(notices: pytest.LogCaptureFixture, 
     announce_workers(there, there, "classify")
     on_cluster = "engine: torch, in the precision that the processor of each worker is fast in"
     assert notices.messages == ["engine: torch, float32", HINT, on_cluster]
+
+
+@pytest.mark.parametrize(
+    ("processor", "fast"),
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, "bfloat16"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, "bfloat16"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, "float32"),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False}, "float32"),
+        ({"architecture": "aarch64"}, "float32"),
+    ],
+)
+def test_bfloat16_is_taken_where_the_processor_is_faster_in_it(
+    monkeypatch: pytest.MonkeyPatch, processor: dict[str, Any], fast: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    assert fast_precision("cpu") == fast
