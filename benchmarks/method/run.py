@@ -90,11 +90,13 @@ def main() -> None:
         write_report(wanted, stored, page)
         return
     read = cache(partial(task.read, FOLDER))  # once for both corpora
+    missing = find_missing(wanted, stored, again=arguments.again)
     for plan in plans:
-        extract_corpus(plan, read, folder / plan.name)
-    failed = run_all(wanted, folder, stored, again=arguments.again)
+        if any(experiment.plan == plan for experiment in missing):
+            extract_corpus(plan, read, folder / plan.name)
+    failed = run_all(missing, folder, stored)
     if failed:
-        raise SystemExit(f"{failed} of {len(wanted)} experiments failed; the next run computes only what is missing")
+        raise SystemExit(f"{failed} of {len(missing)} experiments failed; the next run computes only what is missing")
     write_report(wanted, stored, page)
 
 
@@ -114,15 +116,18 @@ def experiments(task: Task, plans: tuple[Plan, Plan], quick: bool) -> list[Exper
     ]
 
 
-def run_all(wanted: list[Experiment], folder: Path, stored: Path, *, again: bool = False) -> int:
-    """Run the experiments without a stored result, and `again` those of other code of SPIN; return how many failed.
-
-    The corpora are in `folder`.
-    """
+def find_missing(wanted: list[Experiment], stored: Path, *, again: bool = False) -> list[Experiment]:
+    """The experiments without a stored result, and `again` those of other code of SPIN."""
     code = digest_code()
     results = {e: read_result(stored, e) for e in wanted}
     missing = [e for e, result in results.items() if result is None or (again and result.get("code") != code)]
     print(f"{len(wanted)} experiments, {len(wanted) - len(missing)} already finished", flush=True)
+    return missing
+
+
+def run_all(missing: list[Experiment], folder: Path, stored: Path) -> int:
+    """Run experiments on the corpora in `folder`, and return how many failed."""
+    code = digest_code()
     os.environ.update(dict.fromkeys(_THREADS, "1"))  # a spawned process reads it before it loads numpy
     failed, start = 0, time.perf_counter()
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn"), initializer=warm_up) as pool:

@@ -270,7 +270,7 @@ def call_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., 
         monkeypatch.chdir(tmp_path)
         (tmp_path / "benchmarks").mkdir(exist_ok=True)
         monkeypatch.setattr(run, "extract_corpus", extract)
-        monkeypatch.setattr(run, "run_all", lambda wanted, folder, stored, *, again: 0)
+        monkeypatch.setattr(run, "run_all", lambda missing, folder, stored: 0)
         monkeypatch.setattr(sys, "argv", ["benchmarks.method", *arguments])
         run.main()
         return extracted
@@ -289,6 +289,16 @@ def test_the_command_extracts_the_named_task_and_writes_its_page(
     assert folder == Path("runs/bench/quick/tiny/minilm")
     assert (tmp_path / "runs/bench/quick/tiny/method-tiny.md").exists()
     assert call_main("--task", "tiny", "--report") == []
+
+
+def test_a_corpus_whose_results_are_all_there_is_not_read(
+    tiny_task: Task, call_main: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `--again` it is, since the results are of other code."""
+    monkeypatch.setattr(run, "write_report", lambda *_: None)
+    monkeypatch.setattr(run, "read_result", lambda _, each: {"code": "other"} if each.plan.name == "minilm" else None)
+    assert [folder.name for _, _, folder in call_main("--task", "tiny")] == ["smollm2"]
+    assert [folder.name for _, _, folder in call_main("--task", "tiny", "--again")] == ["minilm", "smollm2"]
 
 
 def test_without_a_name_the_task_is_the_tweets(
