@@ -37,7 +37,7 @@ from spin.sites import FeatureColumn
 from spin.sparsify.probe import Probe, ProbeSummary, fit_probes, warn_of_inexact_probes
 from spin.sparsify.ridge import LeftOutPredictions, RidgeImportance, fit_ridge
 
-FORMAT = 12
+FORMAT = 13
 _PROBE = ".safetensors"
 _WORDS = "words.tfidf"
 """key of the word regression; empty where no term is in enough documents"""
