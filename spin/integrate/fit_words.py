@@ -208,8 +208,10 @@ def _fit_one(
     )
     for index, strength in enumerate(strengths if len(present) > 1 else ()):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest penalties are rarely the best
+            warnings.simplefilter("ignore", ConvergenceWarning)  # logged instead
             model.set_params(C=strength).fit(X, y)
+        if max(model.n_iter_) >= _STEPS:
+            _log.warning("words: the regression with C = %g has not converged in %d steps", strength, _STEPS)
         if len(present) == 2:  # one row of weights, for the second class against the first
             coefs[index, present], intercepts[index, present] = model.coef_ / [[-2], [2]], model.intercept_ / [-2, 2]
         else:
