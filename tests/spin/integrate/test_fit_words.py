@@ -147,6 +147,18 @@ def test_the_strength_has_the_least_held_out_log_loss(monkeypatch: pytest.Monkey
     assert losses[chosen.strength] <= min(losses.values()) + 1e-3
 
 
+def test_a_regression_that_does_not_converge_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the shipped number of steps it converges at every penalty."""
+    texts, data = make_data()
+    fit(texts, data)
+    assert caplog.messages == []
+    monkeypatch.setattr(module, "_STEPS", 1)
+    fit(texts, data)
+    assert "words: the regression with C = 1 has not converged in 1 steps" in caplog.messages
+
+
 def test_labels_of_validation_and_test_rows_do_not_affect_held_out_logits() -> None:
     texts, data = make_data()
     [fold] = data.folds
