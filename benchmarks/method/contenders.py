@@ -50,6 +50,7 @@ _STEPS = 5000
 """of the solver of a logistic regression, at most"""
 LONGEST_TEXT = 4000
 """characters of a text whose strings count; a manual page may have 100,000"""
+EXITS = "SPIN, with exits"
 _STEP = 0.6
 """ratio of a penalty to the one before, on the path down to a known penalty"""
 
@@ -67,7 +68,8 @@ class Answer:
     logits: Floats
     """(m, K), divided by the temperature"""
     neurons: int
-    depth: int
+    depth: float
+    """number of blocks"""
     compute: float
     """FLOPs per token as a share of the whole backbone's"""
     seconds: float
@@ -341,6 +343,34 @@ def spin_choice(exam: Exam, fitted_spin: FittedSpin, choice: Choice) -> Answer:
     return _fitted_answer(f"SPIN, {choice}", exam, fitted, fitted_spin.words, fitted_spin.seconds)
 
 
+def with_exits(exam: Exam, fitted_spin: FittedSpin) -> Answer:
+    """The choice `accuracy` as nights run it: each document stops at the first exit that is sure of its label.
+
+    Its depth and its compute are means over the test documents, without attention and embeddings of those that words
+    alone decide.
+    """
+    fitted, label_space = fitted_spin.training_result.choices["accuracy"], exam.corpus.label_space
+    features, words = _read_test_features(exam, fitted, fitted_spin.words)
+    decision = fitted.decision(label_space, DecisionSettings())
+    depths = fitted.exit_depths(features, decision, words)
+    logits = fitted.predict_logits(features, depths, words)
+    compute = {
+        depth: max((exam.corpus.compute(column.site) for column in fitted.selection.up_to(depth).neurons), default=0.0)
+        for depth in np.unique(depths)
+    }
+    exits = [f"{np.mean(depths == exit.depth):.0%} at {exit.depth}" for exit in fitted.exits]
+    return Answer(
+        EXITS,
+        logits,
+        fitted.selection.neuron_count,
+        float(np.maximum(depths, 0).mean()),
+        float(np.mean([compute[depth] for depth in depths])),
+        fitted_spin.seconds,
+        ", ".join(exits) or "no exits",
+        decision.decide(label_space.probabilities(logits))[0],
+    )
+
+
 def neurons_alone(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     """The best candidate of SPIN without words."""
     return _best_candidate(
@@ -386,11 +416,7 @@ def lower_half(exam: Exam, fitted_spin: FittedSpin) -> Answer:
 def _fitted_answer(name: str, exam: Exam, fitted: FittedClassifier, word_fit: WordFit | None, seconds: float) -> Answer:
     """The answer of a classifier of SPIN."""
     selection, summary = fitted.selection, fitted.summary
-    features = np.concatenate(list(reader(exam)(selection, exam.test)))
-    if selection.word_logits:
-        assert word_fit is not None
-        logits = word_fit.regression.logits([exam.corpus.texts[row] for row in exam.test])
-        features = np.concatenate([logits, features], axis=1)
+    features, _ = _read_test_features(exam, fitted, word_fit)
     settings = (
         f"eta {summary.eta}, strength {summary.strength}, {list(summary.part)}, "
         f"{summary.head}, {'with' if summary.words else 'without'} words, "
@@ -407,6 +433,15 @@ def _fitted_answer(name: str, exam: Exam, fitted: FittedClassifier, word_fit: Wo
         settings,
         fitted.decision(label_space, DecisionSettings()).decide(label_space.probabilities(logits))[0],
     )
+
+
+def _read_test_features(exam: Exam, fitted: FittedClassifier, word_fit: WordFit | None) -> tuple[Floats, Floats | None]:
+    """The raw features (m, p) of the test documents, and the words' logits (m, K) if there are words."""
+    features = np.concatenate(list(reader(exam)(fitted.selection, exam.test)))
+    if word_fit is None:
+        return features, None
+    words = word_fit.regression.logits([exam.corpus.texts[row] for row in exam.test])
+    return np.concatenate([words, features], axis=1) if fitted.selection.word_logits else features, words
 
 
 def reader(exam: Exam) -> ReadSelection:

@@ -52,6 +52,7 @@ ROWS = (
     Row("SPIN, neurons", contenders.neurons_alone, reads_spin=True),
     Row("SPIN, neurons + words", contenders.neurons_and_words, reads_spin=True),
     Row("SPIN, accuracy", partial(contenders.spin_choice, choice="accuracy"), reads_spin=True),
+    Row(contenders.EXITS, contenders.with_exits, {"full": 5}, reads_spin=True),
     Row("SPIN, balanced", partial(contenders.spin_choice, choice="balanced"), reads_spin=True),
     Row("SPIN, lower half", contenders.lower_half, {"full": 5}, reads_spin=True),
     Row("penalty per layer", layers.penalty_per_layer, {"full": 5}, reads_spin=True),
@@ -71,26 +72,25 @@ def rows_of(setting: str, left_out: Collection[str] = (), draw: int = 0) -> list
 
 def answers(exam: Exam, setting: str, left_out: Collection[str] = (), known: Collection[str] = ()) -> Iterator[Answer]:
     """Fit SPIN, then the contenders of all rows but those whose answers are `known`, and yield their answers."""
-    fitted_spin = contenders.fit_spin(exam)
-    for row in rows_of(setting, left_out, exam.seed):
-        if row.name not in known:
-            answer = row.answer(exam, fitted_spin) if row.reads_spin else row.answer(exam)
-            assert answer.name == row.name
-            yield answer
+    unknown = [row for row in rows_of(setting, left_out, exam.seed) if row.name not in known]
+    fitted_spin = contenders.fit_spin(exam) if any(row.reads_spin for row in unknown) else None
+    for row in unknown:
+        answer = row.answer(exam, fitted_spin) if row.reads_spin else row.answer(exam)
+        assert answer.name == row.name
+        yield answer
 
 
-def digest(plan: Plan, setting: str, left_out: Collection[str] = (), draw: int = 0) -> str:
-    """Equal for results that may stand in one table: same format, documents, rows, grids and defaults of SPIN."""
-    settings = json.dumps(dependencies(plan, setting, left_out, draw), sort_keys=True)
+def digest(plan: Plan, setting: str) -> str:
+    """Equal for results that may stand in one table: same format, documents, grids and defaults of SPIN."""
+    settings = json.dumps(dependencies(plan, setting), sort_keys=True)
     return hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
 
 
-def dependencies(plan: Plan, setting: str, left_out: Collection[str] = (), draw: int = 0) -> dict[str, Any]:
+def dependencies(plan: Plan, setting: str) -> dict[str, Any]:
     """What a result depends on, as JSON values."""
     return {
         "format": FORMAT,
         "plan": plan.record(),
-        "rows": [row.name for row in rows_of(setting, left_out, draw)],
         "metric": corpora.METRIC,
         "flipped": corpora.FLIPPED if setting == "noisy" else None,
         "last layer": contenders.STRENGTHS,

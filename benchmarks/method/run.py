@@ -3,9 +3,9 @@
 `make bench-method TASK=debian` takes other texts than the tweets, and writes the page of that task. Each experiment is
 one division of one corpus. Its result is a file of benchmarks/results/TASK, so that a run that was ended resumes, and
 the page can be written without measuring anew. A result also holds a digest of what it depends on: the format in
-benchmarks/method/lineup.py, the documents, the names of the rows, their grids, and the default settings of SPIN. One
-with another digest is not shown; the next run computes it again. After a change of SPIN's code, `--again` computes the
-rows that depend on it again, and keeps those of other libraries.
+benchmarks/method/lineup.py, the documents, the grids of the rows, and the default settings of SPIN. One with another
+digest is not shown; the next run computes it again. A new row is computed by the next run, too, with the other rows
+that depend on SPIN. After a change of SPIN's code, `--again` computes these, and keeps those of other libraries.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 import spin
 from benchmarks.machine import describe_run
 from benchmarks.method.corpora import Plan, draw_exam, extract_corpus, load
-from benchmarks.method.lineup import answers, digest, rows_of
+from benchmarks.method.lineup import Row, answers, digest, rows_of
 from benchmarks.method.peers.libraries import require_peers
 from benchmarks.method.tasks.catalogue import TASKS
 from benchmarks.method.tasks.task import Task
@@ -59,7 +59,12 @@ class Experiment:
 
     @property
     def digest(self) -> str:
-        return digest(self.plan, self.setting, self.left_out, self.seed)
+        return digest(self.plan, self.setting)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows that it has."""
+        return rows_of(self.setting, self.left_out, self.seed)
 
     @property
     def left_out(self) -> Mapping[str, str]:
@@ -117,12 +122,21 @@ def experiments(task: Task, plans: tuple[Plan, Plan], quick: bool) -> list[Exper
 
 
 def find_missing(wanted: list[Experiment], stored: Path, *, again: bool = False) -> list[Experiment]:
-    """The experiments without a stored result, and `again` those of other code of SPIN."""
+    """The experiments without a stored result or one of its rows, and `again` those of other code of SPIN."""
     code = digest_code()
     results = {e: read_result(stored, e) for e in wanted}
-    missing = [e for e, result in results.items() if result is None or (again and result.get("code") != code)]
+    missing = [
+        e
+        for e, result in results.items()
+        if result is None or lacks_rows(e, result) or (again and result.get("code") != code)
+    ]
     print(f"{len(wanted)} experiments, {len(wanted) - len(missing)} already finished", flush=True)
     return missing
+
+
+def lacks_rows(experiment: Experiment, result: Mapping[str, Any]) -> bool:
+    """Whether a result has not all rows of its experiment."""
+    return bool({row.name for row in experiment.rows} - {row["name"] for row in result["rows"]})
 
 
 def run_all(missing: list[Experiment], folder: Path, stored: Path) -> int:
@@ -156,12 +170,12 @@ def digest_code() -> str:
 def run_one(experiment: Experiment, folder: Path, stored: Path, code: str) -> str:
     """Measure every contender, write the result of this `code` of SPIN, and return a summary in one line.
 
-    If there is a result, it is of other code: its rows that do not depend on this are kept.
+    If there is a result, it is of other code or lacks rows: those that do not depend on SPIN are kept.
     """
     start = time.perf_counter()
     corpus = load(experiment.plan, folder / experiment.plan.name)
     exam = draw_exam(corpus, experiment.setting, experiment.seed)
-    reads_spin = {row.name: row.reads_spin for row in rows_of(experiment.setting, experiment.left_out, exam.seed)}
+    reads_spin = {row.name: row.reads_spin for row in experiment.rows}
     earlier = read_result(stored, experiment) or {"rows": []}
     known = {row["name"]: row for row in earlier["rows"] if not reads_spin[row["name"]]}
     new = answers(exam, experiment.setting, experiment.left_out, known)

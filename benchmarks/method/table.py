@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from benchmarks.method.all_neurons import STRENGTHS as ALL_STRENGTHS
-from benchmarks.method.contenders import LONGEST_TEXT, STRENGTHS, TFIDF_STRENGTHS
+from benchmarks.method.contenders import EXITS, LONGEST_TEXT, STRENGTHS, TFIDF_STRENGTHS
 from benchmarks.method.corpora import FLIPPED
 from benchmarks.method.paper import ETAS, HEAD_STRENGTHS, PROBE_STRENGTHS
 from benchmarks.method.peers.fast_text import BUCKETS, LONGEST, TRIALS
@@ -23,6 +23,8 @@ from benchmarks.section_page import table, word_of
 
 Result = dict[str, Any]
 SPIN, BALANCED, HALF = "SPIN, accuracy", "SPIN, balanced", "SPIN, lower half"
+MEAN_LOSS, WORST_LOSS = 0.5, 0.8
+"""limits of the claim about early exits: points of macro-F1 lost in the mean of the draws, and in the worst one"""
 ALL, LAST, WORDS, PAPER = "all neurons", "last layer", "TF-IDF", "the paper's recipe"
 HEAD_ALONE = "SetFit, head alone"
 GAIN, MOST_NEURONS = 0.3, 10.0
@@ -133,6 +135,7 @@ def _cost_claims(results: Sequence[Result]) -> list[str]:
     loss = -Difference.of(results, BALANCED).mean
     saved = 100 * (1 - compute[1] / compute[0])
     lines = [
+        *_exits_claim(results),
         f"- `balanced` runs {100 * compute[1]:.0f} % of the backbone where `accuracy` runs {100 * compute[0]:.0f} %: "
         f"it saves {saved:.0f} % of the compute for {loss:+.2f} points of macro-F1.",
     ]
@@ -143,6 +146,19 @@ def _cost_claims(results: Sequence[Result]) -> list[str]:
         *lines,
         f"- {word_of(gain > 0)}: SPIN on the lower half of the blocks has a higher macro-F1 than the {LAST} of the "
         f"whole model ({gain:+.2f} points at {100 * mean_of(results, HALF, 'compute'):.0f} % of its compute).",
+    ]
+
+
+def _exits_claim(results: Sequence[Result]) -> list[str]:
+    """What early exits cost, if the draws have this row."""
+    if EXITS not in _names(results):
+        return []
+    losses = 100 * (values_of(results, SPIN, "macro_f1") - values_of(results, EXITS, "macro_f1"))
+    saved = 100 * (1 - mean_of(results, EXITS, "compute") / mean_of(results, SPIN, "compute"))
+    return [
+        f"- {word_of(losses.mean() <= MEAN_LOSS and losses.max() <= WORST_LOSS)}: early exits lose at most {MEAN_LOSS} "
+        f"points of macro-F1 in the mean of the draws, and {WORST_LOSS} in the worst one ({losses.mean():.2f} and "
+        f"{losses.max():.2f}); they save {saved:.0f} % of the compute."
     ]
 
 
@@ -297,7 +313,8 @@ are processor seconds of one thread on activations that are already on disk.
 - SPIN: the default settings, and labels under the thresholds that training chose; other rows {others_decide}. \
 All rows but one come from one search, and show its seconds: `neurons` is what `accuracy` would be among its
   candidates without words, `neurons + words` among those that read both; these two have no network.
-  `lower half` is a search of its own, on the probes of the lower half of the blocks.
+  `lower half` is a search of its own, on the probes of the lower half of the blocks. `with exits` is `accuracy`
+  as nights run it: words or the first blocks decide the documents that they are sure of.
 
 Intervals and standard errors are of paired differences over the draws. Draws share documents, the few labels all of
 their test documents: this part of chance is not in them.

@@ -19,9 +19,11 @@ from benchmarks.method.corpora import Corpus, Exam, Plan, draw_exam
 from benchmarks.method.division import divide, draw_per_class
 from benchmarks.method.run import Experiment, read_result, write_report
 from benchmarks.method.table import Difference, few_claims, full_claims, noisy_claims, report
+from spin.fitted.early_exit import should_exit
 from spin.heads import calibration
 from spin.labels.label_space import LabelSpace
 from spin.labels.split_groups import hash_text
+from spin.settings import DecisionSettings
 from spin.sites import FeatureColumn, Site
 
 PLAN = Plan("tiny", "tiny", "none", None, 800, 240, 200)
@@ -413,7 +415,7 @@ def test_every_row_takes_what_the_lineup_gives_it(row: lineup.Row) -> None:
 
 
 def test_results_of_another_version_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A result counts only if format, documents, rows and grids are those of the present code."""
+    """A result counts only if format, documents and grids are those of the present code."""
     experiment = Experiment(PLAN, "full", 0)
     [result] = make_results({"all neurons": [0.5]})
     file = tmp_path / f"{experiment.key}.json"
@@ -429,7 +431,6 @@ def test_results_of_another_version_are_ignored(tmp_path: Path, monkeypatch: pyt
     assert read_result(tmp_path, replace(experiment, plan=replace(PLAN, test=201))) is None
     for owner, name, value in (
         (lineup, "FORMAT", lineup.FORMAT + 1),
-        (lineup, "ROWS", lineup.ROWS[1:]),
         (siren, "ETAS", (0.5,)),
     ):
         with monkeypatch.context() as patch:
@@ -463,3 +464,67 @@ def test_after_a_change_of_code_only_rows_of_spin_are_computed_again(
         assert stored["code"] == code
     assert computed == ["peer", "SPIN", "SPIN"]
     assert [(row["name"], row["choice"]) for row in stored["rows"]] == [("peer", "1"), ("SPIN", "3")]
+
+
+def test_a_result_without_a_new_row_is_completed(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SPIN is fitted only if the new row reads it."""
+    experiment, fits = Experiment(PLAN, "full", 0), list[int]()
+
+    def row(name: str, reads_spin: bool = False) -> lineup.Row:
+        def answer(exam: Exam, *_: object) -> Answer:
+            return Answer(name, np.zeros((len(exam.test), 3), np.float32), 0, 0, 0.0, 0.0, "")
+
+        return lineup.Row(name, answer, reads_spin=reads_spin)
+
+    monkeypatch.setattr(contenders, "fit_spin", lambda exam: fits.append(1))
+    monkeypatch.setattr(run, "load", lambda *_: corpus)
+    monkeypatch.setattr(run, "digest_code", lambda: "code")
+    rows = list[lineup.Row]()
+    for new in (row("peer"), row("another peer"), row("SPIN", reads_spin=True)):
+        rows.append(new)
+        monkeypatch.setattr(lineup, "ROWS", tuple(rows))
+        assert run.find_missing([experiment], tmp_path) == [experiment]
+        run.run_one(experiment, tmp_path, tmp_path, "code")
+        assert run.find_missing([experiment], tmp_path) == []
+    assert fits == [1]
+    stored = read_result(tmp_path, experiment)
+    assert stored is not None
+    assert [stored_row["name"] for stored_row in stored["rows"]] == ["peer", "another peer", "SPIN"]
+
+
+@pytest.mark.slow
+def test_with_exits_each_document_has_the_logits_of_the_exit_at_which_it_stops(
+    exam: Exam, fitted_spin: contenders.FittedSpin
+) -> None:
+    """One document after another, by the head of its exit; without exits it is `accuracy`."""
+    fitted = fitted_spin.training_result.choices["accuracy"]
+    answer, full = contenders.with_exits(exam, fitted_spin), contenders.spin_choice(exam, fitted_spin, "accuracy")
+    depths = [exit.depth for exit in fitted.exits]
+    assert answer.depth <= full.depth
+    assert answer.compute <= full.compute
+    assert answer.logits.shape == full.logits.shape
+    assert depths or np.array_equal(answer.logits, full.logits)
+    label_space = exam.corpus.label_space
+    decision = fitted.decision(label_space, DecisionSettings())
+    assert fitted_spin.words is not None
+    words = fitted_spin.words.regression.logits([exam.corpus.texts[row] for row in exam.test])
+    features = contenders.reader(exam)(fitted.selection, exam.test)[0]
+    if fitted.selection.word_logits:
+        features = np.concatenate([words, features], axis=1)
+    for document, logits in enumerate(answer.logits):
+        one, said = features[[document]], words[[document]]
+        for index, early in enumerate(fitted.exits):
+            at = fitted.at(index).logits(fitted.read_at(index, one, said))
+            if should_exit(decision, early.threshold, at)[0]:
+                break
+        else:
+            at = fitted.logits(one)
+        np.testing.assert_allclose(logits, at[0], rtol=1e-5, atol=1e-5)
+
+
+def test_exits_may_lose_little_in_the_mean_and_in_the_worst_draw() -> None:
+    for losses, holds in (([0.1, 0.79], True), ([0.0, 0.81], False), ([0.6, 0.5], False)):
+        text = claims(full_claims(make_results({"SPIN, with exits": losses})), "early exits lose")
+        assert text.startswith("- holds: ") == holds, text
