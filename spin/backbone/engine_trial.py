@@ -36,13 +36,13 @@ import torch
 from spin.backbone.local_cache import cache_folder, lock_record, read_record, write_record
 from spin.poolings.registry import POOLINGS
 
-TOLERANCES = {"float32": 0.001, "bfloat16": 0.05, "int8": 0.5}
+TOLERANCES = {"float32": 0.001, "bfloat16": 0.05, "int8": 0.25}
 """the relative error that every backbone is allowed, by precision; for the measure see `relative_error` in the child
 
 Measured on two blocks of MiniLM and SmolLM2-135M against torch in float32, OpenVINO in float32 has 0.000004 at most. In
-bfloat16 it has 0.008 and 0.020, torch itself 0.011 and 0.023; in int8 it has 0.25 and 0.12. An encoder that attends to
-its padding has 1.4, a decoder whose positions are stretched by 5 % has 0.077: in int8 that is not noticed. How many
-labels int8 changes is for `--check` to measure.
+bfloat16 it has 0.008 and 0.020, torch itself 0.011 and 0.023. In int8 it has 0.029 in both, against torch that rounds
+the same products. An encoder that attends to its padding has 1.4, a decoder whose positions are stretched by 5 % has
+0.077: in int8 that is not noticed. How many labels int8 changes is for `--check` to measure.
 """
 CHILD_COMMAND = (sys.executable, "-P", "-m", "spin.activations.engines.engine_child")
 """the command of the child process, to which the path of the report is added"""
@@ -50,9 +50,9 @@ TIMEOUT_S = 300.0
 """seconds that a trial may take"""
 SHORT_TEXT = 256
 """tokens, up to which OpenVINO compiles without fused attention, which takes as long there as its parts, or longer"""
-_FORMAT = 4
+_FORMAT = 5
 """version of the trial's procedure; verdicts of another version are not used"""
-_PACKAGES = ("openvino", "nncf", "torch", "transformers")
+_PACKAGES = ("openvino", "torch", "transformers")
 _INSTRUCTION_SETS = ("avx", "amx", "sse", "ssse", "fma", "f16c", "asimd", "sve", "sme", "bf16", "i8mm")
 """beginnings of the names, as Linux gives them, of instruction sets that engines use"""
 _EXTERNAL_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM})
@@ -119,7 +119,7 @@ def verdict_path(request: TrialRequest) -> Path:
 
 def _dependencies(request: TrialRequest) -> dict[str, object]:
     """Everything that a verdict depends on."""
-    versions = {name: _version(name) for name in _PACKAGES if name != "nncf" or request.precision == "int8"}
+    versions = {name: _version(name) for name in _PACKAGES}
     return {
         "format": _FORMAT,
         "processor": processor(),

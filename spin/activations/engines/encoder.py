@@ -94,7 +94,6 @@ class NeuronEncoder(nn.Module):
             _NeuronGather(backbone, site, {c: segment.neurons[c] for c in of}, segment.directions)
             for site, of in columns.items()
         ]
-        # OpenVINO's operations are named after this attribute, which keeps them out of int8 (`openvino_engine`)
         self.neuron_gathers = nn.ModuleList(neuron_gathers).to(backbone.device)
         self.sites = {gather.site: gather for gather in neuron_gathers}
 

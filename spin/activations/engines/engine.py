@@ -96,7 +96,6 @@ def open_engine(backbone: Backbone, segments: Sequence[BlockSegment], *, calibra
     """The engine that the backbone was loaded for, to run consecutive segments of it.
 
     `calibration` are texts that int8 is calibrated with; without any, the backbone's `uncalibrated_precision` is used.
-    Raises UserError for int8 if NNCF, which calibrates it, is not installed.
     """
     if backbone.engine == "openvino":
         from spin.activations.engines.openvino_engine import OpenVinoEngine

@@ -21,29 +21,33 @@ _TOLERANCE = 1e-3
 
 
 @contextmanager
-def order_wanted_first(backbone: Backbone, segment: BlockSegment) -> Iterator[BlockSegment]:
+def order_wanted_first(
+    backbone: Backbone, segment: BlockSegment
+) -> Iterator[tuple[BlockSegment, Mapping[int, Tensor]]]:
     """Move the neurons that are read to the front of a segment's FFNs, within the context.
 
-    Yields the segment with the new indices of the neurons. An FFN computes the same in any order of its inner neurons.
-    A graph takes the first of them in a fraction of the time that gathering takes. The weights are replaced by permuted
-    copies: they may be mapped from a file, which writing would load into memory for good. Where the order changes what
-    the segment computes, as in a family whose FFN has another shape, it is left as it is. Not safe for threads: hold
-    `HOOK_LOCK`.
+    Yields the segment with the new indices of the neurons, and by layer the new order of the FFNs: the old indices of
+    their inner neurons. An FFN computes the same in any order of these. A graph takes the first of them in a fraction
+    of the time that gathering takes. The weights are replaced by permuted copies: they may be mapped from a file, which
+    writing would load into memory for good. Where the order changes what the segment computes, as in a family whose FFN
+    has another shape, it is left as it is. Not safe for threads: hold `HOOK_LOCK`.
     """
     unions = _unions(backbone, segment)
     if not unions:
-        yield segment
+        yield segment, {}
         return
     before = _outputs(backbone, segment)
     with ExitStack() as permuted:
+        orders = {}
         for site, union in unions.items():
             rest = np.setdiff1d(np.arange(backbone.width(site)), union)
-            permuted.enter_context(_permute(backbone, site.layer, torch.from_numpy(np.concatenate([union, rest]))))
+            orders[site.layer] = torch.from_numpy(np.concatenate([union, rest]))
+            permuted.enter_context(_permute(backbone, site.layer, orders[site.layer]))
         ordered = _renumber(segment, unions)
         if _agree(before, _outputs(backbone, ordered)):
-            yield ordered
+            yield ordered, orders
             return
-    yield segment
+    yield segment, {}
 
 
 def _unions(backbone: Backbone, segment: BlockSegment) -> dict[Site, NDArray[np.int64]]:

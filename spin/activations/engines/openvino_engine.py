@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from queue import SimpleQueue
 from typing import Any
 
@@ -14,25 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from spin.activations.engines.encoder import BlockSegment, NeuronEncoder, SegmentOutput, read_tokens
+from spin.activations.engines.int8_scales import Int8Scales
 from spin.activations.engines.neuron_order import order_wanted_first
-from spin.backbone.batching import BATCH_MULTIPLE, token_batches
+from spin.backbone.batching import BATCH_MULTIPLE
 from spin.backbone.engine_trial import SHORT_TEXT
 from spin.backbone.hooks import HOOK_LOCK
 from spin.backbone.hub import silence_transformers
 from spin.backbone.model import Backbone
-from spin.errors import UserError
-from spin_neurons import install_command
 
 _HINT = {"float32": "f32", "bfloat16": "bf16"}
 """OpenVINO's names of the precisions"""
-_CALIBRATION_BATCH_TOKENS = 1024
 
 
 class OpenVinoEngine:
     """Runs compiled graphs, as many batches at once as torch has threads.
 
-    One thread per batch wastes less than all threads on one batch.
-    Raises UserError for int8 if NNCF, which calibrates it, is not installed.
+    One thread per batch wastes less than all threads on one batch. In int8 the scales are measured on `calibration`.
     """
 
     def __init__(self, backbone: Backbone, segments: Sequence[BlockSegment], calibration: Sequence[str] = ()) -> None:
@@ -41,21 +38,22 @@ class OpenVinoEngine:
         self._free: SimpleQueue[list[Any]] = SimpleQueue()
         for stream_requests in requests:
             self._free.put(stream_requests)
-        int8 = backbone.precision == "int8" and len(calibration) > 0
-        precision = backbone.uncalibrated_precision if backbone.precision == "int8" else backbone.precision
-        batches: list[Any] = list(self._calibration_batches(calibration)) if int8 else []
-        for index, segment in enumerate(segments):
-            with HOOK_LOCK, order_wanted_first(backbone, segment) as ordered:
+        precision, scales = backbone.precision, None
+        if precision == "int8":
+            precision = backbone.uncalibrated_precision
+            if calibration:
+                scales = Int8Scales.measure(backbone, calibration)
+                precision = "float32"  # what int8 leaves alone loses too much in bfloat16
+        for segment in segments:
+            with HOOK_LOCK, order_wanted_first(backbone, segment) as (ordered, orders):
                 encoder = NeuronEncoder(backbone, ordered, carry=segment is not segments[-1])
-                graph = convert_to_openvino(encoder, encoder.example_inputs())
-            if int8:
-                graph = _quantize(graph, batches)
-            # the operations that int8 leaves alone lose too much in bfloat16
-            compiled = _compile(graph, "float32" if int8 else precision, self.streams, backbone.max_tokens)
+                with nullcontext() if scales is None else scales.applied(backbone, orders):
+                    graph = convert_to_openvino(encoder, encoder.example_inputs())
+            if scales is not None:
+                _fold_constants(graph)
+            compiled = _compile(graph, precision, self.streams, backbone.max_tokens)
             for stream_requests in requests:
                 stream_requests.append(compiled.create_infer_request())
-            if int8 and index + 1 < len(segments):
-                batches = [(ids, mask, self.run(index, ids, mask, *hidden).hidden) for ids, mask, *hidden in batches]
 
     def run(self, index: int, ids: Tensor, mask: Tensor, hidden: Any = None) -> SegmentOutput:
         requests = self._free.get()
@@ -66,13 +64,6 @@ class OpenVinoEngine:
         read, segment = [output[: len(ids)] for output in outputs], self.segments[index]
         following = None if segment is self.segments[-1] else torch.from_numpy(read.pop())
         return SegmentOutput(read[0], following, read_tokens(segment, read, mask.shape[1]))
-
-    def _calibration_batches(self, texts: Sequence[str]) -> Iterator[Any]:
-        """Token ids and mask of batches of texts."""
-        tokens = self.backbone.tokenize(texts)
-        budget = min(self.backbone.batch_tokens, _CALIBRATION_BATCH_TOKENS)
-        for rows in token_batches(list(map(len, tokens.ids)), budget):
-            yield self.backbone.pad_tokens(tokens, rows)
 
 
 def convert_to_openvino(module: nn.Module, example_inputs: tuple[Tensor, ...]) -> Any:
@@ -94,7 +85,7 @@ def convert_to_openvino(module: nn.Module, example_inputs: tuple[Tensor, ...]) -
 
 
 def _disable_telemetry() -> None:
-    """Keep OpenVINO and NNCF from reporting their use to their makers, by hiding the package they do it with."""
+    """Keep OpenVINO from reporting its use to its makers, by hiding the package it does that with."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
@@ -125,20 +116,10 @@ def _graph_inputs(ids: Tensor, mask: Tensor, hidden: Any = None) -> list[Any]:
     return [np.concatenate([array, array[-1:].repeat(missing, 0)]) for array in inputs] if missing else inputs
 
 
-def _quantize(graph: Any, batches: Sequence[Any]) -> Any:
-    """The graph with its products in int8, calibrated with batches of inputs; gathering neurons stays exact."""
-    try:
-        import nncf
-    except ImportError:
-        raise UserError(
-            f"backbone.dtype int8 needs NNCF; run: {install_command('openvino')}, or set bfloat16"
-        ) from None
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    return nncf.quantize(
-        graph,
-        nncf.Dataset(batches, lambda batch: _graph_inputs(*batch)),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=max(1, len(batches)),
-        # the operations of `NeuronEncoder.neuron_gathers`
-        ignored_scope=nncf.IgnoredScope(patterns=[".*neuron_gathers.*"], validate=False),
-    )
+def _fold_constants(graph: Any) -> None:
+    """Compute what depends on no input: OpenVINO multiplies in int8 only where the scales are constants."""
+    from openvino.passes import ConstantFolding, Manager
+
+    manager = Manager()
+    manager.register_pass(ConstantFolding())
+    manager.run_passes(graph)

@@ -146,7 +146,7 @@ def test_the_logged_model_has_a_signature_an_example_and_pinned_requirements(
     requirements = shared_fixture.registry.download_model("1", tmp_path) / "requirements.txt"
     pins = dict(line.split("==") for line in requirements.read_text().split())
     assert pins == {name: version(name).partition("+")[0] for name in pins}
-    optional_engines = {"nncf", "onnxruntime", "openvino"}
+    optional_engines = {"onnxruntime", "openvino"}
     assert [names for names in find_imported_distributions() if not names & (pins.keys() | optional_engines)] == []
 
 

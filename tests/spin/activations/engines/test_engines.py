@@ -215,7 +215,7 @@ def test_settings_that_an_engine_cannot_run_are_refused(
 
 @pytest.mark.slow
 def test_openvino_sends_no_telemetry() -> None:
-    """Neither OpenVINO nor NNCF loads the package that reports their use."""
+    """OpenVINO does not load the package that reports its use."""
     code = (
         "import sys, tempfile, pathlib, numpy as np\n"
         "from tests.support import tiny\n"

@@ -58,7 +58,9 @@ def addresses(backbone: Backbone) -> list[int]:
 def test_the_order_changes_no_value_and_no_weight_for_good(model: Backbone) -> None:
     segment, weights, memory = make_segment(model), copy_weights(model), addresses(model)
     expected = run(model, segment)
-    with order_wanted_first(model, segment) as ordered:
+    with order_wanted_first(model, segment) as (ordered, orders):
+        moved = {column.site.layer for column in ordered.neurons if column.site.kind == "ffn"}
+        assert orders.keys() == {layer for layer in moved if model.ffn_inputs(layer)}
         for actual, before in zip(run(model, ordered), expected, strict=True):
             np.testing.assert_allclose(actual, before, rtol=1e-4, atol=1e-4)
         for column, indices in ordered.neurons.items():
@@ -84,8 +86,9 @@ def test_an_order_that_would_change_what_is_computed_is_not_used(
     others = {layer: torch.nn.Linear(1, model.width(Site(layer, "ffn"))) for layer in range(1, model.depth + 1)}
     monkeypatch.setattr(Backbone, "ffn_inputs", lambda _self, layer: [others[layer]])
     segment, weights = make_segment(model), copy_weights(model)
-    with order_wanted_first(model, segment) as ordered:
+    with order_wanted_first(model, segment) as (ordered, orders):
         assert ordered is segment
+        assert not orders
         assert all(torch.equal(weight, weights[name]) for name, weight in copy_weights(model).items())
 
 

@@ -1,0 +1,138 @@
+"""How the linear maps of a backbone are rounded to int8: by the ranges of their inputs, measured on texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from spin.backbone.batching import token_batches
+from spin.backbone.hooks import HOOK_LOCK, capture_sites
+from spin.backbone.model import Backbone
+from spin.sites import Site
+
+SMOOTHING = 0.75
+"""the exponent alpha of SmoothQuant (Xiao et al. 2023, arXiv 2211.10438, equation 4)
+
+Median correlation of a neuron's mean over a text with its float32 value, at the worst of some sites, without smoothing
+and with 0.5, 0.75 and 0.9: MiniLM 0.987, 0.975, 0.996 and 0.995; SmolLM2-135M, of which single inputs reach 3,569,
+0.87, 0.979 and 0.968 with smoothing.
+"""
+_RARE = 0.1
+"""inputs count as at least this share of the median largest input: one that no measured text activates may yet come"""
+_INPUT_STEPS, _LARGEST_WEIGHT = 255, 127
+"""steps between the least and the largest input, and the largest of the symmetric int8 of weights"""
+
+
+@dataclass(frozen=True)
+class InputScale:
+    """How the input of a linear map is rounded to the integers from 0 to 255."""
+
+    factors: Tensor
+    """(p,) what each of the p inputs is multiplied by before, and its weights are divided by"""
+    step: float
+    """the distance of two integers"""
+    zero: int
+    """the integer of 0"""
+
+    @classmethod
+    def of(cls, low: Tensor, high: Tensor, weight: Tensor) -> InputScale:
+        """The scale of inputs between `low` and `high` (p,) of a map with `weight` (outputs, p).
+
+        Inputs with large values would leave few integers to all others. So each is made smaller by a power of its
+        largest value, and its weights, which have integers of their own for each output, larger.
+        """
+        largest = torch.maximum(-low, high)
+        largest = largest.clamp(min=max(_RARE * float(largest.median()), 1e-5))
+        factors = weight.abs().amax(0).clamp(min=1e-5) ** (1 - SMOOTHING) / largest**SMOOTHING
+        least, most = (float((bound * factors).aminmax()[end]) for end, bound in enumerate((low, high)))
+        least, most = min(least, 0.0), max(most, 0.0)  # zero has an integer of its own
+        step = (most - least) / _INPUT_STEPS or 1.0
+        return cls(factors, step, round(-least / step))
+
+
+@dataclass(frozen=True)
+class Int8Scales:
+    """How the inputs of the linear maps in the blocks are rounded, by the names of the maps."""
+
+    by_map: Mapping[str, InputScale]
+
+    @classmethod
+    def measure(cls, backbone: Backbone, texts: Sequence[str]) -> Int8Scales:
+        """Run the backbone in torch on texts, some hundred, and return scales for the values that occur.
+
+        Maps whose input occurs in none of them have no scale, and are not rounded.
+        """
+        ranges: dict[str, tuple[Tensor, Tensor]] = {}
+        read = torch.empty(0, dtype=torch.bool)
+
+        def watch(name: str, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            values = args[0].flatten(0, -2)
+            values = values[read] if len(values) == len(read) else values  # an expert is given some of the tokens
+            if len(values):
+                low, high = values.aminmax(dim=0)
+                before = ranges.get(name, (low, high))
+                ranges[name] = torch.minimum(low, before[0]), torch.maximum(high, before[1])
+
+        maps, tokens = linear_maps(backbone), backbone.tokenize(texts)
+        loaded = takewhile(lambda block: not isinstance(block, nn.Identity), backbone.blocks)
+        deepest = Site(sum(1 for _ in loaded), "resid")
+        with HOOK_LOCK, ExitStack() as hooks, capture_sites(backbone, [deepest], lambda *_: None) as forward:
+            for name, module in maps.items():
+                hooks.callback(module.register_forward_pre_hook(partial(watch, name)).remove)
+            for rows in token_batches(list(map(len, tokens.ids)), backbone.batch_tokens):
+                ids, mask = backbone.pad_tokens(tokens, rows)
+                read = (mask > 0).flatten()
+                forward(ids, mask > 0)
+            return cls({name: InputScale.of(*pair, _weight(maps[name])) for name, pair in ranges.items()})
+
+    @contextmanager
+    def applied(self, backbone: Backbone, orders: Mapping[int, Tensor] = MappingProxyType({})) -> Iterator[None]:
+        """Let the linear maps round their inputs and weights to eight bits, within the context.
+
+        A graph that is traced meanwhile has these roundings as operations. `orders` are those of the inner neurons of
+        FFNs, by layer, where `order_wanted_first` has changed them. Not safe for threads: hold `HOOK_LOCK`.
+        """
+        order_of = {backbone.ffn_projection(layer): order for layer, order in orders.items()}
+        with ExitStack() as restored:
+            for name, module in linear_maps(backbone).items():
+                if name in self.by_map:
+                    scale = self.by_map[name]
+                    order = order_of.get(module, slice(None))
+                    module.forward = partial(_multiply_rounded, module, scale, scale.factors[order])
+                    restored.callback(module.__dict__.pop, "forward")
+            yield
+
+
+def linear_maps(backbone: Backbone) -> dict[str, Any]:
+    """The linear maps of the blocks that are loaded, by number of the block and name within it."""
+    return {
+        f"{number}.{name}": module
+        for number, block in enumerate(backbone.blocks, 1)
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }
+
+
+def _weight(module: Any) -> Tensor:
+    """The weights (outputs, inputs) of a linear map; those of GPT-2's are transposed."""
+    weight: Tensor = module.weight.detach()
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def _multiply_rounded(module: Any, scale: InputScale, factors: Tensor, values: Tensor) -> Tensor:
+    """What a linear map returns for values (…, p) if these and its weights are rounded to eight bits."""
+    weight = _weight(module) / factors
+    steps = weight.abs().amax(1).clamp(min=1e-12) / _LARGEST_WEIGHT
+    zeros = torch.zeros(len(steps), dtype=torch.int32)
+    weight = torch.fake_quantize_per_channel_affine(weight, steps, zeros, 0, -_LARGEST_WEIGHT, _LARGEST_WEIGHT)
+    rounded = torch.fake_quantize_per_tensor_affine(values * factors, scale.step, scale.zero, 0, _INPUT_STEPS)
+    return nn.functional.linear(rounded, weight, module.bias)

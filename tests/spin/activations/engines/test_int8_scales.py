@@ -1,0 +1,169 @@
+"""Products in int8 are those of integers, by scales that cover the texts they were measured on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from spin.activations.engines import openvino_engine
+from spin.activations.engines.encoder import NeuronEncoder, split_segments
+from spin.activations.engines.int8_scales import InputScale, Int8Scales, linear_maps
+from spin.activations.engines.openvino_engine import OpenVinoEngine
+from spin.activations.extract import single_segment
+from spin.backbone.engine_choice import EngineChoice
+from spin.backbone.loading import find_backbone, load_backbone, open_backbone
+from spin.backbone.model import Backbone
+from spin.settings import BackboneSettings
+from spin.sites import FeatureColumn
+from tests.spin.backbone.test_model import FAMILIES, TEXTS, Family
+from tests.support import tiny
+
+TEN = [row["text"] for row in tiny.make_documents(10)]
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    family: Family = request.param
+    folder = tiny.save_backbone(
+        tmp_path_factory.mktemp(family.name), family.config(), tiny.build_tokenizer(special=not family.causal)
+    )
+    return load_backbone(BackboneSettings(model=str(folder), dtype="float32", device="cpu"))
+
+
+def test_a_product_is_one_of_integers(model: Backbone) -> None:
+    """In NumPy: both factors are rounded to integers, multiplied as these, and scaled."""
+    scales, maps = Int8Scales.measure(model, TEN), linear_maps(model)
+    assert scales.by_map.keys() == maps.keys()
+    draw = torch.Generator().manual_seed(0)
+    for name, scale in scales.by_map.items():
+        module, factors = maps[name], scale.factors.numpy()
+        weight = module.weight.numpy().T if isinstance(module, Conv1D) else module.weight.numpy()
+        values = torch.randn(3, weight.shape[1], generator=draw)
+        integers = np.clip(np.rint(values.numpy() * factors / scale.step) + scale.zero, 0, 255) - scale.zero
+        steps = np.abs(weight / factors).max(1) / 127
+        products = integers @ np.rint(weight / factors / steps[:, None]).T * scale.step * steps
+        bias = 0 if module.bias is None else module.bias.numpy()
+        with scales.applied(model), torch.inference_mode():
+            rounded = module(values).numpy()
+        np.testing.assert_allclose(rounded, products + bias, atol=2 * scale.step * steps.max() * 127, rtol=1e-4)
+        assert np.median(np.abs(rounded - products - bias)) < 1e-5, name
+
+
+def test_what_the_texts_hold_is_rounded_and_not_cut_off(model: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An input differs by half a step at most, whatever texts are beside it in its batch."""
+    monkeypatch.setattr(model, "batch_tokens", 32)
+    scales, maps = Int8Scales.measure(model, TEN), linear_maps(model)
+    extremes: dict[str, list[float]] = {name: [] for name in maps}
+
+    def watch(name: str, args: tuple[torch.Tensor, ...]) -> None:
+        scale = scales.by_map[name]
+        extremes[name] += (args[0] * scale.factors / scale.step + scale.zero).flatten().tolist()
+
+    handles = [
+        module.register_forward_pre_hook(lambda _module, args, name=name: watch(name, args))
+        for name, module in maps.items()
+    ]
+    for text in TEN:
+        ids, mask = model.pad_batch(model.tokenize([text]).ids)
+        with torch.inference_mode():
+            model.model(input_ids=ids, attention_mask=mask.long(), **model.forward_options)
+    for handle in handles:
+        handle.remove()
+    for name, values in extremes.items():
+        assert min(values) > -0.6, name
+        assert max(values) < 255.6, name
+        assert min(values) < 0.6 or max(values) > 254.4, "no integers are wasted"
+
+
+def test_a_backbone_computes_as_before_after_the_context(model: Backbone) -> None:
+    columns = [FeatureColumn(site, "mean") for site in model.sites]
+    encoder = NeuronEncoder(model, single_segment(columns))
+    batch = model.pad_batch(model.tokenize(TEXTS).ids)
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return encoder(*batch)[0].numpy()
+
+    expected, scales = run(), Int8Scales.measure(model, TEN)
+    with scales.applied(model):
+        assert not np.array_equal(run(), expected)
+    np.testing.assert_array_equal(run(), expected)
+    with pytest.raises(RuntimeError, match="while a graph is made"), scales.applied(model):
+        raise RuntimeError("while a graph is made")
+    np.testing.assert_array_equal(run(), expected)
+
+
+def test_a_truncated_backbone_has_scales_for_its_blocks(backbone_folder: Path) -> None:
+    """They are those of the whole one."""
+    backbone = load_backbone(BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"))
+    whole = Int8Scales.measure(backbone, TEN)
+    backbone.truncate(1)
+    first = Int8Scales.measure(backbone, TEN)
+    assert first.by_map.keys() == {name for name in whole.by_map if name.startswith("1.")}
+    for name, scale in first.by_map.items():
+        np.testing.assert_allclose(scale.factors, whole.by_map[name].factors, rtol=1e-4)
+
+
+def test_one_large_input_leaves_integers_to_the_others() -> None:
+    """Inputs up to 1, beside one up to 1,000, would all be rounded to zero by one step for all."""
+    high = torch.ones(64)
+    high[5] = 1000.0
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    scale = InputScale.of(-high, high, weight)
+    integers = high * scale.factors / scale.step
+    assert float(integers[5]) == pytest.approx(127.5)
+    assert float(integers.median()) > 10
+    assert 1 / (1000 / 127.5) < 0.5, "without factors"
+
+
+def test_an_input_that_no_text_activates_is_not_cut_to_nothing() -> None:
+    high = torch.ones(64)
+    high[5] = 0.0
+    scale = InputScale.of(torch.zeros(64), high, torch.ones(8, 64))
+    assert 255 * scale.step / float(scale.factors[5]) > 0.1
+
+
+@pytest.fixture
+def int8_backbone(backbone_folder: Path) -> Backbone:
+    settings = BackboneSettings(model=str(backbone_folder), device="cpu")
+    return open_backbone(settings, *find_backbone(settings), "cpu", EngineChoice("openvino", "int8"))
+
+
+@pytest.mark.slow
+def test_all_linear_maps_of_a_graph_multiply_in_int8(int8_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    compile_graph = openvino_engine._compile
+
+    def compile_and_record(*args: Any) -> Any:
+        compiled.append(compile_graph(*args))
+        return compiled[-1]
+
+    monkeypatch.setattr(openvino_engine, "_compile", compile_and_record)
+    columns = [FeatureColumn(site, "mean") for site in int8_backbone.sites]
+    OpenVinoEngine(int8_backbone, [single_segment(columns)], TEN)
+    [graph] = compiled
+    infos = [op.get_rt_info() for op in graph.get_runtime_model().get_ops()]
+    precisions = [i["runtimePrecision"].astype(str) for i in infos if i["layerType"].astype(str) == "FullyConnected"]
+    assert len(precisions) == len(linear_maps(int8_backbone))
+    assert set(precisions) <= {"u8", "i8"}
+
+
+@pytest.mark.slow
+def test_int8_of_few_neurons_is_that_of_all(int8_backbone: Backbone) -> None:
+    """Those that are read of an FFN come first in its graph, with the factors of its inputs."""
+    sites = int8_backbone.sites
+    few = {FeatureColumn(site, "mean"): np.arange(2, int8_backbone.width(site), 5) for site in sites}
+    ids, mask = int8_backbone.pad_batch(int8_backbone.tokenize(TEXTS).ids)
+    every = OpenVinoEngine(int8_backbone, [single_segment(list(few))], TEN)
+    values = np.array(every.run(0, ids, mask).values)
+    parts = every.segments[0].slices(int8_backbone)
+    expected = np.concatenate([values[:, parts[column]][:, indices] for column, indices in few.items()], axis=1)
+    [segment] = split_segments(few, [])
+    np.testing.assert_allclose(
+        OpenVinoEngine(int8_backbone, [segment], TEN).run(0, ids, mask).values, expected, rtol=1e-2, atol=1e-2
+    )
