@@ -221,7 +221,7 @@ def _map_in_ray(work: ShardWork[Any], shards: Sequence[Shard]) -> Any:
 
     rows = [{"shard": cloudpickle.dumps(shard)} for shard in shards]
     settings = work.settings
-    return ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+    answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _Worker,
         fn_constructor_args=(work,),
         compute=_pool(settings, len(rows)),
@@ -230,6 +230,8 @@ def _map_in_ray(work: ShardWork[Any], shards: Sequence[Shard]) -> Any:
         num_cpus=settings.cpus_per_worker,
         num_gpus=settings.gpus_per_worker or None,
     )
+    answers.context.execution_no_progress_timeout_s = -1  # Ray Data's own limit: `stall_seconds` is the one that counts
+    return answers
 
 
 def _pool(settings: RaySettings, work: int) -> Any:

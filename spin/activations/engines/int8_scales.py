@@ -69,7 +69,8 @@ class Int8Scales:
     def measure(cls, backbone: Backbone, texts: Sequence[str]) -> Int8Scales:
         """Run the backbone in torch on texts, some hundred, and return scales for the values that occur.
 
-        Maps whose input occurs in none of them have no scale, and are not rounded.
+        Of texts in windows every n-th window is run, as many as there are texts. Maps whose input occurs in none have
+        no scale, and are not rounded.
         """
         ranges: dict[str, tuple[Tensor, Tensor]] = {}
         read = torch.empty(0, dtype=torch.bool)
@@ -83,13 +84,14 @@ class Int8Scales:
                 ranges[name] = torch.minimum(low, before[0]), torch.maximum(high, before[1])
 
         maps, tokens = linear_maps(backbone), backbone.tokenize(texts)
+        every = -(-len(tokens.ids) // len(texts))
         loaded = takewhile(lambda block: not isinstance(block, nn.Identity), backbone.blocks)
         deepest = Site(sum(1 for _ in loaded), "resid")
         with HOOK_LOCK, ExitStack() as hooks, capture_sites(backbone, [deepest], lambda *_: None) as forward:
             for name, module in maps.items():
                 hooks.callback(module.register_forward_pre_hook(partial(watch, name)).remove)
-            for rows in token_batches(list(map(len, tokens.ids)), backbone.batch_tokens):
-                ids, mask = backbone.pad_tokens(tokens, rows)
+            for rows in token_batches(list(map(len, tokens.ids[::every])), backbone.batch_tokens):
+                ids, mask = backbone.pad_tokens(tokens, [row * every for row in rows])
                 read = (mask > 0).flatten()
                 forward(ids, mask > 0)
             return cls({name: InputScale.of(*pair, _weight(maps[name])) for name, pair in ranges.items()})

@@ -286,8 +286,9 @@ def test_a_killed_driver_loses_no_finished_work(project: Project, tmp_path: Path
 
 
 def test_a_step_that_never_ends_fails_the_run_and_names_its_shard(tmp_path: Path) -> None:
-    """The driver ends with status 6."""
-    process = start_driver("run_hanging_stage", str(tmp_path / "out"))
+    """The driver ends with status 6, and not sooner by the limit of Ray Data, which is half an hour by default."""
+    limit = {"RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "5"}
+    process = start_driver("run_hanging_stage", str(tmp_path / "out"), **limit)
     try:
         output_text, _ = process.communicate(timeout=240)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,25 @@ def test_a_truncated_backbone_has_scales_for_its_blocks(backbone_folder: Path) -
     assert first.by_map.keys() == {name for name in whole.by_map if name.startswith("1.")}
     for name, scale in first.by_map.items():
         np.testing.assert_allclose(scale.factors, whole.by_map[name].factors, rtol=1e-4)
+
+
+def test_as_many_windows_as_texts_are_run(backbone_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the starts of texts to their ends."""
+    settings = {"model": str(backbone_folder), "max_tokens": 8, "long_texts": "windows", "window_overlap": 1}
+    backbone = load_backbone(BackboneSettings.model_validate(settings | {"dtype": "float32", "device": "cpu"}))
+    texts, run = [" ".join(TEN)] * 3, list[int]()
+    pad_tokens = backbone.pad_tokens
+
+    def pad_and_record(tokens: Any, rows: Sequence[int]) -> Any:
+        run.extend(rows)
+        return pad_tokens(tokens, rows)
+
+    monkeypatch.setattr(backbone, "pad_tokens", pad_and_record)
+    assert Int8Scales.measure(backbone, texts).by_map
+    windows = len(backbone.tokenize(texts).ids)
+    assert windows > 9
+    assert len(run) <= len(texts)
+    assert max(run) > windows / 2
 
 
 def test_one_large_input_leaves_integers_to_the_others() -> None:
