@@ -346,8 +346,7 @@ def spin_choice(exam: Exam, fitted_spin: FittedSpin, choice: Choice) -> Answer:
 def with_exits(exam: Exam, fitted_spin: FittedSpin) -> Answer:
     """The choice `accuracy` as nights run it: each document stops at the first exit that is sure of its label.
 
-    Its depth and its compute are means over the test documents, without attention and embeddings of those that words
-    alone decide.
+    Its depth and its compute are means over the test documents, 0 for those that words alone decide.
     """
     fitted, label_space = fitted_spin.training_result.choices["accuracy"], exam.corpus.label_space
     features, words = _read_test_features(exam, fitted, fitted_spin.words)

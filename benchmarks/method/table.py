@@ -294,6 +294,12 @@ def _rules(results: dict[str, list[Result]], task: Task) -> str:
     lines += [f"- Tables of the decoder leave out {name}, since {why}." for name, why in others]
     others_decide = "choose theirs in the\n  same way" if task.multilabel else "give the most probable\n  class"
     rules = "\n".join(lines)
+    exits = (
+        f"\n  `{EXITS.removeprefix('SPIN, ')}` is `accuracy` as nights run it: words or the first blocks decide the "
+        "documents that\n  they are sure of."
+        if any(EXITS in _names(runs) for runs in results.values())
+        else ""
+    )
     return f"""## How the rows are computed
 
 Near-identical texts (the same words in the same order, whatever their punctuation, links and mentions) are never
@@ -313,8 +319,7 @@ are processor seconds of one thread on activations that are already on disk.
 - SPIN: the default settings, and labels under the thresholds that training chose; other rows {others_decide}. \
 All rows but one come from one search, and show its seconds: `neurons` is what `accuracy` would be among its
   candidates without words, `neurons + words` among those that read both; these two have no network.
-  `lower half` is a search of its own, on the probes of the lower half of the blocks. `with exits` is `accuracy`
-  as nights run it: words or the first blocks decide the documents that they are sure of.
+  `lower half` is a search of its own, on the probes of the lower half of the blocks.{exits}
 
 Intervals and standard errors are of paired differences over the draws. Draws share documents, the few labels all of
 their test documents: this part of chance is not in them.

@@ -26,20 +26,11 @@ from spin.backbone.loading import load_backbone
 from spin.errors import UserError
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
 from spin.sites import FeatureColumn
-from tests.spin.backbone.test_model import FAMILIES, TEXTS, Family
+from tests.spin.backbone.test_model import FAMILIES, TEXTS
 from tests.support import tiny
 
 OPENVINO_SUPPORTED = frozenset({"bert", "distilbert", "gemma2", "gpt2", "gpt_neox", "llama", "opt", "qwen3", "roberta"})
 MORE_TEXTS = (*TEXTS, "fine " * 30, "late")
-
-
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    family: Family = request.param
-    folder = tiny.save_backbone(
-        tmp_path_factory.mktemp(family.name), family.config(), tiny.build_tokenizer(special=not family.causal)
-    )
-    return load_backbone(BackboneSettings(model=str(folder), dtype="float32", device="cpu", batch_tokens=64))
 
 
 def select_neurons(backbone: Any) -> dict[FeatureColumn, Any]:
