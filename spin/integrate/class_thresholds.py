@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from spin.arrays import Floats, Rows
 from spin.fitted.decision import apply_thresholds
-from spin.labels.cross_validation import JACKKNIFE_PARTS, jackknife_error, jackknife_rows
+from spin.labels.cross_validation import JACKKNIFE_PARTS, jackknife_rows
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
 
@@ -34,10 +34,9 @@ def choose_class_thresholds(
     of each class's best expected F1 is tried too (Lipton, Elkan & Naryanaswamy 2014).
 
     The labels by which the search judged its candidates stand (g = 0, under balanced `class_weights` g = 1) unless
-    others are better by more than one standard error. Both are estimated without bias: thresholds that are chosen on
-    all documents but one of twenty parts label this part. A grouped jackknife (Efron & Tibshirani 1993, chapter 11)
-    over the parts gives the standard error of the difference. `documents` (n,) identify rows that must share a part:
-    predictions of one document by repeated cross-validation, or near-identical documents.
+    others are better. The difference is estimated without bias: thresholds that are chosen on all documents but one of
+    twenty parts label this part. `documents` (n,) identify rows that must share a part: predictions of one document by
+    repeated cross-validation, or near-identical documents.
     """
     probabilities = label_space.probabilities(logits.astype(np.float64))
     tried = [shared_thresholds(y, label_space, share) for share in _SHARES]
@@ -77,19 +76,14 @@ def _half_best_f1(probabilities: Floats) -> Floats:
 def _is_better(
     labels: list[Targets], stays: int, best: Callable[[Rows], int], y: Targets, metric: str, without: list[Rows]
 ) -> bool:
-    """Whether labels by thresholds that other parts choose beat those that stay by more than one standard error.
+    """Whether labels by thresholds that other parts choose beat those that stay.
 
     `without` are the rows without each part. Too few documents to fill all parts show nothing.
     """
     if len(without) < JACKKNIFE_PARTS:
         return False
-    rows, crossed = np.arange(len(y)), labels[stays].copy()
+    crossed = labels[stays].copy()
     for others in without:
-        own = np.setdiff1d(rows, others)
+        own = np.setdiff1d(np.arange(len(y)), others)
         crossed[own] = labels[best(others)][own]
-
-    def difference(rows: Rows) -> float:
-        return score(metric, y[rows], crossed[rows]) - score(metric, y[rows], labels[stays][rows])
-
-    error = jackknife_error(np.array([difference(others) for others in without]))
-    return bool(difference(rows) > error)
+    return score(metric, y, crossed) > score(metric, y, labels[stays])

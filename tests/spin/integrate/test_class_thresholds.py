@@ -1,4 +1,4 @@
-"""Thresholds per class: which are tried, that they pay on new documents, and that luck alone does not adopt them."""
+"""Thresholds per class: which are tried, that they pay on new documents, and that luck alone rarely adopts them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_chosen_thresholds_pay_on_new_documents(label_space: LabelSpace, metric:
 def test_where_the_most_probable_class_is_right_no_thresholds_are_adopted(
     label_space: LabelSpace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No other labels of calibrated probabilities are more accurate; without the guard luck adopts some on every fifth.
+    """No other labels of calibrated probabilities are more accurate; without the guard luck adopts some on every fourth.
 
     In a multi-label task accuracy is that of whole lists, whose classes are independent here.
     """
@@ -82,9 +82,20 @@ def test_where_the_most_probable_class_is_right_no_thresholds_are_adopted(
         documents = (draw_documents(label_space, seed, 200) for seed in range(100))
         return float(np.mean([choose(*drawn, label_space, "accuracy") is not None for drawn in documents]))
 
-    assert share_adopted() <= 0.12
+    guarded = share_adopted()
+    assert guarded <= 0.18
     monkeypatch.setattr(spin.integrate.class_thresholds, "_is_better", lambda *_: True)
-    assert share_adopted() >= 0.2
+    assert share_adopted() >= guarded + 0.05
+
+
+@LABEL_SPACES
+@pytest.mark.parametrize(("documents", "gain"), [(60, 0.009), (200, 0.018)])
+def test_gains_that_few_documents_cannot_prove_are_taken(label_space: LabelSpace, documents: int, gain: float) -> None:
+    """In the mean of sixty draws: demanding more than one standard error would take two thirds of them at the most."""
+    logits, y = draw_documents(label_space, 9_999, 20_000)
+    plain = measure(label_space, logits, y, "macro_f1", None)
+    chosen = (choose(*draw_documents(label_space, seed, documents), label_space, "macro_f1") for seed in range(60))
+    assert np.mean([measure(label_space, logits, y, "macro_f1", each) for each in chosen]) > plain + gain
 
 
 @LABEL_SPACES
