@@ -73,7 +73,7 @@ def test_chosen_thresholds_pay_on_new_documents(label_space: LabelSpace, metric:
 def test_where_the_most_probable_class_is_right_no_thresholds_are_adopted(
     label_space: LabelSpace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No other labels of calibrated probabilities are more accurate; without the guard luck adopts some on every fourth.
+    """No other labels of calibrated probabilities are more accurate; without the guard luck adopts more.
 
     In a multi-label task accuracy is that of whole lists, whose classes are independent here.
     """
