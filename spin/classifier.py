@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from spin.activations.extract import Progress
 from spin.activations.features import Features
+from spin.backbone.int8_scales import Int8Scales
 from spin.backbone.loading import announce_backbone, load_backbone
 from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
 from spin.explainer import explain_text
 from spin.fitted import persistence
-from spin.fitted.abstention import keep_promise, refuse_promise, require_precision
+from spin.fitted.abstention import choose_precision, keep_promise, refuse_promise, require_precision
 from spin.fitted.decision import Decision
 from spin.fitted.fitted_classifier import FittedClassifier, TrainingResult
 from spin.fitted.held_out import HeldOutLogits
@@ -43,9 +44,9 @@ class TrainedClassifier:
     `digest` is that of the backbone that was trained on, which `settings` describe; `backbone` is that backbone if it
     is loaded already. `choose` names the one of the three classifiers of a training that is used. A threshold in
     `decision` replaces the one that training chose for its class. With `early`, documents stop at the early exits that
-    training offers. `calibration` are some hundred texts that int8 is scaled by. With `reasons` above 0, predictions
-    come with as many words and neurons per text that contribute most to the logit of its class. `held_out` are the test
-    documents of each choice, by which `max_error` of the decision becomes an abstention band.
+    training offers. `scales` are those by which int8 rounds. With `reasons` above 0, predictions come with as many
+    words and neurons per text that contribute most to the logit of its class. `held_out` are the test documents of each
+    choice, by which `max_error` of the decision becomes an abstention band.
 
     Raises UserError for a decision that does not fit the classes, or a `max_error` that is not proven.
     """
@@ -62,7 +63,7 @@ class TrainedClassifier:
         choose: Choice = "accuracy",
         decision: DecisionSettings | None = None,
         early: bool = False,
-        calibration: Sequence[str] = (),
+        scales: Int8Scales | None = None,
         reasons: int = 0,
         held_out: Mapping[Choice, HeldOutLogits] | None = None,
     ) -> None:
@@ -76,7 +77,7 @@ class TrainedClassifier:
             refuse_promise(self.requested, "`load`")
         proof = None if held_out is None else held_out.get(choose)
         self.decision = keep_promise(proof, self.fitted, label_space, self.requested, early=early)
-        self.calibration, self.reasons = tuple(calibration), reasons
+        self.scales, self.reasons = scales, reasons
         self._backbone = backbone
         self._pass: ForwardPass | None = None
 
@@ -106,7 +107,7 @@ class TrainedClassifier:
         Loaded at first use. Raises UserError if its weights are not those that the classifier was trained on.
         """
         if self._backbone is None:
-            self._backbone = load_backbone(self.settings, expect_digest=self.backbone_digest)
+            self._backbone = load_backbone(self.settings, expect_digest=self.backbone_digest, scales=self.scales)
             self._backbone.truncate(self.depth)
         return self._backbone
 
@@ -130,7 +131,7 @@ class TrainedClassifier:
             #   decision=self.decision if decision is None else decision,
             decision=self.requested if decision is None else decision,
             early=early,
-            calibration=self.calibration,
+            scales=self.scales,
             reasons=self.reasons,
             held_out=self.held_out,
         )
@@ -148,14 +149,11 @@ class TrainedClassifier:
 
     @property
     def forward_pass(self) -> ForwardPass:
-        """The pass that reads texts for this classifier alone, opened at first use.
-
-        Raises UserError for int8 without texts in `calibration`.
-        """
+        """The pass that reads texts for this classifier alone, opened at first use. Raises as `backbone` does."""
         if self._pass is None:
-            self._pass = ForwardPass([self.member], self.backbone, self.calibration)
+            self._pass = ForwardPass([self.member], self.backbone)
             if self._pass.engine is not None:
-                announce_backbone(self.settings, self.backbone, calibrated=True)
+                announce_backbone(self.settings, self.backbone)
         return self._pass
 
     def prepare(self) -> None:
@@ -247,7 +245,8 @@ class TrainedClassifier:
             metric=self.metric,
             decision=self.decision,
         )
-        return persistence.save(self.training_result, metadata)
+        scales = None if self.scales is None else self.scales.to_tensors()
+        return persistence.save(self.training_result, metadata, scales)
 
     @classmethod
     def load(
@@ -260,21 +259,22 @@ class TrainedClassifier:
         choose: Choice = "accuracy",
         decision: DecisionSettings | None = None,
         early: bool = False,
-        calibration: Sequence[str] = (),
         reasons: int = 0,
     ) -> TrainedClassifier:
         """Read what `save` wrote.
 
-        `backbone` says where the same weights lie on this machine and how they are run. Without it the saved settings
-        hold, with other `weights` (a folder) or another `device` if given. `choose` names the classifier that is used,
-        `decision` replaces the saved settings of the decision; for its `max_error` the abstention band is chosen here.
-        `reasons` is the number of words and neurons that
-        predictions come with. Raises UserError for an incomplete artifact or one of another format.
+        `backbone` says where the same weights lie on this machine and how they are run; for its precision see
+        `choose_precision`. Without it the saved settings hold, with other `weights` (a folder) or another `device` if
+        given. `choose` names the classifier that is used, `decision` replaces the saved settings of the decision; for
+        its `max_error` the abstention band is chosen here. `reasons` is the number of words and neurons that
+        predictions come with. Raises UserError for an incomplete artifact or one of another format, and for int8 if the
+        classifier was trained in another precision.
         """
         training_result, metadata = persistence.load(Path(folder))
         saved = metadata.backbone
         if backbone is not None:  # what decides the activations stays as it was in training
-            settings = backbone.model_copy(update={name: getattr(saved, name) for name in TRAINED_SETTINGS})
+            trained = {name: getattr(saved, name) for name in TRAINED_SETTINGS}
+            settings = backbone.model_copy(update=trained | {"dtype": choose_precision(backbone.dtype, saved.dtype)})
         else:
             here: dict[str, str | None] = {} if device is None else {"device": device}
             if weights is not None:
@@ -294,7 +294,7 @@ class TrainedClassifier:
             choose=choose,
             decision=given,
             early=early,
-            calibration=calibration,
+            scales=Int8Scales.from_tensors(persistence.load_scales(Path(folder))) if saved.dtype == "int8" else None,
             reasons=reasons,
             held_out=None if given.max_error is None else HeldOutLogits.read_all(Path(folder)),
         )
@@ -306,7 +306,6 @@ class TrainedClassifier:
         settings: Settings,
         *,
         backbone: BackboneSettings | None = None,
-        calibration: Sequence[str] = (),
     ) -> TrainedClassifier:
         """Read what `save` wrote, run and decided as a night with these settings does.
 
@@ -318,7 +317,6 @@ class TrainedClassifier:
             choose=settings.choose,
             decision=settings.decision,
             early=settings.classify.cascade,
-            calibration=calibration,
             reasons=settings.classify.reasons,
         )
 

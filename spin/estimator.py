@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
-from spin.activations.engines.engine import CALIBRATION_TEXTS
+from spin.activations.engines.int8_rounding import measure_scales
 from spin.activations.extract import extract
 from spin.arrays import Floats
 from spin.backbone.flops import relative_flops
@@ -127,7 +127,9 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         Decision.of(label_space, parameters.decision)
         start("backbone", 1)
         backbone = load_backbone(parameters.backbone)
-        announce_backbone(parameters.backbone, backbone, calibrated=False)
+        announce_backbone(parameters.backbone, backbone)
+        if backbone.precision == "int8":
+            backbone.scales = measure_scales(backbone, texts)
         columns = feature_columns(backbone, parameters.sites, parameters.poolings)
         features = extract(backbone, texts, columns, progress=start("documents", len(texts))).columns
         data = TrainingData.from_splits(
@@ -163,8 +165,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
             choose=parameters.choose,
             decision=parameters.decision,
             early=parameters.early,
-            # of another precision a pickle shall hold no texts
-            calibration=texts[:CALIBRATION_TEXTS] if backbone.precision == "int8" else (),
+            scales=backbone.scales,
         )
         return self
 
@@ -243,7 +244,6 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         choose: Choice = "accuracy",
         decision: DecisionSettings | dict[str, Any] | None = None,
         early: bool = False,
-        calibration: Sequence[str] = (),
     ) -> SpinClassifier:
         """Read what `save` wrote, as `TrainedClassifier.load` does.
 
@@ -259,7 +259,6 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
             choose=choose,
             decision=None if decision is None else parse_section(DecisionSettings, decision, "decision"),
             early=early,
-            calibration=calibration,
         )
         spin = cls(trained.settings, metric=trained.metric, choose=choose, early=early)
         # set here, since `__init__` refuses `max_error`, which it cannot prove

@@ -29,12 +29,12 @@ def classify_many(classifiers: Sequence[TrainedClassifier], texts: Iterable[str]
 class SharedPass:
     """Reads the activations that several classifiers need, in a single forward pass for all that can share one.
 
-    Those can whose backbones have the same weights and the same settings, except for where they were loaded from. They
+    Those can whose backbones have the same weights and the same settings, except for where they were loaded from, and
+    in int8 the same scales. They
     then share one loaded backbone, truncated at the largest depth. A text leaves the pass when every classifier has
     decided it: by words, at one of its own exits, or at its own full depth. Full depth of the embeddings alone is the
     end of the first segment. A classifier that gives reasons shares the loaded backbone, but has a pass of its own, in
-    which its head weighs the tokens. In int8 values are scaled by the `calibration` of the first classifier of a group
-    that has such texts.
+    which its head weighs the tokens.
     """
 
     groups: list[list[int]]
@@ -42,7 +42,7 @@ class SharedPass:
 
     def __init__(self, classifiers: Sequence[TrainedClassifier]) -> None:
         self.classifiers = tuple(classifiers)
-        backbones: dict[tuple[str | None, str], list[int]] = {}
+        backbones: dict[tuple[str | None, ...], list[int]] = {}
         for index, spin in enumerate(self.classifiers):
             backbones.setdefault(_backbone_key(spin), []).append(index)
         self._of_backbone = [[self.classifiers[index] for index in indices] for indices in backbones.values()]
@@ -66,9 +66,7 @@ class SharedPass:
             for index, *others in self.groups:
                 spins = [self.classifiers[each] for each in (index, *others)]
                 if others:
-                    calibration = next((spin.calibration for spin in spins if spin.calibration), ())
-                    members = [spin.member for spin in spins]
-                    self._joint[index] = ForwardPass(members, spins[0].backbone, calibration)
+                    self._joint[index] = ForwardPass([spin.member for spin in spins], spins[0].backbone)
                 else:
                     spins[0].prepare()
             self._is_prepared = True
@@ -113,7 +111,8 @@ class SharedPass:
         return [self._joint.get(group[0]) or self.classifiers[group[0]].forward_pass for group in self.groups]
 
 
-def _backbone_key(spin: TrainedClassifier) -> tuple[str | None, str]:
+def _backbone_key(spin: TrainedClassifier) -> tuple[str | None, ...]:
     """A key that is equal for classifiers that can share a pass: the weights, and all settings that change values."""
     unused = frozenset() if spin.settings.long_texts == "windows" else _OF_WINDOWS
-    return spin.backbone_digest, spin.settings.model_dump_json(exclude=set(_SOURCE | unused))
+    scales = spin.scales.digest if spin.scales is not None and spin.settings.dtype == "int8" else None
+    return spin.backbone_digest, spin.settings.model_dump_json(exclude=set(_SOURCE | unused)), scales

@@ -120,7 +120,7 @@ def _summarise(report: PrivacyReport) -> str:
 def _stored_numbers(settings: Settings, audited: AuditedVersion) -> dict[str, Floats]:
     """The numbers (n, d) of texts in a feature store or a table of predictions, by name, and as many random neurons."""
     spin, texts = audited.spin, audited.texts
-    backbone = load_backbone(spin.settings, expect_digest=spin.backbone_digest)
+    backbone = load_backbone(spin.settings, expect_digest=spin.backbone_digest, scales=spin.scales)
     selection = spin.fitted.selection
     columns = sorted({*feature_columns(backbone, settings.sites, settings.poolings), *selection.neurons})
     last = [FeatureColumn(backbone.final_site, pooling) for pooling in dict.fromkeys(c.pooling for c in columns)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from pipelines.storage.shard_log import ShardOutcome
 from pipelines.storage.stage_plan import StagePlan
 from spin.activations.feature_table import from_lists
 from spin.arrays import Rows
+from spin.backbone.int8_scales import Int8Scales
 from spin.heads.selection import Selection
 from spin.sites import FeatureColumn
 
@@ -56,6 +58,13 @@ class FeaturePlan:
     """of these parts"""
     sample: tuple[tuple[int, ...], ...] | None = None
     """for each shard the positions of the documents that are extracted, ascending; None: all documents"""
+    scales: str | None = None
+    """the scales by which the backbone is rounded to int8, as safetensors in base64; None in another precision"""
+
+    @property
+    def int8_scales(self) -> Int8Scales | None:
+        """The scales by which the backbone is rounded to int8; None in another precision."""
+        return None if self.scales is None else Int8Scales.from_bytes(b64decode(self.scales))
 
     @property
     def column_types(self) -> dict[FeatureColumn, type[np.floating]]:

@@ -105,7 +105,8 @@ def classify_nights(
             stack.enter_context(shared_ray_session())
             models = [download_model(each, scratch / str(n), settings, with_engine) for n, each in enumerate(chosen)]
             for each in models:
-                weights_cache.announce_workers(settings, each.settings, "classify")
+                in_its_precision = each.settings.model_copy(update={"backbone": each.backbone})
+                weights_cache.announce_workers(settings, in_its_precision, "classify")
             claims = _claim_all(tables, leases)
             if night is None:
                 for name in names:

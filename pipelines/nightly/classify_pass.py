@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -12,7 +11,6 @@ from pipelines.nightly.night import NightShare
 from pipelines.nightly.night_pass import NightPass
 from pipelines.nightly.pass_intake import PassIntake, check_intake, plan_shards, share_of, take_in
 from pipelines.nightly.steps.classify_job import (
-    CALIBRATION,
     ENDINGS,
     PROFILE,
     SAMPLE,
@@ -105,30 +103,14 @@ def _share_models(
     shared: NightPass, plan: NightPlan, shares: Sequence[NightShare], duplicates: Sequence[DuplicateRows]
 ) -> ClassifyJob:
     """Write the artifacts to the folder of the shared work, so that every worker can load them."""
-    jobs, calibration = [], _settle_calibration(shared)
+    jobs = []
     for share, rows in zip(shares, duplicates, strict=True):
         night = share.night
         driver = f"{shared.number:06d}-{shared.record.runs.index(night.run.name)}"
-        artifact, shadow = night.model.share(shared.store, driver, calibration)
+        artifact, shadow = night.model.share(shared.store, driver)
         sampled = share_to_sample(shared.settings.classify, share.documents)
         jobs.append(ModelJob(night.run.record, artifact, night.model.decision, rows, shadow, share.shards, sampled))
     return ClassifyJob(tuple(jobs), schema_of(plan.types), shared.record, shared.forgotten)
-
-
-def _settle_calibration(shared: NightPass) -> bytes | None:
-    """The texts, as JSON, from which int8 scales are computed: those of the first model of the pass, settled once.
-
-    A driver that goes on without this model, which may be finished, scales as the first driver did.
-    """
-    if shared.settings.backbone.dtype != "int8":
-        return None
-    store, key = shared.store, f"model/{CALIBRATION}"  # deleted with the other work of the pass
-    stored = store.read(key)
-    if stored is None:
-        texts = json.dumps(shared.nights[0].model.registry.calibration()).encode()
-        store.create(key, texts)
-        stored = store.read(key) or texts
-    return stored
 
 
 def _with_outcomes(

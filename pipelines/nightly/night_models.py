@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-from pipelines.nightly.steps.classify_job import CALIBRATION, ShadowJob
+from pipelines.nightly.steps.classify_job import ShadowJob
 from pipelines.nightly.steps.shadow import ShadowSpec, choose_shadow, find_own_backbone, resolve_shadow
 from pipelines.registry.versions import Registry
 from pipelines.storage.object_store import Store
@@ -18,6 +18,7 @@ from pipelines.workers.artifact_copy import ArtifactCopy
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.fitted import persistence
+from spin.fitted.abstention import choose_precision
 from spin.fitted.persistence import ClassifierMetadata
 from spin.settings import BackboneSettings, DecisionSettings, Settings
 
@@ -66,6 +67,12 @@ class NightModel:
     """how the model decides, with the band that keeps a promised error"""
     shadow: ShadowSpec | None = None
 
+    @property
+    def backbone(self) -> BackboneSettings:
+        """How the backbone is run: the settings of the night, in the precision of this version."""
+        given = self.settings.backbone
+        return given.model_copy(update={"dtype": choose_precision(given.dtype, self.metadata.backbone.dtype)})
+
     @cached_property
     def artifact(self) -> str:
         """The digest of the classifier: two registries may give the same name and number to different versions."""
@@ -81,7 +88,7 @@ class NightModel:
             "model": {"name": registry.name, "version": version, "backbone": digest},
             "choose": settings.choose,
             "decision": self.decision.model_dump(exclude_none=True),
-            "backbone": weights_cache.activation_settings(settings.backbone),
+            "backbone": weights_cache.activation_settings(self.backbone),
             "data": {
                 **settings.data.model_dump(include={"id", "text", "ids", "keep"}),
                 **settings.data.file_format(),
@@ -94,24 +101,21 @@ class NightModel:
         }
         return metadata if self.shadow is None else {**metadata, "shadow": self.shadow.metadata()}
 
-    def share(self, store: Store, driver: str, calibration: bytes | None) -> tuple[ArtifactCopy, ShadowJob | None]:
+    def share(self, store: Store, driver: str) -> tuple[ArtifactCopy, ShadowJob | None]:
         """Write the artifacts to the store of a run or a pass and announce the weights, so that workers can load them.
 
-        `driver` distinguishes what this driver writes there for this model. `calibration` are the texts, as JSON, that
-        scale int8, None in another precision.
+        `driver` distinguishes what this driver writes there for this model.
         """
         weights_cache.publish(self.settings, self.metadata.backbone_digest)
-        model = self._copy("model", store, driver, calibration)
+        model = self._copy("model", store, driver)
         if self.shadow is None:
             return model, None
         weights_cache.publish(self.shadow.settings(self.settings), self.shadow.digest)
-        return model, ShadowJob(self.shadow, self._copy("shadow", store, driver, calibration))
+        return model, ShadowJob(self.shadow, self._copy("shadow", store, driver))
 
-    def _copy(self, name: str, store: Store, driver: str, calibration: bytes | None) -> ArtifactCopy:
+    def _copy(self, name: str, store: Store, driver: str) -> ArtifactCopy:
         names = (persistence.CONFIG, persistence.TENSORS)
         files = {file: (self.folder / name / file).read_bytes() for file in names}
-        if calibration is not None:
-            files[CALIBRATION] = calibration
         return ArtifactCopy.write(store / f"{name}/{driver}", files)
 
 

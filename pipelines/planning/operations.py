@@ -33,14 +33,13 @@ def measure_operations(settings: Settings, registry: Registry, number: str, text
     exit, and the seconds grow with the blocks that run. Runs as one worker of a night does.
     """
     threads = settings.ray.for_stage("classify").cpus_per_worker
-    calibration = registry.calibration() if settings.backbone.dtype == "int8" else ()
     known: list[object] = []
     with tempfile.TemporaryDirectory() as folder, as_night_worker(settings) as of_worker:
         registry.download(number, Path(folder))
         with progress("roi", len(get_args(Choice)), "classifiers") as advance:
             for choose in get_args(Choice):
                 choices = [_with_choice(of_worker, choose, exits) for exits in (False, True)]
-                full, early = (TrainedClassifier.open(Path(folder), c, calibration=calibration) for c in choices)
+                full, early = (TrainedClassifier.open(Path(folder), c) for c in choices)
                 if full.fitted.summary not in known:
                     known.append(full.fitted.summary)
                     yield from _operate(full, early, choose, texts, threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 import time
@@ -20,7 +19,7 @@ from pipelines.data.files.kept_columns import without_kept
 from pipelines.data.files.shards import Shard
 from pipelines.data.intake import plan_night
 from pipelines.data.spool import PartSize
-from pipelines.nightly.steps.classify_job import CALIBRATION, ClassifyJob, ModelJob, pass_ending
+from pipelines.nightly.steps.classify_job import ClassifyJob, ModelJob, pass_ending
 from pipelines.nightly.steps.classify_step import ClassifyStep
 from pipelines.nightly.steps.counts import ClassifyCounts, IntakeCounts, PassCounts
 from pipelines.nightly.steps.dedup import DuplicateRows
@@ -245,8 +244,6 @@ def _readings(
 def _job(run: Store, registry: Registry, version: str, model: Path, settings: Settings, sampled: float) -> ClassifyJob:
     """The job of the workers of a run that nobody publishes."""
     files = {name: (model / name).read_bytes() for name in (persistence.CONFIG, persistence.TENSORS)}
-    if settings.backbone.dtype == "int8":
-        files[CALIBRATION] = json.dumps(registry.calibration()).encode()
     record = Run(
         name=_RUN,
         date="2000-01-01",

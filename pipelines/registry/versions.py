@@ -19,7 +19,6 @@ from pipelines.registry import evaluation_set, packaging, signatures
 from pipelines.registry.evaluation_set import EvaluationSet
 from pipelines.registry.mlflow_client import Tracking
 from pipelines.registry.version_records import AuditRecord, LoggedData, RegisteredVersion, TrainingRecord, Version
-from spin.activations.engines.engine import CALIBRATION_TEXTS
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.fitted import persistence
@@ -80,16 +79,6 @@ class Registry:
                 "the model's tag spin.evaluation.run names; restore this run, or train under another mlflow.model"
             )
         return frozen
-
-    def calibration(self) -> list[str]:
-        """Texts that calibrate int8, the same for all versions. Raises UserError if none are frozen."""
-        frozen = self.evaluation_set()
-        if not frozen:
-            raise UserError(
-                f"backbone.dtype int8 is scaled by the frozen evaluation set, and {self.name} has none; `spin run` "
-                "with test documents freezes one, or set bfloat16"
-            )
-        return list(frozen.texts[:CALIBRATION_TEXTS])
 
     def register(self, artifact: Path, record: TrainingRecord) -> RegisteredVersion:
         """Log a run and the artifact folder as an MLflow model, register a new version and make it the challenger.
@@ -208,8 +197,7 @@ class Registry:
             chosen, settings = backbone or self.settings.backbone, self.settings
             if decision is not None:
                 settings = settings.model_copy(update={"decision": decision})
-            calibration = self.calibration() if chosen.dtype == "int8" else ()
-            return TrainedClassifier.open(folder, settings, backbone=chosen, calibration=calibration)
+            return TrainedClassifier.open(folder, settings, backbone=chosen)
 
     def log_night(
         self, tags: Mapping[str, str], metrics: Mapping[str, float], reports: Mapping[str, bytes], data: LoggedData

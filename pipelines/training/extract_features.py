@@ -7,6 +7,7 @@ once neurons have been chosen.
 from __future__ import annotations
 
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -53,9 +54,11 @@ from pipelines.workers.map_shards import C, ShardWork, Step, describe_backbone, 
 from pipelines.workers.weights_cache import activation_settings, announce_workers, with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engines.engine import open_engine
+from spin.activations.engines.int8_rounding import CALIBRATION_TEXTS, measure_scales
 from spin.activations.extract import choose_column_types, read_activations, single_segment
 from spin.activations.feature_table import MAX_SHARD_BYTES, bytes_per_document, features_table
 from spin.arrays import Rows
+from spin.backbone.int8_scales import Int8Scales
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.classifier import feature_columns
@@ -66,7 +69,7 @@ from spin.pages.number_format import counted
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 
-FORMAT = 7
+FORMAT = 8
 TWO_PASS_FROM = 5
 """documents, as a multiple of `search.documents`, from which `extract: auto` takes two passes"""
 _SURVEYED = 256
@@ -118,7 +121,7 @@ class ExtractStep:
     """Read a shard of documents, run the backbone and return the feature shard."""
 
     def __init__(self, settings: Settings, digest: str, plan: FeaturePlan) -> None:
-        backbone = load_backbone(weights_cache.receive(settings, digest), expect_digest=digest)
+        backbone = receive_backbone(settings, digest, plan)
         self.sample, self.types = plan.sample, plan.column_types
         self.engine = open_engine(backbone, [single_segment(self.types)])
 
@@ -144,6 +147,11 @@ class ExtractStep:
             windows=0 if features.windows is None else int(features.windows.sum()),
         )
         return StepResult({FEATURES: to_feature_file(features_table(features))}, counts)
+
+
+def receive_backbone(settings: Settings, digest: str, plan: FeaturePlan) -> Backbone:
+    """The backbone of a worker, with the scales of the plan."""
+    return load_backbone(weights_cache.receive(settings, digest), expect_digest=digest, scales=plan.int8_scales)
 
 
 def run_extract(settings: Settings, *, restart: bool = False) -> ExtractManifest:
@@ -336,8 +344,11 @@ class _Survey:
         """
         (labelled, parts), most = self._taken_in, self.settings.ray.shard_documents
         with self._deleting_refused():
-            sample = _choose_sample(self.settings, labelled, extracts_all=not sampled)
+            splits = _split_labelled(self.settings, labelled)
+            sample = _choose_sample(self.settings, labelled, splits, extracts_all=not sampled)
             backbone = load_backbone(self.settings.backbone)
+            if backbone.precision == "int8":
+                backbone.scales = self._measure_scales(backbone, splits)
             widths = _column_widths(backbone, self.settings)
             types = choose_column_types(backbone, labelled.texts, list(widths))
         share = 1.0 if sample is None else _largest_share(sample, divide_parts(parts, most))
@@ -353,7 +364,15 @@ class _Survey:
             spool=self.spool.folder,
             part_size=self.spool.size,
             sample=None if sample is None else _split_by_shard(sample, shards),
+            scales=None if backbone.scales is None else b64encode(backbone.scales.to_bytes()).decode(),
         )
+
+    def _measure_scales(self, backbone: Backbone, splits: Sequence[str]) -> Int8Scales:
+        """The scales that documents show which train or validate."""
+        rows = rows_in_split(splits, "train", "valid")
+        shards = self.spool.locate(divide_parts(self._taken_in[1], self.settings.ray.shard_documents))
+        corpus = Corpus(tuple(self.files), shards, self.spool, self.settings.data)
+        return measure_scales(backbone, corpus.read_texts(rows[:: -(-len(rows) // CALIBRATION_TEXTS)]))
 
 
 def _column_widths(backbone: Backbone, settings: Settings) -> dict[FeatureColumn, int]:
@@ -374,14 +393,21 @@ def _require_none_forgotten(settings: Settings, labelled: LabelledCorpus) -> Non
         )
 
 
-def _choose_sample(settings: Settings, labelled: LabelledCorpus, *, extracts_all: bool) -> Rows | None:
+def _split_labelled(settings: Settings, labelled: LabelledCorpus) -> list[str]:
+    """The split of every document, as if none were frozen."""
+    hashes, groups = np.asarray(labelled.text_hashes, np.uint64), np.asarray(labelled.groups, np.uint64)
+    given = labelled.ids, labelled.labels, labelled.splits, hashes, groups
+    return split_all(*given, settings, frozen=NOTHING_FROZEN)
+
+
+def _choose_sample(
+    settings: Settings, labelled: LabelledCorpus, splits: list[str], *, extracts_all: bool
+) -> Rows | None:
     """The documents whose features are extracted; None if it is all of them, or if there are not too many for that.
 
     Raises UserError for classes that cannot be learned, as `LabelSpace.of` does, also from the sample alone.
     """
-    text_hashes, groups = np.asarray(labelled.text_hashes, np.uint64), np.asarray(labelled.groups, np.uint64)
-    labels = labelled.labels
-    splits = split_all(labelled.ids, labels, labelled.splits, text_hashes, groups, settings, frozen=NOTHING_FROZEN)
+    labels, groups = labelled.labels, np.asarray(labelled.groups, np.uint64)
     label_space = LabelSpace.of(labels, splits, groups)
     if extracts_all or len(rows_in_split(splits, "train", "valid")) <= settings.search.documents:
         return None

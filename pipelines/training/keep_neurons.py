@@ -36,8 +36,7 @@ from pipelines.storage.stage_plan import (
     write_manifest,
     write_plan,
 )
-from pipelines.training.extract_features import ExtractPlan, read_corpus, to_feature_file
-from pipelines.workers import weights_cache
+from pipelines.training.extract_features import ExtractPlan, read_corpus, receive_backbone, to_feature_file
 from pipelines.workers.weights_cache import with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engines.engine import Engine, open_engine
@@ -45,7 +44,6 @@ from spin.activations.extract import Progress, count_tokens, read_activations, s
 from spin.activations.feature_table import features_table
 from spin.activations.features import Features
 from spin.arrays import Rows
-from spin.backbone.loading import load_backbone
 from spin.heads.selection import Selection
 from spin.labels.splits import in_split
 from spin.settings import Settings
@@ -104,7 +102,7 @@ class KeepStep:
     """Read a shard of documents, run the backbone as deep as needed and return the kept neurons."""
 
     def __init__(self, settings: Settings, digest: str, plan: FeaturePlan, kept: KeptColumns) -> None:
-        self.backbone = load_backbone(weights_cache.receive(settings, digest), expect_digest=digest)
+        self.backbone = receive_backbone(settings, digest, plan)
         self.kept, self.types = kept, plan.column_types
         neurons: dict[FeatureColumn, Rows | None] = dict(kept.selection.neurons)
         self.engine = self._open_engine(neurons)

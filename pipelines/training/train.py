@@ -48,6 +48,7 @@ from pipelines.training.suspects import SUSPECTS, check_labels, note_unchecked
 from pipelines.workers.progress import progress
 from spin.arrays import Floats, Rows
 from spin.backbone.flops import relative_flops
+from spin.backbone.int8_scales import Int8Scales
 from spin.backbone.loading import load_backbone
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
@@ -300,12 +301,14 @@ def _fit_classifiers(training: _Training, data: TrainingData, store: Store) -> t
     features = run_keep(settings, training.source, features, training.labels, *whole)
     job = RefitJob(settings, features, probes, words, data, sampled, store / "all")
     refitted = run_refit(job, lambda rows: _read_words(sampled, training.corpus, rows))
-    return _assemble(settings, training.labels, refitted), features
+    return _assemble(settings, training.labels, refitted, training.source.derived.int8_scales), features
 
 
-def _assemble(settings: Settings, labels: Labels, result: TrainingResult) -> TrainedClassifier:
-    """The classifier of a training result."""
-    backbone = load_backbone(settings.backbone)
+def _assemble(
+    settings: Settings, labels: Labels, result: TrainingResult, scales: Int8Scales | None
+) -> TrainedClassifier:
+    """The classifier of a training result; `scales` are those of its backbone in int8."""
+    backbone = load_backbone(settings.backbone, scales=scales)
     return TrainedClassifier(
         settings.backbone,
         backbone.digest,
@@ -313,6 +316,7 @@ def _assemble(settings: Settings, labels: Labels, result: TrainingResult) -> Tra
         result,
         settings.metric,
         backbone=backbone,
+        scales=scales,
         choose=settings.choose,
         decision=settings.decision.without_promise(),
     )

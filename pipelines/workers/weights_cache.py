@@ -102,8 +102,6 @@ def announce_workers(given: Settings, settings: Settings, stage: Stage) -> None:
         digest = cached_digest(folder, include_code=backbone.trust_remote_code)
         choice = choose_engine(backbone, device, folder, digest)
         precision = choice.precision
-        if precision == "int8" and stage == "extract":  # there are no texts to calibrate it with
-            precision = choice.uncalibrated_precision
     family = None if folder is None else model_family(folder)
     announce_engine(given.backbone.engine, backbone.engine, precision, device, family)
 

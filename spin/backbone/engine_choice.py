@@ -40,8 +40,6 @@ class EngineChoice:
     """torch or openvino"""
     precision: str
     """float32, bfloat16 or int8"""
-    uncalibrated_precision: str = "float32"
-    """float32 or bfloat16: the precision in place of int8 where there are no texts to calibrate int8 with"""
     conclusive: bool = field(default=True, compare=False)
     """False if torch is chosen only because the trial ran out of time or memory, so that another trial may differ"""
 
@@ -54,7 +52,7 @@ def choose_engine(settings: BackboneSettings, device: str, folder: Path, digest:
       SmolLM2-135M in batches of 2048 tokens reads 27 documents per second in torch with bfloat16. With float32 it reads
       8 in OpenVINO and 9 in torch.
     - `engine: openvino` with `dtype: auto` takes float32 if the trial in bfloat16 fails.
-    - `dtype: int8` is computed by OpenVINO alone.
+    - `dtype: int8` is computed by OpenVINO alone, on a processor that adds products of int8 without a loss.
 
     Raises UserError if an engine or precision that the settings name fails its trial or is not available here.
     """
@@ -65,11 +63,13 @@ def choose_engine(settings: BackboneSettings, device: str, folder: Path, digest:
         return EngineChoice("torch", fast if settings.dtype == "auto" else settings.dtype)
     code = settings.trust_remote_code
     request = TrialRequest(settings.model, str(folder), digest, fast, settings.max_tokens, code)
-    unquantized = list(dict.fromkeys((fast, "float32")))
-    if settings.dtype == "int8":
-        precision = _first_passing(request, ["int8"])
-        return EngineChoice("openvino", precision, uncalibrated_precision=_first_passing(request, unquantized))
-    if settings.engine == "openvino":
+    if settings.dtype == "int8" and not adds_int8_products():
+        raise UserError(
+            "backbone.dtype: int8 needs a processor with VNNI or AMX, since others cut off sums of its products, and "
+            "this one has neither; set bfloat16 or float32, and train with that"
+        )
+    if settings.engine == "openvino" or settings.dtype == "int8":
+        unquantized = list(dict.fromkeys((fast, "float32")))
         candidates = unquantized if settings.dtype == "auto" else [settings.dtype]
         return EngineChoice("openvino", _first_passing(request, candidates))
     request = request if settings.dtype == "auto" else replace(request, precision=settings.dtype)
@@ -119,6 +119,17 @@ def fast_precision(device: str) -> str:
     processor = torch.cpu.get_capabilities()
     fast_avx = processor.get("avx512_bf16", False) and "Intel" not in str(processor.get("cpu_name"))
     return "bfloat16" if fast_avx or processor.get("amx_bf16", False) else "float32"
+
+
+def adds_int8_products() -> bool:
+    """Whether the processor adds up products of int8 in 32 bits.
+
+    Processors of Intel's kind without such an instruction add pairs in 16 bits, where large sums are cut off.
+    """
+    processor = torch.cpu.get_capabilities()
+    if processor.get("architecture") != "x86_64":
+        return True
+    return any(processor.get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def _first_passing(request: TrialRequest, precisions: Sequence[str]) -> str:

@@ -12,20 +12,24 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from spin.backbone.digest import cached_digest
 from spin.backbone.engine_choice import EngineChoice, announce_engine, choose_engine
 from spin.backbone.hub import locate_model, silence_transformers
+from spin.backbone.int8_scales import Int8Scales
 from spin.backbone.model import Backbone
 from spin.errors import UserError
 from spin.settings import BackboneSettings
 
 
-def load_backbone(settings: BackboneSettings, *, expect_digest: str | None = None) -> Backbone:
+def load_backbone(
+    settings: BackboneSettings, *, expect_digest: str | None = None, scales: Int8Scales | None = None
+) -> Backbone:
     """Load a frozen model in evaluation mode from safetensors, for the engine and precision of `choose_engine`.
 
-    Raises UserError if the model is missing, is of an unsupported kind or differs from `expect_digest`. Raises it too
-    if the engine or the precision of the settings cannot compute it.
+    `scales` are those by which int8 rounds. Raises UserError if the model is missing, is of an unsupported kind or
+    differs from `expect_digest`. Raises it too if the engine or the precision of the settings cannot compute it.
     """
     folder, digest = find_backbone(settings, expect_digest=expect_digest)
     device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    return open_backbone(settings, folder, digest, device, choose_engine(settings, device, folder, digest))
+    choice = choose_engine(settings, device, folder, digest)
+    return open_backbone(settings, folder, digest, device, choice, scales=scales)
 
 
 def open_backbone(
@@ -36,6 +40,7 @@ def open_backbone(
     choice: EngineChoice,
     *,
     blocks: int | None = None,
+    scales: Int8Scales | None = None,
 ) -> Backbone:
     """Load the frozen model in a folder for an engine and precision that are already chosen.
 
@@ -63,18 +68,15 @@ def open_backbone(
         max_windows=settings.max_windows,
         engine=choice.engine,
         precision=choice.precision,
-        uncalibrated_precision=choice.uncalibrated_precision,
+        scales=scales,
         compile=settings.compile,
     )
 
 
-def announce_backbone(settings: BackboneSettings, backbone: Backbone, *, calibrated: bool) -> None:
-    """Log, as `announce_engine` does, what a loaded backbone runs with; int8 runs only where it is calibrated."""
-    precision = backbone.precision
-    if precision == "int8" and not calibrated:
-        precision = backbone.uncalibrated_precision
+def announce_backbone(settings: BackboneSettings, backbone: Backbone) -> None:
+    """Log, as `announce_engine` does, what a loaded backbone runs with."""
     family = getattr(backbone.model.config, "model_type", None)
-    announce_engine(settings.engine, backbone.engine, precision, backbone.device.type, family)
+    announce_engine(settings.engine, backbone.engine, backbone.precision, backbone.device.type, family)
 
 
 def find_backbone(settings: BackboneSettings, *, expect_digest: str | None = None) -> tuple[Path, str]:

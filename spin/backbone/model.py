@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spin.attribution.text_words import TokenPlaces, token_places
 from spin.backbone.batching import choose_batch_tokens
+from spin.backbone.int8_scales import Int8Scales
 from spin.backbone.text_start import can_tokenize_starts, find_start, suffices
 from spin.backbone.windows import CONTEXT, OWN, Windows, split_windows
 from spin.errors import UserError
@@ -78,8 +79,8 @@ class Backbone:
     """engine that runs the model: torch or openvino"""
     precision: str = "float32"
     """precision that the model is computed in: float32, bfloat16 or int8"""
-    uncalibrated_precision: str = "float32"
-    """the precision in place of int8 where there are no texts to calibrate int8 with"""
+    scales: Int8Scales | None = None
+    """by which int8 rounds; without them it cannot be computed"""
     compile: bool = False
     """whether a GPU may run a compiled graph of the model"""
     forward_options: dict[str, Any] = field(default_factory=dict)

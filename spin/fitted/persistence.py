@@ -36,7 +36,7 @@ FORMAT = 11
 CONFIG, TENSORS = "config.json", "model.safetensors"
 HEADS: tuple[type[LinearHead], ...] = (LinearHead, NetworkHead)
 LIBRARIES = ("torch", "transformers", "numpy", "scikit-learn", "safetensors")
-_WORDS, _HEAD = "words.", "head."
+_WORDS, _HEAD, _SCALES = "words.", "head.", "int8."
 _STORED = ConfigDict(frozen=True, extra="forbid")
 
 Tensors = dict[str, NDArray[Any]]
@@ -64,8 +64,7 @@ class ClassifierMetadata(BaseModel):
         """The settings without those of one machine; an artifact never allows code to run."""
         default = BackboneSettings(model=backbone.model)
         local = {name: getattr(default, name) for name in ("trust_remote_code", "engine", "compile")}
-        dtype = "auto" if backbone.dtype == "int8" else backbone.dtype
-        return backbone.model_copy(update={**local, "dtype": dtype})
+        return backbone.model_copy(update=local)
 
 
 class _StoredClassifier(BaseModel):
@@ -102,14 +101,20 @@ class _Config(BaseModel):
     """of the libraries in training"""
 
 
-def save(training_result: TrainingResult, metadata: ClassifierMetadata | None = None) -> dict[str, bytes]:
-    """The contents of an artifact's files, by name; without metadata only `load_result` can read them."""
+def save(
+    training_result: TrainingResult, metadata: ClassifierMetadata | None = None, scales: Tensors | None = None
+) -> dict[str, bytes]:
+    """The contents of an artifact's files, by name; without metadata only `load_result` can read them.
+
+    `scales` are those by which the backbone is rounded to int8, None in another precision.
+    """
     distinct = list({id(fitted): fitted for fitted in training_result.choices.values()}.values())
     tensors: Tensors = {}
     for index, fitted in enumerate(distinct):
         tensors |= _add_prefix(f"{index}.", _tensors(fitted))
     if training_result.words is not None:
         tensors |= _add_prefix(_WORDS, training_result.words.to_tensors())
+    tensors |= _add_prefix(_SCALES, scales or {})
     positions = {id(fitted): index for index, fitted in enumerate(distinct)}
     config = _Config(
         format=FORMAT,
@@ -139,13 +144,17 @@ def read_metadata(folder: Path) -> ClassifierMetadata:
         return config.metadata
 
 
+def load_scales(folder: Path) -> Tensors:
+    """The scales that `save` wrote. Raises UserError if there are none, or as `load` does."""
+    scales = _of_prefix(_SCALES, _read_tensors(folder))
+    if not scales:
+        raise UserError(f"{folder} is not a whole classifier: it was trained in int8, and has no scales")
+    return scales
+
+
 def load_result(folder: Path) -> TrainingResult:
     """The training result of an artifact. Raises UserError as `load` does."""
-    stored = require_format(folder)
-    try:
-        tensors = load_tensors((folder / TENSORS).read_bytes())
-    except (OSError, TypeError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} is not a classifier that can be read: {error}") from None
+    stored, tensors = require_format(folder), _read_tensors(folder)
     with _incomplete_artifact(folder):
         config = _Config.model_validate(stored)
         parts = [_restore(part, _of_prefix(f"{index}.", tensors)) for index, part in enumerate(config.classifiers)]
@@ -155,6 +164,14 @@ def load_result(folder: Path) -> TrainingResult:
             raise KeyError("it reads words, and has no word regression")
         choices = {name: parts[index] for name, index in config.choices.items()}
         return TrainingResult(choices, config.frontier, config.tried, words, config.cap)  # type: ignore[arg-type]
+
+
+def _read_tensors(folder: Path) -> Tensors:
+    """All tensors of an artifact. Raises UserError if they cannot be read."""
+    try:
+        return load_tensors((folder / TENSORS).read_bytes())
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder} is not a classifier that can be read: {error}") from None
 
 
 def digest_artifact(folder: Path) -> str:

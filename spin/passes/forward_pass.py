@@ -14,7 +14,6 @@ from spin.activations.extract import Progress, count_tokens, read_activations
 from spin.activations.features import Features
 from spin.arrays import Floats
 from spin.backbone.model import Backbone
-from spin.errors import UserError
 from spin.heads.selection import Selection
 from spin.passes.pass_member import PassMember
 from spin.passes.reason_finder import ReasonSink
@@ -23,12 +22,9 @@ from spin.words.word_regression import predict_with_each
 
 
 class ForwardPass:
-    """Reads texts for its members on the backbone that they share. A member that gives reasons is the only one.
+    """Reads texts for its members on the backbone that they share. A member that gives reasons is the only one."""
 
-    In int8 values are scaled by `calibration`. Raises UserError for int8 without such texts.
-    """
-
-    def __init__(self, members: Sequence[PassMember], backbone: Backbone, calibration: Sequence[str]) -> None:
+    def __init__(self, members: Sequence[PassMember], backbone: Backbone) -> None:
         self.members, self.backbone = members, backbone
         readers = [member for member in members if member.fitted.selection.neurons]
         """the members that read neurons, and not words alone"""
@@ -37,13 +33,7 @@ class ForwardPass:
         for member in readers:
             if member.reasons:
                 self.segments = member.add_directions(self.segments)
-        self.engine: Engine | None = None
-        if readers and backbone.precision == "int8" and not calibration:
-            raise UserError(
-                "backbone.dtype int8 is scaled by texts, and there are none; set `calibration` to some hundred"
-            )
-        if readers:
-            self.engine = open_engine(backbone, self.segments, calibration=calibration)
+        self.engine: Engine | None = open_engine(backbone, self.segments) if readers else None
 
     def features(
         self, texts: Sequence[str], progress: Progress = lambda documents: None, *, read_all: bool = False

@@ -15,7 +15,9 @@ import torch
 
 import spin
 from spin import SharedPass, TrainedClassifier, classify_many
+from spin.activations.engines.int8_rounding import measure_scales
 from spin.activations.features import Features
+from spin.backbone.int8_scales import Int8Scales
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.errors import UserError
@@ -322,20 +324,19 @@ def test_openvino_shares_a_pass(settings: BackboneSettings, backbone: Backbone) 
 
 
 @pytest.mark.slow
-def test_int8_is_scaled_by_the_texts_of_any_classifier(settings: BackboneSettings, backbone: Backbone) -> None:
+def test_in_int8_classifiers_of_the_same_scales_share_a_pass(settings: BackboneSettings, backbone: Backbone) -> None:
+    """Another one has the scales of its own training."""
     int8 = settings.model_copy(update={"engine": "openvino", "dtype": "int8"})
-    columns = [FeatureColumn.parse(name) for name in ("resid.02.mean", "ffn.03.max")]
-
-    def build(calibration: Sequence[str]) -> list[TrainedClassifier]:
-        return [
-            build_classifier(int8, backbone.digest, {column: np.arange(9)}, calibration=texts)
-            for column, texts in zip(columns, ((), calibration), strict=True)
-        ]
-
-    with pytest.raises(UserError, match="set `calibration`"):
-        classify_many(build(()), TEXTS)
-    predictions = classify_many(build(TEXTS[:40]), TEXTS)
-    for column, actual in zip(columns, predictions, strict=True):
+    columns = [FeatureColumn.parse(name) for name in ("resid.02.mean", "ffn.03.max", "resid.03.mean")]
+    first, other = measure_scales(backbone, TEXTS[:40]), measure_scales(backbone, TEXTS[40:44])
+    classifiers = [
+        build_classifier(int8, backbone.digest, {column: np.arange(9)}, scales=scales)
+        for column, scales in zip(columns, (first, other, Int8Scales.from_bytes(first.to_bytes())), strict=True)
+    ]
+    assert SharedPass(classifiers).groups == [[0, 2], [1]]
+    for column, actual, own in zip(columns, classify_many(classifiers, TEXTS), classifiers, strict=True):
+        own._backbone = None
+        np.testing.assert_allclose(actual.probabilities, own.predict_all(TEXTS).probabilities, atol=1e-3)
         exact = build_classifier(settings, backbone.digest, {column: np.arange(9)}).predict_all(TEXTS)
         assert 1e-6 < np.abs(actual.probabilities - exact.probabilities).mean() < 0.1
 

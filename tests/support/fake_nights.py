@@ -121,7 +121,9 @@ def pretend_to_download(chosen: ChosenVersion, folder: Path, given: Settings, ni
     for name in ("config.json", "model.safetensors"):
         (folder / "model" / name).write_bytes(b"{}")
     digest = getattr(chosen.registry, "backbone", "0") * 64
-    metadata = ClassifierMetadata.model_construct(classes=("good", "bad"), multilabel=False, backbone_digest=digest)
+    metadata = ClassifierMetadata.model_construct(
+        classes=("good", "bad"), multilabel=False, backbone=given.backbone, backbone_digest=digest
+    )
     return NightModel(chosen.registry, chosen.version, metadata, folder, night, night.decision)
 
 

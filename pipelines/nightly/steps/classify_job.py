@@ -24,8 +24,6 @@ PROFILE = "profile.safetensors"
 """ending of the file from which drift is measured"""
 SAMPLE = "sample.safetensors"
 """ending of the file with a sample of documents, from which the causes of drift are named; deleted after publication"""
-CALIBRATION = "calibration.json"
-"""file of the texts from which int8 scales are computed, in the folder of the model"""
 ENDINGS = {
     PREDICTIONS: "predictions.parquet",
     DEAD_LETTERS: "dead.parquet",

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipelines.data.files.shards import Shard
 from pipelines.data.spool import CheckedRows, read_rows
-from pipelines.nightly.steps.classify_job import CALIBRATION, ENDINGS, PROFILE, SAMPLE, ClassifyJob, ShadowJob
+from pipelines.nightly.steps.classify_job import ENDINGS, PROFILE, SAMPLE, ClassifyJob, ShadowJob
 from pipelines.nightly.steps.counts import ClassifyCounts, PassCounts
 from pipelines.nightly.steps.night_profile import NightProfile
 from pipelines.nightly.steps.pass_features import ModelRows, PassFeatures
@@ -236,10 +236,8 @@ def _load(artifact: ArtifactCopy, settings: Settings) -> TrainedClassifier:
     with tempfile.TemporaryDirectory() as folder:
         artifact.fetch(Path(folder))
         digest = persistence.read_metadata(Path(folder)).backbone_digest
-        calibration = Path(folder) / CALIBRATION
-        texts = json.loads(calibration.read_text(encoding="utf-8")) if calibration.exists() else ()
         backbone = weights_cache.receive(settings, digest)
-        return TrainedClassifier.open(folder, settings, backbone=backbone, calibration=texts)
+        return TrainedClassifier.open(folder, settings, backbone=backbone)
 
 
 def _load_shadow(job: ShadowJob | None, settings: Settings) -> Shadow | None:

@@ -28,10 +28,10 @@ from pipelines.registry.packaging import fetch_weights
 from pipelines.registry.promotion.isolation import isolated_environment, without_network
 from pipelines.service_errors import StalledError
 from pipelines.storage.records import from_json, to_json
-from spin.activations.engines.engine import CALIBRATION_TEXTS
 from spin.arrays import Floats
 from spin.classifier import TrainedClassifier
 from spin.errors import SpinError, UserError, describe_error
+from spin.fitted.abstention import choose_precision
 from spin.labels.label_space import Label
 from spin.settings import BackboneSettings, Choice, DecisionSettings, Settings
 
@@ -165,8 +165,9 @@ def _predict(model: str, request: PredictionRequest) -> PredictionReply:
     served: TrainedClassifier = loaded.unwrap_python_model().spin
     texts = list(request.texts)
     _check_answers(loaded, served, texts[:_SAMPLE])
+    precision = choose_precision(request.backbone.dtype, served.settings.dtype)
     classifier = TrainedClassifier(
-        served.settings.model_copy(update=request.backbone.model_dump(include=_RUN)),
+        served.settings.model_copy(update=request.backbone.model_dump(include=_RUN) | {"dtype": precision}),
         served.backbone_digest,
         served.label_space,
         served.training_result,
@@ -174,7 +175,7 @@ def _predict(model: str, request: PredictionRequest) -> PredictionReply:
         choose=request.choose,
         decision=request.decision,
         early=request.early,
-        calibration=texts[:CALIBRATION_TEXTS],
+        scales=served.scales,
     )
     classifier.predict(texts[:1])  # loads the backbone
     start = time.perf_counter()

@@ -18,9 +18,6 @@ from spin.backbone.hooks import HOOK_LOCK
 from spin.backbone.model import Backbone
 from spin.errors import UserError
 
-CALIBRATION_TEXTS = 256
-"""texts that int8 is calibrated with, at most"""
-
 
 class Engine(Protocol):
     """Runs the segments of a backbone, one after another, over a batch of documents."""
@@ -92,13 +89,13 @@ class TorchEngine:
         )
 
 
-def open_engine(backbone: Backbone, segments: Sequence[BlockSegment], *, calibration: Sequence[str] = ()) -> Engine:
+def open_engine(backbone: Backbone, segments: Sequence[BlockSegment]) -> Engine:
     """The engine that the backbone was loaded for, to run consecutive segments of it.
 
-    `calibration` are texts that int8 is calibrated with; without any, the backbone's `uncalibrated_precision` is used.
+    Raises ValueError for a backbone in int8 that has no scales.
     """
     if backbone.engine == "openvino":
         from spin.activations.engines.openvino_engine import OpenVinoEngine
 
-        return OpenVinoEngine(backbone, segments, calibration)
+        return OpenVinoEngine(backbone, segments)
     return TorchEngine(backbone, segments)

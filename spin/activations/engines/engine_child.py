@@ -21,7 +21,7 @@ from torch import Tensor
 
 from spin.activations.engines.encoder import BlockSegment
 from spin.activations.engines.engine import Engine, TorchEngine
-from spin.activations.engines.int8_scales import Int8Scales
+from spin.activations.engines.int8_rounding import measure_scales, round_products
 from spin.activations.engines.openvino_engine import OpenVinoEngine
 from spin.arrays import Floats
 from spin.backbone.engine_choice import EngineChoice
@@ -78,11 +78,11 @@ def compare_engines(backbone: Backbone) -> Verdict:
     for good.
     """
     segments, batches = sample_segments(backbone), list(sample_batches(backbone))
-    calibration = [_TEXT[start:] for start in range(0, 300, 30)] if backbone.precision == "int8" else []
-    rounding = Int8Scales.measure(backbone, calibration).applied(backbone) if calibration else nullcontext()
-    with rounding:
+    if backbone.precision == "int8":
+        backbone.scales = measure_scales(backbone, [_TEXT[start:] for start in range(0, 300, 30)])
+    with nullcontext() if backbone.scales is None else round_products(backbone, backbone.scales):
         expected = _run(TorchEngine(backbone, segments), batches)
-    errors = _largest_errors(_run(OpenVinoEngine(backbone, segments, calibration), batches), expected)
+    errors = _largest_errors(_run(OpenVinoEngine(backbone, segments), batches), expected)
     allowed = dict.fromkeys(errors, TOLERANCES[backbone.precision])
     if backbone.precision == "bfloat16":
         backbone.model.to(torch.bfloat16)

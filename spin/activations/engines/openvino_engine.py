@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spin.activations.engines.encoder import BlockSegment, NeuronEncoder, SegmentOutput, read_tokens
-from spin.activations.engines.int8_scales import Int8Scales
+from spin.activations.engines.int8_rounding import round_products
 from spin.activations.engines.neuron_order import order_wanted_first
 from spin.backbone.batching import BATCH_MULTIPLE
 from spin.backbone.engine_trial import SHORT_TEXT
@@ -22,36 +22,34 @@ from spin.backbone.hooks import HOOK_LOCK
 from spin.backbone.hub import silence_transformers
 from spin.backbone.model import Backbone
 
-_HINT = {"float32": "f32", "bfloat16": "bf16"}
-"""OpenVINO's names of the precisions"""
+_HINT = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+"""OpenVINO's names of the precisions in which it computes what is not rounded to int8"""
 
 
 class OpenVinoEngine:
     """Runs compiled graphs, as many batches at once as torch has threads.
 
-    One thread per batch wastes less than all threads on one batch. In int8 the scales are measured on `calibration`.
+    One thread per batch wastes less than all threads on one batch. In int8 the linear maps of the blocks round by the
+    backbone's `scales`, and the rest is computed in float32. Raises ValueError for a backbone in int8 without them.
     """
 
-    def __init__(self, backbone: Backbone, segments: Sequence[BlockSegment], calibration: Sequence[str] = ()) -> None:
+    def __init__(self, backbone: Backbone, segments: Sequence[BlockSegment]) -> None:
         self.backbone, self.segments, self.streams = backbone, segments, torch.get_num_threads()
         requests: list[list[Any]] = [[] for _ in range(self.streams)]
         self._free: SimpleQueue[list[Any]] = SimpleQueue()
         for stream_requests in requests:
             self._free.put(stream_requests)
-        precision, scales = backbone.precision, None
-        if precision == "int8":
-            precision = backbone.uncalibrated_precision
-            if calibration:
-                scales = Int8Scales.measure(backbone, calibration)
-                precision = "float32"  # what int8 leaves alone loses too much in bfloat16
+        scales = backbone.scales if backbone.precision == "int8" else None
+        if backbone.precision == "int8" and scales is None:
+            raise ValueError("found a backbone in int8 without scales; expected those of `measure_scales`")
         for segment in segments:
             with HOOK_LOCK, order_wanted_first(backbone, segment) as (ordered, orders):
                 encoder = NeuronEncoder(backbone, ordered, carry=segment is not segments[-1])
-                with nullcontext() if scales is None else scales.applied(backbone, orders):
+                with nullcontext() if scales is None else round_products(backbone, scales, orders):
                     graph = convert_to_openvino(encoder, encoder.example_inputs())
             if scales is not None:
                 _fold_constants(graph)
-            compiled = _compile(graph, precision, self.streams, backbone.max_tokens)
+            compiled = _compile(graph, _HINT[backbone.precision], self.streams, backbone.max_tokens)
             for stream_requests in requests:
                 stream_requests.append(compiled.create_infer_request())
 
@@ -89,13 +87,13 @@ def _disable_telemetry() -> None:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
-def _compile(graph: Any, precision: str, streams: int, max_tokens: int) -> Any:
+def _compile(graph: Any, hint: str, streams: int, max_tokens: int) -> Any:
     """Compile a graph for the processor and texts of `max_tokens` at most; return an `openvino.CompiledModel`."""
     import openvino
 
     options = {
         "INFERENCE_NUM_THREADS": streams,
-        "INFERENCE_PRECISION_HINT": _HINT[precision],
+        "INFERENCE_PRECISION_HINT": hint,
         "NUM_STREAMS": streams,
         # pinned, every graph, of this process or another, would have its first stream on the first core
         "ENABLE_CPU_PINNING": False,

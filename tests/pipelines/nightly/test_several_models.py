@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +16,6 @@ from pipelines.nightly import classify, classify_pass, finish, night_driver
 from pipelines.nightly.night_driver import NightDriver
 from pipelines.nightly.night_models import RequestedModel
 from pipelines.nightly.nights import list_output, models_to_resume
-from pipelines.nightly.steps.classify_job import CALIBRATION
 from pipelines.nightly.tables.night_history import list_nights
 from pipelines.nightly.tables.night_records import RUNS, lease_model
 from pipelines.nightly.tables.night_tables import DEAD_LETTERS, INPUTS, PREDICTIONS, read_rows
@@ -518,49 +516,6 @@ def test_a_defect_of_one_model_is_logged_with_its_traceback(
     [record] = [record for record in caplog.records if record.exc_info and record.levelname == "WARNING"]
     assert "ZeroDivisionError" in caplog.text
     assert A.name in record.getMessage()
-
-
-def test_int8_is_scaled_by_the_texts_of_the_first_model_with_which_the_pass_began(
-    local_nights: FakeNights, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also when the pass goes on without this model."""
-    settings, share = FakeNights.settings, classify_pass._share_models
-    jobs: list[Any] = []
-
-    def in_int8(*args: Any) -> Any:
-        given = settings(*args)
-        int8 = given.backbone.model_copy(update={"engine": "openvino", "dtype": "int8"})
-        return given.model_copy(update={"backbone": int8})
-
-    def keep_job(*args: Any) -> Any:
-        jobs.append(share(*args))
-        return jobs[-1]
-
-    monkeypatch.setattr(FakeNights, "settings", in_int8)
-    monkeypatch.setattr(classify_pass, "_share_models", keep_job)
-    local_nights.write("a.jsonl", make_rows("a"))
-    registries = [CalibratedRegistry(name) for name in NAMES]
-    original = finish.write_records
-
-    def finish_first(night: Any, *args: Any) -> Any:
-        if night.name == B.name:
-            raise UnavailableError("here it ends")
-        return original(night, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finish, "write_records", finish_first)
-        local_nights.run_several(*registries)
-    local_nights.run_several(*registries).raise_failures()
-    used = [[model.artifact.sha256[CALIBRATION] for model in job.models] for job in jobs]
-    of_first = hashlib.sha256(b'["a-model"]').hexdigest()
-    assert used == [[of_first, of_first], [of_first]]
-
-
-class CalibratedRegistry(FakeRegistry):
-    """A registry with texts that scale int8."""
-
-    def calibration(self) -> list[str]:
-        return [self.name]
 
 
 def test_several_shadows_are_refused(local_nights: FakeNights) -> None:

@@ -249,25 +249,21 @@ def test_the_sample_runs_with_the_threads_of_a_worker(
 def test_the_sample_runs_on_the_cpu_if_workers_have_no_gpu(
     registry_fixture: FolderRegistry, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The devices of this machine do not matter. int8 is calibrated with the same texts as in a night."""
-    opened: list[tuple[str, str, int]] = []
+    """The devices of this machine do not matter."""
+    opened: list[tuple[str, str]] = []
 
     class RecordingStep(ClassifyStep):
         def __init__(self, job: ClassifyJob, settings: Settings) -> None:
             super().__init__(job, settings)
-            texts = job.models[0].artifact.store.read_json("calibration.json") or ()
-            opened.append((settings.backbone.device, settings.backbone.engine, len(texts)))
+            opened.append((settings.backbone.device, settings.backbone.engine))
 
     monkeypatch.setattr(sample, "ClassifyStep", RecordingStep)
-    monkeypatch.setattr(
-        FolderRegistry, "calibration", lambda _: [row["text"] for row in tiny.make_documents(30)], raising=False
-    )
     source = write_rows(str(tmp_path), "jsonl", tiny.make_documents(60))
     settings = make_settings(backbone_folder)
-    update = {"device": "auto", "dtype": "int8", "engine": "openvino"}
+    update = {"device": "auto", "engine": "openvino"}
     settings = settings.model_copy(update={"backbone": settings.backbone.model_copy(update=update)})
     assert estimate_night(settings, registry_fixture, 1000, source=source).sample.documents == 60  # type: ignore[arg-type]
-    assert opened == [("cpu", "openvino", 30)]
+    assert opened == [("cpu", "openvino")]
 
 
 @pytest.fixture

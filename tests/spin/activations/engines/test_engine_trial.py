@@ -145,35 +145,30 @@ def test_a_crash_is_an_error_with_a_remedy_if_the_settings_name_openvino(
 def test_openvino_with_automatic_precision_uses_one_whose_trial_passed(
     backbone_folder: Path, child: ChildProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The same precision serves int8 without calibration texts. A precision whose trial crashed is never used."""
+    """A precision whose trial crashed is never used."""
     crash = f"if subject['precision'] == 'bfloat16':\n    {CRASH.format('ILL')}\n"
     write = 'open(sys.argv[1], \'w\').write(\'{"outcome": "agrees", "detail": "relative error 0.0001"}\')'
     child.replace_code(f"import json, sys\nsubject = json.load(sys.stdin)['subject']\n{crash}{write}")
     assert choose(backbone_folder, engine="openvino") == EngineChoice("openvino", "float32")
     assert "openvino in bfloat16 crashed (SIGILL)" in caplog.text
-    assert choose(backbone_folder, engine="openvino", dtype="int8") == EngineChoice("openvino", "int8", "float32")
+    assert choose(backbone_folder, engine="openvino", dtype="int8") == EngineChoice("openvino", "int8")
     assert choose(backbone_folder) == EngineChoice("torch", "bfloat16")
     assert choose(backbone_folder, dtype="float32") == EngineChoice("openvino", "float32")
 
 
-@pytest.mark.slow
-def test_int8_without_calibration_compiles_in_the_precision_of_the_trial(
-    backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_int8_is_refused_on_a_processor_that_cuts_off_its_sums(
+    backbone_folder: Path, child: ChildProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = BackboneSettings(model=str(backbone_folder), device="cpu")
-    hints: list[str] = []
-
-    def record_hint(graph: object, hint: str, streams: int, max_tokens: int) -> CompiledStub:
-        hints.append(hint)
-        return CompiledStub()
-
-    monkeypatch.setattr("spin.activations.engines.openvino_engine._compile", record_hint)
-    for precision in ("float32", "bfloat16"):
-        choice = EngineChoice("openvino", "int8", uncalibrated_precision=precision)
-        monkeypatch.setattr("spin.backbone.loading.choose_engine", lambda *_, choice=choice: choice)
-        backbone = load_backbone(settings)
-        open_engine(backbone, [single_segment([FeatureColumn(backbone.sites[1], "mean")])])
-    assert hints == ["float32", "bfloat16"]
+    """In one line, before any trial; a processor of another kind has its own instructions, which the trial judges."""
+    child.replace_code('import sys; open(sys.argv[1], "w").write(\'{"outcome": "agrees", "detail": ""}\')')
+    without = {"architecture": "x86_64", "avx512_bf16": True, "avx512_vnni": False, "avx_vnni": False}
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: without)
+    with pytest.raises(UserError, match="needs a processor with VNNI or AMX"):
+        choose(backbone_folder, engine="openvino", dtype="int8")
+    assert child.starts == 0
+    for other in (without | {"avx_vnni": True}, {"architecture": "aarch64"}):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda other=other: other)
+        assert choose(backbone_folder, engine="openvino", dtype="int8") == EngineChoice("openvino", "int8")
 
 
 class CompiledStub:
@@ -413,12 +408,12 @@ def test_a_real_decoder_with_stretched_positions_differs(monkeypatch: pytest.Mon
     def load() -> Backbone:
         return open_backbone(settings, folder, digest, "cpu", EngineChoice("openvino", precision), blocks=2)
 
-    def stretch(_: Backbone, segments: Sequence[BlockSegment], calibration: Sequence[str]) -> TorchEngine:
+    def stretch(_: Backbone, segments: Sequence[BlockSegment]) -> TorchEngine:
         backbone = load()
         backbone.model.rotary_emb.inv_freq *= 1.05
         return TorchEngine(backbone, segments)
 
-    monkeypatch.setattr(engine_child, "OpenVinoEngine", lambda backbone, segments, _: TorchEngine(load(), segments))
+    monkeypatch.setattr(engine_child, "OpenVinoEngine", lambda backbone, segments: TorchEngine(load(), segments))
     assert compare_engines(load()).outcome == "agrees"
     monkeypatch.setattr(engine_child, "OpenVinoEngine", stretch)
     verdict = compare_engines(load())

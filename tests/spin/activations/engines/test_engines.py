@@ -212,6 +212,7 @@ def test_openvino_sends_no_telemetry() -> None:
         "from tests.support import tiny\n"
         "from spin.backbone.loading import find_backbone, open_backbone\n"
         "from spin.activations.engines.engine import open_engine\n"
+        "from spin.activations.engines.int8_rounding import measure_scales\n"
         "from spin.backbone.engine_choice import EngineChoice\n"
         "from spin.activations.extract import single_segment\n"
         "from spin.settings import BackboneSettings\n"
@@ -221,7 +222,8 @@ def test_openvino_sends_no_telemetry() -> None:
         "choice = EngineChoice('openvino', 'int8')\n"
         "backbone = open_backbone(settings, *find_backbone(settings), 'cpu', choice)\n"
         "segment = single_segment([FeatureColumn(backbone.sites[1], 'mean')])\n"
-        "open_engine(backbone, [segment], calibration=['a fine film'] * 9)\n"
+        "backbone.scales = measure_scales(backbone, ['a fine film'] * 9)\n"
+        "open_engine(backbone, [segment])\n"
         "print(sorted(name for name, module in sys.modules.items() if 'openvino_telemetry' in name and module))\n"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -230,10 +232,15 @@ def test_openvino_sends_no_telemetry() -> None:
 
 @pytest.fixture(scope="module")
 def fitted(backbone_folder: Path) -> TrainedClassifier:
+    return fit_few(BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"))
+
+
+def fit_few(settings: BackboneSettings) -> TrainedClassifier:
+    """A classifier of 300 documents."""
     rows = tiny.make_documents(300)
     return (
         SpinClassifier(
-            BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"),
+            settings,
             probe=ProbeSettings(penalties=4),
             search=SearchSettings(etas=(0.5,), max_share=1, strengths=(1,), network="off", words="off"),
         )
@@ -252,11 +259,10 @@ DOCUMENTS = [row["text"] for row in tiny.make_documents(200, seed=5)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_labels_agree_with_float32_in_every_precision(fitted: TrainedClassifier, tmp_path: Path, dtype: str) -> None:
     """At least 90 % of labels agree, all of them in float32, and an explanation adds up to the logits of the engine."""
     loaded = save_and_load(fitted, tmp_path, engine="openvino", dtype=dtype)
-    loaded.calibration = tuple(DOCUMENTS[:50])
     agreement = np.mean([a == b for a, b in zip(loaded.predict(DOCUMENTS), fitted.predict(DOCUMENTS), strict=True)])
     assert agreement >= (1 if dtype == "float32" else 0.9)
     if dtype != "bfloat16" or torch.cpu.get_capabilities().get("avx512_bf16", False):  # others compute in float32
@@ -267,17 +273,41 @@ def test_labels_agree_with_float32_in_every_precision(fitted: TrainedClassifier,
     assert explanation.word_contributions.sum(0) + explanation.bias == pytest.approx(logits, abs=1e-4)
 
 
-def test_int8_without_calibration_texts_is_an_error(fitted: TrainedClassifier, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="set `calibration`"):
-        save_and_load(fitted, tmp_path, engine="openvino", dtype="int8").predict(DOCUMENTS)
+@pytest.mark.slow
+def test_a_classifier_of_int8_is_loaded_with_its_scales(backbone_folder: Path, tmp_path: Path) -> None:
+    """It is fitted on what int8 computes, and computes that again, also where the precision is left open.
+
+    In float32 it computes other values, if that is asked for, and most of the labels are the same.
+    """
+    settings = BackboneSettings(model=str(backbone_folder), dtype="int8", engine="openvino", device="cpu")
+    fitted = fit_few(settings)
+    assert fitted.backbone.precision == "int8"
+    expected = fitted.predict_all(DOCUMENTS)
+    fitted.save(tmp_path)
+    assert TrainedClassifier.load(tmp_path).settings.dtype == "int8"
+    for dtype in ("auto", "int8"):
+        given = settings.model_copy(update={"dtype": dtype})
+        loaded = TrainedClassifier.load(tmp_path, backbone=given)
+        assert loaded.scales is not None
+        assert loaded.scales.digest == fitted.backbone.scales.digest
+        np.testing.assert_allclose(loaded.predict_logits(DOCUMENTS), expected.logits, atol=1e-4)
+    exact = TrainedClassifier.load(tmp_path, backbone=settings.model_copy(update={"dtype": "float32"}))
+    predictions = exact.predict_all(DOCUMENTS)
+    assert np.abs(predictions.logits - expected.logits).max() > 1e-3
+    assert np.mean([a == b for a, b in zip(predictions.labels, expected.labels, strict=True)]) >= 0.9
+
+
+def test_int8_is_refused_for_a_classifier_of_another_precision(fitted: TrainedClassifier, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="this one was trained with float32; train with backbone.dtype: int8, or set"):
+        save_and_load(fitted, tmp_path, engine="openvino", dtype="int8")
 
 
 def test_the_engine_of_this_machine_is_not_saved_with_a_classifier(fitted: TrainedClassifier, tmp_path: Path) -> None:
-    fitted.settings = fitted.settings.model_copy(update={"engine": "openvino", "dtype": "int8"})
+    fitted.settings = fitted.settings.model_copy(update={"engine": "openvino"})
     fitted.save(tmp_path)
     saved = TrainedClassifier.load(tmp_path).settings
-    fitted.settings = fitted.settings.model_copy(update={"engine": "auto", "dtype": "float32"})
-    assert (saved.engine, saved.dtype) == ("auto", "auto")
+    fitted.settings = fitted.settings.model_copy(update={"engine": "auto"})
+    assert (saved.engine, saved.dtype) == ("auto", "float32")
 
 
 def test_several_predictions_open_one_engine(fitted: TrainedClassifier, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,14 @@ from transformers.pytorch_utils import Conv1D
 from spin.activations.engines import openvino_engine
 from spin.activations.engines.encoder import NeuronEncoder, split_segments
 from spin.activations.engines.engine_child import compare_engines
-from spin.activations.engines.int8_scales import InputScale, Int8Scales, linear_maps
+from spin.activations.engines.int8_rounding import linear_maps, measure_scales, round_products
 from spin.activations.engines.openvino_engine import OpenVinoEngine
 from spin.activations.extract import single_segment
 from spin.backbone.engine_choice import EngineChoice
+from spin.backbone.int8_scales import InputScale, Int8Scales
 from spin.backbone.loading import find_backbone, load_backbone, open_backbone
 from spin.backbone.model import Backbone
+from spin.errors import UserError
 from spin.settings import BackboneSettings
 from spin.sites import FeatureColumn
 from tests.spin.activations.engines.test_engines import OPENVINO_SUPPORTED
@@ -31,7 +33,7 @@ TEN = [row["text"] for row in tiny.make_documents(10)]
 
 def test_a_product_is_one_of_integers(model: Backbone) -> None:
     """In NumPy: both factors are rounded to integers, multiplied as these, and scaled."""
-    scales, maps = Int8Scales.measure(model, TEN), linear_maps(model)
+    scales, maps = measure_scales(model, TEN), linear_maps(model)
     assert scales.by_map.keys() == maps.keys()
     draw = torch.Generator().manual_seed(0)
     for name, scale in scales.by_map.items():
@@ -42,7 +44,7 @@ def test_a_product_is_one_of_integers(model: Backbone) -> None:
         steps = np.abs(weight / factors).max(1) / 127
         products = integers @ np.rint(weight / factors / steps[:, None]).T * scale.step * steps
         bias = 0 if module.bias is None else module.bias.numpy()
-        with scales.applied(model), torch.inference_mode():
+        with round_products(model, scales), torch.inference_mode():
             rounded = module(values).numpy()
         np.testing.assert_allclose(rounded, products + bias, atol=2 * scale.step * steps.max() * 127, rtol=1e-4)
         assert np.median(np.abs(rounded - products - bias)) < 1e-5, name
@@ -51,7 +53,7 @@ def test_a_product_is_one_of_integers(model: Backbone) -> None:
 def test_what_the_texts_hold_is_rounded_and_not_cut_off(model: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """An input differs by half a step at most, whatever texts are beside it in its batch."""
     monkeypatch.setattr(model, "batch_tokens", 32)
-    scales, maps = Int8Scales.measure(model, TEN), linear_maps(model)
+    scales, maps = measure_scales(model, TEN), linear_maps(model)
     extremes: dict[str, list[float]] = {name: [] for name in maps}
 
     def watch(name: str, args: tuple[torch.Tensor, ...]) -> None:
@@ -83,11 +85,11 @@ def test_a_backbone_computes_as_before_after_the_context(model: Backbone) -> Non
         with torch.inference_mode():
             return encoder(*batch)[0].numpy()
 
-    expected, scales = run(), Int8Scales.measure(model, TEN)
-    with scales.applied(model):
+    expected, scales = run(), measure_scales(model, TEN)
+    with round_products(model, scales):
         assert not np.array_equal(run(), expected)
     np.testing.assert_array_equal(run(), expected)
-    with pytest.raises(RuntimeError, match="while a graph is made"), scales.applied(model):
+    with pytest.raises(RuntimeError, match="while a graph is made"), round_products(model, scales):
         raise RuntimeError("while a graph is made")
     np.testing.assert_array_equal(run(), expected)
 
@@ -95,9 +97,9 @@ def test_a_backbone_computes_as_before_after_the_context(model: Backbone) -> Non
 def test_a_truncated_backbone_has_scales_for_its_blocks(backbone_folder: Path) -> None:
     """They are those of the whole one."""
     backbone = load_backbone(BackboneSettings(model=str(backbone_folder), dtype="float32", device="cpu"))
-    whole = Int8Scales.measure(backbone, TEN)
+    whole = measure_scales(backbone, TEN)
     backbone.truncate(1)
-    first = Int8Scales.measure(backbone, TEN)
+    first = measure_scales(backbone, TEN)
     assert first.by_map.keys() == {name for name in whole.by_map if name.startswith("1.")}
     for name, scale in first.by_map.items():
         np.testing.assert_allclose(scale.factors, whole.by_map[name].factors, rtol=1e-4)
@@ -115,11 +117,43 @@ def test_as_many_windows_as_texts_are_run(backbone_folder: Path, monkeypatch: py
         return pad_tokens(tokens, rows)
 
     monkeypatch.setattr(backbone, "pad_tokens", pad_and_record)
-    assert Int8Scales.measure(backbone, texts).by_map
+    assert measure_scales(backbone, texts).by_map
     windows = len(backbone.tokenize(texts).ids)
     assert windows > 9
     assert len(run) <= len(texts)
     assert max(run) > windows / 2
+
+
+def test_of_many_texts_some_are_run_from_the_first_to_the_last(
+    model: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: list[Sequence[str]] = []
+    tokenize = model.tokenize
+    monkeypatch.setattr(model, "tokenize", lambda texts: tokenize(run.append(texts) or texts))
+    measure_scales(model, [f"a film {number}" for number in range(600)])
+    assert run == [[f"a film {number}" for number in range(0, 600, 3)]]
+
+
+def test_stored_scales_are_those_that_were_measured(model: Backbone) -> None:
+    """Bit for bit, under the same digest; other texts have other scales under another digest."""
+    scales = measure_scales(model, TEN)
+    again = Int8Scales.from_bytes(scales.to_bytes())
+    assert again.digest == scales.digest != measure_scales(model, TEN[:3]).digest
+    assert again.by_map.keys() == scales.by_map.keys()
+    for name, scale in scales.by_map.items():
+        stored = again.by_map[name]
+        assert (stored.step, stored.zero) == (scale.step, scale.zero)
+        torch.testing.assert_close(stored.factors, scale.factors, rtol=0, atol=0)
+    tensors = scales.to_tensors()
+    del tensors[f"{min(scales.by_map)}.step"]
+    with pytest.raises(UserError, match=r"int8 scales without 1\..*\.step; train again"):
+        Int8Scales.from_tensors(tensors)
+
+
+def test_int8_without_scales_is_refused(int8_backbone: Backbone) -> None:
+    int8_backbone.scales = None
+    with pytest.raises(ValueError, match="int8 without scales"):
+        OpenVinoEngine(int8_backbone, [single_segment([FeatureColumn(int8_backbone.sites[1], "mean")])])
 
 
 def test_one_large_input_leaves_integers_to_the_others() -> None:
@@ -144,7 +178,9 @@ def test_an_input_that_no_text_activates_is_not_cut_to_nothing() -> None:
 @pytest.fixture
 def int8_backbone(backbone_folder: Path) -> Backbone:
     settings = BackboneSettings(model=str(backbone_folder), device="cpu")
-    return open_backbone(settings, *find_backbone(settings), "cpu", EngineChoice("openvino", "int8"))
+    backbone = open_backbone(settings, *find_backbone(settings), "cpu", EngineChoice("openvino", "int8"))
+    backbone.scales = measure_scales(backbone, TEN)
+    return backbone
 
 
 @pytest.mark.slow
@@ -158,7 +194,7 @@ def test_all_linear_maps_of_a_graph_multiply_in_int8(int8_backbone: Backbone, mo
 
     monkeypatch.setattr(openvino_engine, "_compile", compile_and_record)
     columns = [FeatureColumn(site, "mean") for site in int8_backbone.sites]
-    OpenVinoEngine(int8_backbone, [single_segment(columns)], TEN)
+    OpenVinoEngine(int8_backbone, [single_segment(columns)])
     [graph] = compiled
     infos = [op.get_rt_info() for op in graph.get_runtime_model().get_ops()]
     precisions = [i["runtimePrecision"].astype(str) for i in infos if i["layerType"].astype(str) == "FullyConnected"]
@@ -186,11 +222,11 @@ def test_int8_of_few_neurons_is_that_of_all(int8_backbone: Backbone) -> None:
     sites = int8_backbone.sites
     few = {FeatureColumn(site, "mean"): np.arange(2, int8_backbone.width(site), 5) for site in sites}
     ids, mask = int8_backbone.pad_batch(int8_backbone.tokenize(TEXTS).ids)
-    every = OpenVinoEngine(int8_backbone, [single_segment(list(few))], TEN)
+    every = OpenVinoEngine(int8_backbone, [single_segment(list(few))])
     values = np.array(every.run(0, ids, mask).values)
     parts = every.segments[0].slices(int8_backbone)
     expected = np.concatenate([values[:, parts[column]][:, indices] for column, indices in few.items()], axis=1)
     [segment] = split_segments(few, [])
     np.testing.assert_allclose(
-        OpenVinoEngine(int8_backbone, [segment], TEN).run(0, ids, mask).values, expected, rtol=1e-2, atol=1e-2
+        OpenVinoEngine(int8_backbone, [segment]).run(0, ids, mask).values, expected, rtol=1e-2, atol=1e-2
     )

@@ -1,0 +1,71 @@
+"""Trainings in int8: every stage reads by scales that were measured once, on training documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.data.training_labels import Labels
+from pipelines.training import extract_features
+from pipelines.training.extract_features import load_features
+from pipelines.training.workflow import run_workflow
+from spin import TrainedClassifier
+from spin.activations.extract import extract
+from spin.backbone.loading import load_backbone
+from spin.labels.splits import rows_in_split
+from spin.settings import Settings
+from spin.sites import FeatureColumn
+from tests.support import small_training
+
+pytestmark = pytest.mark.slow
+
+COLUMN = FeatureColumn.parse("ffn.02.mean")
+SEARCH = {"documents": 200, "etas": [0.5], "strengths": [1], "network": "off", "words": "off"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("int8")
+    small_training.write_corpus(folder, 400, ("good", "bad"))
+    return folder
+
+
+def make_settings(folder: Path, store: Path, **changes: Any) -> Settings:
+    backbone = {"model": str(folder / "bert"), "dtype": "int8", "engine": "openvino", "device": "cpu"}
+    return small_training.make_settings(folder, store, **{"backbone": backbone, "search": SEARCH, **changes})
+
+
+@pytest.mark.parametrize("passes", ["all", "two_pass"])
+def test_all_stages_and_the_version_have_the_same_scales(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: str
+) -> None:
+    """They are measured once, by the driver; a version has them without the store of its training."""
+    measured: list[list[str]] = []
+    measure = extract_features.measure_scales
+    monkeypatch.setattr(
+        extract_features, "measure_scales", lambda backbone, texts: measure(backbone, measured.append(texts) or texts)
+    )
+    settings = make_settings(folder, tmp_path / "store", extract=passes)
+    run_workflow(settings)
+    plan, _, features = load_features(settings)
+    scales = plan.derived.int8_scales
+    assert scales is not None
+    spin = TrainedClassifier.open(tmp_path / "store/model", settings)
+    assert spin.scales is not None
+    assert spin.scales.digest == scales.digest
+    texts = pq.read_table(folder / "train.parquet")["text"].to_pylist()
+    rows = np.arange(400) if plan.derived.sample is None else np.concatenate(
+        [100 * shard + np.array(rows, np.int64) for shard, rows in enumerate(plan.derived.sample)]
+    )  # fmt: skip
+    backbone = load_backbone(settings.backbone, scales=scales)
+    expected = extract(backbone, [texts[row] for row in rows], [COLUMN]).columns[COLUMN]
+    np.testing.assert_allclose(features.read_rows(COLUMN, rows), expected, rtol=2e-3, atol=2e-3)
+    [read] = measured
+    assert 100 < len(read) <= 256
+    tested = {texts[row] for row in rows_in_split(Labels.of(features, settings).splits, "test")}
+    assert len(tested) > 20
+    assert not set(read) & tested
