@@ -55,7 +55,7 @@ class Measurement:
             grid = ours.grid()
             self._try(ours, grid)
             best = frontier({setting: self.tried[setting] for setting in grid if setting in self.tried})
-            self._try(ours, ours.in_int8(best))  # each is calibrated anew, which takes longer than all others
+            self._try(ours, ours.in_int8(best))
         for setting in chosen_settings(self.tried, targets):
             if setting not in fixed:
                 self.ready.append(make_ready(ours.contender(setting), self.trial.texts(self.trial.valid)))

@@ -11,14 +11,16 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.method.contenders import FittedSpin, fit_spin, reader
-from benchmarks.method.corpora import METRIC
+from benchmarks.method.corpora import METRIC, Exam
 from benchmarks.speed.choice import distinct
 from benchmarks.speed.contender import SHIPPED, Answers, Classify, Contender, OurSetting, Precision
 from benchmarks.speed.trial import Trial
 from spin import TrainedClassifier
-from spin.activations.engines.engine import CALIBRATION_TEXTS
+from spin.activations.engines.int8_rounding import measure_scales
+from spin.activations.extract import extract
 from spin.arrays import Floats
 from spin.backbone.engine_choice import choose_engine
+from spin.backbone.int8_scales import Int8Scales
 from spin.backbone.loading import find_backbone, load_backbone
 from spin.errors import UserError
 from spin.fitted.fitted_classifier import TrainingResult
@@ -77,25 +79,48 @@ class OurSettings:
         return Contender(setting, lambda: load(self.trial, setting))
 
 
-def train_classifiers(trial: Trial) -> Path:
+def train_classifiers(trial: Trial, *, in_int8: bool = False) -> Path:
     """The folder of the classifiers, each in a folder with the loss that its early exits may cost as its name.
 
     They are fitted with the default settings on the documents to learn from, and differ in their early exits alone.
+    `in_int8` they are fitted on what int8 computes.
     """
 
     def train(folder: Path) -> None:
-        fitted = fit_spin(trial.exam)
-        settings = BackboneSettings(model=trial.plan.model, max_tokens=trial.plan.max_tokens, device="cpu")
-        digest = load_backbone(settings).digest
+        exam, scales = _read_in_int8(trial) if in_int8 else (trial.exam, None)
+        fitted = fit_spin(exam)
+        settings = _settings(trial, "auto", "int8" if in_int8 else "auto")
+        digest = find_backbone(settings)[1]
         for loss in trial.losses:
-            result = fitted.training_result if loss == SHIPPED else with_exits(trial, fitted, loss)
-            spin = TrainedClassifier(settings, digest, trial.label_space, result, METRIC)
+            result = fitted.training_result if loss == SHIPPED else with_exits(exam, fitted, loss)
+            spin = TrainedClassifier(settings, digest, trial.label_space, result, METRIC, scales=scales)
             spin.save(folder / str(loss))
 
-    return trial.parts.get("-".join(["spin", *map(str, trial.losses)]), train)
+    return trial.parts.get("-".join(["spin", *(["int8"] if in_int8 else []), *map(str, trial.losses)]), train)
 
 
-def with_exits(trial: Trial, fitted: FittedSpin, loss: float) -> TrainingResult:
+def _read_in_int8(trial: Trial) -> tuple[Exam, Int8Scales]:
+    """What the contenders learn from, read again in int8, and the scales that it shows."""
+    corpus, rows = trial.exam.corpus, trial.exam.data.rows
+    backbone = load_backbone(_settings(trial, "openvino", "int8"))
+    backbone.scales = measure_scales(backbone, trial.train_texts)
+
+    def read(folder: Path) -> None:
+        files = {  # rows that are not read take no room on the disk
+            column: np.lib.format.open_memmap(folder / f"{column}.npy", "w+", values.dtype, values.shape)
+            for column, values in corpus.features.items()
+        }
+        for part in np.array_split(rows, -(-len(rows) // 1024)):
+            values = extract(backbone, trial.texts(part), list(corpus.features)).columns
+            for column, file in files.items():
+                file[part] = values[column]
+
+    folder = trial.parts.get("int8", read)
+    features = {column: np.asarray(np.load(folder / f"{column}.npy", mmap_mode="r")) for column in corpus.features}
+    return replace(trial.exam, corpus=replace(corpus, features=features)), backbone.scales
+
+
+def with_exits(exam: Exam, fitted: FittedSpin, loss: float) -> TrainingResult:
     """The same training with early exits that may cost another loss; the search is not repeated."""
     search = fitted.search
     with (
@@ -105,10 +130,10 @@ def with_exits(trial: Trial, fitted: FittedSpin, loss: float) -> TrainingResult:
         return integrate(
             fitted.probes,
             [],
-            reader(trial.exam),
-            trial.exam.data,
+            reader(exam),
+            exam.data,
             settings=SearchSettings(),
-            compute=trial.exam.corpus.flops,
+            compute=exam.corpus.flops,
             cascade=CascadeSettings(max_loss=loss),
             words=fitted.words,
         )
@@ -116,13 +141,12 @@ def with_exits(trial: Trial, fitted: FittedSpin, loss: float) -> TrainingResult:
 
 def load(trial: Trial, setting: OurSetting) -> Classify:
     """Load the classifier of a setting; the token budget of the settings determines its batches."""
-    folder = train_classifiers(trial)
+    folder = train_classifiers(trial, in_int8=setting.precision == "int8")
     spin = TrainedClassifier.load(
         _artifact(folder, setting),
         backbone=_settings(trial, setting.engine, setting.precision),
         choose=setting.choose,
         early=setting.max_loss is not None,
-        calibration=trial.train_texts[:CALIBRATION_TEXTS],
         reasons=setting.reasons,
     )
     return classify_with(spin, trial.exam.corpus.flops)

@@ -30,7 +30,8 @@ class BackboneSettings(Section):
     dtype: Precision = Field(
         "auto",
         description="Precision in which the model computes. auto: bfloat16 where the hardware is faster in it, else "
-        "float32. int8 is for `spin classify` alone and needs the extra `openvino`.",
+        "float32; a version that was trained in int8 is run in it. int8 needs the extra `openvino`, and a processor "
+        "with VNNI or AMX.",
     )
     engine: Literal["auto", "torch", "openvino"] = Field(
         "auto",

@@ -128,10 +128,10 @@ def test_exits_for_another_loss_are_those_of_a_training_of_their_own(
     """Words included, with the search done once."""
     fitted = fit_spin(trial.exam)
     monkeypatch.setattr(contenders.spin.integrate.integrate.Search, "run", lambda _: pytest.fail("searched again"))
-    again = with_exits(trial, fitted, SHIPPED)
+    again = with_exits(trial.exam, fitted, SHIPPED)
     assert again.summary() == fitted.training_result.summary()
     assert again.words is not None
-    none = with_exits(trial, fitted, 0.0)
+    none = with_exits(trial.exam, fitted, 0.0)
     assert not any(choice.exits for choice in none.choices.values())
 
 
