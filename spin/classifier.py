@@ -161,6 +161,11 @@ class TrainedClassifier:
         _ = self.forward_pass
 
     @property
+    def scales_digest(self) -> str | None:
+        """The digest of the scales by which the backbone is rounded to int8; None if it runs in another precision."""
+        return self.scales.digest if self.scales is not None and self.settings.dtype == "int8" else None
+
+    @property
     def exits_early(self) -> bool:
         """Whether documents may exit by their words, or before the last block that is needed."""
         return self.early and len(self.fitted.exits) > 0
@@ -319,6 +324,24 @@ class TrainedClassifier:
             early=settings.classify.cascade,
             reasons=settings.classify.reasons,
         )
+
+
+def load_scales(folder: str | Path, digest: str) -> Int8Scales:
+    """The scales of the classifier in a folder, for the backbone with a digest.
+
+    Raises UserError for a classifier that was trained in another precision or on another backbone.
+    """
+    metadata = persistence.read_metadata(Path(folder))
+    if metadata.backbone.dtype != "int8":
+        raise UserError(
+            f"backbone.scales: found a classifier that was trained with {metadata.backbone.dtype}, not int8"
+        )
+    if metadata.backbone_digest != digest:
+        raise UserError(
+            f"backbone.scales: found those of a backbone with digest {metadata.backbone_digest[:12]}, expected "
+            f"{digest[:12]}; name a classifier that was trained on the same backbone"
+        )
+    return Int8Scales.from_tensors(persistence.load_scales(Path(folder)))
 
 
 def feature_columns(backbone: Backbone, sites: Sequence[str], poolings: Sequence[str] | None) -> list[FeatureColumn]:

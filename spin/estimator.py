@@ -17,7 +17,7 @@ from spin.activations.extract import extract
 from spin.arrays import Floats
 from spin.backbone.flops import relative_flops
 from spin.backbone.loading import announce_backbone, load_backbone
-from spin.classifier import TrainedClassifier, checked_texts, feature_columns
+from spin.classifier import TrainedClassifier, checked_texts, feature_columns, load_scales
 from spin.errors import UserError
 from spin.fit_progress import StartStep, show_steps, start_silently
 from spin.fitted.abstention import refuse_promise
@@ -129,7 +129,8 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         backbone = load_backbone(parameters.backbone)
         announce_backbone(parameters.backbone, backbone)
         if backbone.precision == "int8":
-            backbone.scales = measure_scales(backbone, texts)
+            given = parameters.backbone.scales
+            backbone.scales = measure_scales(backbone, texts) if given is None else load_scales(given, backbone.digest)
         columns = feature_columns(backbone, parameters.sites, parameters.poolings)
         features = extract(backbone, texts, columns, progress=start("documents", len(texts))).columns
         data = TrainingData.from_splits(

@@ -10,8 +10,8 @@ from spin.classifier import TrainedClassifier, checked_texts
 from spin.passes.forward_pass import ForwardPass
 from spin.predictions import Predictions
 
-_SOURCE = frozenset({"model", "revision", "trust_remote_code"})
-"""settings of a backbone that say where it comes from: what it computes is in its digest"""
+_SOURCE = frozenset({"model", "revision", "trust_remote_code", "scales"})
+"""settings of a backbone that say where it and its scales come from: what it computes is in their digests"""
 _OF_WINDOWS = frozenset({"window_overlap", "max_windows"})
 """settings of a backbone that count only where long texts are read in windows"""
 
@@ -114,5 +114,4 @@ class SharedPass:
 def _backbone_key(spin: TrainedClassifier) -> tuple[str | None, ...]:
     """A key that is equal for classifiers that can share a pass: the weights, and all settings that change values."""
     unused = frozenset() if spin.settings.long_texts == "windows" else _OF_WINDOWS
-    scales = spin.scales.digest if spin.scales is not None and spin.settings.dtype == "int8" else None
-    return spin.backbone_digest, spin.settings.model_dump_json(exclude=set(_SOURCE | unused)), scales
+    return spin.backbone_digest, spin.settings.model_dump_json(exclude=set(_SOURCE | unused)), spin.scales_digest

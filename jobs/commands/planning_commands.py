@@ -128,9 +128,10 @@ def print_plan(estimate: NightEstimate) -> None:
 
 def _describe_sample(estimate: NightEstimate) -> Iterator[str]:
     sample, rates = estimate.sample, estimate.sample.documents_per_s
+    scales = "" if estimate.scales is None else f" in int8 by scales {estimate.scales[:12]}"
     yield (
         f"{counted(sample.documents, 'document')} of {estimate.source}{', all of it,' * sample.whole} in "
-        f"{_format_rate(sample.seconds)} s by version {estimate.model_version}, "
+        f"{_format_rate(sample.seconds)} s by version {estimate.model_version}{scales}, "
         f"{counted(sample.threads, 'torch thread')}"
     )
     windows = f" in {sample.windows_per_document:.1f} windows" * (sample.windows_per_document > 1)

@@ -75,6 +75,9 @@ class NightEstimate:
     model: str
     """name of the registered model"""
     model_version: str
+    scales: str | None
+    """the digest of the scales by which it is run in int8, None in another precision; models need equal ones to share
+    a forward pass"""
     source: str
     """URI of the documents that were sampled"""
     documents: int
@@ -131,6 +134,7 @@ def estimate_night(
     return NightEstimate(
         model=registry.name,
         model_version=version,
+        scales=sample.scales,
         source=source,
         documents=documents,
         shards=count,

@@ -38,7 +38,7 @@ from pipelines.workers.progress import progress
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.fitted import persistence
-from spin.settings import Settings
+from spin.settings import DecisionSettings, Settings
 
 _FIRST = 64
 """documents of the piece that warms up, and of the next, whose speed sets the size of the others"""
@@ -131,6 +131,8 @@ class NightSample:
     """tasks of the intake"""
     drift: bool
     """whether the version has a drift reference, so that a night reads its profiles again"""
+    scales: str | None
+    """the digest of the scales by which the version is run in int8, None in another precision"""
 
     @property
     def most_in_shard(self) -> int:
@@ -175,7 +177,8 @@ def take_sample(
         shards = plan.shards
         chosen = random.Random(settings.seed).sample(shards, min(len(shards), _SHARDS))
         start = time.perf_counter()
-        step = ClassifyStep(_job(run, registry, version, model, local, sampled), local)
+        spin = TrainedClassifier.open(model, local)
+        step = ClassifyStep(_job(run, registry, version, model, spin.decision, sampled), local)
         load = time.perf_counter() - start
         pieces, ended = _pieces(step, chosen, run, seconds)
         drift = (model / REFERENCE).exists()
@@ -186,7 +189,7 @@ def take_sample(
     whole = ended and len(chosen) == len(shards) and len(readings) == len(tasks)
     threads = settings.ray.for_stage("classify").cpus_per_worker
     figures = SampleFigures.of(pieces, whole=whole, threads=threads, load_seconds=load)
-    return NightSample(figures, pieces, readings, drift)
+    return NightSample(figures, pieces, readings, drift, spin.scales_digest)
 
 
 def _pieces(
@@ -241,7 +244,9 @@ def _readings(
     return readings
 
 
-def _job(run: Store, registry: Registry, version: str, model: Path, settings: Settings, sampled: float) -> ClassifyJob:
+def _job(
+    run: Store, registry: Registry, version: str, model: Path, decision: DecisionSettings, sampled: float
+) -> ClassifyJob:
     """The job of the workers of a run that nobody publishes."""
     files = {name: (model / name).read_bytes() for name in (persistence.CONFIG, persistence.TENSORS)}
     record = Run(
@@ -255,7 +260,6 @@ def _job(run: Store, registry: Registry, version: str, model: Path, settings: Se
         pass_name=_RUN,
     )
     copy = ArtifactCopy.write(run / "model", files)
-    decision = TrainedClassifier.open(model, settings).decision
     job = ModelJob(record, copy, decision, DuplicateRows.none(run), sampled=sampled)
     alone = Pass(name=_RUN, runs=(_RUN,), begun=record.begun)
     return ClassifyJob((job,), pa.schema([]), alone)

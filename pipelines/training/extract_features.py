@@ -6,12 +6,14 @@ once neurons have been chosen.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from pipelines.data.forgotten_ids import read_forgotten
 from pipelines.data.labelled_corpus import LabelledCorpus, read_labelled
 from pipelines.data.spool import PartSize, ReadyPiece, read_texts
 from pipelines.data.training_labels import NOTHING_FROZEN, Labels, split_all
+from pipelines.registry.versions import Registry
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
@@ -61,7 +64,7 @@ from spin.arrays import Rows
 from spin.backbone.int8_scales import Int8Scales
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
-from spin.classifier import feature_columns
+from spin.classifier import feature_columns, load_scales
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace
 from spin.labels.splits import rows_in_split
@@ -258,9 +261,10 @@ def _plan_metadata(settings: Settings, files: list[InputFile], *, two_passes: bo
     """Everything that changes the features; not worker counts, logging or paths of weights."""
     backbone = activation_settings(settings.backbone)
     data = settings.data.model_dump(include={"id", "text", "label", "split", "group"}) | settings.data.file_format()
+    scales = {} if settings.backbone.scales is None else {"scales": settings.backbone.scales}
     metadata = {
         "format": FORMAT,
-        "backbone": {**backbone, "digest": weights_cache.local_digest(settings.backbone)},
+        "backbone": {**backbone, **scales, "digest": weights_cache.local_digest(settings.backbone)},
         "data": {**data, "files": to_json(files)},
         "sites": settings.sites,
         "poolings": settings.poolings,
@@ -368,11 +372,23 @@ class _Survey:
         )
 
     def _measure_scales(self, backbone: Backbone, splits: Sequence[str]) -> Int8Scales:
-        """The scales that documents show which train or validate."""
+        """The scales of the version that the settings name, else those that documents show which train or validate."""
+        if self.settings.backbone.scales is not None:
+            return _load_version_scales(self.settings, self.settings.backbone.scales, backbone.digest)
         rows = rows_in_split(splits, "train", "valid")
         shards = self.spool.locate(divide_parts(self._taken_in[1], self.settings.ray.shard_documents))
         corpus = Corpus(tuple(self.files), shards, self.spool, self.settings.data)
         return measure_scales(backbone, corpus.read_texts(rows[:: -(-len(rows) // CALIBRATION_TEXTS)]))
+
+
+def _load_version_scales(settings: Settings, source: str, digest: str) -> Int8Scales:
+    """The scales of `models:/NAME/VERSION` or of the classifier in a folder. Raises UserError as `load_scales` does."""
+    if not source.startswith("models:/"):
+        return load_scales(source, digest)
+    registry = Registry(settings, source.removeprefix("models:/").rpartition("/")[0])
+    with tempfile.TemporaryDirectory() as folder:
+        registry.download(registry.resolve(source), Path(folder))
+        return load_scales(folder, digest)
 
 
 def _column_widths(backbone: Backbone, settings: Settings) -> dict[FeatureColumn, int]:

@@ -63,7 +63,7 @@ class ClassifierMetadata(BaseModel):
     def _leave_out_local_settings(cls, backbone: BackboneSettings) -> BackboneSettings:
         """The settings without those of one machine; an artifact never allows code to run."""
         default = BackboneSettings(model=backbone.model)
-        local = {name: getattr(default, name) for name in ("trust_remote_code", "engine", "compile")}
+        local = {name: getattr(default, name) for name in ("trust_remote_code", "engine", "compile", "scales")}
         return backbone.model_copy(update=local)
 
 

@@ -33,6 +33,12 @@ class BackboneSettings(Section):
         "float32; a version that was trained in int8 is run in it. int8 needs the extra `openvino`, and a processor "
         "with VNNI or AMX.",
     )
+    scales: str | None = Field(
+        None,
+        description="With `dtype: int8`: the version whose scales a training takes over, models:/NAME/VERSION, or the "
+        "folder of a saved classifier. Classifiers need the same scales to share a forward pass. Default: the training "
+        "measures its own.",
+    )
     engine: Literal["auto", "torch", "openvino"] = Field(
         "auto",
         description="Library that runs the model. auto: OpenVINO on a processor, where it is installed and agrees "
@@ -84,6 +90,12 @@ class BackboneSettings(Section):
         description="Run Python code that comes with the model. Only for a model whose code you have read. "
         "Default: a model that needs it is refused.",
     )
+
+    @model_validator(mode="after")
+    def _scales_are_of_int8(self) -> BackboneSettings:
+        if self.scales is not None and self.dtype != "int8":
+            raise ValueError(f"scales {self.scales}: expected dtype: int8 beside it, found {self.dtype}")
+        return self
 
     @model_validator(mode="after")
     def _windows_advance(self) -> BackboneSettings:

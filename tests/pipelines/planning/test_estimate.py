@@ -49,7 +49,7 @@ pytestmark = pytest.mark.slow
 DATE = "2026-03-01"
 Row = dict[str, Any]
 JSON_KEYS = {
-    **dict.fromkeys(("model", "model_version", "source", "documents", "shards", "one_machine")),
+    **dict.fromkeys(("model", "model_version", "scales", "source", "documents", "shards", "one_machine")),
     "sample": [
         "dead_share",
         "documents",
@@ -291,7 +291,9 @@ def constructed_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     taken_in = IntakeCounts(rows=100, report=IntakeReport((), (part,), {}), repeated=0)
     reading = MeasuredShard(taken_in, 0.01, 5000, {"ids": b"i" * 2000, "json": b"{}"})
     figures = SampleFigures.of(pieces, whole=True, threads=1, load_seconds=36)
-    monkeypatch.setattr(estimate, "take_sample", lambda *_, **__: NightSample(figures, pieces, [reading], drift=True))
+    monkeypatch.setattr(
+        estimate, "take_sample", lambda *_, **__: NightSample(figures, pieces, [reading], drift=True, scales=None)
+    )
 
 
 @pytest.mark.usefixtures("constructed_sample")

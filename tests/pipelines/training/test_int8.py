@@ -11,15 +11,16 @@ import pytest
 
 from pipelines.data.training_labels import Labels
 from pipelines.training import extract_features
-from pipelines.training.extract_features import load_features
+from pipelines.training.extract_features import load_features, run_extract
 from pipelines.training.workflow import run_workflow
 from spin import TrainedClassifier
 from spin.activations.extract import extract
 from spin.backbone.loading import load_backbone
+from spin.errors import UserError
 from spin.labels.splits import rows_in_split
 from spin.settings import Settings
 from spin.sites import FeatureColumn
-from tests.support import small_training
+from tests.support import small_training, tiny
 
 pytestmark = pytest.mark.slow
 
@@ -69,3 +70,34 @@ def test_all_stages_and_the_version_have_the_same_scales(
     tested = {texts[row] for row in rows_in_split(Labels.of(features, settings).splits, "test")}
     assert len(tested) > 20
     assert not set(read) & tested
+
+
+def test_a_training_takes_over_the_scales_of_a_version(folder: Path, tmp_path: Path) -> None:
+    """From the registry or from a folder; of another backbone they are refused, and no store is begun."""
+    first = make_settings(folder, tmp_path / "first")
+    run_workflow(first)
+    expected = load_features(first)[0].derived.int8_scales
+    assert expected is not None
+    registry = {"model": "tiny", "tracking_uri": first.mlflow.tracking_uri}
+    given = {**first.backbone.model_dump(), "scales": "models:/tiny/1"}
+    few = folder / "few.parquet"
+    pq.write_table(pq.read_table(folder / "train.parquet").slice(0, 200), few)
+    for number, source in enumerate(("models:/tiny/1", str(tmp_path / "first/model"))):
+        backbone = {**given, "scales": source}
+        data = {"train": str(few)}
+        settings = make_settings(folder, tmp_path / f"{number}", backbone=backbone, data=data, mlflow=registry)
+        run_extract(settings)
+        scales = load_features(settings)[0].derived.int8_scales
+        assert scales is not None
+        assert scales.digest == expected.digest
+    other = str(tiny.save_bert(tmp_path / "other", seed=1))
+    backbone = {**given, "model": other}
+    settings = make_settings(folder, tmp_path / "refused", backbone=backbone, mlflow=registry)
+    with pytest.raises(UserError, match=r"backbone\.scales: found those of a backbone with digest"):
+        run_extract(settings)
+
+
+def test_scales_need_int8(folder: Path, tmp_path: Path) -> None:
+    backbone = {"model": str(folder / "bert"), "dtype": "bfloat16", "scales": "models:/tiny/1"}
+    with pytest.raises(UserError, match="expected dtype: int8 beside it, found bfloat16"):
+        make_settings(folder, tmp_path / "store", backbone=backbone)
