@@ -19,7 +19,7 @@ from spin.backbone.model import DEFAULT_POOLINGS, Backbone
 from spin.errors import UserError
 from spin.explainer import explain_text
 from spin.fitted import persistence
-from spin.fitted.abstention import choose_precision, keep_promise, refuse_promise, require_precision
+from spin.fitted.abstention import keep_promise, refuse_promise, require_precision
 from spin.fitted.decision import Decision
 from spin.fitted.fitted_classifier import FittedClassifier, TrainingResult
 from spin.fitted.held_out import HeldOutLogits
@@ -31,7 +31,15 @@ from spin.passes.forward_pass import ForwardPass
 from spin.passes.pass_member import PassMember
 from spin.poolings.registry import find_pooling
 from spin.predictions import Predictions
-from spin.settings import TRAINED_SETTINGS, BackboneSettings, Choice, DecisionSettings, Metric, Settings
+from spin.settings import (
+    TRAINED_SETTINGS,
+    BackboneSettings,
+    Choice,
+    DecisionSettings,
+    Metric,
+    Settings,
+    choose_precision,
+)
 from spin.sites import FeatureColumn, choose_sites
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -137,7 +145,7 @@ class TrainedClassifier:
         )
 
     def share_backbone(self, other: TrainedClassifier) -> None:
-        """Use the loaded backbone of another classifier with the same weights and settings and at least this depth."""
+        """Use the loaded backbone of a classifier with the same weights, settings and scales and at least this depth."""
         self._backbone, self._pass = other.backbone, None
 
     @property
@@ -241,11 +249,13 @@ class TrainedClassifier:
 
     def files(self) -> dict[str, bytes]:
         """The contents of the files that `save` writes, by name."""
+        # what has scales was trained in int8, in whatever precision it was loaded
+        trained = {} if self.scales is None else {"dtype": "int8"}
         metadata = ClassifierMetadata(
             classes=self.label_space.classes,
             multilabel=self.label_space.multilabel,
             label_type=self.label_space.label_type,
-            backbone=self.settings,
+            backbone=self.settings.model_copy(update=trained),
             backbone_digest=self.backbone_digest,
             metric=self.metric,
             decision=self.decision,
@@ -272,8 +282,7 @@ class TrainedClassifier:
         `choose_precision`. Without it the saved settings hold, with other `weights` (a folder) or another `device` if
         given. `choose` names the classifier that is used, `decision` replaces the saved settings of the decision; for
         its `max_error` the abstention band is chosen here. `reasons` is the number of words and neurons that
-        predictions come with. Raises UserError for an incomplete artifact or one of another format, and for int8 if the
-        classifier was trained in another precision.
+        predictions come with. Raises UserError for an incomplete artifact or one of another format.
         """
         training_result, metadata = persistence.load(Path(folder))
         saved = metadata.backbone

@@ -91,7 +91,6 @@ def classify_nights(
         tables = _open_output(settings, source, output)
         source = normalize_uri(source)
         check_kept_names(settings.data, reserved_names())
-        with_engine = weights_cache.with_engine(settings, "classify")
         chosen = choose_versions(requested)
         rejected: dict[str, str] = {}
         files = retry_unavailable(tables.out)(input_files.list_files, source, bad=rejected, allow_empty=True)
@@ -103,10 +102,9 @@ def classify_nights(
             outcomes.hold(leases)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stack.enter_context(shared_ray_session())
-            models = [download_model(each, scratch / str(n), settings, with_engine) for n, each in enumerate(chosen)]
+            models = [download_model(each, scratch / str(n), settings) for n, each in enumerate(chosen)]
             for each in models:
-                in_its_precision = each.settings.model_copy(update={"backbone": each.backbone})
-                weights_cache.announce_workers(settings, in_its_precision, "classify")
+                weights_cache.announce_workers(settings, each.settings, "classify")
             claims = _claim_all(tables, leases)
             if night is None:
                 for name in names:
@@ -119,7 +117,7 @@ def classify_nights(
                     claim=claims[model.registry.name],
                     model_version=model.version,
                     artifact=model.artifact,
-                    backbone=model.metadata.backbone_digest,
+                    backbone=f"{model.metadata.backbone_digest} in {model.settings.backbone.dtype}",
                     metadata=model.plan_metadata(source),
                     files=files,
                     rejected=rejected,

@@ -18,7 +18,6 @@ from pipelines.workers.artifact_copy import ArtifactCopy
 from spin.classifier import TrainedClassifier
 from spin.errors import UserError
 from spin.fitted import persistence
-from spin.fitted.abstention import choose_precision
 from spin.fitted.persistence import ClassifierMetadata
 from spin.settings import BackboneSettings, DecisionSettings, Settings
 
@@ -67,12 +66,6 @@ class NightModel:
     """how the model decides, with the band that keeps a promised error"""
     shadow: ShadowSpec | None = None
 
-    @property
-    def backbone(self) -> BackboneSettings:
-        """How the backbone is run: the settings of the night, in the precision of this version."""
-        given = self.settings.backbone
-        return given.model_copy(update={"dtype": choose_precision(given.dtype, self.metadata.backbone.dtype)})
-
     @cached_property
     def artifact(self) -> str:
         """The digest of the classifier: two registries may give the same name and number to different versions."""
@@ -88,7 +81,7 @@ class NightModel:
             "model": {"name": registry.name, "version": version, "backbone": digest},
             "choose": settings.choose,
             "decision": self.decision.model_dump(exclude_none=True),
-            "backbone": weights_cache.activation_settings(self.backbone),
+            "backbone": weights_cache.activation_settings(settings.backbone),
             "data": {
                 **settings.data.model_dump(include={"id", "text", "ids", "keep"}),
                 **settings.data.file_format(),
@@ -141,22 +134,22 @@ def choose_versions(requested: Sequence[RequestedModel]) -> list[ChosenVersion]:
     return chosen
 
 
-def download_model(chosen: ChosenVersion, folder: Path, given: Settings, night: Settings) -> NightModel:
+def download_model(chosen: ChosenVersion, folder: Path, given: Settings) -> NightModel:
     """Download a model and its shadow to a new folder.
 
-    `given` are the settings of the command, `night` those with an engine for their backbone. A model that was trained
-    on another backbone has the one that its artifact names, and an engine for that. Raises UserError for a backbone
-    that cannot be found, for a decision that the model cannot take, and if the shadow does not fit the model.
+    `given` are the settings of the command; the model has an engine for its own precision. One that was trained on
+    another backbone has the one that its artifact names. Raises UserError for a backbone that cannot be found, for a
+    decision that the model cannot take, and if the shadow does not fit the model.
     """
     folder.mkdir()
     metadata = persistence.read_metadata(_download(chosen.registry, chosen.version, folder / "model"))
-    settings = night
     if not _is_backbone(given.backbone, metadata):
         try:
             own = find_own_backbone(metadata.backbone, metadata.backbone_digest, given.backbone)
         except UserError as error:
             raise UserError(f"version {chosen.version} of {chosen.registry.name} cannot be used: {error}") from None
-        settings = weights_cache.with_engine(given.model_copy(update={"backbone": own}), "classify")
+        given = given.model_copy(update={"backbone": own})
+    settings = weights_cache.with_engine(given, "classify", metadata.backbone.dtype)
     decision = TrainedClassifier.open(folder / "model", settings).decision
     shadow = None
     if chosen.shadow is not None:

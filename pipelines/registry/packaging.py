@@ -88,8 +88,13 @@ def write_bundle(folder: Path, artifact: Path, settings: Settings, model: Any) -
             signature=_signature(spin.label_space.multilabel),
             input_example=pd.DataFrame({"text": list(EXAMPLE)}),
             # a local version label such as +cpu is on no package index
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _requirements(spin)],
         )
+
+
+def _requirements(spin: TrainedClassifier) -> tuple[str, ...]:
+    """The distributions that the bundle of a classifier needs."""
+    return (*REQUIREMENTS, "openvino") if spin.settings.dtype == "int8" else REQUIREMENTS
 
 
 def _link(file: Path, to: Path) -> None:

@@ -26,9 +26,10 @@ from pipelines.data.files.input_files import InputFile, list_files
 from pipelines.data.files.shards import Shard, even_size
 from pipelines.data.forgotten_ids import read_forgotten
 from pipelines.data.labelled_corpus import LabelledCorpus, read_labelled
-from pipelines.data.spool import PartSize, ReadyPiece, read_texts
+from pipelines.data.spool import PartSize, ReadyPiece, read_part, read_texts
 from pipelines.data.training_labels import NOTHING_FROZEN, Labels, split_all
 from pipelines.registry.versions import Registry
+from pipelines.storage.input_opener import InputOpener
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
@@ -72,10 +73,12 @@ from spin.pages.number_format import counted
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 
-FORMAT = 8
+FORMAT = 7
 TWO_PASS_FROM = 5
 """documents, as a multiple of `search.documents`, from which `extract: auto` takes two passes"""
 _SURVEYED = 256
+_PARTS_READ = 16
+"""parts of the spool, from the first to the last, of which texts are read to measure scales"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +264,7 @@ def _plan_metadata(settings: Settings, files: list[InputFile], *, two_passes: bo
     """Everything that changes the features; not worker counts, logging or paths of weights."""
     backbone = activation_settings(settings.backbone)
     data = settings.data.model_dump(include={"id", "text", "label", "split", "group"}) | settings.data.file_format()
-    scales = {} if settings.backbone.scales is None else {"scales": settings.backbone.scales}
+    scales = {"scales": settings.backbone.scales or "measured"} if settings.backbone.dtype == "int8" else {}
     metadata = {
         "format": FORMAT,
         "backbone": {**backbone, **scales, "digest": weights_cache.local_digest(settings.backbone)},
@@ -375,17 +378,27 @@ class _Survey:
         """The scales of the version that the settings name, else those that documents show which train or validate."""
         if self.settings.backbone.scales is not None:
             return _load_version_scales(self.settings, self.settings.backbone.scales, backbone.digest)
-        rows = rows_in_split(splits, "train", "valid")
-        shards = self.spool.locate(divide_parts(self._taken_in[1], self.settings.ray.shard_documents))
-        corpus = Corpus(tuple(self.files), shards, self.spool, self.settings.data)
-        return measure_scales(backbone, corpus.read_texts(rows[:: -(-len(rows) // CALIBRATION_TEXTS)]))
+        learned = np.isin(np.arange(len(splits)), rows_in_split(splits, "train", "valid"))
+        shards = self.spool.locate(divide_parts(self._taken_in[1], len(splits)))
+        pieces = [piece for shard in shards for piece in shard.pieces]
+        of_pieces = np.split(learned, np.cumsum([piece.documents for piece in pieces])[:-1])
+        useful = [(piece, np.flatnonzero(own)) for piece, own in zip(pieces, of_pieces, strict=True) if own.any()]
+        useful = useful[:: -(-len(useful) // _PARTS_READ)]
+        texts: list[str] = []
+        for piece, rows in useful:
+            some = rows[:: -(-len(rows) * len(useful) // CALIBRATION_TEXTS)]
+            texts += read_part(piece, InputOpener(), ["text"])["text"].take(pa.array(some)).to_pylist()
+        return measure_scales(backbone, texts)
 
 
 def _load_version_scales(settings: Settings, source: str, digest: str) -> Int8Scales:
     """The scales of `models:/NAME/VERSION` or of the classifier in a folder. Raises UserError as `load_scales` does."""
     if not source.startswith("models:/"):
         return load_scales(source, digest)
-    registry = Registry(settings, source.removeprefix("models:/").rpartition("/")[0])
+    name, _, number = source.removeprefix("models:/").rpartition("/")
+    if not number.isdecimal():
+        raise UserError(f"backbone.scales: found {source}; expected models:/NAME/VERSION, since an alias may move")
+    registry = Registry(settings, name)
     with tempfile.TemporaryDirectory() as folder:
         registry.download(registry.resolve(source), Path(folder))
         return load_scales(folder, digest)

@@ -18,7 +18,7 @@ from spin.backbone.hub import locate_model
 from spin.backbone.loading import find_backbone
 from spin.backbone.local_cache import cache_folder
 from spin.errors import UserError
-from spin.settings import BackboneSettings, Settings, Stage
+from spin.settings import BackboneSettings, Precision, Settings, Stage, choose_precision
 
 _log = logging.getLogger(__name__)
 _ACTIVATION_SETTINGS = {"dtype", "engine", "compile", "max_tokens", "batch_tokens", "pool_special_tokens"}
@@ -58,9 +58,10 @@ def publish(settings: Settings, digest: str) -> None:
     store.write_json(_FILES, [path.name for path in files])
 
 
-def with_engine(settings: Settings, stage: Stage) -> Settings:
+def with_engine(settings: Settings, stage: Stage, trained: Precision | None = None) -> Settings:
     """The settings with `backbone.engine: auto` replaced by an engine, so that all workers of a run use the same.
 
+    The precision is that of `choose_precision` for a version with `trained` as `backbone.dtype` of its training.
     Without workers (`ray.workers: 0`) the device is set too, because this process sees GPUs even if
     `ray.gpus_per_worker` is 0.
     The driver decides by a trial on its own processor; a worker on another type of processor tries that engine itself.
@@ -68,6 +69,10 @@ def with_engine(settings: Settings, stage: Stage) -> Settings:
     as well for a device that the workers of the stage are not given; UnavailableError if the trial ran out of time or
     memory.
     """
+    if trained is not None:
+        precision = choose_precision(settings.backbone.dtype, trained)
+        run = settings.backbone.model_copy(update={"dtype": precision})
+        settings = settings.model_copy(update={"backbone": run})
     backbone, ray = settings.backbone, settings.ray.for_stage(stage)
     device = _worker_device(settings, stage)
     if device.startswith("cuda") and not ray.gpus_per_worker:
@@ -76,7 +81,7 @@ def with_engine(settings: Settings, stage: Stage) -> Settings:
             "to a fraction of one that several workers share"
         )
     folder = _local_folder(backbone)
-    engine = preferred_engine(backbone.engine, device, folder)
+    engine = preferred_engine(backbone, device, folder)
     if engine == "openvino" and backbone.engine == "auto" and folder is not None:
         digest = cached_digest(folder, include_code=backbone.trust_remote_code)
         choice = choose_engine(backbone, device, folder, digest)
@@ -108,7 +113,7 @@ def announce_workers(given: Settings, settings: Settings, stage: Stage) -> None:
 
 def _worker_device(settings: Settings, stage: Stage) -> str:
     """The device that the settings name, by default the one of the workers of a stage."""
-    on_gpu = settings.ray.for_stage(stage).gpus_per_worker > 0
+    on_gpu = settings.ray.for_stage(stage).gpus_per_worker > 0 and settings.backbone.dtype != "int8"
     return {"auto": "cuda" if on_gpu else "cpu"}.get(settings.backbone.device, settings.backbone.device)
 
 

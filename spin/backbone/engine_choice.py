@@ -52,21 +52,20 @@ def choose_engine(settings: BackboneSettings, device: str, folder: Path, digest:
       SmolLM2-135M in batches of 2048 tokens reads 27 documents per second in torch with bfloat16. With float32 it reads
       8 in OpenVINO and 9 in torch.
     - `engine: openvino` with `dtype: auto` takes float32 if the trial in bfloat16 fails.
-    - `dtype: int8` is computed by OpenVINO alone, on a processor that adds products of int8 without a loss.
+    - `dtype: int8` is computed by OpenVINO alone, whatever the family, on a processor that adds up its products without
+      a loss; if its trial fails, no other engine or precision takes its place.
 
     Raises UserError if an engine or precision that the settings name fails its trial or is not available here.
     """
-    engine, fast = preferred_engine(settings.engine, device, folder), fast_precision(device)
+    engine, fast = preferred_engine(settings, device, folder), fast_precision(device)
     if engine == "torch":
-        if settings.dtype == "int8":
-            raise UserError("backbone.dtype: int8 is computed by openvino; set backbone.engine openvino, or bfloat16")
         return EngineChoice("torch", fast if settings.dtype == "auto" else settings.dtype)
     code = settings.trust_remote_code
     request = TrialRequest(settings.model, str(folder), digest, fast, settings.max_tokens, code)
     if settings.dtype == "int8" and not adds_int8_products():
         raise UserError(
             "backbone.dtype: int8 needs a processor with VNNI or AMX, since others cut off sums of its products, and "
-            "this one has neither; set bfloat16 or float32, and train with that"
+            "this one has neither; set float32"
         )
     if settings.engine == "openvino" or settings.dtype == "int8":
         unquantized = list(dict.fromkeys((fast, "float32")))
@@ -79,18 +78,31 @@ def choose_engine(settings: BackboneSettings, device: str, folder: Path, digest:
     return EngineChoice("torch", request.precision, conclusive=verdict.outcome != "inconclusive")
 
 
-def preferred_engine(engine: str, device: str, folder: Path | None) -> str:
+def preferred_device(settings: BackboneSettings) -> str:
+    """The device that the setting `device` stands for in this process: `auto` a GPU if there is one, but for int8."""
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() and settings.dtype != "int8" else "cpu"
+
+
+def preferred_engine(settings: BackboneSettings, device: str, folder: Path | None) -> str:
     """The engine (torch or openvino) that the setting `engine` stands for before any trial.
 
     `auto` stands for OpenVINO if it is installed, the device is the processor and the model in `folder` is of one of
-    `OPENVINO_FAMILIES`. Otherwise, and without a folder, it stands for torch. Raises UserError if the setting is
-    openvino and OpenVINO is not installed, or the device is a GPU.
+    `OPENVINO_FAMILIES`, and for int8. Otherwise, and without a folder, it stands for torch. Raises UserError if the
+    setting is openvino, or the precision int8, and OpenVINO is not installed, or the device is a GPU; and for int8 in
+    torch.
     """
     on_cpu, installed = device == "cpu", find_spec("openvino") is not None
+    in_int8 = settings.dtype == "int8"
+    if settings.engine == "torch" and in_int8:
+        raise UserError("backbone.dtype: int8 is computed by openvino; set backbone.engine openvino, or dtype float32")
+    engine = "openvino" if in_int8 else settings.engine
+    remedy = "set backbone.dtype: float32" if in_int8 else "set torch"
     if engine == "openvino" and not installed:
-        raise UserError(f"backbone.engine: openvino is not installed; run: {install_command('openvino')}, or set torch")
+        raise UserError(f"backbone.engine: openvino is not installed; run: {install_command('openvino')}, or {remedy}")
     if engine == "openvino" and not on_cpu:
-        raise UserError(f"backbone.engine: openvino runs on the processor, backbone.device is {device}; set torch")
+        raise UserError(f"backbone.engine: openvino runs on the processor, backbone.device is {device}; {remedy}")
     if engine != "auto":
         return engine
     supported = folder is not None and model_family(folder) in OPENVINO_FAMILIES
@@ -156,7 +168,7 @@ def _describe_failure(request: TrialRequest, verdict: Verdict) -> str:
 
 def _remedy(precisions: Sequence[str]) -> str:
     if "int8" in precisions:
-        return "set backbone.dtype: auto"
+        return "set backbone.dtype: float32"
     return f"set backbone.engine: torch{'' if 'float32' in precisions else ', or backbone.dtype: float32'}"
 
 

@@ -77,20 +77,22 @@ class Int8Scales:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> Int8Scales:
-        """What `to_tensors` returned. Raises UserError where an array is missing."""
+        """What `to_tensors` returned. Raises UserError for arrays that are missing, or cannot be scales."""
         names = {name.rpartition(".")[0] for name in tensors}
         if missing := {f"{name}.{part}" for name in names for part in ("factors", "step", "zero")} - tensors.keys():
             raise UserError(f"found int8 scales without {min(missing)}; train again")
-        return cls(
-            {
-                name: InputScale(
-                    torch.from_numpy(tensors[f"{name}.factors"].copy()),
-                    tensors[f"{name}.step"].item(),
-                    tensors[f"{name}.zero"].item(),
-                )
-                for name in sorted(names)
-            }
-        )
+        scales: dict[str, InputScale] = {}
+        for name in sorted(names):
+            factors, step, zero = (tensors[f"{name}.{part}"] for part in ("factors", "step", "zero"))
+            if not (
+                (factors.ndim, factors.dtype, step.size, zero.size) == (1, np.float32, 1, 1)
+                and (np.isfinite(factors) & (factors > 0)).all()
+                and 0 < step.item() < np.inf
+                and zero.item() in range(INPUT_STEPS + 1)
+            ):
+                raise UserError(f"found int8 scales of {name} that no training writes; train again")
+            scales[name] = InputScale(torch.from_numpy(factors.copy()), float(step.item()), int(zero.item()))
+        return cls(scales)
 
     def to_bytes(self) -> bytes:
         """The scales as safetensors."""

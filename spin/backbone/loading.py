@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from spin.backbone.digest import cached_digest
-from spin.backbone.engine_choice import EngineChoice, announce_engine, choose_engine
+from spin.backbone.engine_choice import EngineChoice, announce_engine, choose_engine, preferred_device
 from spin.backbone.hub import locate_model, silence_transformers
 from spin.backbone.int8_scales import Int8Scales
 from spin.backbone.model import Backbone
@@ -27,7 +27,7 @@ def load_backbone(
     differs from `expect_digest`. Raises it too if the engine or the precision of the settings cannot compute it.
     """
     folder, digest = find_backbone(settings, expect_digest=expect_digest)
-    device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    device = preferred_device(settings)
     choice = choose_engine(settings, device, folder, digest)
     return open_backbone(settings, folder, digest, device, choice, scales=scales)
 

@@ -101,20 +101,6 @@ def require_precision(settings: DecisionSettings, trained: Precision, precision:
         )
 
 
-def choose_precision(given: Precision, trained: Precision) -> Precision:
-    """The precision in which a classifier is run, by the setting `backbone.dtype` of now and that of its training.
-
-    By default a classifier that was trained in int8 is run in int8: its heads are fitted on what that computes. Raises
-    UserError for int8 if it was trained in another precision, since then there are no scales.
-    """
-    if given == "int8" != trained:
-        raise UserError(
-            f"backbone.dtype: int8 runs versions that were trained in it, and this one was trained with {trained}; "
-            f"train with backbone.dtype: int8, or set backbone.dtype: {trained}"
-        )
-    return trained if given == "auto" and trained == "int8" else given
-
-
 def keep_promise(
     held_out: HeldOutLogits | None,
     fitted: FittedClassifier,

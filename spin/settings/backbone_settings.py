@@ -35,9 +35,9 @@ class BackboneSettings(Section):
     )
     scales: str | None = Field(
         None,
-        description="With `dtype: int8`: the version whose scales a training takes over, models:/NAME/VERSION, or the "
-        "folder of a saved classifier. Classifiers need the same scales to share a forward pass. Default: the training "
-        "measures its own.",
+        description="The version whose scales a training in int8 takes over, models:/NAME/VERSION, or the folder of a "
+        "saved classifier. Classifiers need the same scales to share a forward pass. Default: the training measures "
+        "its own.",
     )
     engine: Literal["auto", "torch", "openvino"] = Field(
         "auto",
@@ -92,12 +92,6 @@ class BackboneSettings(Section):
     )
 
     @model_validator(mode="after")
-    def _scales_are_of_int8(self) -> BackboneSettings:
-        if self.scales is not None and self.dtype != "int8":
-            raise ValueError(f"scales {self.scales}: expected dtype: int8 beside it, found {self.dtype}")
-        return self
-
-    @model_validator(mode="after")
     def _windows_advance(self) -> BackboneSettings:
         if self.long_texts == "windows" and self.window_overlap >= self.max_tokens:
             raise ValueError(
@@ -105,3 +99,12 @@ class BackboneSettings(Section):
                 "that every window reads something new"
             )
         return self
+
+
+def choose_precision(given: Precision, trained: Precision) -> Precision:
+    """The setting `dtype` by which a trained classifier is run, from the given one and that of its training.
+
+    Heads that were fitted on what int8 computes are run in int8, unless float32 or bfloat16 is asked for. In int8 only
+    these are: another classifier, which has no scales, is then run as it was trained.
+    """
+    return trained if given == "int8" or (given == "auto" and trained == "int8") else given

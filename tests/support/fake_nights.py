@@ -35,6 +35,7 @@ from pipelines.registry.version_records import LoggedData
 from pipelines.storage.object_store import Store
 from pipelines.storage.retrying import retry_unavailable
 from pipelines.storage.shard_log import Attempt, StepResult
+from pipelines.workers.weights_cache import with_engine
 from spin.fitted.persistence import ClassifierMetadata
 from spin.settings import Settings, parse_settings
 
@@ -115,7 +116,7 @@ class FakeRegistry:
         self.logged.append((metrics, data))
 
 
-def pretend_to_download(chosen: ChosenVersion, folder: Path, given: Settings, night: Settings) -> NightModel:
+def pretend_to_download(chosen: ChosenVersion, folder: Path, given: Settings) -> NightModel:
     """A model of which nothing but its backbone matters."""
     (folder / "model").mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
@@ -124,6 +125,7 @@ def pretend_to_download(chosen: ChosenVersion, folder: Path, given: Settings, ni
     metadata = ClassifierMetadata.model_construct(
         classes=("good", "bad"), multilabel=False, backbone=given.backbone, backbone_digest=digest
     )
+    night = with_engine(given, "classify")
     return NightModel(chosen.registry, chosen.version, metadata, folder, night, night.decision)
 
 

@@ -69,7 +69,8 @@ def choose_shadow(version: str, folder: Path, model: ClassifierMetadata, setting
     """Return the shadow whose artifact is in `folder`, after checking that it fits the model, given by its metadata.
 
     If its backbone differs from that of the model, the one that its artifact names is used, without running remote
-    code. Raises UserError if it cannot be loaded, or if only one of the two is multi-label.
+    code. One that was trained in int8 has an engine of its own. Raises UserError if it cannot be loaded, or if only one
+    of the two is multi-label.
     """
     try:
         # guarded by test_a_shadow_is_refused_in_another_precision_than_that_of_its_promise; broken by:
@@ -82,6 +83,9 @@ def choose_shadow(version: str, folder: Path, model: ClassifierMetadata, setting
         digest, backbone = spin.backbone_digest, None
         if digest != model.backbone_digest:
             backbone = find_own_backbone(persistence.read_metadata(folder).backbone, digest, settings.backbone)
+        if spin.settings.dtype == "int8" != settings.backbone.dtype:  # its engine and device are its own
+            own = {"dtype": "int8", "engine": "auto", "device": "auto"}
+            backbone = (backbone or settings.backbone).model_copy(update=own)
     except UserError as error:
         raise UserError(
             f"--shadow: version {version} cannot be compared with the model of the night: {error}"

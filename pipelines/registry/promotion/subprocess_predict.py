@@ -31,9 +31,8 @@ from pipelines.storage.records import from_json, to_json
 from spin.arrays import Floats
 from spin.classifier import TrainedClassifier
 from spin.errors import SpinError, UserError, describe_error
-from spin.fitted.abstention import choose_precision
 from spin.labels.label_space import Label
-from spin.settings import BackboneSettings, Choice, DecisionSettings, Settings
+from spin.settings import BackboneSettings, Choice, DecisionSettings, Settings, choose_precision
 
 # -P: it imports what this process would, and nothing from the working directory
 # -B: it leaves no compiled code beside that of the version, which is refused there
@@ -165,9 +164,13 @@ def _predict(model: str, request: PredictionRequest) -> PredictionReply:
     served: TrainedClassifier = loaded.unwrap_python_model().spin
     texts = list(request.texts)
     _check_answers(loaded, served, texts[:_SAMPLE])
-    precision = choose_precision(request.backbone.dtype, served.settings.dtype)
+    run = request.backbone.model_dump(include=_RUN)
+    if choose_precision(request.backbone.dtype, served.settings.dtype) == "int8":  # its engine and device are its own
+        run |= {"dtype": "int8", "engine": "auto", "device": "auto"}
+    elif request.backbone.dtype == "int8":
+        run["dtype"] = served.settings.dtype
     classifier = TrainedClassifier(
-        served.settings.model_copy(update=request.backbone.model_dump(include=_RUN) | {"dtype": precision}),
+        served.settings.model_copy(update=run),
         served.backbone_digest,
         served.label_space,
         served.training_result,

@@ -92,7 +92,7 @@ class TorchEngine:
 def open_engine(backbone: Backbone, segments: Sequence[BlockSegment]) -> Engine:
     """The engine that the backbone was loaded for, to run consecutive segments of it.
 
-    Raises ValueError for a backbone in int8 that has no scales.
+    Raises UserError for a backbone in int8 that has no scales.
     """
     if backbone.engine == "openvino":
         from spin.activations.engines.openvino_engine import OpenVinoEngine

@@ -17,6 +17,7 @@ from spin.backbone.batching import token_batches
 from spin.backbone.hooks import HOOK_LOCK, capture_sites
 from spin.backbone.int8_scales import INPUT_STEPS, InputScale, Int8Scales
 from spin.backbone.model import Backbone
+from spin.errors import UserError
 from spin.sites import Site
 
 CALIBRATION_TEXTS = 256
@@ -64,13 +65,18 @@ def round_products(
     """Let the linear maps of a backbone round their inputs and weights to eight bits, within the context.
 
     A graph that is traced meanwhile has these roundings as operations. `orders` are those of the inner neurons of
-    FFNs, by layer, where `order_wanted_first` has changed them. Not safe for threads: hold `HOOK_LOCK`.
+    FFNs, by layer, where `order_wanted_first` has changed them. Not safe for threads: hold `HOOK_LOCK`. Raises
+    UserError for scales that are not those of these maps.
     """
     order_of = {backbone.ffn_projection(layer): order for layer, order in orders.items()}
     with ExitStack() as restored:
         for name, module in linear_maps(backbone).items():
             if name in scales.by_map:
                 scale = scales.by_map[name]
+                if len(scale.factors) != _weight(module).shape[1]:
+                    raise UserError(
+                        f"found int8 scales of another backbone, in which {name} has {len(scale.factors)} inputs"
+                    )
                 order = order_of.get(module, slice(None))
                 module.forward = partial(_multiply_rounded, module, scale, scale.factors[order])
                 restored.callback(module.__dict__.pop, "forward")

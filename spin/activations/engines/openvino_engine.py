@@ -21,6 +21,7 @@ from spin.backbone.engine_trial import SHORT_TEXT
 from spin.backbone.hooks import HOOK_LOCK
 from spin.backbone.hub import silence_transformers
 from spin.backbone.model import Backbone
+from spin.errors import UserError
 
 _HINT = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 """OpenVINO's names of the precisions in which it computes what is not rounded to int8"""
@@ -30,7 +31,7 @@ class OpenVinoEngine:
     """Runs compiled graphs, as many batches at once as torch has threads.
 
     One thread per batch wastes less than all threads on one batch. In int8 the linear maps of the blocks round by the
-    backbone's `scales`, and the rest is computed in float32. Raises ValueError for a backbone in int8 without them.
+    backbone's `scales`, and the rest is computed in float32. Raises UserError for a backbone in int8 without them.
     """
 
     def __init__(self, backbone: Backbone, segments: Sequence[BlockSegment]) -> None:
@@ -41,7 +42,7 @@ class OpenVinoEngine:
             self._free.put(stream_requests)
         scales = backbone.scales if backbone.precision == "int8" else None
         if backbone.precision == "int8" and scales is None:
-            raise ValueError("found a backbone in int8 without scales; expected those of `measure_scales`")
+            raise UserError("found a backbone in int8 without scales; expected those of `measure_scales`")
         for segment in segments:
             with HOOK_LOCK, order_wanted_first(backbone, segment) as (ordered, orders):
                 encoder = NeuronEncoder(backbone, ordered, carry=segment is not segments[-1])

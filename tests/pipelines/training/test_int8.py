@@ -97,7 +97,22 @@ def test_a_training_takes_over_the_scales_of_a_version(folder: Path, tmp_path: P
         run_extract(settings)
 
 
-def test_scales_need_int8(folder: Path, tmp_path: Path) -> None:
-    backbone = {"model": str(folder / "bert"), "dtype": "bfloat16", "scales": "models:/tiny/1"}
-    with pytest.raises(UserError, match="expected dtype: int8 beside it, found bfloat16"):
-        make_settings(folder, tmp_path / "store", backbone=backbone)
+def test_scales_of_an_alias_are_refused(folder: Path, tmp_path: Path) -> None:
+    """It may name another version when the training goes on."""
+    backbone = make_settings(folder, tmp_path).backbone.model_dump() | {"scales": "models:/tiny@champion"}
+    with pytest.raises(UserError, match="found models:/tiny@champion; expected models:/NAME/VERSION"):
+        run_extract(make_settings(folder, tmp_path / "store", backbone=backbone))
+
+
+def test_few_parts_of_a_large_spool_are_read_for_scales(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    read_part = extract_features.read_part
+    monkeypatch.setattr(extract_features, "_PARTS_READ", 3)
+    monkeypatch.setattr(
+        extract_features, "read_part", lambda piece, *args: (read.append(piece.uri), read_part(piece, *args))[1]
+    )
+    ray = {"workers": 0, "shard_documents": 20}
+    run_extract(make_settings(folder, tmp_path / "store", ray=ray))
+    assert 2 <= len(read) <= 3

@@ -106,6 +106,40 @@ def _reply(bundle: Path, texts: list[str], settings: Settings) -> PredictionRepl
     return parse_reply(reply_to(request, str(bundle)))
 
 
+def test_a_version_of_int8_is_served_and_judged_in_int8(
+    backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its scales, on the processor, also where there is a GPU and the settings name another engine.
+
+    With float32 in the settings it is judged in that. What it needs to be served has OpenVINO among it.
+    """
+    rows = tiny.make_documents(120)
+    backbone = {"model": str(backbone_folder), "dtype": "int8", "engine": "openvino", "device": "auto"}
+    settings = build_settings(backbone=backbone)
+    spin = build_quick_classifier(settings.backbone, cascade=CascadeSettings(max_loss=0), sites=["resid.03"])
+    spin.fit([row["text"] for row in rows], [row["label"] for row in rows])
+    spin.save(tmp_path / "artifact")
+    bundle = tmp_path / "model"
+    write_bundle(bundle, tmp_path / "artifact", settings, mlflow.models.Model())
+    expected = spin.predict_proba(TEXTS)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert load_bundle(bundle).backbone.precision == "int8"
+    for changes in ({"dtype": "auto", "engine": "torch", "device": "cuda"}, {"dtype": "int8"}):
+        reply = _reply(bundle, TEXTS, build_settings(backbone={**backbone, **changes}))
+        np.testing.assert_allclose(reply.probabilities, expected, atol=1e-4)
+    reply = _reply(bundle, TEXTS, build_settings(backbone={**backbone, "dtype": "float32", "device": "cpu"}))
+    assert np.abs(reply.probabilities - expected).max() > 1e-4
+    assert "openvino==" in (bundle / "requirements.txt").read_text()
+
+
+def test_a_version_of_another_precision_is_judged_as_it_was_trained(trained_bundle: Path) -> None:
+    """Settings that are for the challenger, which was trained in int8, do not keep the champion from being measured."""
+    in_int8 = build_settings(backbone={"model": "m", "dtype": "int8", "device": "cpu"})
+    expected = _reply(trained_bundle, TEXTS, build_settings()).probabilities
+    np.testing.assert_allclose(_reply(trained_bundle, TEXTS, in_int8).probabilities, expected, atol=1e-6)
+    assert "openvino==" not in (trained_bundle / "requirements.txt").read_text()
+
+
 def test_an_error_reply_is_raised_as_a_user_error() -> None:
     """The message is that of the reply."""
     with pytest.raises(UserError, match="^there is no backbone$"):

@@ -125,7 +125,7 @@ def test_auto_uses_torch_after_a_crash(
         ({"dtype": "bfloat16"}, "set backbone.engine: torch, or backbone.dtype: float32"),
         ({"dtype": "float32"}, "set backbone.engine: torch"),
         ({"dtype": "auto"}, "set backbone.engine: torch"),
-        ({"dtype": "int8"}, "set backbone.dtype: auto"),
+        ({"dtype": "int8"}, "set backbone.dtype: float32"),
     ],
 )
 def test_a_crash_is_an_error_with_a_remedy_if_the_settings_name_openvino(

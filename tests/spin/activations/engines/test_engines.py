@@ -21,7 +21,7 @@ from spin.activations.engines.engine import TorchEngine, open_engine
 from spin.activations.engines.engine_child import compare_engines
 from spin.activations.engines.openvino_engine import OpenVinoEngine
 from spin.activations.extract import extract, read_activations, single_segment
-from spin.backbone.engine_choice import preferred_engine
+from spin.backbone.engine_choice import preferred_device, preferred_engine
 from spin.backbone.loading import load_backbone
 from spin.errors import UserError
 from spin.settings import BackboneSettings, ProbeSettings, SearchSettings
@@ -166,17 +166,17 @@ def test_auto_prefers_openvino_on_cpus_for_supported_families(
     backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spin.backbone.engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED)
-    assert preferred_engine("auto", "cpu", backbone_folder) == "openvino"
-    assert preferred_engine("auto", "cuda", backbone_folder) == "torch"
-    assert preferred_engine("auto", "cpu", None) == "torch"
-    assert preferred_engine("torch", "cpu", backbone_folder) == "torch"
+    assert preferred_engine(BackboneSettings(model="m", engine="auto"), "cpu", backbone_folder) == "openvino"
+    assert preferred_engine(BackboneSettings(model="m", engine="auto"), "cuda", backbone_folder) == "torch"
+    assert preferred_engine(BackboneSettings(model="m", engine="auto"), "cpu", None) == "torch"
+    assert preferred_engine(BackboneSettings(model="m", engine="torch"), "cpu", backbone_folder) == "torch"
     monkeypatch.setattr(spin.backbone.engine_choice, "OPENVINO_FAMILIES", OPENVINO_SUPPORTED - {"bert"})
-    assert preferred_engine("auto", "cpu", backbone_folder) == "torch"
-    assert preferred_engine("openvino", "cpu", backbone_folder) == "openvino"
+    assert preferred_engine(BackboneSettings(model="m", engine="auto"), "cpu", backbone_folder) == "torch"
+    assert preferred_engine(BackboneSettings(model="m", engine="openvino"), "cpu", backbone_folder) == "openvino"
     monkeypatch.setattr(spin.backbone.engine_choice, "find_spec", lambda name: None)
-    assert preferred_engine("auto", "cpu", backbone_folder) == "torch"
+    assert preferred_engine(BackboneSettings(model="m", engine="auto"), "cpu", backbone_folder) == "torch"
     with pytest.raises(UserError, match="openvino is not installed; run: pip install"):
-        preferred_engine("openvino", "cpu", backbone_folder)
+        preferred_engine(BackboneSettings(model="m", engine="openvino"), "cpu", backbone_folder)
 
 
 @pytest.mark.slow
@@ -291,15 +291,29 @@ def test_a_classifier_of_int8_is_loaded_with_its_scales(backbone_folder: Path, t
         assert loaded.scales is not None
         assert loaded.scales.digest == fitted.backbone.scales.digest
         np.testing.assert_allclose(loaded.predict_logits(DOCUMENTS), expected.logits, atol=1e-4)
+    explanation = loaded.explain(DOCUMENTS[3])
+    assert explanation.word_contributions.sum(0) + explanation.bias == pytest.approx(expected.logits[3], abs=1e-3)
     exact = TrainedClassifier.load(tmp_path, backbone=settings.model_copy(update={"dtype": "float32"}))
     predictions = exact.predict_all(DOCUMENTS)
     assert np.abs(predictions.logits - expected.logits).max() > 1e-3
     assert np.mean([a == b for a, b in zip(predictions.labels, expected.labels, strict=True)]) >= 0.9
+    exact.save(tmp_path / "again")
+    assert TrainedClassifier.load(tmp_path / "again").settings.dtype == "int8"
 
 
-def test_int8_is_refused_for_a_classifier_of_another_precision(fitted: TrainedClassifier, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="this one was trained with float32; train with backbone.dtype: int8, or set"):
-        save_and_load(fitted, tmp_path, engine="openvino", dtype="int8")
+def test_a_classifier_of_another_precision_is_not_run_in_int8(fitted: TrainedClassifier, tmp_path: Path) -> None:
+    """It has no scales; it runs as it was trained."""
+    assert save_and_load(fitted, tmp_path, engine="openvino", dtype="int8").settings.dtype == "float32"
+
+
+def test_int8_runs_on_the_processor_unless_a_gpu_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In OpenVINO, whatever the family of the model."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    int8, fast = (BackboneSettings(model="m", dtype=dtype) for dtype in ("int8", "auto"))
+    assert [preferred_device(settings) for settings in (int8, fast)] == ["cpu", "cuda"]
+    assert preferred_engine(int8, "cpu", None) == "openvino"
+    with pytest.raises(UserError, match=r"openvino runs on the processor.*; set backbone\.dtype: float32"):
+        preferred_engine(int8, "cuda", None)
 
 
 def test_the_engine_of_this_machine_is_not_saved_with_a_classifier(fitted: TrainedClassifier, tmp_path: Path) -> None:

@@ -144,15 +144,45 @@ def test_stored_scales_are_those_that_were_measured(model: Backbone) -> None:
         stored = again.by_map[name]
         assert (stored.step, stored.zero) == (scale.step, scale.zero)
         torch.testing.assert_close(stored.factors, scale.factors, rtol=0, atol=0)
-    tensors = scales.to_tensors()
-    del tensors[f"{min(scales.by_map)}.step"]
-    with pytest.raises(UserError, match=r"int8 scales without 1\..*\.step; train again"):
-        Int8Scales.from_tensors(tensors)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("step", None, r"without 1\..*\.step"),
+        ("step", [0.0], "that no training writes"),
+        ("step", [float("nan")], "that no training writes"),
+        ("step", [0.1, 0.2], "that no training writes"),
+        ("zero", [256], "that no training writes"),
+        ("factors", [[1.0]], "that no training writes"),
+        ("factors", [-1.0], "that no training writes"),
+        ("factors", [1.0], None),
+    ],
+)
+def test_scales_that_no_training_writes_are_refused(
+    model: Backbone, part: str, value: Any, message: str | None
+) -> None:
+    """When they are read; those of another width when they are applied."""
+    tensors = measure_scales(model, TEN[:3]).to_tensors()
+    name = f"{min(tensors).rpartition('.')[0]}.{part}"
+    if value is None:
+        del tensors[name]
+    else:
+        tensors[name] = np.array(value, tensors[name].dtype)
+    if message is not None:
+        with pytest.raises(UserError, match=message):
+            Int8Scales.from_tensors(tensors)
+        return
+    scales = Int8Scales.from_tensors(tensors)
+    with pytest.raises(UserError, match="in which .* has 1 inputs"), round_products(model, scales):
+        pytest.fail("they were applied")
+    with round_products(model, measure_scales(model, TEN[:3])):
+        pass
 
 
 def test_int8_without_scales_is_refused(int8_backbone: Backbone) -> None:
     int8_backbone.scales = None
-    with pytest.raises(ValueError, match="int8 without scales"):
+    with pytest.raises(UserError, match="int8 without scales"):
         OpenVinoEngine(int8_backbone, [single_segment([FeatureColumn(int8_backbone.sites[1], "mean")])])
 
 
