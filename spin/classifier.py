@@ -145,7 +145,7 @@ class TrainedClassifier:
         )
 
     def share_backbone(self, other: TrainedClassifier) -> None:
-        """Use the loaded backbone of a classifier with the same weights, settings and scales and at least this depth."""
+        """Use the loaded backbone of a classifier with the same weights, settings and scales and no smaller depth."""
         self._backbone, self._pass = other.backbone, None
 
     @property

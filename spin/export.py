@@ -92,6 +92,8 @@ class ExportConfig:
 def export(spin: TrainedClassifier, folder: str | Path, kind: str) -> list[str]:
     """Write a classifier at full depth and in float32 as `onnx` or `openvino` into a new or empty folder.
 
+    A classifier that was trained in int8 is written without its roundings, on which its heads were fitted.
+
     The first file is the graph, from `input_ids` and `attention_mask` (B, T) int64 to calibrated `scores` (B, K). The
     others are tokenizer.json, which truncates and pads, and config.json, an `ExportConfig`. The graph of a classifier
     that reads words has a third input, `words` (B, K) float32. These are the logits of the word regression, whose
