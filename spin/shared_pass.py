@@ -30,11 +30,10 @@ class SharedPass:
     """Reads the activations that several classifiers need, in a single forward pass for all that can share one.
 
     Those can whose backbones have the same weights and the same settings, except for where they were loaded from, and
-    in int8 the same scales. They
-    then share one loaded backbone, truncated at the largest depth. A text leaves the pass when every classifier has
-    decided it: by words, at one of its own exits, or at its own full depth. Full depth of the embeddings alone is the
-    end of the first segment. A classifier that gives reasons shares the loaded backbone, but has a pass of its own, in
-    which its head weighs the tokens.
+    in int8 the same scales. They then share one loaded backbone, truncated at the largest depth. A text leaves the pass
+    when every classifier has decided it: by words, at one of its own exits, or at its own full depth. Full depth of the
+    embeddings alone is the end of the first segment. A classifier that gives reasons shares the loaded backbone, but
+    has a pass of its own, in which its head weighs the tokens.
     """
 
     groups: list[list[int]]

@@ -5,7 +5,7 @@ The first line of each class docstring and every `description=` are what `spin i
 
 from __future__ import annotations
 
-from spin.settings.backbone_settings import TRAINED_SETTINGS, BackboneSettings, Precision, choose_precision
+from spin.settings.backbone_settings import OF_INT8, TRAINED_SETTINGS, BackboneSettings, Precision, choose_precision
 from spin.settings.credentials import holds_password, holds_secret, holds_user_part, mask_credentials
 from spin.settings.data_settings import DataSettings
 from spin.settings.night_settings import ClassifySettings, MetricsSettings
@@ -24,6 +24,7 @@ from spin.settings.worker_settings import RaySettings, Stage, StageSettings
 
 __all__ = [
     "METRICS",
+    "OF_INT8",
     "TRAINED_SETTINGS",
     "BackboneSettings",
     "CascadeSettings",

@@ -13,6 +13,8 @@ TRAINED_SETTINGS = ("max_tokens", "long_texts", "window_overlap", "max_windows",
 
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
+OF_INT8 = {"engine": "auto", "device": "auto"}
+"""what replaces an engine and a device that were chosen for another precision, where a version is run in int8"""
 
 
 class BackboneSettings(Section):

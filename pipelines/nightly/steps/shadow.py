@@ -21,7 +21,7 @@ from spin.fitted import persistence
 from spin.fitted.persistence import ClassifierMetadata
 from spin.monitor.agreement import AgreementCounts, count_agreement
 from spin.predictions import Predictions
-from spin.settings import BackboneSettings, DecisionSettings, Settings
+from spin.settings import OF_INT8, BackboneSettings, DecisionSettings, Settings
 
 _log = logging.getLogger(__name__)
 
@@ -83,9 +83,8 @@ def choose_shadow(version: str, folder: Path, model: ClassifierMetadata, setting
         digest, backbone = spin.backbone_digest, None
         if digest != model.backbone_digest:
             backbone = find_own_backbone(persistence.read_metadata(folder).backbone, digest, settings.backbone)
-        if spin.settings.dtype == "int8" != settings.backbone.dtype:  # its engine and device are its own
-            own = {"dtype": "int8", "engine": "auto", "device": "auto"}
-            backbone = (backbone or settings.backbone).model_copy(update=own)
+        if spin.settings.dtype == "int8" != settings.backbone.dtype:
+            backbone = (backbone or settings.backbone).model_copy(update={"dtype": "int8", **OF_INT8})
     except UserError as error:
         raise UserError(
             f"--shadow: version {version} cannot be compared with the model of the night: {error}"

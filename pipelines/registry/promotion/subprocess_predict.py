@@ -32,7 +32,7 @@ from spin.arrays import Floats
 from spin.classifier import TrainedClassifier
 from spin.errors import SpinError, UserError, describe_error
 from spin.labels.label_space import Label
-from spin.settings import BackboneSettings, Choice, DecisionSettings, Settings, choose_precision
+from spin.settings import OF_INT8, BackboneSettings, Choice, DecisionSettings, Settings, choose_precision
 
 # -P: it imports what this process would, and nothing from the working directory
 # -B: it leaves no compiled code beside that of the version, which is refused there
@@ -165,10 +165,9 @@ def _predict(model: str, request: PredictionRequest) -> PredictionReply:
     texts = list(request.texts)
     _check_answers(loaded, served, texts[:_SAMPLE])
     run = request.backbone.model_dump(include=_RUN)
-    if choose_precision(request.backbone.dtype, served.settings.dtype) == "int8":  # its engine and device are its own
-        run |= {"dtype": "int8", "engine": "auto", "device": "auto"}
-    elif request.backbone.dtype == "int8":
-        run["dtype"] = served.settings.dtype
+    run["dtype"] = choose_precision(request.backbone.dtype, served.settings.dtype)
+    if run["dtype"] == "int8":
+        run |= OF_INT8
     classifier = TrainedClassifier(
         served.settings.model_copy(update=run),
         served.backbone_digest,
