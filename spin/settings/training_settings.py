@@ -110,10 +110,10 @@ class CascadeSettings(Section):
     """Early exits: a document whose class is certain by its words, or after a few blocks, skips the (other) blocks."""
 
     max_loss: float = Field(
-        0.01,
+        0.005,
         ge=0,
         lt=1,
-        description="Loss of the metric that all exits together may cause; 0.01 is one point. 0: no exits.",
+        description="Loss of the metric that all exits together may cause; 0.005 is half a point. 0: no exits.",
     )
     words: bool = Field(
         True,
