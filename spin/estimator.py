@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +17,9 @@ from spin.activations.engines.int8_rounding import measure_scales
 from spin.activations.extract import extract
 from spin.arrays import Floats
 from spin.backbone.flops import relative_flops
+from spin.backbone.int8_scales import Int8Scales
 from spin.backbone.loading import announce_backbone, load_backbone
+from spin.backbone.model import Backbone
 from spin.classifier import TrainedClassifier, checked_texts, feature_columns, load_scales
 from spin.errors import UserError
 from spin.fit_progress import StartStep, show_steps, start_silently
@@ -28,6 +31,7 @@ from spin.labels.split_groups import hash_text
 from spin.labels.splits import assign_split
 from spin.labels.training_data import TrainingData
 from spin.pages.explanation import Explanation
+from spin.precision_trial import LabelledTexts, settle_int8
 from spin.settings import (
     BackboneSettings,
     CascadeSettings,
@@ -39,6 +43,8 @@ from spin.settings import (
     SearchSettings,
     parse_section,
 )
+
+_log = logging.getLogger(__name__)
 
 
 class NotFittedClassifierError(UserError, NotFittedError):
@@ -126,18 +132,17 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         label_space = LabelSpace.of(labels, splits, groups, label_type)
         Decision.of(label_space, parameters.decision)
         start("backbone", 1)
-        backbone = load_backbone(parameters.backbone)
-        announce_backbone(parameters.backbone, backbone)
-        if backbone.precision == "int8":
-            given = parameters.backbone.scales
-            backbone.scales = measure_scales(backbone, texts) if given is None else load_scales(given, backbone.digest)
+        hashes, y = np.array(groups, np.uint64), label_space.index(labels)
+        labelled = LabelledTexts(texts, label_space.indicator(y), label_space.multilabel, hashes)
+        settings, backbone = _load_settled(parameters.backbone, labelled)
+        announce_backbone(settings, backbone)
         columns = feature_columns(backbone, parameters.sites, parameters.poolings)
         features = extract(backbone, texts, columns, progress=start("documents", len(texts))).columns
         data = TrainingData.from_splits(
-            label_space.index(labels),
+            y,
             splits,
             label_space,
-            groups=np.array(groups, np.uint64),
+            groups=hashes,
             metric=parameters.metric,
             class_weights=parameters.probe.class_weights,
             seed=parameters.seed,
@@ -157,7 +162,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
             start=start,
         )
         self._trained = TrainedClassifier(
-            parameters.backbone,
+            settings,
             backbone.digest,
             label_space,
             training_result,
@@ -274,3 +279,20 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.string, tags.input_tags.two_d_array = True, False
         tags.classifier_tags.multi_label = True
         return tags
+
+
+def _load_settled(settings: BackboneSettings, labelled: LabelledTexts) -> tuple[BackboneSettings, Backbone]:
+    """The backbone that reads the texts of a fit, and its settings: with int8 for `dtype: auto` if a trial takes it."""
+    backbone = load_backbone(settings)
+
+    def measure() -> Int8Scales:
+        given = settings.scales
+        return measure_scales(backbone, labelled.texts) if given is None else load_scales(given, backbone.digest)
+
+    scales, trial = settle_int8(settings, backbone, len(labelled.texts), measure, labelled.draw)
+    if trial is not None:
+        _log.info("%s", trial)
+    if scales is None:
+        return settings, backbone
+    settings = settings.model_copy(update={"dtype": "int8"})
+    return settings, load_backbone(settings, scales=scales)

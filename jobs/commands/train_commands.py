@@ -76,7 +76,10 @@ def print_stage(event: StageEvent) -> None:
     else:
         produced = _chosen(results)
     outcome = "finished before" if event.resumed else f"{event.seconds:.0f} s"
-    terminal.say_about(event.stage, [f"{produced} — {outcome}"])
+    lines = [f"{produced} — {outcome}"]
+    if isinstance(results, ExtractResults) and results.precision_trial is not None:
+        lines.append(str(results.precision_trial))
+    terminal.say_about(event.stage, lines)
 
 
 def print_training(report: TrainReport) -> None:

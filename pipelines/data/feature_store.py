@@ -23,6 +23,7 @@ from spin.activations.feature_table import from_lists
 from spin.arrays import Rows
 from spin.backbone.int8_scales import Int8Scales
 from spin.heads.selection import Selection
+from spin.precision_trial import PrecisionTrial
 from spin.sites import FeatureColumn
 
 LABELS = "labels.parquet"
@@ -60,6 +61,9 @@ class FeaturePlan:
     """for each shard the positions of the documents that are extracted, ascending; None: all documents"""
     scales: str | None = None
     """the scales by which the backbone is rounded to int8, as safetensors in base64; None in another precision"""
+
+    precision_trial: PrecisionTrial | None = None
+    """by which int8 was taken or not; None if it was not tried"""
 
     @property
     def int8_scales(self) -> Int8Scales | None:

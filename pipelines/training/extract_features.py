@@ -6,14 +6,12 @@ once neurons have been chosen.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,10 +24,8 @@ from pipelines.data.files.input_files import InputFile, list_files
 from pipelines.data.files.shards import Shard, even_size
 from pipelines.data.forgotten_ids import read_forgotten
 from pipelines.data.labelled_corpus import LabelledCorpus, read_labelled
-from pipelines.data.spool import PartSize, ReadyPiece, read_part, read_texts
+from pipelines.data.spool import PartSize, ReadyPiece, read_texts
 from pipelines.data.training_labels import NOTHING_FROZEN, Labels, split_all
-from pipelines.registry.versions import Registry
-from pipelines.storage.input_opener import InputOpener
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
@@ -53,23 +49,24 @@ from pipelines.storage.stage_plan import (
     write_manifest,
     write_plan,
 )
+from pipelines.training.reading_precision import LearnedTexts, settle_precision
 from pipelines.workers import weights_cache
 from pipelines.workers.map_shards import C, ShardWork, Step, describe_backbone, map_shards
 from pipelines.workers.weights_cache import activation_settings, announce_workers, with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engines.engine import open_engine
-from spin.activations.engines.int8_rounding import CALIBRATION_TEXTS, measure_scales
 from spin.activations.extract import choose_column_types, read_activations, single_segment
 from spin.activations.feature_table import MAX_SHARD_BYTES, bytes_per_document, features_table
 from spin.arrays import Rows
 from spin.backbone.int8_scales import Int8Scales
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
-from spin.classifier import feature_columns, load_scales
+from spin.classifier import feature_columns
 from spin.errors import UserError
 from spin.labels.label_space import LabelSpace
 from spin.labels.splits import rows_in_split
 from spin.pages.number_format import counted
+from spin.precision_trial import PrecisionTrial
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 
@@ -77,8 +74,6 @@ FORMAT = 7
 TWO_PASS_FROM = 5
 """documents, as a multiple of `search.documents`, from which `extract: auto` takes two passes"""
 _SURVEYED = 256
-_PARTS_READ = 16
-"""parts of the spool, from the first to the last, of which texts are read to measure scales"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +112,8 @@ class ExtractResults:
     counts: CorpusCounts
     shards: tuple[ShardOutcome[ExtractCounts], ...]
     """in plan order"""
+    precision_trial: PrecisionTrial | None = None
+    """by which int8 was taken or not; None if it was not tried"""
 
 
 ExtractPlan = StagePlan[FeaturePlan]
@@ -171,6 +168,7 @@ def run_extract(settings: Settings, *, restart: bool = False) -> ExtractManifest
     start = time.perf_counter()
     with Lease(store) as lease:
         plan = _write_plan(settings, files, store, lease, restart=restart)
+        settings = as_planned(settings, plan)
         open_corpus(settings, plan).spool.delete(lease, others=True)  # what killed runs with other corpora have left
         if manifest := find_manifest(store, plan, ExtractResults):
             return manifest
@@ -180,7 +178,8 @@ def run_extract(settings: Settings, *, restart: bool = False) -> ExtractManifest
         )
         counts = _sum_counts([outcome.counts for outcome in outcomes])
         seconds = round(time.perf_counter() - start, 1)
-        return write_manifest(store, plan, ExtractResults(seconds, tuple(files), counts, tuple(outcomes)))
+        trial = plan.derived.precision_trial
+        return write_manifest(store, plan, ExtractResults(seconds, tuple(files), counts, tuple(outcomes), trial))
 
 
 def read_corpus(
@@ -233,9 +232,10 @@ def load_features(settings: Settings) -> tuple[ExtractPlan, ExtractManifest, Fea
     """
     settings = with_engine(settings, "extract")
     store = Store.of(settings) / "features"
-    two_passes = _choose_passes(settings, read_plan(store, FeaturePlan), lambda: 0)
+    stored = read_plan(store, FeaturePlan)
+    two_passes = _choose_passes(settings, stored, lambda: 0)
     files = retry_unavailable(store)(list_files, settings.data.train)
-    metadata = _plan_metadata(settings, files, two_passes=two_passes)
+    metadata = _plan_metadata(as_planned(settings, stored), files, two_passes=two_passes)
     plan, manifest = load_finished(store, "extract", metadata, FeaturePlan, ExtractResults)
     return plan, manifest, FeatureShards.of(store, plan, manifest.results.shards)
 
@@ -258,6 +258,17 @@ def _choose_passes(settings: Settings, stored: ExtractPlan | None, count: Callab
     if stored is not None:
         return "sample" in stored.metadata
     return count() >= TWO_PASS_FROM * settings.search.documents
+
+
+def as_planned(settings: Settings, plan: ExtractPlan | None) -> Settings:
+    """The settings with int8 for `backbone.dtype: auto` where a trial has taken it when the plan was made."""
+    if plan is None or settings.backbone.dtype != "auto" or plan.metadata["backbone"]["dtype"] != "int8":
+        return settings
+    return _in_int8(settings)
+
+
+def _in_int8(settings: Settings) -> Settings:
+    return settings.model_copy(update={"backbone": settings.backbone.model_copy(update={"dtype": "int8"})})
 
 
 def _plan_metadata(settings: Settings, files: list[InputFile], *, two_passes: bool) -> dict[str, Any]:
@@ -289,7 +300,8 @@ def _write_plan(
     survey = _Survey(settings, files, lease)
     stored = None if restart else read_plan(store, FeaturePlan)
     two_passes = _choose_passes(settings, stored, lambda: len(survey.labelled))
-    metadata = _plan_metadata(settings, files, two_passes=two_passes)
+    planned = survey.settled if stored is None else as_planned(settings, stored)
+    metadata = _plan_metadata(planned, files, two_passes=two_passes)
     plan = write_plan(
         store,
         "extract",
@@ -343,6 +355,27 @@ class _Survey:
             self.spool.delete(self.lease)
             raise
 
+    @cached_property
+    def _splits(self) -> list[str]:
+        """The split of every document. Raises UserError for classes that cannot be learned."""
+        splits, groups = _split_labelled(self.settings, self.labelled), np.asarray(self.labelled.groups, np.uint64)
+        LabelSpace.of(self.labelled.labels, splits, groups)
+        return splits
+
+    @cached_property
+    def _precision(self) -> tuple[Int8Scales | None, PrecisionTrial | None]:
+        """The scales by which the corpus is read in int8, and the trial; see `settle_precision`."""
+        labelled, parts = self._taken_in
+        with self._deleting_refused():
+            pieces = [p for shard in self.spool.locate(divide_parts(parts, len(labelled))) for p in shard.pieces]
+            texts = LearnedTexts(labelled, self._splits, pieces)
+            return settle_precision(self.settings, load_backbone(self.settings.backbone), texts)
+
+    @property
+    def settled(self) -> Settings:
+        """The settings with int8 for `backbone.dtype: auto` if a trial has taken it."""
+        return self.settings if self._precision[0] is None else _in_int8(self.settings)
+
     def plan(self, *, sampled: bool) -> FeaturePlan:
         """Choose each column's number type from the first texts, and divide the corpus into shards.
 
@@ -351,11 +384,10 @@ class _Survey:
         """
         (labelled, parts), most = self._taken_in, self.settings.ray.shard_documents
         with self._deleting_refused():
-            splits = _split_labelled(self.settings, labelled)
+            splits = self._splits
             sample = _choose_sample(self.settings, labelled, splits, extracts_all=not sampled)
-            backbone = load_backbone(self.settings.backbone)
-            if backbone.precision == "int8":
-                backbone.scales = self._measure_scales(backbone, splits)
+            scales, trial = self._precision
+            backbone = load_backbone(self.settled.backbone, scales=scales)
             widths = _column_widths(backbone, self.settings)
             types = choose_column_types(backbone, labelled.texts, list(widths))
         share = 1.0 if sample is None else _largest_share(sample, divide_parts(parts, most))
@@ -371,37 +403,9 @@ class _Survey:
             spool=self.spool.folder,
             part_size=self.spool.size,
             sample=None if sample is None else _split_by_shard(sample, shards),
-            scales=None if backbone.scales is None else b64encode(backbone.scales.to_bytes()).decode(),
+            scales=None if scales is None else b64encode(scales.to_bytes()).decode(),
+            precision_trial=trial,
         )
-
-    def _measure_scales(self, backbone: Backbone, splits: Sequence[str]) -> Int8Scales:
-        """The scales of the version that the settings name, else those that documents show which train or validate."""
-        if self.settings.backbone.scales is not None:
-            return _load_version_scales(self.settings, self.settings.backbone.scales, backbone.digest)
-        learned = np.isin(np.arange(len(splits)), rows_in_split(splits, "train", "valid"))
-        shards = self.spool.locate(divide_parts(self._taken_in[1], len(splits)))
-        pieces = [piece for shard in shards for piece in shard.pieces]
-        of_pieces = np.split(learned, np.cumsum([piece.documents for piece in pieces])[:-1])
-        useful = [(piece, np.flatnonzero(own)) for piece, own in zip(pieces, of_pieces, strict=True) if own.any()]
-        useful = useful[:: -(-len(useful) // _PARTS_READ)]
-        texts: list[str] = []
-        for piece, rows in useful:
-            some = rows[:: -(-len(rows) * len(useful) // CALIBRATION_TEXTS)]
-            texts += read_part(piece, InputOpener(), ["text"])["text"].take(pa.array(some)).to_pylist()
-        return measure_scales(backbone, texts)
-
-
-def _load_version_scales(settings: Settings, source: str, digest: str) -> Int8Scales:
-    """The scales of `models:/NAME/VERSION` or of the classifier in a folder. Raises UserError as `load_scales` does."""
-    if not source.startswith("models:/"):
-        return load_scales(source, digest)
-    name, _, number = source.removeprefix("models:/").rpartition("/")
-    if not number.isdecimal():
-        raise UserError(f"backbone.scales: found {source}; expected models:/NAME/VERSION, since an alias may move")
-    registry = Registry(settings, name)
-    with tempfile.TemporaryDirectory() as folder:
-        registry.download(registry.resolve(source), Path(folder))
-        return load_scales(folder, digest)
 
 
 def _column_widths(backbone: Backbone, settings: Settings) -> dict[FeatureColumn, int]:

@@ -13,6 +13,7 @@ from spin.fitted.abstention import ErrorPromise
 from spin.fitted.held_out import HeldOutLogits
 from spin.monitor.quality import QualityEstimate, expect_quality
 from spin.pages.model_card import NIGHT, CardFacts, Comparison, ContenderResult, model_card
+from spin.precision_trial import PrecisionTrial
 from spin.settings import Settings
 
 
@@ -25,11 +26,12 @@ def build_card(
     held_out: HeldOutLogits,
     promise: ErrorPromise | None,
     fingerprint: str,
+    precision_trial: PrecisionTrial | None,
 ) -> str:
     """The model card as Markdown.
 
     `held_out` are the logits of the test documents that the version carries, and `promise` is what they prove of
-    `decision.max_error`; `fingerprint` is that of the probes.
+    `decision.max_error`; `fingerprint` is that of the probes, and `precision_trial` the trial of int8 if there was one.
     """
     facts = CardFacts(
         **vars(figures),
@@ -45,6 +47,7 @@ def build_card(
         max_tokens=spin.backbone.max_tokens,
         max_windows=spin.backbone.max_windows if spin.backbone.reads_windows else None,
         window_overlap=spin.backbone.window_overlap,
+        precision="" if precision_trial is None else str(precision_trial),
         metric=settings.metric,
         tested=_tested(spin, figures.table),
         training=spin.training_result.summary(),

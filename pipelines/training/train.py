@@ -37,7 +37,7 @@ from pipelines.storage.stage_plan import (
     write_plan,
 )
 from pipelines.training.drift_reference import choose_reference, describe_reference
-from pipelines.training.extract_features import ExtractManifest, ExtractPlan, load_features, open_corpus
+from pipelines.training.extract_features import ExtractManifest, ExtractPlan, as_planned, load_features, open_corpus
 from pipelines.training.fit_heads import HeadsJob, RefitJob, run_integrate, run_refit
 from pipelines.training.fit_probes import ProbeManifest, load_probes
 from pipelines.training.held_out_logits import collect_test_logits, describe_promise, promise_error, write_test_logits
@@ -130,7 +130,11 @@ class TrainReport:
             "choice": results.choice.model_dump(mode="json"),
             "registered": to_json(self.registered),
             "stages": {
-                "extract": {"seconds": extracted.results.seconds, **to_json(extracted.results.counts)},
+                "extract": {
+                    "seconds": extracted.results.seconds,
+                    **to_json(extracted.results.counts),
+                    "precision_trial": to_json(extracted.results.precision_trial),
+                },
                 "probe": {"seconds": probed.results.seconds, "probes": len(probed.results.probes)},
                 "train": {"seconds": to_json(results.seconds), **results.counts},
             },
@@ -166,6 +170,7 @@ class _Training:
     def load(cls, settings: Settings, frozen: FrozenDocuments) -> _Training:
         """Read what the stages before have left. Raises UserError if one has not finished."""
         source, extracted, features = load_features(settings)
+        settings = as_planned(settings, source)
         labels = Labels.of(features, settings, frozen)
         Decision.of(labels.label_space, settings.decision)  # refuses thresholds that do not fit the classes
         corpus = open_corpus(settings, source)
@@ -253,7 +258,16 @@ def _fit(training: _Training, store: Store, plan: TrainPlan, lease: Lease) -> Tr
     promise = promise_error(settings, spin, test_logits[settings.choose])
     figures = replace(figures, notes=(*labels.overlap.notes(counts["test"], settings.data), *figures.notes))
     fingerprint, held_out = training.probed.fingerprint, test_logits[settings.choose]
-    card = build_card(settings, spin, labels, figures, held_out=held_out, promise=promise, fingerprint=fingerprint)
+    card = build_card(
+        settings,
+        spin,
+        labels,
+        figures,
+        held_out=held_out,
+        promise=promise,
+        fingerprint=fingerprint,
+        precision_trial=training.extracted.results.precision_trial,
+    )
     reference = choose_reference(test_rows, test_words, training.words, data.folds)
     artifact = {
         **spin.files(),

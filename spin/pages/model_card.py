@@ -125,6 +125,8 @@ class CardFacts(Comparison):
     """windows of a text that the backbone reads at most, None where long texts are cut"""
     window_overlap: int = 0
     """tokens of a window that the next one repeats"""
+    precision: str = ""
+    """a clause on the trial of int8, empty where it was not tried"""
     held_out: int = 0
     """test documents whose logits and classes the version carries; each is independent of the others"""
     expected: QualityEstimate | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data.training_labels import Labels
-from pipelines.training import extract_features
+from pipelines.training import reading_precision
 from pipelines.training.extract_features import load_features, run_extract
 from pipelines.training.workflow import run_workflow
-from spin import TrainedClassifier
+from spin import TrainedClassifier, precision_trial
 from spin.activations.extract import extract
 from spin.backbone.loading import load_backbone
 from spin.errors import UserError
 from spin.labels.splits import rows_in_split
+from spin.pages.model_card import CARD
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 from tests.support import small_training, tiny
@@ -46,9 +48,9 @@ def test_all_stages_and_the_version_have_the_same_scales(
 ) -> None:
     """They are measured once, by the driver; a version has them without the store of its training."""
     measured: list[list[str]] = []
-    measure = extract_features.measure_scales
+    measure = reading_precision.measure_scales
     monkeypatch.setattr(
-        extract_features, "measure_scales", lambda backbone, texts: measure(backbone, measured.append(texts) or texts)
+        reading_precision, "measure_scales", lambda backbone, texts: measure(backbone, measured.append(texts) or texts)
     )
     settings = make_settings(folder, tmp_path / "store", extract=passes)
     run_workflow(settings)
@@ -108,11 +110,49 @@ def test_few_parts_of_a_large_spool_are_read_for_scales(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    read_part = extract_features.read_part
-    monkeypatch.setattr(extract_features, "_PARTS_READ", 3)
+    read_part = reading_precision.read_part
+    monkeypatch.setattr(reading_precision, "_PARTS_READ", 3)
     monkeypatch.setattr(
-        extract_features, "read_part", lambda piece, *args: (read.append(piece.uri), read_part(piece, *args))[1]
+        reading_precision, "read_part", lambda piece, *args: (read.append(piece.uri), read_part(piece, *args))[1]
     )
     ray = {"workers": 0, "shard_documents": 20}
     run_extract(make_settings(folder, tmp_path / "store", ray=ray))
     assert 2 <= len(read) <= 3
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_auto_stands_for_what_a_trial_on_labelled_documents_has_found(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, taken: bool
+) -> None:
+    """All stages keep to it, also where a trial would now end otherwise; the version, report and card say so."""
+    monkeypatch.setattr(precision_trial, "SMALLEST_CORPUS", 200)
+    monkeypatch.setattr(precision_trial, "_ALLOWED_LOSS", 0.5 if taken else -0.5)
+    tried: list[list[str]] = []
+    hold_out = precision_trial._held_out_score
+    monkeypatch.setattr(
+        precision_trial, "_held_out_score", lambda *args: (tried.append(args[2].texts), hold_out(*args))[1]
+    )
+    backbone = make_settings(folder, tmp_path).backbone.model_dump() | {"dtype": "auto"}
+    settings = make_settings(folder, tmp_path / "store", backbone=backbone, extract="two_pass")
+    run_extract(settings)
+    monkeypatch.setattr(precision_trial, "_ALLOWED_LOSS", -0.5 if taken else 0.5)
+    report = run_workflow(settings)
+
+    plan, extracted, features = load_features(settings)
+    trial = extracted.results.precision_trial
+    assert trial is not None
+    assert trial.chosen == ("int8" if taken else "auto")
+    assert len(tried) == 2, "one trial, of two precisions"
+    rows = rows_in_split(Labels.of(features, settings).splits, "test")
+    tested = pq.read_table(folder / "train.parquet")["text"].take(rows).to_pylist()
+    assert len(tested) > 20
+    assert not set(tried[0]) & set(tested)
+    assert trial.documents == len(tried[0]) > 200
+    spin = TrainedClassifier.open(tmp_path / "store/model", settings)
+    assert (spin.settings.dtype, spin.backbone.precision == "int8") == ("int8" if taken else "auto", taken)
+    assert (plan.derived.int8_scales is not None) == taken
+    of_report = json.loads((tmp_path / "store/report.json").read_text())["stages"]["extract"]["precision_trial"]
+    assert of_report["chosen"] == trial.chosen
+    card = (tmp_path / "store/model" / CARD).read_text()
+    assert f"int8 is {'taken' if taken else 'not taken'}: micro-F1" in card
+    assert report.results.counts["test"] == len(tested)
