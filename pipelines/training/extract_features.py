@@ -58,7 +58,6 @@ from spin.activations.engines.engine import open_engine
 from spin.activations.extract import choose_column_types, read_activations, single_segment
 from spin.activations.feature_table import MAX_SHARD_BYTES, bytes_per_document, features_table
 from spin.arrays import Rows
-from spin.backbone.int8_scales import Int8Scales
 from spin.backbone.loading import load_backbone
 from spin.backbone.model import Backbone
 from spin.classifier import feature_columns
@@ -363,18 +362,22 @@ class _Survey:
         return splits
 
     @cached_property
-    def _precision(self) -> tuple[Int8Scales | None, PrecisionTrial | None]:
-        """The scales by which the corpus is read in int8, and the trial; see `settle_precision`."""
+    def _reading(self) -> tuple[Backbone, PrecisionTrial | None]:
+        """The backbone that reads the corpus, with its scales if it is in int8, and the trial if there was one."""
         labelled, parts = self._taken_in
         with self._deleting_refused():
             pieces = [p for shard in self.spool.locate(divide_parts(parts, len(labelled))) for p in shard.pieces]
-            texts = LearnedTexts(labelled, self._splits, pieces)
-            return settle_precision(self.settings, load_backbone(self.settings.backbone), texts)
+            texts, backbone = LearnedTexts(labelled, self._splits, pieces), load_backbone(self.settings.backbone)
+            scales, trial = settle_precision(self.settings, backbone, texts)
+            if scales is not None and backbone.precision != "int8":
+                backbone = load_backbone(_in_int8(self.settings).backbone)
+            backbone.scales = scales
+            return backbone, trial
 
     @property
     def settled(self) -> Settings:
         """The settings with int8 for `backbone.dtype: auto` if a trial has taken it."""
-        return self.settings if self._precision[0] is None else _in_int8(self.settings)
+        return self.settings if self._reading[0].scales is None else _in_int8(self.settings)
 
     def plan(self, *, sampled: bool) -> FeaturePlan:
         """Choose each column's number type from the first texts, and divide the corpus into shards.
@@ -386,8 +389,7 @@ class _Survey:
         with self._deleting_refused():
             splits = self._splits
             sample = _choose_sample(self.settings, labelled, splits, extracts_all=not sampled)
-            scales, trial = self._precision
-            backbone = load_backbone(self.settled.backbone, scales=scales)
+            backbone, trial = self._reading
             widths = _column_widths(backbone, self.settings)
             types = choose_column_types(backbone, labelled.texts, list(widths))
         share = 1.0 if sample is None else _largest_share(sample, divide_parts(parts, most))
@@ -403,7 +405,7 @@ class _Survey:
             spool=self.spool.folder,
             part_size=self.spool.size,
             sample=None if sample is None else _split_by_shard(sample, shards),
-            scales=None if scales is None else b64encode(scales.to_bytes()).decode(),
+            scales=None if backbone.scales is None else b64encode(backbone.scales.to_bytes()).decode(),
             precision_trial=trial,
         )
 

@@ -26,7 +26,7 @@ def build_card(
     held_out: HeldOutLogits,
     promise: ErrorPromise | None,
     fingerprint: str,
-    precision_trial: PrecisionTrial | None,
+    precision_trial: PrecisionTrial | None = None,
 ) -> str:
     """The model card as Markdown.
 
