@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,12 +57,12 @@ class PrecisionTrial:
     documents: int
     scores: Mapping[str, float]
     """from 0 to 1"""
-    chosen: Literal["int8", "auto"]
-    """as the setting `backbone.dtype`; auto is what it stood for before the trial"""
+    taken: bool
+    """whether int8 loses little enough to be taken"""
 
     def __str__(self) -> str:
         figures = ", ".join(f"{precision} {100 * score:.1f}" for precision, score in self.scores.items())
-        outcome = "taken" if self.chosen == "int8" else "not taken"
+        outcome = "taken" if self.taken else "not taken"
         return f"int8 is {outcome}: micro-F1 of a plain classifier on {self.documents:,} documents: {figures}"
 
 
@@ -86,7 +85,7 @@ def settle_int8(
         return None, None
     scales = measure()
     trial = _try_int8(settings, backbone, scales, read(count))
-    return (scales if trial is not None and trial.chosen == "int8" else None), trial
+    return (scales if trial is not None and trial.taken else None), trial
 
 
 def _trial_size(settings: BackboneSettings, backbone: Backbone, documents: int) -> int:
@@ -119,7 +118,7 @@ def _try_int8(
     columns = [FeatureColumn(Site(round(backbone.depth * part / 3), "resid"), "mean") for part in (1, 2, 3)]
     scores = {each.precision: _held_out_score(each, columns, labelled) for each in (backbone, in_int8)}
     before, after = scores.values()
-    return PrecisionTrial(len(labelled.texts), scores, "int8" if before - after <= _ALLOWED_LOSS else "auto")
+    return PrecisionTrial(len(labelled.texts), scores, before - after <= _ALLOWED_LOSS)
 
 
 def _held_out_score(backbone: Backbone, columns: Sequence[FeatureColumn], labelled: LabelledTexts) -> float:

@@ -61,7 +61,6 @@ class FeaturePlan:
     """for each shard the positions of the documents that are extracted, ascending; None: all documents"""
     scales: str | None = None
     """the scales by which the backbone is rounded to int8, as safetensors in base64; None in another precision"""
-
     precision_trial: PrecisionTrial | None = None
     """by which int8 was taken or not; None if it was not tried"""
 

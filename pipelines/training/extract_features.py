@@ -355,11 +355,10 @@ class _Survey:
             raise
 
     @cached_property
-    def _splits(self) -> list[str]:
-        """The split of every document. Raises UserError for classes that cannot be learned."""
+    def _divided(self) -> tuple[list[str], LabelSpace]:
+        """The split of every document, and the classes. Raises UserError for classes that cannot be learned."""
         splits, groups = _split_labelled(self.settings, self.labelled), np.asarray(self.labelled.groups, np.uint64)
-        LabelSpace.of(self.labelled.labels, splits, groups)
-        return splits
+        return splits, LabelSpace.of(self.labelled.labels, splits, groups)
 
     @cached_property
     def _reading(self) -> tuple[Backbone, PrecisionTrial | None]:
@@ -367,7 +366,7 @@ class _Survey:
         labelled, parts = self._taken_in
         with self._deleting_refused():
             pieces = [p for shard in self.spool.locate(divide_parts(parts, len(labelled))) for p in shard.pieces]
-            texts, backbone = LearnedTexts(labelled, self._splits, pieces), load_backbone(self.settings.backbone)
+            texts, backbone = LearnedTexts(labelled, self._divided[0], pieces), load_backbone(self.settings.backbone)
             scales, trial = settle_precision(self.settings, backbone, texts)
             if scales is not None and backbone.precision != "int8":
                 backbone = load_backbone(_in_int8(self.settings).backbone)
@@ -387,8 +386,7 @@ class _Survey:
         """
         (labelled, parts), most = self._taken_in, self.settings.ray.shard_documents
         with self._deleting_refused():
-            splits = self._splits
-            sample = _choose_sample(self.settings, labelled, splits, extracts_all=not sampled)
+            sample = _choose_sample(self.settings, labelled, *self._divided) if sampled else None
             backbone, trial = self._reading
             widths = _column_widths(backbone, self.settings)
             types = choose_column_types(backbone, labelled.texts, list(widths))
@@ -436,17 +434,16 @@ def _split_labelled(settings: Settings, labelled: LabelledCorpus) -> list[str]:
 
 
 def _choose_sample(
-    settings: Settings, labelled: LabelledCorpus, splits: list[str], *, extracts_all: bool
+    settings: Settings, labelled: LabelledCorpus, splits: list[str], label_space: LabelSpace
 ) -> Rows | None:
-    """The documents whose features are extracted; None if it is all of them, or if there are not too many for that.
+    """The documents whose features are extracted; None if there are not too many to extract all.
 
-    Raises UserError for classes that cannot be learned, as `LabelSpace.of` does, also from the sample alone.
+    Raises UserError for classes that cannot be learned from the sample alone.
     """
-    labels, groups = labelled.labels, np.asarray(labelled.groups, np.uint64)
-    label_space = LabelSpace.of(labels, splits, groups)
-    if extracts_all or len(rows_in_split(splits, "train", "valid")) <= settings.search.documents:
+    if len(rows_in_split(splits, "train", "valid")) <= settings.search.documents:
         return None
-    return Labels(labelled.ids, label_space, label_space.index(labels), splits, groups).training_data(settings).rows
+    y, groups = label_space.index(labelled.labels), np.asarray(labelled.groups, np.uint64)
+    return Labels(labelled.ids, label_space, y, splits, groups).training_data(settings).rows
 
 
 def _largest_share(rows: Rows, shards: Sequence[Shard]) -> float:

@@ -99,7 +99,7 @@ def test_int8_may_lose_two_tenths_of_a_point(
     monkeypatch.setattr(precision_trial, "_held_out_score", score)
     scales, trial = settle(settings, make_labelled())
     assert trial is not None
-    assert (scales is not None, trial.chosen) == (taken, "int8" if taken else "auto")
+    assert (scales is not None, trial.taken) == (taken, taken)
     assert list(trial.scores.values()) == [0.8, of_int8]
     outcome = "taken" if taken else "not taken"
     assert f"int8 is {outcome}: micro-F1 of a plain classifier on 67 documents: " in str(trial)

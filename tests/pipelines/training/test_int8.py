@@ -20,6 +20,7 @@ from spin.backbone.loading import load_backbone
 from spin.errors import UserError
 from spin.labels.splits import rows_in_split
 from spin.pages.model_card import CARD
+from spin.precision_trial import LabelledTexts
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 from tests.support import small_training, tiny
@@ -127,11 +128,9 @@ def test_auto_stands_for_what_a_trial_on_labelled_documents_has_found(
     """All stages keep to it, also where a trial would now end otherwise; the version, report and card say so."""
     monkeypatch.setattr(precision_trial, "SMALLEST_CORPUS", 200)
     monkeypatch.setattr(precision_trial, "_ALLOWED_LOSS", 0.5 if taken else -0.5)
-    tried: list[list[str]] = []
+    tried: list[LabelledTexts] = []
     hold_out = precision_trial._held_out_score
-    monkeypatch.setattr(
-        precision_trial, "_held_out_score", lambda *args: (tried.append(args[2].texts), hold_out(*args))[1]
-    )
+    monkeypatch.setattr(precision_trial, "_held_out_score", lambda *args: (tried.append(args[2]), hold_out(*args))[1])
     backbone = make_settings(folder, tmp_path).backbone.model_dump() | {"dtype": "auto"}
     settings = make_settings(folder, tmp_path / "store", backbone=backbone, extract="two_pass")
     run_extract(settings)
@@ -141,18 +140,22 @@ def test_auto_stands_for_what_a_trial_on_labelled_documents_has_found(
     plan, extracted, features = load_features(settings)
     trial = extracted.results.precision_trial
     assert trial is not None
-    assert trial.chosen == ("int8" if taken else "auto")
+    assert trial.taken == taken
     assert len(tried) == 2, "one trial, of two precisions"
     rows = rows_in_split(Labels.of(features, settings).splits, "test")
     tested = pq.read_table(folder / "train.parquet")["text"].take(rows).to_pylist()
     assert len(tested) > 20
-    assert not set(tried[0]) & set(tested)
-    assert trial.documents == len(tried[0]) > 200
+    texts, classes = tried[0].texts, tried[0].classes
+    assert not set(texts) & set(tested)
+    assert trial.documents == len(texts) > 200
+    corpus = pq.read_table(folder / "train.parquet").to_pydict()
+    labels = dict(zip(corpus["text"], corpus["label"], strict=True))
+    assert [("bad", "good")[has.argmax()] for has in classes] == [labels[text] for text in texts]
     spin = TrainedClassifier.open(tmp_path / "store/model", settings)
     assert (spin.settings.dtype, spin.backbone.precision == "int8") == ("int8" if taken else "auto", taken)
     assert (plan.derived.int8_scales is not None) == taken
     of_report = json.loads((tmp_path / "store/report.json").read_text())["stages"]["extract"]["precision_trial"]
-    assert of_report["chosen"] == trial.chosen
+    assert of_report["taken"] == taken
     card = (tmp_path / "store/model" / CARD).read_text()
     assert f"int8 is {'taken' if taken else 'not taken'}: micro-F1" in card
     assert report.results.counts["test"] == len(tested)
