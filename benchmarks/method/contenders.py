@@ -89,7 +89,7 @@ class Answer:
             "accuracy": score("accuracy", y, predicted),
             "macro_f1": score("macro_f1", y, predicted),
             "ece": calibration_error(probabilities, y, label_space),
-            "ece_limit": calibration_error_limit(probabilities, label_space),
+            "ece_limit": calibration_error_limit(probabilities, label_space, y=y, groups=exam.corpus.groups[exam.test]),
             "neurons": self.neurons,
             "depth": self.depth,
             "compute": self.compute,

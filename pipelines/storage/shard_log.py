@@ -290,6 +290,11 @@ class ShardLog:
         """The names of the shards that were tried under this claim, committed or not, in order."""
         return [_shard_name(key) for key in self._request(self.store.list, self._attempts)]
 
+    def unfinished(self) -> set[str]:
+        """The names of the shards that were tried under any claim and are not committed."""
+        tried = self._request(self.store.list, self.layout.key("attempts"))
+        return {_shard_name(key) for key in tried}.difference(self.committed())
+
     def outcome_key(self, name: str) -> str:
         """The key of a shard's outcome."""
         return self.layout.key("parts", f"{name}.json")

@@ -52,6 +52,7 @@ from pipelines.storage.stage_plan import (
 from pipelines.training.reading_precision import LearnedTexts, settle_precision
 from pipelines.workers import weights_cache
 from pipelines.workers.map_shards import C, ShardWork, Step, describe_backbone, map_shards
+from pipelines.workers.ray_cluster import runs_here
 from pipelines.workers.weights_cache import activation_settings, announce_workers, with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engines.engine import open_engine
@@ -70,6 +71,8 @@ from spin.settings import Settings
 from spin.sites import FeatureColumn
 
 FORMAT = 7
+FEW_DOCUMENTS = 20_000
+"""fewer are read in the process of the command: workers would load the libraries and the backbone for as long"""
 TWO_PASS_FROM = 5
 """documents, as a multiple of `search.documents`, from which `extract: auto` takes two passes"""
 _SURVEYED = 256
@@ -196,25 +199,28 @@ def read_corpus(
     """Map a step that runs the backbone over all shards of a corpus, with the workers of the extract stage.
 
     `make` is called with the settings, the digest of the backbone's files, the plan's derived values and `args`. The
-    spool is written again if it is gone. Shards are written to a folder of the store. The lease is held when it
-    returns. Raises HeldError if it is not.
+    spool is written again if it is gone. Shards are written to a folder of the store. Few documents are read in this
+    process, unless an earlier one ended while it read: workers find a document that kills them. The lease is held when
+    it returns. Raises HeldError if it is not.
     """
     corpus = open_corpus(settings, plan)
     corpus.restore(lease)
     digest = weights_cache.local_digest(settings.backbone)
     weights_cache.publish(settings, digest)
+    ray = settings.ray.for_stage("extract")
     work = ShardWork(
         make,
         (settings, digest, plan.derived, *args),
         counts_type,
         store,
-        settings.ray.for_stage("extract"),
+        ray,
         stage=stage,
         claim=lease.number,
         layout=LogLayout(folder),
         backbone=describe_backbone(settings.backbone),
     )
-    outcomes = map_shards(work, corpus.shards, lease, documents=plan.derived.documents)
+    few = plan.derived.documents < FEW_DOCUMENTS and not work.open_log().unfinished()
+    outcomes = map_shards(work, corpus.shards, lease, documents=plan.derived.documents, here=runs_here(ray, few=few))
     lease.check()
     return outcomes
 

@@ -380,6 +380,17 @@ def _available_resources(settings: RaySettings) -> tuple[int, float]:
     return int(total.get("CPU", 1)), total.get("GPU", 0)
 
 
+def runs_here(settings: RaySettings, *, few: bool) -> bool:
+    """Whether this process computes what the workers of a stage would.
+
+    It does without workers (`ray.workers: 0`), and where `few` documents take less time than workers to start, unless
+    the settings give a number of workers, a cluster or a GPU.
+    """
+    if settings.workers is not None:
+        return settings.workers == 0
+    return few and settings.address is None and not settings.gpus_per_worker
+
+
 def least_workers(settings: RaySettings, most: int) -> int:
     """The least number of workers that a stage continues with after nodes are lost.
 

@@ -15,6 +15,7 @@ from pipelines.workers.ray_cluster import (
     cluster,
     configure_worker,
     least_workers,
+    runs_here,
     translate_ray_errors,
     worker_count,
 )
@@ -58,17 +59,10 @@ def run_group(
     stage, or the SpinError that a worker raised.
     """
     with polled_progress(stage, total, unit, count_done):
-        if _runs_here(work.settings, most_workers):
+        if runs_here(work.settings, few=most_workers == 1):
             work.run(work.job, work.device)
         else:
             _run_workers(stage, work, most_workers)
-
-
-def _runs_here(settings: RaySettings, most_workers: int) -> bool:
-    """Whether this process computes: all its threads together are faster than a worker, which takes time to start."""
-    if settings.workers is not None:
-        return settings.workers == 0
-    return most_workers == 1 and settings.address is None and not settings.gpus_per_worker
 
 
 def _run_workers(stage: str, work: GroupWork[Any], most_workers: int) -> None:

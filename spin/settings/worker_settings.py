@@ -44,8 +44,9 @@ class RaySettings(Section):
         ge=0,
         description="Largest number of workers per stage. 0: a stage runs in the process of the command, without Ray, "
         "which is quicker for trials and small corpora; a document that kills this process is not found. Default: as "
-        "many as the CPUs and GPUs allow. Without a cluster or a GPU, probes of fewer than 10,000 documents and heads "
-        "of fewer than 20,000 are then fitted in the process of the command.",
+        "many as the CPUs and GPUs allow. Without a cluster or a GPU, fewer than 20,000 documents are then read for a "
+        "training in the process of the command, by workers only if that has ended before it was done, and probes of "
+        "fewer than 10,000 documents and heads of fewer than 20,000 are fitted there.",
     )
     min_workers: int | None = Field(
         None,
