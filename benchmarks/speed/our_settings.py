@@ -25,6 +25,7 @@ from spin.backbone.loading import find_backbone, load_backbone
 from spin.errors import UserError
 from spin.fitted.fitted_classifier import TrainingResult
 from spin.integrate.integrate import integrate
+from spin.precision_trial import LabelledTexts, settle_int8
 from spin.settings import BackboneSettings, CascadeSettings, Choice, SearchSettings
 from spin.sites import Site
 
@@ -40,28 +41,26 @@ class OurSettings:
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
-        engines = [(e, p) for e, p in _ENGINES if not (trial.causal and p == "int8") and _runs(trial, e, p)]
+        engines = [(e, p) for e, p in _ENGINES if _runs(trial, e, p)]
         self.full = [OurSetting(engine, precision) for engine, precision in engines]
         """at full depth, in every engine and precision"""
-        settings = _settings(trial, "auto", "auto")
-        default = choose_engine(settings, "cpu", *find_backbone(settings))
-        precision: Precision = "bfloat16" if default.precision == "bfloat16" else "float32"
-        self.shipped = OurSetting(default.engine, precision, max_loss=SHIPPED, default=True)
-        self._int8 = (default.engine, "int8") in engines
+        self.shipped = OurSetting(*_settle(trial), max_loss=SHIPPED, default=True)
+        self._int8 = (self.shipped.engine, "int8") in engines
 
     def fixed(self) -> list[OurSetting]:
         """The settings that are timed in any case: full depth, and of an encoder the defaults and rows with reasons."""
-        exits = [OurSetting("torch", "bfloat16", max_loss=SHIPPED)]
-        torch_too = [setting for setting in exits if self.shipped.engine != "torch" and setting.full in self.full]
+        in_16_bits = [OurSetting(engine, "bfloat16", max_loss=SHIPPED) for engine in ("torch", self.shipped.engine)]
+        exits = [s for s in in_16_bits if s.full in self.full and s != replace(self.shipped, default=False)]
         reasons = [setting.with_reasons for setting in (self.shipped.full, self.shipped)]
-        return self.full if self.trial.causal else [*self.full, self.shipped, *torch_too, *reasons]
+        return self.full if self.trial.causal else [*self.full, self.shipped, *dict.fromkeys(exits), *reasons]
 
     def grid(self) -> list[OurSetting]:
         """Choices and losses in the engine and precision of the defaults.
 
         Where training gives the same classifier several times, the first of these settings stands for all.
         """
-        folder, default = train_classifiers(self.trial), replace(self.shipped, default=False)
+        default = replace(self.shipped, default=False)
+        folder = train_classifiers(self.trial, in_int8=default.precision == "int8")
         settings = [
             replace(default, choose=choose, max_loss=loss)
             for choose in get_args(Choice)
@@ -71,12 +70,33 @@ class OurSettings:
         return distinct(settings, {setting: _fitted(folder, setting) for setting in settings})
 
     def in_int8(self, settings: Sequence[OurSetting]) -> list[OurSetting]:
-        """The same settings in int8, where it runs on this machine."""
-        return [replace(setting, precision="int8", default=False) for setting in settings if self._int8]
+        """The same settings in int8, where it runs on this machine; those that are in it are left out."""
+        others = [setting for setting in settings if self._int8 and setting.precision != "int8"]
+        return [replace(setting, precision="int8", default=False) for setting in others]
 
     def contender(self, setting: OurSetting) -> Contender:
         """The contender of a setting; SPIN is trained at first use."""
         return Contender(setting, lambda: load(self.trial, setting))
+
+
+def _settle(trial: Trial) -> tuple[str, Precision]:
+    """The engine and the precision in which a training with default settings reads the documents to learn from."""
+    backbone = load_backbone(_settings(trial, "auto", "auto"))
+    rows = trial.exam.data.rows
+
+    def read(count: int) -> LabelledTexts:
+        some = rows[:: -(-len(rows) // count)]
+        classes, groups = trial.label_space.indicator(trial.y(some)), trial.exam.corpus.groups[some]
+        return LabelledTexts(trial.texts(some), classes, trial.label_space.multilabel, groups)
+
+    def measure() -> Int8Scales:
+        return measure_scales(backbone, trial.train_texts)
+
+    scales, tried = settle_int8(_settings(trial, "auto", "auto"), backbone, len(rows), measure, read)
+    if tried is not None:
+        print(tried, flush=True)
+    precision: Precision = "bfloat16" if backbone.precision == "bfloat16" else "float32"
+    return backbone.engine, precision if scales is None else "int8"
 
 
 def train_classifiers(trial: Trial, *, in_int8: bool = False) -> Path:

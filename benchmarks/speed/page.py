@@ -22,8 +22,8 @@ _LIBRARIES = (
     "fasttext-community", "model2vec", "numpy",
 )  # fmt: skip
 _TITLES = (
-    "", "precision", "batch", "docs/s", "least–most", "tokens/s", "% of peak", "× best peer", "macro-F1", "accuracy",
-    "agreement", "compute", "$ per million",
+    "", "precision", "batch", "docs/s", "least–most", "tokens/s", "% of peak", "at peak", "× best peer", "macro-F1",
+    "accuracy", "agreement", "compute", "$ per million",
 )  # fmt: skip
 _EQUAL_TITLES = ("peer", "docs/s", "the fastest of ours", "docs/s", "× peer", "macro-F1, difference", "on validation")
 TITLE = "# Speed\n\n"
@@ -56,7 +56,7 @@ HOW_TO_READ = f"""## {_LAST}
 - tokens/s is tokens per second, special tokens included, padding excluded. % of peak is FLOPs per second as a share of
   the GEMM peak in the row's precision. A document costs 2 FLOPs per token for each weight of the blocks' linear maps
   (24 d² per block in BERT) and 4 d per block for each pair of its tokens, without padding, times `compute`, the share
-  of the whole model that the row runs.
+  of the whole model that the row runs. "at peak" is the documents per second that this many FLOPs would allow.
 - × best peer is the ratio to the fastest transformer peer, whatever its precision.
 - agreement is the share of labels equal to those in float32: for a transformer peer those of the first one in float32,
   for SPIN its own at full depth.
@@ -128,7 +128,8 @@ def table(rows: Sequence[Row], trial: Trial, peaks: Mapping[str, float], price: 
 def _line(row: Row, best: Row | None, trial: Trial, peaks: Mapping[str, float], price: float) -> list[str]:
     count, peak = len(trial.test), peaks.get(row.role.precision)
     speeds, runs_transformer = count / np.array(row.seconds), not isinstance(row.role, WordPeer)
-    rate = trial.flops * row.compute / row.median / 1e9
+    operations = trial.flops * row.compute / count / 1e9
+    counted = peak and operations and runs_transformer
     return [
         row.role.name,
         row.role.precision if runs_transformer else "–",
@@ -136,7 +137,8 @@ def _line(row: Row, best: Row | None, trial: Trial, peaks: Mapping[str, float], 
         f"{count / row.median:,.0f}",
         f"{speeds.min():,.0f}–{speeds.max():,.0f}",
         f"{trial.lengths.sum() / row.median:,.0f}" if runs_transformer else "–",
-        f"{100 * rate / peak:.0f}" if peak and runs_transformer else "–",
+        f"{100 * operations * count / row.median / peak:.0f}" if peak and counted else "–",
+        f"{peak / operations:,.0f}" if peak and counted else "–",
         f"{speed_ratio(best.seconds, row.seconds).estimate:.2f}" if best else "–",
         f"{100 * row.score:.1f}",
         f"{100 * row.accuracy:.1f}",

@@ -50,7 +50,7 @@ TIMEOUT_S = 300.0
 """seconds that a trial may take"""
 SHORT_TEXT = 256
 """tokens, up to which OpenVINO compiles without fused attention, which takes as long there as its parts, or longer"""
-_FORMAT = 5
+_FORMAT = 6
 """version of the trial's procedure; verdicts of another version are not used"""
 _PACKAGES = ("openvino", "torch", "transformers")
 _INSTRUCTION_SETS = ("avx", "amx", "sse", "ssse", "fma", "f16c", "asimd", "sve", "sme", "bf16", "i8mm")

@@ -32,7 +32,7 @@ class BackboneSettings(Section):
     dtype: Precision = Field(
         "auto",
         description="Precision in which the model computes. auto: bfloat16 where the hardware is faster in it, else "
-        "float32. A training on 10,000 labelled documents or more tries int8 with an encoder in OpenVINO, and takes it "
+        "float32. A training on 5,000 labelled documents or more tries int8 with an encoder in OpenVINO, and takes it "
         "if a plain classifier loses at most 0.2 points. A version that was trained in int8 is run in it. int8 needs "
         "the extra `openvino`, and a processor with VNNI or AMX.",
     )

@@ -17,21 +17,25 @@ from spin.activations.engines.encoder import BlockSegment, NeuronEncoder, Segmen
 from spin.activations.engines.int8_rounding import round_products
 from spin.activations.engines.neuron_order import order_wanted_first
 from spin.backbone.batching import BATCH_MULTIPLE
+from spin.backbone.engine_choice import fast_precision
 from spin.backbone.engine_trial import SHORT_TEXT
 from spin.backbone.hooks import HOOK_LOCK
 from spin.backbone.hub import silence_transformers
 from spin.backbone.model import Backbone
 from spin.errors import UserError
 
-_HINT = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
-"""OpenVINO's names of the precisions in which it computes what is not rounded to int8"""
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+"""OpenVINO's names of precisions"""
 
 
 class OpenVinoEngine:
     """Runs compiled graphs, as many batches at once as torch has threads.
 
     One thread per batch wastes less than all threads on one batch. In int8 the linear maps of the blocks round by the
-    backbone's `scales`, and the rest is computed in float32. Raises UserError for a backbone in int8 without them.
+    backbone's `scales`, and the rest is computed in the precision that the processor is fast in: an EPYC with
+    AVX512-BF16 reads tweets with MiniLM 1.21 times as fast with the rest in bfloat16 as in float32, and the values are
+    as far from those in float32 (a relative error of 0.098 and 0.097). Raises UserError for a backbone in int8 without
+    scales.
     """
 
     def __init__(self, backbone: Backbone, segments: Sequence[BlockSegment]) -> None:
@@ -40,8 +44,10 @@ class OpenVinoEngine:
         self._free: SimpleQueue[list[Any]] = SimpleQueue()
         for stream_requests in requests:
             self._free.put(stream_requests)
-        scales = backbone.scales if backbone.precision == "int8" else None
-        if backbone.precision == "int8" and scales is None:
+        in_int8 = backbone.precision == "int8"
+        scales = backbone.scales if in_int8 else None
+        hint = _HINTS[fast_precision("cpu") if in_int8 else backbone.precision]
+        if in_int8 and scales is None:
             raise UserError("found a backbone in int8 without scales; expected those of `measure_scales`")
         for segment in segments:
             with HOOK_LOCK, order_wanted_first(backbone, segment) as (ordered, orders):
@@ -50,7 +56,7 @@ class OpenVinoEngine:
                     graph = convert_to_openvino(encoder, encoder.example_inputs())
             if scales is not None:
                 _fold_constants(graph)
-            compiled = _compile(graph, _HINT[backbone.precision], self.streams, backbone.max_tokens)
+            compiled = _compile(graph, hint, self.streams, backbone.max_tokens)
             for stream_requests in requests:
                 stream_requests.append(compiled.create_infer_request())
 
