@@ -53,8 +53,9 @@ class TrainedClassifier:
     is loaded already. `choose` names the one of the three classifiers of a training that is used. A threshold in
     `decision` replaces the one that training chose for its class. With `early`, documents stop at the early exits that
     training offers. `scales` are those by which int8 rounds. With `reasons` above 0, predictions come with as many
-    words and neurons per text that contribute most to the logit of its class. `held_out` are the test documents of each
-    choice, by which `max_error` of the decision becomes an abstention band.
+    words and neurons per text that contribute most to the logit of its class, without `explains_exits` only those of
+    texts that no early exit stops. `held_out` are the test documents of each choice, by which `max_error` of the
+    decision becomes an abstention band.
 
     Raises UserError for a decision that does not fit the classes, or a `max_error` that is not proven.
     """
@@ -73,6 +74,7 @@ class TrainedClassifier:
         early: bool = False,
         scales: Int8Scales | None = None,
         reasons: int = 0,
+        explains_exits: bool = True,
         held_out: Mapping[Choice, HeldOutLogits] | None = None,
     ) -> None:
         self.settings, self.backbone_digest = settings, digest
@@ -85,7 +87,7 @@ class TrainedClassifier:
             refuse_promise(self.requested, "`load`")
         proof = None if held_out is None else held_out.get(choose)
         self.decision = keep_promise(proof, self.fitted, label_space, self.requested, early=early)
-        self.scales, self.reasons = scales, reasons
+        self.scales, self.reasons, self.explains_exits = scales, reasons, explains_exits
         self._backbone = backbone
         self._pass: ForwardPass | None = None
 
@@ -141,6 +143,7 @@ class TrainedClassifier:
             early=early,
             scales=self.scales,
             reasons=self.reasons,
+            explains_exits=self.explains_exits,
             held_out=self.held_out,
         )
 
@@ -153,7 +156,7 @@ class TrainedClassifier:
         """The classifier as a forward pass reads it: it has no exits unless documents may stop early."""
         fitted = self.fitted if self.early else replace(self.fitted, exits=())
         words = self.training_result.words if fitted.selection.word_logits or fitted.words_exit else None
-        return PassMember(fitted, self.decision_rule, words, self.reasons)
+        return PassMember(fitted, self.decision_rule, words, self.reasons, self.explains_exits)
 
     @property
     def forward_pass(self) -> ForwardPass:
@@ -275,6 +278,7 @@ class TrainedClassifier:
         decision: DecisionSettings | None = None,
         early: bool = False,
         reasons: int = 0,
+        explains_exits: bool = True,
     ) -> TrainedClassifier:
         """Read what `save` wrote.
 
@@ -282,7 +286,8 @@ class TrainedClassifier:
         `choose_precision`. Without it the saved settings hold, with other `weights` (a folder) or another `device` if
         given. `choose` names the classifier that is used, `decision` replaces the saved settings of the decision; for
         its `max_error` the abstention band is chosen here. `reasons` is the number of words and neurons that
-        predictions come with. Raises UserError for an incomplete artifact or one of another format.
+        predictions come with, without `explains_exits` only those that no early exit was sure of. Raises UserError for
+        an incomplete artifact or one of another format.
         """
         training_result, metadata = persistence.load(Path(folder))
         saved = metadata.backbone
@@ -310,6 +315,7 @@ class TrainedClassifier:
             early=early,
             scales=Int8Scales.from_tensors(persistence.load_scales(Path(folder))) if saved.dtype == "int8" else None,
             reasons=reasons,
+            explains_exits=explains_exits,
             held_out=None if given.max_error is None else HeldOutLogits.read_all(Path(folder)),
         )
 
@@ -332,6 +338,7 @@ class TrainedClassifier:
             decision=settings.decision,
             early=settings.classify.cascade,
             reasons=settings.classify.reasons,
+            explains_exits=settings.classify.reasons_for == "all",
         )
 
 

@@ -91,6 +91,7 @@ class NightModel:
             "cascade": settings.classify.cascade,
             "dead_letter_text": settings.classify.dead_letter_text,
             "reasons": settings.classify.reasons,
+            "reasons_for": settings.classify.reasons_for,
         }
         return metadata if self.shadow is None else {**metadata, "shadow": self.shadow.metadata()}
 

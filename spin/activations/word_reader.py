@@ -22,6 +22,10 @@ from spin.sites import FeatureColumn
 class WordSink(Protocol):
     """Decides how tokens count, and takes what words contribute; batches may come from several threads at once."""
 
+    def explains(self, index: int) -> bool:
+        """Whether the words of texts that stop after segment `index` are read."""
+        ...
+
     def weigh_tokens(self, index: int, rows: NDArray[np.int64], values: Floats) -> TokenWeights:
         """The weights of the tokens of the texts `rows` (n,), which stop after segment `index`, for each text's class.
 
@@ -67,8 +71,13 @@ class WordReader:
         """Read the words of the texts `rows` (n,), one or more, which stop after segment `index` with values (n, p).
 
         `padded` are the token ids and the mask of the texts' windows. `owners` (w,), ascending, are the positions of
-        the windows' texts in `rows`. `readings` are those of the windows by all segments so far.
+        the windows' texts in `rows`. `readings` are those of the windows by all segments so far. Nothing is read where
+        the sink does not explain texts that stop there.
         """
+        if not self.sink.explains(index):
+            for row in rows.tolist():
+                del self._places[row]
+            return
         weights = self.sink.weigh_tokens(index, rows, values)
         masks = find_masks(self.backbone, owners, *padded)
         by_token = sum_tokens(readings, masks, weights, self.columns[index])

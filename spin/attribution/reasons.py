@@ -57,10 +57,11 @@ class TopNeurons(_LargestContributions):
 
 @dataclass(frozen=True)
 class Reasons:
-    """The words and the neurons that spoke loudest for or against one class of each of n texts."""
+    """The words and the neurons that spoke loudest for or against one class of each of n texts, or of some of them."""
 
     classes: Ints
-    """(n,) index of the class: the likeliest of the predicted ones, of all where none is predicted"""
+    """(n,) index of the class: the likeliest of the predicted ones, of all where none is predicted; -1 for a text that
+    has no reasons"""
     words: TopWords
     neurons: TopNeurons
 

@@ -33,6 +33,8 @@ class PassMember:
     """the regression of a classifier that reads words or lets them decide"""
     reasons: int = 0
     """number of words and of neurons per text that contribute most to the logit of its class, at most; 0 for none"""
+    explains_exits: bool = True
+    """whether texts that exit early have reasons, too"""
 
     @cached_property
     def stops(self) -> list[FittedClassifier]:

@@ -37,6 +37,10 @@ class ReasonSink:
         self._waiting: list[_Batch] = []
         self._lock = threading.Lock()
 
+    def explains(self, index: int) -> bool:
+        """Whether texts that stop after segment `index` have reasons."""
+        return self.member.explains_exits or index == len(self.member.block_stops) - 1
+
     def weigh_tokens(self, index: int, rows: NDArray[np.int64], values: Floats) -> TokenWeights:
         """The weights of the tokens of the texts `rows`, which stop after segment `index`, for the class of each."""
         features = self.member.join_words(self.words, index, rows, values)
@@ -71,6 +75,8 @@ class ReasonSink:
 
         They stop at the exit by words or, if not `by_words`, at the end of a classifier that reads no neurons.
         """
+        if by_words and not self.member.explains_exits:
+            return
         stop = self.member.stops[0 if by_words else -1]
         for portion in divide_texts(self.backbone, [len(self.texts[row]) for row in rows.tolist()]):
             block = rows[portion]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -60,6 +61,11 @@ class ClassifySettings(Section):
         description="Words, and as many neurons, that a prediction names as its reasons: those with the largest "
         "contributions for or against its class. The words are part of the text, for everyone who may read the output. "
         "0: none, which saves a tenth of the time, more where words count beside neurons.",
+    )
+    reasons_for: Literal["all", "unsure"] = Field(
+        "all",
+        description="Predictions that have reasons: all, or those alone that no early exit was sure of, which take "
+        "the time of nights and the eyes of reviewers.",
     )
     dead_letter_text: bool = Field(
         False, description="Write the texts of dead letters into the output, for everyone who may read it."

@@ -52,31 +52,37 @@ def _fill_scores(rows: PredictedRows) -> pa.Array:
     return pa.MapArray.from_arrays(offsets, names, pa.array(probabilities.ravel()))
 
 
-def _fill_reason_labels(rows: PredictedRows) -> list[str] | None:
+def _fill_reason_labels(rows: PredictedRows) -> list[str | None] | None:
     reasons = rows.predictions.reasons
-    return None if reasons is None else [rows.label_space.classes[k] for k in reasons.classes.tolist()]
+    if reasons is None:
+        return None
+    return [rows.label_space.classes[k] if k >= 0 else None for k in reasons.classes.tolist()]
 
 
 def _fill_reason_words(rows: PredictedRows) -> pa.Array | None:
     if rows.predictions.reasons is None:
         return None
-    words = rows.predictions.reasons.words
-    return _structs(_WORDS, words.counts, [words.words, words.starts, words.ends, words.contributions])
+    words, missing = rows.predictions.reasons.words, rows.predictions.reasons.classes < 0
+    return _structs(_WORDS, words.counts, [words.words, words.starts, words.ends, words.contributions], missing)
 
 
 def _fill_reason_neurons(rows: PredictedRows) -> pa.Array | None:
     if rows.predictions.reasons is None:
         return None
-    neurons = rows.predictions.reasons.neurons
-    return _structs(_NEURONS, neurons.counts, [neurons.columns, neurons.neurons, neurons.contributions])
+    neurons, missing = rows.predictions.reasons.neurons, rows.predictions.reasons.classes < 0
+    return _structs(_NEURONS, neurons.counts, [neurons.columns, neurons.neurons, neurons.contributions], missing)
 
 
-def _structs(kind: pa.DataType, counts: np.ndarray, values: Sequence[Any]) -> pa.Array:
-    """Lists of structs, by the length of each list and the values of all lists, one sequence per field."""
+def _structs(kind: pa.DataType, counts: np.ndarray, values: Sequence[Any], missing: np.ndarray) -> pa.Array:
+    """Lists of structs, by the length of each list and the values of all lists, one sequence per field.
+
+    Those that are `missing` (n,) are null.
+    """
     fields = [kind.value_type.field(index) for index in range(kind.value_type.num_fields)]
     arrays = [pa.array(each).cast(field.type) for each, field in zip(values, fields, strict=True)]
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(arrays, fields=fields), type=kind)
+    structs = pa.StructArray.from_arrays(arrays, fields=fields)
+    return pa.ListArray.from_arrays(offsets, structs, type=kind, mask=pa.array(missing))
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -92,7 +98,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("model_version", pa.string(), lambda rows: pa.repeat(rows.model_version, len(rows.ids))),
     # null unless `backbone.long_texts` is windows
     Column("unread_tokens", pa.int32(), lambda rows: rows.features.unread_tokens),
-    # null unless `classify.reasons` is above 0
+    # null unless `classify.reasons` is above 0, and with `classify.reasons_for: unsure` where an early exit was sure
     Column("reason_label", pa.string(), _fill_reason_labels),
     Column("reason_words", _WORDS, _fill_reason_words),
     Column("reason_neurons", _NEURONS, _fill_reason_neurons),

@@ -133,3 +133,15 @@ def test_documents_that_words_decide_have_words_alone(project: NightProject) -> 
     decided = [row["depth"] == BY_WORDS for row in rows]
     assert {*decided} == {True, False}
     assert [row["reason_neurons"] == [] for row in rows] == decided
+
+
+def test_documents_that_no_exit_is_sure_of_can_have_reasons_alone(project: NightProject) -> None:
+    """They have those that they have in a night of which all documents have reasons; the others have none."""
+    project.promote(WORDS)
+    project.run_night(date="2026-02-28", max_dead_fraction=0.5, reasons=2)
+    project.run_night(max_dead_fraction=0.5, reasons=2, set=("classify.reasons_for=unsure",))
+    of_all, rows = project.read_rows(date="2026-02-28"), project.read_rows()
+    assert {row["depth"] == BY_WORDS for row in rows} == {True, False}
+    for row, explained in zip(rows, of_all, strict=True):
+        expected = dict.fromkeys(COLUMNS) if row["depth"] == BY_WORDS else {name: explained[name] for name in COLUMNS}
+        assert {name: row[name] for name in COLUMNS} == expected
