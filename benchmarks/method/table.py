@@ -312,6 +312,9 @@ All rows learn from the same training documents, are chosen on the same validati
 loss, all others by macro-F1), and are then refitted on both and calibrated on held-out logits, SPIN's by their stack
 and all others by a temperature; SetFit chooses nothing and has no temperature.
 Below 5,000 labels the choice is made by the stratified cross-validation of SPIN: five parts, below 300 labels twice.
+"By chance up to" is the ECE that exact probabilities exceed in 5 % of such test sets, where documents of a group, such
+as packages of one source, may be right or wrong together; a dash: not measured with groups.
+
 Compute is the FLOPs per token up to the deepest site that is read, as a share of the whole backbone's. Seconds to fit
 are processor seconds of one thread on activations that are already on disk.
 
@@ -422,8 +425,9 @@ def _names(results: Sequence[Result]) -> list[str]:
 
 
 def values_of(results: Sequence[Result], name: str, key: str) -> Any:
-    """The values of a row, of those draws that have it."""
-    return np.array([row[key] for result in results for row in result["rows"] if row["name"] == name], float)
+    """The values of a row, of those draws that have it; NaN where the row has no such value."""
+    values = [row.get(key, np.nan) for result in results for row in result["rows"] if row["name"] == name]
+    return np.array(values, float)
 
 
 def mean_of(results: Sequence[Result], name: str, key: str) -> float:
@@ -436,6 +440,9 @@ def _sd(values: Any) -> float:
 
 
 def spread(values: Any, digits: int) -> str:
+    """The mean of some values and their standard deviation; a dash where one is not known."""
+    if np.isnan(values).any():
+        return "–"
     mean, sd = f"{values.mean():,.{digits}f}", f"{_sd(values):,.{digits}f}"
     return mean if float(sd.replace(",", "")) == 0 else f"{mean} ± {sd}"
 
