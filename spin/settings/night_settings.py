@@ -64,8 +64,8 @@ class ClassifySettings(Section):
     )
     reasons_for: Literal["all", "unsure"] = Field(
         "all",
-        description="Predictions that have reasons: all, or those alone that no early exit was sure of, which take "
-        "the time of nights and the eyes of reviewers.",
+        description="Predictions that have reasons: all of them, or unsure, only those that no early exit was sure of, "
+        "which saves time.",
     )
     dead_letter_text: bool = Field(
         False, description="Write the texts of dead letters into the output, for everyone who may read it."

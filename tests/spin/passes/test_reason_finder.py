@@ -6,6 +6,7 @@ Reasons are the words and neurons with the largest ones, in that order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,25 @@ def test_reasons_are_those_of_the_exit_at_which_a_text_stops(
     for row in np.flatnonzero(predictions.exit_depth == -1):
         assert neurons_of(predictions.reasons, row) == []
         assert words_of(predictions.reasons, row) or TEXTS[row] == "?"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("long_texts", [False, True])
+def test_texts_that_exit_early_can_do_without_reasons(settings: BackboneSettings, long_texts: bool) -> None:
+    """The others have those that they have beside them."""
+    windows = {"long_texts": "windows", "max_tokens": 12, "window_overlap": 3, "max_windows": 4} if long_texts else {}
+    classifier = build_classifier(settings.model_copy(update=windows), exits=(-1, 1, 2), words=True)
+    of_all, unsure = classifier.predict_all(TEXTS).reasons, copy(classifier)
+    unsure.explains_exits = False
+    predictions = unsure.predict_all(TEXTS)
+    found, sure = predictions.reasons, predictions.exit_depth < 3
+    assert of_all is not None
+    assert found is not None
+    assert {*predictions.exit_depth} == {-1, 1, 2, 3}
+    np.testing.assert_array_equal(found.classes, np.where(sure, -1, of_all.classes))
+    for row in range(len(TEXTS)):
+        assert words_of(found, row) == ([] if sure[row] else words_of(of_all, row))
+        assert neurons_of(found, row) == ([] if sure[row] else neurons_of(of_all, row))
 
 
 @pytest.mark.slow
