@@ -118,7 +118,8 @@ def _try_int8(
     columns = [FeatureColumn(Site(round(backbone.depth * part / 3), "resid"), "mean") for part in (1, 2, 3)]
     scores = {each.precision: _held_out_score(each, columns, labelled) for each in (backbone, in_int8)}
     before, after = scores.values()
-    return PrecisionTrial(len(labelled.texts), scores, before - after <= _ALLOWED_LOSS)
+    # two of 1,000 documents are 0.2 points, also as floating-point numbers
+    return PrecisionTrial(len(labelled.texts), scores, before - after <= _ALLOWED_LOSS + 1e-9)
 
 
 def _held_out_score(backbone: Backbone, columns: Sequence[FeatureColumn], labelled: LabelledTexts) -> float:

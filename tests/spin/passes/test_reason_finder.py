@@ -249,6 +249,7 @@ def test_texts_that_exit_early_can_do_without_reasons(settings: BackboneSettings
     """The others have those that they have beside them."""
     windows = {"long_texts": "windows", "max_tokens": 12, "window_overlap": 3, "max_windows": 4} if long_texts else {}
     classifier = build_classifier(settings.model_copy(update=windows), exits=(-1, 1, 2), words=True)
+    classifier.reasons = REASONS
     of_all, unsure = classifier.predict_all(TEXTS).reasons, copy(classifier)
     unsure.explains_exits = False
     predictions = unsure.predict_all(TEXTS)
