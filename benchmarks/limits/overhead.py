@@ -137,23 +137,28 @@ def _loop(settings: Settings, planned: Path) -> float:
     import torch
 
     from pipelines.data.feature_store import FeaturePlan
+    from pipelines.storage.lease import Lease
     from pipelines.storage.object_store import Store
-    from pipelines.storage.records import from_json
     from pipelines.storage.shard_log import Attempt
-    from pipelines.training.extract_features import ExtractStep
+    from pipelines.storage.stage_plan import read_plan
+    from pipelines.training.extract_features import ExtractStep, as_planned, open_corpus
     from pipelines.workers.weights_cache import with_engine
 
     torch.set_num_threads(settings.ray.cpus_per_worker)
-    settings = with_engine(settings, "extract")
-    plan = json.loads(planned.read_text(encoding="utf-8"))
-    feature_plan = from_json(FeaturePlan, plan["derived"])
-    step = ExtractStep(settings, plan["metadata"]["backbone"]["digest"], feature_plan)
     store = Path(settings.store.uri)
     store.mkdir(parents=True)
+    shutil.copy(planned, store)
+    plan = read_plan(Store(str(store)), FeaturePlan)
+    assert plan is not None
+    settings = as_planned(with_engine(settings, "extract"), plan)
+    corpus = open_corpus(settings, plan)
+    with Lease(Store(str(store))) as lease:
+        corpus.restore(lease)
+    step = ExtractStep(settings, plan.metadata["backbone"]["digest"], plan.derived)
     attempt = Attempt(Store(str(store)), "")
     step.check()
     start = ended = time.perf_counter()
-    for shard in feature_plan.shards:
+    for shard in corpus.shards:
         files = step(shard, attempt).files
         ended = time.perf_counter()
         for ending, content in files.items():
