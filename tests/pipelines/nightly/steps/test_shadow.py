@@ -507,7 +507,7 @@ def test_a_night_without_a_shadow_writes_nothing_about_shadows(project: NightPro
     facts = out.read_json(f"_runs/{DATE}-tiny-000001/plan.json")["metadata"]
     assert set(facts) == {
         *("format", "model", "artifact", "choose", "decision", "backbone", "data", "shard_documents", "cascade"),
-        *("dead_letter_text", "reasons", "incremental"),
+        *("dead_letter_text", "reasons", "reasons_for", "incremental"),
     }
     assert facts["format"] == resume.FORMAT
 
