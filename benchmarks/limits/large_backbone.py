@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.limits.process_memory import run_watched
 from benchmarks.section_page import Part, table
 from pipelines.data.corpus import Corpus, CorpusSpool
-from pipelines.data.feature_store import FeatureShard, FeatureShards
+from pipelines.data.feature_pool import Places
+from pipelines.data.feature_store import LABELS, FeatureShards, add_places
 from pipelines.data.spool import PartSize
 from pipelines.data.training_labels import Labels, Sample
 from pipelines.storage.object_store import Store
+from pipelines.storage.parquet import to_parquet
 from pipelines.training.fit_heads import HeadsJob, fit_heads
 from pipelines.training.fit_probes import ProbesJob, fit_columns, read_probe, read_ridge
 from spin.activations.feature_table import features_table
@@ -132,9 +135,10 @@ def _fit(part: str, folder: Path) -> None:
     shape = json.loads((folder / "shape.json").read_text(encoding="utf-8"))
     y, settings = np.array(shape["y"]), _settings(folder)
     keys = sorted(file.name for file in (folder / "features").iterdir())
-    shards = [FeatureShard(key, min(SHARD, len(y) - SHARD * i), None) for i, key in enumerate(keys)]
+    sizes = tuple(min(SHARD, len(y) - SHARD * i) for i in range(len(keys)))
     columns = {FeatureColumn.parse(name): width for name, width in shape["widths"].items()}
-    features = FeatureShards(Store(str(folder / "features")), tuple(shards), columns)
+    (folder / LABELS).write_bytes(to_parquet(add_places(pa.table({}), Places.of_sizes(sizes))))
+    features = FeatureShards(Store(str(folder)), sizes, tuple(f"features/{key}" for key in keys), columns)
     splits = [assign_split(row, 0, 0.15, 0.0) for row in range(len(y))]
     groups = np.arange(len(y), dtype=np.uint64)
     sample = Sample.of(Labels([], LabelSpace(tuple("abc"[:CLASSES])), y, splits, groups).training_data(settings))

@@ -121,11 +121,14 @@ def seconds(way: Way, settings: Settings, folder: Path) -> float:
 
 def _extract(settings: Settings) -> float:
     """Run `spin extract` and return the seconds of its shards."""
+    from pipelines.data.feature_pool import FeaturePool
     from pipelines.nightly.report.night_report import span
+    from pipelines.storage.object_store import Store
     from pipelines.training.extract_features import run_extract
 
-    manifest = run_extract(settings)
-    return span(manifest.results.shards)
+    run_extract(settings)
+    [pool] = FeaturePool.list_all(Store.of(settings) / "features")
+    return span(list(pool.outcomes().values()))
 
 
 def _loop(settings: Settings, planned: Path) -> float:
@@ -158,7 +161,7 @@ def _loop(settings: Settings, planned: Path) -> float:
     attempt = Attempt(Store(str(store)), "")
     step.check()
     start = ended = time.perf_counter()
-    for shard in corpus.shards:
+    for shard in corpus.spool.locate(plan.derived.unread):
         files = step(shard, attempt).files
         ended = time.perf_counter()
         for ending, content in files.items():

@@ -21,6 +21,7 @@ from spin.settings import load_settings
 if TYPE_CHECKING:
     from pipelines.forget.forget import Forgotten
     from pipelines.forget.purge import StoredWork
+    from pipelines.forget.training_store import ForgottenInStore
 
 
 def forget(
@@ -85,6 +86,14 @@ def _days(work: StoredWork) -> str:
     return f"{work.age / timedelta(days=1):.1f} days"
 
 
+def _describe_store(store: ForgottenInStore, dry_run: bool) -> str:
+    if not store.emptied:
+        return "holds none of the documents"
+    texts = "" if store.texts is None else f", and the features of {counted(store.texts, 'text')}"
+    deleted = "would be deleted" if dry_run else "are deleted"
+    return f"what a training has learned{texts} {deleted}; the next one reads no other text again"
+
+
 def print_forgotten(forgotten: Forgotten, ids: int, dry_run: bool) -> None:
     """Print what outputs, the store and the registry held of the documents."""
     terminal.say_about("forget", _describe_forgotten(forgotten, ids, dry_run))
@@ -98,8 +107,7 @@ def _describe_forgotten(forgotten: Forgotten, ids: int, dry_run: bool) -> Iterat
             f"{output.output}: {rows} of {counted(len(output.rewritten), 'night')}, {counted(output.labels, 'label')}"
         )
         yield from (f"given up: {run}" for run in output.given_up)
-    held = ("would be emptied" if dry_run else "emptied") if forgotten.emptied else "holds none of the documents"
-    yield f"store: {held}{'; the next training begins anew' if forgotten.emptied else ''}"
+    yield f"store: {_describe_store(forgotten.store, dry_run)}"
     for model in forgotten.registries:
         versions = f", neurons of versions {', '.join(model.versions)}" if model.versions else ""
         yield (

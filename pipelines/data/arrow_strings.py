@@ -27,6 +27,11 @@ class ArrowStrings(Sequence[str]):
             chunks.append(pa.array(chunk, pa.string()))
         return cls(pa.chunked_array(chunks, pa.string()))
 
+    @property
+    def arrow(self) -> pa.ChunkedArray:
+        """The strings as an Arrow array."""
+        return self._values
+
     def __len__(self) -> int:
         return len(self._values)
 

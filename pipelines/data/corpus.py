@@ -151,18 +151,46 @@ def _write_texts(file: IO[bytes], parts: Iterable[pa.Array]) -> None:
             writer.write_batch(pa.record_batch([texts], schema=_SCHEMA))
 
 
-def divide_parts(parts: Sequence[ReadyPiece], documents: int) -> list[Shard]:
-    """The rows of a spool in shards of so many documents, fewer where a part would bring more than 64 MB into one."""
+def divide_parts(parts: Sequence[ReadyPiece], documents: int, rows: Rows | None = None) -> list[Shard]:
+    """The rows of a spool in shards of so many documents, fewer where a part would bring more than 64 MB into one.
+
+    `rows` are the numbers in the corpus, ascending, of the documents that are wanted; None: all.
+    """
     shards: list[list[Piece]] = []
     room, space = 0, 0.0
-    for part in parts:
-        start, each = 0, part.bytes / part.piece.documents
-        while start < part.piece.documents:
-            rows = min(room, part.piece.documents - start)
-            if not rows or (shards[-1] and rows * each > space):
+    borders = np.cumsum([0, *(part.piece.documents for part in parts)])
+    wanted = np.arange(borders[-1]) if rows is None else rows
+    of_parts = np.split(wanted, np.searchsorted(wanted, borders[1:-1]))
+    for part, first, of_part in zip(parts, borders, of_parts, strict=False):
+        own, each = of_part - first, part.bytes / part.piece.documents
+        while len(own):
+            count = min(room, len(own))
+            if not count or (shards[-1] and count * each > space):
                 shards.append([])
                 room, space = documents, float(MAX_BYTES)
                 continue
-            shards[-1].append(replace(part.piece, start=start, stop=start + rows, documents=rows))
-            start, room, space = start + rows, room - rows, space - rows * each
+            shards[-1].append(_take_rows(part.piece, own[:count]))
+            own, room, space = own[count:], room - count, space - count * each
     return [Shard(n, tuple(pieces)) for n, pieces in enumerate(shards)]
+
+
+def number_rows(shards: Sequence[Shard], of: Sequence[Shard]) -> Rows:
+    """The numbers of the rows of some shards in a corpus, given the shards of all of it."""
+    firsts: dict[str, int] = {}
+    done = 0
+    for piece in (piece for shard in of for piece in shard.pieces):
+        firsts.setdefault(piece.uri, done - piece.start)
+        done += piece.documents
+    rows = [
+        firsts[piece.uri] + piece.start + (np.arange(piece.documents) if piece.rows is None else np.array(piece.rows))
+        for shard in shards
+        for piece in shard.pieces
+    ]
+    return np.concatenate([np.empty(0, np.int64), *rows])
+
+
+def _take_rows(part: Piece, rows: Rows) -> Piece:
+    """Some rows of a part of the spool, ascending."""
+    start, stop = int(rows[0]), int(rows[-1]) + 1
+    some = None if stop - start == len(rows) else tuple((rows - start).tolist())
+    return replace(part, start=start, stop=stop, documents=len(rows), rows=some)

@@ -6,19 +6,18 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipelines.data.feature_pool import Places
 from pipelines.data.files.shards import Shard
 from pipelines.data.spool import PartSize
 from pipelines.storage.filesystem import store_errors
 from pipelines.storage.object_store import Store
-from pipelines.storage.shard_log import ShardOutcome
-from pipelines.storage.stage_plan import StagePlan
+from pipelines.storage.stage_plan import StagePlan, fingerprint
 from spin.activations.feature_table import from_lists
 from spin.arrays import Rows
 from spin.backbone.int8_scales import Int8Scales
@@ -27,9 +26,9 @@ from spin.precision_trial import PrecisionTrial
 from spin.sites import FeatureColumn
 
 LABELS = "labels.parquet"
-"""file with ids, labels, splits and hashes of all documents, in the folder of an extraction"""
-FEATURES, TESTED = "features.parquet", "tested.parquet"
-"""endings of the files of a shard"""
+"""file with ids, labels, splits and hashes of all documents and the places of their features"""
+TESTED = "tested.parquet"
+"""ending of the file of a shard of the second pass with the features of documents that test"""
 
 Positions = NDArray[np.int32]
 """of documents in a shard, ascending; a corpus may have many, and all of them are in memory"""
@@ -38,27 +37,13 @@ Columns = Mapping[FeatureColumn, NDArray[np.int64] | slice]
 
 
 @dataclass(frozen=True)
-class FeaturePlan:
-    """The derived values of the plan of `extract`, which it determines before it runs the backbone."""
+class Reading:
+    """How the backbone reads a text, as the first extraction in a store has found it out; later ones take it over."""
 
-    shards: tuple[Shard, ...]
-    """of the corpus, in the order of the feature store's rows"""
-    documents: int
-    """in all shards"""
     types: Mapping[str, str]
     """numpy type of each feature column"""
     widths: Mapping[str, int]
     """neurons of each feature column"""
-    depth: int
-    """blocks of the backbone"""
-    causal: bool
-    """whether the backbone is a decoder"""
-    spool: str
-    """folder of the parts of the corpus in the spool"""
-    part_size: PartSize
-    """of these parts"""
-    sample: tuple[tuple[int, ...], ...] | None = None
-    """for each shard the positions of the documents that are extracted, ascending; None: all documents"""
     scales: str | None = None
     """the scales by which the backbone is rounded to int8, as safetensors in base64; None in another precision"""
     precision_trial: PrecisionTrial | None = None
@@ -74,17 +59,36 @@ class FeaturePlan:
         """The numpy type of each feature column."""
         return {FeatureColumn.parse(name): np.dtype(kind).type for name, kind in self.types.items()}
 
+    @property
+    def column_widths(self) -> dict[FeatureColumn, int]:
+        """The neurons of each feature column."""
+        return {FeatureColumn.parse(name): width for name, width in self.widths.items()}
+
 
 @dataclass(frozen=True)
-class FeatureShard:
-    """A shard of documents, and the features of all of them or of some."""
+class FeaturePlan:
+    """The derived values of the plan of `extract`, which it determines before it runs the backbone."""
 
-    features: str
-    """key of the Parquet file with a list of values per feature column"""
-    size: int
-    """number of documents"""
-    extracted: Positions | None
-    """the documents that have features; None: all"""
+    shards: tuple[Shard, ...]
+    """of the corpus, in the order of the feature store's rows"""
+    documents: int
+    """in all shards"""
+    reading: Reading
+    form: str
+    """of the pool that holds the features"""
+    known: tuple[str, ...]
+    """shards of the pool that held features of the corpus before"""
+    unread: tuple[Shard, ...]
+    """shards of the texts that the pool lacked, each text once"""
+    spool: str
+    """folder of the parts of the corpus in the spool"""
+    part_size: PartSize
+    """of these parts"""
+
+    @property
+    def pooled(self) -> tuple[str, ...]:
+        """The shards of the pool that hold the features of the corpus, once it is extracted."""
+        return (*self.known, *(shard.name for shard in self.unread))
 
 
 @dataclass(frozen=True)
@@ -139,25 +143,23 @@ class FeatureShards:
 
     store: Store
     """of the extract stage"""
-    shards: tuple[FeatureShard, ...]
+    sizes: tuple[int, ...]
+    """documents of each shard"""
+    files: tuple[str, ...]
+    """keys of the Parquet files with a list of values per feature column, which the places of the documents number"""
     columns: dict[FeatureColumn, int]
     """the width of every feature column, the baseline columns of the last layer included"""
     kept: KeptFeatures | None = None
     """of the second pass"""
     labels: str = LABELS
-    """key of the table with ids, labels, splits and hashes; its rows are those of all shards, in order"""
+    """key of the table of the documents: id, label, split, hashes and place; its rows are those of all shards"""
 
     @classmethod
-    def of(cls, store: Store, plan: StagePlan[FeaturePlan], outcomes: Sequence[ShardOutcome[Any]]) -> FeatureShards:
-        """The shards that the extract stage with this plan has written to its store, given their outcomes."""
+    def of(cls, store: Store, plan: StagePlan[FeaturePlan], files: Sequence[str]) -> FeatureShards:
+        """The features that the extract stage with this plan has stored, given the files of the pool's shards."""
         derived = plan.derived
-        columns = {FeatureColumn.parse(name): width for name, width in derived.widths.items()}
-        samples = [None] * len(outcomes) if derived.sample is None else [np.array(s, np.int32) for s in derived.sample]
-        shards = [
-            FeatureShard(required_file(outcome, FEATURES), outcome.counts.rows, rows)
-            for outcome, rows in zip(outcomes, samples, strict=True)
-        ]
-        return cls(store, tuple(shards), columns, labels=f"{plan.folder}/{LABELS}")
+        sizes = tuple(shard.documents for shard in derived.shards)
+        return cls(store, sizes, tuple(files), derived.reading.column_widths, labels=labels_key(plan))
 
     @property
     def probed(self) -> list[FeatureColumn]:
@@ -167,18 +169,19 @@ class FeatureShards:
     @cached_property
     def borders(self) -> Rows:
         """The first row of every shard, and at last the number of documents."""
-        return np.cumsum([0, *(shard.size for shard in self.shards)])
+        return np.cumsum([0, *self.sizes])
+
+    @cached_property
+    def places(self) -> Places:
+        """Where the features of each document are."""
+        table = self.documents(["file", "row"])
+        return Places(table["file"].to_numpy(), table["row"].to_numpy())
 
     @property
     def extracted(self) -> Rows | None:
         """The rows with all columns; None if all rows have them."""
-        if all(shard.extracted is None for shard in self.shards):
-            return None
-        parts = [
-            first + (np.arange(shard.size) if shard.extracted is None else shard.extracted)
-            for shard, first in zip(self.shards, self.borders, strict=False)
-        ]
-        return np.concatenate(parts)
+        rows = np.flatnonzero(self.places.files >= 0)
+        return None if len(rows) == len(self.places.files) else rows
 
     def read_rows(self, column: FeatureColumn, rows: Rows) -> NDArray[np.floating]:
         """One column of m rows in ascending order, (m, width); one shard is held in memory at a time."""
@@ -207,13 +210,18 @@ class FeatureShards:
         """Some neurons of some documents of a shard, (m, p)."""
         if not columns:
             return np.empty((len(own), 0), np.float32)
-        shard = self.shards[index]
-        rows = np.arange(shard.size, dtype=np.int32) if shard.extracted is None else shard.extracted
         further = [] if self.kept is None else self.kept.sources(index, columns)
-        return _gather([_Source(self.store, shard.features, rows, columns), *further], own)
+        return _gather([*self._sources(index, own, columns), *further], own)
+
+    def _sources(self, index: int, own: Rows, columns: Columns) -> Iterator[_Source]:
+        """The files of the first pass that hold some documents of a shard; if there are none, one for the types."""
+        files, rows = (values[self.borders[index] + own] for values in (self.places.files, self.places.rows))
+        for number in np.unique(files[files >= 0]).tolist() or [0]:
+            held = files == number
+            yield _Source(self.store, self.files[number], own[held].astype(np.int32), columns, rows[held])
 
     def documents(self, names: Sequence[str]) -> pa.Table:
-        """Some of id, label, split, text_hash and group of all documents, as an Arrow table."""
+        """Some of id, label, split, text_hash, group, file and row of all documents, as an Arrow table."""
         return _read_table(self.store, self.labels, names)
 
     def _rows_of_shards(self, rows: Rows) -> Iterator[tuple[int, Rows]]:
@@ -236,11 +244,14 @@ class _Source:
     rows: Positions
     columns: Columns
     """which of the stored values are wanted of each column"""
+    places: NDArray[np.int32] | None = None
+    """rows of these documents in the file; None: they are all of it, in order"""
 
     def read(self, own: Rows) -> NDArray[np.floating]:
         """The wanted values (m, p) of m documents, which the file must hold."""
         table = _read_table(self.store, self.key, [str(column) for column in self.columns])
-        positions = np.searchsorted(self.rows, own)
+        held = np.searchsorted(self.rows, own)
+        positions: Rows = held if self.places is None else self.places[held].astype(np.int64)
         return np.concatenate(
             [
                 values[positions] if isinstance(wanted, slice) else values[np.ix_(positions, wanted)]
@@ -256,7 +267,7 @@ def _gather(sources: Sequence[_Source], own: Rows) -> NDArray[np.floating]:
     missing = np.full(len(own), True)
     for source in sources:
         held = missing & np.isin(own, source.rows)
-        if held.any() or not len(own):
+        if held.any() or not (parts or len(own)):
             parts.append((held, source.read(own[held])))
             missing &= ~held
     if missing.any():
@@ -275,8 +286,11 @@ def _read_table(store: Store, key: str, names: Sequence[str]) -> pa.Table:
         return pq.read_table(file, columns=list(names), pre_buffer=True)
 
 
-def required_file(outcome: ShardOutcome[Any], ending: str) -> str:
-    """The key of the file with this ending, which every outcome of a stage has."""
-    key = outcome.file_key(ending)
-    assert key is not None
-    return key
+def add_places(documents: pa.Table, places: Places) -> pa.Table:
+    """The table of n documents with the places of their features, in the columns file and row."""
+    return documents.append_column("file", pa.array(places.files)).append_column("row", pa.array(places.rows))
+
+
+def labels_key(plan: StagePlan[FeaturePlan]) -> str:
+    """The key of the table of the documents: another corpus, or another division of it into files, has another."""
+    return f"{plan.folder}/{fingerprint(plan.derived.pooled)[:16]}/{LABELS}"

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.data.arrow_strings import ArrowStrings
+from pipelines.data.feature_pool import KEY_TYPE, make_key, texts_table
 from pipelines.data.files.formats import BAD_ROWS, name_places
 from pipelines.data.files.input_files import InputFile
 from pipelines.data.files.kept_columns import without_kept
@@ -36,18 +37,24 @@ from spin.settings import DataSettings
 class LabelledCorpus:
     """The checked documents of a labelled corpus, in plan order."""
 
-    ids: Sequence[str]
+    ids: ArrowStrings
     labels: Sequence[Label]
     splits: Sequence[str | None]
     """None where the settings name no split column"""
     text_hashes: Sequence[int]
     groups: Sequence[int]
     """see `spin.labels.split_groups`"""
+    text_keys: pa.FixedSizeBinaryArray
+    """by which the features of a text are found again"""
     texts: Sequence[str]
     """of the first documents, as many as requested"""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def texts_table(self) -> pa.Table:
+        """The ids of all documents and the keys of their texts."""
+        return texts_table(self.ids.arrow, self.text_keys)
 
     def table(self) -> pa.Table:
         """The table of all documents: id, label, split, text_hash and group."""
@@ -109,6 +116,7 @@ class _Reader:
     splits: list[str | None] = field(default_factory=list)
     text_hashes: array[int] = field(default_factory=lambda: array("Q"))
     groups: array[int] = field(default_factory=lambda: array("Q"))
+    text_keys: bytearray = field(default_factory=bytearray)
     grouped: bool = False
     """whether any document has a value of the group column"""
     texts: list[str] = field(default_factory=list)
@@ -154,6 +162,7 @@ class _Reader:
             self.splits.append(None if split is None else sys.intern(split))
             self.text_hashes.append(hash_text(text))
             self.groups.append(choose_group(self.text_hashes[-1], group))
+            self.text_keys += make_key(text)
             self.grouped = self.grouped or group is not None
             if self.keep_texts is None or len(self.texts) < self.keep_texts:
                 self.texts.append(text)
@@ -169,7 +178,8 @@ class _Reader:
                 f"data.group: '{self.data.group}' is null in all {len(self.labels):,} documents; expected a column "
                 "with values, or leave the setting out"
             )
-        return LabelledCorpus(self._ids(), self.labels, self.splits, self.text_hashes, self.groups, self.texts)
+        keys = pa.Array.from_buffers(KEY_TYPE, len(self.labels), [None, pa.py_buffer(self.text_keys)])
+        return LabelledCorpus(self._ids(), self.labels, self.splits, self.text_hashes, self.groups, keys, self.texts)
 
     def _ids(self) -> ArrowStrings:
         return ArrowStrings(pa.chunked_array(self.id_chunks, pa.string()))

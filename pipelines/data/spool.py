@@ -92,10 +92,20 @@ def read_rows(shard: Shard, kept: pa.Schema, forgotten: ForgottenIds = NOTHING_F
     return CheckedRows(ids, texts, files, firsts, rows, dead, kept_rows)
 
 
-def read_texts(shard: Shard) -> list[str]:
-    """The texts of a shard of sound rows. Raises LostPartError; a training that is repeated writes lost parts again."""
+def read_documents(shard: Shard) -> tuple[list[str], list[str]]:
+    """The ids and the texts of a shard of sound rows.
+
+    Raises LostPartError; a training that is repeated writes lost parts again.
+    """
     opener, remedy = InputOpener(), "run the command again"
-    return [text for piece in shard.pieces for text in read_part(piece, opener, ["text"], remedy)["text"].to_pylist()]
+    parts = [read_part(piece, opener, ["id", "text"], remedy) for piece in shard.pieces]
+    ids, texts = ([value for part in parts for value in part[name].to_pylist()] for name in ("id", "text"))
+    return ids, texts
+
+
+def read_texts(shard: Shard) -> list[str]:
+    """The texts of a shard of sound rows. Raises LostPartError as `read_documents` does."""
+    return read_documents(shard)[1]
 
 
 def read_part(
@@ -107,7 +117,8 @@ def read_part(
             content = opener.read(piece.uri, size=piece.size)
         except FileNotFoundError:
             raise LostPartError(f"{piece.uri} is missing, so the run cannot go on; {remedy}") from None
-    return pq.read_table(io.BytesIO(content), columns=columns).slice(piece.start, piece.stop - piece.start)
+    table = pq.read_table(io.BytesIO(content), columns=columns).slice(piece.start, piece.stop - piece.start)
+    return table if piece.rows is None else table.take(pa.array(piece.rows))
 
 
 def check_rows(documents: Documents, file: str) -> pa.Table:

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipelines.data.forgotten_ids import ForgottenIds
-from pipelines.forget.training_store import forget_in_store
+from pipelines.forget.training_store import ForgottenInStore, forget_in_store
 from pipelines.nightly.forget.forget_nights import ForgottenRows, announce_forgotten, forget_in_output
 from pipelines.nightly.forget.rewritten_run import without_documents
 from pipelines.nightly.report.night_report import REPORT, NightReport
@@ -60,8 +60,8 @@ class Forgotten:
 
     outputs: tuple[ForgottenRows, ...]
     """what was removed from each output"""
-    emptied: bool
-    """whether the store of the training held one of the documents, and was emptied"""
+    store: ForgottenInStore
+    """what was removed from the store of the training"""
     registries: tuple[ForgottenInRegistry, ...]
     """what was removed from the registered models"""
 
@@ -94,12 +94,12 @@ def forget_documents(
     for output in [] if dry_run else outputs:
         announce_forgotten(output, ids)
     of_outputs = tuple(forget_in_output(output, ids, dry_run=dry_run) for output in outputs)
-    emptied = forget_in_store(settings, ids, dry_run=dry_run)
+    of_store = forget_in_store(settings, ids, dry_run=dry_run)
     names = dict.fromkeys([settings.mlflow.name, *(model for each in of_outputs for model in each.models)])
     # of two at once, one would be undone
     with nullcontext() if dry_run else Lease(Store.of(settings) / "forget") as lease:
         registries = tuple(_forget_in_registry(Registry(settings, name), forgotten, lease) for name in names)
-    return Forgotten(of_outputs, emptied, registries)
+    return Forgotten(of_outputs, of_store, registries)
 
 
 def _require_signing_keys(settings: Settings, outputs: Sequence[str], forgotten: ForgottenIds) -> None:

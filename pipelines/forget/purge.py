@@ -11,11 +11,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from pipelines.data.feature_pool import POOL, USES
 from pipelines.data.spool import SPOOL
 from pipelines.storage.lease import Lease
 from pipelines.storage.local_files import is_temporary
 from pipelines.storage.object_store import Store, StoredObject
-from pipelines.storage.stage_plan import MANIFEST, PLAN, delete_objects
+from pipelines.storage.shard_log import ATTEMPTS
+from pipelines.storage.stage_plan import MANIFEST, OUTCOMES, PLAN, delete_objects
 from pipelines.training.suspects import SUSPECTS
 from spin.errors import UserError
 from spin.fitted.persistence import CONFIG
@@ -25,6 +27,8 @@ FEATURES, KEPT, PROBES, MODEL = "features", "kept", "probes", "model"
 """folders of the stages in a store"""
 HEADS = f"{MODEL}/*/heads"
 """the heads that the search of a finished training has fitted; those of the model are among the files of the model"""
+UNUSED = f"{FEATURES}/{POOL}/*/parts"
+"""the features of texts that are in the corpus no longer"""
 STAGE_FOLDERS = (MODEL, KEPT, PROBES, FEATURES)
 """folders in the order in which they are held; a training that holds the first takes the second later"""
 
@@ -88,8 +92,12 @@ def run_purge(settings: Settings, *, older_than: timedelta | None = None, dry_ru
 
 def plan_purge(store: Store, *, now: datetime, age: timedelta) -> PurgePlan:
     """Plan a purge: it deletes the work of stages that have not changed for `age`."""
+    used, unused = _divide_features(store)
+    old = [shard for shard in unused if _age(shard.used, now) >= age]
+    young = [shard for shard in unused if _age(shard.used, now) < age]
     found = (
-        _describe(FEATURES, FEATURES, list_stage(store, FEATURES), now),
+        _describe(FEATURES, FEATURES, used, now),
+        *(_describe_unused(shards, now) for shards in (old, young)),
         # the extract stage writes the spool, and the end of a training deletes it
         _describe(SPOOL, FEATURES, list_stage(store, SPOOL), now),
         _describe(KEPT, KEPT, list_stage(store, KEPT), now),
@@ -101,6 +109,54 @@ def plan_purge(store: Store, *, now: datetime, age: timedelta) -> PurgePlan:
     return PurgePlan(
         delete=tuple(each for each in work if each.age >= age), leave=tuple(each for each in work if each.age < age)
     )
+
+
+@dataclass(frozen=True)
+class _UnusedShard:
+    """A shard of a pool that the last plan does not name."""
+
+    objects: tuple[StoredObject, ...]
+    used: float
+    """when it was last used, by the clock of the store, in seconds since 1970"""
+
+
+def _divide_features(store: Store) -> tuple[list[StoredObject], list[_UnusedShard]]:
+    """The objects of the extract stage that its last plan uses, or that belong to no shard, and the other shards."""
+    rest: list[StoredObject] = []
+    shards: dict[tuple[str, str], list[StoredObject]] = {}
+    uses: list[tuple[float, str, frozenset[str]]] = []
+    for item in list_stage(store, FEATURES):
+        folder, _, path = item.key.removeprefix(f"{FEATURES}/{POOL}/").partition("/")
+        kind, name = path.partition("/")[0], item.key.rpartition("/")[2]
+        if kind in (OUTCOMES, ATTEMPTS) and not is_temporary(name):
+            shards.setdefault((folder, name.partition(".")[0].partition("-")[0]), []).append(item)
+            continue
+        rest.append(item)
+        if kind == USES and (stored := store.read_json(item.key)) is not None:
+            uses.append((item.modified, folder, frozenset(stored["shards"])))
+    _, last, current = max(uses, key=lambda use: use[0], default=(0.0, "", frozenset[str]()))
+    unused: list[_UnusedShard] = []
+    for (folder, name), objects in shards.items():
+        if folder == last and name in current:
+            rest += objects
+        else:
+            planned = [time for time, of, names in uses if of == folder and name in names]
+            unused.append(_UnusedShard(tuple(objects), max([*planned, *(item.modified for item in objects)])))
+    return rest, unused
+
+
+def _describe_unused(shards: Sequence[_UnusedShard], now: datetime) -> StoredWork | None:
+    """The work that consists of shards, as old as the use of the one that was used last; None without shards."""
+    if not shards:
+        return None
+    objects = [item for shard in shards for item in shard.objects]
+    keys, age = tuple(item.key for item in objects), min(_age(shard.used, now) for shard in shards)
+    return StoredWork(UNUSED, FEATURES, keys, sum(item.size for item in objects), age)
+
+
+def _age(modified: float, now: datetime) -> timedelta:
+    """The time since a change by the clock of the store, which may be ahead."""
+    return max(timedelta(0), now - datetime.fromtimestamp(modified, UTC))
 
 
 def _choose_age(settings: Settings, older_than: timedelta | None) -> timedelta:
@@ -149,5 +205,5 @@ def _describe(
         stage=stage,
         keys=tuple(item.key for item in objects),
         bytes=sum(item.size for item in objects),
-        age=max(timedelta(0), now - datetime.fromtimestamp(newest, UTC)),  # the clock of the store may be ahead
+        age=_age(newest, now),
     )

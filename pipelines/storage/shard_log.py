@@ -23,6 +23,8 @@ from pipelines.storage.retrying import retry_unavailable
 from spin.errors import SpinError
 
 _log = logging.getLogger(__name__)
+OUTCOMES, ATTEMPTS = "parts", "attempts"
+"""folders of a log with what commits shards beside their files, and with the tries"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +285,7 @@ class ShardLog:
 
     def committed(self) -> list[str]:
         """The names of the committed shards, in order."""
-        keys = self._request(self.store.list, self.layout.key("parts"))
+        keys = self._request(self.store.list, self.layout.key(OUTCOMES))
         return [_shard_name(key) for key in keys if key.endswith(".json")]
 
     def begun(self) -> list[str]:
@@ -292,12 +294,12 @@ class ShardLog:
 
     def unfinished(self) -> set[str]:
         """The names of the shards that were tried under any claim and are not committed."""
-        tried = self._request(self.store.list, self.layout.key("attempts"))
+        tried = self._request(self.store.list, self.layout.key(ATTEMPTS))
         return {_shard_name(key) for key in tried}.difference(self.committed())
 
     def outcome_key(self, name: str) -> str:
         """The key of a shard's outcome."""
-        return self.layout.key("parts", f"{name}.json")
+        return self.layout.key(OUTCOMES, f"{name}.json")
 
     def attempt_key(self, name: str) -> str:
         """The key of the tries at a shard."""
@@ -306,8 +308,8 @@ class ShardLog:
     @property
     def _attempts(self) -> str:
         # guarded by test_a_new_driver_starts_with_a_clean_slate; broken by:
-        #   return self.layout.key("attempts")
-        return self.layout.key("attempts", f"{self.claim:06d}")
+        #   return self.layout.key(ATTEMPTS)
+        return self.layout.key(ATTEMPTS, f"{self.claim:06d}")
 
     def _request(self, operation: Callable[..., Any], *args: Any) -> Any:
         return retry_unavailable(self.store)(operation, *args)
@@ -344,7 +346,7 @@ class ShardLog:
     def _file_key(self, name: str, ending: str, number: int) -> str:
         stem, folder = f"{name}-{self.claim:06d}-{number}", self.layout.data.get(ending)
         if folder is None:
-            return self.layout.key("parts", f"{stem}.{ending}")
+            return self.layout.key(OUTCOMES, f"{stem}.{ending}")
         return f"{folder}/{stem}.{ending.rpartition('.')[2]}"
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.records import from_json, to_bytes, to_json
+from pipelines.storage.shard_log import OUTCOMES
 from spin.errors import UserError, shorten_message
 
 PLAN, MANIFEST = "plan.json", "manifest.json"
@@ -59,7 +60,7 @@ class StagePlan(Generic[D]):
         No other plan has it: what a driver that was overtaken, or one of its workers, still writes is never taken for a
         result of its successor, whose plan may be another one.
         """
-        # guarded by test_a_shard_of_an_overtaken_extraction_is_not_among_those_of_its_successor; broken by:
+        # guarded by test_a_probe_of_an_overtaken_stage_is_not_among_those_of_its_successor; broken by:
         #   return "results"
         return self.fingerprint[:16]
 
@@ -89,20 +90,32 @@ def write_plan(
     *,
     lease: Lease,
     restart: bool = False,
+    may_change: Collection[str] = (),
+    keep: Callable[[D], str] | None = None,
 ) -> StagePlan[D]:
     """The plan for this metadata: the one in the store, or a new one, for which `derive` is called.
 
-    Raises UserError, naming the differences, if the store holds a plan with other metadata; `restart` clears the
-    store instead. Raises HeldError if another run has taken the lease meanwhile.
+    A new plan clears the store, except for the folder that `keep` names. Raises UserError, naming the differences, if
+    the store holds a plan with other metadata, unless `restart` is given or they are in the parts `may_change`. Raises
+    HeldError if another run has taken the lease meanwhile.
     """
     metadata = json.loads(json.dumps(metadata))
-    if plan := _find_plan(store, stage, metadata, derived_type, restart=restart):
+    if plan := _find_plan(store, stage, metadata, derived_type, restart=restart, may_change=may_change):
         return plan
     plan = StagePlan(stage, metadata, derive())
-    delete_objects(store, [item.key for item in store.list_all() if not item.key.startswith("_lease/")], lease)
+    if keep is None:
+        _clear(store, ("_lease/",), lease)
     lease.check()
     store.write_json(PLAN, _plan_json(plan))
+    # guarded by test_an_append_that_dies_at_any_step_is_completed
+    if keep is not None:  # there is a plan at any time, whose derived values the next one takes over
+        _clear(store, ("_lease/", PLAN, f"{keep(plan.derived)}/"), lease)
     return plan
+
+
+def _clear(store: Store, kept: tuple[str, ...], lease: Lease) -> None:
+    """Delete all objects but those whose keys begin with one of some strings."""
+    delete_objects(store, [item.key for item in store.list_all() if not item.key.startswith(kept)], lease)
 
 
 def create_plan(
@@ -169,7 +182,9 @@ def write_manifest(store: Store, plan: StagePlan[Any], results: R) -> StageManif
 
 
 def delete_objects(store: Store, keys: Sequence[str], lease: Lease, *, marks: Sequence[str] = (MANIFEST, PLAN)) -> None:
-    """Delete objects of a stage, those named by `marks` first: what is deleted in part never looks finished.
+    """Delete objects of a stage, those named by `marks` first, then what commits shards, then all others.
+
+    What is deleted in part never looks finished.
 
     The objects of each mark have requests of their own, since the order within a request is open. Call it under the
     lease of the stage, after the objects were listed. The lease is confirmed again and again: a driver that was
@@ -193,11 +208,13 @@ def _find_plan(
     derived_type: type[D],
     *,
     restart: bool = False,
+    may_change: Collection[str] = (),
     remedy: str = "start over with --restart",
 ) -> StagePlan[D] | None:
     """The plan in a store, None if there is none.
 
-    One that cannot be read, or has other metadata, is refused, or with `restart` ignored. The error names the `remedy`.
+    One that cannot be read, or has other metadata, is refused. With `restart`, or if the differences are in the parts
+    `may_change`, it is ignored. The error names the `remedy`.
     """
     try:
         plan = read_plan(store, derived_type)
@@ -207,10 +224,12 @@ def _find_plan(
         raise
     # guarded by test_a_run_with_other_settings_is_refused_without_restart
     if plan is not None and plan.fingerprint != StagePlan(stage, metadata, None).fingerprint:
-        if restart:
+        new, old = ({n: v for n, v in values.items() if n not in may_change} for values in (metadata, plan.metadata))
+        if restart or (new == old and stage == plan.stage):
             return None
+        differences = _differences(stage, new, replace(plan, metadata=old))
         raise UserError(
-            f"{stage}: {store.uri} was made with other settings or data: {_differences(stage, metadata, plan)}. "
+            f"{stage}: {store.uri} was made with other settings or data: {differences}. "
             f"Put them back, name another folder for the results, or {remedy}"
         )
     return plan
@@ -221,12 +240,13 @@ def _plan_json(plan: StagePlan[Any]) -> dict[str, Any]:
 
 
 def _divide_by_mark(keys: Sequence[str], marks: Sequence[str]) -> list[list[str]]:
-    """The keys of the objects named by each mark in turn, and at last all others."""
-    by_name: dict[str, list[str]] = {name: [] for name in (*marks, "")}
+    """The keys of the objects named by each mark in turn, then those of the outcomes of shards, at last all others."""
+    by_kind: dict[str, list[str]] = {kind: [] for kind in (*marks, "outcomes", "others")}
     for key in keys:
-        name = key.rpartition("/")[2]
-        by_name[name if name in marks else ""].append(key)
-    return list(by_name.values())
+        _, _, folder, name = ("///" + key).rsplit("/", 3)
+        kind = "outcomes" if folder == OUTCOMES and name.endswith(".json") else "others"
+        by_kind[name if name in marks else kind].append(key)
+    return list(by_kind.values())
 
 
 def _differences(stage: str, metadata: dict[str, Any], stored: StagePlan[Any]) -> str:

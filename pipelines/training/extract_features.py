@@ -1,6 +1,7 @@
-"""The extract stage: the frozen backbone reads the documents and writes feature shards.
+"""The extract stage: the frozen backbone reads the texts of a corpus that no training in the store has read before.
 
-With `extract: two_pass` it reads a sample of them; the chosen neurons of the others are extracted by `keep_neurons`,
+Their features join those of all other texts in a pool, from which the features of each document are taken. With
+`extract: two_pass` a sample of the documents is read; the chosen neurons of the others are extracted by `keep_neurons`,
 once neurons have been chosen.
 """
 
@@ -10,23 +11,34 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipelines.data.corpus import Corpus, CorpusSpool, divide_parts
-from pipelines.data.feature_store import FEATURES, LABELS, FeaturePlan, FeatureShards
+from pipelines.data.corpus import Corpus, CorpusSpool, divide_parts, number_rows
+from pipelines.data.feature_pool import (
+    FEATURES,
+    TEXTS,
+    FeaturePool,
+    Places,
+    PooledTexts,
+    make_key,
+    name_shard,
+    required_file,
+    texts_table,
+    to_feature_file,
+)
+from pipelines.data.feature_store import FeaturePlan, FeatureShards, Reading, add_places, labels_key
 from pipelines.data.files.input_files import InputFile, list_files
 from pipelines.data.files.shards import Shard, even_size
 from pipelines.data.forgotten_ids import read_forgotten
 from pipelines.data.labelled_corpus import LabelledCorpus, read_labelled
-from pipelines.data.spool import PartSize, ReadyPiece, read_texts
+from pipelines.data.spool import PartSize, ReadyPiece, read_documents
 from pipelines.data.training_labels import NOTHING_FROZEN, Labels, split_all
-from pipelines.storage.lease import Lease
+from pipelines.storage.lease import Lease, overtaken_first
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
 from pipelines.storage.records import from_json, to_json
@@ -53,7 +65,7 @@ from pipelines.training.reading_precision import LearnedTexts, settle_precision
 from pipelines.workers import weights_cache
 from pipelines.workers.map_shards import C, ShardWork, Step, describe_backbone, map_shards
 from pipelines.workers.ray_cluster import runs_here
-from pipelines.workers.weights_cache import activation_settings, announce_workers, with_engine
+from pipelines.workers.weights_cache import activation_settings, announce_workers, decide_precision, with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engines.engine import open_engine
 from spin.activations.extract import choose_column_types, read_activations, single_segment
@@ -70,7 +82,7 @@ from spin.precision_trial import PrecisionTrial
 from spin.settings import Settings
 from spin.sites import FeatureColumn
 
-FORMAT = 7
+FORMAT = 8
 FEW_DOCUMENTS = 20_000
 """fewer are read in the process of the command: workers would load the libraries and the backbone for as long"""
 TWO_PASS_FROM = 5
@@ -80,10 +92,8 @@ _SURVEYED = 256
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractCounts(ShardCounts):
-    """A shard of documents whose features are extracted."""
+    """A shard of texts that the backbone read."""
 
-    extracted: int
-    """documents that the backbone read; `rows` counts all"""
     tokens: int
     """that the backbone read"""
     truncated: int
@@ -97,10 +107,14 @@ class ExtractCounts(ShardCounts):
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusCounts(ExtractCounts):
-    """The sums over all shards of a corpus."""
+    """The documents of a corpus, and the sums over the texts that were read for it."""
 
+    extracted: int
+    """texts that the backbone read; `rows` counts all documents"""
+    pooled: int
+    """documents whose features the store had, for a text that was read before or that comes twice"""
     truncated_share: float
-    """`truncated` per document that the backbone read"""
+    """`truncated` per text that the backbone read"""
 
 
 @dataclass(frozen=True)
@@ -112,8 +126,8 @@ class ExtractResults:
     inputs: tuple[InputFile, ...]
     """files of the corpus"""
     counts: CorpusCounts
-    shards: tuple[ShardOutcome[ExtractCounts], ...]
-    """in plan order"""
+    files: tuple[str, ...]
+    """keys of the features in the shards of the pool, in the order of `FeaturePlan.pooled`"""
     precision_trial: PrecisionTrial | None = None
     """by which int8 was taken or not; None if it was not tried"""
 
@@ -123,11 +137,11 @@ ExtractManifest = StageManifest[ExtractResults]
 
 
 class ExtractStep:
-    """Read a shard of documents, run the backbone and return the feature shard."""
+    """Read a shard of texts, run the backbone and return the shard for the pool."""
 
     def __init__(self, settings: Settings, digest: str, plan: FeaturePlan) -> None:
         backbone = receive_backbone(settings, digest, plan)
-        self.sample, self.types = plan.sample, plan.column_types
+        self.types = plan.reading.column_types
         self.engine = open_engine(backbone, [single_segment(self.types)])
 
     def check(self) -> None:
@@ -135,32 +149,25 @@ class ExtractStep:
         read_activations(self.engine, [KNOWN_GOOD_TEXT], types=self.types)
 
     def __call__(self, shard: Shard, attempt: Attempt) -> StepResult[ExtractCounts]:
-        texts = read_texts(shard)
-        rows = range(len(texts)) if self.sample is None else self.sample[shard.index]
-        per_row = len(texts) / max(1, len(rows))
-        features = read_activations(
-            self.engine,
-            [texts[row] for row in rows],
-            types=self.types,
-            progress=lambda done: attempt.advance(done * per_row),
-        )
+        ids, texts = read_documents(shard)
+        features = read_activations(self.engine, texts, types=self.types, progress=attempt.advance)
         counts = ExtractCounts(
             rows=len(texts),
-            extracted=len(rows),
             tokens=int(features.n_tokens.sum()),
             truncated=features.truncated,
             windows=0 if features.windows is None else int(features.windows.sum()),
         )
-        return StepResult({FEATURES: to_feature_file(features_table(features))}, counts)
+        named = to_parquet(texts_table(ids, [make_key(text) for text in texts]))
+        return StepResult({FEATURES: to_feature_file(features_table(features)), TEXTS: named}, counts)
 
 
 def receive_backbone(settings: Settings, digest: str, plan: FeaturePlan) -> Backbone:
     """The backbone of a worker, with the scales of the plan."""
-    return load_backbone(weights_cache.receive(settings, digest), expect_digest=digest, scales=plan.int8_scales)
+    return load_backbone(weights_cache.receive(settings, digest), expect_digest=digest, scales=plan.reading.int8_scales)
 
 
 def run_extract(settings: Settings, *, restart: bool = False) -> ExtractManifest:
-    """Write the feature shards of the corpus and return the manifest; a finished stage is not repeated.
+    """Read the texts of the corpus that are not in the pool, and return the manifest; a finished stage is not repeated.
 
     Raises UserError for a mistake in backbone, sites or data, HeldError if another run uses the store.
     """
@@ -175,13 +182,28 @@ def run_extract(settings: Settings, *, restart: bool = False) -> ExtractManifest
         if manifest := find_manifest(store, plan, ExtractResults):
             return manifest
         announce_workers(given, settings, "extract")
-        outcomes = read_corpus(
-            ExtractStep, (), settings, plan, store, lease, ExtractCounts, stage="extract", folder=plan.folder
+        pool = FeaturePool(store, plan.derived.form)
+        unread = open_corpus(settings, plan).spool.locate(plan.derived.unread)
+        read = read_corpus(
+            ExtractStep, (), settings, plan, unread, store, lease, ExtractCounts, stage="extract", folder=pool.folder
         )
-        counts = _sum_counts([outcome.counts for outcome in outcomes])
+        outcomes = pool.outcomes()
+        shards = tuple(required_file(outcomes[name], FEATURES) for name in plan.derived.pooled)
+        features = FeatureShards.of(store, plan, shards)
+        counts = _sum_counts([outcome.counts for outcome in read], features)
         seconds = round(time.perf_counter() - start, 1)
-        trial = plan.derived.precision_trial
-        return write_manifest(store, plan, ExtractResults(seconds, tuple(files), counts, tuple(outcomes), trial))
+        trial = plan.derived.reading.precision_trial
+        return write_manifest(store, plan, ExtractResults(seconds, tuple(files), counts, shards, trial))
+
+
+def _sum_counts(read: Sequence[ExtractCounts], features: FeatureShards) -> CorpusCounts:
+    """The counts of the corpus with these features, for which some shards were read."""
+    sums = {count.name: sum(getattr(shard, count.name) for shard in read) for count in fields(ExtractCounts)}
+    extracted = sums["rows"]
+    pooled = int(np.count_nonzero(features.places.files >= 0)) - extracted
+    share = round(sums["truncated"] / max(1, extracted), 4)
+    rows = {**sums, "rows": sum(features.sizes)}
+    return CorpusCounts(**rows, extracted=extracted, pooled=pooled, truncated_share=share)
 
 
 def read_corpus(
@@ -189,6 +211,7 @@ def read_corpus(
     args: tuple[Any, ...],
     settings: Settings,
     plan: ExtractPlan,
+    shards: Sequence[Shard],
     store: Store,
     lease: Lease,
     counts_type: type[C],
@@ -196,15 +219,16 @@ def read_corpus(
     stage: str,
     folder: str,
 ) -> list[ShardOutcome[C]]:
-    """Map a step that runs the backbone over all shards of a corpus, with the workers of the extract stage.
+    """Map a step that runs the backbone over shards of a corpus, with the workers of the extract stage.
 
     `make` is called with the settings, the digest of the backbone's files, the plan's derived values and `args`. The
     spool is written again if it is gone. Shards are written to a folder of the store. Few documents are read in this
     process, unless an earlier one ended while it read: workers find a document that kills them. The lease is held when
     it returns. Raises HeldError if it is not.
     """
-    corpus = open_corpus(settings, plan)
-    corpus.restore(lease)
+    if not shards:
+        return []
+    open_corpus(settings, plan).restore(lease)
     digest = weights_cache.local_digest(settings.backbone)
     weights_cache.publish(settings, digest)
     ray = settings.ray.for_stage("extract")
@@ -219,15 +243,13 @@ def read_corpus(
         layout=LogLayout(folder),
         backbone=describe_backbone(settings.backbone),
     )
-    few = plan.derived.documents < FEW_DOCUMENTS and not work.open_log().unfinished()
-    outcomes = map_shards(work, corpus.shards, lease, documents=plan.derived.documents, here=runs_here(ray, few=few))
+    documents = sum(shard.documents for shard in shards)
+    began = work.open_log().unfinished() & {shard.name for shard in shards}
+    few = documents < FEW_DOCUMENTS and not began
+    with overtaken_first(lease):  # the successor deletes the spool of this corpus
+        outcomes = map_shards(work, shards, lease, documents=documents, here=runs_here(ray, few=few))
     lease.check()
     return outcomes
-
-
-def _sum_counts(shards: Sequence[ExtractCounts]) -> CorpusCounts:
-    sums = {count.name: sum(getattr(shard, count.name) for shard in shards) for count in fields(ExtractCounts)}
-    return CorpusCounts(**sums, truncated_share=round(sums["truncated"] / max(1, sums["extracted"]), 4))
 
 
 def load_features(settings: Settings) -> tuple[ExtractPlan, ExtractManifest, FeatureShards]:
@@ -242,7 +264,7 @@ def load_features(settings: Settings) -> tuple[ExtractPlan, ExtractManifest, Fea
     files = retry_unavailable(store)(list_files, settings.data.train)
     metadata = _plan_metadata(as_planned(settings, stored), files, two_passes=two_passes)
     plan, manifest = load_finished(store, "extract", metadata, FeaturePlan, ExtractResults)
-    return plan, manifest, FeatureShards.of(store, plan, manifest.results.shards)
+    return plan, manifest, FeatureShards.of(store, plan, manifest.results.files)
 
 
 def open_corpus(settings: Settings, plan: ExtractPlan) -> Corpus:
@@ -277,7 +299,7 @@ def _in_int8(settings: Settings) -> Settings:
 
 
 def _plan_metadata(settings: Settings, files: list[InputFile], *, two_passes: bool) -> dict[str, Any]:
-    """Everything that changes the features; not worker counts, logging or paths of weights."""
+    """Everything that changes what the training learns from; not worker counts, logging or paths of weights."""
     backbone = activation_settings(settings.backbone)
     data = settings.data.model_dump(include={"id", "text", "label", "split", "group"}) | settings.data.file_format()
     scales = {"scales": settings.backbone.scales or "measured"} if settings.backbone.dtype == "int8" else {}
@@ -298,28 +320,45 @@ def _plan_metadata(settings: Settings, files: list[InputFile], *, two_passes: bo
 def _write_plan(
     settings: Settings, files: list[InputFile], store: Store, lease: Lease, *, restart: bool
 ) -> ExtractPlan:
-    """The plan of the extraction, with the labels beside it.
+    """The plan of the extraction, with the table of the documents beside it.
 
     The corpus and the backbone that this may read are no longer in memory when it returns.
     """
-    survey = _Survey(settings, files, lease)
     stored = None if restart else read_plan(store, FeaturePlan)
+    survey = _Survey(settings, files, lease, stored)
     two_passes = _choose_passes(settings, stored, lambda: len(survey.labelled))
-    planned = survey.settled if stored is None else as_planned(settings, stored)
-    metadata = _plan_metadata(planned, files, two_passes=two_passes)
+    metadata = _plan_metadata(survey.settled, files, two_passes=two_passes)
     plan = write_plan(
         store,
         "extract",
         metadata,
         FeaturePlan,
-        lambda: survey.plan(sampled=two_passes),
+        lambda: survey.plan(store, metadata, sampled=two_passes),
         lease=lease,
         restart=restart,
+        may_change=("data", "shard_documents"),
+        keep=lambda derived: FeaturePool(store, derived.form).folder,
     )
-    labels = f"{plan.folder}/{LABELS}"
-    if not store.exists(labels):
-        store.write(labels, to_parquet(survey.labelled.table()))
+    if not store.exists(labels_key(plan)):
+        _write_documents(survey.labelled, plan, store)
     return plan
+
+
+def _write_documents(labelled: LabelledCorpus, plan: ExtractPlan, store: Store) -> None:
+    """Write the table of the documents with the places of their features, and note their ids in the pool."""
+    pool, derived = FeaturePool(store, plan.derived.form), plan.derived
+    keys, read = labelled.text_keys, number_rows(derived.unread, derived.shards)
+    known, unread = pool.read_texts(derived.known), Places.of_sizes([shard.documents for shard in derived.unread])
+    shards = np.concatenate([known.places.files, unread.files + len(known.shards)])
+    texts = PooledTexts(
+        derived.pooled,
+        pa.chunked_array([*known.keys.chunks, keys.take(pa.array(read))]),
+        Places(shards, np.concatenate([known.places.rows, unread.rows])),
+    )
+    places = texts.find(keys)
+    pool.note_use(derived.pooled)
+    pool.note_ids(labelled.texts_table().filter(pa.array(places.files >= 0)))
+    store.write(labels_key(plan), to_parquet(add_places(labelled.table(), places)))
 
 
 @dataclass(frozen=True)
@@ -329,6 +368,8 @@ class _Survey:
     settings: Settings
     files: list[InputFile]
     lease: Lease
+    stored: ExtractPlan | None
+    """the last plan in the store, whose precision and number types the next one takes over"""
 
     @cached_property
     def spool(self) -> CorpusSpool:
@@ -367,8 +408,10 @@ class _Survey:
         return splits, LabelSpace.of(self.labelled.labels, splits, groups)
 
     @cached_property
-    def _reading(self) -> tuple[Backbone, PrecisionTrial | None]:
-        """The backbone that reads the corpus, with its scales if it is in int8, and the trial if there was one."""
+    def _reading(self) -> Reading:
+        """How the texts are read: as by the last plan in the store, else found out by a trial on some of them."""
+        if self.stored is not None:
+            return self.stored.derived.reading
         labelled, parts = self._taken_in
         with self._deleting_refused():
             pieces = [p for shard in self.spool.locate(divide_parts(parts, len(labelled))) for p in shard.pieces]
@@ -377,40 +420,47 @@ class _Survey:
             if scales is not None and backbone.precision != "int8":
                 backbone = load_backbone(_in_int8(self.settings).backbone)
             backbone.scales = scales
-            return backbone, trial
+            widths = _column_widths(backbone, self.settings)
+            types = choose_column_types(backbone, labelled.texts, list(widths))
+        return Reading(
+            types={str(column): np.dtype(kind).name for column, kind in types.items()},
+            widths={str(column): width for column, width in widths.items()},
+            scales=None if scales is None else b64encode(scales.to_bytes()).decode(),
+            precision_trial=trial,
+        )
 
     @property
     def settled(self) -> Settings:
-        """The settings with int8 for `backbone.dtype: auto` if a trial has taken it."""
-        return self.settings if self._reading[0].scales is None else _in_int8(self.settings)
+        """The settings with int8 for `backbone.dtype: auto` if a trial takes it, or has taken it for the last plan."""
+        if self.stored is not None:
+            return as_planned(self.settings, self.stored)
+        return self.settings if self._reading.scales is None else _in_int8(self.settings)
 
-    def plan(self, *, sampled: bool) -> FeaturePlan:
-        """Choose each column's number type from the first texts, and divide the corpus into shards.
+    def plan(self, store: Store, metadata: Mapping[str, Any], *, sampled: bool) -> FeaturePlan:
+        """Divide the corpus into shards, and the texts that the pool lacks.
 
         A shard holds as many documents as the settings ask for, fewer where all are few, or as many as its features fit
         in memory.
         """
-        (labelled, parts), most = self._taken_in, self.settings.ray.shard_documents
+        labelled, parts = self._taken_in
         with self._deleting_refused():
             sample = _choose_sample(self.settings, labelled, *self._divided) if sampled else None
-            backbone, trial = self._reading
-            widths = _column_widths(backbone, self.settings)
-            types = choose_column_types(backbone, labelled.texts, list(widths))
-        share = 1.0 if sample is None else _largest_share(sample, divide_parts(parts, most))
-        fitting = max(1, int(MAX_SHARD_BYTES / share) // bytes_per_document(widths, types))
+            reading = self._reading
+        pool = FeaturePool(store, _describe_form(self.settled, metadata, reading))
+        known, unread = _find_unread(labelled.text_keys, pool.read_texts(), sample)
+        most = self.settings.ray.shard_documents
+        fitting = max(1, MAX_SHARD_BYTES // bytes_per_document(reading.column_widths, reading.column_types))
         shards = divide_parts(parts, min(fitting, even_size(len(labelled), most)))
+        divided = divide_parts(parts, min(fitting, even_size(len(unread), most)), unread)
         return FeaturePlan(
             shards=tuple(shards),
             documents=len(labelled),
-            types={str(column): np.dtype(kind).name for column, kind in types.items()},
-            widths={str(column): width for column, width in widths.items()},
-            depth=backbone.depth,
-            causal=backbone.causal,
+            reading=reading,
+            form=pool.form,
+            known=known,
+            unread=_name_shards(divided, labelled.texts_table().take(pa.array(unread))),
             spool=self.spool.folder,
             part_size=self.spool.size,
-            sample=None if sample is None else _split_by_shard(sample, shards),
-            scales=None if backbone.scales is None else b64encode(backbone.scales.to_bytes()).decode(),
-            precision_trial=trial,
         )
 
 
@@ -452,31 +502,37 @@ def _choose_sample(
     return Labels(labelled.ids, label_space, y, splits, groups).training_data(settings).rows
 
 
-def _largest_share(rows: Rows, shards: Sequence[Shard]) -> float:
-    """The share of its documents that are among some rows, in the shard where it is largest."""
-    parts = _split_by_shard(rows, shards)
-    return max(len(part) / shard.documents for part, shard in zip(parts, shards, strict=True))
+def _describe_form(settings: Settings, metadata: Mapping[str, Any], reading: Reading) -> str:
+    """The digest of all that decides the features of a text."""
+    form = {name: metadata[name] for name in ("format", "backbone", "sites", "poolings")}
+    precision = decide_precision(settings, "extract")
+    # guarded by test_a_shard_of_an_overtaken_extraction_is_not_among_those_of_its_successor; broken by:
+    #   return "one"
+    return fingerprint({**form, "precision": precision, "types": reading.types, "scales": reading.scales})[:16]
 
 
-def _split_by_shard(rows: Rows, shards: Sequence[Shard]) -> tuple[tuple[int, ...], ...]:
-    """Rows of the corpus as positions in shards."""
-    borders = np.cumsum([0, *(shard.documents for shard in shards)])
-    parts = np.split(rows, np.searchsorted(rows, borders[1:-1]))
-    return tuple(tuple((part - first).tolist()) for part, first in zip(parts, borders, strict=False))
+def _find_unread(
+    keys: pa.FixedSizeBinaryArray, pooled: PooledTexts, sample: Rows | None
+) -> tuple[tuple[str, ...], Rows]:
+    """The shards of a pool that hold texts of a corpus, and the documents, ascending, whose texts it lacks.
 
-
-def to_feature_file(table: pa.Table) -> bytes:
-    """The table as an uncompressed Parquet file, since activations do not compress.
-
-    It is one row group, so that a reader of one column asks for one range.
+    Of documents with equal texts, the first is taken. With a sample, texts of other documents are not missed.
     """
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        sink,
-        row_group_size=max(1, len(table)),
-        compression="none",
-        use_dictionary=False,
-        write_statistics=False,
+    texts = keys.dictionary_encode()
+    numbers = texts.indices.to_numpy()
+    _, first = np.unique(numbers, return_index=True)
+    places = pooled.find(texts.dictionary)
+    lacking = places.files < 0
+    if sample is not None:
+        lacking &= np.isin(np.arange(len(first)), numbers[sample])
+    known = np.unique(places.files[places.files >= 0]).tolist()
+    return tuple(pooled.shards[shard] for shard in known), np.sort(first[lacking])
+
+
+def _name_shards(shards: Sequence[Shard], texts: pa.Table) -> tuple[Shard, ...]:
+    """Shards of the pool by the names that follow from their texts, which the table holds in order."""
+    firsts = np.cumsum([0, *(shard.documents for shard in shards)])
+    return tuple(
+        replace(shard, key=name_shard(texts.slice(first, shard.documents)))
+        for shard, first in zip(shards, firsts.tolist(), strict=False)
     )
-    return sink.getvalue().to_pybytes()

@@ -57,6 +57,8 @@ class ProbeResults:
     """one per feature column"""
 
 
+_OF_CORPUS = ("features", "labels")
+"""parts of the metadata that another corpus changes: a training goes on with it"""
 ProbeManifest = StageManifest[ProbeResults]
 
 
@@ -73,7 +75,8 @@ def run_probe(settings: Settings, *, frozen: FrozenDocuments = NOTHING_FROZEN, r
     metadata = _plan_metadata(settings, source, labels)
     start = time.perf_counter()
     with Lease(store) as lease:
-        plan = write_plan(store, "probe", metadata, NothingDerived, NothingDerived, lease=lease, restart=restart)
+        new = NothingDerived, NothingDerived
+        plan = write_plan(store, "probe", metadata, *new, lease=lease, restart=restart, may_change=_OF_CORPUS)
         manifest, fitted = find_manifest(store, plan, ProbeResults), store / plan.folder
         keys = {key for column in features.probed for key in (_key(column), _ridge_key(column))}
         keys |= {_LEFT_OUT, *([_WORDS] if _reads_words(settings) else [])}

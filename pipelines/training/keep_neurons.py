@@ -8,18 +8,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
+from pipelines.data.feature_pool import FEATURES, required_file, to_feature_file
 from pipelines.data.feature_store import (
-    FEATURES,
     TESTED,
     FeaturePlan,
     FeatureShards,
     KeptFeatures,
     KeptShard,
     Positions,
-    required_file,
 )
 from pipelines.data.files.shards import Shard
 from pipelines.data.spool import read_texts
@@ -36,7 +36,7 @@ from pipelines.storage.stage_plan import (
     write_manifest,
     write_plan,
 )
-from pipelines.training.extract_features import ExtractPlan, read_corpus, receive_backbone, to_feature_file
+from pipelines.training.extract_features import ExtractPlan, open_corpus, read_corpus, receive_backbone
 from pipelines.workers.weights_cache import with_engine
 from pipelines.workers.worker_faults import KNOWN_GOOD_TEXT
 from spin.activations.engines.engine import Engine, open_engine
@@ -73,10 +73,9 @@ class KeptColumns:
         learning, testing = in_split(labels.splits, "train", "valid"), in_split(labels.splits, "test")
         rows: list[Positions] = []
         tested: list[Positions] = []
-        for shard, first in zip(features.shards, features.borders, strict=False):
-            own = slice(first, first + shard.size)
-            extracted = np.arange(shard.size) if shard.extracted is None else shard.extracted
-            left_out = np.isin(np.arange(shard.size), extracted, invert=True)
+        for first, last in pairwise(features.borders):
+            own = slice(first, last)
+            left_out = features.places.files[own] < 0
             rows.append(np.flatnonzero(left_out & learning[own]).astype(np.int32))
             tested.append(np.flatnonzero(left_out & testing[own]).astype(np.int32))
         return cls(selection, tuple(whole), tuple(rows), tuple(tested))
@@ -103,7 +102,7 @@ class KeepStep:
 
     def __init__(self, settings: Settings, digest: str, plan: FeaturePlan, kept: KeptColumns) -> None:
         self.backbone = receive_backbone(settings, digest, plan)
-        self.kept, self.types = kept, plan.column_types
+        self.kept, self.types = kept, plan.reading.column_types
         neurons: dict[FeatureColumn, Rows | None] = dict(kept.selection.neurons)
         self.engine = self._open_engine(neurons)
         self.tested_engine = self._open_engine(neurons | dict.fromkeys(kept.whole))
@@ -178,7 +177,16 @@ def run_keep(
         manifest = find_manifest(store, plan, KeptResults)
         if manifest is None:
             outcomes = read_corpus(
-                KeepStep, (kept,), settings, source, store, lease, ShardCounts, stage="keep", folder=""
+                KeepStep,
+                (kept,),
+                settings,
+                source,
+                open_corpus(settings, source).shards,
+                store,
+                lease,
+                ShardCounts,
+                stage="keep",
+                folder="",
             )
             manifest = write_manifest(store, plan, KeptResults(tuple(outcomes)))
         others = [key for key in folder.list() if not key.startswith(("_lease/", f"{name}/"))]

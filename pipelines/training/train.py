@@ -203,7 +203,8 @@ def run_train(
         **({"keep_texts": True} if settings.train.keep_texts else {}),  # texts that are not kept change nothing
     }
     with Lease(store) as lease:
-        plan = write_plan(store, "train", metadata, NothingDerived, NothingDerived, lease=lease, restart=restart)
+        new = NothingDerived, NothingDerived
+        plan = write_plan(store, "train", metadata, *new, lease=lease, restart=restart, may_change=("probes",))
         manifest = find_manifest(store, plan, TrainResults)
         if manifest is None or _read_artifact(store, manifest) is None:
             manifest = _fit(training, store, plan, lease)
@@ -315,7 +316,7 @@ def _fit_classifiers(training: _Training, data: TrainingData, store: Store) -> t
     features = run_keep(settings, training.source, features, training.labels, *whole)
     job = RefitJob(settings, features, probes, words, data, sampled, store / "all")
     refitted = run_refit(job, lambda rows: _read_words(sampled, training.corpus, rows))
-    return _assemble(settings, training.labels, refitted, training.source.derived.int8_scales), features
+    return _assemble(settings, training.labels, refitted, training.source.derived.reading.int8_scales), features
 
 
 def _assemble(

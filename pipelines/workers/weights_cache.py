@@ -101,14 +101,22 @@ def announce_workers(given: Settings, settings: Settings, stage: Stage) -> None:
     `settings` are the `given` ones with an engine. On a cluster the processor of each worker decides the precision.
     Raises UserError where the engine or precision does not run on this machine, if the workers do.
     """
-    backbone, device, folder = settings.backbone, _worker_device(settings, stage), _local_folder(settings.backbone)
-    precision: str | None = None if backbone.dtype == "auto" else backbone.dtype
-    if settings.ray.address is None and folder is not None:
-        digest = cached_digest(folder, include_code=backbone.trust_remote_code)
-        choice = choose_engine(backbone, device, folder, digest)
-        precision = choice.precision
+    backbone, folder = settings.backbone, _local_folder(settings.backbone)
     family = None if folder is None else model_family(folder)
+    precision, device = decide_precision(settings, stage), _worker_device(settings, stage)
     announce_engine(given.backbone.engine, backbone.engine, precision, device, family)
+
+
+def decide_precision(settings: Settings, stage: Stage) -> str | None:
+    """The precision in which the workers of a stage run the backbone; None if each decides by its processor.
+
+    Raises UserError where the engine or precision does not run on this machine, if the workers do.
+    """
+    backbone, folder = settings.backbone, _local_folder(settings.backbone)
+    if settings.ray.address is not None or folder is None:
+        return None if backbone.dtype == "auto" else backbone.dtype
+    digest = cached_digest(folder, include_code=backbone.trust_remote_code)
+    return choose_engine(backbone, _worker_device(settings, stage), folder, digest).precision
 
 
 def _worker_device(settings: Settings, stage: Stage) -> str:

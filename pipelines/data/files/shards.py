@@ -28,6 +28,8 @@ class Piece:
     """bytes of the whole file, by which it is opened without a request; 0 if not known"""
     version: str = ""
     """version of the file, as `InputFile.version`; empty if any version may be read"""
+    rows: tuple[int, ...] | None = None
+    """those rows of a part of the spool that are wanted, counted from `start` and ascending; None: all"""
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,13 @@ class Shard:
     """place in the plan, from 0"""
     pieces: tuple[Piece, ...] = ()
     """in the order of their documents; none if the work is not on documents"""
+    key: str | None = None
+    """name of a shard that several plans may have; None: the index is the name"""
 
     @property
     def name(self) -> str:
         """Key of the shard in the shard log."""
-        return f"{self.index:06d}"
+        return f"{self.index:06d}" if self.key is None else self.key
 
     @property
     def documents(self) -> int:

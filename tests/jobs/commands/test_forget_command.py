@@ -10,6 +10,7 @@ import pytest
 from jobs.commands import forget_commands
 from pipelines.forget import forget
 from pipelines.forget.forget import Forgotten, ForgottenInRegistry
+from pipelines.forget.training_store import ForgottenInStore
 from pipelines.nightly.forget.forget_nights import ForgottenRows
 from tests.support.command_line import run_spin
 
@@ -24,7 +25,7 @@ OUTPUT = ForgottenRows(
     given_up=("2026-03-01-tweets-000001",),
     labels=1,
 )
-DONE = Forgotten((OUTPUT,), True, (ForgottenInRegistry("tweets", 1, ("1", "3"), 2),))
+DONE = Forgotten((OUTPUT,), ForgottenInStore(emptied=True, texts=2), (ForgottenInRegistry("tweets", 1, ("1", "3"), 2),))
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
@@ -47,16 +48,19 @@ def test_what_is_forgotten_is_printed(
     assert ("2 ids, nothing is changed" in printed) == dry_run
     assert "s3://bucket/out: 3 predictions, 1 dead letter of 1 night, 1 label" in printed
     assert "given up: 2026-03-01-tweets-000001" in printed
-    assert ("would be emptied" in printed) == dry_run
+    deleted = "would be" if dry_run else "are"
+    assert f"store: what a training has learned, and the features of 2 texts {deleted} deleted" in printed
     assert "model tweets: 1 document of the evaluation set, 2 logged reports, neurons of versions 1, 3" in printed
-    assert json.loads(run_spin(capsys, monkeypatch, *words, "--json"))["emptied"]
+    assert json.loads(run_spin(capsys, monkeypatch, *words, "--json"))["store"]["emptied"]
 
 
 def test_versions_that_cannot_be_read_are_an_error_at_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After all else was done and printed."""
-    found = Forgotten((), False, (ForgottenInRegistry("tweets", unreadable={"2": "version 2 has lost its files"}),))
+    found = Forgotten(
+        (), ForgottenInStore(), (ForgottenInRegistry("tweets", unreadable={"2": "version 2 has lost its files"}),)
+    )
     monkeypatch.setattr(forget, "forget_documents", lambda *_, **__: found)
     monkeypatch.setattr(forget_commands, "load_settings", lambda *_: None)
     (tmp_path / "ids.txt").write_text("a\n", encoding="utf-8")

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipelines.data.feature_store import LABELS, FeatureShard, FeatureShards, KeptFeatures, KeptShard
+from pipelines.data.feature_pool import Places
+from pipelines.data.feature_store import LABELS, FeatureShards, KeptFeatures, KeptShard, add_places
 from pipelines.data.training_labels import Labels
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
@@ -133,8 +134,8 @@ def test_lists_of_labels_in_a_store_become_a_boolean_matrix(tmp_path: Path) -> N
     def read_labels(labels: list[Label]) -> Labels:
         store, ids = Store(str(tmp_path / fingerprint(labels))), [f"d{row}" for row in range(6)]
         table = documents_table(ids, labels, splits, text_hashes=range(6), groups=range(6))
-        store.write(LABELS, to_parquet(table))
-        return Labels.of(FeatureShards(store, (FeatureShard("no features", 6, None),), {}), config)
+        store.write(LABELS, to_parquet(add_places(table, Places.of_sizes([6]))))
+        return Labels.of(FeatureShards(store, (6,), ("no features",), {}), config)
 
     labels = read_labels(lists)
     assert (labels.label_space, labels.classes) == (LabelSpace(("a", "b"), multilabel=True), ["a", "b"])
@@ -178,7 +179,8 @@ def select(neurons: Mapping[FeatureColumn, list[int]]) -> Selection:
 def two_passes(tmp_path: Path) -> tuple[FeatureShards, Features]:
     """Shards of 10, 0 and 13 documents after two passes, of which the second kept FULL whole where documents test."""
     features, store, selection = draw_features(N, seed=5), Store(str(tmp_path)), select({HALF: [1, 4], FULL: [0, 2]})
-    shards, kept = [], []
+    first_pass, kept = list[str](), list[KeptShard]()
+    files, places = np.full(N, -1, np.int32), np.zeros(N, np.int32)
 
     def write(key: str, rows: NDArray[np.int64], columns: dict[FeatureColumn, NDArray[np.floating]]) -> str:
         part = {column: values[rows] for column, values in columns.items()}
@@ -192,8 +194,8 @@ def two_passes(tmp_path: Path) -> tuple[FeatureShards, Features]:
     others = np.setdiff1d(np.arange(N), np.concatenate([EXTRACTED, TESTED, DROPPED]))
     for index, (first, last) in enumerate([(0, 10), (10, 10), (10, N)]):
         own = [rows[(rows >= first) & (rows < last)] for rows in (EXTRACTED, others, TESTED)]
-        key = write(f"first/{index}", own[0], features.columns)
-        shards.append(FeatureShard(key, last - first, own[0] - first))
+        first_pass.append(write(f"first/{index}", own[0][::-1], features.columns))
+        files[own[0]], places[own[0]] = index, np.arange(len(own[0]))[::-1]
         keys = [
             write(f"second/{index}", own[1], of_kept),
             write(f"tested/{index}", own[2], {**of_kept, FULL: features.columns[FULL]}),
@@ -201,7 +203,8 @@ def two_passes(tmp_path: Path) -> tuple[FeatureShards, Features]:
         kept.append(KeptShard(keys[0], own[1] - first, keys[1], own[2] - first))
     widths = {column: values.shape[1] for column, values in features.columns.items()}
     second = KeptFeatures(store, tuple(kept), selection, frozenset({FULL}))
-    return FeatureShards(store, tuple(shards), widths, second), features
+    store.write(LABELS, to_parquet(add_places(pa.table({}), Places(files, places))))
+    return FeatureShards(store, (10, 0, 13), tuple(first_pass), widths, second), features
 
 
 def test_after_two_passes_the_kept_neurons_of_all_documents_are_read(

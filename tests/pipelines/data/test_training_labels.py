@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.feature_store import LABELS, FeatureShard, FeatureShards
+from pipelines.data.feature_pool import Places
+from pipelines.data.feature_store import LABELS, FeatureShards, add_places
 from pipelines.data.training_labels import (
     NOTHING_FROZEN,
     FrozenDocuments,
@@ -55,9 +56,8 @@ def read_labels(
         text_hashes=hashes,
         groups=[choose_group(*pair) for pair in zip(hashes, authors or [None] * n, strict=True)],
     )
-    pq.write_table(table, folder / LABELS)
-    shard = FeatureShard("no features", n, None)
-    return Labels.of(FeatureShards(Store(str(folder)), (shard,), {}), config, frozen)
+    pq.write_table(add_places(table, Places.of_sizes([n])), folder / LABELS)
+    return Labels.of(FeatureShards(Store(str(folder)), (n,), ("no features",), {}), config, frozen)
 
 
 def vary(text: str) -> str:

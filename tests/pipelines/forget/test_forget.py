@@ -99,12 +99,12 @@ def test_a_search_over_every_file_finds_nothing(tmp_path: Path) -> None:
     assert find_in_files(tmp_path, ids) == before
     done = forget_documents(settings, ids, [output])
     assert find_in_files(tmp_path, ids).keys() == inputs
-    assert done.emptied
+    assert done.store.emptied
     assert done.registries == planned.registries
     [of_model] = done.registries
     assert (of_model.evaluation, of_model.versions) == (2, ("1",))
     again = forget_documents(settings, ids, [output])
-    assert not again.emptied
+    assert not again.store.emptied
     assert (again.registries[0].evaluation, again.registries[0].versions, again.outputs[0].rows) == (0, (), {})
     assert not find_in_files(tmp_path / "store" / "mlflow", [row["text"] for row in rows if row["id"] in ids[-2:]])
 
@@ -339,7 +339,7 @@ def test_a_training_at_work_is_not_disturbed(trained: tuple[Path, Settings]) -> 
     with before_call(training_store, "delete_objects", action=crash), pytest.raises(SystemError):
         forget_documents(settings, ["Xyzzy-held"], [])
     assert find_in_files(folder, ["Xyzzy-held"])
-    assert forget_documents(settings, ["Xyzzy-held"], []).emptied
+    assert forget_documents(settings, ["Xyzzy-held"], []).store.emptied
     assert not find_in_files(folder, ["Xyzzy-held"])
 
 
@@ -353,11 +353,11 @@ def test_values_that_outlive_their_documents_are_deleted(tmp_path: Path, left: s
     store.write(left, b"values")
     store.write("model/model.safetensors", b"weights")
     settings = small_training.make_settings(tmp_path, tmp_path / "store")
-    assert forget_in_store(settings, ["any"], dry_run=True)
-    assert forget_in_store(settings, ["any"])
+    assert forget_in_store(settings, ["any"], dry_run=True).emptied
+    assert forget_in_store(settings, ["any"]).emptied
     assert {key.split("/")[0] for key in find_in_files(tmp_path, ["values", "weights"])} == set()
     store.write("model/model.safetensors", b"weights")
-    assert not forget_in_store(settings, ["any"])
+    assert not forget_in_store(settings, ["any"]).emptied
     assert store.exists("model/model.safetensors")
 
 
@@ -374,7 +374,7 @@ def test_a_second_pass_over_an_earlier_corpus_is_deleted(tmp_path: Path, read: s
         features = plan.fingerprint if read == "F" else read
         store.write_json("kept/0/plan.json", {"stage": "keep", "metadata": {"features": features}, "derived": {}})
     settings = small_training.make_settings(tmp_path, tmp_path / "store")
-    assert forget_in_store(settings, ["Xyzzy-held"]) == held
+    assert forget_in_store(settings, ["Xyzzy-held"]).emptied == held
     assert store.exists("kept/0/features.parquet") != held
 
 
@@ -385,9 +385,9 @@ def test_a_spool_that_holds_a_document_is_deleted(tmp_path: Path) -> None:
     with Lease(store / "features"):
         pass
     settings = small_training.make_settings(tmp_path, tmp_path / "store")
-    assert not forget_in_store(settings, ["another"])
+    assert not forget_in_store(settings, ["another"]).emptied
     assert store.list("spool")
-    assert forget_in_store(settings, ["Xyzzy-held"])
+    assert forget_in_store(settings, ["Xyzzy-held"]).emptied
     assert not store.list("spool")
 
 
@@ -426,7 +426,7 @@ def test_an_extraction_that_was_interrupted_is_not_continued(tmp_path: Path) -> 
     with before_call(extract_features, "read_corpus", action=crash), pytest.raises(SystemError):
         train(tmp_path, rows)
     settings = small_training.make_settings(tmp_path, tmp_path / "store")
-    assert forget_documents(settings, [rows[-1]["id"]], []).emptied
+    assert forget_documents(settings, [rows[-1]["id"]], []).store.emptied
     with pytest.raises(UserError, match="holds 1 document whose ids `spin forget` was given"):
         train(tmp_path, rows)
 

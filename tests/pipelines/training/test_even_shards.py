@@ -58,9 +58,10 @@ def test_a_small_corpus_has_several_shards_by_default(
     )
     manifest = run_extract(settings)
     plan, _, _ = load_features(settings)
-    assert [outcome.counts.rows for outcome in manifest.results.shards] == 12 * [50]
-    extracted = sum(outcome.counts.extracted for outcome in manifest.results.shards)
-    assert extracted == (N if extract == "all" else 300)
+    extracted = N if extract == "all" else 300
+    assert manifest.results.counts.extracted == extracted
+    assert [shard.documents for shard in plan.derived.shards] == 12 * [50]
+    assert [shard.documents for shard in plan.derived.unread] == extracted // 50 * [50]
     more = settings.model_copy(update={"ray": settings.ray.model_copy(update={"workers": 7})})
     stored, _, features = load_features(more)
     assert stored == plan

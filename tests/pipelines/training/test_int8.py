@@ -59,15 +59,13 @@ def test_all_stages_and_the_version_have_the_same_scales(
     settings = make_settings(folder, tmp_path / "store", extract=passes)
     run_workflow(settings)
     plan, _, features = load_features(settings)
-    scales = plan.derived.int8_scales
+    scales = plan.derived.reading.int8_scales
     assert scales is not None
     spin = TrainedClassifier.open(tmp_path / "store/model", settings)
     assert spin.scales is not None
     assert spin.scales.digest == scales.digest
     texts = pq.read_table(folder / "train.parquet")["text"].to_pylist()
-    rows = np.arange(400) if plan.derived.sample is None else np.concatenate(
-        [100 * shard + np.array(rows, np.int64) for shard, rows in enumerate(plan.derived.sample)]
-    )  # fmt: skip
+    rows = np.arange(400) if features.extracted is None else features.extracted
     backbone = load_backbone(settings.backbone, scales=scales)
     expected = extract(backbone, [texts[row] for row in rows], [COLUMN]).columns[COLUMN]
     np.testing.assert_allclose(features.read_rows(COLUMN, rows), expected, rtol=2e-3, atol=2e-3)
@@ -82,7 +80,7 @@ def test_a_training_takes_over_the_scales_of_a_version(folder: Path, tmp_path: P
     """From the registry or from a folder; of another backbone they are refused, and no store is begun."""
     first = make_settings(folder, tmp_path / "first")
     run_workflow(first)
-    expected = load_features(first)[0].derived.int8_scales
+    expected = load_features(first)[0].derived.reading.int8_scales
     assert expected is not None
     registry = {"model": "tiny", "tracking_uri": first.mlflow.tracking_uri}
     given = {**first.backbone.model_dump(), "scales": "models:/tiny/1"}
@@ -93,7 +91,7 @@ def test_a_training_takes_over_the_scales_of_a_version(folder: Path, tmp_path: P
         data = {"train": str(few)}
         settings = make_settings(folder, tmp_path / f"{number}", backbone=backbone, data=data, mlflow=registry)
         run_extract(settings)
-        scales = load_features(settings)[0].derived.int8_scales
+        scales = load_features(settings)[0].derived.reading.int8_scales
         assert scales is not None
         assert scales.digest == expected.digest
     other = str(tiny.save_bert(tmp_path / "other", seed=1))
@@ -156,7 +154,7 @@ def test_auto_stands_for_what_a_trial_on_labelled_documents_has_found(
     assert [("bad", "good")[has.argmax()] for has in classes] == [labels[text] for text in texts]
     spin = TrainedClassifier.open(tmp_path / "store/model", settings)
     assert (spin.settings.dtype, spin.backbone.precision == "int8") == ("int8" if taken else "auto", taken)
-    assert (plan.derived.int8_scales is not None) == taken
+    assert (plan.derived.reading.int8_scales is not None) == taken
     of_report = json.loads((tmp_path / "store/report.json").read_text())["stages"]["extract"]["precision_trial"]
     assert of_report["taken"] == taken
     card = (tmp_path / "store/model" / CARD).read_text()

@@ -21,7 +21,8 @@ from jobs import named_classifier
 from jobs.commands import model_commands
 from jobs.commands.model_commands import print_neurons
 from pipelines.data.corpus import Corpus
-from pipelines.data.feature_store import Columns, FeatureShard, FeatureShards
+from pipelines.data.feature_pool import Places
+from pipelines.data.feature_store import LABELS, Columns, FeatureShards, add_places
 from pipelines.data.training_labels import Labels
 from pipelines.storage.object_store import Store
 from pipelines.training.neurons import (
@@ -73,15 +74,18 @@ class RecordingShards(FeatureShards):
 
 def write_features(folder: Path, labels: Labels, values: dict[FeatureColumn, Any], shards: int = 2) -> RecordingShards:
     """Write features to a folder as the extract stage does."""
-    stored = []
+    keys, sizes = list[str](), list[int]()
     (folder / "parts").mkdir(parents=True, exist_ok=True)
     for index, rows in enumerate(np.array_split(np.arange(len(labels.ids)), shards)):
         nothing = np.zeros(len(rows), np.int32)
         table = features_table(Features({c: v[rows] for c, v in values.items()}, nothing, nothing, nothing > 0))
         key = f"parts/{index:06d}-000001-1.features.parquet"
         pq.write_table(table, folder / key)
-        stored.append(FeatureShard(key, len(rows), None))
-    return RecordingShards(Store(str(folder)), tuple(stored), {c: v.shape[1] for c, v in values.items()})
+        keys.append(key)
+        sizes.append(len(rows))
+    pq.write_table(add_places(pa.table({}), Places.of_sizes(sizes)), folder / LABELS)
+    widths = {c: v.shape[1] for c, v in values.items()}
+    return RecordingShards(Store(str(folder)), tuple(sizes), tuple(keys), widths)
 
 
 def build_random_classifier(label_space: LabelSpace) -> tuple[TrainedClassifier, Labels, dict[FeatureColumn, Any]]:

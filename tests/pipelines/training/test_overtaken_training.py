@@ -118,7 +118,7 @@ def test_a_shard_of_an_overtaken_extraction_is_not_among_those_of_its_successor(
         patch.setattr(ExtractStep, "__call__", call)
         overtake(suspended, Store.of(settings) / "features", lambda: run_extract(changed, restart=True))
     plan, manifest, features = load_features(changed)
-    assert all(key.startswith(f"{plan.folder}/") for shard in manifest.results.shards for key in shard.files)
+    assert all(key.startswith(f"pool/{plan.derived.form}/") for key in manifest.results.files)
     clean = make_settings(folder, tmp_path / "clean", poolings=["mean"])
     run_extract(clean)
     _, _, expected = load_features(clean)
