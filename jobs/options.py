@@ -43,7 +43,8 @@ Set = Annotated[
     typer.Option("--set", metavar="A.B=VALUE", help="override one setting of the file; may be given several times"),
 ]
 Restart = Annotated[
-    bool, typer.Option("--restart", help="discard finished work if settings or data have changed, and start again")
+    bool,
+    typer.Option("--restart", help="discard finished work if settings, or the files of a night, have changed"),
 ]
 Model = Annotated[
     str | None,

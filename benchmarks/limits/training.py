@@ -47,7 +47,7 @@ def train(name: str, settings: Settings, folder: Path, documents: int) -> Traini
     command = [sys.executable, "-m", "benchmarks.limits.training", str(folder)]
     watch = run_watched(command, f"the training on {documents:,} documents")
     store = Path(settings.store.uri)
-    plan = json.loads((store / "features" / "plan.json").read_text(encoding="utf-8"))["derived"]
+    plan = json.loads((store / "features" / "plan.json").read_text(encoding="utf-8"))["derived"]["reading"]
     row = sum(width * np.dtype(plan["types"][column]).itemsize for column, width in plan["widths"].items())
     stored = sum(file.stat().st_size for part in ("features", "kept") for file in (store / part).rglob("*.parquet"))
     seconds = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))

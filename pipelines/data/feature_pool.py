@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,14 @@ from numpy.typing import NDArray
 
 from pipelines.data.forgotten_ids import ForgottenIds
 from pipelines.storage.lease import Lease
+from pipelines.storage.local_files import is_temporary
 from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
 from pipelines.storage.retrying import retry_unavailable
-from pipelines.storage.shard_log import LogLayout, ShardCounts, ShardLog, ShardOutcome, StepResult
-from pipelines.storage.stage_plan import delete_objects, fingerprint
+from pipelines.storage.shard_log import OUTCOMES, LogLayout, ShardCounts, ShardLog, ShardOutcome, StepResult
+from pipelines.storage.stage_plan import PLAN, delete_objects, fingerprint
+from spin.errors import UserError
+from spin.pages.number_format import counted
 
 POOL = "pool"
 """folder of the pools in the store of the extract stage, one for each way to read a text"""
@@ -35,6 +38,7 @@ KEY_TYPE = pa.binary(16)
 USES = "uses"
 """folder in a pool with the shards of each corpus that was planned, which is as old as its last plan"""
 _SCHEMA = pa.schema({"id": pa.string(), "key": KEY_TYPE})
+_READING = "reading.json"
 _IDS = "ids"
 """folder in a pool with further ids of texts that another document has brought"""
 
@@ -102,7 +106,10 @@ class PooledTexts:
 
 @dataclass(frozen=True)
 class FeaturePool:
-    """The features of texts that are read in one way: by one backbone, in one precision, with the same columns."""
+    """The features of texts that are read in one way: by one backbone, in one precision, with the same columns.
+
+    How the first extraction has found out to read them is stored beside them, and later ones take it over.
+    """
 
     store: Store
     """of the extract stage"""
@@ -113,6 +120,15 @@ class FeaturePool:
     def folder(self) -> str:
         """The folder of the shards in the store."""
         return f"{POOL}/{self.form}"
+
+    def read_reading(self) -> dict[str, Any] | None:
+        """How the texts are read, as JSON values; None if it is not stored."""
+        stored: dict[str, Any] | None = retry_unavailable(self.store)(self.store.read_json, f"{self.folder}/{_READING}")
+        return stored
+
+    def note_reading(self, values: Mapping[str, Any]) -> None:
+        """Store how the texts are read."""
+        retry_unavailable(self.store)(self.store.write_json, f"{self.folder}/{_READING}", dict(values))
 
     def note_use(self, shards: Sequence[str]) -> None:
         """Store which shards the features of a corpus are taken from, and with it when."""
@@ -125,8 +141,14 @@ class FeaturePool:
         return [cls(store, form) for form in sorted({key.split("/")[1] for key in store.list(POOL)})]
 
     def read_texts(self, shards: Sequence[str] | None = None) -> PooledTexts:
-        """The texts of some shards, which are committed, or of all."""
+        """The texts of some shards, or of all that are committed. Raises UserError for one that is not."""
         tables = self._read_tables()
+        missing = [name for name in shards or () if name not in tables]
+        if missing:
+            raise UserError(
+                f"{self.store.uri}/{self.folder} lacks {counted(len(missing), 'shard')} that the plan names, such as "
+                f"{missing[0]}; delete {self.store.uri}/{PLAN} and run the command again"
+            )
         return PooledTexts.of(tables if shards is None else {name: tables[name] for name in shards})
 
     def outcomes(self) -> dict[str, ShardOutcome[ShardCounts]]:
@@ -151,8 +173,8 @@ class FeaturePool:
         completes what an earlier call has begun. No plan may name the shards meanwhile. Raises HeldError if the lease
         was taken.
         """
-        delete_objects(self.store, self._list_unnamed(), lease)
-        shards, further = self._read_tables(), self._read_ids()
+        self.delete_unnamed(lease)
+        outcomes, shards, further = self.outcomes(), self._read_tables(), self._read_ids()
         texts = pa.concat_tables([_SCHEMA.empty_table(), *shards.values(), *further.values()])
         gone = _mask(texts, forgotten)
         # guarded by test_a_text_stays_while_another_document_has_it; broken by:
@@ -163,7 +185,7 @@ class FeaturePool:
             stays, nameless = pc.invert(pc.is_in(table["key"], value_set=lost)), _mask(table, forgotten)
             if not pc.all(stays).as_py() or pc.any(nameless).as_py():
                 ids = pc.if_else(nameless, pa.scalar(None, pa.string()), table["id"])
-                self._replace(name, texts_table(ids, table["key"]).filter(stays), stays, lease)
+                self._replace(name, outcomes, texts_table(ids, table["key"]).filter(stays), stays, lease)
         for key, table in further.items():
             stays = pc.invert(_mask(table, forgotten))
             if not pc.all(stays).as_py():
@@ -172,10 +194,20 @@ class FeaturePool:
                 delete_objects(self.store, [key], lease)
         return len(lost)
 
-    def _replace(self, name: str, texts: pa.Table, stays: pa.ChunkedArray, lease: Lease) -> None:
+    def delete_unnamed(self, lease: Lease) -> None:
+        """Delete what processes have left that were killed over a shard. Raises HeldError if the lease was taken."""
+        delete_objects(self.store, self._list_unnamed(), lease)
+
+    def _replace(
+        self,
+        name: str,
+        outcomes: Mapping[str, ShardOutcome[ShardCounts]],
+        texts: pa.Table,
+        stays: pa.ChunkedArray,
+        lease: Lease,
+    ) -> None:
         """Write a shard again with some of its texts, under their name, and delete it."""
-        log, outcomes, successor = self._open_log(lease.number), self.outcomes(), name_shard(texts)
-        outcome = outcomes[name]
+        log, outcome, successor = self._open_log(lease.number), outcomes[name], name_shard(texts)
         if len(texts) and successor not in outcomes:
             data = self.store.read(required_file(outcome, FEATURES))
             assert data is not None
@@ -187,10 +219,12 @@ class FeaturePool:
         delete_objects(self.store, [log.outcome_key(name), *outcome.files], lease)
 
     def _list_unnamed(self) -> list[str]:
-        """The files of shards that are not committed, such as those that a process was killed over."""
+        """The files of shards that are not committed, and what killed writes have left in any folder."""
         named = {key for outcome in self.outcomes().values() for key in outcome.files}
-        objects = self.store.list_all(f"{self.folder}/parts")
-        return [item.key for item in objects if item.key not in named and not item.key.endswith(".json")]
+        keys = [item.key for item in self.store.list_all(self.folder)]
+        parts = f"{self.folder}/{OUTCOMES}/"
+        unnamed = [key for key in keys if key.startswith(parts) and key not in named and not key.endswith(".json")]
+        return [*unnamed, *(key for key in keys if is_temporary(key.rpartition("/")[2]) and key not in unnamed)]
 
     def _open_log(self, claim: int = 0) -> ShardLog:
         return ShardLog(self.store, claim=claim, layout=LogLayout(self.folder))

@@ -64,7 +64,7 @@ class LabelledCorpus:
 def read_labelled(
     files: Sequence[InputFile], data: DataSettings, *, keep_texts: int | None = 0, spool: SpoolWriter | None = None
 ) -> LabelledCorpus:
-    """Read and check a labelled corpus; of each document about 60 bytes stay in memory, and its id.
+    """Read and check a labelled corpus; of each document about 80 bytes stay in memory, and its id.
 
     `keep_texts` is the number of texts to keep, counted from the first document; None keeps all. The rows are added to
     `spool`. An empty list is a label: the document belongs to no class. Raises UserError that names the places of the

@@ -98,8 +98,12 @@ def read_documents(shard: Shard) -> tuple[list[str], list[str]]:
     Raises LostPartError; a training that is repeated writes lost parts again.
     """
     opener, remedy = InputOpener(), "run the command again"
-    parts = [read_part(piece, opener, ["id", "text"], remedy) for piece in shard.pieces]
-    ids, texts = ([value for part in parts for value in part[name].to_pylist()] for name in ("id", "text"))
+    ids: list[str] = []
+    texts: list[str] = []
+    for piece in shard.pieces:
+        part = read_part(piece, opener, ["id", "text"], remedy)
+        ids += part["id"].to_pylist()
+        texts += part["text"].to_pylist()
     return ids, texts
 
 

@@ -6,6 +6,7 @@ registered.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from spin.errors import UserError
 from spin.fitted.persistence import CONFIG
 from spin.settings import Settings
 
+_log = logging.getLogger(__name__)
 FEATURES, KEPT, PROBES, MODEL = "features", "kept", "probes", "model"
 """folders of the stages in a store"""
 HEADS = f"{MODEL}/*/heads"
@@ -132,9 +134,9 @@ def _divide_features(store: Store) -> tuple[list[StoredObject], list[_UnusedShar
             shards.setdefault((folder, name.partition(".")[0].partition("-")[0]), []).append(item)
             continue
         rest.append(item)
-        if kind == USES and (stored := store.read_json(item.key)) is not None:
+        if kind == USES and not is_temporary(name) and (stored := store.read_json(item.key)) is not None:
             uses.append((item.modified, folder, frozenset(stored["shards"])))
-    _, last, current = max(uses, key=lambda use: use[0], default=(0.0, "", frozenset[str]()))
+    last, current = _read_planned(store)
     unused: list[_UnusedShard] = []
     for (folder, name), objects in shards.items():
         if folder == last and name in current:
@@ -143,6 +145,16 @@ def _divide_features(store: Store) -> tuple[list[StoredObject], list[_UnusedShar
             planned = [time for time, of, names in uses if of == folder and name in names]
             unused.append(_UnusedShard(tuple(objects), max([*planned, *(item.modified for item in objects)])))
     return rest, unused
+
+
+def _read_planned(store: Store) -> tuple[str, frozenset[str]]:
+    """The pool of the last plan, and its shards that the plan names; none if the plan is missing or damaged."""
+    try:
+        plan = store.read_json(f"{FEATURES}/{PLAN}")["derived"]
+        return str(plan["form"]), frozenset([*plan["known"], *(shard["key"] for shard in plan["unread"])])
+    except (KeyError, TypeError, ValueError):
+        _log.debug("the plan of the extraction cannot be read", exc_info=True)
+        return "", frozenset()
 
 
 def _describe_unused(shards: Sequence[_UnusedShard], now: datetime) -> StoredWork | None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import GenericAlias
@@ -272,9 +272,12 @@ class ShardLog:
                 return first
         return outcome
 
-    def outcomes(self, counts_type: type[C]) -> dict[str, ShardOutcome[C]]:
-        """The outcomes of the committed shards by name, in order: one listing, then reads in parallel."""
-        keys = [self.outcome_key(name) for name in self.committed()]
+    def outcomes(self, counts_type: type[C], names: Container[str] | None = None) -> dict[str, ShardOutcome[C]]:
+        """The outcomes of the committed shards by name, in order: one listing, then reads in parallel.
+
+        With `names`, those of other shards are left out.
+        """
+        keys = [self.outcome_key(name) for name in self.committed() if names is None or name in names]
         stored = self._request(self.store.read_many, keys) if keys else {}
         return {_shard_name(key): ShardOutcome.from_json(json.loads(data), counts_type) for key, data in stored.items()}
 

@@ -46,7 +46,7 @@ class StagePlan(Generic[D]):
     metadata: dict[str, Any]
     """JSON values of everything that changes results; an error message names what differs"""
     derived: D
-    """record of what follows from the metadata; a resumed stage need not compute it again"""
+    """record of what follows from the metadata and from what the store held; it is not computed again"""
 
     @property
     def fingerprint(self) -> str:
@@ -57,8 +57,8 @@ class StagePlan(Generic[D]):
     def folder(self) -> str:
         """The folder of the stage's results in its store.
 
-        No other plan has it: what a driver that was overtaken, or one of its workers, still writes is never taken for a
-        result of its successor, whose plan may be another one.
+        No plan with other metadata has it: what a driver that was overtaken, or one of its workers, still writes is
+        never taken for a result of its successor, whose plan may be another one.
         """
         # guarded by test_a_probe_of_an_overtaken_stage_is_not_among_those_of_its_successor; broken by:
         #   return "results"
@@ -103,19 +103,11 @@ def write_plan(
     if plan := _find_plan(store, stage, metadata, derived_type, restart=restart, may_change=may_change):
         return plan
     plan = StagePlan(stage, metadata, derive())
-    if keep is None:
-        _clear(store, ("_lease/",), lease)
+    kept = ("_lease/", *(() if keep is None else (f"{keep(plan.derived)}/",)))
+    delete_objects(store, [item.key for item in store.list_all() if not item.key.startswith(kept)], lease)
     lease.check()
     store.write_json(PLAN, _plan_json(plan))
-    # guarded by test_an_append_that_dies_at_any_step_is_completed
-    if keep is not None:  # there is a plan at any time, whose derived values the next one takes over
-        _clear(store, ("_lease/", PLAN, f"{keep(plan.derived)}/"), lease)
     return plan
-
-
-def _clear(store: Store, kept: tuple[str, ...], lease: Lease) -> None:
-    """Delete all objects but those whose keys begin with one of some strings."""
-    delete_objects(store, [item.key for item in store.list_all() if not item.key.startswith(kept)], lease)
 
 
 def create_plan(

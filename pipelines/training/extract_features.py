@@ -21,6 +21,7 @@ import pyarrow as pa
 from pipelines.data.corpus import Corpus, CorpusSpool, divide_parts, number_rows
 from pipelines.data.feature_pool import (
     FEATURES,
+    POOL,
     TEXTS,
     FeaturePool,
     Places,
@@ -52,8 +53,11 @@ from pipelines.storage.shard_log import (
     StepResult,
 )
 from pipelines.storage.stage_plan import (
+    MANIFEST,
+    PLAN,
     StageManifest,
     StagePlan,
+    delete_objects,
     find_manifest,
     fingerprint,
     load_finished,
@@ -111,8 +115,6 @@ class CorpusCounts(ExtractCounts):
 
     extracted: int
     """texts that the backbone read; `rows` counts all documents"""
-    pooled: int
-    """documents whose features the store had, for a text that was read before or that comes twice"""
     truncated_share: float
     """`truncated` per text that the backbone read"""
 
@@ -175,7 +177,7 @@ def run_extract(settings: Settings, *, restart: bool = False) -> ExtractManifest
     store = Store.of(settings) / "features"
     files = retry_unavailable(store)(list_files, settings.data.train)
     start = time.perf_counter()
-    with Lease(store) as lease:
+    with Lease(store) as lease, overtaken_first(lease):
         plan = _write_plan(settings, files, store, lease, restart=restart)
         settings = as_planned(settings, plan)
         open_corpus(settings, plan).spool.delete(lease, others=True)  # what killed runs with other corpora have left
@@ -189,21 +191,18 @@ def run_extract(settings: Settings, *, restart: bool = False) -> ExtractManifest
         )
         outcomes = pool.outcomes()
         shards = tuple(required_file(outcomes[name], FEATURES) for name in plan.derived.pooled)
-        features = FeatureShards.of(store, plan, shards)
-        counts = _sum_counts([outcome.counts for outcome in read], features)
+        counts = _sum_counts([outcome.counts for outcome in read], plan.derived.documents)
         seconds = round(time.perf_counter() - start, 1)
         trial = plan.derived.reading.precision_trial
         return write_manifest(store, plan, ExtractResults(seconds, tuple(files), counts, shards, trial))
 
 
-def _sum_counts(read: Sequence[ExtractCounts], features: FeatureShards) -> CorpusCounts:
-    """The counts of the corpus with these features, for which some shards were read."""
+def _sum_counts(read: Sequence[ExtractCounts], documents: int) -> CorpusCounts:
+    """The counts of a corpus of so many documents, for which some shards were read."""
     sums = {count.name: sum(getattr(shard, count.name) for shard in read) for count in fields(ExtractCounts)}
-    extracted = sums["rows"]
-    pooled = int(np.count_nonzero(features.places.files >= 0)) - extracted
+    extracted = sums.pop("rows")
     share = round(sums["truncated"] / max(1, extracted), 4)
-    rows = {**sums, "rows": sum(features.sizes)}
-    return CorpusCounts(**rows, extracted=extracted, pooled=pooled, truncated_share=share)
+    return CorpusCounts(**sums, rows=documents, extracted=extracted, truncated_share=share)
 
 
 def read_corpus(
@@ -227,6 +226,7 @@ def read_corpus(
     it returns. Raises HeldError if it is not.
     """
     if not shards:
+        lease.check()
         return []
     open_corpus(settings, plan).restore(lease)
     digest = weights_cache.local_digest(settings.backbone)
@@ -246,8 +246,7 @@ def read_corpus(
     documents = sum(shard.documents for shard in shards)
     began = work.open_log().unfinished() & {shard.name for shard in shards}
     few = documents < FEW_DOCUMENTS and not began
-    with overtaken_first(lease):  # the successor deletes the spool of this corpus
-        outcomes = map_shards(work, shards, lease, documents=documents, here=runs_here(ray, few=few))
+    outcomes = map_shards(work, shards, lease, documents=documents, here=runs_here(ray, few=few))
     lease.check()
     return outcomes
 
@@ -300,21 +299,28 @@ def _in_int8(settings: Settings) -> Settings:
 
 def _plan_metadata(settings: Settings, files: list[InputFile], *, two_passes: bool) -> dict[str, Any]:
     """Everything that changes what the training learns from; not worker counts, logging or paths of weights."""
-    backbone = activation_settings(settings.backbone)
     data = settings.data.model_dump(include={"id", "text", "label", "split", "group"}) | settings.data.file_format()
-    scales = {"scales": settings.backbone.scales or "measured"} if settings.backbone.dtype == "int8" else {}
     metadata = {
-        "format": FORMAT,
-        "backbone": {**backbone, **scales, "digest": weights_cache.local_digest(settings.backbone)},
+        **_form_metadata(settings),
         "data": {**data, "files": to_json(files)},
-        "sites": settings.sites,
-        "poolings": settings.poolings,
         "shard_documents": settings.ray.shard_documents,
     }
     if not two_passes:
         return metadata
     fractions = settings.data.model_dump(include=set() if settings.data.split else {"valid_fraction", "test_fraction"})
     return {**metadata, "sample": {"documents": settings.search.documents, "seed": settings.seed, **fractions}}
+
+
+def _form_metadata(settings: Settings) -> dict[str, Any]:
+    """Everything in the settings that changes the features of a text."""
+    backbone = activation_settings(settings.backbone)
+    scales = {"scales": settings.backbone.scales or "measured"} if settings.backbone.dtype == "int8" else {}
+    return {
+        "format": FORMAT,
+        "backbone": {**backbone, **scales, "digest": weights_cache.local_digest(settings.backbone)},
+        "sites": settings.sites,
+        "poolings": settings.poolings,
+    }
 
 
 def _write_plan(
@@ -325,40 +331,46 @@ def _write_plan(
     The corpus and the backbone that this may read are no longer in memory when it returns.
     """
     stored = None if restart else read_plan(store, FeaturePlan)
-    survey = _Survey(settings, files, lease, stored)
+    survey = _Survey(settings, files, store, lease)
     two_passes = _choose_passes(settings, stored, lambda: len(survey.labelled))
-    metadata = _plan_metadata(survey.settled, files, two_passes=two_passes)
+    planned = as_planned(settings, stored) if stored is not None else survey.settled
+    metadata = _plan_metadata(planned, files, two_passes=two_passes)
     plan = write_plan(
         store,
         "extract",
         metadata,
         FeaturePlan,
-        lambda: survey.plan(store, metadata, sampled=two_passes),
+        lambda: survey.plan(sampled=two_passes),
         lease=lease,
         restart=restart,
         may_change=("data", "shard_documents"),
-        keep=lambda derived: FeaturePool(store, derived.form).folder,
+        keep=lambda derived: FeaturePool(store, derived.form).folder if restart else POOL,
     )
     if not store.exists(labels_key(plan)):
-        _write_documents(survey.labelled, plan, store)
+        _write_documents(survey, plan, store, lease)
     return plan
 
 
-def _write_documents(labelled: LabelledCorpus, plan: ExtractPlan, store: Store) -> None:
+def _write_documents(survey: _Survey, plan: ExtractPlan, store: Store, lease: Lease) -> None:
     """Write the table of the documents with the places of their features, and note their ids in the pool."""
-    pool, derived = FeaturePool(store, plan.derived.form), plan.derived
-    keys, read = labelled.text_keys, number_rows(derived.unread, derived.shards)
+    pool, derived, labelled = FeaturePool(store, plan.derived.form), plan.derived, survey.labelled
+    keys, first = labelled.text_keys, number_rows(derived.unread, derived.shards)
     known, unread = pool.read_texts(derived.known), Places.of_sizes([shard.documents for shard in derived.unread])
     shards = np.concatenate([known.places.files, unread.files + len(known.shards)])
     texts = PooledTexts(
         derived.pooled,
-        pa.chunked_array([*known.keys.chunks, keys.take(pa.array(read))]),
+        pa.chunked_array([*known.keys.chunks, keys.take(pa.array(first))]),
         Places(shards, np.concatenate([known.places.rows, unread.rows])),
     )
     places = texts.find(keys)
+    further = places.files >= 0
+    further[first] = False  # their ids come with the shards
+    pool.delete_unnamed(lease)
     pool.note_use(derived.pooled)
-    pool.note_ids(labelled.texts_table().filter(pa.array(places.files >= 0)))
-    store.write(labels_key(plan), to_parquet(add_places(labelled.table(), places)))
+    pool.note_ids(labelled.texts_table().filter(pa.array(further)))
+    lease.check()
+    sample = survey.choose_sample() if "sample" in plan.metadata else None
+    store.write(labels_key(plan), to_parquet(add_places(labelled.table(), places, sample)))
 
 
 @dataclass(frozen=True)
@@ -367,9 +379,9 @@ class _Survey:
 
     settings: Settings
     files: list[InputFile]
+    store: Store
+    """of the extract stage"""
     lease: Lease
-    stored: ExtractPlan | None
-    """the last plan in the store, whose precision and number types the next one takes over"""
 
     @cached_property
     def spool(self) -> CorpusSpool:
@@ -407,11 +419,17 @@ class _Survey:
         splits, groups = _split_labelled(self.settings, self.labelled), np.asarray(self.labelled.groups, np.uint64)
         return splits, LabelSpace.of(self.labelled.labels, splits, groups)
 
+    def choose_sample(self) -> Rows | None:
+        """The documents whose features are extracted; None if there are not too many to extract all."""
+        return _choose_sample(self.settings, self.labelled, *self._divided)
+
     @cached_property
     def _reading(self) -> Reading:
-        """How the texts are read: as by the last plan in the store, else found out by a trial on some of them."""
-        if self.stored is not None:
-            return self.stored.derived.reading
+        """How the texts are read: as a pool says that these settings begin or go on with, else found out by a trial."""
+        # guarded by test_forgetting_in_int8_keeps_the_scales; broken by:
+        #   if False:
+        if (stored := self._find_reading()) is not None:
+            return stored
         labelled, parts = self._taken_in
         with self._deleting_refused():
             pieces = [p for shard in self.spool.locate(divide_parts(parts, len(labelled))) for p in shard.pieces]
@@ -429,14 +447,24 @@ class _Survey:
             precision_trial=trial,
         )
 
+    def _find_reading(self) -> Reading | None:
+        """How the texts of a pool in the store are read with these settings; None if there is no such pool."""
+        for pool in FeaturePool.list_all(self.store):
+            stored = pool.read_reading()
+            reading = None if stored is None else from_json(Reading, stored)
+            if reading is not None and pool.form == _describe_form(self._settle(reading), reading):
+                return reading
+        return None
+
+    def _settle(self, reading: Reading) -> Settings:
+        return self.settings if reading.scales is None else _in_int8(self.settings)
+
     @property
     def settled(self) -> Settings:
-        """The settings with int8 for `backbone.dtype: auto` if a trial takes it, or has taken it for the last plan."""
-        if self.stored is not None:
-            return as_planned(self.settings, self.stored)
-        return self.settings if self._reading.scales is None else _in_int8(self.settings)
+        """The settings with int8 for `backbone.dtype: auto` if a trial takes it, or has taken it for a pool."""
+        return self._settle(self._reading)
 
-    def plan(self, store: Store, metadata: Mapping[str, Any], *, sampled: bool) -> FeaturePlan:
+    def plan(self, *, sampled: bool) -> FeaturePlan:
         """Divide the corpus into shards, and the texts that the pool lacks.
 
         A shard holds as many documents as the settings ask for, fewer where all are few, or as many as its features fit
@@ -444,17 +472,22 @@ class _Survey:
         """
         labelled, parts = self._taken_in
         with self._deleting_refused():
-            sample = _choose_sample(self.settings, labelled, *self._divided) if sampled else None
-            reading = self._reading
-        pool = FeaturePool(store, _describe_form(self.settled, metadata, reading))
+            # guarded by test_a_corpus_that_cannot_be_learned_from_leaves_the_last_one; broken by:
+            #   splits = labelled.ids
+            splits = self._divided[0]
+            sample, reading = self.choose_sample() if sampled else None, self._reading
+        pool = FeaturePool(self.store, _describe_form(self.settled, reading))
+        self._forget_again(pool)
+        pool.note_reading(to_json(reading))
         known, unread = _find_unread(labelled.text_keys, pool.read_texts(), sample)
         most = self.settings.ray.shard_documents
         fitting = max(1, MAX_SHARD_BYTES // bytes_per_document(reading.column_widths, reading.column_types))
-        shards = divide_parts(parts, min(fitting, even_size(len(labelled), most)))
+        size = even_size(len(labelled), most)
+        shards = divide_parts(parts, min(fitting, size) if sample is None else size)
         divided = divide_parts(parts, min(fitting, even_size(len(unread), most)), unread)
         return FeaturePlan(
             shards=tuple(shards),
-            documents=len(labelled),
+            documents=len(splits),
             reading=reading,
             form=pool.form,
             known=known,
@@ -462,6 +495,13 @@ class _Survey:
             spool=self.spool.folder,
             part_size=self.spool.size,
         )
+
+    def _forget_again(self, pool: FeaturePool) -> None:
+        """Remove forgotten documents that a worker, which slept over its shard meanwhile, has brought back."""
+        forgotten = read_forgotten(Store.of(self.settings))
+        if len(forgotten) and pool.holds(forgotten):
+            delete_objects(self.store, [key for key in (MANIFEST, PLAN) if self.store.exists(key)], self.lease)
+            pool.forget(forgotten, self.lease)
 
 
 def _column_widths(backbone: Backbone, settings: Settings) -> dict[FeatureColumn, int]:
@@ -502,10 +542,9 @@ def _choose_sample(
     return Labels(labelled.ids, label_space, y, splits, groups).training_data(settings).rows
 
 
-def _describe_form(settings: Settings, metadata: Mapping[str, Any], reading: Reading) -> str:
+def _describe_form(settings: Settings, reading: Reading) -> str:
     """The digest of all that decides the features of a text."""
-    form = {name: metadata[name] for name in ("format", "backbone", "sites", "poolings")}
-    precision = decide_precision(settings, "extract")
+    form, precision = _form_metadata(settings), decide_precision(settings, "extract")
     # guarded by test_a_shard_of_an_overtaken_extraction_is_not_among_those_of_its_successor; broken by:
     #   return "one"
     return fingerprint({**form, "precision": precision, "types": reading.types, "scales": reading.scales})[:16]

@@ -126,8 +126,7 @@ def map_shards(
     shard ends for `stall_seconds`; WorkerFaultError if workers die while they make the step, or fail on what is known
     to be good.
     """
-    names = {shard.name for shard in shards}
-    outcomes = {name: end for name, end in work.open_log().outcomes(work.counts_type).items() if name in names}
+    outcomes = work.open_log().outcomes(work.counts_type, {shard.name for shard in shards})
     # guarded by test_a_resumed_run_computes_only_what_is_missing; broken by:
     #   waiting = list(shards)
     waiting = [shard for shard in shards if shard.name not in outcomes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -87,7 +88,7 @@ def test_only_new_texts_are_read(folder: Path, read: list[str]) -> None:
     settings = make_settings(folder, [*rows[:100], *new[:10], *rows[100:], *new[10:]])
     counts = run_extract(settings).results.counts
     assert sorted(read) == sorted(row["text"] for row in new)
-    assert (counts.rows, counts.extracted, counts.pooled) == (330, 30, 300)
+    assert (counts.rows, counts.extracted) == (330, 30)
     check_values(settings, folder, [*rows[:100], *new[:10], *rows[100:], *new[10:]])
 
 
@@ -119,7 +120,7 @@ def test_texts_are_found_again_whatever_else_changes(folder: Path, read: list[st
         settings = small_training.make_settings(folder, folder / "store", data={"train": str(folder / "other.parquet")})
     counts = run_extract(settings).results.counts
     assert read == []
-    assert (counts.rows, counts.extracted, counts.pooled) == (len(rows), 0, len(rows))
+    assert (counts.rows, counts.extracted) == (len(rows), 0)
     check_values(settings, folder, rows, **{"data": keys["data"]} if "data" in keys else {})
 
 
@@ -129,7 +130,7 @@ def test_equal_texts_are_read_once(folder: Path, read: list[str]) -> None:
     settings = make_settings(folder, twice)
     counts = run_extract(settings).results.counts
     assert len(read) == 300
-    assert (counts.rows, counts.extracted, counts.pooled) == (600, 300, 300)
+    assert (counts.rows, counts.extracted) == (600, 300)
     for values in read_values(settings):
         np.testing.assert_array_equal(values[:300], values[300:])
     check_values(settings, folder, rows=twice)
@@ -171,19 +172,36 @@ def test_a_restart_with_other_data_keeps_the_features(folder: Path, read: list[s
     assert len(read) == 330
 
 
-def test_a_sample_reads_what_it_lacks(folder: Path, read: list[str]) -> None:
-    """Documents of earlier samples keep all their features, and need no second pass."""
+def test_a_sample_does_not_depend_on_what_was_read_before(folder: Path, read: list[str]) -> None:
+    """What it lacks is read. Other documents that have features take no part in choices, and need no second pass."""
     keys = {"extract": "two_pass", "search": {"documents": 150}}
     rows = make_rows(400)
     run_extract(make_settings(folder, rows[:300], **keys))
     assert len(read) == 150
     settings = make_settings(folder, rows, **keys)
     counts = run_extract(settings).results.counts
-    extracted = load_features(settings)[2].extracted
-    assert extracted is not None
-    assert len(extracted) == len(read) == 150 + counts.extracted
-    assert sorted(rows[row]["text"] for row in extracted) == sorted(read)
+    features = load_features(settings)[2]
+    alone = make_settings(folder, rows, "alone", **keys)
     assert 0 < counts.extracted < 150
+    assert np.count_nonzero(features.places.files >= 0) == 150 + counts.extracted
+    run_extract(alone)
+    expected = load_features(alone)[2].extracted
+    assert expected is not None
+    assert features.extracted is not None
+    assert features.extracted.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("rows", [[], make_rows(40)[::2]], ids=["no documents", "one class"])
+def test_a_corpus_that_cannot_be_learned_from_leaves_the_last_one(folder: Path, read: list[str], rows: Rows) -> None:
+    sound = make_rows(300)
+    settings = make_settings(folder, sound)
+    manifest = run_extract(settings)
+    read.clear()
+    with pytest.raises(UserError):
+        run_extract(make_settings(folder, [{**row, "label": "good"} for row in rows] or [sound[0]]))
+    assert read == []
+    stored = Store.of(settings) / FEATURES_FOLDER
+    assert stored.read_json("manifest.json")["fingerprint"] == manifest.fingerprint
 
 
 class Died(BaseException):
@@ -299,6 +317,12 @@ def test_forgetting_deletes_rows(folder: Path, read: list[str]) -> None:
     run_extract(settings)
     assert read == []
     check_values(settings, folder, left)
+    more = [*left, *make_rows(20, first=300)]
+    settings = make_settings(folder, more)
+    read.clear()
+    run_extract(settings)
+    assert len(read) == 20
+    check_values(settings, folder, more)
     assert not forget_in_store(settings, [row["id"] for row in gone]).emptied
 
 
@@ -356,10 +380,27 @@ def test_files_that_no_shard_names_are_deleted_with_a_document(folder: Path) -> 
     settings = make_settings(folder, rows)
     run_extract(settings)
     [pool] = FeaturePool.list_all(Store.of(settings) / FEATURES_FOLDER)
-    pool.store.write(f"{pool.folder}/parts/0-000001-1.{FEATURES}", b"values")
+    left = [f"{pool.folder}/parts/0-000001-1.{FEATURES}", f"{pool.folder}/ids/.0.parquet.{32 * '0'}"]
+    for key in left:
+        pool.store.write(key, b"values")
     assert forget_in_store(settings, ["nobody"]).texts == 0
-    assert not pool.store.exists(f"{pool.folder}/parts/0-000001-1.{FEATURES}")
+    assert not any(Path(pool.store.path(key)).exists() for key in left)
     assert len(find_texts(settings)) == 300
+
+
+def test_a_worker_that_slept_brings_no_forgotten_document_back(folder: Path) -> None:
+    """It commits its shard after the document was forgotten."""
+    rows = make_rows(300)
+    settings = make_settings(folder, rows)
+    run_extract(settings)
+    store = folder / "store" / "features"
+    shutil.copytree(store, folder / "slept")
+    forget_in_store(settings, [rows[3]["id"]])
+    shutil.rmtree(store)
+    shutil.copytree(folder / "slept", store)
+    settings = make_settings(folder, [row for n, row in enumerate(rows) if n != 3])
+    run_extract(settings)
+    assert make_key(rows[3]["text"]) not in find_texts(settings)
 
 
 def test_a_purge_deletes_texts_by_their_last_use(folder: Path, read: list[str]) -> None:

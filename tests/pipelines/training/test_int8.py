@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data.training_labels import Labels
+from pipelines.forget.training_store import forget_in_store
 from pipelines.training import reading_precision
 from pipelines.training.extract_features import load_features, run_extract
 from pipelines.training.workflow import run_workflow
@@ -74,6 +75,22 @@ def test_all_stages_and_the_version_have_the_same_scales(
     tested = {texts[row] for row in rows_in_split(Labels.of(features, settings).splits, "test")}
     assert len(tested) > 20
     assert not set(read) & tested
+
+
+def test_forgetting_in_int8_keeps_the_scales(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next training reads no text again, though it would measure other scales."""
+    rows = pq.read_table(folder / "train.parquet")
+    data = {"train": str(tmp_path / "train.parquet")}
+    pq.write_table(rows, data["train"])
+    settings = make_settings(folder, tmp_path / "store", data=data)
+    run_extract(settings)
+    scales = load_features(settings)[0].derived.reading.scales
+    forget_in_store(settings, rows["id"].to_pylist()[:3])
+    pq.write_table(rows.slice(3), data["train"])
+    monkeypatch.setattr(reading_precision, "measure_scales", lambda *_: pytest.fail("scales are measured again"))
+    counts = run_extract(settings).results.counts
+    assert counts.extracted == 0
+    assert load_features(settings)[0].derived.reading.scales == scales
 
 
 def test_a_training_takes_over_the_scales_of_a_version(folder: Path, tmp_path: Path) -> None:
