@@ -217,7 +217,7 @@ def _find_plan(
     # guarded by test_a_run_with_other_settings_is_refused_without_restart
     if plan is not None and plan.fingerprint != StagePlan(stage, metadata, None).fingerprint:
         new, old = ({n: v for n, v in values.items() if n not in may_change} for values in (metadata, plan.metadata))
-        if restart or (new == old and stage == plan.stage):
+        if restart or (fingerprint(new) == fingerprint(old) and stage == plan.stage):
             return None
         differences = _differences(stage, new, replace(plan, metadata=old))
         raise UserError(

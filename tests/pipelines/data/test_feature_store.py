@@ -203,7 +203,7 @@ def two_passes(tmp_path: Path) -> tuple[FeatureShards, Features]:
         kept.append(KeptShard(keys[0], own[1] - first, keys[1], own[2] - first))
     widths = {column: values.shape[1] for column, values in features.columns.items()}
     second = KeptFeatures(store, tuple(kept), selection, frozenset({FULL}))
-    store.write(LABELS, to_parquet(add_places(pa.table({}), Places(files, places))))
+    store.write(LABELS, to_parquet(add_places(pa.table({}), Places(files, places), EXTRACTED)))
     return FeatureShards(store, (10, 0, 13), tuple(first_pass), widths, second), features
 
 

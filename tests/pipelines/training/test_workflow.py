@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.data.feature_pool import FeaturePool
+from pipelines.data.feature_store import FeaturePlan
 from pipelines.data.files.shards import Piece, Shard
 from pipelines.data.spool import read_texts
 from pipelines.nightly.classify import run_classify
@@ -165,25 +167,30 @@ def test_a_second_run_resumes_and_computes_nothing(project: Project, monkeypatch
 def test_lost_shards_and_probes_are_computed_again_with_the_same_bytes(project: Project) -> None:
     """A store that has lost a shard, a probe and its manifests, as after a crash, is restored by a second run."""
     store = Store(project.settings.store.uri)
-    features, probes = (stage_results(project.settings, name) for name in ("features", "probes"))
+    extract, probes = store / "features", stage_results(project.settings, "probes")
+    plan = read_plan(extract, FeaturePlan)
+    assert plan is not None
+    features = extract / FeaturePool(extract, plan.derived.form).folder
+    other, lost = (shard.name for shard in plan.derived.unread[:2])
 
     def read_files() -> dict[str, bytes | None]:
-        """The probe, and the features of the shard, whose names have the number of the run in them."""
-        keys = sorted(key for key in features.list("parts") if key.startswith("parts/000002-"))
+        """The probe, and the files of the shard, whose names have the number of the run in them."""
+        keys = sorted(key for key in features.list("parts") if key.startswith(f"parts/{lost}-"))
         files = {key.partition(".")[2]: features.read(key) for key in keys}
         return {**files, "probe": probes.read("ffn.02.max.safetensors")}
 
-    before, other_shard = read_files(), features.read_json("parts/000001.json")
-    assert list(before) == ["features.parquet", "probe"]
+    before, other_shard = read_files(), features.read_json(f"parts/{other}.json")
+    assert list(before) == ["features.parquet", "texts.parquet", "probe"]
+    assert other_shard is not None
     for key in features.list("parts"):
-        if key.startswith("parts/000002"):
+        if key.startswith(f"parts/{lost}"):
             features.delete_many([key])
     probes.delete_many(["ffn.02.max.safetensors"])
     for key in ("features/manifest.json", "probes/manifest.json"):
         store.delete_many([key])
     run_workflow(project.without_ray)
     assert read_files() == before
-    assert features.read_json("parts/000001.json") == other_shard
+    assert features.read_json(f"parts/{other}.json") == other_shard
     probes.delete_many(["ffn.02.max.safetensors"])  # although the stage has finished
     run_stages(project.without_ray, ["probe"])
     assert read_files() == before
