@@ -73,6 +73,9 @@ def print_stage(event: StageEvent) -> None:
         produced = _extracted(results.counts)
     elif isinstance(results, ProbeResults):
         produced = f"{counted(len(results.probes), 'probe')} of {counted(len(results.classes), 'class', 'classes')}"
+        if results.start is not None:
+            share = f"{100 * results.start.changed:.1f} % of the documents"
+            produced += f", started from the last training: {share} have changed since all choices were made"
     else:
         produced = _chosen(results)
     outcome = "finished before" if event.resumed else f"{event.seconds:.0f} s"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +16,15 @@ from pipelines.data.feature_store import FeatureShards
 from spin.arrays import Hashes, Rows
 from spin.labels.label_space import Label, LabelSpace, Targets, divide_rare_classes
 from spin.labels.split_groups import hash_text
-from spin.labels.splits import DROPPED, assign_split, rows_in_split
+from spin.labels.splits import DROPPED, SPLITS, assign_split, rows_in_split
 from spin.labels.training_data import TrainingData
 from spin.pages.number_format import counted
 from spin.settings import DataSettings, Settings
 
 _HASHED = 10_000
 """documents whose ids are hashed at once"""
+_DIGESTS = 100_000
+"""digests that are kept of the documents: those of all of so few, and of a sample of more"""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Labels:
     overlap: SplitOverlap = SplitOverlap()
     extracted: Rows | None = None
     """the rows with all feature columns, from which samples are drawn; None if all rows have them"""
+    digests: Hashes = field(default_factory=lambda: np.empty(0, np.uint64))
+    """(m,) ascending: a digest of text, label and split of each document, without its id; the least ones of many"""
 
     @classmethod
     def of(
@@ -103,9 +107,10 @@ class Labels:
         text_hashes, groups = (columns.pop(name).to_numpy() for name in ("text_hash", "group"))
         splits = split_all(ids, labels, given, text_hashes, groups, settings, frozen=frozen)
         label_space = LabelSpace.of(labels, splits, groups)
-        overlap = _find_overlap(splits, groups)
+        y, overlap = label_space.index(labels), _find_overlap(splits, groups)
+        digests = _digest_documents(text_hashes, y, splits, label_space)
         pa.default_memory_pool().release_unused()  # Arrow would keep the memory of the columns
-        return cls(ids, label_space, label_space.index(labels), splits, groups, overlap, features.extracted)
+        return cls(ids, label_space, y, splits, groups, overlap, features.extracted, digests)
 
     @property
     def classes(self) -> list[str]:
@@ -192,6 +197,30 @@ def split_all(
         if splits[row] != "test":
             splits[row] = DROPPED
     return splits if any(given) else divide_rare_classes(labels, splits, groups)
+
+
+def _digest_documents(text_hashes: Hashes, y: Targets, splits: Sequence[str], label_space: LabelSpace) -> Hashes:
+    """The least `_DIGESTS` digests of documents, ascending, by which two corpora are compared (Broder 1997)."""
+    digests = text_hashes.copy()
+    for split in SPLITS:
+        digests[rows_in_split(splits, split)] ^= _hash_name(split)
+    for index, name in enumerate(label_space.classes):
+        digests[y[:, index] if y.ndim == 2 else y == index] ^= _hash_name(name)
+    return np.unique(digests)[:_DIGESTS]
+
+
+def _hash_name(name: str) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()))
+
+
+def share_of_changes(ours: Hashes, theirs: Hashes) -> float:
+    """The share of the documents of two corpora together that only one of them has, by their digests.
+
+    One whose label was corrected counts as one that went and one that came. The share is exact for corpora of at most
+    `_DIGESTS` documents, and else an estimate (MinHash, Broder 1997).
+    """
+    least = np.union1d(ours, theirs)[:_DIGESTS]
+    return 1 - float((np.isin(least, ours) & np.isin(least, theirs)).mean()) if len(least) else 0.0
 
 
 def _find_overlap(splits: Sequence[str], groups: Hashes) -> SplitOverlap:

@@ -91,11 +91,11 @@ def write_plan(
     lease: Lease,
     restart: bool = False,
     may_change: Collection[str] = (),
-    keep: Callable[[D], str] | None = None,
+    keep: Callable[[D], str | None] = lambda derived: None,
 ) -> StagePlan[D]:
     """The plan for this metadata: the one in the store, or a new one, for which `derive` is called.
 
-    A new plan clears the store, except for the folder that `keep` names. Raises UserError, naming the differences, if
+    A new plan clears the store, except for a folder that `keep` may name. Raises UserError, naming the differences, if
     the store holds a plan with other metadata, unless `restart` is given or they are in the parts `may_change`. Raises
     HeldError if another run has taken the lease meanwhile.
     """
@@ -103,7 +103,7 @@ def write_plan(
     if plan := _find_plan(store, stage, metadata, derived_type, restart=restart, may_change=may_change):
         return plan
     plan = StagePlan(stage, metadata, derive())
-    kept = ("_lease/", *(() if keep is None else (f"{keep(plan.derived)}/",)))
+    kept = ("_lease/", *(f"{folder}/" for folder in [keep(plan.derived)] if folder))
     delete_objects(store, [item.key for item in store.list_all() if not item.key.startswith(kept)], lease)
     lease.check()
     store.write_json(PLAN, _plan_json(plan))

@@ -23,7 +23,7 @@ from spin.integrate.fit_words import WordFit
 from spin.integrate.head_fitter import HeldBack, refit
 from spin.integrate.integrate import integrate
 from spin.integrate.leakage import LeakageAttack
-from spin.integrate.search import most_fits
+from spin.integrate.search import SearchStart, most_fits
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.settings import Settings
@@ -52,6 +52,8 @@ class HeadsJob:
     """where the heads and the progress are written"""
     attack: LeakageAttack | None = None
     """on documents of the sample, for `search.max_leakage`"""
+    start: SearchStart | None = None
+    """the choices of an earlier training, next to which is searched; None: the search is made in full"""
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,11 @@ J = TypeVar("J", HeadsJob, RefitJob)
 
 def run_integrate(job: HeadsJob) -> TrainingResult:
     """Search and fit the heads; the result is written to the job's store, and a later call reads it from there."""
-    if not job.store.exists(persistence.CONFIG):
+    if not has_heads(job.store):
         columns = [probe.column for probe in job.probes]
-        total = most_fits(job.settings.search, columns, len(job.sample.data.folds))
+        total = most_fits(job.settings.search, columns, len(job.sample.data.folds), job.start)
         _run_group(fit_heads, job, len(job.sample.rows), total=total, unit="fits")
-    return _load(job.store)
+    return load_heads(job.store)
 
 
 def run_refit(job: RefitJob, read_words: Callable[[Rows], Floats | None]) -> TrainingResult:
@@ -94,13 +96,13 @@ def run_refit(job: RefitJob, read_words: Callable[[Rows], Floats | None]) -> Tra
     """
     if job.data.not_sampled is None:
         return job.result
-    if not job.store.exists(persistence.CONFIG):
+    if not has_heads(job.store):
         data, rows = job.data.hold_back()
         held_back = HeldBack(rows, read_words(rows)) if len(rows) else None
         # the search has chosen thresholds, for which groups serve
         job = replace(job, data=replace(data, groups=None), held_back=held_back)
         _run_group(refit_heads, job, len(job.data.all_rows), total=1, unit="classifiers")
-    return _load(job.store)
+    return load_heads(job.store)
 
 
 def _run_group(run: Callable[[J, str], None], job: J, documents: int, *, total: int, unit: str) -> None:
@@ -114,7 +116,13 @@ def _run_group(run: Callable[[J, str], None], job: J, documents: int, *, total: 
     )
 
 
-def _load(store: Store) -> TrainingResult:
+def has_heads(store: Store) -> bool:
+    """Whether a store holds a whole result."""
+    return store.exists(persistence.CONFIG)
+
+
+def load_heads(store: Store) -> TrainingResult:
+    """The result that was written to a store."""
     with tempfile.TemporaryDirectory() as folder:
         for name in (persistence.CONFIG, persistence.TENSORS):
             (Path(folder) / name).write_bytes(store.read(name) or b"")
@@ -145,6 +153,7 @@ def fit_heads(job: HeadsJob, device: str) -> None:
         attack=job.attack,
         group=group,
         progress=progress,
+        start=job.start,
     )
     if group.rank == 0:
         _save(store, training_result)

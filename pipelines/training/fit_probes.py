@@ -18,26 +18,27 @@ from pipelines.data.training_labels import NOTHING_FROZEN, FrozenDocuments, Labe
 from pipelines.storage.lease import Lease
 from pipelines.storage.object_store import Store
 from pipelines.storage.stage_plan import (
-    NothingDerived,
     StageManifest,
     find_manifest,
     load_finished,
+    read_plan,
     write_manifest,
     write_plan,
 )
 from pipelines.training.extract_features import ExtractPlan, load_features, open_corpus
+from pipelines.training.warm_start import ProbeDerived, WarmStart, delete_start, note_documents
 from pipelines.workers.train_group import DOCUMENTS_PER_WORKER, GroupWork, run_group
 from spin.errors import UserError
 from spin.fit import fit_in_threads, group_by_site
-from spin.integrate.fit_words import WordFit, fit_words
+from spin.integrate.fit_words import STRENGTHS, WordFit, fit_words
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.settings import Settings
 from spin.sites import FeatureColumn
-from spin.sparsify.probe import Probe, ProbeSummary, fit_probes, warn_of_inexact_probes
+from spin.sparsify.probe import Probe, ProbeStart, ProbeSummary, fit_probes, warn_of_inexact_probes
 from spin.sparsify.ridge import LeftOutPredictions, RidgeImportance, fit_ridge
 
-FORMAT = 13
+FORMAT = 14
 _PROBE = ".safetensors"
 _WORDS = "words.tfidf"
 """key of the word regression; empty where no term is in enough documents"""
@@ -55,6 +56,8 @@ class ProbeResults:
     """names of the K classes"""
     probes: tuple[ProbeSummary, ...]
     """one per feature column"""
+    start: WarmStart | None = None
+    """the results that these went on from; None if all choices were made anew"""
 
 
 _OF_CORPUS = ("features", "labels")
@@ -66,17 +69,28 @@ def run_probe(settings: Settings, *, frozen: FrozenDocuments = NOTHING_FROZEN, r
     """Fit one probe per feature column, a ridge regression on all and the word regression; return the manifest.
 
     What is fitted already is kept. A probe is fitted on the training documents, and its penalty is chosen on the
-    validation documents. `frozen` are the documents of a registered model's evaluation set, which no fit and no choice
-    may see. Raises UserError if the extraction has not finished.
+    validation documents. Where few documents have changed since the last training in the store, probes start from its
+    own, and only penalties next to theirs are tried; with `restart` everything is chosen anew. `frozen` are the
+    documents of a registered model's evaluation set, which no fit and no choice may see. Raises UserError if the
+    extraction has not finished.
     """
     source, _, features = load_features(settings)
     labels = Labels.of(features, settings, frozen)
-    store = Store.of(settings) / "probes"
+    store, form = Store.of(settings) / "probes", source.derived.form
     metadata = _plan_metadata(settings, source, labels)
-    start = time.perf_counter()
+    begun = time.perf_counter()
     with Lease(store) as lease:
-        new = NothingDerived, NothingDerived
-        plan = write_plan(store, "probe", metadata, *new, lease=lease, restart=restart, may_change=_OF_CORPUS)
+        plan = write_plan(
+            store,
+            "probe",
+            metadata,
+            ProbeDerived,
+            lambda: ProbeDerived(form, None if restart else _find_start(store, form, labels)),
+            lease=lease,
+            restart=restart,
+            may_change=_OF_CORPUS,
+            keep=lambda planned: None if planned.start is None else planned.start.folder,
+        )
         manifest, fitted = find_manifest(store, plan, ProbeResults), store / plan.folder
         keys = {key for column in features.probed for key in (_key(column), _ridge_key(column))}
         keys |= {_LEFT_OUT, *([_WORDS] if _reads_words(settings) else [])}
@@ -84,13 +98,26 @@ def run_probe(settings: Settings, *, frozen: FrozenDocuments = NOTHING_FROZEN, r
         if manifest and not lacks:  # words may be wanted later than probes, and files may be lost
             return manifest
         if lacks:
-            _fit_all(settings, features, labels, open_corpus(settings, source), fitted, keys)
-        lease.check()
+            start = plan.derived.start
+            previous = None if start is None else PreviousProbes(store / start.folder, start.classes)
+            _fit_all(settings, features, labels, open_corpus(settings, source), fitted, keys, previous)
+        note_documents(fitted, labels.digests)
+        delete_start(store, None if plan.derived.start is None else plan.derived.start.folder, lease)
         probes = [read_probe(fitted, column) for column in features.probed]
-        seconds = round(time.perf_counter() - start, 1)
+        seconds = round(time.perf_counter() - begun, 1)
         summaries = tuple(probe.summary() for probe in probes)
         warn_of_inexact_probes(summaries)
-        return write_manifest(store, plan, ProbeResults(seconds, tuple(labels.classes), summaries))
+        results = ProbeResults(seconds, tuple(labels.classes), summaries, plan.derived.start)
+        return write_manifest(store, plan, results)
+
+
+def _find_start(store: Store, form: str, labels: Labels) -> WarmStart | None:
+    """The start that the finished probes in the store give to those of other documents, if there are such probes."""
+    before = read_plan(store, ProbeDerived)
+    manifest = None if before is None else find_manifest(store, before, ProbeResults)
+    if before is None or manifest is None or before.derived.form != form:
+        return None
+    return before.derived.for_next(store, before.folder, manifest.results.classes, labels.digests)
 
 
 def load_probes(
@@ -104,7 +131,7 @@ def load_probes(
     """
     store = Store.of(settings) / "probes"
     metadata = _plan_metadata(settings, source, labels)
-    plan, manifest = load_finished(store, "probe", metadata, NothingDerived, ProbeResults)
+    plan, manifest = load_finished(store, "probe", metadata, ProbeDerived, ProbeResults)
     fitted = store / plan.folder
     columns = [FeatureColumn.parse(probe.column) for probe in manifest.results.probes]
     probes, ridge = [read_probe(fitted, c) for c in columns], [read_ridge(fitted, c) for c in columns]
@@ -158,6 +185,28 @@ def _read(store: Store, key: str) -> bytes:
 
 
 @dataclass(frozen=True)
+class PreviousProbes:
+    """The results of an earlier training that probes and words start from."""
+
+    store: Store
+    """which holds them"""
+    classes: tuple[str, ...]
+    """of the coefficients of the probes"""
+
+    def find(self, columns: Sequence[FeatureColumn]) -> dict[FeatureColumn, ProbeStart] | None:
+        """The starts of columns; None if one is missing, as when a probe is lost after its stage has ended."""
+        if not all(self.store.exists(_key(column)) for column in columns):
+            return None
+        return {column: ProbeStart(read_probe(self.store, column), self.classes) for column in columns}
+
+    @property
+    def word_strengths(self) -> tuple[float, ...]:
+        """The strength of the word regression, or all that may be tried if there was none."""
+        words = read_words(self.store) if self.store.exists(_WORDS) else None
+        return STRENGTHS if words is None else (words.strength,)
+
+
+@dataclass(frozen=True)
 class ProbesJob:
     """The input of every worker of the group that fits the probes."""
 
@@ -170,6 +219,8 @@ class ProbesJob:
     """whose words are read"""
     store: Store
     """where probes are written"""
+    previous: PreviousProbes | None
+    """None: probes start anew"""
 
 
 def fit_columns(job: ProbesJob, device: str) -> None:
@@ -187,7 +238,8 @@ def fit_columns(job: ProbesJob, device: str) -> None:
         if not all(store.exists(_key(column)) for column in columns):
             # all columns of the site, since one that improves lengthens the paths of the others
             activations = {column: job.features.read_rows(column, rows) for column in columns}
-            for probe in fit_probes(activations, data, job.settings.probe):
+            starts = None if job.previous is None else job.previous.find(columns)
+            for probe in fit_probes(activations, data, job.settings.probe, starts):
                 store.write(_key(probe.column), probe.to_bytes())
 
     words = [partial(_fit_words, job, data)] if group.rank == group.size - 1 else []
@@ -207,12 +259,19 @@ def fit_columns(job: ProbesJob, device: str) -> None:
 def _fit_words(job: ProbesJob, data: TrainingData) -> None:
     """Fit the word regression, unless the settings do without words or the store holds it."""
     if _reads_words(job.settings) and not job.store.exists(_WORDS):
-        words = fit_words(lambda some: job.corpus.read_texts(job.sample.rows[some]), data)
+        strengths = STRENGTHS if job.previous is None else job.previous.word_strengths
+        words = fit_words(lambda some: job.corpus.read_texts(job.sample.rows[some]), data, strengths)
         job.store.write(_WORDS, words.to_bytes() if words else b"")
 
 
 def _fit_all(
-    settings: Settings, features: FeatureShards, labels: Labels, corpus: Corpus, store: Store, keys: Set[str]
+    settings: Settings,
+    features: FeatureShards,
+    labels: Labels,
+    corpus: Corpus,
+    store: Store,
+    keys: Set[str],
+    previous: PreviousProbes | None,
 ) -> None:
     """Fit what is missing of the keys of the store: probes, ridge regressions and the word regression."""
     by_site = map(tuple, group_by_site(features.probed).values())
@@ -223,7 +282,7 @@ def _fit_all(
         "probe",
         GroupWork(
             fit_columns,
-            ProbesJob(settings, features, sample, sites, corpus, store),
+            ProbesJob(settings, features, sample, sites, corpus, store, previous),
             settings.ray.for_stage("probe"),
         ),
         most_workers=len(sites) if len(sample.rows) >= DOCUMENTS_PER_WORKER else 1,

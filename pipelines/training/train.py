@@ -28,23 +28,24 @@ from pipelines.storage.object_store import Store
 from pipelines.storage.parquet import to_parquet
 from pipelines.storage.records import NullsWritten, from_json, to_json
 from pipelines.storage.stage_plan import (
-    NothingDerived,
     StageManifest,
     StagePlan,
     find_manifest,
     fingerprint,
+    read_plan,
     write_manifest,
     write_plan,
 )
 from pipelines.training.drift_reference import choose_reference, describe_reference
 from pipelines.training.extract_features import ExtractManifest, ExtractPlan, as_planned, load_features, open_corpus
-from pipelines.training.fit_heads import HeadsJob, RefitJob, run_integrate, run_refit
+from pipelines.training.fit_heads import HeadsJob, RefitJob, has_heads, load_heads, run_integrate, run_refit
 from pipelines.training.fit_probes import ProbeManifest, load_probes
 from pipelines.training.held_out_logits import collect_test_logits, describe_promise, promise_error, write_test_logits
 from pipelines.training.keep_neurons import run_keep
 from pipelines.training.model_card_facts import build_card
 from pipelines.training.neurons import NEURONS, describe_neurons, neurons_to_json
 from pipelines.training.suspects import SUSPECTS, check_labels, note_unchecked
+from pipelines.training.warm_start import HeadsDerived, WarmStart, delete_start
 from pipelines.workers.progress import progress
 from spin.arrays import Floats, Rows
 from spin.backbone.flops import relative_flops
@@ -59,6 +60,7 @@ from spin.fitted.held_out import HELD_OUT
 from spin.heads.calibration import calibration_error, calibration_error_limit
 from spin.heads.selection import Selection
 from spin.integrate.fit_words import WordFit
+from spin.integrate.search import SearchStart
 from spin.labels.metrics import class_figures
 from spin.labels.splits import SPLITS
 from spin.labels.training_data import TrainingData
@@ -69,9 +71,11 @@ from spin.sparsify.probe import Probe, best_probe
 from spin.sparsify.ridge import LeftOutPredictions, RidgeImportance
 
 _log = logging.getLogger(__name__)
-FORMAT = 12
+FORMAT = 13
 ARTIFACT = (persistence.CONFIG, persistence.TENSORS, NEURONS, CARD, REFERENCE, HELD_OUT)
 """names of the files of a registered version"""
+_HEADS = "heads"
+"""folder of the heads among the results of the stage"""
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ class TrainReport:
         }
 
 
-TrainPlan = StagePlan[NothingDerived]
+TrainPlan = StagePlan[HeadsDerived]
 TrainManifest = StageManifest[TrainResults]
 
 
@@ -203,8 +207,17 @@ def run_train(
         **({"keep_texts": True} if settings.train.keep_texts else {}),  # texts that are not kept change nothing
     }
     with Lease(store) as lease:
-        new = NothingDerived, NothingDerived
-        plan = write_plan(store, "train", metadata, *new, lease=lease, restart=restart, may_change=("probes",))
+        plan = write_plan(
+            store,
+            "train",
+            metadata,
+            HeadsDerived,
+            lambda: HeadsDerived() if restart else _find_start(store, training.probed.results.start),
+            lease=lease,
+            restart=restart,
+            may_change=("probes",),
+            keep=lambda derived: derived.folder,
+        )
         manifest = find_manifest(store, plan, TrainResults)
         if manifest is None or _read_artifact(store, manifest) is None:
             manifest = _fit(training, store, plan, lease)
@@ -216,6 +229,19 @@ def run_train(
         Store.of(settings).write_json("report.json", report.to_json(training.extracted, training.probed))
         _delete_spool(training.corpus)
         return report
+
+
+def _find_start(store: Store, start: WarmStart | None) -> HeadsDerived:
+    """The heads of the training that the probes have started from, if its search has ended."""
+    before = None if start is None else read_plan(store, HeadsDerived)
+    if start is None or before is None or not before.metadata["probes"].startswith(start.folder):
+        return HeadsDerived()
+    return HeadsDerived(before.folder if has_heads(store / before.folder / _HEADS) else None)
+
+
+def _read_start(heads: Store) -> SearchStart | None:
+    """The choices of the heads in a folder; None if they are gone, as when an artifact was lost after its stage."""
+    return SearchStart.of(load_heads(heads)) if has_heads(heads) else None
 
 
 def _check_frozen(training: _Training, registry: Registry, frozen: FrozenDocuments) -> None:
@@ -242,16 +268,18 @@ def _delete_spool(corpus: Corpus) -> None:
 
 def _fit(training: _Training, store: Store, plan: TrainPlan, lease: Lease) -> TrainManifest:
     """Fit and evaluate the heads, and write the artifact and the manifest."""
-    start = time.perf_counter()
+    begun = time.perf_counter()
     settings, labels, corpus = training.settings, training.labels, training.corpus
     data = labels.training_data(settings)
-    spin, features = _fit_classifiers(training, data, store / plan.folder / "heads")
+    folder = plan.derived.folder
+    start = None if folder is None else _read_start(store / folder / _HEADS)
+    spin, features = _fit_classifiers(training, data, store / plan.folder / _HEADS, start)
     training = replace(training, features=features)
-    integrated = round(time.perf_counter() - start, 1)
+    integrated = round(time.perf_counter() - begun, 1)
     test_rows, _ = labels.part("test")
     test_words = _read_words(spin.training_result, corpus, test_rows)
     figures = _evaluate(training, data, spin, test_words)
-    evaluated = round(time.perf_counter() - start - integrated, 1)
+    evaluated = round(time.perf_counter() - begun - integrated, 1)
     texts = corpus if settings.train.keep_texts else None
     suspects = check_labels(training.left_out, labels, texts)
     counts = {split: labels.splits.count(split) for split in SPLITS}
@@ -293,14 +321,16 @@ def _fit(training: _Training, store: Store, plan: TrainPlan, lease: Lease) -> Tr
     for name, content in artifact.items():
         store.write(name, content)
     Store.of(settings).write(SUSPECTS, to_parquet(suspects))
-    lease.check()
+    delete_start(store, folder, lease)
     return write_manifest(store, plan, results)
 
 
-def _fit_classifiers(training: _Training, data: TrainingData, store: Store) -> tuple[TrainedClassifier, FeatureShards]:
+def _fit_classifiers(
+    training: _Training, data: TrainingData, store: Store, start: SearchStart | None
+) -> tuple[TrainedClassifier, FeatureShards]:
     """The classifiers, chosen on a sample and fitted on all documents, and the features with those that this needed.
 
-    The heads and the progress are written to `store`.
+    The search goes on from the choices of a `start`. The heads and the progress are written to `store`.
     """
     from spin.audit.selection_attack import prepare_attack  # brings scikit-learn, as the baselines do
 
@@ -310,7 +340,7 @@ def _fit_classifiers(training: _Training, data: TrainingData, store: Store) -> t
     # the backbone is not kept: workers load it for a second pass
     compute = relative_flops(load_backbone(settings.backbone))
     sampled = run_integrate(
-        HeadsJob(settings, features, probes, tuple(training.ridge), words, sample, compute, store, attack)
+        HeadsJob(settings, features, probes, tuple(training.ridge), words, sample, compute, store, attack, start)
     )
     whole = _columns_to_keep(sampled, probes, features)
     features = run_keep(settings, training.source, features, training.labels, *whole)

@@ -49,7 +49,7 @@ class WordFit:
     held_out: tuple[Floats, ...]
     """(m, K) for each fold the logits of its validation rows, by a regression on its training rows"""
     strength: float
-    """of `STRENGTHS`, the one whose held-out logits have the least log loss"""
+    """of those that were tried, the one whose held-out logits have the least log loss"""
 
     @property
     def scale(self) -> Floats:
@@ -71,10 +71,11 @@ class WordFit:
         return cls(WordRegression.from_tensors(tensors), held_out, float(tensors["strength"][0]))
 
 
-def fit_words(read: ReadTexts, data: TrainingData) -> WordFit | None:
+def fit_words(read: ReadTexts, data: TrainingData, strengths: Sequence[float] = STRENGTHS) -> WordFit | None:
     """Fit the word regression, and one per fold for held-out logits; None if no term is in `MIN_DOCUMENTS` documents.
 
-    The terms are counted once. Each fold has its own inverse document frequencies and weights.
+    Of the `strengths`, which rise, the one whose held-out logits have the least log loss is kept. The terms are counted
+    once. Each fold has its own inverse document frequencies and weights.
     """
     counts = _count_terms(read, data)
     if counts is None:
@@ -82,23 +83,23 @@ def fit_words(read: ReadTexts, data: TrainingData) -> WordFit | None:
             "words: no word or string of characters is in %d documents to learn from, so none counts", MIN_DOCUMENTS
         )
         return None
-    of_folds = [_fit_fold(counts, fold, data) for fold in data.folds]
-    losses = [_loss([held_out[index] for held_out in of_folds], data) for index in range(len(STRENGTHS))]
+    of_folds = [_fit_fold(counts, fold, data, strengths) for fold in data.folds]
+    losses = [_loss([held_out[index] for held_out in of_folds], data) for index in range(len(strengths))]
     best = int(np.argmin(losses))
     vocabularies = _weigh_terms(counts, counts.sample)
     X = _transform(counts, vocabularies, counts.sample)
-    [(coef, intercept)] = _fit_path(X, data.y[counts.sample], data, STRENGTHS[best : best + 1])
+    [(coef, intercept)] = _fit_path(X, data.y[counts.sample], data, strengths[best : best + 1])
     held_out = tuple(of_fold[best] for of_fold in of_folds)
-    return WordFit(WordRegression(vocabularies, coef, intercept), held_out, STRENGTHS[best])
+    return WordFit(WordRegression(vocabularies, coef, intercept), held_out, strengths[best])
 
 
-def _fit_fold(counts: _TermCounts, fold: Fold, data: TrainingData) -> list[Floats]:
+def _fit_fold(counts: _TermCounts, fold: Fold, data: TrainingData, strengths: Sequence[float]) -> list[Floats]:
     """For each strength the logits (m, K) of a fold's validation rows, by a regression on its training rows."""
     train = np.intersect1d(fold.train, counts.sample)
     if not len(train):
-        return [np.zeros((len(fold.valid), len(data.label_space)), np.float32)] * len(STRENGTHS)
+        return [np.zeros((len(fold.valid), len(data.label_space)), np.float32)] * len(strengths)
     vocabularies = _weigh_terms(counts, train)
-    fitted = _fit_path(_transform(counts, vocabularies, train), data.y[train], data, STRENGTHS)
+    fitted = _fit_path(_transform(counts, vocabularies, train), data.y[train], data, strengths)
     regressions = [WordRegression(vocabularies, coef, intercept) for coef, intercept in fitted]
     return predict_with_each(regressions, [counts.texts[row] for row in fold.valid.tolist()])
 

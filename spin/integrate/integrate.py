@@ -34,7 +34,7 @@ from spin.integrate.frontier import CandidateChoices, Judged, best_per_depth, ch
 from spin.integrate.head_fitter import HeadFitter
 from spin.integrate.last_layer import LAST_LAYER_BELOW, HeldOut
 from spin.integrate.leakage import LeakageAttack, choose_under_cap
-from spin.integrate.search import LEAST_SHARE, Progress, Search
+from spin.integrate.search import LEAST_SHARE, Progress, Search, SearchStart
 from spin.labels.training_data import TrainingData
 from spin.process_group import ProcessGroup
 from spin.settings import CascadeSettings, Choice, DecisionSettings, SearchSettings
@@ -58,6 +58,7 @@ def integrate(
     attack: LeakageAttack | None = None,
     group: ProcessGroup | None = None,
     progress: Progress = lambda fits: None,
+    start: SearchStart | None = None,
 ) -> TrainingResult:
     """Search eta, depth, sites, poolings, words and regularisation by validation, then fit what was chosen.
 
@@ -68,8 +69,8 @@ def integrate(
     those of the early exits that `cascade` allows under the labels of `decision`, are fitted on all rows of the folds.
     The held-out logits choose the stacks and the thresholds of the classes for which `decision` gives none. The members
     of a process group share the training rows; all get the same result. With `settings.max_leakage`, `attack` measures
-    the leakage of candidates, and the choices are made among those within this cap. Raises UserError if no probe kept a
-    neuron, or as `choose_under_cap` does.
+    the leakage of candidates, and the choices are made among those within this cap. With a `start`, only what is next
+    to its choices is tried. Raises UserError if no probe kept a neuron, or as `choose_under_cap` does.
     """
     if settings.max_leakage is not None and attack is None:
         raise ValueError("search.max_leakage: expected an attack, as `prepare_attack` returns it")
@@ -79,7 +80,7 @@ def integrate(
             "check that their texts differ"
         )
     search = Search(
-        FeatureMatrix(read, data, group or ProcessGroup()), probes, ridge, settings, compute, progress, words
+        FeatureMatrix(read, data, group or ProcessGroup()), probes, ridge, settings, compute, progress, words, start
     )
     search.run()
     found = _choose(search, attack)

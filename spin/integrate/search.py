@@ -12,6 +12,7 @@ from spin.arrays import Floats
 from spin.errors import UserError
 from spin.fitted.candidate import Candidate, Subset
 from spin.fitted.decision import apply_thresholds
+from spin.fitted.fitted_classifier import TrainingResult
 from spin.fitted.recipe import LastLayerRecipe
 from spin.heads.calibration import fit_temperature, log_loss, log_losses
 from spin.heads.design import Design
@@ -43,6 +44,21 @@ LEAST_SHARE = 0.01
 
 Progress = Callable[[int], None]
 """called with the number of heads fitted since the last call"""
+
+
+@dataclass(frozen=True)
+class SearchStart:
+    """The choices of a search over similar documents, next to which another one searches."""
+
+    choices: tuple[tuple[Subset, float], ...]
+    """the neurons of each classifier that was chosen, and the strength of its regularisation"""
+
+    @classmethod
+    def of(cls, result: TrainingResult) -> SearchStart | None:
+        """The start that a result gives; None if no classifier of it reads neurons, or leakage had a cap."""
+        summaries = [fitted.summary for fitted in result.choices.values() if fitted.summary.neurons]
+        found = {(Subset(of.eta, of.depth, of.part), of.strength): None for of in summaries}
+        return cls(tuple(found)) if found and result.cap is None else None
 
 
 @dataclass(frozen=True)
@@ -98,7 +114,9 @@ class Search:
         compute: Mapping[Site, float],
         progress: Progress = lambda fits: None,
         words: WordFit | None = None,
+        start: SearchStart | None = None,
     ) -> None:
+        self.start = start
         self.matrix, self.data, self.settings = matrix, matrix.data, settings
         self.words = None if settings.words == "off" else words
         self.compute, self.progress = compute, progress
@@ -158,19 +176,29 @@ class Search:
         return [self.select(subset, fold) for fold in range(len(self.data.folds))]
 
     def run(self) -> list[Candidate]:
-        """Try etas and strengths at full depth, then sites and poolings, and every depth.
+        """Try etas and strengths at full depth, then sites and poolings, and every depth; or what is next to a start.
 
         Each with and without words, and at last words alone, as the settings allow. Raises UserError if there are no
         words and no neuron varies over the training documents of a fold.
         """
-        self._try_etas()
-        if self.tried:
+        if self.start is not None:
+            self._try_near(self.start)
+        if not self.tried:
+            self._try_etas()
             self._try_parts_and_depths()
         if self.words is not None:
             self._try_words_alone(self.words)
         if not self.tried:
             raise UserError("data: too few documents to choose neurons by cross-validation; label more of them")
         return self.tried
+
+    def _try_near(self, start: SearchStart) -> None:
+        """Try the neurons of the choices of a start, with strengths next to theirs."""
+        strengths = sorted(self.settings.strengths)
+        for subset, strength in start.choices:
+            # the eta may have been lowered, as it is here, and reports round it
+            eta = min((eta for eta in self._distinct_etas() if eta > subset.eta - 1e-4), default=self.largest_eta)
+            self._try(replace(subset, eta=eta), _neighbours(strengths, strength))
 
     def _try_etas(self) -> None:
         """Try etas from the largest down, for as long as fewer neurons have a smaller log loss."""
@@ -185,6 +213,8 @@ class Search:
 
     def _try_parts_and_depths(self) -> None:
         """Try what may be as good as the best candidate at full depth: sites, poolings, every depth."""
+        if not self.tried:
+            return
         best, strengths = self._best(), sorted(self.settings.strengths)
         kinds = sorted({c.site.kind for c in self.final_probes})
         poolings = sorted({c.pooling for c in self.final_probes})
@@ -376,8 +406,12 @@ class Search:
         return tuple(float(of_rows[rows].mean()) for rows in parts)
 
 
-def most_fits(settings: SearchSettings, columns: Sequence[FeatureColumn], folds: int) -> int:
+def most_fits(
+    settings: SearchSettings, columns: Sequence[FeatureColumn], folds: int, start: SearchStart | None = None
+) -> int:
     """The largest number of fits that a search can make, as `progress` counts them."""
+    if start is not None:
+        return len(start.choices) * folds
     depth = max(column.site.layer for column in columns)
     parts = {column.site.kind for column in columns} | {column.pooling for column in columns}
     # every eta, every depth, each kind of site and each pooling

@@ -139,6 +139,36 @@ class Probe:
         return dict(zip(_TENSORS, [*values, figures], strict=True))
 
 
+@dataclass(frozen=True)
+class ProbeStart:
+    """A probe of similar documents, from which that of the same feature column starts."""
+
+    probe: Probe
+    classes: tuple[str, ...]
+    """of the rows of its coefficients; of two exclusive classes both"""
+
+    def penalty_number(self, settings: ProbeSettings) -> int:
+        """The number, from 0, of its penalty among the falling ones of the settings."""
+        return round(np.log(self.probe.lam / self.probe.lam_max) / np.log(settings.step))
+
+    def coefficients(self, standardizer: Standardizer, label_space: LabelSpace) -> tuple[Floats, Floats]:
+        """The same function of raw activations by another standardizer: coef (K, width) and intercept (K,).
+
+        The rows are those of the classes of a label space; a class that the probe does not know has zeros.
+        """
+        probe, old = self.probe, self.probe.standardizer
+        raw = probe.coef / old.scale
+        intercept = probe.intercept - raw @ old.mean + raw @ standardizer.mean
+        coef = raw * standardizer.scale
+        rows = list(zip(coef, intercept, strict=True))
+        if len(rows) == 1 and len(self.classes) == 2:  # of two exclusive classes there is the row of the second
+            rows.insert(0, (-rows[0][0], -rows[0][1]))
+        known, nothing = dict(zip(self.classes, rows, strict=True)), (np.zeros(coef.shape[1]), 0.0)
+        binary = len(label_space) == 2 and not label_space.multilabel
+        wanted = [known.get(name, nothing) for name in (label_space.classes[1:] if binary else label_space.classes)]
+        return np.stack([w for w, _ in wanted]), np.array([b for _, b in wanted])
+
+
 _FIGURES = ("lam", "lam_max", "kkt", "valid_score")
 _TENSORS = ("coef", "intercept", "mean", "scale", "figures")
 """names of the arrays that are stored of a probe"""
@@ -170,7 +200,12 @@ def decide(logits: Floats, label_space: LabelSpace) -> Targets:
     return (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else label_space.predict(logits)
 
 
-def fit_probes(activations: Mapping[FeatureColumn, Floats], data: TrainingData, settings: ProbeSettings) -> list[Probe]:
+def fit_probes(
+    activations: Mapping[FeatureColumn, Floats],
+    data: TrainingData,
+    settings: ProbeSettings,
+    starts: Mapping[FeatureColumn, ProbeStart] | None = None,
+) -> list[Probe]:
     """Fit the paths of feature columns of one width and keep for each the penalty that validation chooses.
 
     `activations` are raw and of all rows (n, width). For each class k the objective is sum_i s_ki log(1 + exp(-y_ki
@@ -179,11 +214,17 @@ def fit_probes(activations: Mapping[FeatureColumn, Floats], data: TrainingData, 
     of validation rows falls. With cross-validation the share is the smallest whose mean loss over the folds is within
     one standard error of the least, and the probe is fitted on all labelled rows at that share. A CPU follows the paths
     one after another, warm-started; a GPU solves them at once.
+
+    With `starts` for all columns and a single fold, only the penalties next to those of the starts are tried, and
+    further ones as above. A CPU begins at their coefficients. The solutions have the same certificates.
     """
+    if len(data.folds) > 1:
+        starts = None
     columns = range(len(activations))
     tolerance = TOLERANCE if len(data.folds) == 1 else _FOLD_TOLERANCE
-    paths = [_ColumnPaths(activations, data, fold.train, settings, tolerance) for fold in data.folds]
-    ratios = settings.step ** np.arange(settings.penalties)
+    paths = [_ColumnPaths(activations, data, fold.train, settings, tolerance, starts) for fold in data.folds]
+    numbers = _numbers_to_try([starts[column] for column in activations] if starts else [], settings)
+    ratios = settings.step ** np.array(numbers)
     losses = np.empty((len(paths), 0, len(activations)))
     while True:
         further = ratios[losses.shape[1] :]
@@ -193,7 +234,8 @@ def fit_probes(activations: Mapping[FeatureColumn, Floats], data: TrainingData, 
         ]
         losses = np.concatenate([losses, more], axis=1)
         mean = losses.mean(0)
-        if len(ratios) >= settings.penalties + settings.max_extra or (mean[-1] >= mean[:-1].min(0)).all():
+        falls = (mean[-1] < mean[:-1].min(0)).any()
+        if not falls or numbers.start + len(ratios) >= settings.penalties + settings.max_extra:
             break
         ratios = np.append(ratios, ratios[-1] * settings.step)
     best = _choose_penalties(losses, data.folds)
@@ -204,6 +246,14 @@ def fit_probes(activations: Mapping[FeatureColumn, Floats], data: TrainingData, 
         return [probe for [probe] in of_folds]
     final = _ColumnPaths(activations, data, data.rows, settings).extend(ratios[: best.max() + 1])
     return [final.probe(p, best[p], valid[p], of_folds[p]) for p in columns]
+
+
+def _numbers_to_try(starts: Sequence[ProbeStart], settings: ProbeSettings) -> range:
+    """The numbers of the penalties that are tried first: all of the settings, or those next to the starts'."""
+    if not starts:
+        return range(settings.penalties)
+    near = [start.penalty_number(settings) for start in starts]
+    return range(max(0, min(near) - 1), min(max(near) + 2, settings.penalties + settings.max_extra))
 
 
 def _choose_penalties(losses: Floats, folds: Sequence[Fold]) -> NDArray[np.int64]:
@@ -232,6 +282,7 @@ class _ColumnPaths:
         rows: Rows,
         settings: ProbeSettings,
         tolerance: float = TOLERANCE,
+        starts: Mapping[FeatureColumn, ProbeStart] | None = None,
     ) -> None:
         self.columns, self.data = list(activations), data
         self.standardizers: list[Standardizer] = []
@@ -243,6 +294,9 @@ class _ColumnPaths:
         self.settings, self.targets = settings, self._targets(rows)
         self.weights = class_weights(self.targets, settings.class_weights)
         self.solver = self._open_solver(tolerance)
+        if starts and isinstance(self.solver, LassoPaths):
+            for p, column in enumerate(self.columns):
+                self.solver.start_at(p, *starts[column].coefficients(self.standardizers[p], data.label_space))
         # (P, K); a class that all rows have, or none, is learned from rounding noise at any share of its own
         self.lam_max = np.where(self.solver.lam_max > _NOTHING_TO_LEARN, self.solver.lam_max, 1.0)
         self.ratios: Floats = np.empty(0)

@@ -63,6 +63,11 @@ class LogisticPaths:
         """(K,) the intercepts at the last penalties."""
         return np.array([problem.b for problem in self._problems])
 
+    def start_at(self, coef: Floats, intercept: Floats) -> None:
+        """Begin at coefficients (K, p) and intercepts (K,), such as a solution on similar rows, in place of zero."""
+        for problem, w, b in zip(self._problems, coef.astype(np.float64), intercept.tolist(), strict=True):
+            problem.w, problem.b = w, b
+
     def solve(self, lams: Floats) -> None:
         """Solve at `lams` (K,), which are at most the previous ones; `coef` and `intercept` are then the solution."""
         for problem, lam, scores in zip(self._problems, lams, self._scores(self.coef, self.intercept), strict=True):
@@ -102,6 +107,10 @@ class LassoPaths:
     ) -> None:
         self._paths = [LogisticPaths(X, targets, weights, tolerance) for X in designs]
         self.lam_max = np.stack([paths.lam_max for paths in self._paths])
+
+    def start_at(self, design: int, coef: Floats, intercept: Floats) -> None:
+        """Begin a design at coefficients (K, width) and intercepts (K,) in place of zero."""
+        self._paths[design].start_at(coef, intercept)
 
     def solve(self, lams: Floats) -> tuple[Floats, Floats]:
         """The solutions at the penalties `lams` (L, P, K): coef (L, P, K, width) and intercept (L, P, K) in float32.

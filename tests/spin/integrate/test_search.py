@@ -18,7 +18,7 @@ import spin.integrate.head_fitter
 import spin.integrate.integrate
 from spin.arrays import Floats
 from spin.errors import UserError
-from spin.fitted.candidate import Candidate
+from spin.fitted.candidate import Candidate, Subset
 from spin.fitted.fitted_classifier import TrainingResult
 from spin.heads.calibration import calibration_error, log_loss
 from spin.heads.linear_head import LinearHead
@@ -30,7 +30,7 @@ from spin.integrate.feature_matrix import FeatureMatrix, row_weights
 from spin.integrate.fit_words import WordFit
 from spin.integrate.frontier import best_per_depth, choose_candidates
 from spin.integrate.integrate import CandidateFitter, integrate
-from spin.integrate.search import FoldSearch, Search, most_fits
+from spin.integrate.search import FoldSearch, Search, SearchStart, most_fits
 from spin.labels.cross_validation import Fold, jackknife_rows, labelled_rows, make_folds, score_folds
 from spin.labels.label_space import LabelSpace, Targets
 from spin.labels.metrics import score
@@ -864,3 +864,34 @@ def test_a_document_that_validates_twice_counts_once_in_a_stack() -> None:
     once = fit_stack(sources, search.valid_targets, project.label_space, repeats=2)
     assert search.fit_stack(sources) == once
     assert once != fit_stack(sources, search.valid_targets, project.label_space)
+
+
+def test_a_search_with_a_start_tries_what_is_next_to_its_choices(project: Project, result: TrainingResult) -> None:
+    """On the same documents it makes the same choices, from a share of the fits."""
+    start = SearchStart.of(result)
+    assert start is not None
+    fits = list[int]()
+    again = project.integrate(start=start, progress=fits.append)
+    assert again.tried < result.tried / 2
+    assert sum(fits) == most_fits(SEARCH, list(project.activations), len(project.folds), start)
+    for choice, fitted in result.choices.items():
+        found = again.choices[choice].summary
+        assert (found.depth, found.eta, found.part) == (fitted.summary.depth, fitted.summary.eta, fitted.summary.part)
+        assert found.valid_score == pytest.approx(fitted.summary.valid_score, abs=0.02)
+
+
+def test_classifiers_without_neurons_are_no_start() -> None:
+    """Words alone are tried anyway, and neurons that came to nothing may tell something in the next training."""
+    result = build_project().integrate()
+    accuracy = result.choices["accuracy"]
+    words = replace(accuracy, summary=accuracy.summary.model_copy(update={"neurons": 0}))
+    of = accuracy.summary
+    some = SearchStart.of(replace(result, choices={"accuracy": accuracy, "cheapest": words}))
+    assert some == SearchStart(((Subset(of.eta, of.depth, of.part), of.strength),))
+    assert SearchStart.of(replace(result, choices={"accuracy": words, "cheapest": words})) is None
+
+
+def test_a_start_without_any_neuron_here_is_followed_by_the_full_search() -> None:
+    project = build_project()
+    start = SearchStart(((Subset(0.3, 4, ("resid",)), 1.0),))  # the project has no such site
+    assert project.integrate(start=start).tried == project.integrate().tried

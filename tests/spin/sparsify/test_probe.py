@@ -23,6 +23,7 @@ from spin.settings import ProbeSettings
 from spin.sites import FeatureColumn, Site
 from spin.sparsify.probe import (
     Probe,
+    ProbeStart,
     _choose_penalties,
     class_weights,
     decide,
@@ -31,6 +32,7 @@ from spin.sparsify.probe import (
     warn_of_inexact_probes,
 )
 from spin.sparsify.select import Ranking
+from spin.sparsify.solvers.l1_path import LassoPaths
 from tests.spin.sparsify.test_l1_path import SinglePath, loop_violation
 
 pytestmark = pytest.mark.usefixtures("plain_deviations")
@@ -491,3 +493,64 @@ def test_a_probe_is_restored_from_bytes_bit_for_bit(heads: int, width: int, seed
             assert value(actual).dtype == np.float32
         assert (actual.column, actual.lam, actual.lam_max) == (COLUMN, lam, 0.25 + number)
         assert (actual.kkt, actual.valid_score) == (1e-3, 0.5)
+
+
+@pytest.mark.parametrize("kind", ["none", "balanced"])
+@pytest.mark.parametrize("name", TASKS)
+def test_a_warm_start_reaches_what_a_cold_start_reaches(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After some rows have come and labels have changed: the same penalty, and the same minimum within its tolerance.
+
+    Fewer penalties are solved for it.
+    """
+    label_space, solved = TASKS[name], list[int]()
+    solve = LassoPaths.solve
+
+    def count(self: LassoPaths, lams: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        solved.append(len(lams))
+        return solve(self, lams)
+
+    valid, (X, y) = make_rows(1, 90, label_space), make_rows(0, 400, label_space)
+    before = fit_probe((X[:380], y[:380]), valid, label_space, class_weights=kind)
+    y = y.copy()
+    y[[5, 17]] = y[[6, 19]]
+    monkeypatch.setattr(LassoPaths, "solve", count)
+    cold = fit_probe((X, y), valid, label_space, class_weights=kind)
+    tried_cold, solved[:] = sum(solved), []
+    joined, targets, fold = join_rows((X, y), valid)
+    data = TrainingData(targets, (fold,), label_space, "macro_f1")
+    starts = {COLUMN: ProbeStart(before, tuple(label_space.classes))}
+    [warm] = fit_probes({COLUMN: joined}, data, ProbeSettings(class_weights=kind), starts)  # type: ignore[arg-type]
+    assert sum(solved) <= 5 < tried_cold
+    assert warm.lam == pytest.approx(cold.lam)
+    assert max(warm.kkt, cold.kkt) < 2e-3
+    np.testing.assert_allclose(warm.decision(joined), cold.decision(joined), atol=0.05)
+
+
+@pytest.mark.parametrize(("old", "new"), [("3", "3"), ("3", "2"), ("2", "2"), ("2", "3"), ("lists of 2", "lists of 3")])
+def test_a_start_is_the_same_function_of_raw_activations(old: str, new: str) -> None:
+    """Of each class by its name, whatever the standardizer; a class that is new has no coefficients."""
+    classes = TASKS[old].classes
+    probe = fit_probe(make_rows(0, 200, TASKS[old]), make_rows(1, 90, TASKS[old]), TASKS[old])
+    label_space = LabelSpace(tuple(reversed(TASKS[new].classes)), TASKS[new].multilabel)
+    X = make_rows(2, 50)[0]
+    standardizer = Standardizer.fit(X + 1)
+    coef, intercept = ProbeStart(probe, tuple(classes)).coefficients(standardizer, label_space)
+    found = standardizer.transform(X) @ coef.T + intercept
+    known = probe.decision(X)
+    expected = dict(zip(classes, np.c_[-known, known].T if known.shape[1] == 1 else known.T, strict=True))
+    wanted = label_space.classes[1:] if found.shape[1] == 1 else label_space.classes
+    for logits, name in zip(found.T, wanted, strict=True):
+        np.testing.assert_allclose(logits, expected.get(name, np.zeros(50)), atol=1e-3)
+
+
+def test_a_start_without_neurons_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the penalty that keeps no neuron the search goes on to smaller ones."""
+    X, y = make_rows(0, 300)
+    valid = make_rows(1, 90)
+    noise = fit_probe((np.random.default_rng(0).normal(size=X.shape).astype(np.float32), y), valid)
+    nothing = replace(noise, coef=np.zeros_like(noise.coef), lam=noise.lam_max)
+    joined, targets, fold = join_rows((X, y), valid)
+    data = TrainingData(targets, (fold,), TASKS["2"], "macro_f1")
+    [probe] = fit_probes({COLUMN: joined}, data, ProbeSettings(), {COLUMN: ProbeStart(nothing, ("a", "b"))})
+    assert probe.coef.any()
+    assert probe.kkt < 2e-3
